@@ -1,0 +1,124 @@
+"""The command `nomatmul`: picks a subcommand, imports only that one, turns errors into one line.
+
+Start-up is part of the product (the first token of `generate` is due within 0.4 s of the command),
+so this file and `options.py` import the standard library only, and each subcommand's module imports
+what it needs inside `run`.
+
+Exit status: 0 done, 1 bad input or failure (one line `nomatmul: error: ...` on stderr),
+130 after Ctrl-C, 141 when the reader of our output has gone (as other Unix tools).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+# name -> (module in this package, one line for `nomatmul --help`)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "generate": ("generate", "continue a prompt, streaming the text"),
+    "chat": ("chat", "write a text together with a model; its state is kept between turns"),
+    "train": ("train", "train a model on your own text"),
+    "pack": ("pack", "turn a training checkpoint or a published model into a packed one"),
+    "eval": ("evaluate", "loss, perplexity and bits per byte of a text"),
+    "bench": ("bench", "decode and prefill speed, memory, fraction of the bandwidth limit"),
+    "footprint": ("footprint", "bytes of a packed model: on disk, resident, peak, by part"),
+    "doctor": ("doctor", "check this machine: CPU, kernels, memory, optional parts, versions"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit status and never raises for a user's mistake.
+
+    argv: the arguments without the program's name; None takes them from `sys.argv`.
+    With NOMATMUL_DEBUG=1 in the environment errors keep their traceback.
+    """
+    try:
+        status = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        print("nomatmul: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        _drop_stdout()
+        return 141
+    except Exception as error:
+        if os.environ.get("NOMATMUL_DEBUG") == "1":
+            raise
+        print(f"nomatmul: error: {one_line(error)}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:  # the output itself was the trouble (full disk, closed pipe): already told
+            _drop_stdout()
+        return 1
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line for a user; what nobody foresaw is named as ours to mend."""
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        text = str(error) or type(error).__name__
+    if isinstance(error, MemoryError):
+        text = f"out of memory ({text})"
+    elif not isinstance(error, ValueError | OSError | ImportError | RuntimeError):
+        text = f"internal error, please report: {type(error).__name__}: {text}"
+    return " ".join(text.split())
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        if len(arguments) > 1 and arguments[0] == "help":
+            return _dispatch([arguments[1], "--help"])
+        print(_overview())
+        return 0
+    name = arguments[0]
+    if name in ("--version", "-V", "version"):
+        from nomatmul import __version__
+
+        print(f"nomatmul {__version__}")
+        return 0
+    if name not in COMMANDS:
+        raise ValueError(
+            f"unknown command {name!r}; the commands are {', '.join(COMMANDS)} (try --help)"
+        )
+    module = importlib.import_module(f"nomatmul.cli.{COMMANDS[name][0]}")
+    from nomatmul.cli.options import HelpShown, parse
+
+    try:
+        options = parse(name, module, arguments[1:])
+    except HelpShown as shown:
+        print(shown.text, end="")
+        return 0
+    return int(module.run(options) or 0)
+
+
+def _overview() -> str:
+    lines = [
+        "usage: nomatmul COMMAND [options]        (nomatmul COMMAND --help explains one)",
+        "",
+        "Ternary language models without a dense matrix product: train, pack, run.",
+        "",
+        "commands:",
+    ]
+    lines += [f"  {name:10} {summary}" for name, (_, summary) in COMMANDS.items()]
+    lines += [
+        "",
+        "first steps:",
+        '  nomatmul generate --prompt "The river"      the model in the box continues your words',
+        "  nomatmul doctor                             what this machine can do",
+        "  nomatmul pack CHECKPOINT PACKED             make a trained or published model small",
+        "",
+        "environment: NOMATMUL_ISA=avx2 forces a kernel, NOMATMUL_DEBUG=1 shows tracebacks.",
+    ]
+    return "\n".join(lines)
+
+
+def _drop_stdout() -> None:
+    """Point stdout at nothing, so that the interpreter's last flush cannot fail again."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # stdout is not a file here (a test's capture)
+        pass

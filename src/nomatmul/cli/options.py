@@ -1,0 +1,157 @@
+"""Command lines from dataclasses, with the standard library's argparse.
+
+A subcommand is a module with `Options` (a frozen dataclass whose fields are made by `option`),
+`EXAMPLES` (text shown under --help) and `run(options) -> int | None`. tyro does the same from type
+hints but takes 100 ms to import, argparse 11 ms: docs/design.md has the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+class HelpShown(Exception):
+    """Raised in place of argparse's exit when --help was asked for; carries the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__("help")
+        self.text = text
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise ValueError(f"{self.prog.removeprefix('nomatmul ')}: {message} (try --help)")
+
+    def print_help(self, file: Any = None) -> None:
+        raise HelpShown(self.format_help())
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str,
+    positional: bool = False,
+    metavar: str | None = None,
+    choices: Sequence[str] | None = None,
+    type: Callable[[str], Any] | None = None,
+    flag: str | None = None,
+) -> Any:
+    """A dataclass field that becomes one argument.
+
+    default: absent means the argument is required. help: one sentence. positional: taken by place,
+    not by flag. choices: the legal values. type: converts the text (None: from the annotation).
+    flag: the flag's name where it differs from the field's.
+    """
+    metadata = {
+        "help": help,
+        "positional": positional,
+        "metavar": metavar,
+        "choices": choices,
+        "type": type,
+        "flag": flag,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def json_option() -> Any:
+    """The `--json` flag, the same words in every subcommand."""
+    return option(False, help="print one JSON object instead of text")
+
+
+def parse(name: str, module: Any, arguments: Sequence[str]) -> Any:
+    """Parse `arguments` into `module.Options`.
+
+    Raises ValueError for what does not parse, HelpShown for --help.
+    """
+    return module.Options(**vars(build_parser(name, module).parse_args(list(arguments))))
+
+
+def build_parser(name: str, module: Any) -> argparse.ArgumentParser:
+    """The argparse parser of one subcommand's module."""
+    parser = _Parser(
+        prog=f"nomatmul {name}",
+        description=(module.__doc__ or "").strip(),
+        epilog=module.EXAMPLES.strip("\n"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    hints = typing.get_type_hints(module.Options)
+    for field in dataclasses.fields(module.Options):
+        _add_argument(parser, field, hints[field.name])
+    return parser
+
+
+def _add_argument(
+    parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: Any
+) -> None:
+    meta = field.metadata
+    text = meta.get("help", "").replace("%", "%%")
+    required = field.default is dataclasses.MISSING
+    if meta.get("positional"):
+        metavar = meta.get("metavar") or field.name.upper()
+        optional: dict[str, Any] = {} if required else {"nargs": "?", "default": field.default}
+        convert = meta.get("type") or _converter(hint)
+        parser.add_argument(field.name, metavar=metavar, help=text, type=convert, **optional)
+        return
+    flag = "--" + (meta.get("flag") or field.name).replace("_", "-")
+    if hint is bool:
+        action = argparse.BooleanOptionalAction if field.default is True else "store_true"
+        parser.add_argument(
+            flag, dest=field.name, action=action, default=field.default, help=text
+        )
+        return
+    if not required and field.default not in (None, ""):
+        text += f" (default {field.default})"
+    parser.add_argument(
+        flag,
+        dest=field.name,
+        required=required,
+        default=None if required else field.default,
+        type=meta.get("type") or _converter(hint),
+        choices=meta.get("choices"),
+        metavar=None if meta.get("choices") else meta.get("metavar") or field.name.upper(),
+        help=text,
+    )
+
+
+def _converter(hint: Any) -> Callable[[str], Any]:
+    """The function that reads one value of a type hint (`int | None` reads an int)."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    if hint is int:
+        return integer
+    if hint is float:
+        return real
+    return str
+
+
+def integer(text: str) -> int:
+    """A whole number, with the complaint in words a user reads."""
+    try:
+        return int(text.replace("_", ""))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def real(text: str) -> float:
+    """A finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if value != value or value in (float("inf"), float("-inf")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """Whole numbers separated by commas, at least one, each positive: `1,2`."""
+    numbers = tuple(integer(part) for part in text.split(",") if part.strip())
+    if not numbers or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 1,2 of numbers from 1")
+    return numbers
