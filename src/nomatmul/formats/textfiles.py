@@ -57,20 +57,22 @@ def read_text(path: Path | str, max_bytes: int | None = None) -> str:
     max_bytes: stop there (a character cut in two at that border is left off).
     Raises ValueError naming the file when it is damaged, not UTF-8 or empty; OSError when absent.
     """
-    try:
-        with open_binary(path) as file:
-            data = file.read() if max_bytes is None else _read_up_to(file, max_bytes)
-    except OSError as error:
-        if error.errno is not None:  # absent, a directory, forbidden: the system's own words do
-            raise
-        raise ValueError(f"{path}: damaged compressed file ({error})") from None
-    except (EOFError, ValueError) as error:
-        raise ValueError(f"{path}: damaged compressed file ({error})") from None
-    except Exception as error:  # lzma.LZMAError, zlib.error, zstandard.ZstdError: no common base
-        raise ValueError(f"{path}: damaged compressed file ({error})") from None
+    with open_binary(path) as file:
+        data = _read(file, path, max_bytes)
     if not data:
         raise ValueError(f"{path} is empty")
     return _decode(data, path, cut=max_bytes is not None and len(data) == max_bytes)
+
+
+def _read(file: IO[bytes], path: Path | str, max_bytes: int | None) -> bytes:
+    try:
+        return file.read() if max_bytes is None else _read_up_to(file, max_bytes)
+    except OSError as error:
+        if error.errno is not None:  # a failing disk: the system's own words do
+            raise
+        raise ValueError(f"{path}: damaged compressed file ({error})") from None
+    except Exception as error:  # EOFError, LZMAError, zlib.error, ZstdError have no common base
+        raise ValueError(f"{path}: damaged compressed file ({error})") from None
 
 
 def _read_up_to(file: IO[bytes], max_bytes: int) -> bytes:

@@ -1,0 +1,1 @@
+"""Contracts of the house: config, quantisers, packing, files. Needs numpy only."""

@@ -1,0 +1,231 @@
+"""The one frozen description of a model: three dials and the sizes.
+
+Published formats are translated into a `ModelConfig` at the border (`published.py`); no other
+room knows of any other configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nomatmul.formats.errors import FormatError
+
+TOKEN_MIXERS = ("mlgru", "attention")
+CHANNEL_MIXERS = ("glu", "ffn", "fff", "none")
+LINEARS = ("ternary", "dense")
+
+# An accumulator sums `in_features` products of magnitude <= 128. At this limit it still is an
+# integer that float32 holds exactly (128 * 131072 = 2^24), which docs/numerics.md promises.
+MAX_FEATURES = 131_072
+MAX_VOCAB = 1 << 24
+MAX_LAYERS = 4096
+MAX_POSITIONS = 1 << 31
+MAX_TREE_DEPTH = 24
+
+_EPS_FIELDS = ("norm_eps", "linear_norm_eps", "gate_norm_eps")
+_BOOL_FIELDS = ("causal", "use_lower_bound", "tie_embeddings")
+_TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def default_intermediate_size(hidden_size: int, hidden_ratio: float = 4) -> int:
+    """Return 2/3 * hidden_ratio * hidden_size rounded up to a multiple of 256.
+
+    Source: the published `hgrn_bit` model (arXiv 2406.02528); hidden_ratio 4 gives 8/3.
+    """
+    return 256 * ((int(hidden_size * hidden_ratio * 2 / 3) + 255) // 256)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Dials, sizes and epsilons of a model; every field is checked when it is made.
+
+    token_mixer is "mlgru" or "attention"; channel_mixer "glu", "ffn", "fff" or "none"; linear
+    "ternary" (BitLinear) or "dense". `intermediate_size=None` becomes the published default and
+    is an int ever after. `norm_eps` belongs to the block norms and the final norm,
+    `linear_norm_eps` to the norm inside each BitLinear, `gate_norm_eps` to MLGRU's g_norm.
+    `num_heads` are attention heads; MLGRU is element-wise, so there it only has to divide
+    `hidden_size`. `fff_depth` counts decisions: a tree has 2^(depth+1) - 1 nodes.
+
+    Raises ValueError naming the value and the limit.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    token_mixer: str = "mlgru"
+    channel_mixer: str = "glu"
+    linear: str = "ternary"
+    causal: bool = True
+    intermediate_size: int | None = None
+    num_heads: int = 1
+    rope_theta: float = 10000.0
+    max_position_embeddings: int = 2048
+    norm_eps: float = 1e-6
+    linear_norm_eps: float = 1e-6
+    gate_norm_eps: float = 1e-5
+    use_lower_bound: bool = True
+    tie_embeddings: bool = False
+    initializer_range: float = 0.02
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+    fff_trees: int | None = None
+    fff_depth: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_dial("token_mixer", self.token_mixer, TOKEN_MIXERS)
+        _check_dial("channel_mixer", self.channel_mixer, CHANNEL_MIXERS)
+        _check_dial("linear", self.linear, LINEARS)
+        for name in _BOOL_FIELDS:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        _check_int("vocab_size", self.vocab_size, 1, MAX_VOCAB)
+        _check_int("hidden_size", self.hidden_size, 1, MAX_FEATURES)
+        _check_int("num_layers", self.num_layers, 1, MAX_LAYERS)
+        _check_int("num_heads", self.num_heads, 1, self.hidden_size)
+        _check_int("max_position_embeddings", self.max_position_embeddings, 1, MAX_POSITIONS)
+        if self.intermediate_size is None:
+            object.__setattr__(
+                self, "intermediate_size", default_intermediate_size(self.hidden_size)
+            )
+        _check_int("intermediate_size", self.intermediate_size, 1, MAX_FEATURES)
+        for name in (*_EPS_FIELDS, "rope_theta", "initializer_range"):
+            _check_positive(name, getattr(self, name))
+            object.__setattr__(self, name, float(getattr(self, name)))
+        for name in _TOKEN_FIELDS:
+            if getattr(self, name) is not None:
+                _check_int(name, getattr(self, name), 0, self.vocab_size - 1)
+        self._check_heads()
+        self._check_trees()
+
+    def _check_heads(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} does not divide hidden_size {self.hidden_size}"
+            )
+        head_size = self.hidden_size // self.num_heads
+        if self.token_mixer == "attention" and head_size % 2:
+            raise ValueError(
+                f"rotary positions need an even head size, got hidden_size {self.hidden_size}"
+                f" / num_heads {self.num_heads} = {head_size}"
+            )
+
+    def _check_trees(self) -> None:
+        if self.channel_mixer == "fff":
+            _check_int("fff_trees", self.fff_trees, 1, MAX_FEATURES)
+            _check_int("fff_depth", self.fff_depth, 0, MAX_TREE_DEPTH)
+        elif self.fff_trees is not None or self.fff_depth is not None:
+            raise ValueError(
+                'fff_trees and fff_depth belong to channel_mixer "fff",'
+                f" got channel_mixer {self.channel_mixer!r}"
+            )
+
+    @property
+    def mlp_size(self) -> int:
+        """`intermediate_size` as the int that it always is after construction."""
+        assert self.intermediate_size is not None
+        return self.intermediate_size
+
+    @property
+    def head_size(self) -> int:
+        """Elements of one head."""
+        return self.hidden_size // self.num_heads
+
+    def param_count(self) -> int:
+        """Return the number of stored parameters (a tied head is counted once)."""
+        from nomatmul.formats.names import tensor_shapes
+
+        return sum(math.prod(shape) for shape in tensor_shapes(self).values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dict that `from_dict` turns back into an equal config."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """Build a config from a plain dict.
+
+        Raises ValueError for an unknown key, a missing size or an illegal value, by name.
+        """
+        if not isinstance(values, dict):
+            raise ValueError(f"a model config must be a JSON object, got {type(values).__name__}")
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(str(key) for key in values if key not in known)
+        if unknown:
+            raise ValueError(f"unknown config key {', '.join(map(repr, unknown))}")
+        for name in ("vocab_size", "hidden_size", "num_layers"):
+            if name not in values:
+                raise ValueError(f"the config lacks {name!r}")
+        return cls(**values)
+
+    def save(self, path: str | Path) -> None:
+        """Write the config as JSON to the file `path`."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> ModelConfig:
+        """Read what `save` wrote.
+
+        Raises ValueError when the file is missing, is no JSON or holds no legal config.
+        """
+        try:
+            return cls.from_dict(read_json_object(path))
+        except FormatError:
+            raise
+        except ValueError as error:
+            raise FormatError(f"{path}: {error}") from None
+
+
+def read_json_object(path: str | Path, data: bytes | None = None) -> dict[str, Any]:
+    """Read the JSON object in the file `path` (or in `data`, already read from there).
+
+    Raises FormatError in one line when it is missing, unreadable, no JSON, no object, or names
+    a key twice.
+    """
+    if data is None:
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise FormatError(f"cannot read {path}: {error.strerror or error}") from None
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_pairs)
+    except (ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FormatError(f"{path} is not valid JSON: {reason}") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{path} must hold a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} appears twice")
+        found[key] = value
+    return found
+
+
+def _check_dial(name: str, value: object, legal: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in legal:
+        choices = ", ".join(map(repr, legal))
+        raise ValueError(f"{name} {value!r} is unknown; legal values are {choices}")
+
+
+def _check_int(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} {value} is out of range; it must lie in {low}..{high}")
+
+
+def _check_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} {value} must be finite and above 0")

@@ -1,0 +1,111 @@
+"""The quantisers of docs/numerics.md: absmean for weights, absmax for activations.
+
+Legend: N rows (out_features), K columns (in_features); `...` any leading shape (tokens).
+Source: arXiv 2406.02528, section 3.2, and its published code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+SCALE_FLOOR = np.float32(1e-5)
+INT8_MAX = np.float32(127.0)
+
+
+def absmean_scale(weight_NK: NDArray[np.floating] | Iterable[NDArray[np.floating]]) -> np.float32:
+    """Return max(mean |W|, 1e-5) as float32, the mean taken in float64.
+
+    `weight_NK` is a matrix or an iterable of blocks of its rows: both give the same bits, since
+    rows are summed one by one and the row sums are added exactly.
+    Raises ValueError for a weight that is not finite or has no elements.
+    """
+    blocks = [weight_NK] if isinstance(weight_NK, np.ndarray) else weight_NK
+    row_sums: list[float] = []
+    count = 0
+    for block in blocks:
+        rows = np.ascontiguousarray(block, dtype=np.float32)
+        rows = rows.reshape(-1, rows.shape[-1]) if rows.ndim else rows.reshape(1, 1)
+        row_sums.extend(float(np.sum(np.abs(row), dtype=np.float64)) for row in rows)
+        count += rows.size
+    if count == 0:
+        raise ValueError("a weight without elements has no absmean scale")
+    mean = math.fsum(row_sums) / count
+    if not math.isfinite(mean):
+        raise ValueError("the weight holds a value that is not finite")
+    return max(np.float32(mean), SCALE_FLOOR)
+
+
+def ternarise(weight: NDArray[np.floating], scale: np.float32) -> NDArray[np.int8]:
+    """Return clip(round_half_even(W * (1 / scale)), -1, 1) as int8, of the shape of `weight`.
+
+    The reciprocal is rounded to float32 first, then the product, as the published code does.
+    """
+    inverse = np.float32(1.0) / np.float32(scale)
+    scaled = np.asarray(weight, dtype=np.float32) * inverse
+    return np.clip(np.rint(scaled), -1, 1).astype(np.int8)
+
+
+def quantise_weight(weight_NK: NDArray[np.floating]) -> tuple[NDArray[np.int8], np.float32]:
+    """Return (ternary int8 [N, K], scale float32) of a weight: W is close to ternary * scale.
+
+    Raises ValueError for a weight that is not finite or has no elements.
+    """
+    scale = absmean_scale(weight_NK)
+    return ternarise(weight_NK, scale), scale
+
+
+def round_half_away(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Round to the nearest integer, ties away from zero, as float32.
+
+    Not floor(v + 0.5): that sum rounds 0.49999997 up to 1.
+    """
+    whole = np.trunc(values)
+    far = np.abs(values - whole) >= np.float32(0.5)
+    return np.where(far, whole + np.sign(values), whole).astype(np.float32)
+
+
+def quantise_activation(
+    y: NDArray[np.float32],
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Quantise float32 [..., K] to (int8 [..., K], step float32 [..., 1]).
+
+    a = max(max|y|, 1e-5) per token; q = clip(round_half_away(y * (127 / a)), -128, 127);
+    step = a / 127, so that y is close to q * step. Raises ValueError if y is not finite.
+    """
+    y = np.asarray(y, dtype=np.float32)
+    peak = np.max(np.abs(y), axis=-1, keepdims=True, initial=0.0)
+    if not np.all(np.isfinite(peak)):
+        raise ValueError("an activation is not finite")
+    peak = np.maximum(peak.astype(np.float32), SCALE_FLOOR)
+    scaled = y * (INT8_MAX / peak)
+    q = np.clip(round_half_away(scaled), -128, 127).astype(np.int8)
+    return q, peak / INT8_MAX
+
+
+def quantise_rows(
+    table_VD: NDArray[np.floating],
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Quantise an embedding by row to (int8 [V, D], scale float32 [V]); value = int8 * scale.
+
+    scale = absmax / 127, at least 1e-5 / 127; ties round to even. This form is storage only.
+    """
+    table = np.asarray(table_VD, dtype=np.float32)
+    peak = np.maximum(np.max(np.abs(table), axis=-1, initial=0.0), SCALE_FLOOR)
+    scale = peak.astype(np.float32) / INT8_MAX
+    q = np.clip(np.rint(table / scale[:, None]), -127, 127).astype(np.int8)
+    return q, scale
+
+
+def to_bfloat16(values: NDArray[np.floating]) -> NDArray[np.uint16]:
+    """Return the bfloat16 bits of finite float32 values, rounded to nearest, ties to even."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    return ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Return the float32 values of bfloat16 bits (exact)."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)

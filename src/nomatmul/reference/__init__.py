@@ -1,0 +1,1 @@
+"""The numpy oracle: every operation of docs/numerics.md, slow and exact."""
