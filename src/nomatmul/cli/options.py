@@ -68,7 +68,11 @@ def parse(name: str, module: Any, arguments: Sequence[str]) -> Any:
 
     Raises ValueError for what does not parse, HelpShown for --help.
     """
-    return module.Options(**vars(build_parser(name, module).parse_args(list(arguments))))
+    values = vars(build_parser(name, module).parse_args(list(arguments)))
+    given = {key: value for key, value in values.items() if value is not None}
+    return module.Options(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    )
 
 
 def build_parser(name: str, module: Any) -> argparse.ArgumentParser:
@@ -105,13 +109,17 @@ def _add_argument(
             flag, dest=field.name, action=action, default=field.default, help=text
         )
         return
-    if not required and field.default not in (None, ""):
+    many: dict[str, Any] = {}
+    if typing.get_origin(hint) is tuple and not meta.get("type"):
+        many = {"action": "append"} if field.default == () else {"nargs": "+"}
+    if not required and field.default not in (None, "", ()):
         text += f" (default {field.default})"
     parser.add_argument(
         flag,
         dest=field.name,
+        **many,
         required=required,
-        default=None if required else field.default,
+        default=None if required or field.default == () else field.default,
         type=meta.get("type") or _converter(hint),
         choices=meta.get("choices"),
         metavar=None if meta.get("choices") else meta.get("metavar") or field.name.upper(),
@@ -123,6 +131,8 @@ def _converter(hint: Any) -> Callable[[str], Any]:
     """The function that reads one value of a type hint (`int | None` reads an int)."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    if typing.get_origin(hint) is tuple:
+        hint = typing.get_args(hint)[0]
     if hint is int:
         return integer
     if hint is float:

@@ -1,0 +1,117 @@
+"""llama.cpp's side of the comparison: one process that loads a GGUF and measures on request.
+
+Started by vs_llama.py; reads one JSON request a line from stdin, answers one JSON line.
+Requests: {"do": "load", "path": ...}, {"do": "decode" | "prefill" | "batch", "threads": ...,
+"count": ...}, {"do": "memory"}.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from processes import memory, serve
+
+DECODE_CONTEXT = 256  # their key-value cache is kept small: it counts in their memory, not in ours
+
+
+class Llama:
+    """One loaded model and one context, through the C interface (no Python in the timed loop)."""
+
+    def __init__(self) -> None:
+        llama_cpp.llama_backend_init()
+        self.quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
+        llama_cpp.llama_log_set(self.quiet, ctypes.c_void_p(0))
+        self.model: Any = None
+        self.context: Any = None
+        self.kind: tuple[int, int, int] | None = None
+        self.vocab_size = 0
+        self.rng = np.random.default_rng(0)
+
+    def load(self, request: dict[str, Any]) -> dict[str, Any]:
+        params = llama_cpp.llama_model_default_params()
+        params.use_mmap = False  # read into memory, which then can lie in huge pages
+        start = time.perf_counter()
+        self.model = llama_cpp.llama_model_load_from_file(request["path"].encode(), params)
+        if not self.model:
+            raise RuntimeError(f"llama.cpp cannot load {request['path']}")
+        vocab = llama_cpp.llama_model_get_vocab(self.model)
+        self.vocab_size = llama_cpp.llama_vocab_n_tokens(vocab)
+        return {
+            "seconds": time.perf_counter() - start,
+            "system": llama_cpp.llama_print_system_info().decode(),
+            "version": llama_cpp.__version__,
+        }
+
+    def decode(self, request: dict[str, Any]) -> dict[str, Any]:
+        """tokens/s of `count` single-token steps, the median step."""
+        self._use_context(DECODE_CONTEXT, 1, request["threads"])
+        return {"tokens_per_second": 1 / self._median_step(1, request["count"])}
+
+    def batch(self, request: dict[str, Any]) -> dict[str, Any]:
+        """tokens/s over all sequences of `count` steps of `size` sequences."""
+        size = request["size"]
+        self._use_context(DECODE_CONTEXT // 4 * size, size, request["threads"])
+        return {"tokens_per_second": size / self._median_step(size, request["count"])}
+
+    def prefill(self, request: dict[str, Any]) -> dict[str, Any]:
+        """tokens/s of one prompt of `count` tokens; only the last token's logits are computed."""
+        count = request["count"]
+        self._use_context(count + 64, 1, request["threads"], batch=count)
+        return {"tokens_per_second": count / self._run([0] * count, range(count))}
+
+    def _use_context(self, length: int, sequences: int, threads: int, batch: int = 64) -> None:
+        if self.kind != (length, sequences, batch):
+            if self.context is not None:
+                llama_cpp.llama_free(self.context)
+            params = llama_cpp.llama_context_default_params()
+            params.n_ctx, params.n_seq_max = length, sequences
+            params.n_batch = params.n_ubatch = batch
+            self.context = llama_cpp.llama_init_from_model(self.model, params)
+            if not self.context:
+                raise RuntimeError(f"llama.cpp cannot make a context of {length} tokens")
+            self.kind = (length, sequences, batch)
+        llama_cpp.llama_set_n_threads(self.context, threads, threads)
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
+
+    def _median_step(self, sequences: int, count: int) -> float:
+        times = [
+            self._run(range(sequences), [position] * sequences) for position in range(count + 2)
+        ]
+        return float(np.median(times[2:]))  # the first two warm caches and threads
+
+    def _run(self, sequences: Any, positions: Any) -> float:
+        """Decode one batch of tokens given by (sequence, position); returns seconds."""
+        batch = llama_cpp.llama_batch_init(len(positions), 0, 1)
+        batch.n_tokens = len(positions)
+        single = len(set(sequences)) == 1
+        for i, (sequence, position) in enumerate(zip(sequences, positions, strict=True)):
+            batch.token[i] = int(self.rng.integers(0, self.vocab_size))
+            batch.pos[i] = position
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = sequence
+            batch.logits[i] = not single or i == len(positions) - 1
+        start = time.perf_counter()
+        status = llama_cpp.llama_decode(self.context, batch)
+        llama_cpp.llama_synchronize(self.context)
+        seconds = time.perf_counter() - start
+        llama_cpp.llama_batch_free(batch)
+        if status:
+            raise RuntimeError(f"llama_decode failed with status {status}")
+        return seconds
+
+
+if __name__ == "__main__":
+    llama = Llama()
+    serve(
+        {
+            "load": llama.load,
+            "decode": llama.decode,
+            "batch": llama.batch,
+            "prefill": llama.prefill,
+            "memory": lambda request: memory(),
+        }
+    )

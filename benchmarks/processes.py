@@ -1,0 +1,90 @@
+"""Two processes that take turns: requests and answers in JSON lines, the idle one stopped.
+
+The idle side is held by SIGSTOP, so neither side's spinning threads disturb the other's figures.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class Side:
+    """A child process that measures; it runs only while it is asked something."""
+
+    def __init__(self, script: str, env: dict[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name(script))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
+        self._pause()
+
+    def ask(self, do: str, **request: Any) -> dict[str, Any]:
+        """Send one request and wait for its answer. Raises RuntimeError when the child fails."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.send_signal(signal.SIGCONT)
+        self.process.stdin.write(json.dumps({"do": do, **request}) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the measuring process ended with {self.process.wait()}")
+        self._pause()
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer
+
+    def close(self) -> None:
+        """End the child."""
+        self.process.send_signal(signal.SIGCONT)
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _pause(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+
+def serve(handlers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]]) -> None:
+    """The child's loop: answer requests until stdin closes."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes to stderr, not between the answers
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = handlers[request["do"]](request)
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def memory() -> dict[str, Any]:
+    """Bytes of this process: peak and present resident, and how much lies in huge pages."""
+    fields: dict[str, int] = {}
+    for path in ("/proc/self/status", "/proc/self/smaps_rollup"):
+        for line in Path(path).read_text().splitlines():
+            name, _, rest = line.partition(":")
+            if rest.strip().endswith("kB"):
+                fields[name] = int(rest.split()[0]) * 1024
+    return {
+        "peak_resident": fields["VmHWM"],
+        "resident": fields["VmRSS"],
+        "huge_pages": fields.get("AnonHugePages", 0),
+    }

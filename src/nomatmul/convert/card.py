@@ -1,0 +1,56 @@
+"""The README.md ("model card") of a packed directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nomatmul.formats.config import ModelConfig
+
+
+def write_card(directory: Path, config: ModelConfig, packing: str, embedding: str) -> None:
+    """Write README.md: what the model is, how it was packed, how to run it."""
+    (directory / "README.md").write_text(card_text(config, packing, embedding), encoding="utf-8")
+
+
+def card_text(config: ModelConfig, packing: str, embedding: str) -> str:
+    """The card's text, from the config alone."""
+    bits = {"2bit": "two bits a weight", "1.6bit": "five weights a byte (1.6 bits a weight)"}
+    rows = [
+        ("token mixer", config.token_mixer),
+        ("channel mixer", config.channel_mixer),
+        ("layers", str(config.num_layers)),
+        ("hidden size", str(config.hidden_size)),
+        ("intermediate size", str(config.intermediate_size)),
+        ("vocabulary", str(config.vocab_size)),
+        ("parameters", f"{config.param_count():,}"),
+        ("ternary weights", bits[packing]),
+        ("embedding", {"bf16": "bfloat16", "int8": "int8, one scale a row"}[embedding]),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return f"""---
+library_name: nomatmul
+tags: [ternary, matmul-free, text-generation]
+---
+# A packed ternary language model
+
+Written by `nomatmul pack`. Its linear layers hold only -1, 0 and +1 (arXiv 2406.02528), already
+quantised: they must not be quantised again.
+
+| | |
+|---|---|
+{table}
+
+```
+pip install nomatmul
+nomatmul generate --model . --prompt "Once upon a time"
+```
+
+```python
+import nomatmul
+
+lm = nomatmul.load(".")
+print(lm.generate("Once upon a time", max_tokens=50))
+```
+
+Data, training and licence of the weights: see the model that this was packed from.
+"""

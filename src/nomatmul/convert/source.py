@@ -1,0 +1,73 @@
+"""Where a user's path leads: the checkpoint in a run directory, and the tokenizer beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.errors import FormatError
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint directory that `path` means.
+
+    A directory with a config.json is one itself; in the directory of a training run the finished
+    model is taken, else the latest checkpoint. Raises FormatError when there is none.
+    """
+    if not path.exists():
+        raise FormatError(f"{path} does not exist")
+    if not path.is_dir():
+        raise FormatError(f"{path} is a file; a model is a directory with a config.json")
+    if (path / "config.json").is_file():
+        return path
+    if (path / "model" / "config.json").is_file():
+        return path / "model"
+    found = [step for step in path.glob("checkpoints/*/model") if (step / "config.json").is_file()]
+    found += [step for step in path.glob("checkpoints/*") if (step / "config.json").is_file()]
+    if not found:
+        raise FormatError(f"{path} holds no model: it has no config.json and no checkpoints/")
+    return max(found, key=lambda step: [int(part) for part in _numbers(str(step))] or [0])
+
+
+def _numbers(text: str) -> list[str]:
+    digits = "".join(c if c.isdigit() else " " for c in Path(text).as_posix().split("checkpoints/")[1])
+    return digits.split()
+
+
+@contextlib.contextmanager
+def prepare_tokenizer(directory: Path, config: ModelConfig) -> Iterator[tuple[Path | None, str]]:
+    """(path of a tokenizer.json, how it came): "copied", "converted" from tokenizer.model, "none".
+
+    Raises ValueError when the tokenizer is damaged or has more tokens than the model.
+    """
+    plain, sentencepiece = directory / "tokenizer.json", directory / "tokenizer.model"
+    if not plain.is_file() and not sentencepiece.is_file():
+        yield None, "none"
+        return
+    from nomatmul.convert.sentencepiece import convert_tokenizer
+
+    with tempfile.TemporaryDirectory() as scratch:
+        kind = "copied" if plain.is_file() else "converted"
+        if kind == "copied":
+            path, tokenizer = plain, _read_tokenizer(plain)
+        else:
+            path, tokenizer = Path(scratch) / "tokenizer.json", convert_tokenizer(sentencepiece)
+            tokenizer.save(str(path))
+        tokens = tokenizer.get_vocab_size(with_added_tokens=True)
+        if tokens > config.vocab_size:
+            raise ValueError(
+                f"the tokenizer of {directory} has {tokens} tokens, the model {config.vocab_size}"
+            )
+        yield path, kind
+
+
+def _read_tokenizer(path: Path):  # type: ignore[no-untyped-def]  # tokenizers is imported late
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises the bare Exception class
+        raise FormatError(f"{path} is not a tokenizer: {error}") from None
