@@ -1,0 +1,195 @@
+"""Opening a model directory of any kind: published, our own training checkpoint, or packed.
+
+`open_checkpoint` answers with our config and our tensor names whatever lies on disk, and reads
+one tensor (or some rows of one) at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nomatmul.formats import published
+from nomatmul.formats.config import ModelConfig, read_json_object
+from nomatmul.formats.errors import FormatError
+from nomatmul.formats.names import tensor_shapes
+from nomatmul.formats.packed_layout import FORMAT as PACKED_FORMAT
+from nomatmul.formats.packed_reader import PackedReader
+from nomatmul.formats.weights import TensorSource, open_source
+
+TRAINING_MODEL_TYPE = "nomatmul"
+_BLOCK_ELEMENTS = 1 << 22
+
+
+class Checkpoint:
+    """A model on disk, seen through our own names.
+
+    `kind` is "published", "training" or "packed"; `config` a ModelConfig. Tensors of a packed
+    directory are named as stored there (see docs/formats.md) and `packed` holds its reader.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        kind: str,
+        config: ModelConfig,
+        source: TensorSource | None,
+        packed: PackedReader | None = None,
+    ) -> None:
+        self.directory = directory
+        self.kind = kind
+        self.config = config
+        self.packed = packed
+        self._source = source
+        self._stored_names: dict[str, str] = {}
+        if source is not None:
+            self._shapes = tensor_shapes(config)
+            self._map_names(source)
+        else:
+            assert packed is not None
+            self._shapes = {name: info.shape for name, info in packed.infos.items()}
+
+    def _map_names(self, source: TensorSource) -> None:
+        """Pair our names with the stored ones; refuse what is missing, extra or misshapen."""
+        stored = source.shapes()
+        translate = published.published_name if self.kind == "published" else str
+        self._stored_names = {name: translate(name) for name in self._shapes}
+        tied_head = translate("head.weight")
+        for name, other in self._stored_names.items():
+            if other not in stored:
+                raise FormatError(f"{self.directory} lacks the tensor {other!r}")
+            if stored[other] != self._shapes[name]:
+                raise FormatError(
+                    f"{self.directory}: {other!r} has shape {list(stored[other])}, the config"
+                    f" asks for {list(self._shapes[name])}"
+                )
+        extra = set(stored) - set(self._stored_names.values())
+        if self.config.tie_embeddings and tied_head in extra:
+            self._check_tied(source, tied_head)
+            extra.discard(tied_head)
+        if self.kind == "published" and not self.config.use_lower_bound:
+            extra.discard("model.lower_bounds")  # the authors' code ignores it as well
+        if extra:
+            raise FormatError(f"{self.directory} holds the unknown tensor {min(extra)!r}")
+
+    def _check_tied(self, source: TensorSource, stored_head: str) -> None:
+        """A tied head that is stored nevertheless must be the embedding, or one of them lies."""
+        embedding = self._stored_names["embedding.weight"]
+        shape = self._shapes["embedding.weight"]
+        equal = source.shapes()[stored_head] == shape and all(
+            np.array_equal(source.read(stored_head, rows), source.read(embedding, rows))
+            for rows in _row_slices(shape)
+        )
+        if not equal:
+            raise FormatError(
+                f"{self.directory}: the config ties the head to the embedding, but"
+                f" {stored_head!r} differs from {embedding!r}"
+            )
+
+    @property
+    def tokenizer_path(self) -> Path | None:
+        """The directory's tokenizer.json, if it has one."""
+        path = self.directory / "tokenizer.json"
+        return path if path.exists() else None
+
+    def names(self) -> list[str]:
+        """Return the names of the tensors; a tied head has no "head.weight" among them."""
+        return list(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor; raises ValueError for an unknown name."""
+        return self._shapes[self._known(name)]
+
+    def read(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
+        """Return a tensor, or the rows `rows` of it, as finite float32.
+
+        "head.weight" of a tied model is the embedding. Raises ValueError for an unknown name,
+        for damage and for values that are not finite.
+        """
+        name = self._known(name)
+        if self._source is None:
+            assert self.packed is not None
+            values = self.packed.read_float32(name)
+            return values if rows is None else values[rows]
+        return self._source.read(self._stored_names[name], rows)
+
+    def read_blocks(self, name: str) -> Iterator[NDArray[np.float32]]:
+        """Yield a matrix in blocks of rows, so that a large one need not fit in memory."""
+        for rows in _row_slices(self.shape(name)):
+            yield self.read(name, rows)
+
+    def _known(self, name: str) -> str:
+        if name == "head.weight" and self.kind != "packed" and self.config.tie_embeddings:
+            return "embedding.weight"
+        if name not in self._shapes:
+            raise ValueError(f"{self.directory} has no tensor {name!r}")
+        return name
+
+
+def open_checkpoint(directory: str | Path) -> Checkpoint:
+    """Open a model directory of any kind that we know.
+
+    Raises FormatError, in one line, for a directory that is missing, foreign, damaged, or that
+    holds an option this version does not understand.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        what = "is not a directory" if directory.exists() else "does not exist"
+        raise FormatError(f"{directory} {what}; a model is a directory with a config.json")
+    values = read_json_object(directory / "config.json")
+    if "format" in values:
+        if values["format"] != PACKED_FORMAT:
+            raise FormatError(f"{directory}: unknown format {values['format']!r}")
+        reader = PackedReader(directory)
+        return Checkpoint(directory, "packed", reader.config, None, reader)
+    model_type = values.get("model_type")
+    try:
+        if model_type == published.MODEL_TYPE:
+            config, kind = published.config_from_published(values), "published"
+        elif model_type == TRAINING_MODEL_TYPE:
+            config, kind = config_from_training(values), "training"
+        else:
+            raise FormatError(
+                f"model_type {model_type!r} is unknown; legal are {TRAINING_MODEL_TYPE!r},"
+                f" {published.MODEL_TYPE!r} and packed directories"
+            )
+        return Checkpoint(directory, kind, config, open_source(directory))
+    except FormatError as error:
+        if str(directory) in str(error):
+            raise
+        raise FormatError(f"{directory}: {error}") from None
+    except ValueError as error:
+        raise FormatError(f"{directory}: {error}") from None
+
+
+def config_from_training(values: dict[str, Any]) -> ModelConfig:
+    """Translate the config.json of our own training checkpoint.
+
+    It holds the fields of ModelConfig, "model_type": "nomatmul", and whatever harmless keys
+    the Hugging Face classes add. Raises ValueError naming an unknown key or an illegal value.
+    """
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    kept = {
+        key: value
+        for key, value in values.items()
+        if key in fields
+        or key not in {"model_type", "tie_word_embeddings", *published.HARMLESS_KEYS}
+    }
+    tied = values.get("tie_word_embeddings")
+    if tied is not None and tied != kept.setdefault("tie_embeddings", tied):
+        raise ValueError(
+            f"tie_word_embeddings {tied!r} contradicts tie_embeddings {kept['tie_embeddings']!r}"
+        )
+    return ModelConfig.from_dict(kept)
+
+
+def _row_slices(shape: tuple[int, ...]) -> Iterator[slice]:
+    width = int(np.prod(shape[1:], dtype=np.int64)) or 1
+    step = max(1, _BLOCK_ELEMENTS // width)
+    for start in range(0, shape[0], step):
+        yield slice(start, min(shape[0], start + step))

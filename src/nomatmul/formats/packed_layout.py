@@ -1,0 +1,106 @@
+"""What a packed model directory holds: names, dtypes, shapes and order of its tensors.
+
+Legend: V vocabulary, D hidden size, N/K rows and columns of a linear layer. docs/formats.md
+tells the format in prose; this file and that page are the only two places.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.errors import FormatError
+from nomatmul.formats.names import linear_shapes, norm_shapes
+from nomatmul.formats.packing import PACKINGS, row_bytes
+
+FORMAT = "nomatmul-packed"
+FORMAT_VERSION = 1
+EMBEDDING_FORMS = ("bf16", "int8")
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+CARD_FILE = "README.md"
+
+_CONFIG_KEYS = {"format", "format_version", "packing", "embedding", "model"}
+
+
+def packed_tensors(
+    config: ModelConfig, packing: str, embedding_form: str
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return {name: (safetensors dtype, shape)} in the order in which the file holds them.
+
+    Packed matrices come first (their lengths are multiples of 32 bytes, so every one of them
+    and every float32 behind them is aligned), then the float32 vectors, then the embedding.
+    Raises ValueError for a model that cannot be packed or an unknown form.
+    """
+    check_packable(config, packing, embedding_form)
+    linears = linear_shapes(config)
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {
+        f"{name}.packed": ("U8", (rows, row_bytes(columns, packing)))
+        for name, (rows, columns) in linears.items()
+    }
+    for name, (_, columns) in linears.items():
+        tensors[f"{name}.scale"] = ("F32", (1,))
+        tensors[f"{name}.norm.weight"] = ("F32", (columns,))
+    for name, shape in norm_shapes(config).items():
+        tensors[name] = ("F32", shape)
+    if config.token_mixer == "mlgru":
+        for layer in range(config.num_layers):
+            tensors[f"layers.{layer}.mixer.lower_bound"] = ("F32", (config.hidden_size,))
+    table = (config.vocab_size, config.hidden_size)
+    if embedding_form == "int8":
+        tensors["embedding.scale"] = ("F32", (config.vocab_size,))
+        tensors["embedding.weight"] = ("I8", table)
+    else:
+        tensors["embedding.weight"] = ("BF16", table)
+    return tensors
+
+
+def check_packable(config: ModelConfig, packing: str, embedding_form: str) -> None:
+    """Raise ValueError, naming the dial, for a model that a packed directory cannot hold."""
+    if config.linear != "ternary":
+        raise ValueError(
+            f"only linear 'ternary' models can be packed, this one is {config.linear!r}"
+        )
+    if config.channel_mixer == "fff":
+        raise ValueError("channel_mixer 'fff' cannot be packed in this version")
+    if packing not in PACKINGS:
+        raise ValueError(f"packing {packing!r} is unknown; legal values are '2bit', '1.6bit'")
+    if embedding_form not in EMBEDDING_FORMS:
+        raise ValueError(
+            f"embedding form {embedding_form!r} is unknown; legal values are 'bf16', 'int8'"
+        )
+
+
+def packed_config_dict(config: ModelConfig, packing: str, embedding_form: str) -> dict[str, Any]:
+    """Return what config.json of a packed directory says."""
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "packing": packing,
+        "embedding": embedding_form,
+        "model": config.to_dict(),
+    }
+
+
+def parse_packed_config(values: dict[str, Any]) -> tuple[ModelConfig, str, str]:
+    """Return (config, packing, embedding form) from the dict of config.json.
+
+    Raises FormatError for another format, a newer version, or a key that is unknown or missing.
+    """
+    if values.get("format") != FORMAT:
+        raise FormatError(f"format {values.get('format')!r} is not {FORMAT!r}")
+    version = values.get("format_version")
+    if isinstance(version, bool) or version != FORMAT_VERSION:
+        raise FormatError(
+            f"format_version {version!r} is unknown; this nomatmul reads version {FORMAT_VERSION}"
+        )
+    unknown, missing = set(values) - _CONFIG_KEYS, _CONFIG_KEYS - set(values)
+    if unknown or missing:
+        word, key = ("unknown", min(unknown)) if unknown else ("missing", min(missing))
+        raise FormatError(f"{word} config key {key!r}")
+    packing, embedding_form = values["packing"], values["embedding"]
+    config = ModelConfig.from_dict(values["model"])
+    check_packable(config, packing, embedding_form)
+    return config, packing, embedding_form

@@ -1,0 +1,179 @@
+"""Reading a packed model directory; nothing that fails a check gets past this file.
+
+A reader answers with tensors equal to those that were written, or raises FormatError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nomatmul.formats import packed_layout as layout
+from nomatmul.formats.config import read_json_object
+from nomatmul.formats.errors import FormatError
+from nomatmul.formats.names import linear_shapes
+from nomatmul.formats.packing import check_codes, unpack_ternary
+from nomatmul.formats.quantise import from_bfloat16
+from nomatmul.formats.safetensors_file import NUMPY_DTYPES, SafetensorsFile, check_finite
+
+_METADATA_KEYS = {"format", "config_sha256", "crc32"}
+
+
+class PackedReader:
+    """A packed model directory whose small parts (config, header, tokenizer) are verified.
+
+    config: ModelConfig. packing: "2bit" | "1.6bit". embedding_form: "bf16" | "int8".
+    infos: {name: TensorInfo(dtype, shape, byte offset in `weights_path`, nbytes)}.
+    Tensor data is checked when it is read (`read`), or by `verify` on bytes that the caller
+    has read itself. Raises FormatError (a ValueError) for anything missing, damaged, foreign
+    or unknown.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        if not self.directory.is_dir():
+            what = "is not a directory" if self.directory.exists() else "does not exist"
+            raise FormatError(f"{directory} {what}; a packed model is a directory")
+        config_path = self.directory / layout.CONFIG_FILE
+        config_bytes = _read_file(config_path)
+        values = read_json_object(config_path, config_bytes)
+        try:
+            self.config, self.packing, self.embedding_form = layout.parse_packed_config(values)
+        except ValueError as error:
+            raise FormatError(f"{config_path}: {error}") from None
+        self.weights_path = self.directory / layout.WEIGHTS_FILE
+        self._file = SafetensorsFile(self.weights_path)
+        self.infos = self._file.infos
+        self._check_metadata(config_bytes)
+        self._check_shapes()
+        self._columns = {f"{n}.packed": k for n, (_, k) in linear_shapes(self.config).items()}
+
+    @property
+    def tokenizer_path(self) -> Path | None:
+        """The verified tokenizer.json, or None when the model has none."""
+        path = self.directory / layout.TOKENIZER_FILE
+        return path if path.exists() else None
+
+    def read_into(self, name: str, buffer: Any) -> None:
+        """Fill a writable buffer of exactly `infos[name].nbytes` bytes; not verified yet."""
+        self._file.read_into(name, buffer)
+
+    def verify(self, name: str, buffer: Any, codes: bool = True) -> None:
+        """Check the bytes of a tensor: checksum, codes, finite floats, positive scales.
+
+        `codes=False` leaves the codes of packed weights to the caller.
+        Raises FormatError naming the tensor.
+        """
+        info = self._file.info(name)
+        view = memoryview(buffer).cast("B")
+        if view.nbytes != info.nbytes:
+            raise ValueError(f"{name} has {info.nbytes} bytes, the buffer {view.nbytes}")
+        if zlib.crc32(view) != self._crc[name]:
+            raise FormatError(f"{self.weights_path}: {name} does not match its checksum")
+        array = np.frombuffer(view, NUMPY_DTYPES[info.dtype]).reshape(info.shape)
+        where = f"{self.weights_path}: {name}"
+        if info.dtype == "U8" and codes:
+            try:
+                check_codes(array, self._columns[name], self.packing)
+            except ValueError as error:
+                raise FormatError(f"{where}: {error}") from None
+        elif info.dtype == "BF16" and np.any((array & 0x7F80) == 0x7F80):
+            raise FormatError(f"{where} holds a value that is not finite (NaN or infinity)")
+        elif info.dtype == "F32":
+            check_finite(array, where)
+            if name.endswith(".scale") and not np.all(array > 0):
+                raise FormatError(f"{where} must be above 0, found {array.min()}")
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Return a verified tensor in its stored dtype (bfloat16 as uint16 bits)."""
+        info = self._file.info(name)
+        array = np.empty(info.shape, NUMPY_DTYPES[info.dtype])
+        flat = array.reshape(-1)
+        self.read_into(name, flat)
+        self.verify(name, flat)
+        return array
+
+    def read_float32(self, name: str) -> NDArray[np.float32]:
+        """Return a verified float tensor as float32; the embedding is expanded to its values.
+
+        Raises FormatError for a packed matrix: that is read by `ternary`.
+        """
+        dtype = self._file.info(name).dtype
+        if dtype == "U8":
+            raise FormatError(f"{name} is packed; read it with PackedReader.ternary")
+        array = self.read(name)
+        if dtype == "BF16":
+            return from_bfloat16(array)
+        if dtype == "I8":
+            return array.astype(np.float32) * self.read("embedding.scale")[:, None]
+        return array
+
+    def ternary(self, linear: str) -> tuple[NDArray[np.int8], np.float32]:
+        """Return (int8 [N, K] of -1, 0, 1, scale) of a linear layer such as "head"."""
+        packed = self.read(f"{linear}.packed")
+        columns = self._columns[f"{linear}.packed"]
+        return unpack_ternary(packed, columns, self.packing), self.read(f"{linear}.scale")[0]
+
+    def verify_all(self) -> None:
+        """Read and verify every tensor; raises FormatError at the first that fails."""
+        for name in self.infos:
+            self.read(name)
+
+    def _check_metadata(self, config_bytes: bytes) -> None:
+        metadata = self._file.metadata
+        tokenizer = self.directory / layout.TOKENIZER_FILE
+        expected = _METADATA_KEYS | ({"tokenizer_sha256"} if tokenizer.exists() else set())
+        if metadata.get("format") != layout.FORMAT:
+            raise FormatError(f"{self.weights_path} is not the weights of a packed model")
+        if set(metadata) != expected:
+            key = min(set(metadata) ^ expected)
+            word = "missing" if key in expected else "unexpected"
+            hint = f"; is {tokenizer.name} lost or added?" if key == "tokenizer_sha256" else ""
+            raise FormatError(f"{self.weights_path}: {word} metadata {key!r}{hint}")
+        _check_sha256(metadata["config_sha256"], config_bytes, self.directory / layout.CONFIG_FILE)
+        if tokenizer.exists():
+            _check_sha256(metadata["tokenizer_sha256"], _read_file(tokenizer), tokenizer)
+        table = read_json_object(
+            f"the checksums of {self.weights_path}", metadata["crc32"].encode()
+        )
+        if set(table) != set(self.infos):
+            raise FormatError(f"{self.weights_path}: checksums and tensors do not pair up")
+        self._crc: dict[str, int] = {}
+        for name, text in table.items():
+            if not isinstance(text, str) or not re.fullmatch("[0-9a-f]{8}", text):
+                raise FormatError(
+                    f"{self.weights_path}: the checksum of {name} is malformed: {json.dumps(text)}"
+                )
+            self._crc[name] = int(text, 16)
+
+    def _check_shapes(self) -> None:
+        expected = layout.packed_tensors(self.config, self.packing, self.embedding_form)
+        for name, (dtype, shape) in expected.items():
+            info = self._file.info(name)
+            if (info.dtype, info.shape) != (dtype, shape):
+                raise FormatError(
+                    f"{self.weights_path}: {name} is {info.dtype} {list(info.shape)}, the config"
+                    f" asks for {dtype} {list(shape)}"
+                )
+        extra = set(self.infos) - set(expected)
+        if extra:
+            raise FormatError(f"{self.weights_path} holds the unknown tensor {min(extra)!r}")
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _check_sha256(expected: str, data: bytes, path: Path) -> None:
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise FormatError(f"{path} does not match the checksum in {layout.WEIGHTS_FILE}")

@@ -1,0 +1,241 @@
+"""Writing a packed model directory: in one pass, checked, and either whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nomatmul.formats import packed_layout as layout
+from nomatmul.formats.config import ModelConfig, read_json_object
+from nomatmul.formats.errors import FormatError, WriteError
+from nomatmul.formats.names import linear_shapes
+from nomatmul.formats.packing import check_codes, pack_ternary
+from nomatmul.formats.safetensors_file import NUMPY_DTYPES, check_finite
+
+# Tensor data starts on a page, so that a mapped file has its first tensor on one.
+_DATA_ALIGN = 4096
+
+
+class PackedWriter:
+    """Writes a packed model directory tensor by tensor, in the order of `names`.
+
+    Use it as a context manager. Everything goes to a hidden temporary directory beside `dst`,
+    which is synced and renamed to `dst` by `close`; on any exception it is removed and nothing
+    lies under `dst`. Raises ValueError for a destination that exists (an empty directory may),
+    a model that cannot be packed, or a tensor that does not fit; WriteError (also an OSError)
+    when the disk is full or not writable.
+    """
+
+    def __init__(
+        self,
+        dst: str | Path,
+        config: ModelConfig,
+        packing: str = "2bit",
+        embedding_form: str = "bf16",
+        tokenizer_path: str | Path | None = None,
+        readme: str | None = None,
+    ) -> None:
+        self._temporary: Path | None = None
+        self._file: Any = None
+        self.dst = Path(dst)
+        self.packing = packing
+        self.embedding_form = embedding_form
+        self._tensors = layout.packed_tensors(config, packing, embedding_form)
+        self._columns = {f"{n}.packed": k for n, (_, k) in linear_shapes(config).items()}
+        self.names = list(self._tensors)
+        self._pending = list(reversed(self.names))
+        self._crc = dict.fromkeys(self.names, 0)
+        _refuse_existing(self.dst)
+        document = layout.packed_config_dict(config, packing, embedding_form)
+        files = {
+            layout.CONFIG_FILE: (json.dumps(document, indent=2) + "\n").encode(),
+            layout.CARD_FILE: (readme or _default_card(config, packing)).encode(),
+        }
+        self._metadata = {
+            "format": layout.FORMAT,
+            "config_sha256": hashlib.sha256(files[layout.CONFIG_FILE]).hexdigest(),
+        }
+        if tokenizer_path is not None:
+            files[layout.TOKENIZER_FILE] = _tokenizer_bytes(Path(tokenizer_path))
+            digest = hashlib.sha256(files[layout.TOKENIZER_FILE]).hexdigest()
+            self._metadata["tokenizer_sha256"] = digest
+        with self._guard():
+            self._begin(files)
+
+    def add(self, name: str, data: NDArray[Any] | Iterable[NDArray[Any]]) -> None:
+        """Write the next tensor: an array of its dtype and shape, or blocks of its rows.
+
+        bfloat16 is given as uint16 bits. Raises ValueError for a tensor out of order, of a
+        wrong dtype or shape, with values that are not finite, or with illegal codes.
+        """
+        with self._guard():
+            if not self._pending or self._pending[-1] != name:
+                due = self._pending[-1] if self._pending else "nothing"
+                raise ValueError(f"tensor {name!r} is out of order; {due!r} is due")
+            dtype, shape = self._tensors[name]
+            rows = 0
+            for block in [data] if isinstance(data, np.ndarray) else data:
+                self._check_block(name, block, dtype, shape)
+                rows += block.shape[0]
+                view = memoryview(np.ascontiguousarray(block).reshape(-1)).cast("B")
+                self._file.write(view)
+                self._crc[name] = zlib.crc32(view, self._crc[name])
+            if rows != shape[0]:
+                raise ValueError(f"{name} needs {shape[0]} rows, got {rows}")
+            self._pending.pop()
+
+    def add_packed(self, name: str, blocks: Iterable[NDArray[np.int8]]) -> None:
+        """Pack and write a ternary matrix, given whole or in blocks of rows (int8 [n, K])."""
+        parts = [blocks] if isinstance(blocks, np.ndarray) else blocks
+        self.add(name, (pack_ternary(t_NK, self.packing) for t_NK in parts))
+
+    def close(self) -> None:
+        """Finish the directory and give it its name; raises ValueError if a tensor is missing."""
+        if self._temporary is None:
+            return
+        with self._guard():
+            if self._pending:
+                raise ValueError(f"the packed model lacks the tensor {self._pending[-1]!r}")
+            self._file.seek(0)
+            self._file.write(self._header())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            _sync_directory(self._temporary)
+            _refuse_existing(self.dst)
+            os.replace(self._temporary, self.dst)
+            self._temporary = None
+            _sync_directory(self.dst.parent)
+
+    def abort(self) -> None:
+        """Remove everything written so far; does nothing after `close`."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # closing flushes, and the disk may be full
+                self._file.close()
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._temporary = None
+
+    def __enter__(self) -> PackedWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def __del__(self) -> None:
+        self.abort()
+
+    @contextlib.contextmanager
+    def _guard(self) -> Any:
+        """Clean up on any exception, and say in one line what the disk refused."""
+        try:
+            yield
+        except OSError as error:
+            self.abort()
+            reason = error.strerror or str(error)
+            raise WriteError(f"cannot write the packed model {self.dst}: {reason}") from error
+        except BaseException:
+            self.abort()
+            raise
+
+    def _begin(self, files: dict[str, bytes]) -> None:
+        parent = self.dst.parent
+        parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = Path(tempfile.mkdtemp(prefix=f".{self.dst.name}.part-", dir=parent))
+        self._temporary.chmod(0o755)
+        for name, data in files.items():
+            with open(self._temporary / name, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        self._file = open(self._temporary / layout.WEIGHTS_FILE, "wb")  # noqa: SIM115
+        self._file.write(self._header())
+
+    def _header(self) -> bytes:
+        """The safetensors header; its length does not depend on the checksums in it."""
+        checksums = {name: f"{crc:08x}" for name, crc in self._crc.items()}
+        header: dict[str, Any] = {
+            "__metadata__": {
+                **self._metadata,
+                "crc32": json.dumps(checksums, separators=(",", ":")),
+            }
+        }
+        offset = 0
+        for name, (dtype, shape) in self._tensors.items():
+            end = offset + math.prod(shape) * NUMPY_DTYPES[dtype].itemsize
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+            offset = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        length = -(-(8 + len(text)) // _DATA_ALIGN) * _DATA_ALIGN - 8
+        return length.to_bytes(8, "little") + text.ljust(length)
+
+    def _check_block(
+        self, name: str, block: NDArray[Any], dtype: str, shape: tuple[int, ...]
+    ) -> None:
+        if block.dtype != NUMPY_DTYPES[dtype] or block.shape[1:] != shape[1:] or not block.ndim:
+            raise ValueError(
+                f"{name} must be {dtype} {list(shape)}, got {block.dtype} {list(block.shape)}"
+            )
+        if dtype == "U8":
+            check_codes(block, self._columns[name], self.packing)
+        elif dtype == "BF16" and np.any((block & 0x7F80) == 0x7F80):
+            raise FormatError(f"{name} holds a value that is not finite (NaN or infinity)")
+        elif dtype == "F32":
+            check_finite(block, name)
+            if name.endswith(".scale") and not np.all(block > 0):
+                raise FormatError(f"{name} must be above 0, found {block.min()}")
+
+
+def _refuse_existing(dst: Path) -> None:
+    if dst.is_symlink() or (dst.exists() and not (dst.is_dir() and not any(dst.iterdir()))):
+        raise FormatError(f"{dst} already exists; give a new name or remove it first")
+
+
+def _tokenizer_bytes(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror or error}") from None
+    read_json_object(path, data)
+    return data
+
+
+def _sync_directory(path: Path) -> None:
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _default_card(config: ModelConfig, packing: str) -> str:
+    return (
+        "# A packed MatMul-free language model\n\n"
+        f"{config.num_layers} layers, hidden size {config.hidden_size}, vocabulary"
+        f" {config.vocab_size}, {config.param_count():,} parameters, ternary weights packed as"
+        f" {packing}.\n\nRead it with `nomatmul.load(directory)`; the weights carry their scales"
+        " and must not be quantised again.\n"
+    )

@@ -1,0 +1,146 @@
+"""The published `hgrn_bit` checkpoints (arXiv 2406.02528): config and names, both ways told once.
+
+Facts follow the authors' code: block norms and the final norm use `rms_norm_eps`; the fused
+BitLinear uses its function's default 1e-6 whatever the config says.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nomatmul.formats.config import ModelConfig, default_intermediate_size
+from nomatmul.formats.errors import FormatError
+
+MODEL_TYPE = "hgrn_bit"
+
+# Keys of Hugging Face configs that cannot change what the forward pass computes.
+HARMLESS_KEYS = frozenset(
+    """
+    _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash
+    _name_or_path add_cross_attention architectures attn_implementation auto_map bad_words_ids
+    begin_suppress_tokens chunk_size_feed_forward cross_attention_hidden_size custom_pipelines
+    decoder_start_token_id diversity_penalty do_sample dtype early_stopping
+    encoder_no_repeat_ngram_size experts_implementation exponential_decay_length_penalty
+    finetuning_task forced_bos_token_id forced_eos_token_id fuse_cross_entropy id2label
+    is_decoder is_encoder_decoder label2id length_penalty max_length min_length
+    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
+    output_hidden_states output_scores prefix problem_type pruned_heads remove_invalid_values
+    repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens
+    task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k
+    top_p torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache
+    """.split()  # noqa: SIM905 - a list of these would be three times as long
+)
+# Read by the authors' code only where `use_short_conv` is true, which is refused.
+_IDLE_KEYS = frozenset({"conv_size", "share_conv_kernel", "conv_bias"})
+# Published option -> the values under which the model is the one that we compute.
+_ONLY_VALUES: dict[str, tuple[Any, ...]] = {
+    "attn_mode": ("fused_recurrent",),
+    "expand_ratio": (1,),
+    "use_short_conv": (False,),
+    "hidden_act": ("swish", "silu"),
+    "rotary_embeddings": (False,),
+}
+_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 2048,
+    "num_hidden_layers": 24,
+    "num_heads": 1,
+    "use_lower_bound": True,
+    "hidden_ratio": 4,
+    "intermediate_size": None,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "pad_token_id": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.02,
+}
+
+
+def config_from_published(values: dict[str, Any]) -> ModelConfig:
+    """Translate the dict of a published config.json into a ModelConfig.
+
+    Keys that are absent take the authors' defaults. Raises FormatError naming the key for an
+    option that we do not compute, an unknown key or an illegal value.
+    """
+    if values.get("model_type") != MODEL_TYPE:
+        raise FormatError(
+            f"model_type {values.get('model_type')!r} is not the published {MODEL_TYPE!r}"
+        )
+    known = {"model_type", *_DEFAULTS, *_ONLY_VALUES, *_IDLE_KEYS, *HARMLESS_KEYS}
+    unknown = sorted(key for key in values if key not in known)
+    if unknown:
+        raise FormatError(f"unknown published config key {', '.join(map(repr, unknown))}")
+    for key, legal in _ONLY_VALUES.items():
+        if key in values and not _is_one_of(values[key], legal):
+            choices = " or ".join(map(repr, legal))
+            raise FormatError(f"{key} {values[key]!r} is not supported; it must be {choices}")
+    return _translate({**_DEFAULTS, **{k: v for k, v in values.items() if k in _DEFAULTS}})
+
+
+def _translate(options: dict[str, Any]) -> ModelConfig:
+    hidden = options["hidden_size"]
+    ratio = 4 if options["hidden_ratio"] is None else options["hidden_ratio"]
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio < 1e6:
+        raise FormatError(f"hidden_ratio {ratio!r} must be a number above 0")
+    inner = options["intermediate_size"]
+    if inner is None and isinstance(hidden, int):
+        inner = default_intermediate_size(hidden, ratio)
+    try:
+        return ModelConfig(
+            vocab_size=options["vocab_size"],
+            hidden_size=hidden,
+            num_layers=options["num_hidden_layers"],
+            intermediate_size=inner,
+            num_heads=options["num_heads"],
+            max_position_embeddings=options["max_position_embeddings"],
+            norm_eps=options["rms_norm_eps"],
+            linear_norm_eps=1e-6,
+            gate_norm_eps=1e-5,
+            use_lower_bound=options["use_lower_bound"],
+            tie_embeddings=options["tie_word_embeddings"],
+            initializer_range=options["initializer_range"],
+            bos_token_id=_token_id(options["bos_token_id"]),
+            eos_token_id=_token_id(options["eos_token_id"]),
+            pad_token_id=_token_id(options["pad_token_id"]),
+        )
+    except FormatError:
+        raise
+    except ValueError as error:
+        raise FormatError(f"published config: {error}") from None
+
+
+def _token_id(value: Any) -> Any:
+    """A list of ids (Hugging Face allows several ends of text) stands for its first."""
+    if isinstance(value, list) and value:
+        return value[0]
+    return None if value == -1 else value
+
+
+def _is_one_of(value: Any, legal: tuple[Any, ...]) -> bool:
+    return any(
+        value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in legal
+    )
+
+
+_OUTER = {
+    "embedding.weight": "model.embeddings.weight",
+    "lower_bounds": "model.lower_bounds",
+    "final_norm.weight": "model.norm.weight",
+    "head.weight": "lm_head.weight",
+    "head.norm.weight": "lm_head.norm.weight",
+}
+_INNER = {"mixer": "attn", "mixer_norm": "attn_norm", "channel": "mlp", "channel_norm": "mlp_norm"}
+
+
+def published_name(name: str) -> str:
+    """Return the published name of our tensor `name`.
+
+    "layers.3.mixer.i_proj.weight" -> "model.layers.3.attn.i_proj.weight".
+    """
+    if name in _OUTER:
+        return _OUTER[name]
+    head, layer, part, rest = name.split(".", 3)
+    assert head == "layers", f"no published name for {name!r}"
+    return f"model.layers.{layer}.{_INNER[part]}.{rest}"

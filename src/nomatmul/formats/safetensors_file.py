@@ -1,0 +1,206 @@
+"""Reading one safetensors file, tensor by tensor, with every claim of its header checked.
+
+The library's numpy front end knows no bfloat16 and gives whole tensors; packing and loading need
+rows and reading into memory that the caller owns. Format: 8 bytes little-endian length of the
+header, a JSON header {name: {dtype, shape, data_offsets}}, then the data without gaps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nomatmul.formats.config import read_json_object
+from nomatmul.formats.errors import FormatError
+from nomatmul.formats.quantise import from_bfloat16
+
+MAX_HEADER_BYTES = 100_000_000
+
+# bfloat16 is unknown to numpy: its bits are kept as uint16.
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("u1"),
+}
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: dtype as safetensors spells it, shape, byte offset in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+class SafetensorsFile:
+    """One safetensors file whose header has been read and checked.
+
+    `infos` maps a name to its TensorInfo, `metadata` holds the strings of "__metadata__".
+    Raises FormatError (a ValueError) for a file that is missing, truncated, longer than its
+    header says, or whose header is no JSON, names a tensor twice, or claims ranges that
+    overlap, leave gaps or leave the file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            with open(self.path, "rb") as file:
+                file_size = os.fstat(file.fileno()).st_size
+                header, data_start = _read_header(file, file_size, self.path)
+        except OSError as error:
+            raise FormatError(f"cannot read {path}: {error.strerror or error}") from None
+        self.data_start = data_start
+        self.file_size = file_size
+        self.metadata = _checked_metadata(header.pop("__metadata__", {}), self.path)
+        self.infos = {
+            name: _checked_info(name, entry, data_start, self.path)
+            for name, entry in header.items()
+        }
+        _check_coverage(self.infos, data_start, file_size, self.path)
+
+    def info(self, name: str) -> TensorInfo:
+        """Return the TensorInfo of `name`; raises FormatError if the file does not hold it."""
+        if name not in self.infos:
+            raise FormatError(f"{self.path} holds no tensor {name!r}")
+        return self.infos[name]
+
+    def read_into(self, name: str, buffer: Any) -> None:
+        """Fill `buffer` (writable, exactly the tensor's bytes) with the stored bytes."""
+        info = self.info(name)
+        view = memoryview(buffer).cast("B")
+        if view.nbytes != info.nbytes:
+            raise ValueError(f"{name} has {info.nbytes} bytes, the buffer {view.nbytes}")
+        self._fill(view, info.offset)
+
+    def read(self, name: str, rows: slice | None = None) -> NDArray[Any]:
+        """Return the tensor, or rows start..stop of it, in its stored dtype (BF16 as uint16)."""
+        info = self.info(name)
+        dtype = NUMPY_DTYPES[info.dtype]
+        shape, offset = info.shape, info.offset
+        if rows is not None:
+            start, stop, _ = rows.indices(shape[0])
+            offset += start * math.prod(shape[1:]) * dtype.itemsize
+            shape = (max(0, stop - start), *shape[1:])
+        array = np.empty(shape, dtype=dtype)
+        self._fill(memoryview(array.reshape(-1)).cast("B"), offset)
+        return array
+
+    def read_float32(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
+        """Return a float tensor (or rows of it) as float32.
+
+        Raises FormatError when the stored dtype is no float or a value is not finite.
+        """
+        dtype = self.info(name).dtype
+        if dtype not in FLOAT_DTYPES:
+            raise FormatError(f"{self.path}: {name} has dtype {dtype}, expected a float")
+        stored = self.read(name, rows)
+        values = from_bfloat16(stored) if dtype == "BF16" else narrow_to_float32(stored)
+        check_finite(values, f"{self.path}: {name}")
+        return values
+
+    def _fill(self, view: memoryview, offset: int) -> None:
+        done = 0
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                file.seek(offset)
+                while done < view.nbytes:
+                    count = file.readinto(view[done:])
+                    if not count:
+                        raise FormatError(f"{self.path} ended while it was read")
+                    done += count
+        except OSError as error:
+            raise FormatError(f"cannot read {self.path}: {error.strerror or error}") from None
+
+
+def narrow_to_float32(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Convert to float32; what does not fit becomes infinite, for the caller to refuse."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values.astype(np.float32, copy=False)
+
+
+def check_finite(values: NDArray[np.floating], what: str) -> None:
+    """Raise FormatError naming `what` if a value is NaN or infinite."""
+    # A sum of finite float32 cannot overflow float64; NaN and infinity always show in it.
+    if values.size and not np.isfinite(np.sum(values, dtype=np.float64)):
+        raise FormatError(f"{what} holds a value that is not finite (NaN or infinity)")
+
+
+def _read_header(file: Any, file_size: int, path: Path) -> tuple[dict[str, Any], int]:
+    prefix = file.read(8)
+    if len(prefix) < 8:
+        raise FormatError(f"{path} is no safetensors file: it has only {len(prefix)} bytes")
+    length = int.from_bytes(prefix, "little")
+    if length > min(MAX_HEADER_BYTES, file_size - 8):
+        raise FormatError(
+            f"{path} is truncated or no safetensors file: it claims a header of {length} bytes"
+            f" in a file of {file_size}"
+        )
+    data = file.read(length)
+    if len(data) != length or not data.startswith(b"{"):
+        raise FormatError(f"{path} is no safetensors file: its header is no JSON object")
+    return read_json_object(f"the header of {path}", data), 8 + length
+
+
+def _checked_metadata(metadata: Any, path: Path) -> dict[str, str]:
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise FormatError(f"{path}: __metadata__ must map names to strings")
+    return metadata
+
+
+def _checked_info(name: str, entry: Any, data_start: int, path: Path) -> TensorInfo:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise FormatError(f"{path}: the header entry of {name!r} is malformed")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in NUMPY_DTYPES:
+        raise FormatError(f"{path}: {name!r} has the unknown dtype {json.dumps(dtype)}")
+    if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
+        raise FormatError(f"{path}: {name!r} has a malformed shape or data range")
+    begin, end = offsets
+    nbytes = math.prod(shape) * NUMPY_DTYPES[dtype].itemsize
+    if end - begin != nbytes:
+        raise FormatError(
+            f"{path}: {name!r} is {dtype} {shape}, {nbytes} bytes, but its range"
+            f" {begin}..{end} is {end - begin}"
+        )
+    return TensorInfo(dtype, tuple(shape), data_start + begin, nbytes)
+
+
+def _is_sizes(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 1 << 62 for v in values
+    )
+
+
+def _check_coverage(
+    infos: dict[str, TensorInfo], data_start: int, file_size: int, path: Path
+) -> None:
+    """Refuse ranges that overlap, leave gaps, or disagree with the length of the file."""
+    expected = data_start
+    for name, info in sorted(infos.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if info.offset != expected:
+            what = "overlaps another tensor" if info.offset < expected else "leaves a gap"
+            raise FormatError(f"{path}: the data range of {name!r} {what}")
+        expected += info.nbytes
+    if expected != file_size:
+        kind = "truncated" if file_size < expected else "longer than its header says"
+        raise FormatError(f"{path} is {kind}: {file_size} bytes, expected {expected}")

@@ -1,0 +1,136 @@
+"""Where a checkpoint's tensors lie: one safetensors file, several, or torch's own pickles.
+
+Each source gives names, shapes and float32 tensors (whole, or some rows), one at a time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nomatmul.formats.config import read_json_object
+from nomatmul.formats.errors import FormatError
+from nomatmul.formats.safetensors_file import SafetensorsFile, check_finite
+
+SINGLE, SINGLE_INDEX = "model.safetensors", "model.safetensors.index.json"
+TORCH, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+
+class TensorSource(Protocol):
+    """Named float tensors, read one at a time."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return {name: shape} of everything stored."""
+        ...
+
+    def read(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
+        """Return a tensor, or some of its rows, as finite float32; raises FormatError."""
+        ...
+
+
+def open_source(directory: Path) -> TensorSource:
+    """Find the weights in `directory`; safetensors are preferred to pickles.
+
+    Raises FormatError when there are none, or when an index disagrees with its files.
+    """
+    if (directory / SINGLE).exists():
+        return SafetensorsSource({"": directory / SINGLE}, None)
+    if (directory / SINGLE_INDEX).exists():
+        index = _read_index(directory / SINGLE_INDEX)
+        return SafetensorsSource({f: directory / f for f in set(index.values())}, index)
+    if (directory / TORCH).exists():
+        return TorchSource([directory / TORCH], None)
+    if (directory / TORCH_INDEX).exists():
+        index = _read_index(directory / TORCH_INDEX)
+        return TorchSource([directory / f for f in sorted(set(index.values()))], index)
+    raise FormatError(
+        f"{directory} holds no weights: none of {SINGLE}, {SINGLE_INDEX}, {TORCH}, {TORCH_INDEX}"
+    )
+
+
+class SafetensorsSource:
+    """Tensors of one or several safetensors files."""
+
+    def __init__(self, paths: dict[str, Path], index: dict[str, str] | None) -> None:
+        files = {key: SafetensorsFile(path) for key, path in paths.items()}
+        self._file_of: dict[str, SafetensorsFile] = {}
+        for key, file in files.items():
+            for name in file.infos:
+                if index is not None and index.get(name) != key:
+                    raise FormatError(f"{file.path} holds {name!r}, which the index puts elsewhere")
+                self._file_of[name] = file
+        for name, key in (index or {}).items():
+            if name not in files[key].infos:
+                raise FormatError(f"{files[key].path} lacks {name!r}, which the index puts there")
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: file.infos[name].shape for name, file in self._file_of.items()}
+
+    def read(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
+        return self._file_of[name].read_float32(name, rows)
+
+
+class TorchSource:
+    """Tensors of `pytorch_model.bin` files; needs torch, which is imported only here."""
+
+    def __init__(self, paths: list[Path], index: dict[str, str] | None) -> None:
+        self._tensors: dict[str, Any] = {}
+        for path in paths:
+            for name, tensor in _load_torch(path).items():
+                if index is not None and index.get(name) != path.name:
+                    raise FormatError(f"{path} holds {name!r}, which the index puts elsewhere")
+                self._tensors[name] = tensor
+        for name, file in (index or {}).items():
+            if name not in self._tensors:
+                raise FormatError(f"{file} lacks {name!r}, which the index puts there")
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+
+    def read(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
+        tensor = self._tensors[name]
+        if rows is not None:
+            tensor = tensor[rows]
+        # The copy matters: torch may hand out memory that belongs to the mapped file.
+        values = np.array(tensor.float().numpy(), dtype=np.float32, order="C")
+        check_finite(values, name)
+        return values
+
+
+def _load_torch(path: Path) -> dict[str, Any]:
+    try:
+        import torch
+    except ImportError:
+        raise FormatError(
+            f"reading {path} needs torch: pip install 'nomatmul[train]', or convert the"
+            " checkpoint to safetensors"
+        ) from None
+    try:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # torch's older files cannot be mapped
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds here, from pickle, zip and its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FormatError(f"cannot read {path}: {reason}") from None
+    if not isinstance(state, dict):
+        raise FormatError(f"{path} must hold a dict of tensors, found {type(state).__name__}")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not torch.is_tensor(tensor):
+            raise FormatError(f"{path} must hold a dict of tensors; {name!r} is none")
+        if not tensor.is_floating_point():
+            raise FormatError(f"{path}: {name} has dtype {tensor.dtype}, expected a float")
+    return state
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    weight_map = read_json_object(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FormatError(f"{path} has no weight_map")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or file in ("", ".", "..") or set("/\\\0") & set(file):
+            raise FormatError(f"{path}: {name!r} lies in {file!r}, which is no plain file name")
+    return weight_map
