@@ -1,0 +1,236 @@
+// nomatmul._native: the module's own types. Everything a user can get wrong is checked before it
+// gets here or raises ValueError; long calls run without the GIL.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <chrono>
+#include <cstring>
+#include <stdexcept>
+
+#include "kernel_bindings.h"
+#include "memory.h"
+#include "model.h"
+#include "tools.h"
+
+namespace nb = nanobind;
+using nb::literals::operator""_a;
+
+namespace nomatmul {
+namespace {
+
+using Floats = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Row = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Ids = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Codes = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Quants = nb::ndarray<const int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+const Kernels* kernels_or_throw(const std::optional<std::string>& isa) {
+  std::string error;
+  const Kernels* kernels = isa ? kernels_for(isa->c_str()) : best_kernels(&error);
+  if (kernels != nullptr) return kernels;
+  if (isa) {
+    error = "isa \"" + *isa + "\" is not available here; available:";
+    for (const std::string& name : available_isas()) error += " " + name;
+  }
+  throw std::invalid_argument(error);
+}
+
+template <class T>
+nb::ndarray<nb::numpy, T> new_array(size_t rows, size_t columns) {
+  T* data = new T[rows * columns]();
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+  return nb::ndarray<nb::numpy, T>(data, {rows, columns}, owner);
+}
+
+DType dtype_of(const nb::dlpack::dtype& dtype, size_t itemsize) {
+  using Code = nb::dlpack::dtype_code;
+  const Code code = static_cast<Code>(dtype.code);
+  if (itemsize == 1 && code == Code::UInt) return DType::kU8;
+  if (itemsize == 1 && code == Code::Int) return DType::kI8;
+  // numpy has no bfloat16: its bits come as uint16
+  if (itemsize == 2 && code == Code::UInt) return DType::kBF16;
+  if (itemsize == 4 && code == Code::Float) return DType::kF32;
+  throw std::invalid_argument("tensors are uint8, int8, uint16 (bfloat16 bits) or float32");
+}
+
+// The model and the arrays that it points into.
+class BoundModel {
+ public:
+  BoundModel(const ModelSpec& spec, const std::optional<std::string>& isa, int threads)
+      : model_(spec, kernels_or_throw(isa), threads) {}
+
+  void set(const std::string& name, nb::ndarray<nb::c_contig, nb::device::cpu> array) {
+    model_.set(name, array.data(), array.nbytes(), dtype_of(array.dtype(), array.itemsize()));
+    arrays_.push_back(std::move(array));
+  }
+
+  nb::ndarray<nb::numpy, float> step(const std::vector<Floats>& states, const std::vector<Ids>& ids,
+                                     const std::string& want_name) {
+    model_.check_complete();
+    const Want want = want_name == "all"    ? Want::kAll
+                      : want_name == "none" ? Want::kNone
+                                            : Want::kLast;
+    if (states.size() != ids.size()) throw std::invalid_argument("as many states as id lists");
+    std::vector<Sequence> sequences;
+    size_t total = 0;
+    for (size_t s = 0; s < states.size(); ++s) {
+      check_state(states[s]);
+      sequences.push_back({states[s].data(), ids[s].data(), static_cast<int>(ids[s].shape(0))});
+      total += ids[s].shape(0);
+    }
+    const size_t rows = want == Want::kAll ? total : want == Want::kLast ? states.size() : 0;
+    auto logits = new_array<float>(rows, model_.spec().vocab);
+    {
+      float* out = logits.data();
+      nb::gil_scoped_release release;
+      model_.step(sequences, want, out, poll());
+    }
+    return logits;
+  }
+
+  void block(int layer, Floats x, Row state) {
+    model_.check_complete();
+    if (layer < 0 || layer >= model_.spec().layers) {
+      throw std::invalid_argument("layer is out of range");
+    }
+    const size_t hidden = model_.spec().hidden;
+    if (x.shape(1) != hidden || state.shape(0) != hidden) {
+      throw std::invalid_argument("block takes x [T, hidden] and state [hidden]");
+    }
+    nb::gil_scoped_release release;
+    model_.block(layer, x.data(), static_cast<int>(x.shape(0)), state.data());
+  }
+
+  nb::ndarray<nb::numpy, int32_t> accumulate(const std::string& name, Quants q) {
+    model_.check_complete();
+    const Ternary& linear = model_.linear(name);
+    if (q.shape(1) != static_cast<size_t>(linear.k)) {
+      throw std::invalid_argument(name + " takes rows of " + std::to_string(linear.k));
+    }
+    auto out = new_array<int32_t>(q.shape(0), linear.n);
+    model_.accumulate(name, q.data(), static_cast<int>(q.shape(0)), out.data());
+    return out;
+  }
+
+  const Model& model() const { return model_; }
+
+ private:
+  void check_state(const Floats& state) const {
+    const ModelSpec& spec = model_.spec();
+    if (state.shape(0) == static_cast<size_t>(spec.layers) &&
+        state.shape(1) == static_cast<size_t>(spec.hidden)) {
+      return;
+    }
+    throw std::invalid_argument("a state is float32 [layers, hidden]");
+  }
+
+  // Lets Ctrl-C stop a long step; looks at most ten times a second.
+  static std::function<void()> poll() {
+    using Clock = std::chrono::steady_clock;
+    auto last = std::make_shared<Clock::time_point>(Clock::now());
+    return [last] {
+      if (Clock::now() - *last < std::chrono::milliseconds(100)) return;
+      *last = Clock::now();
+      nb::gil_scoped_acquire acquire;
+      if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    };
+  }
+
+  Model model_;
+  std::vector<nb::ndarray<nb::c_contig, nb::device::cpu>> arrays_;
+};
+
+ModelSpec make_spec(int vocab, int hidden, int layers, int intermediate, int packing,
+                    bool int8_embedding, float norm_eps, float linear_norm_eps, float gate_norm_eps,
+                    int chunk) {
+  const int limit = kMaxElements;
+  if (vocab < 1 || hidden < 1 || layers < 1 || intermediate < 0 || hidden > limit ||
+      intermediate > limit / 2 || chunk < 1 || chunk > 65536 || packing < 0 || packing > 1) {
+    throw std::invalid_argument("a size of the model is out of range");
+  }
+  ModelSpec spec;
+  spec.vocab = vocab, spec.hidden = hidden, spec.layers = layers;
+  spec.intermediate = intermediate, spec.packing = static_cast<Packing>(packing);
+  spec.int8_embedding = int8_embedding;
+  spec.norm_eps = norm_eps, spec.linear_norm_eps = linear_norm_eps;
+  spec.gate_norm_eps = gate_norm_eps, spec.chunk = chunk;
+  return spec;
+}
+
+void bind_memory(nb::module_& m) {
+  nb::class_<Block>(m, "Arena", "Zeroed memory in 2 MiB pages where the system grants them.")
+      .def(nb::init<size_t>(), "nbytes"_a)
+      .def_prop_ro("nbytes", &Block::size)
+      .def_prop_ro("address", [](const Block& b) { return reinterpret_cast<uintptr_t>(b.data()); })
+      .def(
+          "view",
+          [](nb::object self) {
+            const Block& block = nb::cast<const Block&>(self);
+            return nb::ndarray<nb::numpy, uint8_t>(block.data(), {block.size()}, self);
+          },
+          "The memory as a writable uint8 array that keeps it alive.");
+}
+
+void bind_model(nb::module_& m) {
+  nb::class_<BoundModel>(m, "Model")
+      .def(
+          "__init__",
+          [](BoundModel* self, int vocab, int hidden, int layers, int intermediate, int packing,
+             bool int8_embedding, float norm_eps, float linear_norm_eps, float gate_norm_eps,
+             int chunk, std::optional<std::string> isa, int threads) {
+            new (self)
+                BoundModel(make_spec(vocab, hidden, layers, intermediate, packing, int8_embedding,
+                                     norm_eps, linear_norm_eps, gate_norm_eps, chunk),
+                           isa, threads);
+          },
+          "vocab"_a, "hidden"_a, "layers"_a, "intermediate"_a, "packing"_a, "int8_embedding"_a,
+          "norm_eps"_a, "linear_norm_eps"_a, "gate_norm_eps"_a, "chunk"_a, "isa"_a.none(),
+          "threads"_a)
+      .def("set", &BoundModel::set, "name"_a, "array"_a)
+      .def("check_complete", [](const BoundModel& b) { b.model().check_complete(); })
+      .def("step", &BoundModel::step, "states"_a, "ids"_a, "want"_a)
+      .def("block", &BoundModel::block, "layer"_a, "x"_a, "state"_a)
+      .def("accumulate", &BoundModel::accumulate, "name"_a, "q"_a)
+      .def_prop_ro("isa", [](const BoundModel& b) { return b.model().kernels().name; })
+      .def_prop_ro("threads", [](const BoundModel& b) { return b.model().threads(); })
+      .def_prop_ro("scratch_bytes", [](const BoundModel& b) { return b.model().scratch_bytes(); });
+}
+
+void bind_tools(nb::module_& m) {
+  m.def("default_threads", &default_threads);
+  m.def("read_bandwidth", &read_bandwidth, "nbytes"_a, "threads"_a, "passes"_a,
+        nb::call_guard<nb::gil_scoped_release>());
+  m.def(
+      "random_codes",
+      [](int packing, Codes rows, int k, uint64_t seed) {
+        const Packing form = static_cast<Packing>(packing);
+        if (packing < 0 || packing > 1 || k < 1 || rows.shape(1) != row_bytes_of(form, k)) {
+          throw std::invalid_argument("rows do not have the length that k elements need");
+        }
+        nb::gil_scoped_release release;
+        random_codes(form, rows.data(), static_cast<int>(rows.shape(0)), k, seed);
+      },
+      "packing"_a, "rows"_a, "k"_a, "seed"_a);
+  m.def(
+      "random_bytes",
+      [](Bytes out, uint64_t seed) {
+        nb::gil_scoped_release release;
+        random_bytes(out.data(), out.shape(0), seed);
+      },
+      "out"_a, "seed"_a);
+}
+
+}  // namespace
+}  // namespace nomatmul
+
+NB_MODULE(_native, m) {
+  m.doc() = "Native core of nomatmul; use it through nomatmul.load()";
+  nomatmul::bind_kernels(m);
+  nomatmul::bind_memory(m);
+  nomatmul::bind_model(m);
+  nomatmul::bind_tools(m);
+}
