@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from nomatmul.formats.config import ModelConfig
-
-
-def write_card(directory: Path, config: ModelConfig, packing: str, embedding: str) -> None:
-    """Write README.md: what the model is, how it was packed, how to run it."""
-    (directory / "README.md").write_text(card_text(config, packing, embedding), encoding="utf-8")
 
 
 def card_text(config: ModelConfig, packing: str, embedding: str) -> str:

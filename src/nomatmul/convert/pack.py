@@ -1,9 +1,9 @@
 """Pack a model: ternarise its linear layers once and write them at two (or 1.6) bits a weight.
 
-The source is read one tensor at a time and a tensor is quantised a block of rows at a time, so the
-peak memory is the largest tensor in float32, its packed form, and little else.
+The source is read and quantised a block of rows at a time, so the peak memory is a few blocks,
+whatever the size of the model (a pickled `pytorch_model.bin` is mapped by torch instead).
 
-Shapes: N output features, K input features, L layers, D hidden size.
+Shapes: L layers, D hidden size.
 """
 
 from __future__ import annotations
@@ -12,24 +12,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nomatmul.convert.card import write_card
+from nomatmul.convert.card import card_text
 from nomatmul.convert.check import PackCheck, check_packed
 from nomatmul.convert.source import find_checkpoint, prepare_tokenizer
 from nomatmul.formats.checkpoint import Checkpoint, open_checkpoint
-from nomatmul.formats.names import linear_shapes
-from nomatmul.formats.packed import PackedWriter
-from nomatmul.formats.packing import PACKINGS, pack_ternary, row_bytes
+from nomatmul.formats.gates import cumulative_lower_bounds
+from nomatmul.formats.names import has_lower_bounds
+from nomatmul.formats.packed import EMBEDDING_FORMS, PackedWriter
+from nomatmul.formats.packing import PACKINGS
 from nomatmul.formats.quantise import absmean_scale, quantise_rows, ternarise, to_bfloat16
-
-if TYPE_CHECKING:
-    from nomatmul.formats.config import ModelConfig
-
-EMBEDDINGS = ("bf16", "int8")
-_BLOCK_BYTES = 4 << 20  # float32 bytes of the rows that are quantised at a time
 
 
 @dataclass(frozen=True)
@@ -67,21 +61,22 @@ def pack(
     finite; when `dst` exists; OSError when the disk is full. Nothing is left under `dst` then.
     """
     _check_choice("packing", packing, PACKINGS)
-    _check_choice("embedding", embedding, EMBEDDINGS)
+    _check_choice("embedding", embedding, EMBEDDING_FORMS)
     start = time.perf_counter()
     source_dir, target = find_checkpoint(Path(src)), Path(dst)
     checkpoint = open_checkpoint(source_dir)
     _refuse_unsuitable(checkpoint, src)
-    with prepare_tokenizer(source_dir, checkpoint.config) as (tokenizer_path, tokenizer_kind):
-        with PackedWriter(target, checkpoint.config, packing, embedding, tokenizer_path) as writer:
-            _write_tensors(checkpoint, writer, packing, embedding, progress)
-            write_card(writer.directory, checkpoint.config, packing, embedding)
+    config = checkpoint.config
+    with prepare_tokenizer(source_dir, config) as (tokenizer_path, tokenizer_kind):
+        card = card_text(config, packing, embedding)
+        with PackedWriter(target, config, packing, embedding, tokenizer_path, card) as writer:
+            _write_tensors(checkpoint, writer, progress or _silent)
     seconds = time.perf_counter() - start
     return PackResult(
         destination=str(target),
         packing=packing,
         embedding=embedding,
-        parameters=checkpoint.config.param_count(),
+        parameters=config.param_count(),
         source_bytes=_directory_bytes(source_dir),
         packed_bytes=_directory_bytes(target),
         tokenizer=tokenizer_kind,
@@ -104,107 +99,48 @@ def _refuse_unsuitable(checkpoint: Checkpoint, src: str | Path) -> None:
         raise ValueError(f"{src} is a dense model: there is nothing ternary to pack")
 
 
+def _silent(done: int, total: int, name: str) -> None:
+    """Progress that nobody watches."""
+
+
 def _write_tensors(
-    checkpoint: Checkpoint,
-    writer: PackedWriter,
-    packing: str,
-    embedding: str,
-    progress: Callable[[int, int, str], None] | None,
+    checkpoint: Checkpoint, writer: PackedWriter, progress: Callable[[int, int, str], None]
 ) -> None:
-    maker = _TensorMaker(checkpoint, packing, embedding)
-    names = list(writer.names())
-    for done, name in enumerate(names):
-        if progress is not None:
-            progress(done, len(names), name)
-        writer.add(name, maker.make(name))
-    if progress is not None:
-        progress(len(names), len(names), "")
-
-
-class _TensorMaker:
-    """Makes the tensors of a packed directory by name, in any order that keeps X.packed, X.scale
-    and embedding.weight, embedding.scale together (one source tensor is held at a time)."""
-
-    def __init__(self, checkpoint: Checkpoint, packing: str, embedding: str) -> None:
-        self.checkpoint = checkpoint
-        self.packing = packing
-        self.embedding = embedding
-        self.linears = linear_shapes(checkpoint.config)
-        self.lower_bounds: np.ndarray | None = None
-        self.scales: dict[str, np.ndarray] = {}
-
-    def make(self, name: str) -> np.ndarray:
-        """The array of one packed tensor."""
+    """Write every tensor in the file's order; a linear layer's codes come before its scale."""
+    scales: dict[str, np.float32] = {}
+    bounds_LD = _lower_bounds(checkpoint)
+    for done, name in enumerate(writer.names):
+        progress(done, len(writer.names), name)
         layer, _, kind = name.rpartition(".")
-        if name in self.scales:
-            return self.scales.pop(name)
-        if kind in ("packed", "scale") and layer in self.linears:
-            packed, scale = self._pack_linear(layer)
-            self.scales[f"{layer}.scale"] = scale
-            return packed
-        if name == "embedding.weight":
-            return self._embedding()
-        if kind == "lower_bound":
-            return self._lower_bound(int(name.split(".")[1]))
-        return self._read(name)
-
-    def _read(self, name: str) -> np.ndarray:
-        array = self.checkpoint.read(name)
-        for rows in _row_blocks(array):
-            if not np.isfinite(rows).all():
-                raise ValueError(f"{name} holds a value that is not finite (NaN or infinity)")
-        return array
-
-    def _pack_linear(self, layer: str) -> tuple[np.ndarray, np.ndarray]:
-        """Codes uint8 [N, row_bytes] and scale float32 [1] of one linear layer."""
-        tied = layer == "head" and self.checkpoint.config.tie_embeddings
-        weight_NK = self._read("embedding.weight" if tied else f"{layer}.weight")
-        scale = absmean_scale(_row_blocks(weight_NK))
-        rows, columns = weight_NK.shape
-        packed = np.empty((rows, row_bytes(columns, self.packing)), dtype=np.uint8)
-        at = 0
-        for block in _row_blocks(weight_NK):
-            end = at + len(block)
-            packed[at:end] = pack_ternary(ternarise(block, scale), self.packing)
-            at = end
-        return packed, np.array([scale], dtype=np.float32)
-
-    def _embedding(self) -> np.ndarray:
-        table_VD = self._read("embedding.weight")
-        out = np.empty(table_VD.shape, np.uint16 if self.embedding == "bf16" else np.int8)
-        scale_V = np.empty(len(table_VD), dtype=np.float32)
-        at = 0
-        for block in _row_blocks(table_VD):
-            end = at + len(block)
-            if self.embedding == "bf16":
-                out[at:end] = to_bfloat16(block)
-            else:
-                out[at:end], scale_V[at:end] = quantise_rows(block)
-            at = end
-        if self.embedding == "int8":
-            self.scales["embedding.scale"] = scale_V
-        return out
-
-    def _lower_bound(self, layer: int) -> np.ndarray:
-        if self.lower_bounds is None:
-            self.lower_bounds = _cumulated(self.checkpoint.config, self._read)
-        return self.lower_bounds[layer]
+        if kind == "packed":
+            scales[layer] = absmean_scale(checkpoint.read_blocks(f"{layer}.weight"))
+            blocks = checkpoint.read_blocks(f"{layer}.weight")
+            writer.add_packed(name, (ternarise(block, scales[layer]) for block in blocks))
+        elif name == "embedding.scale":
+            blocks = checkpoint.read_blocks("embedding.weight")
+            writer.add(name, (quantise_rows(block)[1] for block in blocks))
+        elif name == "embedding.weight":
+            to_form = _to_int8 if writer.embedding_form == "int8" else to_bfloat16
+            writer.add(name, (to_form(block) for block in checkpoint.read_blocks(name)))
+        elif kind == "scale":
+            writer.add(name, np.array([scales[layer]], dtype=np.float32))
+        elif kind == "lower_bound":
+            writer.add(name, bounds_LD[int(name.split(".")[1])])
+        else:
+            writer.add(name, checkpoint.read(name))
+    progress(len(writer.names), len(writer.names), "")
 
 
-def _row_blocks(array: np.ndarray) -> Any:
-    """The array's rows a few at a time, so that temporaries stay small."""
-    step = max(1, _BLOCK_BYTES // max(1, array[0].size * 4))
-    return (array[at : at + step] for at in range(0, len(array), step))
+def _to_int8(block: np.ndarray) -> np.ndarray:
+    return quantise_rows(block)[0]
 
 
-def _cumulated(config: ModelConfig, read: Callable[[str], np.ndarray]) -> np.ndarray:
+def _lower_bounds(checkpoint: Checkpoint) -> np.ndarray:
     """Lower bounds of the forget gates, float32 [L, D]; zeros where the model has none."""
-    if not config.use_lower_bound:
+    config = checkpoint.config
+    if not has_lower_bounds(config):
         return np.zeros((config.num_layers, config.hidden_size), dtype=np.float32)
-    table_LD = read("lower_bounds").astype(np.float32)
-    weights_LD = np.exp(table_LD - table_LD.max(axis=0))
-    weights_LD /= weights_LD.sum(axis=0)
-    return np.cumsum(weights_LD, axis=0, dtype=np.float32) - weights_LD[0]
+    return cumulative_lower_bounds(checkpoint.read("lower_bounds"))
 
 
 def _directory_bytes(directory: Path) -> int:

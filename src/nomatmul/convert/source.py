@@ -25,16 +25,14 @@ def find_checkpoint(path: Path) -> Path:
         return path
     if (path / "model" / "config.json").is_file():
         return path / "model"
-    found = [step for step in path.glob("checkpoints/*/model") if (step / "config.json").is_file()]
-    found += [step for step in path.glob("checkpoints/*") if (step / "config.json").is_file()]
+    found = sorted(path.glob("checkpoints/step-*/config.json"))
     if not found:
         raise FormatError(f"{path} holds no model: it has no config.json and no checkpoints/")
-    return max(found, key=lambda step: [int(part) for part in _numbers(str(step))] or [0])
-
-
-def _numbers(text: str) -> list[str]:
-    digits = "".join(c if c.isdigit() else " " for c in Path(text).as_posix().split("checkpoints/")[1])
-    return digits.split()
+    with contextlib.suppress(OSError, ValueError):  # the newest is a good answer without it too
+        latest = path / "checkpoints" / (path / "checkpoints" / "latest").read_text("utf-8").strip()
+        if latest / "config.json" in found:
+            return latest
+    return found[-1].parent
 
 
 @contextlib.contextmanager

@@ -1,0 +1,105 @@
+"""Turn a training checkpoint or a published model into a packed one, and check the result.
+
+SRC is a checkpoint directory, the directory of a training run (its finished model, else its latest
+checkpoint), or a published MatMul-free LM (hgrn_bit; float32, float16 or bfloat16; one file or
+shards). The weights become ternary once, by the absmean rule of the model's training; a model that
+is packed already is refused, because quantising twice would break it. DST must not exist. Nothing
+is left under DST when packing fails. Memory stays at a few blocks of rows, whatever the size; the
+check afterwards loads both models (--no-check leaves it out).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nomatmul.cli.options import json_option, option
+from nomatmul.cli.show import print_json, print_table, size
+
+if TYPE_CHECKING:
+    from nomatmul.convert import PackCheck, PackResult
+
+EXAMPLES = """
+examples:
+  nomatmul pack runs/mine packed/mine
+  nomatmul pack ridger-mmfreelm-370M packed/370M --check-text wiki.valid.txt.bz2
+  nomatmul pack runs/mine packed/mine-small --packing 1.6bit --embedding int8
+  nomatmul pack huge-checkpoint packed/huge --no-check --json
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    src: str = option(positional=True, metavar="SRC", help="the model to pack")
+    dst: str = option(positional=True, metavar="DST", help="the directory to make")
+    packing: str = option(
+        "2bit", choices=("2bit", "1.6bit"), help="2bit is faster, 1.6bit a fifth smaller"
+    )
+    embedding: str = option(
+        "bf16", choices=("bf16", "int8"), help="how the embedding is kept; int8 has a scale a row"
+    )
+    check: bool = option(True, help="compare the packed model with its source")
+    check_text: str | None = option(
+        None, metavar="FILE", help="the text of that comparison (default: a built-in paragraph)"
+    )
+    json: bool = json_option()
+
+
+def run(options: Options) -> int:
+    from nomatmul.convert import pack
+
+    # A terminated run cleans up like an interrupted one.
+    signal.signal(signal.SIGTERM, _interrupt)
+    quiet = options.json or not sys.stderr.isatty()
+    result = pack(
+        options.src,
+        options.dst,
+        packing=options.packing,
+        embedding=options.embedding,
+        check=options.check,
+        check_text=options.check_text,
+        progress=None if quiet else _show_progress,
+    )
+    if options.json:
+        print_json(dataclasses.asdict(result))
+    else:
+        _show(result)
+    return 0
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _show_progress(done: int, total: int, name: str) -> None:
+    line = f"packing {done}/{total} {name}" if name else ""
+    print(f"\r{line:70.70}", end="" if name else "\r", file=sys.stderr, flush=True)
+
+
+def _show(result: PackResult) -> None:
+    print(f"packed {result.parameters:,} parameters to {result.destination}")
+    rows = [
+        ("source", size(result.source_bytes)),
+        ("packed", size(result.packed_bytes)),
+        ("seconds", f"{result.seconds:.1f}"),
+        ("tokenizer", result.tokenizer),
+    ]
+    if result.check is not None:
+        rows += _check_rows(result.check)
+    print_table(rows)
+
+
+def _check_rows(check: PackCheck) -> list[tuple[str, str]]:
+    return [
+        ("checked on", f"{check.tokens} tokens, {check.text}"),
+        ("backends", f"{check.source_backend} against {check.packed_backend}"),
+        ("largest logit difference", f"{check.largest_difference:.3g}"),
+        ("  of logits up to", f"{check.largest_logit:.3g}"),
+        ("relative error", f"{check.relative_error:.2e}"),
+        ("same most likely token", f"{100 * check.same_argmax:.1f} %"),
+        ("loss of the source", f"{check.source_loss:.4f}"),
+        ("loss when packed", f"{check.packed_loss:.4f}"),
+    ]

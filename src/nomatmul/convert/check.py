@@ -1,0 +1,132 @@
+"""Does a packed model say what its source says? Logits and loss of both on one text.
+
+The source runs in torch where torch is installed, else in the numpy oracle; the packed model runs
+in the engine. Legend: T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nomatmul.formats.config import ModelConfig
+
+# The opening of Alice's Adventures in Wonderland (Lewis Carroll, 1865; public domain).
+DEFAULT_TEXT = (
+    "Alice was beginning to get very tired of sitting by her sister on the bank, and of having "
+    "nothing to do: once or twice she had peeped into the book her sister was reading, but it had "
+    "no pictures or conversations in it, and what is the use of a book, thought Alice, without "
+    "pictures or conversations? So she was considering in her own mind (as well as she could, for "
+    "the hot day made her feel very sleepy and stupid), whether the pleasure of making a "
+    "daisy-chain would be worth the trouble of getting up and picking the daisies, when suddenly a "
+    "White Rabbit with pink eyes ran close by her."
+)
+MAX_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class PackCheck:
+    """Packed against source on `tokens` tokens.
+
+    largest_difference and largest_logit are of logits; relative_error is the root mean square of
+    the difference over that of the source's logits; same_argmax the share of positions with the
+    same most likely token; losses in nats a token.
+    """
+
+    tokens: int
+    text: str
+    source_backend: str
+    packed_backend: str
+    largest_difference: float
+    largest_logit: float
+    relative_error: float
+    same_argmax: float
+    source_loss: float
+    packed_loss: float
+
+
+def check_packed(source: Path, packed: Path, text_file: str | Path | None = None) -> PackCheck:
+    """Run both models on a text (`text_file`, else a built-in paragraph) and compare.
+
+    Without a tokenizer the text is replaced by fixed pseudo-random token ids.
+    Raises ValueError for a text too short to compare on.
+    """
+    from nomatmul import load
+
+    lm = load(packed)
+    ids, named = _token_ids(lm.tokenizer, lm.config, text_file)
+    packed_TV = np.asarray(lm.logits(ids), dtype=np.float32)
+    backend = getattr(lm, "backend", "engine")
+    del lm
+    source_TV, source_backend = source_logits(source, ids)
+    return compare(source_TV, packed_TV, ids, named, source_backend, str(backend))
+
+
+def compare(
+    source_TV: np.ndarray,
+    packed_TV: np.ndarray,
+    ids: Sequence[int],
+    text: str,
+    source_backend: str,
+    packed_backend: str,
+) -> PackCheck:
+    """The figures of `PackCheck` from two tables of logits, float32 [T, V]."""
+    difference_TV = np.abs(packed_TV - source_TV)
+    power = float(np.sqrt(np.mean(np.square(source_TV, dtype=np.float64))))
+    error = float(np.sqrt(np.mean(np.square(difference_TV, dtype=np.float64))))
+    return PackCheck(
+        tokens=len(ids),
+        text=text,
+        source_backend=source_backend,
+        packed_backend=packed_backend,
+        largest_difference=float(difference_TV.max()),
+        largest_logit=float(np.abs(source_TV).max()),
+        relative_error=error / max(power, 1e-30),
+        same_argmax=float(np.mean(packed_TV.argmax(1) == source_TV.argmax(1))),
+        source_loss=mean_loss(source_TV, ids),
+        packed_loss=mean_loss(packed_TV, ids),
+    )
+
+
+def mean_loss(logits_TV: np.ndarray, ids: Sequence[int]) -> float:
+    """Mean of -ln p(ids[t] | before) for t = 1..T-1, in float64."""
+    logits = logits_TV[:-1].astype(np.float64)
+    logits -= logits.max(axis=1, keepdims=True)
+    log_total = np.log(np.exp(logits).sum(axis=1))
+    return float(np.mean(log_total - logits[np.arange(len(logits)), np.asarray(ids[1:])]))
+
+
+def source_logits(directory: Path, ids: Sequence[int]) -> tuple[np.ndarray, str]:
+    """float32 [T, V] of an unpacked model, and the backend that computed them."""
+    if all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+        import torch
+
+        from nomatmul.models import CausalLM
+
+        model = CausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        with torch.inference_mode():
+            return model(torch.tensor([list(ids)])).logits[0].float().numpy(), "torch"
+    raise NotImplementedError
+
+
+def _token_ids(
+    tokenizer: object, config: ModelConfig, text_file: str | Path | None
+) -> tuple[list[int], str]:
+    if tokenizer is None:
+        rng = np.random.default_rng(0)
+        return rng.integers(0, config.vocab_size, size=64).tolist(), "random token ids"
+    text, named = DEFAULT_TEXT, "built-in paragraph"
+    if text_file is not None:
+        from nomatmul.formats.textfiles import read_text
+
+        text, named = read_text(text_file, max_bytes=MAX_TOKENS * 64), str(text_file)
+    ids = list(tokenizer.encode(text, add_special_tokens=False).ids)  # type: ignore[attr-defined]
+    if config.bos_token_id is not None:
+        ids.insert(0, config.bos_token_id)
+    if len(ids) < 2:
+        raise ValueError(f"{named} has {len(ids)} token(s); the check needs two or more")
+    return ids[:MAX_TOKENS], named
