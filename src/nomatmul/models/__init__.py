@@ -1,0 +1,26 @@
+"""The torch model: drop-in layers, the block with its three dials, and the language model."""
+
+from nomatmul.models.attention import Attention
+from nomatmul.models.auto import register
+from nomatmul.models.block import Block
+from nomatmul.models.cache import RecurrentCache
+from nomatmul.models.causal_lm import CausalLM
+from nomatmul.models.config import CausalLMConfig
+from nomatmul.models.layers import FFN, GLU, BitLinear, DenseLinear, RMSNorm
+from nomatmul.models.mlgru import MLGRU
+
+register()
+
+__all__ = [
+    "FFN",
+    "GLU",
+    "MLGRU",
+    "Attention",
+    "BitLinear",
+    "Block",
+    "CausalLM",
+    "CausalLMConfig",
+    "DenseLinear",
+    "RMSNorm",
+    "RecurrentCache",
+]

@@ -1,0 +1,107 @@
+"""Causal self-attention with rotary positions: the token mixer of the Transformer++ twin.
+
+Shape suffixes: B sequences, T new steps, S steps attended to, H heads, E elements of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nomatmul.models.layers import BitLinear, make_linear
+from nomatmul.ops.bitlinear import reciprocal_rms
+
+
+def rotary_angles(position_ids_BT: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin, float32 [B, T, head_size/2], of the positions (RoPE, arXiv 2104.09864)."""
+    exponent = torch.arange(0, head_size, 2, device=position_ids_BT.device).float() / head_size
+    angle = position_ids_BT.float().unsqueeze(-1) * torch.pow(theta, -exponent)
+    return angle.cos(), angle.sin()
+
+
+def _rotate(x_BHTE: Tensor, cos_BTE: Tensor, sin_BTE: Tensor) -> Tensor:
+    """Rotate element e with element e + E/2 (the half-split convention of Llama)."""
+    cos, sin = cos_BTE.unsqueeze(1), sin_BTE.unsqueeze(1)
+    first, second = x_BHTE.float().chunk(2, dim=-1)
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return turned.to(x_BHTE.dtype)
+
+
+def attention_bias(mask_BS: Tensor, new: int) -> Tensor:
+    """Boolean [B, 1, T, S]: may query t (the last `new` of S) look at key s?
+
+    mask_BS: 1 for real positions, 0 for padding. A padded query looks at itself, so that no row
+    is empty.
+    """
+    total = mask_BS.shape[1]
+    device = mask_BS.device
+    query_T = torch.arange(total - new, total, device=device)
+    key_S = torch.arange(total, device=device)
+    causal_TS = key_S[None, :] <= query_T[:, None]
+    itself_TS = key_S[None, :] == query_T[:, None]
+    return ((causal_TS & mask_BS.bool()[:, None, :]) | itself_TS).unsqueeze(1)
+
+
+class Attention(nn.Module):
+    """Multi-head causal attention, no biases; x: [B, T, D] -> [B, T, D]."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        linear: str = "dense",
+        eps: float = 1e-6,
+        rope_theta: float = 10000.0,
+        layer: int = 0,
+    ) -> None:
+        super().__init__()
+        if hidden_size % num_heads or (hidden_size // num_heads) % 2:
+            raise ValueError(
+                f"{num_heads} heads do not cut hidden_size {hidden_size} into even parts"
+            )
+        self.num_heads = num_heads
+        self.head_size = hidden_size // num_heads
+        self.rope_theta = rope_theta
+        self.layer = layer
+        self.q_proj = make_linear(hidden_size, hidden_size, linear, eps)
+        self.k_proj = make_linear(hidden_size, hidden_size, linear, eps)
+        self.v_proj = make_linear(hidden_size, hidden_size, linear, eps)
+        self.o_proj = make_linear(hidden_size, hidden_size, linear, eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        cache: Any = None,
+    ) -> Tensor:
+        """bias: from `attention_bias`, None for plain causal attention without a past.
+
+        rotary: from `rotary_angles`, None for positions 0..T-1. cache: a transformers Cache that
+        keeps keys and values of this layer, None for none.
+        """
+        batch, steps, _ = x.shape
+        if rotary is None:
+            positions = torch.arange(steps, device=x.device).unsqueeze(0)
+            rotary = rotary_angles(positions, self.head_size, self.rope_theta)
+        rstd = None
+        if isinstance(self.q_proj, BitLinear):
+            rstd = reciprocal_rms(x.detach(), self.q_proj.norm.eps)
+
+        def split(projection: nn.Module) -> Tensor:
+            y = projection(x, rstd)
+            return y.view(batch, steps, self.num_heads, self.head_size).transpose(1, 2)
+
+        q_BHTE = _rotate(split(self.q_proj), *rotary)
+        k_BHSE = _rotate(split(self.k_proj), *rotary)
+        v_BHSE = split(self.v_proj)
+        if cache is not None:
+            k_BHSE, v_BHSE = cache.update(k_BHSE, v_BHSE, self.layer)
+        y_BHTE = F.scaled_dot_product_attention(
+            q_BHTE, k_BHSE, v_BHSE, attn_mask=bias, is_causal=bias is None
+        )
+        return self.o_proj(y_BHTE.transpose(1, 2).reshape(batch, steps, -1))

@@ -1,0 +1,338 @@
+"""The causal language model: embedding, equal blocks, final norm, head; for every dial.
+
+Shape suffixes: B sequences, T new steps, S steps seen so far and now, D hidden, V vocabulary,
+L layers.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from nomatmul.models.attention import Attention, attention_bias, rotary_angles
+from nomatmul.models.block import Block
+from nomatmul.models.cache import RecurrentCache
+from nomatmul.models.config import CausalLMConfig
+from nomatmul.models.layers import FFN, GLU, RMSNorm, make_linear
+from nomatmul.models.loading import load_pretrained, save_tokenizer
+from nomatmul.models.mlgru import MLGRU
+from nomatmul.ops.loss import chunked_cross_entropy
+
+_LOGPROB_CHUNK = 512
+
+
+def cumulative_lower_bounds(table_LD: Tensor) -> Tensor:
+    """Floors of the forget gates, float32 [L, D]: cumsum(softmax over layers) minus its first row.
+
+    They rise with depth from zero, so deeper layers remember longer (arXiv 2311.04823).
+    """
+    share_LD = torch.softmax(table_LD.float(), dim=0)
+    return torch.cumsum(share_LD, dim=0) - share_LD[0]
+
+
+class CausalLM(PreTrainedModel, GenerationMixin):
+    """MatMul-free LM, Transformer++ and what lies between, chosen by the config's dials.
+
+    Tensor names are those of nomatmul's training checkpoints. `from_pretrained` reads own
+    directories and published `hgrn_bit` ones; `save_pretrained` writes safetensors.
+
+    Initial weights follow what the authors' code does, not what it seems to do. Their MLGRU
+    draws all four projections Xavier-uniform with gain 2^-2.5 and marks them as initialised, so
+    transformers' later pass does not touch them, and `o_proj` is not scaled down. The rest is
+    normal with `initializer_range`; their loop over "o_proj.weight" and "down_proj.weight" sees
+    names relative to each sub-module and so takes effect once, on the channel mixer's
+    `down_proj`, which is divided by sqrt(2 L). Attention (the Transformer++ twin) is normal with
+    `o_proj` divided by sqrt(2 L), as in GPT-2. Lower bounds start at zero, norms at one.
+    """
+
+    config_class = CausalLMConfig
+    config: CausalLMConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _no_split_modules = ("Block",)
+    _tied_weights_keys = {"head.weight": "embedding.weight"}  # noqa: RUF012 (transformers' form)
+    _is_stateful = True
+    _supports_sdpa = True
+
+    def __init__(self, config: CausalLMConfig) -> None:
+        super().__init__(config)
+        model = config.model_config
+        if not model.causal:
+            raise ValueError("CausalLM needs causal=True; this config describes an encoder")
+        self.model_config = model
+        self.embedding = nn.Embedding(model.vocab_size, model.hidden_size)
+        if model.token_mixer == "mlgru" and model.use_lower_bound:
+            self.lower_bounds = nn.Parameter(torch.zeros(model.num_layers, model.hidden_size))
+        self.layers = nn.ModuleList(Block(model, layer) for layer in range(model.num_layers))
+        self.final_norm = RMSNorm(model.hidden_size, model.norm_eps)
+        self.head = make_linear(
+            model.hidden_size, model.vocab_size, model.linear, model.linear_norm_eps
+        )
+        self.gradient_checkpointing = False
+        self._tokenizer: Any = None
+        self.post_init()
+
+    # -- what transformers asks for -------------------------------------------------------------
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embedding = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.head = new_embeddings
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # forward makes the cache that its token mixer needs
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        residual_std = std / math.sqrt(2 * self.config.num_layers)
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, 0.0, std)
+        elif isinstance(module, RMSNorm):
+            nn.init.ones_(module.weight)
+        elif isinstance(module, MLGRU):
+            for linear in (module.i_proj, module.f_proj, module.g_proj, module.o_proj):
+                nn.init.xavier_uniform_(linear.weight, gain=2**-2.5)
+        elif isinstance(module, Attention):
+            for linear in (module.q_proj, module.k_proj, module.v_proj):
+                nn.init.normal_(linear.weight, 0.0, std)
+            nn.init.normal_(module.o_proj.weight, 0.0, residual_std)
+        elif isinstance(module, GLU | FFN):
+            first = module.gate_proj if isinstance(module, GLU) else module.up_proj
+            nn.init.normal_(first.weight, 0.0, std)
+            nn.init.normal_(module.down_proj.weight, 0.0, residual_std)
+        elif isinstance(module, CausalLM):
+            nn.init.normal_(module.head.weight, 0.0, std)
+            if hasattr(module, "lower_bounds"):
+                nn.init.zeros_(module.lower_bounds)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load an own or a published (`hgrn_bit`) checkpoint: a directory or a hub name.
+
+        Takes transformers' arguments; `dtype` (a torch dtype, its name, or "auto") is honoured
+        for both. Raises ValueError for a packed directory (the engine loads those), missing,
+        unknown or misshapen tensors and values that are not finite.
+        """
+        return load_pretrained(
+            cls, super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs
+        )
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> Any:
+        """Write config.json and safetensors (sharded when large); tokenizer.json if known."""
+        result = super().save_pretrained(save_directory, **kwargs)
+        save_tokenizer(self, Path(save_directory))
+        return result
+
+    # -- the forward pass -----------------------------------------------------------------------
+
+    def hidden(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Any = None,
+        collect: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Final-normed hidden states [B, T, D], what the head reads.
+
+        cache is changed in place; collect, a list, receives the input of every block and the
+        result. Raises ValueError for ids out of range, an empty sequence or a wrong mask.
+        """
+        x = self._embed(input_ids, inputs_embeds)
+        past = cache.get_seq_length() if cache is not None else 0
+        mask, rotary = self._positions(x, attention_mask, position_ids, past)
+        bounds: Any = [None] * len(self.layers)
+        if hasattr(self, "lower_bounds"):
+            # layer 0 has none: its gate may fall to zero
+            bounds = [None, *cumulative_lower_bounds(self.lower_bounds)[1:].unbind(0)]
+        for layer, bound in zip(self.layers, bounds, strict=True):
+            if collect is not None:
+                collect.append(x)
+            if self.gradient_checkpointing and self.training and cache is None:
+                x = self._gradient_checkpointing_func(layer.__call__, x, mask, bound, rotary)
+            else:
+                x = layer(x, mask, bound, rotary, cache)
+        if isinstance(cache, RecurrentCache):
+            cache.seen += x.shape[1]
+        x = self.final_norm(x)
+        if collect is not None:
+            collect.append(x)
+        return x
+
+    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            assert input_ids is not None
+            self._check_ids(input_ids)
+            inputs_embeds = self.embedding(input_ids)
+        if inputs_embeds.dim() != 3 or inputs_embeds.shape[1] == 0:
+            raise ValueError(f"embeddings must be [B, T >= 1, D], got {tuple(inputs_embeds.shape)}")
+        return inputs_embeds
+
+    def _check_ids(self, input_ids_BT: Tensor) -> None:
+        if input_ids_BT.dim() != 2 or input_ids_BT.numel() == 0:
+            raise ValueError(
+                f"input_ids must be [batch, length] with at least one token, got shape "
+                f"{tuple(input_ids_BT.shape)}"
+            )
+        # Looking at the values makes a GPU wait, so training on one leaves it to the data loader.
+        if torch.compiler.is_compiling() or (self.training and input_ids_BT.is_cuda):
+            return
+        low, high = (int(v) for v in torch.aminmax(input_ids_BT))
+        if low < 0 or high >= self.config.vocab_size:
+            bad = low if low < 0 else high
+            raise ValueError(
+                f"token id {bad} is out of range: the vocabulary has {self.config.vocab_size}"
+            )
+
+    def _positions(
+        self, x: Tensor, mask_BS: Tensor | None, position_ids: Tensor | None, past: int
+    ) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
+        """The mask in the form that the token mixer takes, and the rotary angles or None."""
+        batch, new = x.shape[:2]
+        if mask_BS is not None and mask_BS.shape not in ((batch, past + new), (batch, new)):
+            raise ValueError(
+                f"attention_mask has shape {tuple(mask_BS.shape)}, expected ({batch}, {past + new})"
+            )
+        if self.config.token_mixer == "mlgru":
+            return (None if mask_BS is None else mask_BS[:, -new:]), None
+        if mask_BS is not None and mask_BS.shape[1] != past + new:
+            mask_BS = torch.cat([mask_BS.new_ones(batch, past), mask_BS], dim=1)
+        if position_ids is None and mask_BS is not None:
+            position_ids = (mask_BS.long().cumsum(-1) - 1).clamp(min=0)[:, -new:]
+        elif position_ids is None:
+            position_ids = torch.arange(past, past + new, device=x.device).unsqueeze(0)
+        if mask_BS is None and past:
+            mask_BS = torch.ones(batch, past + new, device=x.device)
+        bias = None if mask_BS is None else attention_bias(mask_BS, new)
+        head_size = self.config.hidden_size // self.config.num_heads
+        return bias, rotary_angles(position_ids, head_size, self.config.rope_theta)
+
+    def _cache(self, past_key_values: Any, use_cache: bool | None) -> Any:
+        if past_key_values is None:
+            wanted = use_cache
+            if wanted is None:
+                wanted = self.config.use_cache and not self.training
+            if not wanted:
+                return None
+            recurrent = self.config.token_mixer == "mlgru"
+            return RecurrentCache(len(self.layers)) if recurrent else DynamicCache()
+        if self.config.token_mixer == "mlgru" and not isinstance(past_key_values, RecurrentCache):
+            raise ValueError(
+                f"past_key_values of type {type(past_key_values).__name__} does not fit: an MLGRU "
+                "model keeps a RecurrentCache"
+            )
+        return past_key_values
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        logits_to_keep: int = 0,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Logits [B, T, V] of the next token at each position, and the loss if labels are given.
+
+        input_ids: integers [B, T]; attention_mask: [B, S], 0 for left padding; labels: [B, T],
+        the same ids (they are shifted here), -100 where nothing is to be learnt. In training mode
+        with labels the logits are not returned. past_key_values: from an earlier output; it is
+        changed in place. logits_to_keep: only the last so many positions, 0 for all.
+
+        Returns CausalLMOutputWithPast, or its tuple when return_dict is False.
+        """
+        cache = self._cache(past_key_values, use_cache)
+        collect: list[Tensor] | None = [] if output_hidden_states else None
+        hidden = self.hidden(
+            input_ids,
+            attention_mask,
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            cache=cache,
+            collect=collect,
+        )
+        loss = logits = None
+        if labels is not None:
+            loss, _ = self.loss_of_hidden(hidden[:, :-1], labels[:, 1:])
+        if labels is None or not self.training:
+            logits = self.head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
+        output = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=cache,
+            hidden_states=None if collect is None else tuple(collect),
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def loss_of_hidden(
+        self, hidden: Tensor, targets: Tensor, *, chunk: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy and z of targets (not shifted), see `chunked_cross_entropy`."""
+        return chunked_cross_entropy(hidden, targets, self.head, chunk=chunk)
+
+    def loss(self, input_ids: Tensor, targets: Tensor, *, chunk: int = 0) -> tuple[Tensor, Tensor]:
+        """(mean cross-entropy in nats, z) of targets [B, T] given input_ids [B, T], not shifted.
+
+        The trainer's path: no cache, no logits kept. chunk: see `chunked_cross_entropy`.
+        """
+        return self.loss_of_hidden(self.hidden(input_ids), targets, chunk=chunk)
+
+    # -- evaluation -----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def token_logprobs(self, ids: list[int]) -> np.ndarray:
+        """log p(ids[t] | ids[:t]) for t = 1.., natural logarithm, float64 [T-1].
+
+        Raises ValueError for an empty list or an id out of range.
+        """
+        ids_1T = torch.as_tensor(list(ids), dtype=torch.long, device=self.device).reshape(1, -1)
+        hidden_TD = self.hidden(ids_1T)[0]
+        parts = []
+        for start in range(0, len(ids) - 1, _LOGPROB_CHUNK):
+            stop = min(start + _LOGPROB_CHUNK, len(ids) - 1)
+            logits = self.head(hidden_TD[start:stop]).double()
+            picked = ids_1T[0, start + 1 : stop + 1].unsqueeze(-1)
+            parts.append(torch.log_softmax(logits, -1).gather(-1, picked).squeeze(-1).cpu())
+        return torch.cat(parts).numpy() if parts else np.zeros(0)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer.json beside the weights as a `tokenizers.Tokenizer`, None if absent."""
+        if self._tokenizer is None:
+            path = Path(self.config._name_or_path or ".") / "tokenizer.json"
+            if self.config._name_or_path and path.is_file():
+                from tokenizers import Tokenizer
+
+                self._tokenizer = Tokenizer.from_file(str(path))
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, value: Any) -> None:
+        self._tokenizer = value

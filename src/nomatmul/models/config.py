@@ -1,0 +1,94 @@
+"""`ModelConfig` in the clothes that transformers wants."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from nomatmul.formats.config import ModelConfig
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
+_ALIASES = {
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "tie_word_embeddings": "tie_embeddings",
+}
+_EXTRA_KEYS = {
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "torch_dtype",
+    "use_cache",
+}
+"""Keys of transformers that its default configuration does not list."""
+
+
+class CausalLMConfig(PretrainedConfig):
+    """The dials and sizes of `ModelConfig`, plus what transformers keeps in a config.json.
+
+    Takes every field of `ModelConfig` by name (vocab_size, hidden_size and num_layers default to
+    the published 370M) and transformers' own settings. Raises ValueError for an unknown key or
+    an illegal value, naming it. `model_config` gives the frozen `ModelConfig`.
+    """
+
+    model_type = "nomatmul"
+    attribute_map = _ALIASES
+    keys_to_ignore_at_inference = ("past_key_values",)
+
+    def __init__(
+        self,
+        vocab_size: int = 32000,
+        hidden_size: int = 1024,
+        num_layers: int = 24,
+        use_cache: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        values = {"vocab_size": vocab_size, "hidden_size": hidden_size, "num_layers": num_layers}
+        for alias, name in _ALIASES.items():
+            if alias in kwargs:
+                values[name] = kwargs.pop(alias)
+        values |= {name: kwargs.pop(name) for name in _FIELDS if name in kwargs}
+        known = _EXTRA_KEYS | set(PretrainedConfig().to_dict())
+        unknown = sorted(key for key in kwargs if key not in known and not key.startswith("_"))
+        if unknown:
+            raise ValueError(f"unknown config key {', '.join(map(repr, unknown))}")
+        model = ModelConfig.from_dict(values)
+        for name in _FIELDS:
+            setattr(self, name, getattr(model, name))
+        self.use_cache = use_cache
+        super().__init__(**kwargs)
+        for name in _FIELDS:  # the base class may set its own defaults over ours
+            setattr(self, name, getattr(model, name))
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The frozen description; ValueError if an attribute was set to something illegal."""
+        return ModelConfig.from_dict({name: getattr(self, name) for name in _FIELDS})
+
+    @classmethod
+    def from_model_config(cls, config: ModelConfig, **kwargs: Any) -> CausalLMConfig:
+        """Wrap a `ModelConfig`; kwargs are transformers' own settings."""
+        return cls(**config.to_dict(), **kwargs)
+
+
+class PublishedConfig(CausalLMConfig):
+    """Registered for the published `hgrn_bit` model type; reading one gives a CausalLMConfig."""
+
+    model_type = "hgrn_bit"
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Translate a published config.json. Raises ValueError for options not supported."""
+        from nomatmul.formats.published import translate_config
+
+        translated = translate_config(config_dict).to_dict()
+        dtype = config_dict.get("dtype", config_dict.get("torch_dtype"))
+        if dtype is not None:
+            translated["dtype"] = dtype
+        return CausalLMConfig.from_dict(translated, **kwargs)

@@ -1,0 +1,133 @@
+"""Layers without a token mixer: norms, linear layers and channel mixers.
+
+Shape suffixes: B sequences, T steps, D hidden, M intermediate, K inputs of a linear layer.
+Each layer can be used alone; none of them knows of a configuration object.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nomatmul.ops.bitlinear import bit_linear, reciprocal_rms
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, computed in float32.
+
+    The result has x's dtype (autocast does not lower it).
+    """
+
+    def __init__(self, size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float() * reciprocal_rms(x, self.eps) * self.weight.float()
+        return y.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+class BitLinear(nn.Module):
+    """Linear layer of ternary weights and int8 activations with its own RMSNorm in front.
+
+    Holds latent float weights [out, in] that training moves; every forward pass uses
+    mean|W| * clip(round(W / mean|W|), -1, 1). No bias. x: [..., in] -> [..., out].
+    Source: arXiv 2406.02528, section 3.2.
+    """
+
+    def __init__(self, in_features: int, out_features: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.norm = RMSNorm(in_features, eps)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform weights with gain 2^-2.5 (see `causal_lm.init_weights`), norm at one."""
+        nn.init.xavier_uniform_(self.weight, gain=2**-2.5)
+        nn.init.ones_(self.norm.weight)
+
+    def forward(self, x: Tensor, rstd: Tensor | None = None) -> Tensor:
+        """rstd: `reciprocal_rms(x, eps)` where several layers read the same x."""
+        return bit_linear(x, self.weight, self.norm.weight, self.norm.eps, rstd=rstd)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}"
+
+
+class DenseLinear(nn.Linear):
+    """nn.Linear without bias; accepts and ignores `rstd` so that both kinds are called alike."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor, rstd: Tensor | None = None) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+def make_linear(
+    in_features: int, out_features: int, kind: str = "ternary", eps: float = 1e-6
+) -> BitLinear | DenseLinear:
+    """The linear layer that the dial `linear` names: "ternary" or "dense".
+
+    Raises ValueError for any other name.
+    """
+    if kind == "ternary":
+        return BitLinear(in_features, out_features, eps)
+    if kind == "dense":
+        return DenseLinear(in_features, out_features)
+    raise ValueError(f"linear {kind!r} is not known: use 'ternary' or 'dense'")
+
+
+class GLU(nn.Module):
+    """down(silu(gate) * up) with gate and up from one projection; [..., D] -> [..., D].
+
+    gate_proj.weight is [2M, D]: the gate's rows first. The product is taken in float32.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        linear: str = "ternary",
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.gate_proj = make_linear(hidden_size, 2 * intermediate_size, linear, eps)
+        self.down_proj = make_linear(intermediate_size, hidden_size, linear, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.gate_proj(x)
+        gate, up = y.chunk(2, dim=-1)
+        product = F.silu(gate.float()) * up.float()
+        # A ternary layer norms and rounds in float32 itself; a dense one wants x's own type.
+        if isinstance(self.down_proj, DenseLinear):
+            product = product.to(y.dtype)
+        return self.down_proj(product).to(y.dtype)
+
+
+class FFN(nn.Module):
+    """down(gelu(up(x))), BERT's feed-forward layer; [..., D] -> [..., D]."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        linear: str = "ternary",
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.up_proj = make_linear(hidden_size, intermediate_size, linear, eps)
+        self.down_proj = make_linear(intermediate_size, hidden_size, linear, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up_proj(x)
+        return self.down_proj(F.gelu(y)).to(y.dtype)

@@ -1,0 +1,139 @@
+"""Reading checkpoints into a CausalLM, and refusing what cannot be read rightly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nomatmul.models.config import CausalLMConfig
+
+_HUB_FILES = ("*.json", "*.safetensors", "pytorch_model*.bin")
+
+
+def load_pretrained(cls: Any, inherited: Callable, path: Any, *args: Any, **kwargs: Any) -> Any:
+    """`CausalLM.from_pretrained`; `inherited` is transformers' own, for own checkpoints."""
+    config = read_config(path)
+    if config is None:  # a hub name, or a directory without config.json: transformers decides
+        config, path = _from_hub(path, kwargs)
+    if config.get("format") == "nomatmul-packed":
+        raise ValueError(
+            f"{path} is a packed model: the engine loads it (nomatmul.load), torch does not"
+        )
+    if config.get("model_type") == "hgrn_bit":
+        return _load_published(cls, Path(path), config, kwargs)
+    return _load_own(inherited, path, args, kwargs)
+
+
+def read_config(path: Any) -> dict[str, Any] | None:
+    """config.json of a directory as a dict; None if there is no such file.
+
+    Raises ValueError if the file is no JSON object.
+    """
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        if Path(path).is_dir():
+            raise ValueError(f"{path} has no config.json")
+        return None
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"cannot read {file}: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} does not hold a JSON object")
+    return config
+
+
+def _from_hub(name: Any, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    options = {k: kwargs[k] for k in ("revision", "cache_dir", "token") if k in kwargs}
+    config, _ = CausalLMConfig.get_config_dict(name, **options)
+    if config.get("model_type") != "hgrn_bit" or not config:
+        return config, name
+    from huggingface_hub import snapshot_download
+
+    return config, snapshot_download(str(name), allow_patterns=list(_HUB_FILES), **options)
+
+
+def _load_own(inherited: Callable, path: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    with_info = kwargs.pop("output_loading_info", False)
+    try:
+        model, info = inherited(path, *args, output_loading_info=True, **kwargs)
+    except (RuntimeError, KeyError) as error:
+        first = str(error).strip().splitlines()
+        raise ValueError(f"cannot load {path}: {first[0] if first else error!r}") from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise ValueError(f"cannot load {path}: damaged file: {error}") from error
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        names = sorted(str(name) for name in info.get(what, ()))
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            kind = what.replace("_keys", "")
+            raise ValueError(f"{path}: {kind} tensor {', '.join(names[:3])}{more}")
+    check_finite(model, path)
+    return (model, info) if with_info else model
+
+
+def _wanted_dtype(dtype: Any, config: dict[str, Any]) -> torch.dtype:
+    if dtype is None or dtype == "auto":
+        dtype = config.get("dtype", config.get("torch_dtype")) or "float32"
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype.removeprefix("torch."), dtype)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype {dtype!r} is not a float type of torch")
+    return dtype
+
+
+def _load_published(cls: Any, path: Path, config: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+    from nomatmul.formats.checkpoint import open_checkpoint
+
+    dtype = _wanted_dtype(kwargs.get("dtype", kwargs.get("torch_dtype")), config)
+    device = kwargs.get("device_map")
+    if isinstance(device, dict):
+        device = device.get("")
+    checkpoint = open_checkpoint(path)
+    with torch.device("meta"):
+        model = cls(CausalLMConfig.from_model_config(checkpoint.config, name_or_path=str(path)))
+    expected = dict(model.named_parameters())
+    names = set(checkpoint.names())
+    for what, odd in (("missing", set(expected) - names), ("unexpected", names - set(expected))):
+        if odd:
+            raise ValueError(f"{path}: {what} tensor {', '.join(sorted(odd)[:3])}")
+    for name, parameter in expected.items():
+        tensor = torch.from_numpy(checkpoint.read(name))
+        if tensor.shape != parameter.shape:
+            raise ValueError(
+                f"{path}: tensor {name} has shape {tuple(tensor.shape)}, the config says "
+                f"{tuple(parameter.shape)}"
+            )
+        owner, _, leaf = name.rpartition(".")
+        # A copy: what the reader returns may be a read-only view of a mapped file.
+        loaded = tensor.to(dtype=dtype, copy=True)
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(loaded))
+    model.tie_weights()
+    check_finite(model, path)
+    model.config.dtype = dtype
+    if device is not None and device != "auto":
+        model.to(device)
+    elif device == "auto" and torch.cuda.is_available():
+        model.to("cuda")
+    model.eval()
+    return model
+
+
+def check_finite(model: nn.Module, path: Any) -> None:
+    """Raises ValueError naming the first tensor that holds NaN or infinity."""
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "meta" and not bool(torch.isfinite(parameter).all()):
+            raise ValueError(f"{path}: tensor {name} holds NaN or infinite values")
+
+
+def save_tokenizer(model: Any, directory: Path) -> None:
+    """Write the model's tokenizer.json beside its weights, if it has one."""
+    if model.tokenizer is not None:
+        model.tokenizer.save(str(directory / "tokenizer.json"))

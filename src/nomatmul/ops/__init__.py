@@ -1,0 +1,1 @@
+"""What torch needs: one sub-package an operation, naive.py beside any faster form."""

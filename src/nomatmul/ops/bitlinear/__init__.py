@@ -1,0 +1,19 @@
+"""BitLinear: RMSNorm, int8 activations, ternary weights, one exact product."""
+
+from nomatmul.ops.bitlinear.naive import (
+    absmax_quantize,
+    absmean_ternarize,
+    bit_linear,
+    bit_linear_accumulators,
+    reciprocal_rms,
+    round_half_away,
+)
+
+__all__ = [
+    "absmax_quantize",
+    "absmean_ternarize",
+    "bit_linear",
+    "bit_linear_accumulators",
+    "reciprocal_rms",
+    "round_half_away",
+]

@@ -1,0 +1,67 @@
+"""Mean cross-entropy over chunks of tokens; the logits of one chunk live at a time.
+
+Shape suffixes: N tokens, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+IGNORE_INDEX = -100
+"""Targets with this value count neither in the sum nor in the mean."""
+
+
+def _chunk_sums(
+    hidden_ND: Tensor, target_N: Tensor, head: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    logits_NV = head(hidden_ND).float()
+    lse_N = torch.logsumexp(logits_NV, dim=-1)
+    counted_N = target_N != IGNORE_INDEX
+    picked_N = logits_NV.gather(-1, target_N.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    loss = torch.where(counted_N, lse_N - picked_N, 0.0).sum()
+    z = torch.where(counted_N, lse_N.square(), 0.0).sum()
+    return loss, z
+
+
+def chunked_cross_entropy(
+    hidden: Tensor,
+    targets: Tensor,
+    head: Callable[[Tensor], Tensor] | None = None,
+    *,
+    chunk: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy in nats, and z = mean of logsumexp(logits)^2 (for a z-loss).
+
+    hidden: [..., D] with `head` (a module D -> V), or the logits [..., V] when head is None;
+    targets: integer [...], IGNORE_INDEX where nothing is to be predicted. chunk: tokens whose
+    logits are held at once; each chunk is recomputed in the backward pass; 0 means all at once,
+    without recomputation.
+
+    Returns two float32 scalars, 0 when no target counts. Raises ValueError if shapes disagree.
+    """
+    if hidden.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"cross-entropy: {tuple(hidden.shape[:-1])} tokens but targets {tuple(targets.shape)}"
+        )
+    if chunk < 0:
+        raise ValueError(f"cross-entropy: chunk {chunk} is below 0")
+    head = head if head is not None else torch.nn.Identity()
+    hidden_ND = hidden.reshape(-1, hidden.shape[-1])
+    target_N = targets.reshape(-1)
+    tokens = target_N.shape[0]
+    count = (target_N != IGNORE_INDEX).sum().clamp(min=1)
+    if not chunk or chunk >= tokens:
+        loss, z = _chunk_sums(hidden_ND, target_N, head)
+        return loss / count, z / count
+    loss = z = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    for start in range(0, tokens, chunk):
+        part = slice(start, start + chunk)
+        part_loss, part_z = checkpoint(
+            _chunk_sums, hidden_ND[part], target_N[part], head, use_reentrant=False
+        )
+        loss, z = loss + part_loss, z + part_z
+    return loss / count, z / count
