@@ -85,9 +85,9 @@ class PublishedConfig(CausalLMConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Translate a published config.json. Raises ValueError for options not supported."""
-        from nomatmul.formats.published import translate_config
+        from nomatmul.formats.published import config_from_published
 
-        translated = translate_config(config_dict).to_dict()
+        translated = config_from_published(config_dict).to_dict()
         dtype = config_dict.get("dtype", config_dict.get("torch_dtype"))
         if dtype is not None:
             translated["dtype"] = dtype
