@@ -1,0 +1,178 @@
+"""Make the model in the box again: texts, tokens, two training runs, packing, scores, card.
+
+    python benchmarks/box_model.py prepare --data ../shared/data --work runs/box
+    python benchmarks/box_model.py train   --work runs/box --seconds 1200 --gpus 0,1
+    python benchmarks/box_model.py finish  --work runs/box
+
+`train` runs recipe `box` (MatMul-free LM) and its twin `transformer_box` (Transformer++) on the same
+tokens for the same time, side by side on two GPUs or one after the other on one. `finish` packs the
+first and writes `scores.json`: held-out bits per byte of both, and of the packed model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import bz2
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+VOCABULARY = 8192
+TRAIN = (
+    *(f"wikipedia-en-2015/train-{part:02d}" for part in range(6)),
+    "english-novels-98/train",
+    "eltec-eng/train",
+)
+HELD_OUT = (
+    "wikipedia-en-2015/valid",
+    "wikipedia-en-2015/test",
+    "english-novels-98/valid",
+    "english-novels-98/test",
+)
+RUNS = {"box": "mlgru", "transformer_box": "transformer"}  # recipe -> folder
+_ARTICLE = re.compile(r"^= [^=].* =$")
+_NEXT_BOOK = "<|endoftext|>"
+
+
+def documents(text: str) -> Iterator[str]:
+    """Articles (each begins with its title line) or books (split at their separator line)."""
+    lines: list[str] = []
+    for line in text.splitlines(keepends=True):
+        bare = line.rstrip("\r\n")
+        if bare == _NEXT_BOOK or _ARTICLE.match(bare):
+            if body := "".join(lines).strip():
+                yield body
+            lines = [] if bare == _NEXT_BOOK else [line]
+        else:
+            lines.append(line)
+    if body := "".join(lines).strip():
+        yield body
+
+
+def _write_documents(job: tuple[Path, Path]) -> int:
+    source, target = job
+    text = bz2.decompress(source.read_bytes()).decode("utf-8").replace("\r\n", "\n")
+    temporary = target.with_suffix(".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        for document in documents(text):
+            file.write(json.dumps({"text": document}, ensure_ascii=False) + "\n")
+    temporary.rename(target)
+    return len(text)
+
+
+def _target(work: Path, name: str) -> Path:
+    return work / "texts" / (name.replace("/", "-") + ".jsonl")
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Texts to JSONL (a row a document), a tokenizer unless one is given, token shards."""
+    from nomatmul.train.documents import find_sources
+    from nomatmul.train.shards import build_shards
+    from nomatmul.train.tokenizer import load_tokenizer, train_tokenizer
+
+    started = time.monotonic()
+    (args.work / "texts").mkdir(parents=True, exist_ok=True)
+    jobs = [
+        (args.data / f"{name}.txt.bz2", _target(args.work, name))
+        for name in TRAIN + HELD_OUT
+        if not (args.partial and not (args.data / f"{name}.txt.bz2").exists())
+    ]
+    with ProcessPoolExecutor() as pool:
+        sizes = list(pool.map(_write_documents, jobs))
+    print(f"texts: {sum(sizes):,} characters, {time.monotonic() - started:.0f} s", flush=True)
+
+    training = [_target(args.work, name) for name in TRAIN]
+    sources = find_sources([str(path) for path in training if path.exists()])
+    file = args.work / "tokenizer.json"
+    if args.tokenizer:
+        file.write_bytes(args.tokenizer.read_bytes())
+    elif not file.exists():
+        train_tokenizer(sources, VOCABULARY).save(str(file))
+        print(f"tokenizer: {time.monotonic() - started:.0f} s", flush=True)
+    if args.no_tokens:
+        return
+    tokenizer = load_tokenizer(file)
+    held_out = [_target(args.work, name) for name in HELD_OUT if name.endswith("valid")]
+    build_shards(sources, tokenizer, args.work / "tokens")
+    build_shards(find_sources([str(path) for path in held_out]), tokenizer, args.work / "valid")
+    index = json.loads((args.work / "tokens" / "index.json").read_text())
+    print(f"tokens: {index['tokens']:,}, {time.monotonic() - started:.0f} s", flush=True)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Both runs: side by side when two GPUs are named, else one after the other."""
+    gpus = args.gpus.split(",")
+    running: list[subprocess.Popen[bytes]] = []
+    for number, (recipe, folder) in enumerate(RUNS.items()):
+        command = [
+            sys.executable, "-m", "nomatmul", "train", recipe,
+            "--data", str(args.work / "tokens"), "--valid", str(args.work / "valid"),
+            "--out", str(args.work / folder), "--set", f"time_limit={args.seconds}", *args.extra,
+        ]  # fmt: skip
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]}
+        with open(args.work / f"{folder}.log", "ab") as log:
+            running.append(
+                subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            )
+        if len(gpus) == 1:
+            running[-1].wait()
+    codes = [process.wait() for process in running]
+    if any(codes):
+        raise SystemExit(f"training ended with exit codes {codes}; see {args.work}/*.log")
+
+
+def finish(args: argparse.Namespace) -> None:
+    """Pack the MatMul-free model; score both and the packed one on the held-out texts."""
+    nomatmul = [sys.executable, "-m", "nomatmul"]
+    packed = args.work / "packed"
+    subprocess.run(
+        [*nomatmul, "pack", str(args.work / "mlgru"), str(packed),
+         "--packing", "1.6bit", "--embedding", "int8"], check=True)  # fmt: skip
+    scores: dict[str, dict[str, float]] = {}
+    models = {folder: args.work / folder / "model" for folder in RUNS.values()}
+    for name in HELD_OUT:
+        text = args.work / (name.replace("/", "-") + ".txt")
+        text.write_bytes(bz2.decompress((args.data / f"{name}.txt.bz2").read_bytes()))
+        for label, model in {**models, "packed": packed}.items():
+            command = [*nomatmul, "eval", "--model", str(model), "--text", str(text), "--json"]
+            if args.max_tokens:
+                command += ["--max-tokens", str(args.max_tokens)]
+            result = subprocess.run(command, check=True, capture_output=True, text=True)
+            scores.setdefault(name, {})[label] = json.loads(result.stdout)["bits_per_byte"]
+            print(name, label, f"{scores[name][label]:.4f}", flush=True)
+    (args.work / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    steps = parser.add_subparsers(required=True, metavar="STEP")
+    for step in (prepare, train, finish):
+        sub = steps.add_parser(step.__name__, help=(step.__doc__ or "").strip())
+        sub.set_defaults(step=step)
+        sub.add_argument("--work", type=Path, required=True, help="folder of this experiment")
+        if step is not train:
+            sub.add_argument("--data", type=Path, required=True, help="folder of the texts")
+        if step is prepare:
+            sub.add_argument("--tokenizer", type=Path, help="use this tokenizer.json")
+            sub.add_argument("--partial", action="store_true", help="skip texts that are absent")
+            sub.add_argument("--no-tokens", action="store_true", help="stop after the tokenizer")
+        if step is train:
+            sub.add_argument("--seconds", type=int, default=1200, help="of training, each run")
+            sub.add_argument("--gpus", default="0", help="one or two device numbers: 0 or 0,1")
+            sub.add_argument("extra", nargs="*", help="more options of `nomatmul train`, after --")
+        if step is finish:
+            sub.add_argument("--max-tokens", type=int, default=0, help="score this many at most")
+    args = parser.parse_args()
+    args.step(args)
+
+
+if __name__ == "__main__":
+    main()
