@@ -23,6 +23,7 @@ namespace nomatmul {
 namespace {
 
 using F8 = float __attribute__((vector_size(32)));
+using D8 = double __attribute__((vector_size(64)));
 using I8 = int32_t __attribute__((vector_size(32)));
 using U8 = uint32_t __attribute__((vector_size(32)));
 using B8 = int8_t __attribute__((vector_size(8)));
@@ -75,13 +76,13 @@ template <class Step>
 inline void for_each_8(int d, Step step) {
   int e = 0;
   for (; e + kLanes <= d; e += kLanes) {
-    step(e, [](const float* p) { return load8(p); }, [](float* p, F8 v) { store8(p, v); });
+    step(e, [](const float* p) { return load8(p); }, [](float* p, const F8& v) { store8(p, v); });
   }
   const int rest = d - e;
   if (rest > 0) {
     step(
         e, [rest](const float* p) { return load_part(p, rest); },
-        [rest](float* p, F8 v) { store_part(p, v, rest); });
+        [rest](float* p, const F8& v) { store_part(p, v, rest); });
   }
 }
 
@@ -114,26 +115,32 @@ inline F8 sigmoid(F8 x) {
 }
 inline F8 silu(F8 x) { return x * sigmoid(x); }
 
-// 1 / sqrt(mean(x^2) + eps)
-inline float inverse_rms(const float* x, float eps, int d) {
-  F8 even = splat(0.0f), odd = splat(0.0f);
+// sqrt(mean(x^2) + eps): float squares, summed in double, the mean rounded to float. Callers divide
+// by the root instead of multiplying by its reciprocal. So numpy, torch and this file agree on the
+// bits of a norm, hence on which way int8 roundings fall (docs/numerics.md says why that matters).
+inline float root_mean_square(const float* x, float eps, int d) {
+  D8 even = {}, odd = {};
   int e = 0;
   for (; e + 2 * kLanes <= d; e += 2 * kLanes) {
     const F8 a = load8(x + e), b = load8(x + e + kLanes);
-    even = even + a * a;
-    odd = odd + b * b;
+    even = even + __builtin_convertvector(a * a, D8);
+    odd = odd + __builtin_convertvector(b * b, D8);
   }
   const int rest = d - e;
   if (rest > 0) {
     const F8 a = load_part(x + e, rest < kLanes ? rest : kLanes);
-    even = even + a * a;
+    even = even + __builtin_convertvector(a * a, D8);
   }
   if (rest > kLanes) {
     const F8 b = load_part(x + e + kLanes, rest - kLanes);
-    odd = odd + b * b;
+    odd = odd + __builtin_convertvector(b * b, D8);
   }
-  const float mean = fold_sum(even + odd) / static_cast<float>(d);
-  return 1.0f / __builtin_sqrtf(mean + eps);
+  double s[kLanes];
+  const D8 both = even + odd;
+  std::memcpy(s, &both, sizeof s);
+  const double sum = ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+  const float mean = static_cast<float>(sum / static_cast<double>(d));
+  return __builtin_sqrtf(mean + eps);
 }
 
 // Half away from zero: v - trunc(v) is exact, so 0.49999997 stays 0 and 0.5 becomes 1. Here
@@ -154,10 +161,10 @@ inline void store_int8(int8_t* q, I8 v, int n) {
 }
 
 float rms_norm_quantize(const float* x, const float* w, float eps, int d, int8_t* q) {
-  const F8 inverse = splat(inverse_rms(x, eps, d));
+  const F8 root = splat(root_mean_square(x, eps, d));
   F8 top = splat(0.0f), poison = splat(0.0f);
   for_each_8(d, [&](int e, auto load, auto) {
-    const F8 y = (load(x + e) * inverse) * load(w + e);
+    const F8 y = (load(x + e) / root) * load(w + e);
     top = larger(absolute(y), top);
     poison = poison + y * splat(0.0f);  // 0 * inf and 0 * NaN are NaN
   });
@@ -166,16 +173,16 @@ float rms_norm_quantize(const float* x, const float* w, float eps, int d, int8_t
   const float absmax = fold_max(larger(top, splat(1e-5f)));
   const F8 scale = splat(127.0f / absmax);
   for_each_8(d, [&](int e, auto load, auto) {
-    const F8 y = (load(x + e) * inverse) * load(w + e);
+    const F8 y = (load(x + e) / root) * load(w + e);
     store_int8(q + e, round_half_away(y * scale), d - e < kLanes ? d - e : kLanes);
   });
   return absmax / 127.0f;
 }
 
 void rms_norm(const float* x, const float* w, float eps, int d, float* y) {
-  const F8 inverse = splat(inverse_rms(x, eps, d));
+  const F8 root = splat(root_mean_square(x, eps, d));
   for_each_8(d, [&](int e, auto load, auto store) {
-    store(y + e, (load(x + e) * inverse) * load(w + e));
+    store(y + e, (load(x + e) / root) * load(w + e));
   });
 }
 
@@ -193,9 +200,9 @@ void mlgru_step(const float* i, const float* f, const float* lb, float keep, int
 }
 
 void gate_norm(const float* g, const float* h, const float* w, float eps, int d, float* y) {
-  const F8 inverse = splat(inverse_rms(g, eps, d));
+  const F8 root = splat(root_mean_square(g, eps, d));
   for_each_8(d, [&](int e, auto load, auto store) {
-    store(y + e, ((load(g + e) * inverse) * load(w + e)) * silu(load(h + e)));
+    store(y + e, ((load(g + e) / root) * load(w + e)) * silu(load(h + e)));
   });
 }
 

@@ -1,0 +1,234 @@
+// AVX2: 32-byte vectors; u8 code x s8 activation through vpmaddubsw into int16 pair sums.
+//
+// Bounds: a code is 0..2 and q is -128..127, so one vpmaddubsw adds -512..508 to an int16 lane;
+// 64 of them stay within -32768..32512. Sums go over to int32 at the latest then: each 16 blocks of
+// 4 planes (2 bits) or each 12 blocks of 5 planes (base 3; 60 additions).
+#include <immintrin.h>
+
+#include <utility>
+
+#include "float_ops.h"
+#include "gemm.h"
+#include "isa.h"
+
+namespace nomatmul {
+namespace {
+
+constexpr int kVec = 32;
+constexpr int kMaxAdds = 64;
+constexpr int run_of(Packing packing) { return kMaxAdds / planes_of(packing); }
+
+inline __m256i load(const void* p) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+}
+inline __m256i widen(__m256i sums16) { return _mm256_madd_epi16(sums16, _mm256_set1_epi16(1)); }
+
+// Lane sums of four vectors.
+inline __m128i fold4(__m256i a, __m256i b, __m256i c, __m256i d) {
+  const __m256i ab = _mm256_hadd_epi32(a, b), cd = _mm256_hadd_epi32(c, d);
+  const __m256i all = _mm256_hadd_epi32(ab, cd);
+  return _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+}
+
+// Takes one vector of packed bytes apart, plane by plane: next() is the codes of plane 0, 1, ...
+template <Packing packing>
+class Digits;
+
+template <>
+class Digits<Packing::kTwoBit> {
+ public:
+  explicit Digits(__m256i packed) : packed_(packed) {}
+  template <int kPlane>
+  __m256i next() const {
+    return _mm256_and_si256(_mm256_srli_epi16(packed_, 2 * kPlane), _mm256_set1_epi8(3));
+  }
+
+ private:
+  __m256i packed_;
+};
+
+// The byte is a fraction x / 256 and its next digit is floor(3 x / 256): 1 from 86 on, 2 from 171
+// on; what is left is 3 x mod 256. Kept as x - 128, which tripling keeps (mod 256), because AVX2
+// compares signed bytes only.
+template <>
+class Digits<Packing::kBase3> {
+ public:
+  explicit Digits(__m256i packed)
+      : fraction_(_mm256_xor_si256(packed, _mm256_set1_epi8(-128))) {}
+  template <int kPlane>
+  __m256i next() {
+    const __m256i one = _mm256_cmpgt_epi8(fraction_, _mm256_set1_epi8(85 - 128));
+    const __m256i two = _mm256_cmpgt_epi8(fraction_, _mm256_set1_epi8(170 - 128));
+    if (kPlane < 4) {
+      fraction_ = _mm256_add_epi8(fraction_, _mm256_add_epi8(fraction_, fraction_));
+    }
+    return _mm256_abs_epi8(_mm256_add_epi8(one, two));
+  }
+
+ private:
+  __m256i fraction_;
+};
+
+// --- few tokens: codes stay in registers ----------------------------------------------------
+
+template <int kTokens, int kRows>
+struct Few {
+  __m256i sums16[kRows][kTokens], sums32[kRows][kTokens];
+
+  template <Packing packing, int kPlane>
+  void plane(Digits<packing> (&digits)[kRows], const int8_t* q, size_t q_stride) {
+    __m256i codes[kRows];
+    for (int r = 0; r < kRows; ++r) codes[r] = digits[r].template next<kPlane>();
+    for (int t = 0; t < kTokens; ++t) {
+      const __m256i q_t = load(q + static_cast<size_t>(t) * q_stride + kPlane * kVec);
+      for (int r = 0; r < kRows; ++r) {
+        sums16[r][t] = _mm256_add_epi16(sums16[r][t], _mm256_maddubs_epi16(codes[r], q_t));
+      }
+    }
+    if constexpr (kPlane + 1 < planes_of(packing)) {
+      plane<packing, kPlane + 1>(digits, q, q_stride);
+    }
+  }
+
+  template <Packing packing, size_t... kRow>
+  void block(const uint8_t* const (&rows)[kRows], size_t at, const int8_t* q, size_t q_stride,
+             std::index_sequence<kRow...>) {
+    Digits<packing> digits[kRows] = {Digits<packing>(load(rows[kRow] + at))...};
+    plane<packing, 0>(digits, q, q_stride);
+  }
+
+  template <Packing packing>
+  void run(const uint8_t* const (&rows)[kRows], const int8_t* q, size_t q_stride, int blocks) {
+    for (auto& row : sums32) for (auto& sum : row) sum = _mm256_setzero_si256();
+    for (int first = 0; first < blocks; first += run_of(packing)) {
+      const int last = at_most(first + run_of(packing), blocks);
+      for (auto& row : sums16) for (auto& sum : row) sum = _mm256_setzero_si256();
+      for (int b = first; b < last; ++b) {
+        const size_t at = static_cast<size_t>(b) * kVec;
+        block<packing>(rows, at, q + at * planes_of(packing), q_stride,
+                       std::make_index_sequence<kRows>());
+      }
+      for (int r = 0; r < kRows; ++r) {
+        for (int t = 0; t < kTokens; ++t) {
+          sums32[r][t] = _mm256_add_epi32(sums32[r][t], widen(sums16[r][t]));
+        }
+      }
+    }
+  }
+
+  template <Packing packing>
+  static void product(const Operands& op) {
+    for (int n = op.n0; n < op.n1; n += kRows) {
+      const int count = at_most(kRows, op.n1 - n);
+      const uint8_t* rows[kRows];  // beyond n1 the last row again; its result is dropped
+      for (int r = 0; r < kRows; ++r) rows[r] = op.row(n + at_most(r, count - 1));
+      Few few;
+      few.template run<packing>(rows, op.q, op.layout.bytes_per_token, op.layout.blocks);
+      for (int t = 0; t < kTokens; ++t) {
+        const __m256i zero = _mm256_setzero_si256();
+        int32_t folded[4];
+        const __m128i sums = fold4(few.sums32[0][t], kRows > 1 ? few.sums32[1 % kRows][t] : zero,
+                                   kRows > 2 ? few.sums32[2 % kRows][t] : zero,
+                                   kRows > 3 ? few.sums32[3 % kRows][t] : zero);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(folded), sums);
+        op.write(t, n, folded, count);
+      }
+    }
+  }
+};
+
+// --- more tokens: see gemm.h ----------------------------------------------------------------
+
+struct Avx2 {
+  static constexpr int kVec = 32;
+  static constexpr int kTileRows = 4, kTileTokens = 2, kPanel = 8;
+  static constexpr int kMaxBlockSteps = kMaxAdds;
+  static constexpr int kTokenBlockBytes = 256 * 1024;
+
+  static constexpr int block_of(Packing packing) { return run_of(packing); }
+
+  template <Packing packing>
+  static void unpack(const uint8_t* w, size_t bytes, uint8_t* codes) {
+    for (size_t at = 0; at < bytes; at += kVec, codes += planes_of(packing) * kVec) {
+      Digits<packing> digits(load(w + at));
+      store(codes, digits.template next<0>());
+      store(codes + kVec, digits.template next<1>());
+      store(codes + 2 * kVec, digits.template next<2>());
+      store(codes + 3 * kVec, digits.template next<3>());
+      if constexpr (packing == Packing::kBase3) store(codes + 4 * kVec, digits.template next<4>());
+    }
+  }
+
+  template <int kTokens>
+  static void tile(const uint8_t* codes, size_t code_stride, const int8_t* q, size_t q_stride,
+                   int steps, int32_t* c, int ldc) {
+    __m256i sums[kTokens][kTileRows];
+    for (auto& token : sums) for (auto& sum : token) sum = _mm256_setzero_si256();
+    for (int step = 0; step < steps; ++step) {
+      __m256i code[kTileRows];
+      for (int r = 0; r < kTileRows; ++r) {
+        code[r] = load(codes + static_cast<size_t>(r) * code_stride + step * kVec);
+      }
+      for (int t = 0; t < kTokens; ++t) {
+        const __m256i q_t = load(q + static_cast<size_t>(t) * q_stride + step * kVec);
+        for (int r = 0; r < kTileRows; ++r) {
+          sums[t][r] = _mm256_add_epi16(sums[t][r], _mm256_maddubs_epi16(code[r], q_t));
+        }
+      }
+    }
+    for (int t = 0; t < kTokens; ++t) {
+      auto* c_t = reinterpret_cast<__m128i*>(c + t * ldc);
+      const __m128i folded = fold4(widen(sums[t][0]), widen(sums[t][1]), widen(sums[t][2]),
+                                   widen(sums[t][3]));
+      _mm_storeu_si128(c_t, _mm_add_epi32(_mm_loadu_si128(c_t), folded));
+    }
+  }
+
+ private:
+  static void store(uint8_t* p, __m256i v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
+  }
+};
+
+// --- the table's functions -----------------------------------------------------------------
+
+constexpr int kFewTokens = 4;
+
+size_t prepared_bytes(Packing packing, int m, int k) { return plane_bytes<kVec>(packing, m, k); }
+
+void prepare(Packing packing, const int8_t* q, int m, int k, int ldq, void* prepared) {
+  prepare_planes<kVec>(packing, q, m, k, ldq, prepared);
+}
+
+size_t scratch_bytes(Packing packing, int m, int k) {
+  return m <= kFewTokens ? 0 : Gemm<Avx2>::scratch_bytes(packing, m, k);
+}
+
+template <Packing packing>
+void product_of(const Operands& op, void* scratch) {
+  switch (op.m) {
+    case 0: return;
+    case 1: return Few<1, 4>::product<packing>(op);
+    case 2: return Few<2, 4>::product<packing>(op);
+    case 3: return Few<3, 2>::product<packing>(op);
+    case 4: return Few<4, 2>::product<packing>(op);
+    default: return Gemm<Avx2>::product<packing>(op, scratch);
+  }
+}
+
+void product(Packing packing, const uint8_t* w, size_t row_bytes, int n0, int n1,
+             const void* prepared, int m, int k, const float* token_scale, void* out, size_t ldo,
+             void* scratch) {
+  const Operands op(packing, kVec, w, row_bytes, n0, n1, prepared, m, k, token_scale, out, ldo);
+  if (packing == Packing::kTwoBit) {
+    product_of<Packing::kTwoBit>(op, scratch);
+  } else {
+    product_of<Packing::kBase3>(op, scratch);
+  }
+}
+
+}  // namespace
+
+const Kernels kAvx2Kernels = NOMATMUL_KERNELS("avx2");
+
+}  // namespace nomatmul

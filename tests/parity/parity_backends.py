@@ -1,0 +1,94 @@
+"""Every kernel table that this machine can run, real or emulated, behind one interface.
+
+Legend: m tokens, k inputs, n output rows; q int8 [m, k], packed uint8 [n, row_bytes].
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Protocol
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import parity_emulated
+
+ISAS = (
+    "scalar",
+    "avx2",
+    "avx512vnni",
+    "amx",
+    "neon",
+    "avx512vnni-emulated",
+    "amx-emulated",
+)
+PACKINGS = ("2bit", "1.6bit")
+
+Array = NDArray[Any]
+
+
+class Kernels(Protocol):
+    """The functions of `nomatmul._native.kernels`; outputs are written in place."""
+
+    def product(
+        self,
+        isa: str,
+        packing: str,
+        w: Array,
+        q: Array,
+        token_scale: Array | None,
+        out: Array,
+        n0: int,
+        n1: int,
+    ) -> None: ...
+
+    def rms_norm_quantize(
+        self, isa: str, x: Array, w: Array, eps: float
+    ) -> tuple[float, Array]: ...
+
+    def rms_norm(self, isa: str, x: Array, w: Array, eps: float, y: Array) -> None: ...
+
+    def mlgru_step(
+        self, isa: str, i: Array, f: Array, lb: Array | None, keep: float, h: Array
+    ) -> None: ...
+
+    def gate_norm(self, isa: str, g: Array, h: Array, w: Array, eps: float, y: Array) -> None: ...
+
+    def silu_mul(self, isa: str, gate: Array, up: Array, y: Array) -> None: ...
+
+    def add(self, isa: str, x: Array, y: Array) -> None: ...
+
+    def codes_ok(self, isa: str, packing: str, w: Array) -> bool: ...
+
+
+def native() -> Kernels:
+    """Return the compiled extension's kernels; skips the test where it is not built."""
+    module = pytest.importorskip("nomatmul._native", reason="the native core is not built")
+    return module.kernels
+
+
+@functools.cache
+def _emulated() -> Kernels | str:
+    return parity_emulated.build()
+
+
+def kernels_of(isa: str) -> Kernels:
+    """Return the module that holds `isa`; skips the test, with the reason, where none does."""
+    if isa.endswith("-emulated"):
+        built = _emulated()
+        if isinstance(built, str):
+            pytest.skip(f"{isa}: {built}")
+        return built
+    module = native()
+    names = module.isas()  # type: ignore[attr-defined]
+    if isa not in names:
+        pytest.skip(f"{isa}: this machine or build has only {', '.join(names)}")
+    return module
+
+
+def pack(t_NK: NDArray[np.int8], form: str) -> NDArray[np.uint8]:
+    """Pack ternary values as formats.packing does."""
+    from nomatmul.formats.packing import pack_ternary
+
+    return pack_ternary(t_NK, form)
