@@ -26,7 +26,21 @@ using Row = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Ids = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Codes = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using StoredCodes = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Stored = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using Quants = nb::ndarray<const int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+Packing packing_of(const std::string& name) {
+  if (name == "2bit") return Packing::kTwoBit;
+  if (name == "1.6bit") return Packing::kBase3;
+  throw std::invalid_argument("packing \"" + name + "\" is unknown: 2bit or 1.6bit");
+}
+
+void check_rows(Packing packing, size_t row_bytes, int k) {
+  if (k < 1 || k > kMaxElements || row_bytes != row_bytes_of(packing, k)) {
+    throw std::invalid_argument("rows do not have the length that k elements need");
+  }
+}
 
 const Kernels* kernels_or_throw(const std::optional<std::string>& isa) {
   std::string error;
@@ -63,7 +77,7 @@ class BoundModel {
   BoundModel(const ModelSpec& spec, const std::optional<std::string>& isa, int threads)
       : model_(spec, kernels_or_throw(isa), threads) {}
 
-  void set(const std::string& name, nb::ndarray<nb::c_contig, nb::device::cpu> array) {
+  void set(const std::string& name, Stored array) {
     model_.set(name, array.data(), array.nbytes(), dtype_of(array.dtype(), array.itemsize()));
     arrays_.push_back(std::move(array));
   }
@@ -141,20 +155,20 @@ class BoundModel {
   }
 
   Model model_;
-  std::vector<nb::ndarray<nb::c_contig, nb::device::cpu>> arrays_;
+  std::vector<Stored> arrays_;
 };
 
-ModelSpec make_spec(int vocab, int hidden, int layers, int intermediate, int packing,
+ModelSpec make_spec(int vocab, int hidden, int layers, int intermediate, const std::string& packing,
                     bool int8_embedding, float norm_eps, float linear_norm_eps, float gate_norm_eps,
                     int chunk) {
   const int limit = kMaxElements;
   if (vocab < 1 || hidden < 1 || layers < 1 || intermediate < 0 || hidden > limit ||
-      intermediate > limit / 2 || chunk < 1 || chunk > 65536 || packing < 0 || packing > 1) {
+      intermediate > limit / 2 || chunk < 1 || chunk > 65536) {
     throw std::invalid_argument("a size of the model is out of range");
   }
   ModelSpec spec;
   spec.vocab = vocab, spec.hidden = hidden, spec.layers = layers;
-  spec.intermediate = intermediate, spec.packing = static_cast<Packing>(packing);
+  spec.intermediate = intermediate, spec.packing = packing_of(packing);
   spec.int8_embedding = int8_embedding;
   spec.norm_eps = norm_eps, spec.linear_norm_eps = linear_norm_eps;
   spec.gate_norm_eps = gate_norm_eps, spec.chunk = chunk;
@@ -179,9 +193,9 @@ void bind_model(nb::module_& m) {
   nb::class_<BoundModel>(m, "Model")
       .def(
           "__init__",
-          [](BoundModel* self, int vocab, int hidden, int layers, int intermediate, int packing,
-             bool int8_embedding, float norm_eps, float linear_norm_eps, float gate_norm_eps,
-             int chunk, std::optional<std::string> isa, int threads) {
+          [](BoundModel* self, int vocab, int hidden, int layers, int intermediate,
+             const std::string& packing, bool int8_embedding, float norm_eps, float linear_norm_eps,
+             float gate_norm_eps, int chunk, std::optional<std::string> isa, int threads) {
             new (self)
                 BoundModel(make_spec(vocab, hidden, layers, intermediate, packing, int8_embedding,
                                      norm_eps, linear_norm_eps, gate_norm_eps, chunk),
@@ -206,15 +220,22 @@ void bind_tools(nb::module_& m) {
         nb::call_guard<nb::gil_scoped_release>());
   m.def(
       "random_codes",
-      [](int packing, Codes rows, int k, uint64_t seed) {
-        const Packing form = static_cast<Packing>(packing);
-        if (packing < 0 || packing > 1 || k < 1 || rows.shape(1) != row_bytes_of(form, k)) {
-          throw std::invalid_argument("rows do not have the length that k elements need");
-        }
+      [](const std::string& packing, Codes rows, int k, uint64_t seed) {
+        const Packing form = packing_of(packing);
+        check_rows(form, rows.shape(1), k);
         nb::gil_scoped_release release;
         random_codes(form, rows.data(), static_cast<int>(rows.shape(0)), k, seed);
       },
       "packing"_a, "rows"_a, "k"_a, "seed"_a);
+  m.def(
+      "rows_ok",
+      [](const std::string& packing, StoredCodes rows, int k) {
+        const Packing form = packing_of(packing);
+        check_rows(form, rows.shape(1), k);
+        nb::gil_scoped_release release;
+        return rows_ok(form, rows.data(), static_cast<int>(rows.shape(0)), k);
+      },
+      "packing"_a, "rows"_a, "k"_a, "Whether all codes are legal and the padding is zero weights.");
   m.def(
       "random_bytes",
       [](Bytes out, uint64_t seed) {

@@ -39,6 +39,18 @@ uint8_t encode(Packing packing, int number, int digits) {
   return static_cast<uint8_t>((value * 256 + 242) / 243);
 }
 
+// Whether the digits behind the first `digits` of a byte are code 1 (value 0).
+bool tail_is_zero(Packing packing, uint8_t byte, int digits) {
+  if (packing == Packing::kTwoBit) return byte >> (2 * digits) == 0x55 >> (2 * digits);
+  int rest = byte;
+  for (int j = 0; j < 5; ++j) {
+    rest *= 3;
+    if (j >= digits && rest >> 8 != 1) return false;
+    rest &= 255;
+  }
+  return true;
+}
+
 // Sums of a stretch of memory in wide loads, one copy per vector width. The compiler's vector
 // extension is enough; target attributes keep the wide code out of CPUs that lack it.
 template <int kBytes>
@@ -110,6 +122,25 @@ void random_bytes(uint8_t* out, size_t count, uint64_t seed) {
     const uint64_t bits = mix(seed + i);
     std::memcpy(out + i, &bits, std::min<size_t>(8, count - i));
   }
+}
+
+bool rows_ok(Packing packing, const uint8_t* rows, int count, int k) {
+  const size_t row_bytes = row_bytes_of(packing, k);
+  const Kernels* best = kernels_for(available_isas().front().c_str());
+  if (!best->codes_ok(packing, rows, row_bytes * count)) return false;
+  const int per_byte = packing == Packing::kTwoBit ? 4 : 5;
+  const size_t full = k / per_byte;
+  const int rest = k % per_byte;
+  const uint8_t zero = encode(packing, 0, 0);
+  for (int n = 0; n < count; ++n) {
+    const uint8_t* row = rows + n * row_bytes;
+    size_t at = full;
+    if (rest != 0 && !tail_is_zero(packing, row[at++], rest)) return false;
+    for (; at < row_bytes; ++at) {
+      if (row[at] != zero) return false;
+    }
+  }
+  return true;
 }
 
 double read_bandwidth(size_t bytes, int threads, int passes) {

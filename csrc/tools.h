@@ -13,6 +13,9 @@ namespace nomatmul {
 void random_codes(Packing packing, uint8_t* rows, int count, int k, uint64_t seed);
 void random_bytes(uint8_t* out, size_t count, uint64_t seed);
 
+// True when every code is legal and the padding behind k elements is zero weights.
+bool rows_ok(Packing packing, const uint8_t* rows, int count, int k);
+
 // Bytes per second at which `threads` threads read a buffer of 2 MiB pages; best of `passes`.
 double read_bandwidth(size_t bytes, int threads, int passes);
 

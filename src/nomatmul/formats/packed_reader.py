@@ -61,6 +61,12 @@ class PackedReader:
         path = self.directory / layout.TOKENIZER_FILE
         return path if path.exists() else None
 
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the checksums of config and weights: names this very model."""
+        text = self._file.metadata["config_sha256"] + self._file.metadata["crc32"]
+        return hashlib.sha256(text.encode()).hexdigest()
+
     def read_into(self, name: str, buffer: Any) -> None:
         """Fill a writable buffer of exactly `infos[name].nbytes` bytes; not verified yet."""
         self._file.read_into(name, buffer)
@@ -84,7 +90,7 @@ class PackedReader:
                 check_codes(array, self._columns[name], self.packing)
             except ValueError as error:
                 raise FormatError(f"{where}: {error}") from None
-        elif info.dtype == "BF16" and np.any((array & 0x7F80) == 0x7F80):
+        elif info.dtype == "BF16" and not _finite_bfloat16(array.reshape(-1)):
             raise FormatError(f"{where} holds a value that is not finite (NaN or infinity)")
         elif info.dtype == "F32":
             check_finite(array, where)
@@ -165,6 +171,12 @@ class PackedReader:
         extra = set(self.infos) - set(expected)
         if extra:
             raise FormatError(f"{self.weights_path} holds the unknown tensor {min(extra)!r}")
+
+
+def _finite_bfloat16(bits: NDArray[np.uint16]) -> bool:
+    # By blocks: a whole embedding's temporaries would double the peak memory of loading.
+    blocks = (bits[at : at + (1 << 20)] for at in range(0, bits.size, 1 << 20))
+    return not any(np.any((block & 0x7F80) == 0x7F80) for block in blocks)
 
 
 def _read_file(path: Path) -> bytes:

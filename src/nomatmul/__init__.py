@@ -1,0 +1,45 @@
+"""Language models without matrix multiplication: train, pack, run.
+
+    import nomatmul
+    lm = nomatmul.load()                   # the model in the box; or the path of a packed model
+    print(lm.generate("The river", max_tokens=50))
+
+This module imports neither numpy nor torch; names are imported when first used. The torch side
+is in `nomatmul.models` and `nomatmul.train`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nomatmul.engine.info import footprint
+    from nomatmul.engine.loading import load
+    from nomatmul.engine.model import LanguageModel
+    from nomatmul.engine.session import Session
+    from nomatmul.formats.config import ModelConfig
+
+__version__ = "0.1.0"
+__all__ = ["LanguageModel", "ModelConfig", "Session", "__version__", "footprint", "load"]
+
+_HOMES = {
+    "load": "nomatmul.engine.loading",
+    "LanguageModel": "nomatmul.engine.model",
+    "Session": "nomatmul.engine.session",
+    "footprint": "nomatmul.engine.info",
+    "ModelConfig": "nomatmul.formats.config",
+}
+_ROOMS = ("cli", "convert", "engine", "evaluate", "formats", "models", "ops", "reference", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"nomatmul.{name}")
+    raise AttributeError(f"module 'nomatmul' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_ROOMS])

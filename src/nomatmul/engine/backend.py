@@ -1,0 +1,115 @@
+"""What computes a step: the native core, or the numpy oracle with the same interface.
+
+Legend: S sequences, T tokens, L layers, D hidden size, V vocabulary. The state of a sequence is
+one float32 array [L, D]; `step` advances it in place, and only if it succeeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nomatmul.engine.native import native
+
+if TYPE_CHECKING:
+    from nomatmul.engine.weights import Weights
+    from nomatmul.formats import ModelConfig
+
+Want = Literal["last", "all", "none"]
+Float = NDArray[np.float32]
+Ids = NDArray[np.int32]
+
+
+class Backend(Protocol):
+    """One model that can be stepped; safe to call from several threads."""
+
+    name: str
+    isa: str
+    threads: int
+
+    def step(self, states_LD: Sequence[Float], ids_T: Sequence[Ids], want: Want) -> Float:
+        """Advance each state by its ids; float32 [S, V] ("last"), [sum of T, V] ("all") or
+        [0, V] ("none"). Raises ValueError for an id out of range or values not finite."""
+
+
+class NativeBackend:
+    """The C++ core over Weights. Raises ValueError for an instruction set that is not there."""
+
+    name = "native"
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        packing: str,
+        embedding: str,
+        weights: Weights,
+        *,
+        threads: int | None = None,
+        isa: str | None = None,
+        chunk: int = 512,
+    ) -> None:
+        core = native()
+        if threads is None:
+            threads = core.default_threads()
+        self.weights = weights
+        self.model: Any = core.Model(
+            vocab=config.vocab_size,
+            hidden=config.hidden_size,
+            layers=config.num_layers,
+            intermediate=config.mlp_size if config.channel_mixer == "glu" else 0,
+            packing=packing,
+            int8_embedding=embedding == "int8",
+            norm_eps=config.norm_eps,
+            linear_norm_eps=config.linear_norm_eps,
+            gate_norm_eps=config.gate_norm_eps,
+            chunk=chunk,
+            isa=isa,
+            threads=threads,
+        )
+        for name, array in weights.arrays.items():
+            self.model.set(name, array)
+        self.model.check_complete()
+        self.isa: str = self.model.isa
+        self.threads: int = self.model.threads
+
+    def step(self, states_LD: Sequence[Float], ids_T: Sequence[Ids], want: Want) -> Float:
+        """See Backend."""
+        return self.model.step(list(states_LD), list(ids_T), want)
+
+
+class NumpyBackend:
+    """The oracle of `nomatmul.reference` behind the engine's sessions: slow, and correct."""
+
+    name = "numpy"
+    isa = "numpy"
+    threads = 1
+
+    def __init__(self, reader: Any) -> None:
+        from nomatmul.reference.model import ReferenceModel
+
+        self.model = ReferenceModel.from_packed(reader)
+
+    def step(self, states_LD: Sequence[Float], ids_T: Sequence[Ids], want: Want) -> Float:
+        """See Backend."""
+        from nomatmul.reference.model import LayerState, State
+
+        rows, new_states = [], []
+        for state_LD, ids in zip(states_LD, ids_T, strict=True):
+            layers = [LayerState(h_BD=h_D[None]) for h_D in state_LD]
+            output = self.model.forward(ids[None], state=State(layers, np.zeros(1, np.int64)))
+            logits_TV = output.logits_BTV[0]
+            if not np.isfinite(logits_TV).all():
+                raise ValueError("the activations are not finite (NaN or infinity)")
+            if want != "none":
+                rows.append(logits_TV if want == "all" else logits_TV[-1:])
+            new_states.append(output.state)
+        for state_LD, new in zip(states_LD, new_states, strict=True):
+            for layer, memory in enumerate(new.layers):
+                assert memory.h_BD is not None
+                state_LD[layer] = memory.h_BD[0]
+        if not rows:
+            return np.zeros((0, self.model.config.vocab_size), np.float32)
+        return np.concatenate(rows)

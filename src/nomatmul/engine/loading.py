@@ -1,0 +1,127 @@
+"""From a directory, or from nothing, to a LanguageModel."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from nomatmul.engine.backend import Backend, NativeBackend, NumpyBackend
+from nomatmul.engine.model import LanguageModel
+from nomatmul.engine.native import native
+from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.packed_reader import PackedReader
+
+# The model in the box lies in the package itself.
+BOX = Path(__file__).resolve().parent.parent / "box"
+
+
+def load(
+    path: str | Path | None = None,
+    *,
+    threads: int | None = None,
+    isa: str | None = None,
+    mmap: bool = False,
+    verify: bool = True,
+    device: str = "cpu",
+    backend: str | None = None,
+) -> LanguageModel:
+    """Load a packed model directory; without a path, the model in the box.
+
+    threads: default the physical cores that this process may use. isa: an instruction set of
+    `nomatmul doctor` (default the best one, or NOMATMUL_ISA). mmap: map the file, which several
+    processes then share, instead of reading it into huge pages, which decodes faster. verify:
+    check every byte (checksums, codes, finite values). backend: "native" (default) or "numpy",
+    the slow oracle, which also steps in, with a warning, where the native core is missing.
+
+    Raises ValueError for a bad argument, and FormatError (a ValueError) for a directory that is
+    missing, damaged, or holds a model that this engine does not run.
+    """
+    if device != "cpu":
+        raise ValueError(f'device is {device!r}; this version runs on "cpu" only, no GPU backend')
+    if backend not in (None, "native", "numpy"):
+        raise ValueError(f'backend is {backend!r}; it must be "native" or "numpy"')
+    threads = checked_threads(threads)
+    directory = _directory(path)
+    reader = PackedReader(directory)
+    check_runnable(reader.config)
+    chosen = backend or _available_backend()
+    engine: Backend
+    if chosen == "numpy":
+        if isa is not None:
+            raise ValueError(f'backend "numpy" has no instruction sets, got isa {isa!r}')
+        engine = NumpyBackend(reader)
+    else:
+        engine = _native_backend(reader, threads, isa, mmap, verify)
+    return LanguageModel(
+        engine,
+        reader.config,
+        fingerprint=reader.fingerprint,
+        packing=reader.packing,
+        embedding_form=reader.embedding_form,
+        path=directory,
+        tokenizer_path=reader.tokenizer_path,
+    )
+
+
+def check_runnable(config: ModelConfig) -> None:
+    """Raise ValueError, naming the dial and what does run it, for a model not of our kind."""
+    wanted: dict[str, tuple[Any, ...]] = {
+        "token_mixer": ("mlgru",),
+        "channel_mixer": ("glu", "none"),
+        "linear": ("ternary",),
+        "causal": (True,),
+    }
+    for dial, legal in wanted.items():
+        value = getattr(config, dial)
+        if value not in legal:
+            names = " or ".join(repr(v) for v in legal)
+            raise ValueError(
+                f"the engine runs models with {dial} {names}, this one has {value!r};"
+                " nomatmul.models.CausalLM runs it with torch"
+            )
+
+
+def checked_threads(threads: int | None) -> int | None:
+    """Return the number of threads asked for; raises ValueError for one below 1."""
+    if threads is None:
+        return None
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
+        raise ValueError(f"threads must be a whole number from 1 to 1024, got {threads!r}")
+    return threads
+
+
+def _directory(path: str | Path | None) -> Path:
+    if path is not None:
+        return Path(path)
+    if not (BOX / "config.json").exists():
+        raise ValueError("this installation carries no model; give the path of a packed model")
+    return BOX
+
+
+def _available_backend() -> str:
+    try:
+        native()
+    except ImportError as error:
+        if os.environ.get("NOMATMUL_ISA"):
+            raise ValueError(f"NOMATMUL_ISA asks for a native kernel: {error}") from None
+        warnings.warn(f"{error}; running the slow numpy reference", RuntimeWarning, stacklevel=3)
+        return "numpy"
+    return "native"
+
+
+def _native_backend(
+    reader: PackedReader, threads: int | None, isa: str | None, mmap: bool, verify: bool
+) -> NativeBackend:
+    from nomatmul.engine.weights import map_weights, read_weights
+
+    if isa is not None and isa not in native().kernels.isas():
+        available = ", ".join(native().kernels.isas())
+        raise ValueError(f"isa {isa!r} is not available here; available: {available}")
+    count = threads if threads is not None else native().default_threads()
+    fill = map_weights if mmap else read_weights
+    weights = fill(reader, verify=verify, threads=count)
+    return NativeBackend(
+        reader.config, reader.packing, reader.embedding_form, weights, threads=count, isa=isa
+    )

@@ -1,0 +1,70 @@
+"""A model of any size with random weights, made in memory: what speed and memory are measured
+on, since neither depends on the values."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from nomatmul.engine.backend import NativeBackend
+from nomatmul.engine.loading import check_runnable, checked_threads
+from nomatmul.engine.model import LanguageModel
+from nomatmul.engine.native import native
+from nomatmul.engine.weights import Weights, allocate, columns_of
+from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.packed_layout import packed_tensors
+
+
+def random_model(
+    config: ModelConfig,
+    packing: str = "2bit",
+    embedding: str = "int8",
+    seed: int = 0,
+    *,
+    threads: int | None = None,
+    isa: str | None = None,
+) -> LanguageModel:
+    """Return a model of `config` whose weights are random legal codes; no file is involved.
+
+    Scales keep the activations near 1. The same seed gives the same model. Raises ValueError
+    for a config that the engine does not run, or an unknown packing or embedding form.
+    """
+    check_runnable(config)
+    threads = checked_threads(threads)
+    weights = allocate(packed_tensors(config, packing, embedding))
+    _fill(weights, config, packing, seed)
+    backend = NativeBackend(config, packing, embedding, weights, threads=threads, isa=isa)
+    return LanguageModel(
+        backend,
+        config,
+        fingerprint=f"random-{seed}-{packing}-{embedding}-{config}",
+        packing=packing,
+        embedding_form=embedding,
+    )
+
+
+def _fill(weights: Weights, config: ModelConfig, packing: str, seed: int) -> None:
+    core, rng = native(), np.random.default_rng(seed)
+    for number, (name, array) in enumerate(weights.arrays.items()):
+        part = (seed << 40) + (number << 32)  # a stretch of the generator for each tensor
+        part &= (1 << 64) - 1
+        if name.endswith(".packed"):
+            core.random_codes(packing, array, columns_of(config, name), part)
+        elif name == "embedding.weight" and array.dtype == np.int8:
+            core.random_bytes(array.reshape(-1).view(np.uint8), part)
+            np.maximum(array, -127, out=array)
+        elif name == "embedding.weight":
+            values = rng.standard_normal(array.size, dtype=np.float32).view(np.uint32)
+            array[...] = (values >> 16).astype(np.uint16).reshape(array.shape)
+        elif name == "embedding.scale":
+            array[...] = 1 / 64
+        elif name.endswith(".scale"):
+            linear = name[: -len(".scale")]
+            columns = columns_of(config, f"{linear}.packed")
+            array[...] = 1 / math.sqrt(columns * 2 / 3)
+        elif name.endswith(".lower_bound"):
+            layer = int(name.split(".")[1])
+            array[...] = layer / config.num_layers if config.use_lower_bound else 0.0
+        else:
+            array[...] = 1 + 0.1 * rng.standard_normal(array.size, dtype=np.float32)
