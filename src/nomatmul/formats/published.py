@@ -1,7 +1,8 @@
 """The published `hgrn_bit` checkpoints (arXiv 2406.02528): config and names, both ways told once.
 
-Facts follow the authors' code: block norms and the final norm use `rms_norm_eps`; the fused
-BitLinear uses its function's default 1e-6 whatever the config says.
+Facts follow the authors' code: block norms, the final norm and g_norm use `rms_norm_eps` (the
+block hands it to the mixer, which hands it to g_norm, so the 1e-5 in g_norm's own signature is
+never used); the fused BitLinear uses its function's default 1e-6 whatever the config says.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def _translate(options: dict[str, Any]) -> ModelConfig:
             max_position_embeddings=options["max_position_embeddings"],
             norm_eps=options["rms_norm_eps"],
             linear_norm_eps=1e-6,
-            gate_norm_eps=1e-5,
+            gate_norm_eps=options["rms_norm_eps"],
             use_lower_bound=options["use_lower_bound"],
             tie_embeddings=options["tie_word_embeddings"],
             initializer_range=options["initializer_range"],

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nomatmul.models.layers import BitLinear, make_linear
-from nomatmul.ops.bitlinear import reciprocal_rms
+from nomatmul.ops.bitlinear import root_mean_square
 
 
 def rotary_angles(position_ids_BT: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -88,12 +88,12 @@ class Attention(nn.Module):
         if rotary is None:
             positions = torch.arange(steps, device=x.device).unsqueeze(0)
             rotary = rotary_angles(positions, self.head_size, self.rope_theta)
-        rstd = None
+        rms = None
         if isinstance(self.q_proj, BitLinear):
-            rstd = reciprocal_rms(x.detach(), self.q_proj.norm.eps)
+            rms = root_mean_square(x.detach(), self.q_proj.norm.eps)
 
         def split(projection: nn.Module) -> Tensor:
-            y = projection(x, rstd)
+            y = projection(x, rms)
             return y.view(batch, steps, self.num_heads, self.head_size).transpose(1, 2)
 
         q_BHTE = _rotate(split(self.q_proj), *rotary)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nomatmul.ops.bitlinear import bit_linear, reciprocal_rms
+from nomatmul.ops.bitlinear import bit_linear, root_mean_square
 
 
 class RMSNorm(nn.Module):
@@ -25,7 +25,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x.float() * reciprocal_rms(x, self.eps) * self.weight.float()
+        y = x.float() / root_mean_square(x, self.eps) * self.weight.float()
         return y.to(x.dtype)
 
     def extra_repr(self) -> str:
@@ -53,21 +53,21 @@ class BitLinear(nn.Module):
         nn.init.xavier_uniform_(self.weight, gain=2**-2.5)
         nn.init.ones_(self.norm.weight)
 
-    def forward(self, x: Tensor, rstd: Tensor | None = None) -> Tensor:
-        """rstd: `reciprocal_rms(x, eps)` where several layers read the same x."""
-        return bit_linear(x, self.weight, self.norm.weight, self.norm.eps, rstd=rstd)
+    def forward(self, x: Tensor, rms: Tensor | None = None) -> Tensor:
+        """rms: `root_mean_square(x, eps)` where several layers read the same x."""
+        return bit_linear(x, self.weight, self.norm.weight, self.norm.eps, rms=rms)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}"
 
 
 class DenseLinear(nn.Linear):
-    """nn.Linear without bias; accepts and ignores `rstd` so that both kinds are called alike."""
+    """nn.Linear without bias; accepts and ignores `rms` so that both kinds are called alike."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
 
-    def forward(self, x: Tensor, rstd: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rms: Tensor | None = None) -> Tensor:
         return F.linear(x, self.weight)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nomatmul.models.layers import BitLinear, RMSNorm, make_linear
-from nomatmul.ops.bitlinear import reciprocal_rms
+from nomatmul.ops.bitlinear import root_mean_square
 from nomatmul.ops.mlgru import mlgru_scan
 
 
@@ -60,18 +60,18 @@ class MLGRU(nn.Module):
         lower_bound: [D] in [0, 1), what the forget gate cannot fall below; None means zero.
         state: float32 [B, D] from an earlier call; None means zeros.
         """
-        rstd = None
+        rms = None
         if isinstance(self.i_proj, BitLinear):
-            rstd = reciprocal_rms(x.detach(), self.i_proj.norm.eps)
-        f = torch.sigmoid(self.f_proj(x, rstd).float())
+            rms = root_mean_square(x.detach(), self.i_proj.norm.eps)
+        f = torch.sigmoid(self.f_proj(x, rms).float())
         if lower_bound is not None:
             bound = lower_bound.float()
             f = bound + (1.0 - bound) * f
-        i = F.silu(self.i_proj(x, rstd).float()) * (1.0 - f)
+        i = F.silu(self.i_proj(x, rms).float()) * (1.0 - f)
         if attention_mask is not None:
             i = i * attention_mask.unsqueeze(-1).to(i.dtype)
         h, last = mlgru_scan(i, f, state)
-        g = self.g_proj(x, rstd)
+        g = self.g_proj(x, rms)
         mixed = self.g_norm(g.float()) * F.silu(h)
         if not isinstance(self.o_proj, BitLinear):
             mixed = mixed.to(g.dtype)

@@ -5,7 +5,7 @@ from nomatmul.ops.bitlinear.naive import (
     absmean_ternarize,
     bit_linear,
     bit_linear_accumulators,
-    reciprocal_rms,
+    root_mean_square,
     round_half_away,
 )
 
@@ -14,6 +14,6 @@ __all__ = [
     "absmean_ternarize",
     "bit_linear",
     "bit_linear_accumulators",
-    "reciprocal_rms",
+    "root_mean_square",
     "round_half_away",
 ]

@@ -64,13 +64,16 @@ def absmax_quantize(y_NK: Tensor) -> tuple[Tensor, Tensor]:
     return q_NK, absmax_N1 / INT8_MAX
 
 
-def reciprocal_rms(x_NK: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(mean(x^2) + eps) over the last axis, float32 [..., 1].
+def root_mean_square(x_NK: Tensor, eps: float) -> Tensor:
+    """sqrt(mean(x^2) + eps) over the last axis, float32 [..., 1]; a norm divides by it.
 
-    Projections that read the same x share it: their norms differ only by the weight.
+    Projections that read the same x share it: their norms differ only by the weight. Squares are
+    float32, summed in float64; the mean is rounded to float32 (docs/numerics.md says why). The
+    root is taken in float64 because torch's float32 root may be one unit off.
     """
-    x_NK = x_NK.float()
-    return torch.sqrt(x_NK.square().mean(dim=-1, keepdim=True) + eps).reciprocal()
+    square = x_NK.float().square()
+    mean = square.mean(dim=-1, keepdim=True, dtype=torch.float64).float()
+    return torch.sqrt((mean + eps).double()).float()
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
@@ -88,15 +91,15 @@ class _BitLinear(torch.autograd.Function):
         x_NK: Tensor,
         weight_MK: Tensor,
         norm_K: Tensor,
-        rstd_N1: Tensor,
+        rms_N1: Tensor,
         dtype: torch.dtype,
     ) -> Tensor:
         t_MK, beta = absmean_ternarize(weight_MK)
-        y_NK = x_NK.float() * rstd_N1 * norm_K.float()
+        y_NK = x_NK.float() / rms_N1 * norm_K.float()
         q_NK, step_N1 = absmax_quantize(y_NK)
         shift = _HALF_SHIFT if dtype == torch.float16 else 1.0
         acc_NM = torch.matmul((q_NK / shift).to(dtype), t_MK.to(dtype).t())
-        ctx.save_for_backward(x_NK, weight_MK, norm_K, rstd_N1, beta)
+        ctx.save_for_backward(x_NK, weight_MK, norm_K, rms_N1, beta)
         ctx.dtype = dtype
         return (acc_NM.float() * (beta * step_N1 * shift)).to(dtype)
 
@@ -104,9 +107,9 @@ class _BitLinear(torch.autograd.Function):
     def backward(ctx: Any, grad_NM: Tensor) -> tuple[Tensor | None, ...]:
         # The quantised operands are recomputed: they cost a pointwise pass, and keeping them
         # would double what a layer remembers.
-        x_NK, weight_MK, norm_K, rstd_N1, beta = ctx.saved_tensors
+        x_NK, weight_MK, norm_K, rms_N1, beta = ctx.saved_tensors
         dtype = ctx.dtype
-        x_hat_NK = x_NK.float() * rstd_N1
+        x_hat_NK = x_NK.float() / rms_N1
         q_NK, step_N1 = absmax_quantize(x_hat_NK * norm_K.float())
         y_NK = (q_NK * step_N1).to(dtype)
         grad_NM = grad_NM.to(dtype)
@@ -120,7 +123,7 @@ class _BitLinear(torch.autograd.Function):
         dnorm_K = (dy_NK * x_hat_NK).sum(dim=leading)
         dx_hat_NK = dy_NK * norm_K.float()
         mean_N1 = (dx_hat_NK * x_hat_NK).mean(dim=-1, keepdim=True)
-        dx_NK = (dx_hat_NK - x_hat_NK * mean_N1) * rstd_N1
+        dx_NK = (dx_hat_NK - x_hat_NK * mean_N1) / rms_N1
         return (
             dx_NK.to(x_NK.dtype),
             dweight_MK.to(weight_MK.dtype),
@@ -136,12 +139,12 @@ def bit_linear(
     norm_weight: Tensor,
     eps: float = 1e-6,
     *,
-    rstd: Tensor | None = None,
+    rms: Tensor | None = None,
 ) -> Tensor:
     """RMSNorm(x), int8 per token, times ternary weight: the layer of arXiv 2406.02528, sec. 3.2.
 
     x: [..., K] float; weight: [M, K] float (latent weights of training); norm_weight: [K].
-    rstd: reciprocal_rms(x, eps) when the caller has it already; it is not differentiated through,
+    rms: root_mean_square(x, eps) when the caller has it already; it is not differentiated through,
     because the gradient of x here holds the whole of the norm's.
 
     Returns [..., M] in autocast's dtype, else in x's. Gradients: straight-through in both
@@ -150,9 +153,9 @@ def bit_linear(
     """
     if x.shape[-1] != weight.shape[-1]:
         raise ValueError(f"bit_linear: input has {x.shape[-1]} features, weight {weight.shape[-1]}")
-    if rstd is None:
-        rstd = reciprocal_rms(x.detach(), eps)
-    return _BitLinear.apply(x, weight, norm_weight, rstd.detach(), _product_dtype(x))
+    if rms is None:
+        rms = root_mean_square(x.detach(), eps)
+    return _BitLinear.apply(x, weight, norm_weight, rms.detach(), _product_dtype(x))
 
 
 def bit_linear_accumulators(
@@ -163,7 +166,7 @@ def bit_linear_accumulators(
     Returns (q, t, acc): q int8 [..., K], t int8 [M, K], acc int32 [..., M] = sum_k q*t, exact.
     """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        y_NK = x.float() * reciprocal_rms(x, eps) * norm_weight.float()
+        y_NK = x.float() / root_mean_square(x, eps) * norm_weight.float()
         q_NK, _ = absmax_quantize(y_NK)
         t_MK, _ = absmean_ternarize(weight)
         acc_NM = torch.matmul(q_NK, t_MK.t())

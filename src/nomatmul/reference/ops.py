@@ -1,0 +1,161 @@
+"""Every operation of docs/numerics.md in plain numpy float32, one function each.
+
+Legend: B sequences, T tokens, D hidden size, K in_features, N out_features, M intermediate size,
+H heads, E head size, L layers; `...` any leading shape.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nomatmul.formats.quantise import quantise_activation
+
+Float = NDArray[np.float32]
+_ONE = np.float32(1.0)
+
+
+def sigmoid(x: Float) -> Float:
+    """Return 1 / (1 + exp(-x)), float32, without overflow at either end."""
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, _ONE / (_ONE + e), e / (_ONE + e)).astype(np.float32)
+
+
+def silu(x: Float) -> Float:
+    """Return x * sigmoid(x)."""
+    return x * sigmoid(x)
+
+
+def gelu(x: Float) -> Float:
+    """Return the exact x * Phi(x) (error function, no tanh approximation), as BERT uses it."""
+    phi = np.array([math.erf(v / math.sqrt(2.0)) for v in x.reshape(-1)], dtype=np.float64)
+    return (0.5 * x * (1.0 + phi.reshape(x.shape))).astype(np.float32)
+
+
+def rms_norm(x: Float, weight: Float, eps: float) -> Float:
+    """Return (x / sqrt(mean(x^2) + eps)) * weight over the last axis.
+
+    Squares are float32, summed in float64; the mean is rounded to float32 and all else is
+    float32. Every order of summation then gives the same bits, and so do all backends.
+    """
+    mean = np.mean(x * x, axis=-1, keepdims=True, dtype=np.float64).astype(np.float32)
+    return (x / np.sqrt(mean + np.float32(eps))) * weight
+
+
+@dataclass(frozen=True)
+class BitLinear:
+    """A ternary linear layer: t int8 [N, K] of -1, 0, 1, its scale, and its own norm [K].
+
+    y = norm(x); q, step = absmax int8 of y; acc = q @ t^T; out = acc * (scale * step).
+    """
+
+    t_NK: NDArray[np.int8]
+    scale: np.float32
+    norm_weight: Float
+    eps: float
+
+    def quantised_input(self, x: Float) -> tuple[NDArray[np.int8], Float]:
+        """Return (q int8 [..., K], step float32 [..., 1]) of the normalised input."""
+        return quantise_activation(rms_norm(x, self.norm_weight, self.eps))
+
+    def accumulators(self, q: NDArray[np.int8]) -> NDArray[np.int32]:
+        """Return the exact int32 sums acc[..., n] = sum_k q[..., k] * t[n, k]."""
+        return ternary_product(q, self.t_NK)
+
+    def __call__(self, x: Float) -> Float:
+        """Return float32 [..., N] of float32 [..., K]."""
+        q, step = self.quantised_input(x)
+        return self.accumulators(q).astype(np.float32) * (np.float32(self.scale) * step)
+
+
+@dataclass(frozen=True)
+class DenseLinear:
+    """A plain linear layer without bias: x @ W^T in float32."""
+
+    weight_NK: Float
+
+    def __call__(self, x: Float) -> Float:
+        """Return float32 [..., N] of float32 [..., K]."""
+        return (x @ self.weight_NK.T).astype(np.float32)
+
+
+Linear = BitLinear | DenseLinear
+
+
+def ternary_product(q: NDArray[np.int8], t_NK: NDArray[np.int8]) -> NDArray[np.int32]:
+    """Return int32 q @ t^T, exact.
+
+    Computed by float64 matrix products: every partial sum is an integer below 2^24, far below
+    2^53, so no order of summation can round. (numpy's integer product has no fast path.)
+    """
+    product = q.astype(np.float64) @ t_NK.astype(np.float64).T
+    return product.astype(np.int32)
+
+
+def mlgru_gates(i: Float, f: Float, lower_bound: Float | None) -> tuple[Float, Float]:
+    """Return (input, forget gate) of MLGRU from the outputs of i_proj and f_proj.
+
+    f = sigmoid(f), lifted to lb + (1 - lb) * f where a bound is given; i = silu(i) * (1 - f).
+    """
+    f = sigmoid(f)
+    if lower_bound is not None:
+        f = lower_bound + (_ONE - lower_bound) * f
+    return silu(i) * (_ONE - f), f
+
+
+def mlgru_recurrent(i_BTD: Float, f_BTD: Float, h_BD: Float) -> tuple[Float, Float]:
+    """Return (h [B, T, D], last h [B, D]) of h_t = f_t * h_(t-1) + i_t, token by token."""
+    out = np.empty_like(i_BTD)
+    for t in range(i_BTD.shape[1]):
+        h_BD = f_BTD[:, t] * h_BD + i_BTD[:, t]
+        out[:, t] = h_BD
+    return out, h_BD
+
+
+def mlgru_chunked(i_BTD: Float, f_BTD: Float, h_BD: Float, chunk: int = 16) -> tuple[Float, Float]:
+    """Return what `mlgru_recurrent` returns (up to rounding), chunk by chunk.
+
+    Inside a chunk all tokens advance together from a zero state, then the carried state enters
+    through the product of forget gates: no logarithms, no division, so nothing can overflow.
+    """
+    batch, tokens, size = i_BTD.shape
+    count = -(-tokens // chunk)
+    padding = ((0, 0), (0, count * chunk - tokens), (0, 0))
+    i_BCSD = np.pad(i_BTD, padding).reshape(batch, count, chunk, size)
+    f_BCSD = np.pad(f_BTD, padding, constant_values=1.0).reshape(batch, count, chunk, size)
+    inner, decay = np.empty_like(i_BCSD), np.empty_like(f_BCSD)
+    local = np.zeros((batch, count, size), dtype=np.float32)
+    product = np.ones((batch, count, size), dtype=np.float32)
+    for s in range(chunk):
+        local = f_BCSD[:, :, s] * local + i_BCSD[:, :, s]
+        product = product * f_BCSD[:, :, s]
+        inner[:, :, s], decay[:, :, s] = local, product
+    for c in range(count):
+        inner[:, c] += decay[:, c] * h_BD[:, None]
+        h_BD = inner[:, c, -1]
+    return inner.reshape(batch, -1, size)[:, :tokens], h_BD
+
+
+def rotate(x_BTHE: Float, positions_BT: NDArray[np.int64], theta: float) -> Float:
+    """Turn pairs (e, e + E/2) by position * theta^(-2e/E): rotary positions as Llama has them."""
+    half = x_BTHE.shape[-1] // 2
+    inverse = theta ** (-np.arange(half, dtype=np.float64) / half)
+    angle = positions_BT[:, :, None, None].astype(np.float64) * inverse
+    cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    first, second = x_BTHE[..., :half], x_BTHE[..., half:]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def attend(q_BTHE: Float, k_BSHE: Float, v_BSHE: Float, allowed_BTS: NDArray[np.bool_]) -> Float:
+    """Return softmax(q k^T / sqrt(E)) v as [B, T, H*E]; where nothing is allowed, zeros."""
+    scores = np.einsum("bthe,bshe->bhts", q_BTHE, k_BSHE) / np.float32(math.sqrt(q_BTHE.shape[-1]))
+    scores = np.where(allowed_BTS[:, None], scores, np.float32(-np.inf))
+    peak = scores.max(axis=-1, keepdims=True)
+    weights = np.exp(scores - np.where(np.isfinite(peak), peak, 0.0))
+    total = weights.sum(axis=-1, keepdims=True)
+    weights = weights / np.where(total > 0, total, 1.0)
+    out = np.einsum("bhts,bshe->bthe", weights, v_BSHE)
+    return out.reshape(*q_BTHE.shape[:2], -1).astype(np.float32)
