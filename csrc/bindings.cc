@@ -71,15 +71,14 @@ DType dtype_of(const nb::dlpack::dtype& dtype, size_t itemsize) {
   throw std::invalid_argument("tensors are uint8, int8, uint16 (bfloat16 bits) or float32");
 }
 
-// The model and the arrays that it points into.
 class BoundModel {
  public:
   BoundModel(const ModelSpec& spec, const std::optional<std::string>& isa, int threads)
       : model_(spec, kernels_or_throw(isa), threads) {}
 
-  void set(const std::string& name, Stored array) {
+  // The binding keeps the array alive as long as the model (nb::keep_alive).
+  void set(const std::string& name, const Stored& array) {
     model_.set(name, array.data(), array.nbytes(), dtype_of(array.dtype(), array.itemsize()));
-    arrays_.push_back(std::move(array));
   }
 
   nb::ndarray<nb::numpy, float> step(const std::vector<Floats>& states, const std::vector<Ids>& ids,
@@ -155,7 +154,6 @@ class BoundModel {
   }
 
   Model model_;
-  std::vector<Stored> arrays_;
 };
 
 ModelSpec make_spec(int vocab, int hidden, int layers, int intermediate, const std::string& packing,
@@ -204,7 +202,7 @@ void bind_model(nb::module_& m) {
           "vocab"_a, "hidden"_a, "layers"_a, "intermediate"_a, "packing"_a, "int8_embedding"_a,
           "norm_eps"_a, "linear_norm_eps"_a, "gate_norm_eps"_a, "chunk"_a, "isa"_a.none(),
           "threads"_a)
-      .def("set", &BoundModel::set, "name"_a, "array"_a)
+      .def("set", &BoundModel::set, "name"_a, "array"_a, nb::keep_alive<1, 3>())
       .def("check_complete", [](const BoundModel& b) { b.model().check_complete(); })
       .def("step", &BoundModel::step, "states"_a, "ids"_a, "want"_a)
       .def("block", &BoundModel::block, "layer"_a, "x"_a, "state"_a)
