@@ -20,6 +20,7 @@ from nomatmul.formats.errors import FormatError
 from nomatmul.formats.names import tensor_shapes
 from nomatmul.formats.packed_layout import FORMAT as PACKED_FORMAT
 from nomatmul.formats.packed_reader import PackedReader
+from nomatmul.formats.tokenizer import find_tokenizer_file
 from nomatmul.formats.weights import TensorSource, open_source
 
 TRAINING_MODEL_TYPE = "nomatmul"
@@ -93,9 +94,8 @@ class Checkpoint:
 
     @property
     def tokenizer_path(self) -> Path | None:
-        """The directory's tokenizer.json, if it has one."""
-        path = self.directory / "tokenizer.json"
-        return path if path.exists() else None
+        """The directory's tokenizer.json, else its SentencePiece tokenizer.model, else None."""
+        return find_tokenizer_file(self.directory)
 
     def names(self) -> list[str]:
         """Return the names of the tensors; a tied head has no "head.weight" among them."""

@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nomatmul.formats import packed_layout as layout
-from nomatmul.formats.config import ModelConfig, read_json_object
+from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.errors import FormatError, WriteError
 from nomatmul.formats.names import linear_shapes
 from nomatmul.formats.packing import check_codes, pack_ternary
 from nomatmul.formats.safetensors_file import NUMPY_DTYPES, check_finite
+from nomatmul.formats.tokenizer import tokenizer_from_bytes
 
 # Tensor data starts on a page, so that a mapped file has its first tensor on one.
 _DATA_ALIGN = 4096
@@ -213,12 +214,13 @@ def _refuse_existing(dst: Path) -> None:
 
 
 def _tokenizer_bytes(path: Path) -> bytes:
+    """The bytes of tokenizer.json; a SentencePiece model is converted."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror or error}") from None
-    read_json_object(path, data)
-    return data
+    tokenizer = tokenizer_from_bytes(data, path)
+    return tokenizer.to_str().encode() if path.suffix == ".model" else data
 
 
 def _sync_directory(path: Path) -> None:

@@ -252,7 +252,9 @@ class Block:
         mask_BT: NDArray[np.bool_],
         positions_BT: NDArray[np.int64],
     ) -> tuple[Float, LayerState]:
-        assert state.k_BSHE is not None and state.v_BSHE is not None and state.seen_BS is not None
+        assert state.k_BSHE is not None
+        assert state.v_BSHE is not None
+        assert state.seen_BS is not None
         batch, tokens, _ = x_BTD.shape
         shape = (batch, tokens, self.config.num_heads, self.config.head_size)
         theta = self.config.rope_theta
