@@ -94,7 +94,7 @@ class Checkpoint:
 
     @property
     def tokenizer_path(self) -> Path | None:
-        """The directory's tokenizer.json, else its SentencePiece tokenizer.model, else None."""
+        """The directory's tokenizer.json, if it has one."""
         return find_tokenizer_file(self.directory)
 
     def names(self) -> list[str]:

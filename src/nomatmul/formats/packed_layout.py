@@ -15,7 +15,7 @@ from nomatmul.formats.packing import PACKINGS, row_bytes
 
 FORMAT = "nomatmul-packed"
 FORMAT_VERSION = 1
-EMBEDDING_FORMS = ("bf16", "int8")
+EMBEDDING_FORMS = ("bf16", "int8", "f32")
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -53,7 +53,7 @@ def packed_tensors(
         tensors["embedding.scale"] = ("F32", (config.vocab_size,))
         tensors["embedding.weight"] = ("I8", table)
     else:
-        tensors["embedding.weight"] = ("BF16", table)
+        tensors["embedding.weight"] = ("BF16" if embedding_form == "bf16" else "F32", table)
     return tensors
 
 
@@ -69,7 +69,7 @@ def check_packable(config: ModelConfig, packing: str, embedding_form: str) -> No
         raise ValueError(f"packing {packing!r} is unknown; legal values are '2bit', '1.6bit'")
     if embedding_form not in EMBEDDING_FORMS:
         raise ValueError(
-            f"embedding form {embedding_form!r} is unknown; legal values are 'bf16', 'int8'"
+            f"embedding form {embedding_form!r} is unknown; legal values are 'bf16', 'int8', 'f32'"
         )
 
 

@@ -29,7 +29,7 @@ _METADATA_KEYS = {"format", "config_sha256", "crc32"}
 class PackedReader:
     """A packed model directory whose small parts (config, header, tokenizer) are verified.
 
-    config: ModelConfig. packing: "2bit" | "1.6bit". embedding_form: "bf16" | "int8".
+    config: ModelConfig. packing: "2bit" | "1.6bit". embedding_form: "bf16" | "int8" | "f32".
     infos: {name: TensorInfo(dtype, shape, byte offset in `weights_path`, nbytes)}.
     Tensor data is checked when it is read (`read`), or by `verify` on bytes that the caller
     has read itself. Raises FormatError (a ValueError) for anything missing, damaged, foreign

@@ -214,13 +214,12 @@ def _refuse_existing(dst: Path) -> None:
 
 
 def _tokenizer_bytes(path: Path) -> bytes:
-    """The bytes of tokenizer.json; a SentencePiece model is converted."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror or error}") from None
-    tokenizer = tokenizer_from_bytes(data, path)
-    return tokenizer.to_str().encode() if path.suffix == ".model" else data
+    tokenizer_from_bytes(data, path)
+    return data
 
 
 def _sync_directory(path: Path) -> None:

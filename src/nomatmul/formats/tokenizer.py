@@ -1,4 +1,4 @@
-"""Loading a model's tokenizer: `tokenizer.json`, or a SentencePiece `tokenizer.model` converted.
+"""Loading a model's `tokenizer.json`.
 
 `tokenizers` is imported when a tokenizer is asked for, so that the other contracts stay light.
 """
@@ -18,15 +18,13 @@ SENTENCEPIECE_FILE = "tokenizer.model"
 
 
 def find_tokenizer_file(directory: str | Path) -> Path | None:
-    """Return the directory's tokenizer.json, else its tokenizer.model, else None."""
-    for name in (JSON_FILE, SENTENCEPIECE_FILE):
-        if (Path(directory) / name).exists():
-            return Path(directory) / name
-    return None
+    """Return the directory's tokenizer.json, or None."""
+    path = Path(directory) / JSON_FILE
+    return path if path.exists() else None
 
 
 def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer:
-    """Load the tokenizer of a model directory, or from a tokenizer.json or .model file.
+    """Load the tokenizer of a model directory, or from a tokenizer.json file.
 
     `vocab_size` is the model's; a tokenizer that can produce ids beyond it is refused.
     Raises FormatError, in one line, when there is none or it cannot be read.
@@ -35,10 +33,7 @@ def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer
     if path.is_dir():
         found = find_tokenizer_file(path)
         if found is None:
-            raise FormatError(
-                f"{path} has no {JSON_FILE}; copy the model's tokenizer.json (or a SentencePiece"
-                f" {SENTENCEPIECE_FILE}) into it"
-            )
+            raise FormatError(_missing(path))
         path = found
     try:
         data = path.read_bytes()
@@ -55,13 +50,9 @@ def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer
 
 
 def tokenizer_from_bytes(data: bytes, path: Path) -> Tokenizer:
-    """Build a tokenizer from the bytes of a .json or .model file; `path` names it in errors."""
+    """Build a tokenizer from the bytes of tokenizer.json; `path` names it in errors."""
     from tokenizers import Tokenizer
 
-    if path.suffix == ".model":
-        from nomatmul.formats.sentencepiece import tokenizer_from_sentencepiece
-
-        return tokenizer_from_sentencepiece(data, path)
     try:
         return Tokenizer.from_buffer(data)
     except BaseException as error:  # the Rust library panics on some damage: no Exception
@@ -69,3 +60,12 @@ def tokenizer_from_bytes(data: bytes, path: Path) -> Tokenizer:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise FormatError(f"{path} is no tokenizer: {reason}") from None
+
+
+def _missing(directory: Path) -> str:
+    if (directory / SENTENCEPIECE_FILE).exists():
+        return (
+            f"{directory} has a SentencePiece {SENTENCEPIECE_FILE} but no {JSON_FILE};"
+            " `nomatmul pack` converts it"
+        )
+    return f"{directory} has no {JSON_FILE}; copy the model's tokenizer.json into it"

@@ -1,0 +1,46 @@
+"""Fixtures that all rooms' tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Tests never time: a slow machine must not fail them.
+settings.register_profile("nomatmul", deadline=None, print_blob=True)
+settings.load_profile("nomatmul")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of recorded traces and texts beside the repository; skips where it is absent."""
+    path = ROOT.parent / "shared"
+    if not (path / "fixtures").is_dir():
+        pytest.skip(f"recorded fixtures are not on this machine (looked for {path})")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(shared: Path) -> Path:
+    """A published checkpoint of 2 layers, made by the authors' code."""
+    return shared / "fixtures" / "hgrn_bit-tiny"
+
+
+@pytest.fixture(scope="session")
+def golden(tiny: Path) -> dict[str, NDArray[np.generic]]:
+    """What the authors' kernels computed from `tiny`: input_ids, attention_mask, logits, and
+    hidden.0 (embedding output), hidden.1, hidden.2 (outputs of the blocks, before the final norm).
+    """
+    return load_file(tiny / "golden.safetensors")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers that are the same in every run."""
+    return np.random.default_rng(20240604)

@@ -1,0 +1,63 @@
+"""Texts are read plain or compressed, whatever the name says, and damage is told in one line."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+
+import pytest
+from nomatmul.formats.textfiles import read_text
+
+TEXT = "First line\nzweite Zeile \u00fc\u00f6\u00e4\n" * 50
+
+
+def _zstd(data: bytes) -> bytes:
+    return pytest.importorskip("zstandard").compress(data)
+
+
+PACKERS = {
+    "plain": bytes,
+    "gzip": gzip.compress,
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+    "zstd": _zstd,
+}
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+def test_every_compression_is_read(tmp_path, kind):
+    path = tmp_path / "text"
+    path.write_bytes(PACKERS[kind](TEXT.encode()))
+    assert read_text(path) == TEXT
+
+
+@pytest.mark.parametrize("kind", ["gzip", "bzip2", "xz", "zstd"])
+def test_truncated_files_are_refused(tmp_path, kind):
+    path = tmp_path / "text"
+    data = PACKERS[kind](TEXT.encode())
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"text: damaged compressed file|text is empty"):
+        read_text(path)
+
+
+@pytest.mark.parametrize("kind", ["plain", "bzip2"])
+def test_max_bytes_never_cuts_a_character(tmp_path, kind):
+    path = tmp_path / "text"
+    path.write_bytes(PACKERS[kind](TEXT.encode()))
+    for limit in range(1, 60):
+        found = read_text(path, max_bytes=limit)
+        assert TEXT.startswith(found)
+        assert limit - 2 < len(found.encode()) <= limit
+
+
+def test_other_mistakes(tmp_path):
+    path = tmp_path / "text"
+    with pytest.raises(FileNotFoundError):
+        read_text(path)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="is empty"):
+        read_text(path)
+    path.write_bytes(b"ab\xff\xfe")
+    with pytest.raises(ValueError, match=r"not UTF-8 text \(byte 2\)"):
+        read_text(path)
