@@ -61,7 +61,7 @@ class NativeBackend:
             layers=config.num_layers,
             intermediate=config.mlp_size if config.channel_mixer == "glu" else 0,
             packing=packing,
-            int8_embedding=embedding == "int8",
+            embedding=embedding,
             norm_eps=config.norm_eps,
             linear_norm_eps=config.linear_norm_eps,
             gate_norm_eps=config.gate_norm_eps,

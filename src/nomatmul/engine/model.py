@@ -220,8 +220,7 @@ class LanguageModel:
             raise ValueError("the prompt is empty: give at least one token id")
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise ValueError(
-                f"token ids must be a list of whole numbers, got {array.dtype}"
-                f" {list(array.shape)}"
+                f"token ids must be a list of whole numbers, got {array.dtype} {list(array.shape)}"
             )
         low, high, size = int(array.min()), int(array.max()), self.config.vocab_size
         if low < 0 or high >= size:

@@ -54,7 +54,7 @@ def _fill(weights: Weights, config: ModelConfig, packing: str, seed: int) -> Non
         elif name == "embedding.weight" and array.dtype == np.int8:
             core.random_bytes(array.reshape(-1).view(np.uint8), part)
             np.maximum(array, -127, out=array)
-        elif name == "embedding.weight":
+        elif name == "embedding.weight" and array.dtype == np.uint16:
             values = rng.standard_normal(array.size, dtype=np.float32).view(np.uint32)
             array[...] = (values >> 16).astype(np.uint16).reshape(array.shape)
         elif name == "embedding.scale":

@@ -1,0 +1,266 @@
+"""What this machine offers and what a model takes: reports for `doctor`, `footprint`, `bench`."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nomatmul.engine.native import native
+
+if TYPE_CHECKING:
+    from nomatmul.engine.model import LanguageModel
+
+# CPU features that a kernel of ours asks for, as Linux spells them.
+_FEATURES = (
+    *("avx2", "fma", "f16c", "bmi2", "avx512f", "avx512bw", "avx512dq", "avx512vl"),
+    *("avx512_vnni", "avx_vnni", "avx512_vbmi", "amx_tile", "amx_int8"),
+    *("asimd", "asimddp", "i8mm", "sve"),
+)
+_THP = Path("/sys/kernel/mm/transparent_hugepage")
+
+
+def cpu_report() -> dict[str, Any]:
+    """Return CPU name and features, instruction sets, kernel of each operation, threads, pages.
+
+    Works without the native core too; "native" then tells why it is missing.
+    """
+    report: dict[str, Any] = {
+        "cpu": _cpu_name(),
+        "machine": platform.machine(),
+        "logical_cpus": _usable_cpus(),
+        "features": _cpu_features(),
+        "huge_pages": {"enabled": _thp_setting("enabled"), "defrag": _thp_setting("defrag")},
+    }
+    try:
+        core = native()
+    except ImportError as error:
+        return {**report, "native": str(error), "isas": [], "isa": "numpy", "threads": 1}
+    isas = list(core.kernels.isas())
+    forced = os.environ.get("NOMATMUL_ISA")
+    if forced and forced not in isas:
+        raise ValueError(f"NOMATMUL_ISA={forced} is not available here; available: {isas}")
+    isa = forced or isas[0]
+    report["huge_pages"]["granted"] = huge_pages_granted()
+    return {
+        **report,
+        "native": "present",
+        "isas": isas,
+        "isa": isa,
+        "operations": dict.fromkeys(_OPERATIONS, isa),
+        "threads": core.default_threads(),
+    }
+
+
+_OPERATIONS = (
+    *("ternary product, one token", "ternary product, many tokens", "norm and quantise"),
+    *("MLGRU step", "gate and norm", "GLU", "check of codes"),
+)
+
+
+def huge_pages_granted(nbytes: int = 8 << 20) -> bool:
+    """Return whether memory that asks for 2 MiB pages gets them (False where unknown)."""
+    arena = native().Arena(nbytes)
+    arena.view()[:] = 1
+    return huge_bytes(arena) >= nbytes // 2
+
+
+def huge_bytes(arena: Any) -> int:
+    """Return how many bytes of an Arena lie in huge pages, by /proc/self/smaps."""
+    total, inside = 0, False
+    try:
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+    except OSError:
+        return 0
+    for line in lines:
+        head = line.split(maxsplit=1)[0]
+        if "-" in head and not head.endswith(":"):
+            low, high = (int(part, 16) for part in head.split("-"))
+            inside = low < arena.address + arena.nbytes and arena.address < high
+        elif inside and head == "AnonHugePages:":
+            total += 1024 * int(line.split()[1])
+    return min(total, arena.nbytes)
+
+
+def read_bandwidth(gib: float = 1.0, threads: int | None = None, passes: int = 5) -> float:
+    """Return GB/s (10^9 bytes) at which `threads` threads read `gib` GiB of huge pages.
+
+    The best of `passes` passes: other processes can only make a pass slower. Raises ValueError
+    for a size or a count that is not positive.
+    """
+    core = native()
+    if not gib > 0 or gib > 1024:
+        raise ValueError(f"gib must be above 0 and at most 1024, got {gib!r}")
+    count = core.default_threads() if threads is None else threads
+    if count < 1 or passes < 1:
+        raise ValueError(f"threads and passes must be at least 1, got {count} and {passes}")
+    return core.read_bandwidth(int(gib * (1 << 30)), count, passes) / 1e9
+
+
+def footprint_of(lm: LanguageModel) -> dict[str, int]:
+    """Return bytes of a loaded model by part.
+
+    embedding, core (packed matrices of the blocks), head, norms (and scales, lower bounds):
+    together `weights`. state: one sequence. scratch: work space of the largest step so far.
+    total: weights + state + scratch. disk: the directory's files, 0 for a model without one.
+    dense_bf16: what the same parameters take unpacked.
+    """
+    weights = getattr(lm.backend, "weights", None)
+    if weights is None:
+        raise ValueError("the numpy backend holds no packed weights; nothing to measure")
+    parts = dict.fromkeys(("embedding", "core", "head", "norms"), 0)
+    for name, array in weights.arrays.items():
+        if name.startswith("embedding."):
+            part = "embedding"
+        elif name.endswith(".packed"):
+            part = "head" if name.startswith("head.") else "core"
+        else:
+            part = "norms"
+        parts[part] += array.nbytes
+    state = 4 * lm.config.num_layers * lm.config.hidden_size
+    scratch = int(lm.backend.model.scratch_bytes)  # type: ignore[attr-defined]
+    total = sum(parts.values())
+    return {
+        **parts,
+        "weights": total,
+        "state": state,
+        "scratch": scratch,
+        "total": total + state + scratch,
+        "disk": _disk_bytes(lm.path),
+        "dense_bf16": 2 * lm.config.param_count(),
+    }
+
+
+def footprint(path: str | Path | None = None, tokens: int = 8) -> dict[str, Any]:
+    """Load a packed model (default the one in the box), decode a few tokens, report bytes.
+
+    As `footprint_of`, and "resident" and "peak": of this whole process, Python included, now
+    and at its worst moment (0 where the system does not tell). Raises ValueError for a bad path.
+    """
+    from nomatmul.engine.loading import load
+
+    lm = load(path)
+    session = lm.session()
+    for token in range(tokens):
+        session.append([token % lm.config.vocab_size])
+    resident, peak = memory_of_process()
+    return {**footprint_of(lm), "resident": resident, "peak": peak}
+
+
+def memory_of_process() -> tuple[int, int]:
+    """Return (resident, peak resident) bytes of this process; zeros where unknown."""
+    values = {"VmRSS:": 0, "VmHWM:": 0}
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            key = line.split(maxsplit=1)[0]
+            if key in values:
+                values[key] = 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    return values["VmRSS:"], values["VmHWM:"]
+
+
+def self_test(seed: int = 0) -> list[dict[str, Any]]:
+    """Run every kernel of every instruction set here against the scalar one.
+
+    Returns [{"isa", "operation", "ok"}, ...]. Products are exact integers and float steps have
+    the same bits everywhere, so equality is asked for, not closeness.
+    """
+    kernels = native().kernels
+    names = list(kernels.isas())
+    expected = _all_operations(kernels, "scalar", seed)
+    results = []
+    for isa in names:
+        found = expected if isa == "scalar" else _all_operations(kernels, isa, seed)
+        for operation, arrays in found.items():
+            same = all(
+                a.tobytes() == b.tobytes() for a, b in zip(arrays, expected[operation], strict=True)
+            )
+            results.append({"isa": isa, "operation": operation, "ok": same})
+    return results
+
+
+def _all_operations(kernels: Any, isa: str, seed: int) -> dict[str, list[np.ndarray]]:
+    """Results of every kernel on random inputs of awkward sizes, by operation."""
+    rng = np.random.default_rng(seed)
+    results: dict[str, list[np.ndarray]] = {}
+    for packing in ("2bit", "1.6bit"):
+        for m, n, k in ((1, 67, 515), (3, 16, 1), (5, 33, 160), (37, 50, 1029)):
+            rows = native().random_codes
+            row_bytes = -(-k // (128 if packing == "2bit" else 160)) * 32
+            w = np.zeros((n, row_bytes), np.uint8)
+            rows(packing, w, k, seed + k)
+            q = rng.integers(-128, 128, (m, k)).astype(np.int8)
+            out = np.zeros((m, n), np.int32)
+            kernels.product(isa, packing, w, q, None, out, 0, n)
+            results.setdefault(f"product {packing}", []).append(out)
+            legal = kernels.codes_ok(isa, packing, w.reshape(-1))
+            w[n // 2, 0] = 255
+            found = [legal, kernels.codes_ok(isa, packing, w.reshape(-1))]
+            results.setdefault(f"codes {packing}", []).append(np.array(found))
+    for d in (1, 15, 16, 129, 2560):
+        a, b, c, weight = rng.standard_normal((4, d), dtype=np.float32) * 3
+        y = np.zeros(d, np.float32)
+        kernels.rms_norm(isa, a, weight, 1e-6, y)
+        results.setdefault("rms_norm", []).append(y)
+        step, q = kernels.rms_norm_quantize(isa, a, weight, 1e-6)
+        results.setdefault("rms_norm_quantize", []).extend([np.float32(step), np.array(q)])
+        h = c.copy()
+        kernels.mlgru_step(isa, a, b, np.abs(weight) / 20, 1.0, h)
+        results.setdefault("mlgru_step", []).append(h)
+        y = np.zeros(d, np.float32)
+        kernels.gate_norm(isa, a, b, weight, 1e-5, y)
+        results.setdefault("gate_norm", []).append(y)
+        y = np.zeros(d, np.float32)
+        kernels.silu_mul(isa, a, b, y)
+        results.setdefault("silu_mul", []).append(y)
+        x = a.copy()
+        kernels.add(isa, x, b)
+        results.setdefault("add", []).append(x)
+    return results
+
+
+def _cpu_name() -> str:
+    for line in _cpuinfo():
+        if line.lower().startswith(("model name", "hardware")):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpu_features() -> list[str]:
+    for line in _cpuinfo():
+        if line.startswith(("flags", "Features")):
+            present = set(line.partition(":")[2].split())
+            return [name for name in _FEATURES if name in present]
+    return []
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _thp_setting(name: str) -> str:
+    """The choice in brackets, as in "always [madvise] never"; "unknown" where there is none."""
+    try:
+        text = (_THP / name).read_text()
+    except OSError:
+        return "unknown"
+    return text.partition("[")[2].partition("]")[0] or "unknown"
+
+
+def _disk_bytes(path: Path | None) -> int:
+    if path is None:
+        return 0
+    return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
