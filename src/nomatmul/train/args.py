@@ -1,0 +1,34 @@
+"""What the command `nomatmul train` takes; the standard library is enough to import this."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainArgs:
+    """Arguments of one training command. Field names are the flags, frozen by a test.
+
+    recipe: name in recipes.RECIPES. data: text, JSONL or parquet files, saved data sets, hf:NAME,
+    or token directories. out: the run's directory. set: "name=value" overrides of the recipe.
+    steps, time_limit (seconds), seed: the overrides that people need most; None keeps the recipe's.
+    """
+
+    recipe: str
+    data: tuple[str, ...]
+    out: str
+    valid: tuple[str, ...] = ()
+    tokenizer: str | None = None
+    text_field: str = "text"
+    document_start: str | None = None
+    tokens: str | None = None
+    workers: int | None = None
+    set: tuple[str, ...] = ()
+    steps: int | None = None
+    time_limit: float | None = None
+    seed: int | None = None
+    device: str = "auto"
+    resume: str = "auto"
+    override_config: bool = False
+    quiet: bool = False
+    json: bool = False

@@ -1,0 +1,177 @@
+"""Batches as a pure function of (seed, step): resuming needs the step number and nothing else.
+
+The stream is cut into windows of T tokens; an epoch visits every window once, in an order and from
+an offset that depend on (seed, epoch) only. Sample number s of the run (step * batch + row) is
+window `order[s mod windows]` of epoch `s div windows`.
+
+Shapes: B rows of a micro-batch, T tokens. Inputs x_BT are tokens p..p+T-1, targets y_BT p+1..p+T.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from nomatmul.train.tokens import TokenStream
+
+_ON_DEVICE_BYTES = 4 << 30  # streams up to here live on the GPU, where a batch is one gather
+
+
+class WindowOrder:
+    """Where each sample of a run starts in the stream.
+
+    Raises ValueError when the stream is too short for one window.
+    """
+
+    def __init__(self, stream_length: int, sequence_length: int, seed: int) -> None:
+        # One token is lost to the targets and up to T - 1 to the epoch's offset.
+        self.windows = (stream_length - sequence_length) // sequence_length
+        if self.windows < 1:
+            raise ValueError(
+                f"sequence_length {sequence_length} is too long for data of {stream_length} tokens; "
+                f"at most {stream_length // 2}"
+            )
+        self.sequence_length = sequence_length
+        self.seed = seed
+        self._epoch = -1
+        self._starts = np.empty(0, dtype=np.int64)
+
+    def starts(self, first_sample: int, count: int) -> np.ndarray:
+        """[count] int64 positions of samples first_sample, first_sample + 1, ..."""
+        parts = []
+        while count:
+            epoch, position = divmod(first_sample, self.windows)
+            part = self._epoch_starts(epoch)[position : position + count]
+            parts.append(part)
+            first_sample += part.size
+            count -= part.size
+        return np.concatenate(parts)
+
+    def _epoch_starts(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            random = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+            offset = int(random.integers(self.sequence_length))
+            self._starts = random.permutation(self.windows) * self.sequence_length + offset
+            self._epoch = epoch
+        return self._starts
+
+
+class Batches:
+    """Micro-batches on the device, without waiting for it.
+
+    A small stream is copied to the GPU once; a large one is read by a thread into pinned memory
+    and copied while the GPU computes.
+    """
+
+    def __init__(
+        self, stream: TokenStream, order: WindowOrder, rows: int, device: torch.device
+    ) -> None:
+        self.stream, self.order, self.rows, self.device = stream, order, rows, device
+        size = len(stream) * stream.shards[0].dtype.itemsize
+        self._resident = None
+        if device.type == "cuda" and size <= _ON_DEVICE_BYTES:
+            self._resident = _signed(stream.read(0, len(stream))).to(device)
+            self._steps_T = torch.arange(order.sequence_length + 1, device=device)
+
+    def run(self, first_sample: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(x_BT, y_BT) int64 without end, from sample first_sample on. Close it when done."""
+        if self._resident is not None:
+            return self._from_device(first_sample)
+        if self.device.type == "cuda":
+            return self._from_thread(first_sample)
+        return self._from_host(first_sample)
+
+    def _from_device(self, sample: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        assert self._resident is not None
+        while True:
+            # One copy of starts for many batches, so that the host seldom talks to the device.
+            starts = self.order.starts(sample, 64 * self.rows)
+            starts_NB = torch.from_numpy(starts).pin_memory().to(self.device, non_blocking=True)
+            for starts_B in starts_NB.view(64, self.rows):
+                ids_BT = _unsigned(self._resident[starts_B[:, None] + self._steps_T])
+                yield ids_BT[:, :-1].contiguous(), ids_BT[:, 1:].contiguous()
+            sample += 64 * self.rows
+
+    def _host_batch(self, sample: int) -> torch.Tensor:
+        length = self.order.sequence_length + 1
+        ids = self.stream.windows(self.order.starts(sample, self.rows), length)
+        return torch.from_numpy(ids.astype(np.int64))
+
+    def _from_host(self, sample: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        while True:
+            ids_BT = self._host_batch(sample).to(self.device)
+            yield ids_BT[:, :-1].contiguous(), ids_BT[:, 1:].contiguous()
+            sample += self.rows
+
+    def _from_thread(self, sample: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        ready: queue.Queue[torch.Tensor | BaseException] = queue.Queue(maxsize=4)
+        stop = threading.Event()
+
+        def read() -> None:
+            position = sample
+            try:
+                while not stop.is_set():
+                    _put(ready, self._host_batch(position).pin_memory(), stop)
+                    position += self.rows
+            except BaseException as error:
+                _put(ready, error, stop)
+
+        thread = threading.Thread(target=read, name="batches", daemon=True)
+        thread.start()
+        try:
+            while True:
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                ids_BT = item.to(self.device, non_blocking=True)
+                yield ids_BT[:, :-1].contiguous(), ids_BT[:, 1:].contiguous()
+        finally:
+            stop.set()
+            thread.join()
+
+
+def held_out_batches(
+    stream: TokenStream, sequence_length: int, rows: int, max_tokens: int, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+    """The stream's head once, in order, in fixed shapes: (x_BT, y_BT, targets that count).
+
+    What is not predicted has target -100.
+
+    Every token but the first is predicted once, from at most sequence_length tokens before it.
+    """
+    total = held_out_length(stream, max_tokens)
+    span = sequence_length * rows
+    for first in range(0, total - 1, span):
+        last = min(first + span + 1, total)
+        ids = np.full(span + 1, -100, dtype=np.int64)
+        ids[: last - first] = stream.read(first, last)
+        x = torch.from_numpy(np.maximum(ids[:-1], 0)).view(rows, sequence_length)
+        y = torch.from_numpy(ids[1:]).view(rows, sequence_length)
+        yield x.to(device), y.to(device), last - first - 1
+
+
+def held_out_length(stream: TokenStream, max_tokens: int) -> int:
+    """Tokens that an evaluation reads."""
+    return min(len(stream), max_tokens + 1)
+
+
+def _signed(ids: np.ndarray) -> torch.Tensor:
+    """uint16 as int16 bits and uint32 as int32 bits: torch indexes only signed types everywhere."""
+    return torch.from_numpy(ids.view(f"i{ids.dtype.itemsize}"))
+
+
+def _unsigned(ids: torch.Tensor) -> torch.Tensor:
+    return ids.to(torch.int64) & (0xFFFF if ids.dtype == torch.int16 else 0xFFFFFFFF)
+
+
+def _put(ready: queue.Queue, item: torch.Tensor | BaseException, stop: threading.Event) -> None:
+    while not stop.is_set():
+        try:
+            ready.put(item, timeout=0.1)
+            return
+        except queue.Full:
+            continue

@@ -1,0 +1,230 @@
+"""What a training run is: one frozen dataclass, its checks, and overrides by name.
+
+A recipe (recipes.py) is a function that returns a `TrainConfig`; `--set name=value` replaces single
+fields, `--set model.name=value` fields of the model. Field names are the option list of the
+trainer and are frozen by a test: renaming one breaks other people's scripts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+from nomatmul.formats.config import ModelConfig
+
+SCHEDULES = ("cosine_halved", "cosine", "linear", "constant")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+# Fields that change what is printed and kept, never what is learnt: free to differ on a resume.
+FREE_FIELDS = frozenset(
+    {
+        "log_interval",
+        "eval_interval",
+        "eval_tokens",
+        "sample_interval",
+        "sample_tokens",
+        "sample_prompt",
+        "diagnostics_interval",
+        "checkpoint_interval",
+        "checkpoint_seconds",
+        "checkpoint_keep",
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run, apart from the data. Raises ValueError for values that cannot be.
+
+    Lengths are tokens, batch sizes sequences, intervals optimiser steps (0 switches one off).
+    """
+
+    recipe: str
+    model: ModelConfig
+    # batches
+    sequence_length: int = 2048
+    batch_size: int = 8  # sequences an optimiser step
+    micro_batch_size: int = 8  # sequences a forward pass; batch_size / this = accumulation
+    steps: int = 1000  # optimiser steps; with a time limit the most that are taken
+    time_limit: float = 0.0  # seconds in the training loop; > 0: the schedule follows the clock
+    seed: int = 0
+    # optimiser
+    learning_rate: float = 4e-3
+    schedule: str = "cosine_halved"
+    warmup_steps: int = 100
+    final_rate: float = 0.0  # rate at the end as a share of learning_rate
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.01  # matrices only
+    clip_norm: float = 1.0  # 0: no clipping
+    z_loss: float = 0.0  # weight of the mean squared log-partition, which keeps logits small
+    # execution
+    precision: str = "auto"
+    compile: str = "auto"  # auto (CUDA only), on, off, or a torch.compile mode
+    deterministic: bool = True
+    activation_checkpointing: bool = False
+    loss_chunks: int = 1  # the head and the loss in this many parts: less memory, equal result
+    # data
+    valid_fraction: float = 0.01  # held out from the end, unless a held-out text is given
+    # reports
+    log_interval: int = 10
+    eval_interval: int = 250
+    eval_tokens: int = 1_000_000  # at most this many held-out tokens an evaluation
+    sample_interval: int = 1000
+    sample_tokens: int = 100
+    sample_prompt: str = ""
+    diagnostics_interval: int = 250
+    # checkpoints
+    checkpoint_interval: int = 1000
+    checkpoint_seconds: float = 300.0  # also after this much time; 0: by steps only
+    checkpoint_keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("sequence_length", "batch_size", "micro_batch_size", "steps", "log_interval"):
+            _at_least(self, name, 1)
+        for name in ("loss_chunks", "checkpoint_keep"):
+            _at_least(self, name, 1)
+        for name in (
+            "time_limit", "seed", "warmup_steps", "final_rate", "weight_decay", "clip_norm", "z_loss",
+            "eval_interval", "eval_tokens", "sample_interval", "sample_tokens",
+            "diagnostics_interval", "checkpoint_interval", "checkpoint_seconds",
+        ):  # fmt: skip
+            _at_least(self, name, 0)
+        if self.learning_rate <= 0 or not math.isfinite(self.learning_rate):
+            raise ValueError(f"learning_rate {self.learning_rate} must be above 0")
+        for name in ("beta1", "beta2", "valid_fraction"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} {value} must be in [0, 1)")
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of "
+                f"micro_batch_size {self.micro_batch_size}"
+            )
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule {self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
+        self._check_against_model()
+
+    def _check_against_model(self) -> None:
+        if not self.model.causal:
+            raise ValueError("model.causal is False: this trainer trains causal models only")
+        limit = self.model.max_position_embeddings
+        if self.model.token_mixer == "attention" and self.sequence_length > limit:
+            raise ValueError(
+                f"sequence_length {self.sequence_length} is above model.max_position_embeddings {limit}"
+            )
+        if self.sequence_length * self.micro_batch_size % self.loss_chunks:
+            raise ValueError(
+                f"loss_chunks {self.loss_chunks} must divide sequence_length x micro_batch_size "
+                f"({self.sequence_length * self.micro_batch_size})"
+            )
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes an optimiser step."""
+        return self.batch_size // self.micro_batch_size
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.sequence_length
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, the model under "model"; `from_dict` reads it back."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["model"] = self.model.to_dict()
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """The inverse of `to_dict`. Raises ValueError naming unknown or missing fields."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - names)
+        if unknown:
+            raise ValueError(f"unknown training option {unknown[0]!r}")
+        missing = sorted({"recipe", "model"} - set(values))
+        if missing:
+            raise ValueError(f"training config lacks {missing[0]!r}")
+        return cls(**{**values, "model": ModelConfig.from_dict(values["model"])})
+
+
+def _at_least(config: TrainConfig, name: str, low: int) -> None:
+    value = getattr(config, name)
+    if not math.isfinite(value) or value < low:
+        raise ValueError(f"{name} {value} must be at least {low}")
+
+
+def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """Fields that decide the result and differ, as "name: old -> new"; the model's as "model.name"."""
+    a, b = _flat(old), _flat(new)
+    names = [name for name in a if name not in FREE_FIELDS]
+    return [f"{name}: {a[name]} -> {b[name]}" for name in names if a[name] != b.get(name)]
+
+
+def _flat(config: TrainConfig) -> dict[str, Any]:
+    values = config.to_dict()
+    model = values.pop("model")
+    return values | {f"model.{name}": value for name, value in model.items()}
+
+
+def apply_overrides(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
+    """Replace fields by "name=value" texts, in order; all checks run on the result only.
+
+    "lr" is accepted for learning_rate. Raises ValueError naming the assignment that is wrong.
+    """
+    own: dict[str, Any] = {}
+    model: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name:
+            raise ValueError(f"override {assignment!r} is not of the form name=value")
+        name = {"lr": "learning_rate"}.get(name, name)
+        if name.startswith("model."):
+            target, field, owner = model, name.removeprefix("model."), ModelConfig
+        else:
+            target, field, owner = own, name, TrainConfig
+        target[field] = _parse_value(owner, field, text.strip(), assignment)
+    if model:
+        # A changed width must not keep the old width's derived size.
+        if "hidden_size" in model and "intermediate_size" not in model:
+            model["intermediate_size"] = None
+        own["model"] = ModelConfig.from_dict({**config.model.to_dict(), **model})
+    return dataclasses.replace(config, **own)
+
+
+def _parse_value(owner: type, field: str, text: str, assignment: str) -> Any:
+    hints = typing.get_type_hints(owner)
+    if field not in hints or field in ("model", "recipe"):
+        names = sorted(set(hints) - {"model", "recipe"})
+        raise ValueError(f"unknown option in {assignment!r}; the options are {', '.join(names)}")
+    kinds = typing.get_args(hints[field]) or (hints[field],)
+    if text.lower() in ("none", "null") and type(None) in kinds:
+        return None
+    for kind, convert in ((bool, _to_bool), (int, _to_int), (float, float), (str, str)):
+        if kind in kinds:
+            try:
+                return convert(text)
+            except ValueError:
+                raise ValueError(f"override {assignment!r}: {text!r} is not a {kind.__name__}") from None
+    raise AssertionError(f"field {field} has a type that overrides cannot read")
+
+
+def _to_bool(text: str) -> bool:
+    values = {"true": True, "1": True, "yes": True, "on": True,
+              "false": False, "0": False, "no": False, "off": False}  # fmt: skip
+    if text.lower() not in values:
+        raise ValueError(text)
+    return values[text.lower()]
+
+
+def _to_int(text: str) -> int:
+    value = float(text.replace("_", ""))  # 1e6 is how people write a million tokens
+    if value != int(value):
+        raise ValueError(text)
+    return int(value)

@@ -1,0 +1,95 @@
+"""Held-out loss and bits per byte, text samples, diagnostics: what a run looks at now and then.
+
+None of it draws from the random states that training uses, so it cannot change a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from nomatmul.train.batches import held_out_batches, held_out_length
+from nomatmul.train.config import TrainConfig
+from nomatmul.train.optimizer import Loss, uses_bfloat16
+from nomatmul.train.tokens import TokenStream
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Loss in nats a token, and in bits a byte of the text that was predicted."""
+
+    loss: float
+    bits_per_byte: float
+    tokens: int
+    text_bytes: int
+
+
+class Evaluator:
+    """Evaluates on the first eval_tokens of the held-out stream, the same ones every time."""
+
+    def __init__(self, stream: TokenStream, config: TrainConfig, device: torch.device) -> None:
+        self.stream, self.config, self.device = stream, config, device
+        self.length = held_out_length(stream, config.eval_tokens)
+        self.text_bytes = stream.bytes_of(0, self.length)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, loss: Loss) -> HeldOut:
+        """One pass. Shapes are those of training, so a compiled loss is compiled once more only."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        batches = held_out_batches(
+            self.stream,
+            self.config.sequence_length,
+            self.config.micro_batch_size,
+            self.config.eval_tokens,
+            self.device,
+        )
+        model.eval()
+        for x_BT, y_BT, count in batches:
+            mean, _ = loss(x_BT, y_BT)
+            total += mean.double() * count
+        model.train()
+        nats, tokens = total.item(), self.length - 1
+        bits = nats / math.log(2) / max(self.text_bytes, 1)
+        return HeldOut(nats / tokens, bits, tokens, self.text_bytes)
+
+
+@torch.no_grad()
+def sample_text(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    temperature: float = 0.8,
+    top_k: int = 50,
+) -> str:
+    """Continue config.sample_prompt by config.sample_tokens; the same text for equal weights.
+
+    An empty prompt starts a document.
+    """
+    start = config.model.eos_token_id if config.model.bos_token_id is None else config.model.bos_token_id
+    ids = [start or 0, *tokenizer.encode(config.sample_prompt, add_special_tokens=False).ids]
+    random = torch.Generator().manual_seed(config.seed)
+    model.eval()
+    cache, fed, out = None, ids, list(ids)
+    with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config, device)):
+        for _ in range(min(config.sample_tokens, config.model.max_position_embeddings - len(ids))):
+            result = model(
+                input_ids=torch.tensor([fed], device=device), past_key_values=cache, use_cache=True
+            )
+            cache = result.past_key_values
+            values, indices = result.logits[0, -1].float().cpu().topk(
+                min(top_k, config.model.vocab_size)
+            )
+            share = torch.softmax(values / temperature, dim=0)
+            id_ = int(indices[torch.multinomial(share, 1, generator=random)])
+            if id_ == config.model.eos_token_id:
+                break
+            out.append(id_)
+            fed = [id_]
+    model.train()
+    return tokenizer.decode(out[1:], skip_special_tokens=True)

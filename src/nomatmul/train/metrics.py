@@ -1,0 +1,160 @@
+"""What a run reports: metrics.jsonl, TensorBoard event files, a progress bar or plain lines.
+
+metrics.jsonl has one JSON object a line, each with "step" (optimiser steps taken so far). Training
+rows: loss (nats a token), grad_norm, learning_rate; the last of a log interval also has
+tokens_per_second, tokens and elapsed. Held-out rows: valid_loss, valid_bits_per_byte,
+valid_tokens, valid_bytes. Diagnostic rows: see diagnostics.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from nomatmul.train.config import TrainConfig
+from nomatmul.train.files import write_new_file
+
+
+class MetricsLog:
+    """Appends rows to metrics.jsonl and to TensorBoard, from step `first_step` on.
+
+    Rows of later steps, which a killed run may have left, are removed first, so that the file is
+    one history without doublets.
+    """
+
+    def __init__(self, out: Path, first_step: int) -> None:
+        self.path = out / "metrics.jsonl"
+        _drop_rows_after(self.path, first_step)
+        self._file: IO[str] = open(self.path, "a", encoding="utf-8")
+        self._board = _tensorboard(out / "tensorboard", first_step)
+
+    @property
+    def has_tensorboard(self) -> bool:
+        return self._board is not None
+
+    def write(self, row: dict[str, Any], group: str) -> None:
+        """Add one row; its numbers appear in TensorBoard as group/name."""
+        self._file.write(json.dumps(row) + "\n")
+        if self._board is not None:
+            for name, value in row.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._board.add_scalar(f"{group}/{name}", value, row["step"])
+
+    def write_text(self, text: str, step: int) -> None:
+        if self._board is not None:
+            self._board.add_text("sample", text, step)
+
+    def flush(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(out: str | Path) -> list[dict[str, Any]]:
+    """All rows of a run's metrics.jsonl; a half-written last line is left out."""
+    rows = []
+    for line in (Path(out) / "metrics.jsonl").read_text("utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def _drop_rows_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    rows = [row for row in read_metrics(path.parent) if row.get("step", 0) <= step]
+    write_new_file(path, "".join(json.dumps(row) + "\n" for row in rows).encode("utf-8"))
+
+
+def _tensorboard(directory: Path, first_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(directory), purge_step=first_step + 1)
+
+
+class Console:
+    """Progress on stderr: a bar where that is a terminal and rich is installed, else plain lines.
+
+    quiet: only warnings are shown.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._bar: Any = None
+        self._task: Any = None
+        self._last_line = 0.0
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            self._print(text)
+
+    def warn(self, text: str) -> None:
+        self._print(f"warning: {text}")
+
+    def _print(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def start(self, config: TrainConfig, step: int) -> None:
+        """Begin showing training progress from `step` on."""
+        if self.quiet or not sys.stderr.isatty():
+            return
+        try:
+            from rich import progress
+            from rich.console import Console as RichConsole
+        except ImportError:
+            return
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.TextColumn("{task.fields[text]}"),
+            console=RichConsole(stderr=True),
+        )
+        self._bar.start()
+        self._task = self._bar.add_task(config.recipe, total=1.0, completed=0.0, text="starting")
+
+    def progress(self, share: float, step: int, row: dict[str, Any], remaining: float) -> None:
+        """Show the newest training row. share: of the run that is done; remaining: seconds."""
+        text = (
+            f"step {step}  loss {row['loss']:.4f}  {row.get('tokens_per_second', 0):,.0f} tokens/s"
+            f"  {_duration(remaining)} left"
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, completed=share, text=text)
+        elif not self.quiet and time.monotonic() - self._last_line >= 5:
+            self._last_line = time.monotonic()
+            print(f"{100 * share:5.1f}%  {text}", file=sys.stderr, flush=True)
+
+    def preparing(self, what: str, done: int, of: int) -> None:
+        """Progress of the token shards."""
+        if not self.quiet and time.monotonic() - self._last_line >= 5:
+            self._last_line = time.monotonic()
+            print(f"{what}: {done:,}" + (f" of {of:,}" if of else ""), file=sys.stderr, flush=True)
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _duration(seconds: float) -> str:
+    seconds = max(int(seconds), 0)
+    hours, minutes = seconds // 3600, seconds // 60 % 60
+    return f"{hours}:{minutes:02d}:{seconds % 60:02d}"

@@ -1,0 +1,98 @@
+"""AdamW as the published model was trained with it, and the loss that it minimises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from nomatmul.train.config import TrainConfig
+
+Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only, fused on CUDA.
+
+    Norm weights and the lower bounds (a table of gates, not a matrix) are not decayed.
+    """
+    decayed, plain = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            matrix = parameter.dim() >= 2 and not name.endswith("lower_bounds")
+            (decayed if matrix else plain).append(parameter)
+    device = next(model.parameters()).device
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.epsilon,
+        fused=device.type == "cuda",
+    )
+
+
+def build_loss(model: nn.Module, config: TrainConfig, device: torch.device) -> Loss:
+    """The function (x_BT, y_BT) -> (mean of -ln p(y), mean squared log-partition), float32 scalars.
+
+    Targets of -100 do not count. It is compiled, runs under autocast and splits the head and the
+    cross-entropy as the config says.
+    """
+    tokens = config.micro_batch_size * config.sequence_length
+    chunk = tokens // config.loss_chunks if config.loss_chunks > 1 else 0
+    autocast = uses_bfloat16(config, device)
+
+    def loss(x_BT: Tensor, y_BT: Tensor) -> tuple[Tensor, Tensor]:
+        return model.loss(x_BT, y_BT, chunk=chunk)  # type: ignore[operator]
+
+    if _compiles(config, device):
+        mode = config.compile if config.compile not in ("auto", "on") else None
+        loss = torch.compile(loss, dynamic=False, mode=mode)
+
+    def run(x_BT: Tensor, y_BT: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+            return loss(x_BT, y_BT)
+
+    return run
+
+
+def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
+    """auto: on CUDA devices that have it. A CPU trains in float32 unless told otherwise."""
+    if config.precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return config.precision == "bfloat16"
+
+
+def _compiles(config: TrainConfig, device: torch.device) -> bool:
+    return device.type == "cuda" if config.compile == "auto" else config.compile != "off"
+
+
+def set_deterministic(config: TrainConfig, device: torch.device) -> None:
+    """Same inputs, same bits: also for torch.compile, whose kernels else may add atomically."""
+    import os
+
+    if not config.deterministic:
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Memory that deterministic mode would fill for safety; nothing here reads what it did not write.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    if device.type == "cuda" and config.compile != "off":
+        import torch._inductor.config as inductor
+
+        if hasattr(inductor, "deterministic"):
+            inductor.deterministic = True
+
+
+def clip_gradients(model: nn.Module, limit: float) -> Tensor:
+    """Global gradient norm before clipping, on the device: nothing waits for it. limit 0: no clip."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    if limit > 0:
+        return nn.utils.clip_grad_norm_(parameters, limit)
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+

@@ -1,0 +1,126 @@
+"""Recipes: functions that return a `TrainConfig`. Sizes from a CPU minute to the published ones.
+
+Published settings (arXiv 2406.02528 and its code): 370M = 24 layers of width 1024 on 15B tokens,
+1.3B = 24 x 2048 and 2.7B = 32 x 2560 on 100B tokens; sequences of 2048; a vocabulary of 32,000;
+peak rates 4e-3, 2.5e-3 and 1.5e-3 (Transformer++ 3e-4), cosine, halved midway. The published batch
+size is not stated in the code; 0.5M tokens a step is assumed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nomatmul.formats.config import ModelConfig
+from nomatmul.train.config import TrainConfig
+
+_VOCABULARY = 32_000
+_TOKENS_A_STEP = 524_288
+
+
+def cpu_minute() -> TrainConfig:
+    """A model of about a million parameters for about a minute on two CPU cores (1 MB of text)."""
+    return TrainConfig(
+        recipe="cpu_minute",
+        model=ModelConfig(vocab_size=1024, hidden_size=128, num_layers=4, num_heads=1,
+                          max_position_embeddings=256),
+        sequence_length=128, batch_size=16, micro_batch_size=16, steps=300,
+        learning_rate=4e-3, warmup_steps=20, valid_fraction=0.05,
+        eval_interval=100, eval_tokens=20_000, sample_interval=150, sample_tokens=60,
+        diagnostics_interval=100, checkpoint_interval=100,
+    )  # fmt: skip
+
+
+def transformer_cpu_minute() -> TrainConfig:
+    """The Transformer++ twin of `cpu_minute`: same sizes, tokens and steps."""
+    return _twin(cpu_minute(), num_heads=4, learning_rate=1e-3)
+
+
+def box() -> TrainConfig:
+    """The model that the package carries: packs to at most 16 MB."""
+    return TrainConfig(
+        recipe="box",
+        model=ModelConfig(vocab_size=8192, hidden_size=512, num_layers=12, num_heads=1,
+                          max_position_embeddings=1024),
+        sequence_length=1024, batch_size=128, micro_batch_size=64, steps=20_000,
+        learning_rate=4e-3, warmup_steps=200,
+        eval_interval=500, eval_tokens=500_000, sample_interval=2000,
+        diagnostics_interval=500, checkpoint_interval=2000,
+    )  # fmt: skip
+
+
+def transformer_box() -> TrainConfig:
+    """The Transformer++ control of `box`: same sizes, data and budget."""
+    return _twin(box(), num_heads=8, learning_rate=1e-3)
+
+
+def mmfree_370m() -> TrainConfig:
+    """MatMul-free LM 370M: 24 x 1024, 15B tokens, peak rate 4e-3."""
+    return _published("mmfree_370m", 24, 1024, tokens=15e9, learning_rate=4e-3, micro_batch=16)
+
+
+def mmfree_1_3b() -> TrainConfig:
+    """MatMul-free LM 1.3B: 24 x 2048, 100B tokens, peak rate 2.5e-3."""
+    return _published("mmfree_1_3b", 24, 2048, tokens=100e9, learning_rate=2.5e-3, micro_batch=8)
+
+
+def mmfree_2_7b() -> TrainConfig:
+    """MatMul-free LM 2.7B: 32 x 2560, 100B tokens, peak rate 1.5e-3."""
+    return _published("mmfree_2_7b", 32, 2560, tokens=100e9, learning_rate=1.5e-3, micro_batch=4)
+
+
+def transformer_370m() -> TrainConfig:
+    """Transformer++ of 370M's sizes on the same tokens, peak rate 3e-4."""
+    return _twin(mmfree_370m(), num_heads=16, learning_rate=3e-4)
+
+
+def transformer_1_3b() -> TrainConfig:
+    """Transformer++ of 1.3B's sizes on the same tokens, peak rate 3e-4."""
+    return _twin(mmfree_1_3b(), num_heads=16, learning_rate=3e-4)
+
+
+def transformer_2_7b() -> TrainConfig:
+    """Transformer++ of 2.7B's sizes on the same tokens, peak rate 3e-4."""
+    return _twin(mmfree_2_7b(), num_heads=20, learning_rate=3e-4)
+
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    function.__name__: function
+    for function in (
+        cpu_minute, transformer_cpu_minute, box, transformer_box,
+        mmfree_370m, mmfree_1_3b, mmfree_2_7b,
+        transformer_370m, transformer_1_3b, transformer_2_7b,
+    )
+}  # fmt: skip
+
+
+def recipe(name: str) -> TrainConfig:
+    """The config of a recipe by name; "-" and "." may stand for "_". ValueError lists the names."""
+    key = name.replace("-", "_").replace(".", "_").lower()
+    if key not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}; the recipes are {', '.join(RECIPES)}")
+    return RECIPES[key]()
+
+
+def _published(
+    name: str, layers: int, width: int, *, tokens: float, learning_rate: float, micro_batch: int
+) -> TrainConfig:
+    batch = _TOKENS_A_STEP // 2048
+    return TrainConfig(
+        recipe=name,
+        model=ModelConfig(vocab_size=_VOCABULARY, hidden_size=width, num_layers=layers, num_heads=1),
+        sequence_length=2048, batch_size=batch, micro_batch_size=micro_batch,
+        steps=round(tokens / _TOKENS_A_STEP), learning_rate=learning_rate, warmup_steps=1000,
+        activation_checkpointing=width > 1024, loss_chunks=8,
+        valid_fraction=0.001, eval_interval=1000, sample_interval=1000, diagnostics_interval=1000,
+    )  # fmt: skip
+
+
+def _twin(config: TrainConfig, *, num_heads: int, learning_rate: float) -> TrainConfig:
+    """The same run with attention and dense linear layers in place of MLGRU and ternary ones."""
+    import dataclasses
+
+    model = dataclasses.replace(
+        config.model, token_mixer="attention", linear="dense", num_heads=num_heads
+    )
+    name = "transformer_" + config.recipe.removeprefix("mmfree_")
+    return dataclasses.replace(config, recipe=name, model=model, learning_rate=learning_rate)

@@ -1,0 +1,298 @@
+"""Token shards: memory-mapped files of token ids, built in parallel, resumable, atomic.
+
+A token directory holds `tokenizer.json`, `shard-SSSS-CCCCC.bin` (source S, chunk C: little-endian
+uint16, or uint32 for vocabularies above 65,536) with a `.json` beside each (counts, checksums,
+origin), and `index.json`, written last: its presence says that the build is complete. A chunk is
+decided by the text alone, so any number of workers gives the same files. A shard whose `.json`
+names the same text and tokenizer is kept when a build is repeated.
+
+Documents are joined as [bos] text eos; bos only where the tokenizer has one that is not eos.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from nomatmul.train.documents import Piece, Source, read_pieces
+from nomatmul.train.files import write_json, write_new_file
+from nomatmul.train.tokenizer import fingerprint, load_tokenizer, special_ids
+
+FORMAT, VERSION = "nomatmul-tokens", 1
+CHUNK_CHARACTERS = 16 << 20  # text in one shard: about 8 MB of ids
+_BATCH_CHARACTERS = 1 << 20  # text handed to the tokenizer at once
+
+Progress = Callable[[str, int, int], None]  # what, done, of (0: not known)
+
+
+def is_token_directory(path: str | Path) -> bool:
+    return (Path(path) / "index.json").is_file()
+
+
+def read_index(path: str | Path) -> dict[str, Any]:
+    """The index of a complete token directory. Raises ValueError for a foreign or newer one."""
+    file = Path(path) / "index.json"
+    try:
+        index = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise ValueError(f"{file} is no index of token shards")
+    if index.get("version") != VERSION:
+        raise ValueError(f"{file} has version {index.get('version')}, this program reads {VERSION}")
+    return index
+
+
+def build_shards(
+    sources: list[Source],
+    tokenizer: Tokenizer,
+    out: str | Path,
+    *,
+    workers: int | None = None,
+    progress: Progress = lambda what, done, of: None,
+) -> Path:
+    """Encode the sources into `out` and return it; what is there already and still fits is kept.
+
+    workers: processes (None: one a CPU). Raises ValueError when the sources hold no text.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    sha = fingerprint(tokenizer)
+    if _is_current(out, sources, sha):
+        return out
+    (out / "index.json").unlink(missing_ok=True)
+    write_new_file(out / "tokenizer.json", tokenizer.to_str().encode("utf-8"))
+    tasks = _Tasks(out, sha)
+    done = list(_encode_all(tasks, sources, tokenizer, workers, progress))
+    if not any(shard["documents"] for shard in done):
+        raise ValueError(f"no text in {', '.join(source.path for source in sources)}")
+    for stale in set(out.glob("shard-*")) - {out / name for s in done for name in _files(s["name"])}:
+        stale.unlink()
+    index = {
+        "format": FORMAT,
+        "version": VERSION,
+        "tokenizer_sha256": sha,
+        "vocab_size": tokenizer.get_vocab_size(),
+        "dtype": _dtype(tokenizer).name,
+        "tokens": sum(shard["tokens"] for shard in done),
+        "documents": sum(shard["documents"] for shard in done),
+        "text_bytes": sum(shard["text_bytes"] for shard in done),
+        "sources": [s.stamp() | s.settings() | {"sha256": s.sha256()} for s in sources],
+        "shards": done,
+    }
+    write_json(out / "index.json", index)
+    return out
+
+
+def _is_current(out: Path, sources: list[Source], sha: str) -> bool:
+    """Whether a complete build of just these sources and this tokenizer lies in `out`."""
+    if not is_token_directory(out):
+        return False
+    index = read_index(out)
+    if index["tokenizer_sha256"] != sha or len(index["sources"]) != len(sources):
+        return False
+    for source, seen in zip(sources, index["sources"], strict=True):
+        if any(seen.get(key) != value for key, value in source.settings().items()):
+            return False
+        stamp = source.stamp()
+        if stamp["size"] != seen["size"]:
+            return False
+        if stamp["mtime_ns"] != seen["mtime_ns"] and source.sha256() != seen["sha256"]:
+            return False
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chunk:
+    """The text of one shard: pieces of documents of one source, in order."""
+
+    name: str
+    pieces: list[tuple[str, bool, bool]]  # text, starts its document, ends it
+
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        for text, starts, ends in self.pieces:
+            digest.update(f"{int(starts)}{int(ends)}{len(text)}:".encode())
+            digest.update(text.encode("utf-8"))
+        return digest.hexdigest()
+
+
+def _chunks(number: int, pieces: Iterator[Piece]) -> Iterator[_Chunk]:
+    waiting: list[tuple[str, bool, bool]] = []
+    length, count, starts = 0, 0, True
+    for text, ends in pieces:
+        waiting.append((text, starts, ends))
+        starts = ends
+        length += len(text)
+        if length >= CHUNK_CHARACTERS:
+            yield _Chunk(f"shard-{number:04d}-{count:05d}", waiting)
+            waiting, length, count = [], 0, count + 1
+    if waiting:
+        yield _Chunk(f"shard-{number:04d}-{count:05d}", waiting)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tasks:
+    """Which chunks still need work."""
+
+    out: Path
+    tokenizer_sha256: str
+
+    def finished(self, chunk: _Chunk, text_sha256: str) -> dict[str, Any] | None:
+        """The description of a shard that an earlier build finished for this very text."""
+        data, sidecar = _files(chunk.name)
+        try:
+            shard = json.loads((self.out / sidecar).read_text("utf-8"))
+            same = (
+                shard["text_sha256"] == text_sha256
+                and shard["tokenizer_sha256"] == self.tokenizer_sha256
+                and shard["bytes"] == (self.out / data).stat().st_size
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return shard if same else None
+
+
+def _encode_all(
+    tasks: _Tasks,
+    sources: list[Source],
+    tokenizer: Tokenizer,
+    workers: int | None,
+    progress: Progress,
+) -> Iterator[dict[str, Any]]:
+    """Shard descriptions in the order of the text."""
+    workers = workers if workers is not None else (os.cpu_count() or 1)
+    if workers < 1:
+        raise ValueError(f"workers {workers} must be at least 1")
+    small = all(s.kind != "hub" and s.stamp()["size"] < CHUNK_CHARACTERS // 4 for s in sources)
+    pool = None if workers == 1 or (small and len(sources) == 1) else _pool(workers, tasks.out)
+    waiting: list[tuple[_Chunk, str, Future[dict[str, Any]] | dict[str, Any]]] = []
+    tokens = 0
+    try:
+        for number, source in enumerate(sources):
+            for chunk in _chunks(number, read_pieces(source)):
+                sha = chunk.sha256()
+                task = tasks.finished(chunk, sha) or (
+                    pool.submit(_encode_in_worker, chunk, sha)
+                    if pool
+                    else _encode_chunk(tokenizer, tasks, chunk, sha)
+                )
+                waiting.append((chunk, sha, task))
+                # Few chunks in flight: each is 16 MB of text in this process too.
+                while len(waiting) > (workers + 1 if pool else 0):
+                    shard = _result(waiting.pop(0), tokenizer, tasks)
+                    tokens += shard["tokens"]
+                    progress("tokens", tokens, 0)
+                    yield shard
+        while waiting:
+            shard = _result(waiting.pop(0), tokenizer, tasks)
+            tokens += shard["tokens"]
+            progress("tokens", tokens, 0)
+            yield shard
+    finally:
+        if pool:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _result(
+    entry: tuple[_Chunk, str, Future[dict[str, Any]] | dict[str, Any]],
+    tokenizer: Tokenizer,
+    tasks: _Tasks,
+) -> dict[str, Any]:
+    chunk, sha, task = entry
+    if isinstance(task, dict):
+        return task
+    try:
+        return task.result()
+    except BrokenProcessPool:
+        # A script without a __main__ guard, or a worker that was killed: this process can do it.
+        return _encode_chunk(tokenizer, tasks, chunk, sha)
+
+
+def _pool(workers: int, out: Path) -> ProcessPoolExecutor:
+    import multiprocessing
+
+    # spawn: a fork after the Rust thread pool or CUDA has started can hang.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(str(out),))
+
+
+_worker: tuple[Tokenizer, _Tasks] | None = None
+
+
+def _start_worker(out: str) -> None:
+    global _worker
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    tokenizer = load_tokenizer(Path(out) / "tokenizer.json")
+    _worker = tokenizer, _Tasks(Path(out), fingerprint(tokenizer))
+
+
+def _encode_in_worker(chunk: _Chunk, text_sha256: str) -> dict[str, Any]:
+    assert _worker is not None
+    tokenizer, tasks = _worker
+    return _encode_chunk(tokenizer, tasks, chunk, text_sha256)
+
+
+def _encode_chunk(
+    tokenizer: Tokenizer, tasks: _Tasks, chunk: _Chunk, text_sha256: str
+) -> dict[str, Any]:
+    """Encode one chunk and write its two files; the `.json` comes last and makes it count."""
+    ids = _encode(tokenizer, chunk.pieces)
+    data = ids.tobytes()
+    shard = {
+        "name": chunk.name,
+        "tokens": int(ids.size),
+        "documents": sum(ends for _, _, ends in chunk.pieces),
+        "text_bytes": sum(len(text.encode("utf-8")) for text, _, _ in chunk.pieces),
+        "dtype": ids.dtype.name,
+        "bytes": len(data),
+        "crc32": f"{zlib.crc32(data):08x}",
+        "text_sha256": text_sha256,
+        "tokenizer_sha256": tasks.tokenizer_sha256,
+    }
+    binary, sidecar = _files(chunk.name)
+    write_new_file(tasks.out / binary, data)
+    write_json(tasks.out / sidecar, shard)
+    return shard
+
+
+def _encode(tokenizer: Tokenizer, pieces: list[tuple[str, bool, bool]]) -> np.ndarray:
+    special = special_ids(tokenizer)
+    dtype = _dtype(tokenizer)
+    start = [] if special.bos in (None, special.eos) else [special.bos]
+    encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
+    parts: list[np.ndarray] = []
+    position = 0
+    while position < len(pieces):
+        batch, length = [], 0
+        while position < len(pieces) and length < _BATCH_CHARACTERS:
+            batch.append(pieces[position])
+            length += len(pieces[position][0])
+            position += 1
+        encodings = encode([text for text, _, _ in batch], add_special_tokens=False)
+        for encoding, (_, starts, ends) in zip(encodings, batch, strict=True):
+            ids = (start if starts else []) + encoding.ids + ([special.eos] if ends else [])
+            parts.append(np.asarray(ids, dtype=dtype))
+    return np.concatenate(parts)
+
+
+def _dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
+    return np.dtype("<u2" if tokenizer.get_vocab_size() <= 1 << 16 else "<u4")
+
+
+def _files(name: str) -> tuple[str, str]:
+    return f"{name}.bin", f"{name}.json"

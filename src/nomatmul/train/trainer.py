@@ -1,0 +1,262 @@
+"""The training loop. It never waits for the device between reports.
+
+Losses and gradient norms stay on the device until a log interval ends; then one transfer brings
+them all, each step's row is written, and a value that is not finite stops the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from nomatmul.train.batches import Batches, WindowOrder
+from nomatmul.train.checkpoints import CheckpointError, Checkpoints, Progress
+from nomatmul.train.config import TrainConfig
+from nomatmul.train.diagnostics import Diagnostics
+from nomatmul.train.evaluation import Evaluator, HeldOut, sample_text
+from nomatmul.train.metrics import Console, MetricsLog
+from nomatmul.train.optimizer import build_loss, clip_gradients
+from nomatmul.train.schedule import learning_rate
+from nomatmul.train.tokens import TokenStream
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient norm became NaN or infinite; no checkpoint was written after it."""
+
+
+@dataclasses.dataclass
+class _Clock:
+    """Seconds in the loop, over all starts of a run, and those of them not spent on steps."""
+
+    before: float
+    started: float = dataclasses.field(default_factory=time.monotonic)
+    aside: float = 0.0
+
+    def elapsed(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+    def working(self) -> float:
+        return self.elapsed() - self.aside
+
+
+class Trainer:
+    """One run from `progress` to its end, or to a stop request.
+
+    stop_requested: asked after every step. model, optimizer and the streams are on `device` and
+    in the state that `progress` says.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        tokenizer: Tokenizer,
+        train: TokenStream,
+        valid: TokenStream | None,
+        out: Path,
+        device: torch.device,
+        progress: Progress,
+        *,
+        console: Console,
+        checkpoints: Checkpoints,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.config, self.model, self.optimizer, self.tokenizer = config, model, optimizer, tokenizer
+        self.out, self.device, self.console = out, device, console
+        self.checkpoints, self.stop_requested = checkpoints, stop_requested
+        order = WindowOrder(len(train), config.sequence_length, config.seed)
+        self.batches = Batches(train, order, config.micro_batch_size, device)
+        self.evaluator = Evaluator(valid, config, device) if valid is not None else None
+        self.loss = build_loss(model, config, device)
+        self.diagnostics = Diagnostics(model)
+        self.metrics = MetricsLog(out, progress.step)
+        if not self.metrics.has_tensorboard:
+            console.say("note: tensorboard is not installed, metrics go to metrics.jsonl only")
+        self.step = progress.step
+        self.clock = _Clock(progress.elapsed)
+        self.last_held_out: HeldOut | None = None
+        self._pending: list[tuple[float, Tensor, Tensor]] = []  # rate, loss, gradient norm
+        self._flushed_at = self.clock.working()
+        self._saved_step = progress.step
+        self._saved_at = self.clock.elapsed()
+
+    def run(self) -> bool:
+        """Train. True: the end is reached and saved; False: stopped on request, and saved.
+
+        Raises NonFiniteError, CheckpointError.
+        """
+        self.model.train()
+        batches = self.batches.run(self.step * self.config.batch_size)
+        self.clock = _Clock(self.clock.before)
+        self._flushed_at = self.clock.working()
+        self._saved_at = self.clock.elapsed()
+        self.console.start(self.config, self.step)
+        try:
+            while not self._finished():
+                x_BT = self._train_step(batches)
+                self._report(x_BT)
+                if self.stop_requested():
+                    break
+            return self._end()
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+            self.console.stop()
+            self.metrics.close()
+
+    def share_done(self) -> float:
+        """Share of the run that is over: by the clock if there is a time limit, else by steps."""
+        if self.config.time_limit > 0:
+            return max(self.clock.elapsed() / self.config.time_limit, self.step / self.config.steps)
+        return self.step / self.config.steps
+
+    def _finished(self) -> bool:
+        return self.share_done() >= 1
+
+    def _train_step(self, batches: Any) -> Tensor:
+        """One optimiser step, all of it queued on the device. Returns the last inputs."""
+        config = self.config
+        rate = learning_rate(config, self.step, self.share_done())
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total = torch.zeros((), device=self.device)
+        for _ in range(config.accumulation):
+            x_BT, y_BT = next(batches)
+            loss, z = self.loss(x_BT, y_BT)
+            target = loss + config.z_loss * z if config.z_loss else loss
+            (target / config.accumulation).backward()
+            total += loss.detach() / config.accumulation
+        norm = clip_gradients(self.model, config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._pending.append((rate, total, norm))
+        self.step += 1
+        return x_BT
+
+    def _report(self, x_BT: Tensor) -> None:
+        """Everything that is due after this step."""
+        config, step = self.config, self.step
+        last = self._finished()
+
+        def due(interval: int) -> bool:
+            return interval > 0 and (step % interval == 0 or last)
+
+        if due(config.log_interval):
+            self._flush()
+        if due(config.eval_interval) and self.evaluator is not None:
+            self._aside(self._evaluate)
+        if due(config.diagnostics_interval):
+            self._aside(lambda: self._diagnose(x_BT))
+        if due(config.sample_interval) and config.sample_tokens:
+            self._aside(self._sample)
+        since = self.clock.elapsed() - self._saved_at
+        by_time = config.checkpoint_seconds > 0 and since >= config.checkpoint_seconds
+        if not last and (by_time or (config.checkpoint_interval and step % config.checkpoint_interval == 0)):
+            self._aside(self._save)
+
+    def _aside(self, work: Callable[[], None]) -> None:
+        """Do something that is no training step, and keep its time out of tokens/s."""
+        self._flush()
+        began = time.monotonic()
+        work()
+        self.clock.aside += time.monotonic() - began
+
+    def _flush(self) -> None:
+        """Fetch losses and norms of the steps since the last time, check and write them."""
+        if not self._pending:
+            return
+        rates, losses, norms = zip(*self._pending, strict=True)
+        values = torch.stack([*losses, *norms]).tolist()  # the one wait for the device
+        count, first = len(rates), self.step - len(rates) + 1
+        self._pending.clear()
+        now = self.clock.working()
+        speed = count * self.config.tokens_per_step / max(now - self._flushed_at, 1e-9)
+        self._flushed_at = now
+        row: dict[str, Any] = {}
+        for index, rate in enumerate(rates):
+            loss, norm = values[index], values[count + index]
+            row = {"step": first + index, "loss": loss, "grad_norm": norm, "learning_rate": rate}
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                self._stop_non_finite(row)
+            if index == count - 1:
+                row |= {
+                    "tokens": self.step * self.config.tokens_per_step,
+                    "tokens_per_second": round(speed, 1),
+                    "elapsed": round(self.clock.elapsed(), 3),
+                }
+            self.metrics.write(row, "train")
+        self._show(row)
+
+    def _show(self, row: dict[str, Any]) -> None:
+        config = self.config
+        share = min(self.share_done(), 1.0)
+        if config.time_limit > 0:
+            remaining = config.time_limit - self.clock.elapsed()
+        else:
+            left = (config.steps - self.step) * config.tokens_per_step
+            remaining = left / max(row["tokens_per_second"], 1e-9)
+        self.console.progress(share, self.step, row, remaining)
+
+    def _stop_non_finite(self, row: dict[str, Any]) -> None:
+        self.metrics.flush()
+        good = self.checkpoints.candidates()
+        kept = f"the last good checkpoint is {good[0]}" if good else "there is no checkpoint yet"
+        raise NonFiniteError(
+            f"step {row['step']}: loss {row['loss']}, gradient norm {row['grad_norm']}; stopped, "
+            f"{kept}. Try a lower learning_rate or a longer warm-up"
+        )
+
+    def _evaluate(self) -> None:
+        assert self.evaluator is not None
+        result = self.evaluator.evaluate(self.model, self.loss)
+        self.last_held_out = result
+        row = {
+            "step": self.step,
+            "valid_loss": result.loss,
+            "valid_bits_per_byte": result.bits_per_byte,
+            "valid_tokens": result.tokens,
+            "valid_bytes": result.text_bytes,
+        }
+        self.metrics.write(row, "valid")
+        self.console.say(
+            f"step {self.step}: held-out loss {result.loss:.4f}, {result.bits_per_byte:.4f} bits per byte"
+        )
+
+    def _diagnose(self, x_BT: Tensor) -> None:
+        row = {"step": self.step, **self.diagnostics.report(x_BT[:1])}
+        self.metrics.write(row, "diagnostics")
+
+    def _sample(self) -> None:
+        text = sample_text(self.model, self.tokenizer, self.config, self.device)
+        with open(self.out / "samples.txt", "a", encoding="utf-8") as file:
+            file.write(f"--- step {self.step} ---\n{text}\n")
+        self.metrics.write_text(text, self.step)
+        self.console.say(f"step {self.step}, sample: {' '.join(text.split())[:300]}")
+
+    def _save(self) -> None:
+        if self._saved_step == self.step and self.checkpoints.candidates():
+            return
+        self.metrics.flush()
+        progress = Progress(self.step, self.clock.elapsed())
+        try:
+            self.checkpoints.save(
+                self.model, self.optimizer, self.tokenizer, self.config, progress
+            )
+        except CheckpointError:
+            self.metrics.flush()
+            raise
+        self._saved_step, self._saved_at = self.step, self.clock.elapsed()
+
+    def _end(self) -> bool:
+        finished = self._finished()
+        self._flush()
+        self._save()
+        return finished
