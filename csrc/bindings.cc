@@ -71,6 +71,14 @@ DType dtype_of(const nb::dlpack::dtype& dtype, size_t itemsize) {
   throw std::invalid_argument("tensors are uint8, int8, uint16 (bfloat16 bits) or float32");
 }
 
+DType embedding_of(const std::string& form) {
+  if (form == "int8") return DType::kI8;
+  if (form == "bf16") return DType::kBF16;
+  if (form == "f32") return DType::kF32;
+  throw std::invalid_argument("embedding must be \"int8\", \"bf16\" or \"f32\", got \"" + form +
+                              "\"");
+}
+
 class BoundModel {
  public:
   BoundModel(const ModelSpec& spec, const std::optional<std::string>& isa, int threads)
@@ -157,8 +165,8 @@ class BoundModel {
 };
 
 ModelSpec make_spec(int vocab, int hidden, int layers, int intermediate, const std::string& packing,
-                    bool int8_embedding, float norm_eps, float linear_norm_eps, float gate_norm_eps,
-                    int chunk) {
+                    const std::string& embedding, float norm_eps, float linear_norm_eps,
+                    float gate_norm_eps, int chunk) {
   const int limit = kMaxElements;
   if (vocab < 1 || hidden < 1 || layers < 1 || intermediate < 0 || hidden > limit ||
       intermediate > limit / 2 || chunk < 1 || chunk > 65536) {
@@ -167,7 +175,7 @@ ModelSpec make_spec(int vocab, int hidden, int layers, int intermediate, const s
   ModelSpec spec;
   spec.vocab = vocab, spec.hidden = hidden, spec.layers = layers;
   spec.intermediate = intermediate, spec.packing = packing_of(packing);
-  spec.int8_embedding = int8_embedding;
+  spec.embedding = embedding_of(embedding);
   spec.norm_eps = norm_eps, spec.linear_norm_eps = linear_norm_eps;
   spec.gate_norm_eps = gate_norm_eps, spec.chunk = chunk;
   return spec;
@@ -192,14 +200,14 @@ void bind_model(nb::module_& m) {
       .def(
           "__init__",
           [](BoundModel* self, int vocab, int hidden, int layers, int intermediate,
-             const std::string& packing, bool int8_embedding, float norm_eps, float linear_norm_eps,
-             float gate_norm_eps, int chunk, std::optional<std::string> isa, int threads) {
-            new (self)
-                BoundModel(make_spec(vocab, hidden, layers, intermediate, packing, int8_embedding,
-                                     norm_eps, linear_norm_eps, gate_norm_eps, chunk),
-                           isa, threads);
+             const std::string& packing, const std::string& embedding, float norm_eps,
+             float linear_norm_eps, float gate_norm_eps, int chunk, std::optional<std::string> isa,
+             int threads) {
+            new (self) BoundModel(make_spec(vocab, hidden, layers, intermediate, packing, embedding,
+                                            norm_eps, linear_norm_eps, gate_norm_eps, chunk),
+                                  isa, threads);
           },
-          "vocab"_a, "hidden"_a, "layers"_a, "intermediate"_a, "packing"_a, "int8_embedding"_a,
+          "vocab"_a, "hidden"_a, "layers"_a, "intermediate"_a, "packing"_a, "embedding"_a,
           "norm_eps"_a, "linear_norm_eps"_a, "gate_norm_eps"_a, "chunk"_a, "isa"_a.none(),
           "threads"_a)
       .def("set", &BoundModel::set, "name"_a, "array"_a, nb::keep_alive<1, 3>())

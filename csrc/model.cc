@@ -47,10 +47,10 @@ void Model::declare() {
     slots_[name] = {DType::kF32, sizeof(float) * count, reinterpret_cast<const void**>(pointer),
                     nullptr};
   };
-  const size_t width = spec_.int8_embedding ? 1 : 2;
-  slots_["embedding.weight"] = {spec_.int8_embedding ? DType::kI8 : DType::kBF16,
-                                width * V * static_cast<size_t>(D), &embedding_, nullptr};
-  if (spec_.int8_embedding) floats("embedding.scale", &embedding_scale_, V);
+  const size_t width = spec_.embedding == DType::kI8 ? 1 : spec_.embedding == DType::kBF16 ? 2 : 4;
+  slots_["embedding.weight"] = {spec_.embedding, width * V * static_cast<size_t>(D), &embedding_,
+                                nullptr};
+  if (spec_.embedding == DType::kI8) floats("embedding.scale", &embedding_scale_, V);
   for (int l = 0; l < spec_.layers; ++l) {
     Layer& layer = layers_[l];
     const std::string at = "layers." + std::to_string(l) + ".";
@@ -126,7 +126,11 @@ void Model::own_process() {
 void Model::embed(int32_t id, float* x) const {
   const int D = spec_.hidden;
   const size_t at = static_cast<size_t>(id) * D;
-  if (spec_.int8_embedding) {
+  if (spec_.embedding == DType::kF32) {
+    std::memcpy(x, static_cast<const float*>(embedding_) + at, sizeof(float) * D);
+    return;
+  }
+  if (spec_.embedding == DType::kI8) {
     const int8_t* row = static_cast<const int8_t*>(embedding_) + at;
     const float scale = embedding_scale_[id];
     for (int d = 0; d < D; ++d) x[d] = static_cast<float>(row[d]) * scale;

@@ -23,11 +23,13 @@
 
 namespace nomatmul {
 
+enum class DType { kU8, kI8, kBF16, kF32 };
+
 struct ModelSpec {
   int vocab = 0, hidden = 0, layers = 0;
   int intermediate = 0;  // 0: blocks without a channel mixer
   Packing packing = Packing::kTwoBit;
-  bool int8_embedding = false;  // else bfloat16
+  DType embedding = DType::kBF16;  // kI8 (with a scale a row), kBF16 or kF32
   float norm_eps = 1e-6f, linear_norm_eps = 1e-6f, gate_norm_eps = 1e-5f;
   int chunk = 512;  // tokens that go through the layers together
 };
@@ -46,8 +48,6 @@ struct Layer {
   const float* channel_norm = nullptr;
   Ternary i, f, g, o, gate, down;
 };
-
-enum class DType { kU8, kI8, kBF16, kF32 };
 
 // What one sequence brings to a step. The state, float32 [L, D], is advanced in place, and only
 // when the whole step has succeeded.

@@ -16,7 +16,7 @@ from nomatmul.engine.native import native
 
 if TYPE_CHECKING:
     from nomatmul.engine.weights import Weights
-    from nomatmul.formats import ModelConfig
+    from nomatmul.formats.config import ModelConfig
 
 Want = Literal["last", "all", "none"]
 Float = NDArray[np.float32]
