@@ -33,7 +33,12 @@ class Llama:
 
     def load(self, request: dict[str, Any]) -> dict[str, Any]:
         params = llama_cpp.llama_model_default_params()
-        params.use_mmap = False  # read into memory, which then can lie in huge pages
+        # Read into memory, which then can lie in huge pages; a mapped file cannot. (Setting a
+        # field that the structure lacks would be silent: ctypes accepts any attribute.)
+        if any(name == "load_mode" for name, *_ in params._fields_):
+            params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
+        else:
+            params.use_mmap = False
         start = time.perf_counter()
         self.model = llama_cpp.llama_model_load_from_file(request["path"].encode(), params)
         if not self.model:

@@ -13,7 +13,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 # name -> (module in this package, one line for `nomatmul --help`)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -35,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     With NOMATMUL_DEBUG=1 in the environment errors keep their traceback.
     """
     try:
-        status = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            status = _dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -66,6 +70,10 @@ def one_line(error: BaseException) -> str:
     elif not isinstance(error, ValueError | OSError | ImportError | RuntimeError):
         text = f"internal error, please report: {type(error).__name__}: {text}"
     return " ".join(text.split())
+
+
+def _show_warning(message: Warning | str, *where: Any, **more: Any) -> None:
+    print(f"nomatmul: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -10,12 +10,15 @@ prompt it leaves, as Ctrl-D and /quit do.
 
 from __future__ import annotations
 
+import contextlib
 import select
 import sys
 from dataclasses import dataclass
 from typing import Any
 
+from nomatmul.cli import one_line
 from nomatmul.cli.options import option
+from nomatmul.cli.sampling import sampling_arguments, unescape
 
 EXAMPLES = r"""
 examples:
@@ -24,6 +27,8 @@ examples:
   nomatmul chat --stop "\n" --prefix "User: " --suffix "\nAssistant:"
   printf 'The old man\n/save sea.state\n' | nomatmul chat --max-tokens 30
 """
+
+PASTE_SECONDS = 0.05  # lines that come faster after each other than that were pasted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,3 +49,95 @@ class Options:
     prefix: str = option("", metavar="TEXT", help="put in front of what you type")
     suffix: str = option("", metavar="TEXT", help="put behind what you type")
     threads: int | None = option(None, metavar="N", help="threads (default: one a core)")
+
+
+def run(options: Options) -> int:
+    import nomatmul
+
+    lm = nomatmul.load(options.model, threads=options.threads)
+    chat = Conversation(lm, options)
+    if sys.stdin.isatty():
+        print("Type a beginning; the model goes on. /reset /save FILE /load FILE /quit", file=sys.stderr)
+    while True:
+        turn = read_turn()
+        if turn is None:
+            return 0
+        try:
+            if not chat.answer(turn):
+                return 0
+        except (ValueError, OSError) as error:  # a wrong file name must not end the conversation
+            print(f"nomatmul: error: {one_line(error)}", file=sys.stderr)
+
+
+class Conversation:
+    """One sequence, and what a turn does to it."""
+
+    def __init__(self, lm: Any, options: Options) -> None:
+        self.lm = lm
+        self.prefix, self.suffix = unescape(options.prefix), unescape(options.suffix)
+        self.sampling = sampling_arguments(options)
+        self.session = lm.session()
+        self.turns = 0
+
+    def answer(self, turn: str) -> bool:
+        """Obey a command or go on from a text; False means that the conversation is over."""
+        if turn.startswith("/"):
+            return self._command(turn)
+        if turn:
+            self._continue(self.prefix + turn + self.suffix)
+        return True
+
+    def _command(self, turn: str) -> bool:
+        word, _, argument = turn.partition(" ")
+        argument = argument.strip()
+        if word in ("/save", "/load") and not argument:
+            raise ValueError(f"{word} needs the name of a file")
+        if word == "/quit":
+            return False
+        if word == "/reset":
+            self.session = self.lm.session()
+        elif word == "/save":
+            self.session.save(argument)
+            print(f"saved {self.session.position} tokens of context to {argument}", file=sys.stderr)
+        elif word == "/load":
+            self.session = self.lm.session(argument)
+            print(f"went back to {self.session.position} tokens of context", file=sys.stderr)
+        else:
+            raise ValueError(f"{word} is no command; /reset /save FILE /load FILE /quit are")
+        return True
+
+    def _continue(self, text: str) -> None:
+        sampling = dict(self.sampling)
+        if sampling["seed"] is not None:  # each turn draws anew, and all of them repeatably
+            sampling["seed"] += self.turns
+        self.turns += 1
+        stream = self.lm.stream(text, session=self.session, **sampling)
+        try:
+            for piece in stream:
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            stream.close()
+        print(flush=True)
+
+
+def read_turn() -> str | None:
+    """The next block that was typed or pasted, None at the end of input.
+
+    At a terminal, lines that arrive together (a paste) are one turn; in a pipe a line is a turn.
+    """
+    if not sys.stdin.isatty():
+        line = sys.stdin.readline()
+        return line.rstrip("\r\n") if line else None
+    with contextlib.suppress(ImportError):  # line editing and history, where Python has them
+        import readline  # noqa: F401
+    try:
+        lines = [input("> ")]
+    except EOFError:
+        print()
+        return None
+    while select.select([sys.stdin], [], [], PASTE_SECONDS)[0]:
+        try:
+            lines.append(input())
+        except EOFError:
+            break
+    return "\n".join(lines)

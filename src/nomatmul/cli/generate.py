@@ -1,7 +1,7 @@
 """Continue a prompt. The text streams to standard output as it is made; --json gives it at the end.
 
-Without --temperature the most likely token is taken each time (the same text each run).
-With one, --seed makes a run repeatable.
+--temperature 0 takes the most likely token each time, so every run gives the same text. Above 0
+tokens are drawn by chance, and --seed makes a run repeatable.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from nomatmul.cli.options import json_option, option
+from nomatmul.cli.sampling import sampling_arguments
 from nomatmul.cli.show import print_json
 
 EXAMPLES = r"""
 examples:
   nomatmul generate --prompt "The river"                         the model in the box
-  nomatmul generate --prompt "The river" --temperature 0.8 --top-p 0.95 --seed 1
+  nomatmul generate --prompt "The river" --seed 1 --max-tokens 50 --echo
+  nomatmul generate --prompt "The river" --temperature 0
   nomatmul generate --model my-model-packed --prompt "Q: 2+2?" --stop "\n" --max-tokens 20
   cat opening.txt | nomatmul generate --prompt - > continued.txt
   nomatmul generate --prompt "The river" --json | jq .tokens_per_second
@@ -31,9 +32,9 @@ class Options:
     )
     prompt: str = option(metavar="TEXT", help="the text to continue; - reads it from standard input")
     max_tokens: int = option(200, metavar="N", help="stop after so many tokens")
-    temperature: float = option(0.0, metavar="T", help="0 takes the most likely token; 0.8 is lively")
+    temperature: float = option(0.8, metavar="T", help="0 takes the most likely token")
     top_k: int = option(0, metavar="K", help="sample among the K most likely tokens (0: all)")
-    top_p: float = option(1.0, metavar="P", help="sample among the tokens that make up this share")
+    top_p: float = option(0.95, metavar="P", help="sample among the tokens that make up this share")
     min_p: float = option(
         0.0, metavar="P", help="drop tokens less likely than this share of the most likely one"
     )
@@ -52,42 +53,37 @@ class Options:
 def run(options: Options) -> int:
     start = time.perf_counter()
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    if not prompt.strip("\n"):
+    if not prompt.strip("\r\n"):
         raise ValueError("the prompt is empty; give --prompt TEXT, or - and text on standard input")
     import nomatmul
 
     lm = nomatmul.load(options.model, threads=options.threads)
-    sampling: dict[str, Any] = {
-        "max_tokens": options.max_tokens,
-        "temperature": options.temperature,
-        "top_k": options.top_k,
-        "top_p": options.top_p,
-        "min_p": options.min_p,
-        "repetition_penalty": options.repetition_penalty,
-        "seed": options.seed,
-        "stop": [text.encode().decode("unicode_escape") for text in options.stop],
-    }
+    stream = lm.stream(prompt, **sampling_arguments(options))
     if options.echo and not options.json:
         print(prompt, end="", flush=True)
-    text, first = "", None
-    for piece in lm.stream(prompt, **sampling):
-        if first is None:
-            first = time.perf_counter()
-        text += piece
+    pieces: list[str] = []
+    first = end = start
+    for piece in stream:
+        end = time.perf_counter()
+        first = end if not pieces else first
+        pieces.append(piece)
         if not options.json:
             print(piece, end="", flush=True)
-    end = time.perf_counter()
     if not options.json:
         print()
         return 0
-    tokens = 0
+    tokens = len(stream.token_ids)
+    rate = (tokens - 1) / (end - first) if tokens > 1 and end > first else None
     print_json(
         {
             "prompt": prompt,
-            "text": text,
+            "text": "".join(pieces),
             "tokens": tokens,
-            "tokens_per_second": 0.0,
-            "seconds_to_first_token": (first or end) - start,
+            "prompt_tokens": len(stream.prompt_ids),
+            "finish_reason": stream.finish_reason,
+            "tokens_per_second": rate,
+            "seconds_to_first_token": first - start if pieces else None,
+            "model": str(lm.path),
         }
     )
     return 0

@@ -39,13 +39,13 @@ def option(
     metavar: str | None = None,
     choices: Sequence[str] | None = None,
     type: Callable[[str], Any] | None = None,
-    flag: str | None = None,
+    nargs: str | None = None,
 ) -> Any:
     """A dataclass field that becomes one argument.
 
     default: absent means the argument is required. help: one sentence. positional: taken by place,
     not by flag. choices: the legal values. type: converts the text (None: from the annotation).
-    flag: the flag's name where it differs from the field's.
+    nargs: "+" takes several values after one flag; without it a tuple's flag may be repeated.
     """
     metadata = {
         "help": help,
@@ -53,7 +53,7 @@ def option(
         "metavar": metavar,
         "choices": choices,
         "type": type,
-        "flag": flag,
+        "nargs": nargs,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -102,7 +102,7 @@ def _add_argument(
         convert = meta.get("type") or _converter(hint)
         parser.add_argument(field.name, metavar=metavar, help=text, type=convert, **optional)
         return
-    flag = "--" + (meta.get("flag") or field.name).replace("_", "-")
+    flag = "--" + field.name.replace("_", "-")
     if hint is bool:
         action = argparse.BooleanOptionalAction if field.default is True else "store_true"
         parser.add_argument(
@@ -110,8 +110,8 @@ def _add_argument(
         )
         return
     many: dict[str, Any] = {}
-    if typing.get_origin(hint) is tuple and not meta.get("type"):
-        many = {"action": "append"} if field.default == () else {"nargs": "+"}
+    if typing.get_origin(hint) is tuple and meta.get("type") is None:
+        many = {"nargs": meta["nargs"]} if meta.get("nargs") else {"action": "append"}
     if not required and field.default not in (None, "", ()):
         text += f" (default {field.default})"
     parser.add_argument(

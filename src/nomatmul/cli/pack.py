@@ -39,7 +39,9 @@ class Options:
         "2bit", choices=("2bit", "1.6bit"), help="2bit is faster, 1.6bit a fifth smaller"
     )
     embedding: str = option(
-        "bf16", choices=("bf16", "int8"), help="how the embedding is kept; int8 has a scale a row"
+        "auto",
+        choices=("auto", "f32", "bf16", "int8"),
+        help="how the embedding is kept; auto: bf16 where that loses nothing, else f32",
     )
     check: bool = option(True, help="compare the packed model with its source")
     check_text: str | None = option(
@@ -85,6 +87,7 @@ def _show(result: PackResult) -> None:
         ("source", size(result.source_bytes)),
         ("packed", size(result.packed_bytes)),
         ("seconds", f"{result.seconds:.1f}"),
+        ("embedding", result.embedding),
         ("tokenizer", result.tokenizer),
     ]
     if result.check is not None:

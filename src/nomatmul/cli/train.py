@@ -1,5 +1,68 @@
-"""Train a MatMul-free language model (or its Transformer++ twin) on your own text."""
+"""Train a MatMul-free language model, or its Transformer++ twin, on your own text.
+
+RECIPE names the sizes and the schedule: cpu_minute (a million parameters, a minute on two cores),
+box (packs to 16 MB), mmfree_370m, mmfree_1_3b, mmfree_2_7b (the published ones), and the baseline
+of each under transformer_...; a wrong name lists them all. Single settings are changed by
+--set NAME=VALUE (fields of the model: --set model.NAME=VALUE).
+
+Texts are UTF-8 files, JSONL, parquet, a data set saved by Hugging Face datasets, or hf:NAME from
+the hub; plain or compressed (gzip, bzip2, xz, zstd). The same command continues a run that was
+stopped, with the same losses. Ctrl-C and SIGTERM save first. Needs pip install "nomatmul[train]".
+"""
 
 from __future__ import annotations
 
-EXAMPLES = ""
+import dataclasses
+from dataclasses import dataclass
+
+from nomatmul.cli.options import json_option, option
+
+EXAMPLES = """
+examples:
+  nomatmul train cpu_minute --data novel.txt --out runs/first
+  nomatmul train box --data wiki-*.txt.bz2 --valid wiki.valid.txt.bz2 --out runs/box
+  nomatmul train mmfree_370m --data hf:roneneldan/TinyStories --out runs/370m --set micro_batch_size=8
+  nomatmul train cpu_minute --data novel.txt --out runs/wide --set model.hidden_size=256 --steps 500
+  nomatmul pack runs/first packed/first        and then: nomatmul generate --model packed/first ...
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    recipe: str = option(positional=True, metavar="RECIPE", help="name of a recipe")
+    data: tuple[str, ...] = option(metavar="FILE", nargs="+", help="texts to train on")
+    out: str = option(metavar="DIR", help="directory of the run; an old run there is continued")
+    valid: tuple[str, ...] = option(
+        (), metavar="FILE", nargs="+", help="held-out texts (default: the end of the data)"
+    )
+    tokenizer: str | None = option(
+        None, metavar="FILE", help="a tokenizer.json (default: one is trained on the data)"
+    )
+    text_field: str = option("text", metavar="NAME", help="field of JSONL and parquet rows")
+    document_start: str | None = option(
+        None, metavar="REGEX", help="a line that matches starts a new document of a text file"
+    )
+    tokens: str | None = option(
+        None, metavar="DIR", help="where token shards are kept (default: in the run's directory)"
+    )
+    workers: int | None = option(None, metavar="N", help="processes that tokenise")
+    set: tuple[str, ...] = option(
+        (), metavar="NAME=VALUE", help="override a setting of the recipe; may be repeated"
+    )
+    steps: int | None = option(None, metavar="N", help="optimiser steps")
+    time_limit: float | None = option(
+        None, metavar="SECONDS", help="train so long instead; the schedule follows the clock"
+    )
+    seed: int | None = option(None, metavar="S", help="seed of weights and of the data's order")
+    device: str = option("auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1")
+    resume: str = option("auto", metavar="MODE", help="auto continues a run, never starts anew")
+    override_config: bool = option(False, help="continue although the settings differ")
+    quiet: bool = option(False, help="no progress bar")
+    json: bool = json_option()
+
+
+def run(options: Options) -> int:
+    from nomatmul.train import TrainArgs, main
+
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    return main(TrainArgs(**values))

@@ -5,6 +5,9 @@ from __future__ import annotations
 from nomatmul.formats.config import ModelConfig
 
 
+EMBEDDINGS = {"f32": "float32", "bf16": "bfloat16", "int8": "int8, one scale a row"}
+
+
 def card_text(config: ModelConfig, packing: str, embedding: str) -> str:
     """The card's text, from the config alone."""
     bits = {"2bit": "two bits a weight", "1.6bit": "five weights a byte (1.6 bits a weight)"}
@@ -17,7 +20,7 @@ def card_text(config: ModelConfig, packing: str, embedding: str) -> str:
         ("vocabulary", str(config.vocab_size)),
         ("parameters", f"{config.param_count():,}"),
         ("ternary weights", bits[packing]),
-        ("embedding", {"bf16": "bfloat16", "int8": "int8, one scale a row"}[embedding]),
+        ("embedding", EMBEDDINGS[embedding]),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"""---

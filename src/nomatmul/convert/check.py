@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.packed import PackedReader
 
 # The opening of Alice's Adventures in Wonderland (Lewis Carroll, 1865; public domain).
 DEFAULT_TEXT = (
@@ -55,15 +57,32 @@ def check_packed(source: Path, packed: Path, text_file: str | Path | None = None
     Without a tokenizer the text is replaced by fixed pseudo-random token ids.
     Raises ValueError for a text too short to compare on.
     """
-    from nomatmul import load
+    reader = PackedReader(packed)
+    tokenizer = None
+    if reader.tokenizer_path is not None:
+        from tokenizers import Tokenizer
 
-    lm = load(packed)
-    ids, named = _token_ids(lm.tokenizer, lm.config, text_file)
-    packed_TV = np.asarray(lm.logits(ids), dtype=np.float32)
-    backend = getattr(lm, "backend", "engine")
-    del lm
+        tokenizer = Tokenizer.from_file(str(reader.tokenizer_path))
+    ids, named = _token_ids(tokenizer, reader.config, text_file)
+    packed_TV, packed_backend = _packed_logits(reader, ids)
     source_TV, source_backend = source_logits(source, ids)
-    return compare(source_TV, packed_TV, ids, named, source_backend, str(backend))
+    return compare(source_TV, packed_TV, ids, named, source_backend, packed_backend)
+
+
+def _packed_logits(reader: PackedReader, ids: Sequence[int]) -> tuple[np.ndarray, str]:
+    """float32 [T, V] of a packed model: by the engine, or by the oracle what it does not run."""
+    from nomatmul.engine import load
+    from nomatmul.engine.loading import check_runnable
+
+    try:
+        check_runnable(reader.config)
+    except ValueError:
+        from nomatmul.reference.model import ReferenceModel
+
+        model = ReferenceModel.from_packed(reader)
+        return model.forward(list(ids)).logits_BTV[0], "numpy oracle"
+    lm = load(reader.directory)
+    return lm.logits(list(ids)), f"engine ({lm.backend.isa})"
 
 
 def compare(
@@ -101,8 +120,12 @@ def mean_loss(logits_TV: np.ndarray, ids: Sequence[int]) -> float:
 
 
 def source_logits(directory: Path, ids: Sequence[int]) -> tuple[np.ndarray, str]:
-    """float32 [T, V] of an unpacked model, and the backend that computed them."""
-    if all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+    """float32 [T, V] of an unpacked model, and the backend that computed them.
+
+    The numpy oracle serves where torch is absent, or where its float32 weights would not fit in
+    memory (the oracle holds one byte a weight).
+    """
+    if _torch_fits(directory):
         import torch
 
         from nomatmul.models import CausalLM
@@ -110,7 +133,21 @@ def source_logits(directory: Path, ids: Sequence[int]) -> tuple[np.ndarray, str]
         model = CausalLM.from_pretrained(directory, dtype=torch.float32).eval()
         with torch.inference_mode():
             return model(torch.tensor([list(ids)])).logits[0].float().numpy(), "torch"
-    raise NotImplementedError
+    from nomatmul.reference.model import ReferenceModel
+
+    return ReferenceModel.load(directory).forward(list(ids)).logits_BTV[0], "numpy oracle"
+
+
+def _torch_fits(directory: Path) -> bool:
+    if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+        return False
+    needed = 4 * open_checkpoint(directory).config.param_count()
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not Linux: torch will say so itself if memory runs out
+        return True
+    fields = dict(line.split(":", 1) for line in lines)
+    return needed * 1.5 < int(fields["MemAvailable"].split()[0]) * 1024
 
 
 def _token_ids(

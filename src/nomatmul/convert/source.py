@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.errors import FormatError
+from nomatmul.formats.tokenizer import JSON_FILE, find_tokenizer_file, load_tokenizer
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -41,31 +42,15 @@ def prepare_tokenizer(directory: Path, config: ModelConfig) -> Iterator[tuple[Pa
 
     Raises ValueError when the tokenizer is damaged or has more tokens than the model.
     """
-    plain, sentencepiece = directory / "tokenizer.json", directory / "tokenizer.model"
-    if not plain.is_file() and not sentencepiece.is_file():
+    found = find_tokenizer_file(directory)
+    if found is None:
         yield None, "none"
         return
-    from nomatmul.convert.sentencepiece import convert_tokenizer
-
+    tokenizer = load_tokenizer(found, config.vocab_size)
+    if found.name == JSON_FILE:
+        yield found, "copied"
+        return
     with tempfile.TemporaryDirectory() as scratch:
-        kind = "copied" if plain.is_file() else "converted"
-        if kind == "copied":
-            path, tokenizer = plain, _read_tokenizer(plain)
-        else:
-            path, tokenizer = Path(scratch) / "tokenizer.json", convert_tokenizer(sentencepiece)
-            tokenizer.save(str(path))
-        tokens = tokenizer.get_vocab_size(with_added_tokens=True)
-        if tokens > config.vocab_size:
-            raise ValueError(
-                f"the tokenizer of {directory} has {tokens} tokens, the model {config.vocab_size}"
-            )
-        yield path, kind
-
-
-def _read_tokenizer(path: Path):  # type: ignore[no-untyped-def]  # tokenizers is imported late
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises the bare Exception class
-        raise FormatError(f"{path} is not a tokenizer: {error}") from None
+        path = Path(scratch) / JSON_FILE
+        tokenizer.save(str(path))
+        yield path, "converted"

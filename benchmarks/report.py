@@ -1,0 +1,138 @@
+"""The machine in words, and the measured pairings as Markdown tables."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import statistics
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+
+def machine(name: str) -> dict[str, Any]:
+    """Date, CPU, kernel, commit and versions that a table must carry."""
+    model = "unknown CPU"
+    for line in _read("/proc/cpuinfo").splitlines():
+        if line.startswith("model name"):
+            model = line.split(":", 1)[1].strip()
+            break
+    slug = re.sub(r"[^a-z0-9]+", "-", (name or model).lower()).strip("-")
+    return {
+        "date": f"{datetime.now(timezone.utc):%Y-%m-%d}",
+        "name": slug[:40].strip("-"),
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average": os.getloadavg()[0],
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "nomatmul": _version("nomatmul"),
+        "llama_cpp_python": _version("llama-cpp-python"),
+        "huge_pages": _read("/sys/kernel/mm/transparent_hugepage/enabled").strip(),
+    }
+
+
+def markdown(document: dict[str, Any], forms: dict[str, str]) -> str:
+    """The whole result as a page."""
+    about = document["machine"]
+    lines = [
+        f"# CPU speed and memory, {about['date']}, {about['cpu']}",
+        "",
+        f"{about['cores']} cores usable, load average {about['load_average']:.1f} at the start,"
+        f" {about['system']}, Python {about['python']}, commit {about['commit']},"
+        f" llama-cpp-python {about['llama_cpp_python']}; {document['seconds'] / 60:.0f} minutes.",
+        "",
+        "Random ternary weights of equal shape on both sides, vocabulary 32,000, weights in huge"
+        " pages; the sides took turns in one run, figures are medians in tokens/s. Decode is batch"
+        " 1 from an empty context; batch is 16 sequences, total tokens/s; memory is the peak"
+        " resident size of the process (Python included) after loading and decoding.",
+    ]
+    for pairing in document["pairings"]:
+        lines += ["", *_pairing(pairing)]
+    return "\n".join(lines) + "\n"
+
+
+def _pairing(pairing: dict[str, Any]) -> list[str]:
+    sides = pairing["sides"]
+    threads = sorted({int(key.split("@")[1]) for side in sides for key in side["rates"]})
+    columns = [(what, t) for what in ("decode", "prefill", "batch") for t in threads]
+    names = {
+        "decode": "decode",
+        "prefill": f"prefill {pairing['prefill_tokens']}",
+        "batch": "batch 16",
+    }
+    header = [f"{names[what]}, {t} thr" for what, t in columns]
+    lines = [f"## {pairing['size']}, {pairing['packing']}", ""]
+    lines += [_row(["", *header, "peak MB", "huge pages MB"])]
+    lines += [_row(["---"] + ["--:"] * (len(header) + 2))]
+    for side in sides:
+        cells = [_rate(side, what, t) for what, t in columns]
+        memory = [f"{side['memory'][k] / 1e6:.0f}" for k in ("peak_resident", "huge_pages")]
+        lines.append(_row([side["label"], *cells, *memory]))
+    theirs = next((side for side in sides if side["label"].startswith("llama")), None)
+    for side in sides:
+        if theirs is not None and side is not theirs:
+            cells = [_ratio(side, theirs, what, t) for what, t in columns]
+            share = side["memory"]["peak_resident"] / theirs["memory"]["peak_resident"]
+            lines.append(_row([f"{side['label']} : llama.cpp", *cells, f"{share:.2f}x", ""]))
+    return lines + ["", *_limits(pairing, sides[0], threads)]
+
+
+def _limits(pairing: dict[str, Any], best: dict[str, Any], threads: list[int]) -> list[str]:
+    """Bandwidth, how much of it decoding uses, and what a batch gains."""
+    lines = []
+    packed = best["load"]["packed_bytes_per_token"]
+    for t in threads:
+        bandwidth = statistics.median(pairing["bandwidth"][str(t)])
+        decode, batch = _median(best, "decode", t), _median(best, "batch", t)
+        lines.append(
+            f"- {t} thread{'s' if t > 1 else ''}: read bandwidth {bandwidth / 1e9:.1f} GB/s;"
+            f" {best['label']} decodes at {100 * decode * packed / bandwidth:.0f} % of it"
+            f" ({packed / 1e6:.0f} MB a token); a batch of 16 gives {batch / decode:.1f}x the"
+            " tokens/s of one."
+        )
+    return lines
+
+
+def _median(side: dict[str, Any], what: str, threads: int) -> float:
+    return statistics.median(side["rates"][f"{what}@{threads}"])
+
+
+def _rate(side: dict[str, Any], what: str, threads: int) -> str:
+    value = _median(side, what, threads)
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _ratio(ours: dict[str, Any], theirs: dict[str, Any], what: str, threads: int) -> str:
+    return f"{_median(ours, what, threads) / _median(theirs, what, threads):.1f}x"
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

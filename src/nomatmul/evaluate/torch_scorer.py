@@ -1,0 +1,93 @@
+"""A torch model behind the protocol of `score.Scorer`.
+
+MLGRU models read a text of any length in one pass, their state carried from chunk to chunk.
+Attention models read windows of `max_position_embeddings` tokens; consecutive windows overlap by
+half, and a token is scored in the window that shows it more of what came before.
+Legend: T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nomatmul.formats.config import ModelConfig
+
+CHUNK = 1024  # tokens of one forward pass of a recurrent model
+
+
+class TorchScorer:
+    """Log-probabilities of a `nomatmul.models.CausalLM`.
+
+    model: the module, on any device. tokenizer: a tokenizers.Tokenizer or None.
+    """
+
+    def __init__(self, model: Any, config: ModelConfig, tokenizer: Any) -> None:
+        if not config.causal:
+            raise ValueError("this model is an encoder (causal false): it has no next-token loss")
+        self.model = model.eval()
+        self.config = config
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def from_directory(cls, directory: str | Path) -> TorchScorer:
+        """Open a published or training checkpoint in float32.
+
+        Raises ValueError when it is missing, damaged or not understood.
+        """
+        from nomatmul.formats.checkpoint import open_checkpoint
+        from nomatmul.models import CausalLM
+
+        checkpoint = open_checkpoint(directory)
+        tokenizer = None
+        if checkpoint.tokenizer_path is not None:
+            from tokenizers import Tokenizer
+
+            tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_path))
+        model = CausalLM.from_pretrained(str(directory), dtype=torch.float32)
+        if torch.cuda.is_available():
+            model = model.to("cuda")
+        return cls(model, checkpoint.config, tokenizer)
+
+    @property
+    def backend(self) -> str:
+        """ "torch" and the device's kind."""
+        return f"torch {self.model.device.type}"
+
+    def token_logprobs(self, ids: Sequence[int]) -> np.ndarray:
+        """float64 [T-1]: ln p(ids[t] | ids[:t]), t = 1..T-1. Raises ValueError for an alien id."""
+        if ids and not (0 <= min(ids) and max(ids) < self.config.vocab_size):
+            raise ValueError(f"a token id is outside 0..{self.config.vocab_size - 1}")
+        ids_T = torch.tensor(list(ids), device=self.model.device)
+        parts = self._recurrent(ids_T) if self.config.token_mixer == "mlgru" else self._windows(ids_T)
+        with torch.inference_mode():
+            return np.concatenate([part.double().cpu().numpy() for part in parts])
+
+    def _recurrent(self, ids_T: torch.Tensor) -> Iterator[torch.Tensor]:
+        past = None
+        for start in range(0, len(ids_T) - 1, CHUNK):
+            end = min(start + CHUNK, len(ids_T) - 1)
+            out = self.model(ids_T[None, start:end], past_key_values=past, use_cache=True)
+            past = out.past_key_values
+            yield _pick(out.logits[0], ids_T[start + 1 : end + 1])
+
+    def _windows(self, ids_T: torch.Tensor) -> Iterator[torch.Tensor]:
+        size = self.config.max_position_embeddings
+        done = 0  # targets scored so far; target t is the token at t + 1
+        for start in range(0, len(ids_T) - 1, max(1, size // 2)):
+            end = min(start + size, len(ids_T) - 1)
+            logits_TV = self.model(ids_T[None, start:end], use_cache=False).logits[0]
+            yield _pick(logits_TV[done - start :], ids_T[done + 1 : end + 1])
+            done = end
+            if done == len(ids_T) - 1:
+                return
+
+
+def _pick(logits_TV: torch.Tensor, targets_T: torch.Tensor) -> torch.Tensor:
+    """ln softmax(logits) at the targets, [T]."""
+    logprobs_TV = torch.log_softmax(logits_TV.float(), dim=-1)
+    return logprobs_TV.gather(1, targets_T[:, None])[:, 0]

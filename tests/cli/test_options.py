@@ -1,0 +1,78 @@
+"""The list of options is an interface: a change of it must be meant, and shows up here."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from nomatmul import cli
+from nomatmul.cli.options import build_parser, integers, option, parse
+
+FROZEN = Path(__file__).with_name("options.txt")
+
+
+def _listing() -> str:
+    lines = []
+    for name, (module_name, _) in cli.COMMANDS.items():
+        module = importlib.import_module(f"nomatmul.cli.{module_name}")
+        for action in build_parser(name, module)._actions:
+            words = "/".join(action.option_strings) or action.dest
+            if words != "-h/--help":
+                lines.append(f"{name} {words}")
+    return "\n".join(lines) + "\n"
+
+
+def test_options_are_the_frozen_ones():
+    assert _listing() == FROZEN.read_text()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    place: str = option(positional=True, help="where")
+    count: int | None = option(None, help="how many, 100 % of them")
+    share: float = option(0.5, help="a share")
+    words: tuple[str, ...] = option((), help="repeatable")
+    files: tuple[str, ...] = option(("a",), nargs="+", help="several")
+    sizes: tuple[int, ...] = option((1,), type=integers, help="with commas")
+    fast: bool = option(False, help="off by default")
+    check: bool = option(True, help="on by default")
+
+
+MODULE = SimpleNamespace(Options=Sample, EXAMPLES="examples:", __doc__="A sample.")
+
+
+def test_defaults_come_from_the_dataclass():
+    assert parse("sample", MODULE, ["here"]) == Sample(place="here")
+
+
+def test_every_kind_of_field_is_read():
+    words = "here --count 1_000 --share 2 --words x --words y --files p q --sizes 1,2"
+    options = parse("sample", MODULE, [*words.split(), "--fast", "--no-check"])
+    assert options == Sample(
+        place="here",
+        count=1000,
+        share=2.0,
+        words=("x", "y"),
+        files=("p", "q"),
+        sizes=(1, 2),
+        fast=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "required: PLACE"),
+        (["here", "--share", "half"], "'half' is not a number"),
+        (["here", "--sizes", "1,0"], "'1,0' is not a list"),
+        (["here", "--sizes", "1,x"], "'x' is not a whole number"),
+        (["here", "there"], "unrecognized arguments: there"),
+    ],
+)
+def test_mistakes_are_value_errors_that_name_the_value(words, message):
+    with pytest.raises(ValueError, match=message):
+        parse("sample", MODULE, words)
