@@ -9,7 +9,10 @@ from pathlib import Path
 
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.errors import FormatError
-from nomatmul.formats.tokenizer import JSON_FILE, find_tokenizer_file, load_tokenizer
+from nomatmul.formats.packed_layout import TOKENIZER_FILE
+from nomatmul.formats.tokenizer import load_tokenizer
+
+SENTENCEPIECE_FILE = "tokenizer.model"
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -42,15 +45,17 @@ def prepare_tokenizer(directory: Path, config: ModelConfig) -> Iterator[tuple[Pa
 
     Raises ValueError when the tokenizer is damaged or has more tokens than the model.
     """
-    found = find_tokenizer_file(directory)
-    if found is None:
+    plain, sentencepiece = directory / TOKENIZER_FILE, directory / SENTENCEPIECE_FILE
+    if plain.is_file():
+        load_tokenizer(plain, config.vocab_size)
+        yield plain, "copied"
+    elif sentencepiece.is_file():
+        from nomatmul.convert.sentencepiece import convert_tokenizer
+
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / TOKENIZER_FILE
+            convert_tokenizer(sentencepiece).save(str(path))
+            load_tokenizer(path, config.vocab_size)
+            yield path, "converted"
+    else:
         yield None, "none"
-        return
-    tokenizer = load_tokenizer(found, config.vocab_size)
-    if found.name == JSON_FILE:
-        yield found, "copied"
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / JSON_FILE
-        tokenizer.save(str(path))
-        yield path, "converted"

@@ -1,0 +1,141 @@
+"""A SentencePiece BPE vocabulary (`tokenizer.model`, as Llama and Mistral ship) as tokenizer.json.
+
+Published MatMul-free models use Mistral's vocabulary. The file is a protocol-buffer message of which
+a handful of fields matter, so it is read here without the sentencepiece and protobuf packages
+(message layout: sentencepiece_model.proto of google/sentencepiece).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
+_MODEL_BPE = 2
+_SPACE = "\u2581"  # the mark that SentencePiece writes for a space
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the file says: pieces with score and type, in id order, and two settings."""
+
+    pieces: list[tuple[str, float, int]]
+    byte_fallback: bool
+    add_dummy_prefix: bool
+
+
+def convert_tokenizer(source: Path) -> Any:
+    """The `tokenizers.Tokenizer` that splits text as the SentencePiece file `source` does.
+
+    Raises ValueError when the file is damaged or is not of the BPE kind.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+
+    vocabulary = read_vocabulary(source)
+    ids = {piece: i for i, (piece, _, _) in enumerate(vocabulary.pieces)}
+    unknown = next((p for p, _, kind in vocabulary.pieces if kind == _UNKNOWN), None)
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=ids,
+            merges=_merges(vocabulary, ids),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=vocabulary.byte_fallback,
+        )
+    )
+    steps: list[Any] = [normalizers.Prepend(_SPACE)] if vocabulary.add_dummy_prefix else []
+    steps.append(normalizers.Replace(" ", _SPACE))
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    back: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if vocabulary.add_dummy_prefix:
+        back.append(decoders.Strip(" ", 1, 0))
+    tokenizer.decoder = decoders.Sequence(back)
+    special = [p for p, _, kind in vocabulary.pieces if kind in (_UNKNOWN, _CONTROL)]
+    tokenizer.add_special_tokens([AddedToken(p, normalized=False, special=True) for p in special])
+    added = [p for p, _, kind in vocabulary.pieces if kind == _USER_DEFINED]
+    tokenizer.add_tokens([AddedToken(p, normalized=False) for p in added])
+    return tokenizer
+
+
+def read_vocabulary(source: Path) -> Vocabulary:
+    """Read the pieces and settings of a SentencePiece file.
+
+    Raises ValueError when it is damaged or no BPE vocabulary.
+    """
+    pieces: list[tuple[str, float, int]] = []
+    model_type, byte_fallback, add_dummy_prefix = 1, False, True
+    try:
+        for field, value in _fields(source.read_bytes()):
+            if field == 1:
+                pieces.append(_piece(value))
+            elif field == 2:
+                trainer = dict(_fields(value))
+                model_type = trainer.get(3, 1)
+                byte_fallback = bool(trainer.get(35, 0))
+            elif field == 3:
+                add_dummy_prefix = bool(dict(_fields(value)).get(3, 1))
+    except (IndexError, struct.error, UnicodeDecodeError, TypeError) as error:
+        raise ValueError(f"{source} is no SentencePiece vocabulary ({error})") from None
+    if not pieces:
+        raise ValueError(f"{source} is no SentencePiece vocabulary (it has no pieces)")
+    if model_type != _MODEL_BPE:
+        raise ValueError(f"{source} is not of the BPE kind; save it as tokenizer.json first")
+    return Vocabulary(pieces, byte_fallback, add_dummy_prefix)
+
+
+def _merges(vocabulary: Vocabulary, ids: dict[str, int]) -> list[tuple[str, str]]:
+    """Every way to make a piece from two others, best score first: the order BPE applies them."""
+    found: list[tuple[float, int, int, int, str, str]] = []
+    mergeable = (_NORMAL, _USER_DEFINED)
+    for piece, score, kind in vocabulary.pieces:
+        if kind not in mergeable:
+            continue
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in ids and right in ids:
+                found.append((-score, -len(left), -len(right), ids[left], left, right))
+    found.sort()
+    return [(left, right) for *_, left, right in found]
+
+
+def _piece(message: bytes) -> tuple[str, float, int]:
+    fields = dict(_fields(message))
+    score = struct.unpack("<f", fields[2])[0] if 2 in fields else 0.0
+    return bytes(fields.get(1, b"")).decode("utf-8"), score, int(fields.get(3, _NORMAL))
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """(number, value) of each field of a message: int for varints, bytes for the rest."""
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        wire = key & 7
+        if wire == 0:
+            value, at = _varint(message, at)
+            yield key >> 3, value
+            continue
+        if wire == 2:
+            length, at = _varint(message, at)
+        elif wire in (1, 5):
+            length = 8 if wire == 1 else 4
+        else:
+            raise IndexError(f"wire type {wire} at byte {at}")
+        if at + length > len(message):
+            raise IndexError(f"field of {length} bytes at {at} runs over the end")
+        yield key >> 3, message[at : at + length]
+        at += length
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
+        if shift > 63:
+            raise IndexError(f"number of more than 64 bits at byte {at}")
