@@ -5,11 +5,10 @@
 // 4 planes (2 bits) or each 12 blocks of 5 planes (base 3; 60 additions).
 #include <immintrin.h>
 
-#include <utility>
-
 #include "float_ops.h"
 #include "gemm.h"
 #include "isa.h"
+#include "unroll.h"
 
 namespace nomatmul {
 namespace {
@@ -22,6 +21,12 @@ inline __m256i load(const void* p) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(p));
 }
 inline __m256i widen(__m256i sums16) { return _mm256_madd_epi16(sums16, _mm256_set1_epi16(1)); }
+
+// Ties the sum to one register: GCC otherwise copies and spills accumulators in the loops below.
+NOMATMUL_INLINE inline void add_product(__m256i& sum, __m256i codes, __m256i q) {
+  sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, q));
+  __asm__("" : "+x"(sum));
+}
 
 // Lane sums of four vectors.
 inline __m128i fold4(__m256i a, __m256i b, __m256i c, __m256i d) {
@@ -37,9 +42,10 @@ class Digits;
 template <>
 class Digits<Packing::kTwoBit> {
  public:
-  explicit Digits(__m256i packed) : packed_(packed) {}
+  Digits() = default;
+  NOMATMUL_INLINE explicit Digits(__m256i packed) : packed_(packed) {}
   template <int kPlane>
-  __m256i next() const {
+  NOMATMUL_INLINE __m256i next() const {
     return _mm256_and_si256(_mm256_srli_epi16(packed_, 2 * kPlane), _mm256_set1_epi8(3));
   }
 
@@ -53,10 +59,11 @@ class Digits<Packing::kTwoBit> {
 template <>
 class Digits<Packing::kBase3> {
  public:
-  explicit Digits(__m256i packed)
+  Digits() = default;
+  NOMATMUL_INLINE explicit Digits(__m256i packed)
       : fraction_(_mm256_xor_si256(packed, _mm256_set1_epi8(-128))) {}
   template <int kPlane>
-  __m256i next() {
+  NOMATMUL_INLINE __m256i next() {
     const __m256i one = _mm256_cmpgt_epi8(fraction_, _mm256_set1_epi8(85 - 128));
     const __m256i two = _mm256_cmpgt_epi8(fraction_, _mm256_set1_epi8(170 - 128));
     if (kPlane < 4) {
@@ -75,44 +82,44 @@ template <int kTokens, int kRows>
 struct Few {
   __m256i sums16[kRows][kTokens], sums32[kRows][kTokens];
 
-  template <Packing packing, int kPlane>
-  void plane(Digits<packing> (&digits)[kRows], const int8_t* q, size_t q_stride) {
-    __m256i codes[kRows];
-    for (int r = 0; r < kRows; ++r) codes[r] = digits[r].template next<kPlane>();
-    for (int t = 0; t < kTokens; ++t) {
-      const __m256i q_t = load(q + static_cast<size_t>(t) * q_stride + kPlane * kVec);
-      for (int r = 0; r < kRows; ++r) {
-        sums16[r][t] = _mm256_add_epi16(sums16[r][t], _mm256_maddubs_epi16(codes[r], q_t));
-      }
-    }
-    if constexpr (kPlane + 1 < planes_of(packing)) {
-      plane<packing, kPlane + 1>(digits, q, q_stride);
-    }
-  }
-
-  template <Packing packing, size_t... kRow>
-  void block(const uint8_t* const (&rows)[kRows], size_t at, const int8_t* q, size_t q_stride,
-             std::index_sequence<kRow...>) {
-    Digits<packing> digits[kRows] = {Digits<packing>(load(rows[kRow] + at))...};
-    plane<packing, 0>(digits, q, q_stride);
+  template <class Body>
+  NOMATMUL_INLINE static void each(Body&& body) {
+    unrolled<kRows>([&](auto r) NOMATMUL_INLINE {
+      unrolled<kTokens>([&](auto t) NOMATMUL_INLINE { body(r, t); });
+    });
   }
 
   template <Packing packing>
-  void run(const uint8_t* const (&rows)[kRows], const int8_t* q, size_t q_stride, int blocks) {
-    for (auto& row : sums32) for (auto& sum : row) sum = _mm256_setzero_si256();
+  NOMATMUL_INLINE void block(const uint8_t* const (&rows)[kRows], size_t at, const int8_t* q,
+                             size_t q_stride) {
+    Digits<packing> digits[kRows];
+    unrolled<kRows>([&](auto r) NOMATMUL_INLINE { digits[r] = Digits<packing>(load(rows[r] + at)); });
+    unrolled<planes_of(packing)>([&](auto plane) NOMATMUL_INLINE {
+      __m256i codes[kRows];
+      unrolled<kRows>([&](auto r) NOMATMUL_INLINE {
+        codes[r] = digits[r].template next<decltype(plane)::value>();
+      });
+      unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
+        const __m256i q_t = load(q + static_cast<size_t>(t) * q_stride + plane * kVec);
+        unrolled<kRows>([&](auto r) NOMATMUL_INLINE { add_product(sums16[r][t], codes[r], q_t); });
+      });
+    });
+  }
+
+  template <Packing packing>
+  NOMATMUL_INLINE void run(const uint8_t* const (&rows)[kRows], const int8_t* q, size_t q_stride,
+                           int blocks) {
+    each([&](auto r, auto t) NOMATMUL_INLINE { sums32[r][t] = _mm256_setzero_si256(); });
     for (int first = 0; first < blocks; first += run_of(packing)) {
       const int last = at_most(first + run_of(packing), blocks);
-      for (auto& row : sums16) for (auto& sum : row) sum = _mm256_setzero_si256();
+      each([&](auto r, auto t) NOMATMUL_INLINE { sums16[r][t] = _mm256_setzero_si256(); });
       for (int b = first; b < last; ++b) {
         const size_t at = static_cast<size_t>(b) * kVec;
-        block<packing>(rows, at, q + at * planes_of(packing), q_stride,
-                       std::make_index_sequence<kRows>());
+        block<packing>(rows, at, q + at * planes_of(packing), q_stride);
       }
-      for (int r = 0; r < kRows; ++r) {
-        for (int t = 0; t < kTokens; ++t) {
-          sums32[r][t] = _mm256_add_epi32(sums32[r][t], widen(sums16[r][t]));
-        }
-      }
+      each([&](auto r, auto t) NOMATMUL_INLINE {
+        sums32[r][t] = _mm256_add_epi32(sums32[r][t], widen(sums16[r][t]));
+      });
     }
   }
 
@@ -124,7 +131,7 @@ struct Few {
       for (int r = 0; r < kRows; ++r) rows[r] = op.row(n + at_most(r, count - 1));
       Few few;
       few.template run<packing>(rows, op.q, op.layout.bytes_per_token, op.layout.blocks);
-      for (int t = 0; t < kTokens; ++t) {
+      unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
         const __m256i zero = _mm256_setzero_si256();
         int32_t folded[4];
         const __m128i sums = fold4(few.sums32[0][t], kRows > 1 ? few.sums32[1 % kRows][t] : zero,
@@ -132,7 +139,7 @@ struct Few {
                                    kRows > 3 ? few.sums32[3 % kRows][t] : zero);
         _mm_storeu_si128(reinterpret_cast<__m128i*>(folded), sums);
         op.write(t, n, folded, count);
-      }
+      });
     }
   }
 };
@@ -163,25 +170,26 @@ struct Avx2 {
   static void tile(const uint8_t* codes, size_t code_stride, const int8_t* q, size_t q_stride,
                    int steps, int32_t* c, int ldc) {
     __m256i sums[kTokens][kTileRows];
-    for (auto& token : sums) for (auto& sum : token) sum = _mm256_setzero_si256();
-    for (int step = 0; step < steps; ++step) {
+    unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
+      unrolled<kTileRows>([&](auto r) NOMATMUL_INLINE { sums[t][r] = _mm256_setzero_si256(); });
+    });
+    for (int step = 0; step < steps; ++step, codes += kVec, q += kVec) {
       __m256i code[kTileRows];
-      for (int r = 0; r < kTileRows; ++r) {
-        code[r] = load(codes + static_cast<size_t>(r) * code_stride + step * kVec);
-      }
-      for (int t = 0; t < kTokens; ++t) {
-        const __m256i q_t = load(q + static_cast<size_t>(t) * q_stride + step * kVec);
-        for (int r = 0; r < kTileRows; ++r) {
-          sums[t][r] = _mm256_add_epi16(sums[t][r], _mm256_maddubs_epi16(code[r], q_t));
-        }
-      }
+      unrolled<kTileRows>([&](auto r) NOMATMUL_INLINE {
+        code[r] = load(codes + static_cast<size_t>(r) * code_stride);
+        __asm__("" : "+x"(code[r]));  // or GCC loads it once a token
+      });
+      unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
+        const __m256i q_t = load(q + static_cast<size_t>(t) * q_stride);
+        unrolled<kTileRows>([&](auto r) NOMATMUL_INLINE { add_product(sums[t][r], code[r], q_t); });
+      });
     }
-    for (int t = 0; t < kTokens; ++t) {
+    unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
       auto* c_t = reinterpret_cast<__m128i*>(c + t * ldc);
       const __m128i folded = fold4(widen(sums[t][0]), widen(sums[t][1]), widen(sums[t][2]),
                                    widen(sums[t][3]));
       _mm_storeu_si128(c_t, _mm_add_epi32(_mm_loadu_si128(c_t), folded));
-    }
+    });
   }
 
  private:
