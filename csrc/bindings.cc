@@ -126,6 +126,16 @@ class BoundModel {
     model_.block(layer, x.data(), static_cast<int>(x.shape(0)), state.data());
   }
 
+  nb::ndarray<nb::numpy, float> logits_of(Floats x) {
+    model_.check_complete();
+    if (x.shape(1) != static_cast<size_t>(model_.spec().hidden)) {
+      throw std::invalid_argument("logits_of takes x [T, hidden]");
+    }
+    auto logits = new_array<float>(x.shape(0), model_.spec().vocab);
+    model_.logits_of(x.data(), static_cast<int>(x.shape(0)), logits.data());
+    return logits;
+  }
+
   nb::ndarray<nb::numpy, int32_t> accumulate(const std::string& name, Quants q) {
     model_.check_complete();
     const Ternary& linear = model_.linear(name);
@@ -214,6 +224,7 @@ void bind_model(nb::module_& m) {
       .def("check_complete", [](const BoundModel& b) { b.model().check_complete(); })
       .def("step", &BoundModel::step, "states"_a, "ids"_a, "want"_a)
       .def("block", &BoundModel::block, "layer"_a, "x"_a, "state"_a)
+      .def("logits_of", &BoundModel::logits_of, "x"_a)
       .def("accumulate", &BoundModel::accumulate, "name"_a, "q"_a)
       .def_prop_ro("isa", [](const BoundModel& b) { return b.model().kernels().name; })
       .def_prop_ro("threads", [](const BoundModel& b) { return b.model().threads(); })

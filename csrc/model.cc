@@ -218,6 +218,21 @@ void Model::block(int layer, float* x, int tokens, float* state) {
   std::memcpy(state, states + layer * D, D * sizeof(float));
 }
 
+void Model::logits_of(const float* x, int tokens, float* logits) {
+  own_process();
+  std::lock_guard<std::mutex> lock(*mutex_);
+  const size_t D = spec_.hidden;
+  std::vector<int> rows;
+  for (int done = 0; done < tokens; done += spec_.chunk) {
+    const int count = std::min(spec_.chunk, tokens - done);
+    begin(count);
+    std::memcpy(x_.need<float>(0), x + done * D, count * D * sizeof(float));
+    rows.resize(count);
+    for (int c = 0; c < count; ++c) rows[c] = c;
+    head(rows.data(), count, logits + static_cast<size_t>(done) * spec_.vocab);
+  }
+}
+
 void Model::accumulate(const std::string& name, const int8_t* q, int tokens, int32_t* acc) {
   const Ternary& linear = this->linear(name);
   Block prepared(kernels_->prepared_bytes(spec_.packing, tokens, linear.k));

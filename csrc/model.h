@@ -79,6 +79,8 @@ class Model {
 
   // One block alone: x float32 [T, D] and state float32 [D], both updated in place.
   void block(int layer, float* x, int tokens, float* state);
+  // Final norm and head alone: x float32 [T, D] to logits float32 [T, V].
+  void logits_of(const float* x, int tokens, float* logits);
   // acc[t][n] = sum_k q[t][k] * w[n][k] of the linear of that name; q int8 [T, k].
   void accumulate(const std::string& linear, const int8_t* q, int tokens, int32_t* acc);
   const Ternary& linear(const std::string& name) const;

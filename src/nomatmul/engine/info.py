@@ -207,7 +207,7 @@ def _all_operations(kernels: Any, isa: str, seed: int) -> dict[str, list[np.ndar
         kernels.rms_norm(isa, a, weight, 1e-6, y)
         results.setdefault("rms_norm", []).append(y)
         step, q = kernels.rms_norm_quantize(isa, a, weight, 1e-6)
-        results.setdefault("rms_norm_quantize", []).extend([np.float32(step), np.array(q)])
+        results.setdefault("rms_norm_quantize", []).extend([np.array(step), np.array(q)])
         h = c.copy()
         kernels.mlgru_step(isa, a, b, np.abs(weight) / 20, 1.0, h)
         results.setdefault("mlgru_step", []).append(h)

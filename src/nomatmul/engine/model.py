@@ -20,7 +20,7 @@ from nomatmul.engine.text import checked_stop
 
 if TYPE_CHECKING:
     from nomatmul.engine.backend import Backend, Float, Ids, Want
-    from nomatmul.formats import ModelConfig
+    from nomatmul.formats.config import ModelConfig
 
 # Positions whose logits are in memory at once while a text is scored.
 _SCORE_BLOCK = 128
@@ -244,18 +244,16 @@ class LanguageModel:
         """
         sequence = session if session is not None else self.session()
         sampler = Sampler(sampling, ids)
-        token: int | None = None
+        waiting = ids  # what the sequence has not seen yet
         try:
-            for made in range(max_tokens):
-                logits_V = sequence.append(ids if made == 0 else [token])
-                token = None
-                token = sampler.sample(logits_V)
-                yield token
+            for _ in range(max_tokens):
+                fed, waiting = waiting, []
+                logits_V = sequence.append(fed)
+                waiting = [sampler.sample(logits_V)]
+                yield waiting[0]
         finally:
-            if session is not None and token is not None:
-                sequence.append([token], logits="none")
-            elif session is not None and max_tokens == 0:
-                sequence.append(ids, logits="none")
+            if session is not None and waiting:
+                sequence.append(waiting, logits="none")
 
 
 def log_probabilities(logits_TV: Float, targets_T: NDArray[Any]) -> NDArray[np.float64]:

@@ -144,9 +144,9 @@ def _is_int(value: Any) -> bool:
 
 def _check(name: str, value: Any, low: float, high: float, open_low: bool = False) -> None:
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if number and (low < value if open_low else low <= value) and value <= high:
-        if math.isfinite(value):
-            return
+    inside = number and (low < value if open_low else low <= value) and value <= high
+    if inside and math.isfinite(value):
+        return
     above = "above" if open_low else "at least"
     upper = f" and at most {high:g}" if math.isfinite(high) else ""
     raise ValueError(f"{name} must be a finite number {above} {low:g}{upper}, got {value!r}")

@@ -19,7 +19,7 @@ from nomatmul.engine.native import native
 from nomatmul.formats.errors import FormatError
 
 if TYPE_CHECKING:
-    from nomatmul.formats import ModelConfig
+    from nomatmul.formats.config import ModelConfig
     from nomatmul.formats.packed_reader import PackedReader
 
 ALIGN = 64  # a cache line
