@@ -32,8 +32,8 @@ class WindowOrder:
         self.windows = (stream_length - sequence_length) // sequence_length
         if self.windows < 1:
             raise ValueError(
-                f"sequence_length {sequence_length} is too long for data of {stream_length} tokens; "
-                f"at most {stream_length // 2}"
+                f"sequence_length {sequence_length} is too long for data of {stream_length} "
+                f"tokens; at most {stream_length // 2}"
             )
         self.sequence_length = sequence_length
         self.seed = seed

@@ -9,11 +9,12 @@ SHA-256 of every file). OUT/checkpoints/latest names the newest one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,8 @@ def restore(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
 
 def write_model(model: torch.nn.Module, tokenizer: Tokenizer, directory: Path) -> None:
     """The model alone, in the layout that `CausalLM.from_pretrained` and `pack` read."""
-    model.save_pretrained(directory)  # type: ignore[operator]
+    with _no_progress_bars():
+        model.save_pretrained(directory)  # type: ignore[operator]
     write_new_file(directory / "tokenizer.json", tokenizer.to_str().encode("utf-8"))
 
 
@@ -176,6 +178,20 @@ def first_non_finite(model: torch.nn.Module) -> str | None:
     named = list(model.named_parameters())
     finite = torch.stack([parameter.isfinite().all() for _, parameter in named]).tolist()
     return next((name for (name, _), fine in zip(named, finite, strict=True) if not fine), None)
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep transformers' bars out of ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:

@@ -37,7 +37,7 @@ FREE_FIELDS = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides a run, apart from the data. Raises ValueError for values that cannot be.
+    """Everything that decides a run, apart from the data. Raises ValueError for impossible values.
 
     Lengths are tokens, batch sizes sequences, intervals optimiser steps (0 switches one off).
     """
@@ -89,7 +89,8 @@ class TrainConfig:
         for name in ("loss_chunks", "checkpoint_keep"):
             _at_least(self, name, 1)
         for name in (
-            "time_limit", "seed", "warmup_steps", "final_rate", "weight_decay", "clip_norm", "z_loss",
+            "time_limit", "seed", "warmup_steps", "final_rate", "weight_decay", "clip_norm",
+            "z_loss",
             "eval_interval", "eval_tokens", "sample_interval", "sample_tokens",
             "diagnostics_interval", "checkpoint_interval", "checkpoint_seconds",
         ):  # fmt: skip
@@ -117,7 +118,8 @@ class TrainConfig:
         limit = self.model.max_position_embeddings
         if self.model.token_mixer == "attention" and self.sequence_length > limit:
             raise ValueError(
-                f"sequence_length {self.sequence_length} is above model.max_position_embeddings {limit}"
+                f"sequence_length {self.sequence_length} is above "
+                f"model.max_position_embeddings {limit}"
             )
         if self.sequence_length * self.micro_batch_size % self.loss_chunks:
             raise ValueError(
@@ -160,7 +162,7 @@ def _at_least(config: TrainConfig, name: str, low: int) -> None:
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """Fields that decide the result and differ, as "name: old -> new"; the model's as "model.name"."""
+    """Fields that decide the result and differ: "name: old -> new", "model.name: old -> new"."""
     a, b = _flat(old), _flat(new)
     names = [name for name in a if name not in FREE_FIELDS]
     return [f"{name}: {a[name]} -> {b[name]}" for name in names if a[name] != b.get(name)]
@@ -211,7 +213,9 @@ def _parse_value(owner: type, field: str, text: str, assignment: str) -> Any:
             try:
                 return convert(text)
             except ValueError:
-                raise ValueError(f"override {assignment!r}: {text!r} is not a {kind.__name__}") from None
+                raise ValueError(
+                    f"override {assignment!r}: {text!r} is not a {kind.__name__}"
+                ) from None
     raise AssertionError(f"field {field} has a type that overrides cannot read")
 
 

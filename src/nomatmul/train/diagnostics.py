@@ -37,7 +37,9 @@ class Diagnostics:
             counts = torch.stack([(ternary == value).sum() for value in (-1, 0, 1)]).cpu().double()
             totals += counts
             now = ternary.cpu()
-            layer = dict(zip(("minus", "zero", "plus"), (counts / counts.sum()).tolist(), strict=True))
+            layer = dict(
+                zip(("minus", "zero", "plus"), (counts / counts.sum()).tolist(), strict=True)
+            )
             shares[name] = {key: round(value, 6) for key, value in layer.items()}
             if name in self._last:
                 changed = int((now != self._last[name]).sum())

@@ -37,7 +37,7 @@ class Source:
     document_start: str | None = None
 
     def stamp(self) -> dict[str, Any]:
-        """What tells that the source is unchanged, cheaply: size and time of change of its files."""
+        """What tells cheaply that the source is unchanged: size and time of change of its files."""
         if self.kind == "hub":
             return {"path": self.path, "size": 0, "mtime_ns": 0}
         files = [Path(self.path)]
@@ -81,7 +81,9 @@ def find_sources(
         try:
             re.compile(document_start)
         except re.error as error:
-            raise ValueError(f"document start {document_start!r} is no regular expression: {error}") from None
+            raise ValueError(
+                f"document start {document_start!r} is no regular expression: {error}"
+            ) from None
     return [Source(name, _kind(name), text_field, document_start) for name in names]
 
 
@@ -152,7 +154,7 @@ def _merge(parts: Iterator[str]) -> Iterator[Piece]:
 def _cut_position(text: str) -> int:
     """A place where byte-level BPE cuts anyway: a line break after a character that is no space."""
     place = PIECE_CHARACTERS
-    while 0 < (place := text.rfind("\n", 1, place)):
+    while (place := text.rfind("\n", 1, place)) > 0:
         if not text[place - 1].isspace():
             return place
     place = text.rfind(" ", 1, PIECE_CHARACTERS)
@@ -225,7 +227,9 @@ def _field(source: Source, row: Any, number: int) -> str:
 def _read_dataset(source: Source) -> Iterator[Iterator[str]]:
     datasets = _import_datasets(source.path)
     if source.kind == "parquet":
-        data = datasets.load_dataset("parquet", data_files=source.path, split="train", streaming=True)
+        data = datasets.load_dataset(
+            "parquet", data_files=source.path, split="train", streaming=True
+        )
     elif source.kind == "saved":
         data = datasets.load_from_disk(source.path)
     else:

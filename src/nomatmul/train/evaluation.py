@@ -71,7 +71,11 @@ def sample_text(
 
     An empty prompt starts a document.
     """
-    start = config.model.eos_token_id if config.model.bos_token_id is None else config.model.bos_token_id
+    start = (
+        config.model.eos_token_id
+        if config.model.bos_token_id is None
+        else config.model.bos_token_id
+    )
     ids = [start or 0, *tokenizer.encode(config.sample_prompt, add_special_tokens=False).ids]
     random = torch.Generator().manual_seed(config.seed)
     model.eval()
@@ -82,8 +86,8 @@ def sample_text(
                 input_ids=torch.tensor([fed], device=device), past_key_values=cache, use_cache=True
             )
             cache = result.past_key_values
-            values, indices = result.logits[0, -1].float().cpu().topk(
-                min(top_k, config.model.vocab_size)
+            values, indices = (
+                result.logits[0, -1].float().cpu().topk(min(top_k, config.model.vocab_size))
             )
             share = torch.softmax(values / temperature, dim=0)
             id_ = int(indices[torch.multinomial(share, 1, generator=random)])

@@ -111,7 +111,7 @@ def run(
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" is CUDA where there is one. Raises ValueError for a device that is absent or unknown."""
+    """auto is CUDA where there is one. Raises ValueError for a device that is absent or unknown."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -135,7 +135,9 @@ def _check_out(out: Path, config: TrainConfig, resume: str, override: bool) -> N
     if not file.exists():
         foreign = [p.name for p in out.iterdir() if p.name != "tokens"] if out.exists() else []
         if foreign:
-            raise ValueError(f"{out} holds {foreign[0]!r} and is no training run: choose an empty directory")
+            raise ValueError(
+                f"{out} holds {foreign[0]!r} and is no training run: choose an empty directory"
+            )
         return
     if resume == "never":
         raise ValueError(f"{out} holds a training run: choose another directory or resume it")
@@ -154,7 +156,9 @@ def _refuse_differences(out: Path, found: list[str], override: bool) -> None:
     fixed = [text for text in found if text.startswith("model.")]
     if fixed or (found and not override):
         hint = "" if fixed else " (--override-config continues with the new values)"
-        raise ValueError(f"{out} holds a run with another config: {'; '.join(fixed or found)}{hint}")
+        raise ValueError(
+            f"{out} holds a run with another config: {'; '.join(fixed or found)}{hint}"
+        )
 
 
 def _set_up(
@@ -265,4 +269,3 @@ def _export(trainer: Trainer, out: Path) -> Path:
             f"cannot write {path}: {error}; the last checkpoint is intact"
         ) from error
     return path
-

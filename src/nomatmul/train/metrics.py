@@ -29,7 +29,7 @@ class MetricsLog:
     def __init__(self, out: Path, first_step: int) -> None:
         self.path = out / "metrics.jsonl"
         _drop_rows_after(self.path, first_step)
-        self._file: IO[str] = open(self.path, "a", encoding="utf-8")
+        self._file: IO[str] = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (see close)
         self._board = _tensorboard(out / "tensorboard", first_step)
 
     @property

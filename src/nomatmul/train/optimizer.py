@@ -79,7 +79,7 @@ def set_deterministic(config: TrainConfig, device: torch.device) -> None:
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Memory that deterministic mode would fill for safety; nothing here reads what it did not write.
+    # Deterministic mode would fill fresh memory; nothing here reads what it did not write.
     torch.utils.deterministic.fill_uninitialized_memory = False
     if device.type == "cuda" and config.compile != "off":
         import torch._inductor.config as inductor
@@ -89,10 +89,8 @@ def set_deterministic(config: TrainConfig, device: torch.device) -> None:
 
 
 def clip_gradients(model: nn.Module, limit: float) -> Tensor:
-    """Global gradient norm before clipping, on the device: nothing waits for it. limit 0: no clip."""
+    """Gradient norm before clipping, left on the device. limit 0: measure only."""
     parameters = [p for p in model.parameters() if p.grad is not None]
     if limit > 0:
         return nn.utils.clip_grad_norm_(parameters, limit)
     return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-
-

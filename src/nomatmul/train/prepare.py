@@ -104,7 +104,7 @@ def prepare(
     out: Path,
     progress: Progress = lambda what, done, of: None,
 ) -> Prepared:
-    """Tokenizer and token streams, built where they are not there yet. Raises ValueError, OSError."""
+    """Tokenizer and token streams, built where they are missing. Raises ValueError, OSError."""
     checked = check_inputs(config, args)
     tokens = Path(args.tokens) if args.tokens else out / "tokens"
     tokenizer = checked.tokenizer or _own_tokenizer(config, checked.sources, tokens, progress)
@@ -114,7 +114,9 @@ def prepare(
         if directories or not sources:
             return directories
         remove_leftovers(tokens / name)
-        return [build_shards(sources, tokenizer, tokens / name, workers=args.workers, progress=progress)]
+        return [
+            build_shards(sources, tokenizer, tokens / name, workers=args.workers, progress=progress)
+        ]
 
     train_dirs = streams(checked.directories, checked.sources, "train")
     valid_dirs = streams(checked.valid_directories, checked.valid_sources, "valid")
@@ -138,8 +140,8 @@ def _hold_out(config: TrainConfig, stream: TokenStream) -> tuple[TokenStream, To
     held = max(int(len(stream) * config.valid_fraction), config.sequence_length + 1)
     if held + 2 * config.sequence_length > len(stream):
         raise ValueError(
-            f"sequence_length {config.sequence_length} is too long for data of {len(stream)} tokens "
-            f"of which {held} are held out"
+            f"sequence_length {config.sequence_length} is too long for data of {len(stream)} "
+            f"tokens of which {held} are held out"
         )
     border = len(stream) - held
     return stream.part(0, border), stream.part(border, len(stream))

@@ -8,6 +8,7 @@ size is not stated in the code; 0.5M tokens a step is assumed here.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from nomatmul.formats.config import ModelConfig
@@ -105,9 +106,10 @@ def _published(
     name: str, layers: int, width: int, *, tokens: float, learning_rate: float, micro_batch: int
 ) -> TrainConfig:
     batch = _TOKENS_A_STEP // 2048
+    model = ModelConfig(vocab_size=_VOCABULARY, hidden_size=width, num_layers=layers, num_heads=1)
     return TrainConfig(
         recipe=name,
-        model=ModelConfig(vocab_size=_VOCABULARY, hidden_size=width, num_layers=layers, num_heads=1),
+        model=model,
         sequence_length=2048, batch_size=batch, micro_batch_size=micro_batch,
         steps=round(tokens / _TOKENS_A_STEP), learning_rate=learning_rate, warmup_steps=1000,
         activation_checkpointing=width > 1024, loss_chunks=8,
@@ -117,8 +119,6 @@ def _published(
 
 def _twin(config: TrainConfig, *, num_heads: int, learning_rate: float) -> TrainConfig:
     """The same run with attention and dense linear layers in place of MLGRU and ternary ones."""
-    import dataclasses
-
     model = dataclasses.replace(
         config.model, token_mixer="attention", linear="dense", num_heads=num_heads
     )

@@ -77,7 +77,9 @@ def build_shards(
     done = list(_encode_all(tasks, sources, tokenizer, workers, progress))
     if not any(shard["documents"] for shard in done):
         raise ValueError(f"no text in {', '.join(source.path for source in sources)}")
-    for stale in set(out.glob("shard-*")) - {out / name for s in done for name in _files(s["name"])}:
+    for stale in set(out.glob("shard-*")) - {
+        out / name for s in done for name in _files(s["name"])
+    }:
         stale.unlink()
     index = {
         "format": FORMAT,

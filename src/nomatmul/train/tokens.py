@@ -53,7 +53,7 @@ class TokenStream:
         out = np.empty((len(starts_B), length), dtype=self.shards[0].dtype)
         for row, start in zip(out, starts_B, strict=True):
             position, filled = int(start) + self.first, 0
-            assert self.first <= position and position + length <= self.last
+            assert self.first <= position <= self.last - length
             index = int(np.searchsorted(ends, position, side="right"))
             while filled < length:
                 shard = self.shards[index]

@@ -70,7 +70,12 @@ class Trainer:
         checkpoints: Checkpoints,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.config, self.model, self.optimizer, self.tokenizer = config, model, optimizer, tokenizer
+        self.config, self.model, self.optimizer, self.tokenizer = (
+            config,
+            model,
+            optimizer,
+            tokenizer,
+        )
         self.out, self.device, self.console = out, device, console
         self.checkpoints, self.stop_requested = checkpoints, stop_requested
         order = WindowOrder(len(train), config.sequence_length, config.seed)
@@ -159,7 +164,9 @@ class Trainer:
             self._aside(self._sample)
         since = self.clock.elapsed() - self._saved_at
         by_time = config.checkpoint_seconds > 0 and since >= config.checkpoint_seconds
-        if not last and (by_time or (config.checkpoint_interval and step % config.checkpoint_interval == 0)):
+        if not last and (
+            by_time or (config.checkpoint_interval and step % config.checkpoint_interval == 0)
+        ):
             self._aside(self._save)
 
     def _aside(self, work: Callable[[], None]) -> None:
@@ -227,7 +234,8 @@ class Trainer:
         }
         self.metrics.write(row, "valid")
         self.console.say(
-            f"step {self.step}: held-out loss {result.loss:.4f}, {result.bits_per_byte:.4f} bits per byte"
+            f"step {self.step}: held-out loss {result.loss:.4f}, "
+            f"{result.bits_per_byte:.4f} bits per byte"
         )
 
     def _diagnose(self, x_BT: Tensor) -> None:
@@ -247,9 +255,7 @@ class Trainer:
         self.metrics.flush()
         progress = Progress(self.step, self.clock.elapsed())
         try:
-            self.checkpoints.save(
-                self.model, self.optimizer, self.tokenizer, self.config, progress
-            )
+            self.checkpoints.save(self.model, self.optimizer, self.tokenizer, self.config, progress)
         except CheckpointError:
             self.metrics.flush()
             raise
