@@ -31,7 +31,7 @@ def silu(x: Float) -> Float:
 
 def gelu(x: Float) -> Float:
     """Return the exact x * Phi(x) (error function, no tanh approximation), as BERT uses it."""
-    phi = np.array([math.erf(v / math.sqrt(2.0)) for v in x.reshape(-1)], dtype=np.float64)
+    phi = np.array([math.erf(float(v) / math.sqrt(2.0)) for v in x.reshape(-1)], dtype=np.float64)
     return (0.5 * x * (1.0 + phi.reshape(x.shape))).astype(np.float32)
 
 
