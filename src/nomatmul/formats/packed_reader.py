@@ -155,7 +155,8 @@ class PackedReader:
         for name, text in table.items():
             if not isinstance(text, str) or not re.fullmatch("[0-9a-f]{8}", text):
                 raise FormatError(
-                    f"{self.weights_path}: the checksum of {name!r} is malformed: {json.dumps(text)}"
+                    f"{self.weights_path}: the checksum of {name!r} is malformed:"
+                    f" {json.dumps(text)}"
                 )
             self._crc[name] = int(text, 16)
 

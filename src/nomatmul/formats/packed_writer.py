@@ -23,7 +23,7 @@ from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.errors import FormatError, WriteError
 from nomatmul.formats.names import linear_shapes
 from nomatmul.formats.packing import check_codes, pack_ternary
-from nomatmul.formats.safetensors_file import NUMPY_DTYPES, check_finite
+from nomatmul.formats.safetensors_file import NUMPY_DTYPES, bytes_of, check_finite
 from nomatmul.formats.tokenizer import tokenizer_from_bytes
 
 # Tensor data starts on a page, so that a mapped file has its first tensor on one.
@@ -91,7 +91,7 @@ class PackedWriter:
             for block in [data] if isinstance(data, np.ndarray) else data:
                 self._check_block(name, block, dtype, shape)
                 rows += block.shape[0]
-                view = memoryview(np.ascontiguousarray(block).reshape(-1)).cast("B")
+                view = bytes_of(np.ascontiguousarray(block))
                 self._file.write(view)
                 self._crc[name] = zlib.crc32(view, self._crc[name])
             if rows != shape[0]:

@@ -105,18 +105,20 @@ def _check_legal(block: NDArray[np.uint8], form: str) -> None:
 def _encode(codes: NDArray[np.uint8], form: str) -> NDArray[np.uint8]:
     groups = codes.reshape(codes.shape[0], -1, PER_BYTE[form])
     if form == "2bit":
-        byte = groups[..., 0] | (groups[..., 1] << 2)
+        byte: NDArray[np.uint8] = np.bitwise_or(groups[..., 0], groups[..., 1] << 2)
         byte |= groups[..., 2] << 4
         byte |= groups[..., 3] << 6
         return byte
-    return _BASE3_BYTE[(groups * _POWERS).sum(axis=-1, dtype=np.uint16)]
+    values = np.sum(groups * _POWERS, axis=-1, dtype=np.uint16)
+    return np.take(_BASE3_BYTE, values)
 
 
 def _decode(packed: NDArray[np.uint8], form: str) -> NDArray[np.uint8]:
     rows, width = packed.shape
     if form == "2bit":
         shifts = np.array([0, 2, 4, 6], dtype=np.uint8)
-        return ((packed[..., None] >> shifts) & 3).reshape(rows, width * 4)
+        codes: NDArray[np.uint8] = np.bitwise_and(packed[..., None] >> shifts, np.uint8(3))
+        return codes.reshape(rows, width * 4)
     return _BASE3_DIGITS[packed].reshape(rows, width * 5)
 
 
@@ -136,9 +138,9 @@ def _base3_digits() -> NDArray[np.uint8]:
     digits = np.empty((256, 5), dtype=np.uint8)
     rest = np.arange(256, dtype=np.uint16)
     for place in range(5):
-        rest = rest * 3
+        rest *= np.uint16(3)
         digits[:, place] = rest >> 8
-        rest = rest & 255
+        rest &= np.uint16(255)
     return digits
 
 

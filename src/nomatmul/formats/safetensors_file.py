@@ -102,7 +102,7 @@ class SafetensorsFile:
             offset += start * math.prod(shape[1:]) * dtype.itemsize
             shape = (max(0, stop - start), *shape[1:])
         array = np.empty(shape, dtype=dtype)
-        self._fill(memoryview(array.reshape(-1)).cast("B"), offset)
+        self._fill(bytes_of(array), offset)
         return array
 
     def read_float32(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
@@ -130,6 +130,12 @@ class SafetensorsFile:
                     done += count
         except OSError as error:
             raise FormatError(f"cannot read {self.path}: {error.strerror or error}") from None
+
+
+def bytes_of(array: NDArray[Any]) -> memoryview:
+    """Return the bytes of a contiguous array, without a copy."""
+    flat: Any = array.reshape(-1)
+    return memoryview(flat).cast("B")
 
 
 def narrow_to_float32(values: NDArray[Any]) -> NDArray[np.float32]:

@@ -42,7 +42,8 @@ def rms_norm(x: Float, weight: Float, eps: float) -> Float:
     float32. Every order of summation then gives the same bits, and so do all backends.
     """
     mean = np.mean(x * x, axis=-1, keepdims=True, dtype=np.float64).astype(np.float32)
-    return (x / np.sqrt(mean + np.float32(eps))) * weight
+    root: Float = np.sqrt(mean + np.float32(eps))
+    return (x / root) * weight
 
 
 @dataclass(frozen=True)
