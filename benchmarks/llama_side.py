@@ -2,7 +2,7 @@
 
 Started by vs_llama.py; reads one JSON request a line from stdin, answers one JSON line.
 Requests: {"do": "load", "path": ...}, {"do": "decode" | "prefill" | "batch", "threads": ...,
-"count": ...}, {"do": "memory"}.
+"count": steps | tokens | sequences}, {"do": "memory"}.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from processes import memory, serve
 
 DECODE_CONTEXT = 256  # their key-value cache is kept small: it counts in their memory, not in ours
+BATCH_STEPS = 8
 
 
 class Llama:
@@ -57,10 +58,10 @@ class Llama:
         return {"tokens_per_second": 1 / self._median_step(1, request["count"])}
 
     def batch(self, request: dict[str, Any]) -> dict[str, Any]:
-        """tokens/s over all sequences of `count` steps of `size` sequences."""
-        size = request["size"]
+        """tokens/s over all of `count` sequences that decode together."""
+        size = request["count"]
         self._use_context(DECODE_CONTEXT // 4 * size, size, request["threads"])
-        return {"tokens_per_second": size / self._median_step(size, request["count"])}
+        return {"tokens_per_second": size / self._median_step(size, BATCH_STEPS)}
 
     def prefill(self, request: dict[str, Any]) -> dict[str, Any]:
         """tokens/s of one prompt of `count` tokens; only the last token's logits are computed."""

@@ -79,7 +79,7 @@ def _pairing(pairing: dict[str, Any]) -> list[str]:
             cells = [_ratio(side, theirs, what, t) for what, t in columns]
             share = side["memory"]["peak_resident"] / theirs["memory"]["peak_resident"]
             lines.append(_row([f"{side['label']} : llama.cpp", *cells, f"{share:.2f}x", ""]))
-    return lines + ["", *_limits(pairing, sides[0], threads)]
+    return [*lines, "", *_limits(pairing, sides[0], threads)]
 
 
 def _limits(pairing: dict[str, Any], best: dict[str, Any], threads: list[int]) -> list[str]:

@@ -1,9 +1,10 @@
 """Speed and memory against llama.cpp's ternary kernels, paired in one run: `make bench`.
 
 Both sides run models of equal shape with random ternary weights: ours packed at 2 bits against
-TQ2_0, and at 1.6 bits against TQ1_0. One process a side (ours: one for every instruction set) takes
-turns with the others, A B C A B C, while the rest is stopped; every figure is a median. Both keep
-their weights in anonymous memory of huge pages. Writes benchmarks/results/DATE-cpu-NAME.md and .json.
+TQ2_0, and at 1.6 bits against TQ1_0. One process a side (ours: one for every instruction set)
+takes turns with the others, A B C A B C, while the rest is stopped; every figure is a median. Both
+keep their weights in anonymous memory of huge pages. Writes benchmarks/results/DATE-cpu-NAME.md
+and .json.
 
     python benchmarks/vs_llama.py                        all sizes, about half an hour on two cores
     python benchmarks/vs_llama.py --quick                2.7B and 370M, about eight minutes
@@ -16,9 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,8 +29,10 @@ from typing import Any
 
 import report
 from llama_gguf import write_gguf
-from nomatmul.evaluate.speed import SIZES
 from processes import Side
+
+from nomatmul.engine import cpu_report
+from nomatmul.evaluate.speed import SIZES
 
 FORMS = {"2bit": "TQ2_0", "1.6bit": "TQ1_0"}
 BATCH = 16
@@ -96,9 +97,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def _available_isas() -> list[str]:
     """Our instruction sets on this CPU, best first, without the scalar one."""
-    from nomatmul import _native
-
-    return [isa for isa in _native.available_isas() if isa != "scalar"] or ["scalar"]
+    return [isa for isa in cpu_report()["isas"] if isa != "scalar"] or ["scalar"]
 
 
 def _plan(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
@@ -134,22 +133,18 @@ def _start(
 ) -> list[tuple[Side, Samples]]:
     """Start and load every side; ours first, best instruction set first."""
     sides: list[tuple[Side, Samples]] = []
-    directory = scratch / "ours"
     for isa in isas:
-        side = Side("our_side.py", {"NOMATMUL_ISA": isa})
-        sides.append((side, Samples(f"nomatmul {isa}", packing)))
-        if not directory.exists():
-            side.ask("write", size=size, packing=packing, path=str(directory))
-            side.close()  # its peak memory is that of writing: measure in a fresh process
-            sides[-1] = (Side("our_side.py", {"NOMATMUL_ISA": isa}), sides[-1][1])
-        sides[-1][1].load = sides[-1][0].ask("load", path=str(directory), threads=max(arguments.threads))
+        side, samples = Side("our_side.py"), Samples(f"nomatmul {isa}", packing)
+        sides.append((side, samples))
+        samples.load = side.ask("load", size=size, packing=packing, isa=isa)
     if not arguments.ours_only:
         path = scratch / "theirs.gguf"
         read = write_gguf(path, form=FORMS[packing], **SIZES[size])
         # glibc then asks for huge pages for the large blocks that llama.cpp allocates.
         side = Side("llama_side.py", {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"})
-        sides.append((side, Samples(f"llama.cpp {FORMS[packing]}", packing)))
-        sides[-1][1].load = {**side.ask("load", path=str(path)), "packed_bytes_per_token": read}
+        samples = Samples(f"llama.cpp {FORMS[packing]}", packing)
+        sides.append((side, samples))
+        samples.load = {**side.ask("load", path=str(path)), "packed_bytes_per_token": read}
         path.unlink()
     return sides
 
@@ -159,25 +154,25 @@ def _measure(
 ) -> dict[str, list[float]]:
     """All turns; returns the read bandwidth (bytes/s) measured between them, by threads."""
     bandwidth: dict[str, list[float]] = {}
+    meter = Side("our_side.py")
     for threads in arguments.threads:
         for _ in range(arguments.rounds):
-            found = sides[0][0].ask("bandwidth", threads=threads)
+            found = meter.ask("bandwidth", threads=threads)
             bandwidth.setdefault(str(threads), []).append(found["bytes_per_second"])
             for side, samples in sides:
                 answer = side.ask("decode", threads=threads, count=arguments.tokens)
                 samples.add("decode", threads, answer["tokens_per_second"])
+    meter.close()
     for side, samples in sides:  # while decoding: before batches and prompts take their buffers
         samples.memory = side.ask("memory")
     for threads in arguments.threads:
-        for turn in range(arguments.prefill_rounds):
-            for side, samples in sides:
-                if turn == 0:
-                    side.ask("prefill", threads=threads, count=32)  # warms the buffers
-                answer = side.ask("prefill", threads=threads, count=arguments.prefill)
-                samples.add("prefill", threads, answer["tokens_per_second"])
-            for side, samples in sides:
-                answer = side.ask("batch", threads=threads, size=BATCH, count=8)
-                samples.add("batch", threads, answer["tokens_per_second"])
+        for side, _ in sides:  # warms buffers
+            side.ask("prefill", threads=threads, count=32)
+        for _ in range(arguments.prefill_rounds):
+            for what, size in (("prefill", arguments.prefill), ("batch", BATCH)):
+                for side, samples in sides:
+                    answer = side.ask(what, threads=threads, count=size)
+                    samples.add(what, threads, answer["tokens_per_second"])
     return bandwidth
 
 

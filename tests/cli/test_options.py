@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
 from nomatmul import cli
 from nomatmul.cli.options import build_parser, integers, option, parse
 

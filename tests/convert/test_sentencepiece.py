@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
+
 from nomatmul.convert.sentencepiece import convert_tokenizer, read_vocabulary
 
 SPACE = "\u2581"
@@ -74,7 +75,7 @@ def test_other_kinds_and_damage_are_refused(tmp_path, model_file):
     data = model_file.read_bytes()
     for damaged in (b"", data[:100], b"\xff" * 40, b"GGUF" + data):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="no SentencePiece vocabulary|not of the BPE kind"):
+        with pytest.raises(ValueError, match=r"no SentencePiece vocabulary|not of the BPE kind"):
             convert_tokenizer(path)
 
 

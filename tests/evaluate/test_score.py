@@ -6,16 +6,19 @@ import math
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
 from nomatmul.evaluate import score_text
 from nomatmul.formats.config import ModelConfig
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 
 class Uniform:
     """Every token has probability 1 / vocab_size, whatever came before."""
 
     def __init__(self, bos: int | None = None) -> None:
-        words = {word: i for i, word in enumerate(["<s>", "one", "two", "drei", "vier", "\u00fcnf"])}
+        words = {
+            word: i for i, word in enumerate(["<s>", "one", "two", "drei", "vier", "\u00fcnf"])
+        }
         self.tokenizer = Tokenizer(models.WordLevel(words, unk_token="<s>"))
         self.tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         self.config = ModelConfig(

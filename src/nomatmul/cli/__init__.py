@@ -10,6 +10,7 @@ Exit status: 0 done, 1 bad input or failure (one line `nomatmul: error: ...` on 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -126,7 +127,5 @@ def _overview() -> str:
 
 def _drop_stdout() -> None:
     """Point stdout at nothing, so that the interpreter's last flush cannot fail again."""
-    try:
+    with contextlib.suppress(OSError, ValueError):  # stdout may be no file (a test's capture)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):  # stdout is not a file here (a test's capture)
-        pass

@@ -57,7 +57,10 @@ def run(options: Options) -> int:
     lm = nomatmul.load(options.model, threads=options.threads)
     chat = Conversation(lm, options)
     if sys.stdin.isatty():
-        print("Type a beginning; the model goes on. /reset /save FILE /load FILE /quit", file=sys.stderr)
+        print(
+            "Type a beginning; the model goes on. /reset /save FILE /load FILE /quit",
+            file=sys.stderr,
+        )
     while True:
         turn = read_turn()
         if turn is None:

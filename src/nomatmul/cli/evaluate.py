@@ -52,7 +52,9 @@ def run(options: Options) -> int:
     if limit is not None and limit < 1:
         raise ValueError(f"--max-tokens is {limit}, it must be at least 1")
     # A character is at most four bytes of UTF-8.
-    text = read_text(options.text, None if limit is None else (limit + 1) * CHARACTERS_PER_TOKEN * 4)
+    text = read_text(
+        options.text, None if limit is None else (limit + 1) * CHARACTERS_PER_TOKEN * 4
+    )
     scorer, backend = _open(options.model, options.threads)
     score = score_text(scorer, text, max_tokens=limit)
     if options.json:

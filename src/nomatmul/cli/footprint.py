@@ -1,13 +1,13 @@
 """Bytes of a packed model: on disk, resident and peak while it runs, and where they go.
 
-"resident" and "peak" are what the weights, one sequence's state and the work space take after
-loading and at the worst moment; "dense bf16" is what the same parameters would take unpacked.
+The model is loaded and decodes a few tokens; "resident" and "peak" are of that whole process,
+Python included, then and at its worst moment. "dense bf16" is what the same parameters would take
+unpacked.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from nomatmul.cli.options import json_option, option
 from nomatmul.cli.show import print_json, print_table, size
@@ -22,22 +22,34 @@ examples:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    model: str | None = option(None, metavar="DIR", help="packed model (default: the one in the box)")
+    model: str | None = option(
+        None, metavar="DIR", help="packed model (default: the one in the box)"
+    )
     json: bool = json_option()
+
+
+# Keys of the report in the order and the words of the text form.
+ROWS = (
+    ("disk", "on disk"),
+    ("resident", "resident, this process"),
+    ("peak", "peak, this process"),
+    ("weights", "weights in memory"),
+    ("embedding", "  embedding"),
+    ("core", "  core (ternary)"),
+    ("head", "  head (ternary)"),
+    ("norms", "  norms, scales, bounds"),
+    ("state", "state of a sequence"),
+    ("scratch", "work space"),
+    ("dense_bf16", "dense bf16 would take"),
+)
 
 
 def run(options: Options) -> int:
     import nomatmul
 
-    report: dict[str, Any] = dict(nomatmul.footprint(options.model))
+    report = nomatmul.footprint(options.model)
     if options.json:
         print_json(report)
-        return 0
-    rows = []
-    for name, value in report.items():
-        if isinstance(value, dict):
-            rows += [(f"  {name}: {part}", size(count)) for part, count in value.items()]
-        elif isinstance(value, int | float):
-            rows.append((name.replace("_", " "), size(value)))
-    print_table(rows)
+    else:
+        print_table([(words, size(report[key])) for key, words in ROWS])
     return 0

@@ -30,7 +30,9 @@ class Options:
     model: str | None = option(
         None, metavar="DIR", help="packed model directory (default: the model in the box)"
     )
-    prompt: str = option(metavar="TEXT", help="the text to continue; - reads it from standard input")
+    prompt: str = option(
+        metavar="TEXT", help="the text to continue; - reads it from standard input"
+    )
     max_tokens: int = option(200, metavar="N", help="stop after so many tokens")
     temperature: float = option(0.8, metavar="T", help="0 takes the most likely token")
     top_k: int = option(0, metavar="K", help="sample among the K most likely tokens (0: all)")

@@ -105,9 +105,7 @@ def _add_argument(
     flag = "--" + field.name.replace("_", "-")
     if hint is bool:
         action = argparse.BooleanOptionalAction if field.default is True else "store_true"
-        parser.add_argument(
-            flag, dest=field.name, action=action, default=field.default, help=text
-        )
+        parser.add_argument(flag, dest=field.name, action=action, default=field.default, help=text)
         return
     many: dict[str, Any] = {}
     if typing.get_origin(hint) is tuple and meta.get("type") is None:

@@ -21,7 +21,7 @@ EXAMPLES = """
 examples:
   nomatmul train cpu_minute --data novel.txt --out runs/first
   nomatmul train box --data wiki-*.txt.bz2 --valid wiki.valid.txt.bz2 --out runs/box
-  nomatmul train mmfree_370m --data hf:roneneldan/TinyStories --out runs/370m --set micro_batch_size=8
+  nomatmul train mmfree_370m --data hf:roneneldan/TinyStories --out runs/370m --seed 1
   nomatmul train cpu_minute --data novel.txt --out runs/wide --set model.hidden_size=256 --steps 500
   nomatmul pack runs/first packed/first        and then: nomatmul generate --model packed/first ...
 """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from nomatmul.formats.config import ModelConfig
 
-
 EMBEDDINGS = {"f32": "float32", "bf16": "bfloat16", "int8": "int8, one scale a row"}
 
 

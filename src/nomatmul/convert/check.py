@@ -16,6 +16,7 @@ import numpy as np
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packed import PackedReader
+from nomatmul.formats.tokenizer import load_tokenizer
 
 # The opening of Alice's Adventures in Wonderland (Lewis Carroll, 1865; public domain).
 DEFAULT_TEXT = (
@@ -60,9 +61,7 @@ def check_packed(source: Path, packed: Path, text_file: str | Path | None = None
     reader = PackedReader(packed)
     tokenizer = None
     if reader.tokenizer_path is not None:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(reader.tokenizer_path))
+        tokenizer = load_tokenizer(reader.tokenizer_path)
     ids, named = _token_ids(tokenizer, reader.config, text_file)
     packed_TV, packed_backend = _packed_logits(reader, ids)
     source_TV, source_backend = source_logits(source, ids)

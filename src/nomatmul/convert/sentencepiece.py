@@ -1,8 +1,8 @@
 """A SentencePiece BPE vocabulary (`tokenizer.model`, as Llama and Mistral ship) as tokenizer.json.
 
-Published MatMul-free models use Mistral's vocabulary. The file is a protocol-buffer message of which
-a handful of fields matter, so it is read here without the sentencepiece and protobuf packages
-(message layout: sentencepiece_model.proto of google/sentencepiece).
+Published MatMul-free models use Mistral's vocabulary. The file is a protocol-buffer message of
+which a handful of fields matter, so it is read here without the sentencepiece and protobuf
+packages (message layout: sentencepiece_model.proto of google/sentencepiece).
 """
 
 from __future__ import annotations

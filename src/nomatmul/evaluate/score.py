@@ -19,7 +19,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nomatmul.formats import ModelConfig
+    from nomatmul.formats.config import ModelConfig
 
 CHARACTERS_PER_TOKEN = 32  # more than any text needs: how far to read for `max_tokens` tokens
 
@@ -27,7 +27,9 @@ CHARACTERS_PER_TOKEN = 32  # more than any text needs: how far to read for `max_
 class Scorer(Protocol):
     """What a model must offer to be evaluated; the engine's LanguageModel does, as does torch's."""
 
-    tokenizer: Any  # tokenizers.Tokenizer
+    @property
+    def tokenizer(self) -> Any:
+        """The `tokenizers.Tokenizer` of the model, or None."""
 
     @property
     def config(self) -> ModelConfig:

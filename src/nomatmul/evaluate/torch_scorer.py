@@ -45,9 +45,9 @@ class TorchScorer:
         checkpoint = open_checkpoint(directory)
         tokenizer = None
         if checkpoint.tokenizer_path is not None:
-            from tokenizers import Tokenizer
+            from nomatmul.formats.tokenizer import load_tokenizer
 
-            tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_path))
+            tokenizer = load_tokenizer(checkpoint.tokenizer_path, checkpoint.config.vocab_size)
         model = CausalLM.from_pretrained(str(directory), dtype=torch.float32)
         if torch.cuda.is_available():
             model = model.to("cuda")
@@ -60,10 +60,12 @@ class TorchScorer:
 
     def token_logprobs(self, ids: Sequence[int]) -> np.ndarray:
         """float64 [T-1]: ln p(ids[t] | ids[:t]), t = 1..T-1. Raises ValueError for an alien id."""
-        if ids and not (0 <= min(ids) and max(ids) < self.config.vocab_size):
+        if ids and not (min(ids) >= 0 and max(ids) < self.config.vocab_size):
             raise ValueError(f"a token id is outside 0..{self.config.vocab_size - 1}")
         ids_T = torch.tensor(list(ids), device=self.model.device)
-        parts = self._recurrent(ids_T) if self.config.token_mixer == "mlgru" else self._windows(ids_T)
+        parts = (
+            self._recurrent(ids_T) if self.config.token_mixer == "mlgru" else self._windows(ids_T)
+        )
         with torch.inference_mode():
             return np.concatenate([part.double().cpu().numpy() for part in parts])
 
