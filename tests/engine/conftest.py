@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,7 @@ def byte_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def make_packed(
     tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Path
-) -> Iterator[Callable[..., Path]]:
+) -> Callable[..., Path]:
     """make_packed(config, packing, embedding_form) -> a packed directory with a tokenizer."""
     made: dict[tuple[object, ...], Path] = {}
 
@@ -60,7 +60,7 @@ def make_packed(
             made[key] = base / "packed"
         return made[key]
 
-    yield make
+    return make
 
 
 @pytest.fixture(scope="session")

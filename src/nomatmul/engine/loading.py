@@ -39,7 +39,7 @@ def load(
     missing, damaged, or holds a model that this engine does not run.
     """
     if device != "cpu":
-        raise ValueError(f'device is {device!r}; this version runs on "cpu" only, no GPU backend')
+        raise ValueError(f"device is {device!r}; this version runs on 'cpu' only, no GPU backend")
     if backend not in (None, "native", "numpy"):
         raise ValueError(f'backend is {backend!r}; it must be "native" or "numpy"')
     threads = checked_threads(threads)
