@@ -4,8 +4,8 @@
     python benchmarks/box_model.py train   --work runs/box --seconds 1200 --gpus 0,1
     python benchmarks/box_model.py finish  --work runs/box
 
-`train` runs recipe `box` (MatMul-free LM) and its twin `transformer_box` (Transformer++) on the same
-tokens for the same time, side by side on two GPUs or one after the other on one. `finish` packs the
+`train` runs recipe `box` (MatMul-free LM) and its twin `transformer_box` (Transformer++) on the
+same tokens for the same time, side by side on two GPUs or one after the other on one. `finish` packs the
 first and writes `scores.json`: held-out bits per byte of both, and of the packed model.
 """
 
