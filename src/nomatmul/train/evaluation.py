@@ -37,7 +37,7 @@ class Evaluator:
         self.text_bytes = stream.bytes_of(0, self.length)
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, loss: Loss) -> HeldOut:
+    def evaluate(self, loss: Loss) -> HeldOut:
         """One pass. Shapes are those of training, so a compiled loss is compiled once more only."""
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         batches = held_out_batches(
@@ -47,11 +47,9 @@ class Evaluator:
             self.config.eval_tokens,
             self.device,
         )
-        model.eval()
         for x_BT, y_BT, count in batches:
             mean, _ = loss(x_BT, y_BT)
             total += mean.double() * count
-        model.train()
         nats, tokens = total.item(), self.length - 1
         bits = nats / math.log(2) / max(self.text_bytes, 1)
         return HeldOut(nats / tokens, bits, tokens, self.text_bytes)

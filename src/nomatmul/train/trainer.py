@@ -223,7 +223,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         assert self.evaluator is not None
-        result = self.evaluator.evaluate(self.model, self.loss)
+        result = self.evaluator.evaluate(self.loss)
         self.last_held_out = result
         row = {
             "step": self.step,
@@ -239,8 +239,8 @@ class Trainer:
         )
 
     def _diagnose(self, x_BT: Tensor) -> None:
-        row = {"step": self.step, **self.diagnostics.report(x_BT[:1])}
-        self.metrics.write(row, "diagnostics")
+        if row := self.diagnostics.report(x_BT[:1]):
+            self.metrics.write({"step": self.step, **row}, "diagnostics")
 
     def _sample(self) -> None:
         text = sample_text(self.model, self.tokenizer, self.config, self.device)

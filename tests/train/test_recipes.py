@@ -1,0 +1,133 @@
+"""Recipes, options and overrides: names are frozen, values are checked, errors name the culprit."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from nomatmul.train import RECIPES, TrainArgs, TrainConfig, apply_overrides, recipe
+from nomatmul.train.config import FREE_FIELDS, differences
+
+OPTIONS = """
+recipe model sequence_length batch_size micro_batch_size steps time_limit seed learning_rate
+schedule warmup_steps final_rate beta1 beta2 epsilon weight_decay clip_norm z_loss precision compile
+deterministic activation_checkpointing loss_chunks valid_fraction log_interval eval_interval
+eval_tokens sample_interval sample_tokens sample_prompt diagnostics_interval checkpoint_interval
+checkpoint_seconds checkpoint_keep
+"""
+
+ARGUMENTS = """
+recipe data out valid tokenizer text_field document_start tokens workers set steps time_limit seed
+device resume override_config quiet json
+"""
+
+
+def test_option_names_are_frozen() -> None:
+    assert [field.name for field in dataclasses.fields(TrainConfig)] == OPTIONS.split()
+    assert [field.name for field in dataclasses.fields(TrainArgs)] == ARGUMENTS.split()
+    assert set(OPTIONS.split()) >= FREE_FIELDS
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_recipe_is_valid_and_survives_a_round_trip(name: str) -> None:
+    config = recipe(name)
+    assert config.recipe == name
+    assert TrainConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "width", "rate", "tokens", "millions"),
+    [
+        ("mmfree_370m", 24, 1024, 4e-3, 15e9, (350, 390)),
+        ("mmfree_1_3b", 24, 2048, 2.5e-3, 100e9, (1250, 1400)),
+        ("mmfree_2_7b", 32, 2560, 1.5e-3, 100e9, (2550, 2800)),
+    ],
+)
+def test_published_settings(
+    name: str, layers: int, width: int, rate: float, tokens: float, millions: tuple[int, int]
+) -> None:
+    config = recipe(name)
+    model = config.model
+    assert (model.num_layers, model.hidden_size, model.vocab_size) == (layers, width, 32_000)
+    assert (config.learning_rate, config.schedule) == (rate, "cosine_halved")
+    assert (config.sequence_length, config.beta2, config.weight_decay) == (2048, 0.95, 0.01)
+    assert config.steps * config.tokens_per_step == pytest.approx(tokens, rel=1e-4)
+    assert millions[0] < model.param_count() / 1e6 < millions[1]
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if not name.startswith("transformer")])
+def test_each_recipe_has_a_transformer_twin_on_the_same_tokens(name: str) -> None:
+    config = recipe(name)
+    twin = recipe("transformer_" + name.removeprefix("mmfree_"))
+    assert (twin.model.token_mixer, twin.model.linear) == ("attention", "dense")
+    for field in ("sequence_length", "batch_size", "steps", "seed", "schedule"):
+        assert getattr(twin, field) == getattr(config, field)
+    for field in ("num_layers", "hidden_size", "vocab_size", "intermediate_size"):
+        assert getattr(twin.model, field) == getattr(config.model, field)
+
+
+def test_published_transformer_rate() -> None:
+    assert {recipe(f"transformer_{size}").learning_rate for size in ("370m", "1_3b", "2_7b")} == {
+        3e-4
+    }
+
+
+def test_unknown_recipe_lists_the_names() -> None:
+    with pytest.raises(ValueError, match=r"unknown recipe 'tiny'.*cpu_minute.*mmfree_2_7b"):
+        recipe("tiny")
+    assert recipe("mmfree-1.3B") == recipe("mmfree_1_3b")
+
+
+def test_overrides_replace_fields_by_name(config: TrainConfig) -> None:
+    changed = apply_overrides(
+        config, ["lr=1e-3", "steps=1e3", "model.num_layers=3", "deterministic=off", "compile=on"]
+    )
+    assert (changed.learning_rate, changed.steps, changed.model.num_layers) == (1e-3, 1000, 3)
+    assert (changed.deterministic, changed.compile) == (False, "on")
+    assert changed.model.intermediate_size == config.model.intermediate_size
+    assert apply_overrides(config, []) == config
+
+
+def test_a_new_width_gets_its_own_intermediate_size(config: TrainConfig) -> None:
+    assert apply_overrides(config, ["model.hidden_size=512"]).model.intermediate_size == 1536
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("steps", "not of the form name=value"),
+        ("speed=3", "unknown option in 'speed=3'; the options are activation_checkpointing, "),
+        ("model.width=3", "unknown option in 'model.width=3'; the options are "),
+        ("steps=many", "'many' is not a int"),
+        ("steps=1.5", "'1.5' is not a int"),
+        ("deterministic=maybe", "'maybe' is not a bool"),
+        ("steps=0", "steps 0 must be at least 1"),
+        ("learning_rate=0", "learning_rate 0.0 must be above 0"),
+        ("learning_rate=nan", "learning_rate nan must be above 0"),
+        ("batch_size=3", "batch_size 3 must be a multiple of micro_batch_size 2"),
+        ("schedule=step", "schedule 'step': choose one of cosine_halved, cosine, linear"),
+        ("precision=fp8", "precision 'fp8': choose one of auto"),
+        ("valid_fraction=1", "valid_fraction 1.0 must be in"),
+        ("loss_chunks=5", "loss_chunks 5 must divide"),
+        ("model.token_mixer=rnn", "token_mixer 'rnn' is unknown"),
+        ("model.causal=false", "trains causal models only"),
+    ],
+)
+def test_bad_overrides_name_the_culprit(config: TrainConfig, assignment: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        apply_overrides(config, [assignment])
+
+
+def test_attention_cannot_be_longer_than_its_positions(config: TrainConfig) -> None:
+    with pytest.raises(ValueError, match=r"sequence_length 4096 is above model\.max_position"):
+        apply_overrides(
+            config, ["model.token_mixer=attention", "model.linear=dense", "sequence_length=4096"]
+        )
+
+
+def test_differences_ignore_what_only_changes_reports(config: TrainConfig) -> None:
+    other = dataclasses.replace(config, log_interval=7, checkpoint_keep=9)
+    assert differences(config, other) == []
+    other = apply_overrides(config, ["seed=4", "model.num_layers=5"])
+    assert differences(config, other) == ["seed: 0 -> 4", "model.num_layers: 2 -> 5"]
