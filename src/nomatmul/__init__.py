@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from nomatmul import _transformers
+
 if TYPE_CHECKING:
     from nomatmul.engine.info import footprint
     from nomatmul.engine.loading import load
@@ -43,3 +45,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*__all__, *_ROOMS])
+
+
+# Auto classes of transformers find our models; nothing is imported until transformers is.
+_transformers.install()
