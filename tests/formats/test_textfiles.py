@@ -7,6 +7,7 @@ import gzip
 import lzma
 
 import pytest
+
 from nomatmul.formats.textfiles import read_text
 
 TEXT = "First line\nzweite Zeile \u00fc\u00f6\u00e4\n" * 50

@@ -103,9 +103,16 @@ def quantise_rows(
 def to_bfloat16(values: NDArray[np.floating]) -> NDArray[np.uint16]:
     """Return the bfloat16 bits of finite float32 values, rounded to nearest, ties to even."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    return ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += bits
+    rounded += np.uint32(0x7FFF)
+    rounded >>= 16
+    return rounded.astype(np.uint16)
 
 
 def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Return the float32 values of bfloat16 bits (exact)."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+    wide = bits.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)

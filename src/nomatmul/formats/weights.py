@@ -91,11 +91,13 @@ class TorchSource:
         return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
 
     def read(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
+        import torch
+
         tensor = self._tensors[name]
         if rows is not None:
             tensor = tensor[rows]
-        # The copy matters: torch may hand out memory that belongs to the mapped file.
-        values = np.array(tensor.float().numpy(), dtype=np.float32, order="C")
+        # The copy matters: the tensor may be memory that belongs to the mapped file.
+        values = tensor.to(torch.float32, copy=True).contiguous().numpy()
         check_finite(values, name)
         return values
 
