@@ -12,10 +12,14 @@ import importlib
 import importlib.util
 import sys
 import warnings
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader, MetaPathFinder
+else:  # importing the real ones costs the command line 20 ms, and the protocols need no base
+    Loader = MetaPathFinder = object
 
 _TABLE = "transformers.models.auto.configuration_auto"
 
