@@ -20,9 +20,14 @@ from nomatmul.models.attention import Attention, attention_bias, rotary_angles
 from nomatmul.models.block import Block
 from nomatmul.models.cache import RecurrentCache
 from nomatmul.models.config import CausalLMConfig
-from nomatmul.models.layers import FFN, GLU, RMSNorm, make_linear
+from nomatmul.models.layers import (
+    XAVIER_GAIN,
+    BitLinear,
+    DenseLinear,
+    RMSNorm,
+    make_linear,
+)
 from nomatmul.models.loading import load_pretrained, save_tokenizer
-from nomatmul.models.mlgru import MLGRU
 from nomatmul.ops.loss import chunked_cross_entropy
 
 _LOGPROB_CHUNK = 512
@@ -79,6 +84,7 @@ class CausalLM(PreTrainedModel, GenerationMixin):
         )
         self.gradient_checkpointing = False
         self._tokenizer: Any = None
+        self._plan_initial_weights()
         self.post_init()
 
     # -- what transformers asks for -------------------------------------------------------------
@@ -99,29 +105,35 @@ class CausalLM(PreTrainedModel, GenerationMixin):
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # forward makes the cache that its token mixer needs
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
+    def _plan_initial_weights(self) -> None:
+        """Tell each linear layer its standard deviation; MLGRU's keep Xavier-uniform.
+
+        transformers shows `_init_weights` only modules that own parameters, so a container
+        cannot do it for its layers.
+        """
         std = self.config.initializer_range
         residual_std = std / math.sqrt(2 * self.config.num_layers)
+        self.head.initial_std = std
+        for block in self.layers:
+            mixers = [block.channel, block.mixer if isinstance(block.mixer, Attention) else None]
+            for mixer in mixers:
+                for name, linear in mixer.named_children() if mixer is not None else ():
+                    scaled = name in ("o_proj", "down_proj")
+                    linear.initial_std = residual_std if scaled else std
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, 0.0, std)
+            nn.init.normal_(module.weight, 0.0, self.config.initializer_range)
         elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
-        elif isinstance(module, MLGRU):
-            for linear in (module.i_proj, module.f_proj, module.g_proj, module.o_proj):
-                nn.init.xavier_uniform_(linear.weight, gain=2**-2.5)
-        elif isinstance(module, Attention):
-            for linear in (module.q_proj, module.k_proj, module.v_proj):
-                nn.init.normal_(linear.weight, 0.0, std)
-            nn.init.normal_(module.o_proj.weight, 0.0, residual_std)
-        elif isinstance(module, GLU | FFN):
-            first = module.gate_proj if isinstance(module, GLU) else module.up_proj
-            nn.init.normal_(first.weight, 0.0, std)
-            nn.init.normal_(module.down_proj.weight, 0.0, residual_std)
-        elif isinstance(module, CausalLM):
-            nn.init.normal_(module.head.weight, 0.0, std)
-            if hasattr(module, "lower_bounds"):
-                nn.init.zeros_(module.lower_bounds)
+        elif isinstance(module, BitLinear | DenseLinear):
+            if module.initial_std is None:
+                nn.init.xavier_uniform_(module.weight, gain=XAVIER_GAIN)
+            else:
+                nn.init.normal_(module.weight, 0.0, module.initial_std)
+        elif isinstance(module, CausalLM) and hasattr(module, "lower_bounds"):
+            nn.init.zeros_(module.lower_bounds)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

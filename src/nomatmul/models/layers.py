@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from nomatmul.ops.bitlinear import bit_linear, root_mean_square
 
+XAVIER_GAIN = 2**-2.5
+"""Of a layer's first weights where no model says otherwise (the authors' choice for MLGRU)."""
+
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis, computed in float32.
@@ -40,6 +43,8 @@ class BitLinear(nn.Module):
     Source: arXiv 2406.02528, section 3.2.
     """
 
+    initial_std: float | None = None  # set by CausalLM: normal weights instead of Xavier-uniform
+
     def __init__(self, in_features: int, out_features: int, eps: float = 1e-6) -> None:
         super().__init__()
         self.in_features = in_features
@@ -49,8 +54,8 @@ class BitLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier-uniform weights with gain 2^-2.5 (see `causal_lm.init_weights`), norm at one."""
-        nn.init.xavier_uniform_(self.weight, gain=2**-2.5)
+        """Xavier-uniform weights with gain 2^-2.5, norm at one; `CausalLM` has its own plan."""
+        nn.init.xavier_uniform_(self.weight, gain=XAVIER_GAIN)
         nn.init.ones_(self.norm.weight)
 
     def forward(self, x: Tensor, rms: Tensor | None = None) -> Tensor:
@@ -63,6 +68,8 @@ class BitLinear(nn.Module):
 
 class DenseLinear(nn.Linear):
     """nn.Linear without bias; accepts and ignores `rms` so that both kinds are called alike."""
+
+    initial_std: float | None = None
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)

@@ -26,6 +26,10 @@ def load_pretrained(cls: Any, inherited: Callable, path: Any, *args: Any, **kwar
         )
     if config.get("model_type") == "hgrn_bit":
         return _load_published(cls, Path(path), config, kwargs)
+    if config.get("model_type") != CausalLMConfig.model_type:
+        raise ValueError(
+            f"{path}: model_type {config.get('model_type')!r} is not one of 'nomatmul', 'hgrn_bit'"
+        )
     return _load_own(inherited, path, args, kwargs)
 
 

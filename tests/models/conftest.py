@@ -1,0 +1,46 @@
+"""Small models for the tests of the torch side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from nomatmul.models import CausalLM, CausalLMConfig
+
+DIALS: dict[str, dict[str, Any]] = {
+    "matmul-free": {},
+    "transformer++": {
+        "token_mixer": "attention",
+        "linear": "dense",
+        "num_heads": 4,
+        "tie_embeddings": True,
+    },
+    "dense mlgru": {"linear": "dense", "channel_mixer": "ffn"},
+    "ternary attention": {"token_mixer": "attention", "num_heads": 2, "channel_mixer": "ffn"},
+    "no channel mixer": {"channel_mixer": "none", "use_lower_bound": False},
+}
+
+
+@pytest.fixture
+def build() -> Callable[..., CausalLM]:
+    """build(name of DIALS or nothing, **config) -> a random model in eval mode."""
+
+    def make(name: str = "matmul-free", **values: Any) -> CausalLM:
+        torch.manual_seed(1)
+        sizes = {"vocab_size": 64, "hidden_size": 32, "num_layers": 2, "intermediate_size": 48}
+        model = CausalLM(CausalLMConfig(**{**sizes, **DIALS[name], **values}))
+        with torch.no_grad():
+            for parameter in model.parameters():  # away from the symmetric starting point
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    """Token ids [2, 17]."""
+    return torch.randint(3, 64, (2, 17), generator=torch.Generator().manual_seed(0))
