@@ -23,7 +23,7 @@ from nomatmul.train.checkpoints import (
 from nomatmul.train.config import TrainConfig, differences
 from nomatmul.train.files import new_directory, remove_leftovers, write_json
 from nomatmul.train.metrics import Console
-from nomatmul.train.model import build_model
+from nomatmul.train.model import build_model, enable_activation_checkpointing
 from nomatmul.train.optimizer import build_optimizer, set_deterministic
 from nomatmul.train.prepare import DataArgs, Prepared, check_inputs, prepare, with_token_ids
 from nomatmul.train.signals import Stopped, StopSignals
@@ -177,7 +177,7 @@ def _set_up(
     torch.manual_seed(config.seed)
     model = build_model(config.model).to(device)
     if config.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_activation_checkpointing(model)
     optimizer = build_optimizer(model, config)
     checkpoints = Checkpoints(out, config.checkpoint_keep)
     progress = _resume(out, config, checkpoints, model, optimizer, console, override)

@@ -49,13 +49,18 @@ class MetricsLog:
             self._board.add_text("sample", text, step)
 
     def flush(self) -> None:
+        """Let readers see the rows so far."""
         self._file.flush()
+
+    def sync(self) -> None:
+        """Make the rows so far survive a crash of the machine."""
+        self.flush()
         os.fsync(self._file.fileno())
         if self._board is not None:
             self._board.flush()
 
     def close(self) -> None:
-        self.flush()
+        self.sync()
         self._file.close()
         if self._board is not None:
             self._board.close()

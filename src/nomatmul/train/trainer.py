@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from nomatmul.train.batches import Batches, WindowOrder
-from nomatmul.train.checkpoints import CheckpointError, Checkpoints, Progress
+from nomatmul.train.checkpoints import Checkpoints, Progress
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.diagnostics import Diagnostics
 from nomatmul.train.evaluation import Evaluator, HeldOut, sample_text
@@ -200,6 +200,7 @@ class Trainer:
                     "elapsed": round(self.clock.elapsed(), 3),
                 }
             self.metrics.write(row, "train")
+        self.metrics.flush()
         self._show(row)
 
     def _show(self, row: dict[str, Any]) -> None:
@@ -252,13 +253,9 @@ class Trainer:
     def _save(self) -> None:
         if self._saved_step == self.step and self.checkpoints.candidates():
             return
-        self.metrics.flush()
+        self.metrics.sync()
         progress = Progress(self.step, self.clock.elapsed())
-        try:
-            self.checkpoints.save(self.model, self.optimizer, self.tokenizer, self.config, progress)
-        except CheckpointError:
-            self.metrics.flush()
-            raise
+        self.checkpoints.save(self.model, self.optimizer, self.tokenizer, self.config, progress)
         self._saved_step, self._saved_at = self.step, self.clock.elapsed()
 
     def _end(self) -> bool:
