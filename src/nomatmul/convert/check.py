@@ -10,12 +10,14 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packed import PackedReader
+from nomatmul.formats.textfiles import read_text
 from nomatmul.formats.tokenizer import load_tokenizer
 
 # The opening of Alice's Adventures in Wonderland (Lewis Carroll, 1865; public domain).
@@ -29,6 +31,21 @@ DEFAULT_TEXT = (
     "White Rabbit with pink eyes ran close by her."
 )
 MAX_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class CheckText:
+    """A text to compare two models on, and what to call it."""
+
+    text: str = DEFAULT_TEXT
+    name: str = "built-in paragraph"
+
+    @classmethod
+    def read(cls, path: str | Path | None) -> CheckText:
+        """The beginning of a text file (plain or compressed); None is the built-in paragraph."""
+        if path is None:
+            return cls()
+        return cls(read_text(path, max_bytes=MAX_TOKENS * 64), str(path))
 
 
 @dataclass(frozen=True)
@@ -52,8 +69,8 @@ class PackCheck:
     packed_loss: float
 
 
-def check_packed(source: Path, packed: Path, text_file: str | Path | None = None) -> PackCheck:
-    """Run both models on a text (`text_file`, else a built-in paragraph) and compare.
+def check_packed(source: Path, packed: Path, text: CheckText) -> PackCheck:
+    """Run both models on a text and compare.
 
     Without a tokenizer the text is replaced by fixed pseudo-random token ids.
     Raises ValueError for a text too short to compare on.
@@ -62,7 +79,7 @@ def check_packed(source: Path, packed: Path, text_file: str | Path | None = None
     tokenizer = None
     if reader.tokenizer_path is not None:
         tokenizer = load_tokenizer(reader.tokenizer_path)
-    ids, named = _token_ids(tokenizer, reader.config, text_file)
+    ids, named = _token_ids(tokenizer, reader.config, text)
     packed_TV, packed_backend = _packed_logits(reader, ids)
     source_TV, source_backend = source_logits(source, ids)
     return compare(source_TV, packed_TV, ids, named, source_backend, packed_backend)
@@ -149,20 +166,13 @@ def _torch_fits(directory: Path) -> bool:
     return needed * 1.5 < int(fields["MemAvailable"].split()[0]) * 1024
 
 
-def _token_ids(
-    tokenizer: object, config: ModelConfig, text_file: str | Path | None
-) -> tuple[list[int], str]:
+def _token_ids(tokenizer: Any, config: ModelConfig, text: CheckText) -> tuple[list[int], str]:
     if tokenizer is None:
         rng = np.random.default_rng(0)
         return rng.integers(0, config.vocab_size, size=64).tolist(), "random token ids"
-    text, named = DEFAULT_TEXT, "built-in paragraph"
-    if text_file is not None:
-        from nomatmul.formats.textfiles import read_text
-
-        text, named = read_text(text_file, max_bytes=MAX_TOKENS * 64), str(text_file)
-    ids = list(tokenizer.encode(text, add_special_tokens=False).ids)  # type: ignore[attr-defined]
+    ids = list(tokenizer.encode(text.text, add_special_tokens=False).ids)
     if config.bos_token_id is not None:
         ids.insert(0, config.bos_token_id)
     if len(ids) < 2:
-        raise ValueError(f"{named} has {len(ids)} token(s); the check needs two or more")
-    return ids[:MAX_TOKENS], named
+        raise ValueError(f"{text.name} has {len(ids)} token(s); the check needs two or more")
+    return ids[:MAX_TOKENS], text.name

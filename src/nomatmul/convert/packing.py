@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from nomatmul.convert.card import card_text
-from nomatmul.convert.check import PackCheck, check_packed
+from nomatmul.convert.check import CheckText, PackCheck, check_packed
 from nomatmul.convert.source import find_checkpoint, prepare_tokenizer
 from nomatmul.formats.checkpoint import Checkpoint, open_checkpoint
 from nomatmul.formats.gates import cumulative_lower_bounds
@@ -65,6 +65,8 @@ def pack(
     _check_choice("packing", packing, PACKINGS)
     _check_choice("embedding", embedding, (*EMBEDDING_FORMS, "auto"))
     start = time.perf_counter()
+    # A wrong file name should be told before the work, not after it.
+    text = CheckText.read(check_text) if check else None
     source_dir, target = find_checkpoint(Path(src)), Path(dst)
     checkpoint = open_checkpoint(source_dir)
     _refuse_unsuitable(checkpoint, src)
@@ -85,7 +87,7 @@ def pack(
         packed_bytes=_directory_bytes(target),
         tokenizer=tokenizer_kind,
         seconds=seconds,
-        check=check_packed(source_dir, target, check_text) if check else None,
+        check=check_packed(source_dir, target, text) if text is not None else None,
     )
 
 
