@@ -74,11 +74,11 @@ void Model::expect(Input* input, const Ternary& linear, int tokens) {
   input->prepared.need<uint8_t>(input->block_bytes * blocks_of(tokens));
 }
 
+// x: the row divided by its root mean square, which linears of the same input share.
 void Model::quantise(Input* input, int token, const float* x) {
   const Ternary& linear = *input->linear;
-  const float step =
-      kernels_->rms_norm_quantize(x, linear.norm, spec_.linear_norm_eps, linear.k,
-                                  input->q.need<int8_t>(0) + static_cast<size_t>(token) * linear.k);
+  const float step = kernels_->scale_quantize(
+      x, linear.norm, linear.k, input->q.need<int8_t>(0) + static_cast<size_t>(token) * linear.k);
   if (!std::isfinite(step)) not_finite_.store(true, std::memory_order_relaxed);
   input->scale.need<float>(0)[token] = linear.scale * step;
 }
@@ -133,6 +133,7 @@ void Model::mixer(int l, int tokens) {
   for_tokens(tokens, 3 * D, [&](int t, int thread) {
     float* normed = thread_floats(thread);
     kernels_->rms_norm(x + static_cast<size_t>(t) * D, layer.mixer_norm, spec_.norm_eps, D, normed);
+    kernels_->normalise(normed, spec_.linear_norm_eps, D, normed);
     for (Input* input : {i_in, f_in, g_in}) quantise(input, t, normed);
   });
   Input* const three[] = {i_in, f_in, g_in};
@@ -164,6 +165,7 @@ void Model::mixer(int l, int tokens) {
     const size_t at = static_cast<size_t>(t) * D;
     float* gated = thread_floats(thread);
     kernels_->gate_norm(g + at, h + at, layer.g_norm, spec_.gate_norm_eps, D, gated);
+    kernels_->normalise(gated, spec_.linear_norm_eps, D, gated);
     quantise(o_in, t, gated);
   });
   prepare(&o_in, 1, tokens, "output of the token mixer", l);
@@ -198,6 +200,7 @@ void Model::channel(int l, int tokens) {
     float* normed = thread_floats(thread);
     kernels_->rms_norm(x + static_cast<size_t>(t) * D, layer.channel_norm, spec_.norm_eps, D,
                        normed);
+    kernels_->normalise(normed, spec_.linear_norm_eps, D, normed);
     quantise(input, t, normed);
   });
   prepare(&input, 1, tokens, "channel mixer", l);
@@ -219,7 +222,11 @@ void Model::channel(int l, int tokens) {
   });
 
   expect(input, layer.down, tokens);
-  for_tokens(tokens, M, [&](int t, int) { quantise(input, t, y + static_cast<size_t>(t) * M); });
+  for_tokens(tokens, M, [&](int t, int) {
+    float* row = y + static_cast<size_t>(t) * M;
+    kernels_->normalise(row, spec_.linear_norm_eps, M, row);
+    quantise(input, t, row);
+  });
   prepare(&input, 1, tokens, "output of the channel mixer", l);
   add_product(*input, tokens);
 }
@@ -234,6 +241,7 @@ void Model::head(const int* rows, int count, float* logits) {
     float* normed = thread_floats(thread);
     kernels_->rms_norm(x + static_cast<size_t>(rows[r]) * D, final_norm_, spec_.norm_eps, D,
                        normed);
+    kernels_->normalise(normed, spec_.linear_norm_eps, D, normed);
     quantise(input, r, normed);
   });
   prepare(&input, 1, count, "head", -1);

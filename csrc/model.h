@@ -31,7 +31,7 @@ struct ModelSpec {
   Packing packing = Packing::kTwoBit;
   DType embedding = DType::kBF16;  // kI8 (with a scale a row), kBF16 or kF32
   float norm_eps = 1e-6f, linear_norm_eps = 1e-6f, gate_norm_eps = 1e-5f;
-  int chunk = 512;  // tokens that go through the layers together
+  int chunk = 256;  // tokens that go through the layers together
 };
 
 // A packed ternary matrix [n, k] with its scale and the norm that stands before its quantiser.

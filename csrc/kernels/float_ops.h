@@ -1,8 +1,8 @@
 // Float steps between the ternary products, written once and compiled into every ISA's file.
 //
 // Contract: results have the same bits on every ISA (a NaN is a NaN, its payload is not promised).
-// Three things make it so: sums run in 16 fixed lanes (element e in lane e % 16) and are folded by a
-// fixed tree; every step is a plain IEEE +, -, *, / or sqrt (files are compiled with
+// Three things make it so: sums run in 16 fixed lanes (element e in lane e % 16) and are folded by
+// a fixed tree; every step is a plain IEEE +, -, *, / or sqrt (files are compiled with
 // -ffp-contract=off and without fast-math); exp is the polynomial below, not the C library's.
 //
 // Vectors are the compiler's own (GCC and clang): 8 floats, lowered to whatever the ISA has.
@@ -41,7 +41,8 @@ inline F8 load8(const float* p) {
 }
 inline void store8(float* p, F8 v) { std::memcpy(p, &v, sizeof v); }
 
-// The first n (< 8) floats; the rest are zero, which no step turns into anything but a finite value.
+// The first n (< 8) floats; the rest are zero, which no step turns into anything but a finite
+// value.
 inline F8 load_part(const float* p, int n) {
   float lanes[kLanes] = {};
   for (int j = 0; j < n; ++j) lanes[j] = p[j];
@@ -160,11 +161,12 @@ inline void store_int8(int8_t* q, I8 v, int n) {
   std::memcpy(q, &bytes, static_cast<size_t>(n));
 }
 
-float rms_norm_quantize(const float* x, const float* w, float eps, int d, int8_t* q) {
-  const F8 root = splat(root_mean_square(x, eps, d));
+// q = quantise(value(element)) for a value that is computed twice: once for its maximum.
+template <class Value>
+inline float quantise(int d, int8_t* q, Value value) {
   F8 top = splat(0.0f), poison = splat(0.0f);
   for_each_8(d, [&](int e, auto load, auto) {
-    const F8 y = (load(x + e) / root) * load(w + e);
+    const F8 y = value(e, load);
     top = larger(absolute(y), top);
     poison = poison + y * splat(0.0f);  // 0 * inf and 0 * NaN are NaN
   });
@@ -173,17 +175,29 @@ float rms_norm_quantize(const float* x, const float* w, float eps, int d, int8_t
   const float absmax = fold_max(larger(top, splat(1e-5f)));
   const F8 scale = splat(127.0f / absmax);
   for_each_8(d, [&](int e, auto load, auto) {
-    const F8 y = (load(x + e) / root) * load(w + e);
-    store_int8(q + e, round_half_away(y * scale), d - e < kLanes ? d - e : kLanes);
+    store_int8(q + e, round_half_away(value(e, load) * scale), d - e < kLanes ? d - e : kLanes);
   });
   return absmax / 127.0f;
 }
 
+float rms_norm_quantize(const float* x, const float* w, float eps, int d, int8_t* q) {
+  const F8 root = splat(root_mean_square(x, eps, d));
+  return quantise(d, q, [=](int e, auto load) { return (load(x + e) / root) * load(w + e); });
+}
+
+void normalise(const float* x, float eps, int d, float* y) {
+  const F8 root = splat(root_mean_square(x, eps, d));
+  for_each_8(d, [&](int e, auto load, auto store) { store(y + e, load(x + e) / root); });
+}
+
+float scale_quantize(const float* y, const float* w, int d, int8_t* q) {
+  return quantise(d, q, [=](int e, auto load) { return load(y + e) * load(w + e); });
+}
+
 void rms_norm(const float* x, const float* w, float eps, int d, float* y) {
   const F8 root = splat(root_mean_square(x, eps, d));
-  for_each_8(d, [&](int e, auto load, auto store) {
-    store(y + e, (load(x + e) / root) * load(w + e));
-  });
+  for_each_8(
+      d, [&](int e, auto load, auto store) { store(y + e, (load(x + e) / root) * load(w + e)); });
 }
 
 void mlgru_step(const float* i, const float* f, const float* lb, float keep, int d, float* h) {
@@ -207,9 +221,8 @@ void gate_norm(const float* g, const float* h, const float* w, float eps, int d,
 }
 
 void silu_mul(const float* gate, const float* up, int d, float* y) {
-  for_each_8(d, [&](int e, auto load, auto store) {
-    store(y + e, silu(load(gate + e)) * load(up + e));
-  });
+  for_each_8(
+      d, [&](int e, auto load, auto store) { store(y + e, silu(load(gate + e)) * load(up + e)); });
 }
 
 void add(float* x, const float* y, int d) {

@@ -18,11 +18,10 @@
 #undef NOMATMUL_HAVE_NEON
 #endif
 
-#define NOMATMUL_KERNELS(isa_name)                                                            \
-  {                                                                                           \
-    isa_name, prepared_bytes, prepare, scratch_bytes, product, rms_norm_quantize, rms_norm,   \
-        mlgru_step, gate_norm, silu_mul, add, codes_ok                                        \
-  }
+#define NOMATMUL_KERNELS(isa_name)                                                   \
+  {isa_name,  prepared_bytes, prepare,  scratch_bytes, product,   rms_norm_quantize, \
+   normalise, scale_quantize, rms_norm, mlgru_step,    gate_norm, silu_mul,          \
+   add,       codes_ok}
 
 namespace nomatmul {
 

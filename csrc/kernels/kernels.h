@@ -44,6 +44,10 @@ struct Kernels {
   // q = quantise(rms_norm(x) * w); returns absmax / 127 (multiply by the weight scale to get
   // token_scale). Returns NaN, and leaves q undefined, where x is not finite.
   float (*rms_norm_quantize)(const float* x, const float* w, float eps, int d, int8_t* q);
+  // The same in two parts, for several linears that share x: normalise gives y = x / sqrt(mean(x^2)
+  // + eps), and scale_quantize(y, w, ...) then what rms_norm_quantize(x, w, ...) gives, bit for bit.
+  void (*normalise)(const float* x, float eps, int d, float* y);
+  float (*scale_quantize)(const float* y, const float* w, int d, int8_t* q);
   // y = x / sqrt(mean(x^2) + eps) * w
   void (*rms_norm)(const float* x, const float* w, float eps, int d, float* y);
   // h = f' * h + keep * silu(i) * (1 - f'), f' = lb + (1 - lb) * sigmoid(f); lb may be nullptr (0).

@@ -49,7 +49,7 @@ class NativeBackend:
         *,
         threads: int | None = None,
         isa: str | None = None,
-        chunk: int = 512,
+        chunk: int = 256,
     ) -> None:
         core = native()
         if threads is None:
