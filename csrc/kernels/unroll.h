@@ -6,7 +6,20 @@
 
 #include <utility>
 
+// Emulated or instrumented by a sanitizer, speed does not matter and inlining costs minutes.
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define NOMATMUL_SLOW_BUILD
+#endif
+#endif
+#if defined(NOMATMUL_EMULATE) || defined(__SANITIZE_ADDRESS__)
+#define NOMATMUL_SLOW_BUILD
+#endif
+#if defined(NOMATMUL_SLOW_BUILD)
+#define NOMATMUL_INLINE
+#else
 #define NOMATMUL_INLINE __attribute__((always_inline))
+#endif
 
 namespace nomatmul {
 namespace {

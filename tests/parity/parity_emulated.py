@@ -1,10 +1,162 @@
-"""Builds the AVX-512 and AMX kernels against software stand-ins for their instructions."""
+"""Builds the AVX512-VNNI and AMX kernels against software stand-ins for their instructions.
+
+The library lands in build/emulate/ under a name made of the sources' hash, so that it is built once.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 
-def build() -> Any:
-    """Return the emulated kernels, or a string that says why there are none."""
-    return "not built yet"
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ("csrc/kernels/avx512vnni.cc", "csrc/kernels/amx.cc", "csrc/emulate/c_api.cc")
+FLAGS = (
+    *("-std=c++17", "-O1", "-fPIC", "-w", "-ffp-contract=off"),
+    *("-DNOMATMUL_EMULATE", "-DNOMATMUL_HAVE_AVX512VNNI", "-DNOMATMUL_HAVE_AMX"),
+)
+TABLES = {"avx512vnni-emulated": 0, "amx-emulated": 1}
+FORMS = {"2bit": 0, "1.6bit": 1}
+
+Array = NDArray[Any]
+
+
+def _pointer(array: Array | None) -> ctypes.c_void_p:
+    if array is None:
+        return ctypes.c_void_p(None)
+    assert array.flags.c_contiguous
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+class EmulatedKernels:
+    """The functions of `nomatmul._native.kernels` over the emulated tables."""
+
+    def __init__(self, library: Path) -> None:
+        self._lib = ctypes.CDLL(str(library))
+        self._lib.emulated_rms_norm_quantize.restype = ctypes.c_float
+        self._lib.emulated_codes_ok.restype = ctypes.c_bool
+
+    def product(
+        self,
+        isa: str,
+        packing: str,
+        w: Array,
+        q: Array,
+        token_scale: Array | None,
+        out: Array,
+        n0: int,
+        n1: int,
+    ) -> None:
+        """out[:, n0:n1] = q @ w.T, in place."""
+        self._lib.emulated_product(
+            TABLES[isa],
+            FORMS[packing],
+            _pointer(w),
+            ctypes.c_size_t(w.shape[1]),
+            n0,
+            n1,
+            _pointer(q),
+            *q.shape,
+            _pointer(token_scale),
+            _pointer(out),
+            ctypes.c_size_t(out.shape[1]),
+        )
+
+    def rms_norm_quantize(self, isa: str, x: Array, w: Array, eps: float) -> tuple[float, Array]:
+        """Return (absmax / 127, q int8)."""
+        q = np.zeros(len(x), np.int8)
+        step = self._lib.emulated_rms_norm_quantize(
+            TABLES[isa], _pointer(x), _pointer(w), ctypes.c_float(eps), len(x), _pointer(q)
+        )
+        return step, q
+
+    def rms_norm(self, isa: str, x: Array, w: Array, eps: float, y: Array) -> None:
+        """y = x / rms(x) * w, in place."""
+        self._lib.emulated_rms_norm(
+            TABLES[isa], _pointer(x), _pointer(w), ctypes.c_float(eps), len(x), _pointer(y)
+        )
+
+    def mlgru_step(
+        self, isa: str, i: Array, f: Array, lb: Array | None, keep: float, h: Array
+    ) -> None:
+        """One step of the recurrence, h in place."""
+        pointers = (_pointer(i), _pointer(f), _pointer(lb))
+        self._lib.emulated_mlgru_step(
+            TABLES[isa], *pointers, ctypes.c_float(keep), len(h), _pointer(h)
+        )
+
+    def gate_norm(self, isa: str, g: Array, h: Array, w: Array, eps: float, y: Array) -> None:
+        """y = rms_norm(g) * w * silu(h), in place."""
+        pointers = (_pointer(g), _pointer(h), _pointer(w))
+        self._lib.emulated_gate_norm(
+            TABLES[isa], *pointers, ctypes.c_float(eps), len(g), _pointer(y)
+        )
+
+    def silu_mul(self, isa: str, gate: Array, up: Array, y: Array) -> None:
+        """y = silu(gate) * up, in place."""
+        self._lib.emulated_silu_mul(
+            TABLES[isa], _pointer(gate), _pointer(up), len(y), _pointer(y)
+        )
+
+    def add(self, isa: str, x: Array, y: Array) -> None:
+        """x += y."""
+        self._lib.emulated_add(TABLES[isa], _pointer(x), _pointer(y), len(x))
+
+    def codes_ok(self, isa: str, packing: str, w: Array) -> bool:
+        """Whether each byte is a legal code."""
+        return bool(
+            self._lib.emulated_codes_ok(
+                TABLES[isa], FORMS[packing], _pointer(w), ctypes.c_size_t(w.size)
+            )
+        )
+
+
+def _source_hash() -> str:
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    for folder in ("csrc/kernels", "csrc/emulate"):
+        for path in sorted((ROOT / folder).glob("*")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _compile(compiler: str, library: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        jobs, objects = [], []
+        for source in SOURCES:
+            objects.append(f"{folder}/{Path(source).stem}.o")
+            command = [compiler, *FLAGS, "-c", str(ROOT / source), "-o", objects[-1]]
+            jobs.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+        for job in jobs:
+            _, errors = job.communicate()
+            if job.returncode != 0:
+                raise RuntimeError(f"the emulated kernels do not compile:\n{errors[-2000:]}")
+        made = f"{folder}/{library.name}"
+        subprocess.run([compiler, "-shared", "-o", made, *objects], check=True)
+        os.replace(made, library)
+
+
+def build() -> EmulatedKernels | str:
+    """Return the emulated kernels, or a string that says why there are none.
+
+    Raises RuntimeError where all tools are there and the kernels do not compile.
+    """
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        return "no C++ compiler"
+    probe = [compiler, "-x", "c++", "-fsyntax-only", "-include", "simde/x86/avx512.h", "/dev/null"]
+    if subprocess.run(probe, capture_output=True, check=False).returncode != 0:
+        return "SIMDe's headers are not installed (Debian: libsimde-dev)"
+    folder = ROOT / "build" / "emulate"
+    folder.mkdir(parents=True, exist_ok=True)
+    library = folder / f"kernels-{_source_hash()}.so"
+    if not library.exists():
+        _compile(compiler, library)
+    return EmulatedKernels(library)

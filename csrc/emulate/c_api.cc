@@ -1,0 +1,63 @@
+// The emulated kernels behind plain C functions, for tests/parity to call through ctypes.
+// Buffers are made here, with their exact size, so that AddressSanitizer sees a step past them.
+#include <cstring>
+#include <new>
+
+#include "../kernels/isa.h"
+
+namespace {
+
+using nomatmul::Kernels;
+using nomatmul::Packing;
+
+const Kernels* const kTables[] = {&nomatmul::kAvx512VnniKernels, &nomatmul::kAmxKernels};
+
+struct Buffer {
+  explicit Buffer(size_t bytes) : data(::operator new(bytes, std::align_val_t{64})) {}
+  ~Buffer() { ::operator delete(data, std::align_val_t{64}); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  void* data;
+};
+
+}  // namespace
+
+extern "C" {
+
+// table: 0 avx512vnni, 1 amx. Shapes are the caller's business: this is no public interface.
+void emulated_product(int table, int packing, const uint8_t* w, size_t row_bytes, int n0, int n1,
+                      const int8_t* q, int m, int k, const float* token_scale, void* out,
+                      size_t ldo) {
+  const Kernels& kernels = *kTables[table];
+  const auto form = static_cast<Packing>(packing);
+  Buffer prepared(kernels.prepared_bytes(form, m, k));
+  Buffer scratch(kernels.scratch_bytes(form, m, k));
+  kernels.prepare(form, q, m, k, k, prepared.data);
+  kernels.product(form, w, row_bytes, n0, n1, prepared.data, m, k, token_scale, out, ldo,
+                  scratch.data);
+}
+
+float emulated_rms_norm_quantize(int table, const float* x, const float* w, float eps, int d,
+                                 int8_t* q) {
+  return kTables[table]->rms_norm_quantize(x, w, eps, d, q);
+}
+void emulated_rms_norm(int table, const float* x, const float* w, float eps, int d, float* y) {
+  kTables[table]->rms_norm(x, w, eps, d, y);
+}
+void emulated_mlgru_step(int table, const float* i, const float* f, const float* lb, float keep,
+                         int d, float* h) {
+  kTables[table]->mlgru_step(i, f, lb, keep, d, h);
+}
+void emulated_gate_norm(int table, const float* g, const float* h, const float* w, float eps, int d,
+                        float* y) {
+  kTables[table]->gate_norm(g, h, w, eps, d, y);
+}
+void emulated_silu_mul(int table, const float* gate, const float* up, int d, float* y) {
+  kTables[table]->silu_mul(gate, up, d, y);
+}
+void emulated_add(int table, float* x, const float* y, int d) { kTables[table]->add(x, y, d); }
+bool emulated_codes_ok(int table, int packing, const uint8_t* w, size_t nbytes) {
+  return kTables[table]->codes_ok(static_cast<Packing>(packing), w, nbytes);
+}
+
+}  // extern "C"
