@@ -9,7 +9,7 @@ Shapes: L layers, D hidden size.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from nomatmul.formats.names import has_lower_bounds
 from nomatmul.formats.packed import EMBEDDING_FORMS, PackedWriter
 from nomatmul.formats.packing import PACKINGS
 from nomatmul.formats.quantise import absmean_scale, quantise_rows, ternarise, to_bfloat16
+
+_BLOCK_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -119,15 +121,15 @@ def _write_tensors(
         progress(done, len(writer.names), name)
         layer, _, kind = name.rpartition(".")
         if kind == "packed":
-            scales[layer] = absmean_scale(checkpoint.read_blocks(f"{layer}.weight"))
-            blocks = checkpoint.read_blocks(f"{layer}.weight")
+            scales[layer] = absmean_scale(_blocks(checkpoint, f"{layer}.weight"))
+            blocks = _blocks(checkpoint, f"{layer}.weight")
             writer.add_packed(name, (ternarise(block, scales[layer]) for block in blocks))
         elif name == "embedding.scale":
-            blocks = checkpoint.read_blocks("embedding.weight")
+            blocks = _blocks(checkpoint, "embedding.weight")
             writer.add(name, (quantise_rows(block)[1] for block in blocks))
         elif name == "embedding.weight":
             to_form = EMBEDDING_TO[writer.embedding_form]
-            writer.add(name, (to_form(block) for block in checkpoint.read_blocks(name)))
+            writer.add(name, (to_form(block) for block in _blocks(checkpoint, name)))
         elif kind == "scale":
             writer.add(name, np.array([scales[layer]], dtype=np.float32))
         elif kind == "lower_bound":
@@ -147,8 +149,16 @@ EMBEDDING_TO: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 def _is_bfloat16(checkpoint: Checkpoint) -> bool:
     """Whether every value of the embedding is one of bfloat16's."""
-    blocks = checkpoint.read_blocks("embedding.weight")
+    blocks = _blocks(checkpoint, "embedding.weight")
     return not any(np.any(block.view(np.uint32) & 0xFFFF) for block in blocks)
+
+
+def _blocks(checkpoint: Checkpoint, name: str) -> Iterator[np.ndarray]:
+    """A matrix a few rows at a time: quantising makes several copies of what it is given."""
+    for block in checkpoint.read_blocks(name):
+        step = max(1, _BLOCK_ELEMENTS // max(1, block[0].size))
+        for at in range(0, len(block), step):
+            yield block[at : at + step]
 
 
 def _lower_bounds(checkpoint: Checkpoint) -> np.ndarray:

@@ -1,0 +1,63 @@
+"""A torch model behind the scorer's protocol: chunks and windows score each token once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from model_files import write_tokenizer, write_training
+
+from nomatmul.formats.config import ModelConfig
+
+torch = pytest.importorskip("torch")
+
+from nomatmul.evaluate import torch_scorer  # noqa: E402  (needs torch)
+from nomatmul.evaluate.torch_scorer import TorchScorer  # noqa: E402
+
+
+def _scorer(tmp_path, rng, **dials) -> TorchScorer:
+    config = ModelConfig(
+        vocab_size=40, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=48, **dials
+    )
+    write_training(tmp_path / "model", config, rng)
+    write_tokenizer(tmp_path / "model")
+    return TorchScorer.from_directory(tmp_path / "model")
+
+
+def _plain(scorer: TorchScorer, ids: list[int]) -> np.ndarray:
+    with torch.inference_mode():
+        logits_TV = scorer.model(torch.tensor([ids]), use_cache=False).logits[0].double()
+    logprobs_TV = torch.log_softmax(logits_TV, dim=-1)[:-1]
+    return logprobs_TV.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].numpy()
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 30, 100])
+def test_a_recurrent_model_carries_its_state(tmp_path, rng, monkeypatch, chunk):
+    monkeypatch.setattr(torch_scorer, "CHUNK", chunk)
+    scorer = _scorer(tmp_path, rng)
+    ids = rng.integers(0, 40, 31).tolist()
+    found = scorer.token_logprobs(ids)
+    assert found.dtype == np.float64
+    assert found.shape == (30,)
+    np.testing.assert_allclose(found, _plain(scorer, ids), atol=2e-2)
+
+
+@pytest.mark.parametrize("length", [2, 15, 16, 17, 18, 40, 41])
+def test_attention_reads_windows_that_overlap(tmp_path, rng, length):
+    scorer = _scorer(
+        tmp_path, rng, token_mixer="attention", linear="dense", max_position_embeddings=16
+    )
+    ids = rng.integers(0, 40, length).tolist()
+    found = scorer.token_logprobs(ids)
+    assert found.shape == (length - 1,)
+    np.testing.assert_allclose(found[:16], _plain(scorer, ids[:17])[:16], atol=1e-5)
+    if length > 18:  # the last token is seen after at least half a window of what came before
+        np.testing.assert_allclose(found[-1], _plain(scorer, ids[-9:])[-1], atol=2.0)
+
+
+def test_ids_out_of_range_and_encoders_are_refused(tmp_path, rng):
+    scorer = _scorer(tmp_path, rng)
+    with pytest.raises(ValueError, match=r"outside 0\.\.39"):
+        scorer.token_logprobs([1, 40])
+    config = ModelConfig(vocab_size=40, hidden_size=32, num_layers=1, causal=False)
+    with pytest.raises(ValueError, match="encoder"):
+        TorchScorer(scorer.model, config, None)
