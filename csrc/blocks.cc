@@ -16,6 +16,8 @@ namespace {
 constexpr int kTokenBlock = 256;
 // Bytes of weights that a task of a decode step reads.
 constexpr size_t kTaskBytes = 48 * 1024;
+// Up to so many tokens a product waits for memory, not for arithmetic.
+constexpr int kFewTokens = 16;
 // Below this many values the float steps of several tokens are not worth a parallel region.
 constexpr int kInlineValues = 4096;
 
@@ -54,6 +56,17 @@ int Model::rows_per_task(int n, size_t row_bytes, int matrices, int tokens) cons
   rows = std::min(rows, n / (4 * threads_) / 16 * 16);
   if (tokens > 1) rows = std::min(rows, 64);
   return std::max(rows, tokens > 4 ? 32 : 16);
+}
+
+// While this thread does the float steps before a product, the others may fetch its first weights.
+void Model::announce(std::initializer_list<const uint8_t*> weights, size_t row_bytes, int n,
+                     int tokens) {
+  if (tokens > kFewTokens) return;
+  const int matrices = static_cast<int>(weights.size());
+  const int step = rows_per_task(n, row_bytes, matrices, tokens);
+  const void* bases[3] = {};
+  std::copy(weights.begin(), weights.end(), bases);
+  pool_->hint(bases, matrices, step * row_bytes, n / step);
 }
 
 template <class F>
@@ -127,6 +140,7 @@ void Model::mixer(int l, int tokens) {
   const int D = spec_.hidden;
   float *x = x_.need<float>(0), *g = g_.need<float>(0), *h = h_.need<float>(0);
   Input *i_in = &inputs_[0], *f_in = &inputs_[1], *g_in = &inputs_[2];
+  announce({layer.i.w, layer.f.w, layer.g.w}, layer.i.row_bytes, D, tokens);
   expect(i_in, layer.i, tokens);
   expect(f_in, layer.f, tokens);
   expect(g_in, layer.g, tokens);
@@ -160,6 +174,7 @@ void Model::mixer(int l, int tokens) {
   });
 
   Input* o_in = &inputs_[0];
+  announce({layer.o.w}, layer.o.row_bytes, D, tokens);
   expect(o_in, layer.o, tokens);
   for_tokens(tokens, 2 * D, [&](int t, int thread) {
     const size_t at = static_cast<size_t>(t) * D;
@@ -195,6 +210,8 @@ void Model::channel(int l, int tokens) {
   const int D = spec_.hidden, M = spec_.intermediate;
   float *x = x_.need<float>(0), *y = y_.need<float>(0);
   Input* input = &inputs_[0];
+  const size_t row_bytes = layer.gate.row_bytes;
+  announce({layer.gate.w, layer.gate.w + M * row_bytes}, row_bytes, M, tokens);
   expect(input, layer.gate, tokens);
   for_tokens(tokens, 2 * D, [&](int t, int thread) {
     float* normed = thread_floats(thread);
@@ -221,6 +238,7 @@ void Model::channel(int l, int tokens) {
     }
   });
 
+  announce({layer.down.w}, layer.down.row_bytes, D, tokens);
   expect(input, layer.down, tokens);
   for_tokens(tokens, M, [&](int t, int) {
     float* row = y + static_cast<size_t>(t) * M;
@@ -236,6 +254,7 @@ void Model::head(const int* rows, int count, float* logits) {
   const int D = spec_.hidden, V = spec_.vocab;
   const float* x = x_.need<float>(0);
   Input* input = &inputs_[0];
+  announce({head_.w}, head_.row_bytes, V, count);
   expect(input, head_, count);
   for_tokens(count, 2 * D, [&](int r, int thread) {
     float* normed = thread_floats(thread);

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -122,6 +123,7 @@ class Model {
   void prepare(Input* const* inputs, int count, int tokens, const char* where, int layer);
   void product(const Input& input, int row, int rows, int token, int tokens, float* out, size_t ldo,
                int thread);
+  void announce(std::initializer_list<const uint8_t*> weights, size_t row_bytes, int n, int tokens);
   int rows_per_task(int n, size_t row_bytes, int matrices, int tokens) const;
   float* thread_floats(int thread) { return thread_floats_.need<float>(0) + thread * floats_; }
 

@@ -1,9 +1,11 @@
 // A small pool for the model step: about a hundred parallel regions per token, some only tens of
 // microseconds long, on machines that other processes share.
 //
-// Tasks are claimed one at a time, so a thread that the kernel has put aside costs at most the
-// task that it holds; the caller works too and never waits for a thread to arrive, only for tasks
-// that were claimed. Workers spin shortly between regions, then sleep.
+// Each thread has a share of neighbouring tasks, claims them one at a time from the front, and then
+// takes tasks from the back of the others' shares. So a thread that the kernel has put aside costs
+// at most the task that it holds; the caller works too and never waits for a thread to arrive, only
+// for tasks that were claimed. Workers spin shortly between regions, then sleep. While they spin
+// they may fetch the front of their next share into their own cache (hint).
 #pragma once
 
 #include <atomic>
@@ -46,6 +48,10 @@ class ThreadPool {
         const_cast<void*>(static_cast<const void*>(&fn)));
   }
 
+  // Tells workers what the next region will read: task t reads `bytes` bytes at bases[i] + t *
+  // bytes for each base. Only a hint: nothing depends on it.
+  void hint(const void* const* bases, int count, size_t bytes, int tasks);
+
   // Wakes sleeping workers ahead of the first region, so that waking overlaps with other work.
   void wake();
 
@@ -54,22 +60,34 @@ class ThreadPool {
 
  private:
   using Task = void (*)(void* context, int task, int thread);
+  static constexpr int kHintBases = 3;
+  // Unclaimed tasks of one thread: the next one in the low half, the end in the high half.
+  struct alignas(64) Share {
+    std::atomic<uint64_t> range{0};
+  };
+
   void dispatch(int tasks, Task task, void* context);
-  bool claim(int* task);
-  bool has_work() const;
+  bool claim(int thread, int* task);
+  int share_begin(int tasks, int thread) const {
+    return static_cast<int>(static_cast<int64_t>(tasks) * thread / threads_);
+  }
   void work(int thread);
-  bool spin();
-  void sleep();
+  bool spin(int thread, uint32_t seen);
+  void sleep(uint32_t seen);
+  void prefetch(int thread, uint32_t seen) const;
 
   const int threads_;
-  // high half: tasks in this region, low half: next unclaimed one
-  alignas(64) std::atomic<uint64_t> ticket_{0};
-  alignas(64) std::atomic<int> pending_{0};
-  alignas(64) std::atomic<int> sleepers_{0};
-  std::atomic<uint32_t> wakes_{0};
+  std::unique_ptr<Share[]> shares_;
+  alignas(64) std::atomic<int> pending_{0};     // tasks of the region that are not done
+  alignas(64) std::atomic<uint32_t> epoch_{0};  // counts regions and wake-ups
+  std::atomic<int> sleepers_{0};
   std::atomic<bool> stop_{false};
   Task task_ = nullptr;
   void* context_ = nullptr;
+  alignas(64) std::atomic<uint32_t> hint_epoch_{~0u};  // the epoch in which the hint was given
+  std::atomic<const char*> hint_bases_[kHintBases] = {};
+  std::atomic<size_t> hint_bytes_{0};
+  std::atomic<int> hint_tasks_{0};
   std::mutex mutex_;
   std::condition_variable condition_;
   std::vector<std::thread> workers_;
