@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -117,3 +118,35 @@ def test_generate_imports_no_torch(packed):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
+def test_a_pasted_block_is_one_turn_of_chat(packed):
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [*NOMATMUL, "chat", "--model", str(packed), "--max-tokens", "2", "--seed", "1"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    try:
+        _read_until(ours, b"> ")
+        os.write(ours, b"w1 w2\nw3 w4\n/quit w5\n")
+        answer = _read_until(ours, b"> ")
+        assert answer.count(b"> ") == 1  # one answer, then the next prompt
+        os.write(ours, b"/quit\n")
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def _read_until(terminal: int, end: bytes) -> bytes:
+    seen = b""
+    while not seen.endswith(end):
+        assert select.select([terminal], [], [], 60)[0], seen
+        seen += os.read(terminal, 4096)
+    return seen

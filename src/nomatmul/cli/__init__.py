@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # the text that was being written ends in the middle of a line
         print("nomatmul: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:

@@ -84,7 +84,7 @@ class Conversation:
 
     def answer(self, turn: str) -> bool:
         """Obey a command or go on from a text; False means that the conversation is over."""
-        if turn.startswith("/"):
+        if turn.startswith("/") and "\n" not in turn:  # a pasted block is never a command
             return self._command(turn)
         if turn:
             self._continue(self.prefix + turn + self.suffix)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nomatmul.cli.options import json_option, option
-from nomatmul.cli.show import print_json, print_table
+from nomatmul.cli.show import hide_progress_bars, print_json, print_table
 
 if TYPE_CHECKING:
     from nomatmul.evaluate import Scorer
@@ -91,6 +91,7 @@ def _open(model: str | None, threads: int | None) -> tuple[Scorer, str]:
 
 
 def _open_torch(directory: Path, threads: int | None) -> tuple[Scorer, str]:
+    hide_progress_bars()
     try:
         import torch
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nomatmul.cli.options import json_option, option
-from nomatmul.cli.show import print_json, print_table, size
+from nomatmul.cli.show import hide_progress_bars, print_json, print_table, size
 
 if TYPE_CHECKING:
     from nomatmul.convert import PackCheck, PackResult
@@ -51,6 +51,7 @@ class Options:
 
 
 def run(options: Options) -> int:
+    hide_progress_bars()
     from nomatmul.convert import pack
 
     # A terminated run cleans up like an interrupted one.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,11 @@ def print_table(rows: Sequence[Sequence[str]], header: Sequence[str] | None = No
         cells = [line[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
         print("  ".join(cells).rstrip())
+
+
+def hide_progress_bars() -> None:
+    """Keep transformers from drawing its own bars into our output (call before its import)."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def size(count: float) -> str:
