@@ -61,6 +61,9 @@ def main() -> int:
     started = time.perf_counter()
     document: dict[str, Any] = {"machine": report.machine(arguments.name), "pairings": []}
     for size, packing in _plan(arguments):
+        if time.perf_counter() - started > 60 * arguments.minutes:
+            _log(f"no time left for {size} {packing}")
+            continue
         _log(f"{size} {packing} against {FORMS[packing]}")
         document["pairings"].append(_pairing(size, packing, arguments))
         document["seconds"] = time.perf_counter() - started
@@ -83,6 +86,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="turns of decoding a side")
     parser.add_argument("--prefill-rounds", type=int, default=3, help="turns of prefill a side")
     parser.add_argument("--quick", action="store_true", help="2.7B and 370M, fewer turns")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start nothing after so long")
     parser.add_argument("--name", default="", help="name of the machine in the result's name")
     parser.add_argument("--out", default=str(Path(__file__).with_name("results")), help="directory")
     parser.add_argument("--scratch", default=None, help="directory for the model files")
