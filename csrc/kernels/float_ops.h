@@ -23,7 +23,8 @@ namespace nomatmul {
 namespace {
 
 using F8 = float __attribute__((vector_size(32)));
-using D8 = double __attribute__((vector_size(64)));
+using F4 = float __attribute__((vector_size(16)));
+using D4 = double __attribute__((vector_size(32)));
 using I8 = int32_t __attribute__((vector_size(32)));
 using U8 = uint32_t __attribute__((vector_size(32)));
 using B8 = int8_t __attribute__((vector_size(8)));
@@ -120,25 +121,25 @@ inline F8 silu(F8 x) { return x * sigmoid(x); }
 // by the root instead of multiplying by its reciprocal. So numpy, torch and this file agree on the
 // bits of a norm, hence on which way int8 roundings fall (docs/numerics.md says why that matters).
 inline float root_mean_square(const float* x, float eps, int d) {
-  D8 even = {}, odd = {};
+  D4 sums[4] = {};  // of lanes 0-3, 4-7, 8-11, 12-15
+  const auto add_squares = [&sums](const float* p) {
+    for (int part = 0; part < 4; ++part) {
+      F4 a;
+      std::memcpy(&a, p + 4 * part, sizeof a);
+      sums[part] = sums[part] + __builtin_convertvector(a * a, D4);
+    }
+  };
   int e = 0;
-  for (; e + 2 * kLanes <= d; e += 2 * kLanes) {
-    const F8 a = load8(x + e), b = load8(x + e + kLanes);
-    even = even + __builtin_convertvector(a * a, D8);
-    odd = odd + __builtin_convertvector(b * b, D8);
-  }
-  const int rest = d - e;
-  if (rest > 0) {
-    const F8 a = load_part(x + e, rest < kLanes ? rest : kLanes);
-    even = even + __builtin_convertvector(a * a, D8);
-  }
-  if (rest > kLanes) {
-    const F8 b = load_part(x + e + kLanes, rest - kLanes);
-    odd = odd + __builtin_convertvector(b * b, D8);
+  for (; e + 2 * kLanes <= d; e += 2 * kLanes) add_squares(x + e);
+  if (e < d) {
+    float last[2 * kLanes] = {};
+    for (int j = 0; e + j < d; ++j) last[j] = x[e + j];
+    add_squares(last);
   }
   double s[kLanes];
-  const D8 both = even + odd;
-  std::memcpy(s, &both, sizeof s);
+  const D4 low = sums[0] + sums[2], high = sums[1] + sums[3];
+  std::memcpy(s, &low, sizeof low);
+  std::memcpy(s + 4, &high, sizeof high);
   const double sum = ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
   const float mean = static_cast<float>(sum / static_cast<double>(d));
   return __builtin_sqrtf(mean + eps);
@@ -154,10 +155,13 @@ inline I8 round_half_away(F8 v) {
   return whole + up + down;
 }
 
-inline void store_int8(int8_t* q, I8 v, int n) {
+inline I8 clip_int8(I8 v) {
   const I8 low = v < splat_int(-128) ? splat_int(-128) : v;
-  const I8 clipped = low > splat_int(127) ? splat_int(127) : low;
-  const B8 bytes = __builtin_convertvector(clipped, B8);
+  return low > splat_int(127) ? splat_int(127) : low;
+}
+
+inline void store_int8(int8_t* q, I8 v, int n) {
+  const B8 bytes = __builtin_convertvector(clip_int8(v), B8);
   std::memcpy(q, &bytes, static_cast<size_t>(n));
 }
 
@@ -174,8 +178,20 @@ inline float quantise(int d, int8_t* q, Value value) {
   if (bad != bad) return bad;
   const float absmax = fold_max(larger(top, splat(1e-5f)));
   const F8 scale = splat(127.0f / absmax);
-  for_each_8(d, [&](int e, auto load, auto) {
-    store_int8(q + e, round_half_away(value(e, load) * scale), d - e < kLanes ? d - e : kLanes);
+  // Four vectors at a time: compilers narrow an array of 32 well, and one vector of 8 badly.
+  constexpr int kRun = 4 * kLanes;
+  int e = 0;
+  for (; e + kRun <= d; e += kRun) {
+    int32_t wide[kRun];
+    for (int j = 0; j < kRun; j += kLanes) {
+      const I8 v = clip_int8(round_half_away(value(e + j, load8) * scale));
+      std::memcpy(wide + j, &v, sizeof v);
+    }
+    for (int j = 0; j < kRun; ++j) q[e + j] = static_cast<int8_t>(wide[j]);
+  }
+  for_each_8(d - e, [&](int rest, auto load, auto) {
+    const int at = e + rest;
+    store_int8(q + at, round_half_away(value(at, load) * scale), d - at < kLanes ? d - at : kLanes);
   });
   return absmax / 127.0f;
 }
