@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 
 from nomatmul.train.args import TrainArgs
@@ -28,6 +29,9 @@ def main(args: TrainArgs) -> int:
     OSError or RuntimeError (one line each) for bad input, NaN and full disks: status 1.
     """
     config = build_config(args)
+    # Threads of torch that wait for each other spin; on a busy machine that was ten times slower
+    # than sleeping soon (docs/log.md). Read when torch is first imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
         from nomatmul.train.job import run
     except ImportError as error:

@@ -24,9 +24,9 @@ def cpu_minute() -> TrainConfig:
         recipe="cpu_minute",
         model=ModelConfig(vocab_size=1024, hidden_size=128, num_layers=4, num_heads=1,
                           max_position_embeddings=256),
-        sequence_length=128, batch_size=16, micro_batch_size=16, steps=300,
+        sequence_length=128, batch_size=16, micro_batch_size=16, steps=200,
         learning_rate=4e-3, warmup_steps=20, valid_fraction=0.05,
-        eval_interval=100, eval_tokens=20_000, sample_interval=150, sample_tokens=60,
+        eval_interval=100, eval_tokens=20_000, sample_interval=100, sample_tokens=60,
         diagnostics_interval=100, checkpoint_interval=100,
     )  # fmt: skip
 
@@ -46,7 +46,7 @@ def box() -> TrainConfig:
         model=ModelConfig(vocab_size=8192, hidden_size=640, num_layers=9, num_heads=1,
                           intermediate_size=1600, max_position_embeddings=1024),
         sequence_length=1024, batch_size=64, micro_batch_size=64, steps=13_500,
-        learning_rate=6e-3, warmup_steps=300, deterministic=False,
+        learning_rate=6e-3, warmup_steps=200, deterministic=False,
         eval_interval=1500, eval_tokens=500_000, sample_interval=3000,
         diagnostics_interval=1500, checkpoint_interval=3000,
     )  # fmt: skip
