@@ -64,9 +64,9 @@ Packing packing_of(const std::string& form) {
 }
 
 int checked_int(size_t value, const char* what) {
-  require(value <= static_cast<size_t>(kMaxElements),
-          std::string(what) + " is " + std::to_string(value) + ", above " +
-              std::to_string(kMaxElements));
+  require(value <= static_cast<size_t>(kMaxElements), std::string(what) + " is " +
+                                                          std::to_string(value) + ", above " +
+                                                          std::to_string(kMaxElements));
   return static_cast<int>(value);
 }
 
@@ -103,13 +103,12 @@ void product(const std::string& isa, const std::string& form, In<uint8_t, 2> w, 
   Buffer scratch(kernels.scratch_bytes(packing, s.m, s.k));
   kernels.prepare(packing, q.data(), s.m, s.k, s.k, prepared.data());
   kernels.product(packing, w.data(), s.row_bytes, n0, n1, prepared.data(), s.m, s.k,
-                  scaled ? token_scale->data() : nullptr, out.data(), out.shape(1),
-                  scratch.data());
+                  scaled ? token_scale->data() : nullptr, out.data(), out.shape(1), scratch.data());
 }
 
 // Seconds of each of `repeats` products, weights w[r % copies], rows split over threads.
-std::vector<double> time_product(const std::string& isa, const std::string& form,
-                                 In<uint8_t, 3> w, In<int8_t, 2> q, int threads, int repeats) {
+std::vector<double> time_product(const std::string& isa, const std::string& form, In<uint8_t, 3> w,
+                                 In<int8_t, 2> q, int threads, int repeats) {
   const Kernels& kernels = find(isa);
   const Packing packing = packing_of(form);
   const Shape s = check_product(packing, w.shape(1), w.shape(2), q.shape(0), q.shape(1));
@@ -129,9 +128,9 @@ std::vector<double> time_product(const std::string& isa, const std::string& form
     const int to = static_cast<int>(int64_t{blocks} * (thread + 1) / threads * 64);
     for (int r = 0; r < repeats; ++r) {
       const auto start = std::chrono::steady_clock::now();
-      kernels.product(packing, w.data() + static_cast<size_t>(r) % copies * copy_bytes,
-                      s.row_bytes, from, to < s.n ? to : s.n, prepared.data(), s.m, s.k, nullptr,
-                      out.data(), static_cast<size_t>(s.n), scratch.data());
+      kernels.product(packing, w.data() + static_cast<size_t>(r) % copies * copy_bytes, s.row_bytes,
+                      from, to < s.n ? to : s.n, prepared.data(), s.m, s.k, nullptr, out.data(),
+                      static_cast<size_t>(s.n), scratch.data());
       const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
       seconds[static_cast<size_t>(thread)].push_back(spent.count());
     }
@@ -154,13 +153,30 @@ int same_size(std::initializer_list<size_t> sizes) {
   return checked_int(*sizes.begin(), "d");
 }
 
+template <class Quantize>
+nb::tuple quantized(int d, Quantize quantize) {
+  std::unique_ptr<int8_t[]> q(new int8_t[static_cast<size_t>(d)]());
+  const float step = quantize(q.get());
+  nb::capsule owner(q.get(), [](void* p) noexcept { delete[] static_cast<int8_t*>(p); });
+  return nb::make_tuple(step, OutBytes(q.release(), {static_cast<size_t>(d)}, owner));
+}
+
 nb::tuple rms_norm_quantize(const std::string& isa, In<float, 1> x, In<float, 1> w, float eps) {
   const Kernels& kernels = find(isa);
   const int d = same_size({x.shape(0), w.shape(0)});
-  std::unique_ptr<int8_t[]> q(new int8_t[static_cast<size_t>(d)]());
-  const float step = kernels.rms_norm_quantize(x.data(), w.data(), eps, d, q.get());
-  nb::capsule owner(q.get(), [](void* p) noexcept { delete[] static_cast<int8_t*>(p); });
-  return nb::make_tuple(step, OutBytes(q.release(), {static_cast<size_t>(d)}, owner));
+  return quantized(
+      d, [&](int8_t* q) { return kernels.rms_norm_quantize(x.data(), w.data(), eps, d, q); });
+}
+
+nb::tuple scale_quantize(const std::string& isa, In<float, 1> y, In<float, 1> w) {
+  const Kernels& kernels = find(isa);
+  const int d = same_size({y.shape(0), w.shape(0)});
+  return quantized(d, [&](int8_t* q) { return kernels.scale_quantize(y.data(), w.data(), d, q); });
+}
+
+void normalise(const std::string& isa, In<float, 1> x, float eps, InOut<float, 1> y) {
+  const int d = same_size({x.shape(0), y.shape(0)});
+  find(isa).normalise(x.data(), eps, d, y.data());
 }
 
 void rms_norm(const std::string& isa, In<float, 1> x, In<float, 1> w, float eps,
@@ -209,10 +225,12 @@ void bind_kernels(nb::module_& parent) {
         nb::arg("q"), nb::arg("threads"), nb::arg("repeats"));
   m.def("rms_norm_quantize", &rms_norm_quantize, nb::arg("isa"), nb::arg("x"), nb::arg("w"),
         nb::arg("eps"));
+  m.def("normalise", &normalise, nb::arg("isa"), nb::arg("x"), nb::arg("eps"), nb::arg("y"));
+  m.def("scale_quantize", &scale_quantize, nb::arg("isa"), nb::arg("y"), nb::arg("w"));
   m.def("rms_norm", &rms_norm, nb::arg("isa"), nb::arg("x"), nb::arg("w"), nb::arg("eps"),
         nb::arg("y"));
-  m.def("mlgru_step", &mlgru_step, nb::arg("isa"), nb::arg("i"), nb::arg("f"),
-        nb::arg("lb").none(), nb::arg("keep"), nb::arg("h"));
+  m.def("mlgru_step", &mlgru_step, nb::arg("isa"), nb::arg("i"), nb::arg("f"), nb::arg("lb").none(),
+        nb::arg("keep"), nb::arg("h"));
   m.def("gate_norm", &gate_norm, nb::arg("isa"), nb::arg("g"), nb::arg("h"), nb::arg("w"),
         nb::arg("eps"), nb::arg("y"));
   m.def("silu_mul", &silu_mul, nb::arg("isa"), nb::arg("gate"), nb::arg("up"), nb::arg("y"));

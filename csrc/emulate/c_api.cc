@@ -41,6 +41,12 @@ float emulated_rms_norm_quantize(int table, const float* x, const float* w, floa
                                  int8_t* q) {
   return kTables[table]->rms_norm_quantize(x, w, eps, d, q);
 }
+void emulated_normalise(int table, const float* x, float eps, int d, float* y) {
+  kTables[table]->normalise(x, eps, d, y);
+}
+float emulated_scale_quantize(int table, const float* y, const float* w, int d, int8_t* q) {
+  return kTables[table]->scale_quantize(y, w, d, q);
+}
 void emulated_rms_norm(int table, const float* x, const float* w, float eps, int d, float* y) {
   kTables[table]->rms_norm(x, w, eps, d, y);
 }

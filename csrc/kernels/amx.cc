@@ -52,9 +52,9 @@ NOMATMUL_INLINE inline void transpose(__m512i (&rows)[kSide]) {
     fours[4 * i + 2] = _mm512_unpacklo_epi64(pairs[4 * i + 1], pairs[4 * i + 3]);
     fours[4 * i + 3] = _mm512_unpackhi_epi64(pairs[4 * i + 1], pairs[4 * i + 3]);
   });
-  unrolled<4>([&](auto j) NOMATMUL_INLINE {  // of rows 0..7 and 8..15
-    eights[j] = _mm512_shuffle_i32x4(fours[j], fours[j + 4], 0x88);           // columns j, j + 8
-    eights[j + 4] = _mm512_shuffle_i32x4(fours[j], fours[j + 4], 0xdd);       // j + 4, j + 12
+  unrolled<4>([&](auto j) NOMATMUL_INLINE {                              // of rows 0..7 and 8..15
+    eights[j] = _mm512_shuffle_i32x4(fours[j], fours[j + 4], 0x88);      // columns j, j + 8
+    eights[j + 4] = _mm512_shuffle_i32x4(fours[j], fours[j + 4], 0xdd);  // j + 4, j + 12
     eights[j + 8] = _mm512_shuffle_i32x4(fours[j + 8], fours[j + 12], 0x88);
     eights[j + 12] = _mm512_shuffle_i32x4(fours[j + 8], fours[j + 12], 0xdd);
   });
@@ -79,9 +79,8 @@ void prepare_group(const int8_t* q, int tokens, int k, size_t ldq, const PlaneLa
       __m512i rows[kSide];
       unrolled<kSide>([&](auto t) NOMATMUL_INLINE { rows[t] = load(planes[t] + p * kVec); });
       transpose(rows);
-      unrolled<kSide>([&](auto r) NOMATMUL_INLINE {
-        store(tiles + p * kTile + r * kVec, rows[r]);
-      });
+      unrolled<kSide>([&](auto r)
+                          NOMATMUL_INLINE { store(tiles + p * kTile + r * kVec, rows[r]); });
     }
   }
 }
@@ -211,8 +210,7 @@ void unpack_panel(const Operands& op, int n, int rows, size_t from, int count, u
   for (int r = 0; r < kPanel; ++r) {  // rows beyond n1 repeat the last; never written out
     const uint8_t* w = op.row(n + at_most(r, rows - 1)) + from;
     // past the row's end: the same place of the row that follows this panel
-    const uint8_t* next =
-        from + ahead < row_bytes ? w + ahead : w - from + kPanel * op.row_bytes;
+    const uint8_t* next = from + ahead < row_bytes ? w + ahead : w - from + kPanel * op.row_bytes;
     uint8_t* to = a + static_cast<size_t>(r / kSide) * half + (r % kSide) * kVec;
     for (int b = 0; b < count; ++b, to += kPlanes * kTile) {
       const size_t at = static_cast<size_t>(b) * kVec;
@@ -230,9 +228,8 @@ void write_group(const Operands& op, int n, int rows, int t, const int32_t* c) {
   const int tokens = at_most(kSide, op.m - t);
   for (int half = 0; half * kSide < rows; ++half) {
     __m512i lines[kSide];
-    unrolled<kSide>([&](auto r) NOMATMUL_INLINE {
-      lines[r] = load(c + half * (kTile / 4) + r * kSide);
-    });
+    unrolled<kSide>([&](auto r)
+                        NOMATMUL_INLINE { lines[r] = load(c + half * (kTile / 4) + r * kSide); });
     transpose(lines);
     const int count = at_most(kSide, rows - half * kSide);
     const auto mask = static_cast<uint16_t>((1u << count) - 1);
@@ -252,8 +249,8 @@ void write_group(const Operands& op, int n, int rows, int t, const int32_t* c) {
 }
 
 struct Scratch {
-  uint8_t* a;   // [2 row halves][steps] tiles
-  int32_t* c;   // [groups of 16 tokens][2 row halves] tiles; one pair more for multiply_one
+  uint8_t* a;  // [2 row halves][steps] tiles
+  int32_t* c;  // [groups of 16 tokens][2 row halves] tiles; one pair more for multiply_one
 };
 
 // Calls body(packed vectors before this block, packed vectors in it) for blocks of nearly equal
@@ -293,8 +290,8 @@ void panel_of_few(const Operands& op, int n, int rows, const Scratch& scratch) {
     write_group(op, n, rows, kSide, scratch.c + 2 * kTile / 4);
   } else {
     for (int i = 0; i < 2 * kTile / 4; i += kSide) {
-      store(scratch.c + i, _mm512_add_epi32(load(scratch.c + i),
-                                            load(scratch.c + 2 * kTile / 4 + i)));
+      store(scratch.c + i,
+            _mm512_add_epi32(load(scratch.c + i), load(scratch.c + 2 * kTile / 4 + i)));
     }
   }
   write_group(op, n, rows, 0, scratch.c);
@@ -306,8 +303,8 @@ void panel_of_many(const Operands& op, int n, int rows, int t0, int tokens,
                    const Scratch& scratch) {
   constexpr int kPlanes = planes_of(packing);
   const size_t group_bytes = kSide * op.layout.bytes_per_token;
-  const auto* b = reinterpret_cast<const uint8_t*>(op.q) +
-                  static_cast<size_t>(t0 / kSide) * group_bytes;
+  const auto* b =
+      reinterpret_cast<const uint8_t*>(op.q) + static_cast<size_t>(t0 / kSide) * group_bytes;
   const int groups = groups_of(tokens);
   each_k_block(op.layout.blocks, block_of(packing, op.m), [&](int first, int count) {
     unpack_panel<packing>(op, n, rows, static_cast<size_t>(first) * kVec, count, scratch.a);
@@ -315,8 +312,8 @@ void panel_of_many(const Operands& op, int n, int rows, int t0, int tokens,
     const int steps = count * kPlanes;
     const size_t a_half = static_cast<size_t>(steps) * kTile;
     for (int g = 0; g < groups; g += 2) {
-      const uint8_t* b_block = b + static_cast<size_t>(g) * group_bytes +
-                               static_cast<size_t>(first) * kPlanes * kTile;
+      const uint8_t* b_block =
+          b + static_cast<size_t>(g) * group_bytes + static_cast<size_t>(first) * kPlanes * kTile;
       int32_t* c = scratch.c + g * (2 * kTile / 4);
       // an odd last group multiplies itself twice; the second copy is never written out
       const size_t b_half = g + 1 < groups ? group_bytes : 0;

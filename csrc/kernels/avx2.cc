@@ -17,9 +17,7 @@ constexpr int kVec = 32;
 constexpr int kMaxAdds = 64;
 constexpr int run_of(Packing packing) { return kMaxAdds / planes_of(packing); }
 
-inline __m256i load(const void* p) {
-  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
-}
+inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline __m256i widen(__m256i sums16) { return _mm256_madd_epi16(sums16, _mm256_set1_epi16(1)); }
 
 // Ties the sum to one register: GCC otherwise copies and spills accumulators in the loops below.
@@ -93,7 +91,8 @@ struct Few {
   NOMATMUL_INLINE void block(const uint8_t* const (&rows)[kRows], size_t at, const int8_t* q,
                              size_t q_stride) {
     Digits<packing> digits[kRows];
-    unrolled<kRows>([&](auto r) NOMATMUL_INLINE { digits[r] = Digits<packing>(load(rows[r] + at)); });
+    unrolled<kRows>([&](auto r)
+                        NOMATMUL_INLINE { digits[r] = Digits<packing>(load(rows[r] + at)); });
     unrolled<planes_of(packing)>([&](auto plane) NOMATMUL_INLINE {
       __m256i codes[kRows];
       unrolled<kRows>([&](auto r) NOMATMUL_INLINE {
@@ -186,8 +185,8 @@ struct Avx2 {
     }
     unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
       auto* c_t = reinterpret_cast<__m128i*>(c + t * ldc);
-      const __m128i folded = fold4(widen(sums[t][0]), widen(sums[t][1]), widen(sums[t][2]),
-                                   widen(sums[t][3]));
+      const __m128i folded =
+          fold4(widen(sums[t][0]), widen(sums[t][1]), widen(sums[t][2]), widen(sums[t][3]));
       _mm_storeu_si128(c_t, _mm_add_epi32(_mm_loadu_si128(c_t), folded));
     });
   }
@@ -215,12 +214,18 @@ size_t scratch_bytes(Packing packing, int m, int k) {
 template <Packing packing>
 void product_of(const Operands& op, void* scratch) {
   switch (op.m) {
-    case 0: return;
-    case 1: return Few<1, 4>::product<packing>(op);
-    case 2: return Few<2, 4>::product<packing>(op);
-    case 3: return Few<3, 2>::product<packing>(op);
-    case 4: return Few<4, 2>::product<packing>(op);
-    default: return Gemm<Avx2>::product<packing>(op, scratch);
+    case 0:
+      return;
+    case 1:
+      return Few<1, 4>::product<packing>(op);
+    case 2:
+      return Few<2, 4>::product<packing>(op);
+    case 3:
+      return Few<3, 2>::product<packing>(op);
+    case 4:
+      return Few<4, 2>::product<packing>(op);
+    default:
+      return Gemm<Avx2>::product<packing>(op, scratch);
   }
 }
 

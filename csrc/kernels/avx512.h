@@ -143,9 +143,8 @@ struct OneTokenBase3 {
   __m512i now[kRows], next[kRows], done[kRows];
 
   NOMATMUL_INLINE void start() {
-    unrolled<kRows>([&](auto r) NOMATMUL_INLINE {
-      now[r] = next[r] = done[r] = _mm512_setzero_si512();
-    });
+    unrolled<kRows>([&](auto r)
+                        NOMATMUL_INLINE { now[r] = next[r] = done[r] = _mm512_setzero_si512(); });
   }
   template <class Load>
   NOMATMUL_INLINE void block(Load&& packed_row, const int8_t* q) {
@@ -264,9 +263,7 @@ void few_tokens(const Operands& op) {
         });
         unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
           const __m512i q_t = load(q + static_cast<size_t>(t) * q_stride + p * kVec);
-          unrolled<kRows>([&](auto r) NOMATMUL_INLINE {
-            add_products(sums[t][r], codes[r], q_t);
-          });
+          unrolled<kRows>([&](auto r) NOMATMUL_INLINE { add_products(sums[t][r], codes[r], q_t); });
         });
       });
     });
@@ -279,11 +276,16 @@ void few_tokens(const Operands& op) {
 template <Packing packing>
 void product_of_few(const Operands& op) {
   switch (op.m) {
-    case 0: return;
-    case 1: return packing == Packing::kTwoBit ? one_token_two_bit(op) : one_token_base3(op);
-    case 2: return few_tokens<packing, 2>(op);
-    case 3: return few_tokens<packing, 3>(op);
-    default: return few_tokens<packing, 4>(op);
+    case 0:
+      return;
+    case 1:
+      return packing == Packing::kTwoBit ? one_token_two_bit(op) : one_token_base3(op);
+    case 2:
+      return few_tokens<packing, 2>(op);
+    case 3:
+      return few_tokens<packing, 3>(op);
+    default:
+      return few_tokens<packing, 4>(op);
   }
 }
 

@@ -39,9 +39,8 @@ struct Avx512 {
       });
       unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
         const __m512i q_t = load(q + static_cast<size_t>(t) * q_stride);
-        unrolled<kTileRows>([&](auto r) NOMATMUL_INLINE {
-          add_products(sums[t][r], code[r], q_t);
-        });
+        unrolled<kTileRows>([&](auto r)
+                                NOMATMUL_INLINE { add_products(sums[t][r], code[r], q_t); });
       });
     }
     unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {

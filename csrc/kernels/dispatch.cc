@@ -24,9 +24,9 @@ namespace {
 #if defined(NOMATMUL_X86)
 
 // State components that the OS saves on a context switch (Intel SDM 13.1).
-constexpr uint64_t kYmmState = 0x6;           // XMM, YMM
-constexpr uint64_t kZmmState = 0xe6;          // and opmask, ZMM_Hi256, Hi16_ZMM
-constexpr uint64_t kTileState = 0x60000;      // XTILECFG, XTILEDATA
+constexpr uint64_t kYmmState = 0x6;       // XMM, YMM
+constexpr uint64_t kZmmState = 0xe6;      // and opmask, ZMM_Hi256, Hi16_ZMM
+constexpr uint64_t kTileState = 0x60000;  // XTILECFG, XTILEDATA
 constexpr unsigned long kTileDataFeature = 18;
 
 struct CpuFeatures {

@@ -9,7 +9,8 @@
 //   kTileRows, kTileTokens    register tile; tiles with fewer tokens are instantiated too
 //   kPanel                    rows unpacked at a time, a multiple of kTileRows
 //   block_of(packing)         packed vectors in a k block
-//   unpack<packing>(w, bytes, codes)     `bytes` packed bytes -> planes of codes; the last vector may
+//   unpack<packing>(w, bytes, codes)     `bytes` packed bytes -> planes of codes; the last vector
+//   may
 //                                        be half there (rows end at a multiple of 32 bytes)
 //   tile<tokens>(codes, code_stride, q, q_stride, steps, c, ldc)   c[t * ldc + r] += sum code * q
 #pragma once
@@ -89,8 +90,8 @@ struct Gemm {
                                       left < full ? left : full,
                                       codes + static_cast<size_t>(r) * code_stride);
       }
-      multiply(codes, code_stride, op.token(t0) + from * kPlanes, op.layout.bytes_per_token,
-               tokens, tiled_rows, count * kPlanes, c);
+      multiply(codes, code_stride, op.token(t0) + from * kPlanes, op.layout.bytes_per_token, tokens,
+               tiled_rows, count * kPlanes, c);
       first += count;
     }
     for (int t = 0; t < tokens; ++t) op.write(t0 + t, n, c + t * Isa::kPanel, rows);

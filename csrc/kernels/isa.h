@@ -4,20 +4,6 @@
 
 #include "kernels.h"
 
-// TEMPORARY until the files stand
-#if 0
-#undef NOMATMUL_HAVE_AVX2
-#endif
-#if !__has_include("avx512vnni.cc")
-#undef NOMATMUL_HAVE_AVX512VNNI
-#endif
-#if !__has_include("amx.cc")
-#undef NOMATMUL_HAVE_AMX
-#endif
-#if !__has_include("neon.cc")
-#undef NOMATMUL_HAVE_NEON
-#endif
-
 #define NOMATMUL_KERNELS(isa_name)                                                   \
   {isa_name,  prepared_bytes, prepare,  scratch_bytes, product,   rms_norm_quantize, \
    normalise, scale_quantize, rms_norm, mlgru_step,    gate_norm, silu_mul,          \

@@ -34,9 +34,8 @@ struct Kernels {
   // token_scale == nullptr: out is int32_t*, the accumulator.
   // otherwise: out is float* = float(acc) * token_scale[t].
   // Reads row_bytes_of(packing, k) bytes of each row and no more.
-  void (*product)(Packing, const uint8_t* w, size_t row_bytes, int n0, int n1,
-                  const void* prepared, int m, int k, const float* token_scale, void* out,
-                  size_t ldo, void* scratch);
+  void (*product)(Packing, const uint8_t* w, size_t row_bytes, int n0, int n1, const void* prepared,
+                  int m, int k, const float* token_scale, void* out, size_t ldo, void* scratch);
 
   // Float steps, one token of d elements each; bits are identical on every ISA (float_ops.h).
   // Buffers need only float alignment. Outputs may alias the input of the same shape.
@@ -45,7 +44,8 @@ struct Kernels {
   // token_scale). Returns NaN, and leaves q undefined, where x is not finite.
   float (*rms_norm_quantize)(const float* x, const float* w, float eps, int d, int8_t* q);
   // The same in two parts, for several linears that share x: normalise gives y = x / sqrt(mean(x^2)
-  // + eps), and scale_quantize(y, w, ...) then what rms_norm_quantize(x, w, ...) gives, bit for bit.
+  // + eps), and scale_quantize(y, w, ...) then what rms_norm_quantize(x, w, ...) gives, bit for
+  // bit.
   void (*normalise)(const float* x, float eps, int d, float* y);
   float (*scale_quantize)(const float* y, const float* w, int d, int8_t* q);
   // y = x / sqrt(mean(x^2) + eps) * w

@@ -9,10 +9,9 @@ import functools
 from typing import Any, Protocol
 
 import numpy as np
+import parity_emulated
 import pytest
 from numpy.typing import NDArray
-
-import parity_emulated
 
 ISAS = (
     "scalar",
@@ -46,6 +45,10 @@ class Kernels(Protocol):
     def rms_norm_quantize(
         self, isa: str, x: Array, w: Array, eps: float
     ) -> tuple[float, Array]: ...
+
+    def normalise(self, isa: str, x: Array, eps: float, y: Array) -> None: ...
+
+    def scale_quantize(self, isa: str, y: Array, w: Array) -> tuple[float, Array]: ...
 
     def rms_norm(self, isa: str, x: Array, w: Array, eps: float, y: Array) -> None: ...
 

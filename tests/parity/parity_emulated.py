@@ -1,6 +1,6 @@
 """Builds the AVX512-VNNI and AMX kernels against software stand-ins for their instructions.
 
-The library lands in build/emulate/ under a name made of the sources' hash, so that it is built once.
+The library lands in build/emulate/ under a name made of the sources' hash: built once.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class EmulatedKernels:
     def __init__(self, library: Path) -> None:
         self._lib = ctypes.CDLL(str(library))
         self._lib.emulated_rms_norm_quantize.restype = ctypes.c_float
+        self._lib.emulated_scale_quantize.restype = ctypes.c_float
         self._lib.emulated_codes_ok.restype = ctypes.c_bool
 
     def product(
@@ -78,6 +79,20 @@ class EmulatedKernels:
         )
         return step, q
 
+    def normalise(self, isa: str, x: Array, eps: float, y: Array) -> None:
+        """y = x / rms(x), in place."""
+        self._lib.emulated_normalise(
+            TABLES[isa], _pointer(x), ctypes.c_float(eps), len(x), _pointer(y)
+        )
+
+    def scale_quantize(self, isa: str, y: Array, w: Array) -> tuple[float, Array]:
+        """Return (absmax / 127, q int8) of y * w."""
+        q = np.zeros(len(y), np.int8)
+        step = self._lib.emulated_scale_quantize(
+            TABLES[isa], _pointer(y), _pointer(w), len(y), _pointer(q)
+        )
+        return step, q
+
     def rms_norm(self, isa: str, x: Array, w: Array, eps: float, y: Array) -> None:
         """y = x / rms(x) * w, in place."""
         self._lib.emulated_rms_norm(
@@ -102,9 +117,7 @@ class EmulatedKernels:
 
     def silu_mul(self, isa: str, gate: Array, up: Array, y: Array) -> None:
         """y = silu(gate) * up, in place."""
-        self._lib.emulated_silu_mul(
-            TABLES[isa], _pointer(gate), _pointer(up), len(y), _pointer(y)
-        )
+        self._lib.emulated_silu_mul(TABLES[isa], _pointer(gate), _pointer(up), len(y), _pointer(y))
 
     def add(self, isa: str, x: Array, y: Array) -> None:
         """x += y."""

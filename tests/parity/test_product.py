@@ -10,7 +10,6 @@ import zlib
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-
 from parity_backends import ISAS, PACKINGS, kernels_of, native, pack
 
 POISON = -559038737
@@ -25,9 +24,7 @@ def oracle(q_MK: NDArray[np.int8], t_NK: NDArray[np.int8]) -> NDArray[np.int32]:
     return (q_MK.astype(np.float64) @ t_NK.astype(np.float64).T).astype(np.int32)
 
 
-def operands(
-    m: int, n: int, k: int, seed: int = 0
-) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+def operands(m: int, n: int, k: int, seed: int = 0) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
     """Return random q over the whole int8 range and random ternary t."""
     rng = np.random.default_rng([m, n, k, seed])
     q_MK = rng.integers(-128, 128, (m, k), dtype=np.int8)
@@ -160,7 +157,7 @@ def test_bad_shapes_are_refused() -> None:
     q_MK, t_NK = operands(2, 4, 300)
     packed = pack(t_NK, "2bit")
     out = np.zeros((2, 4), dtype=np.int32)
-    with pytest.raises(ValueError, match="isa 'avx9' is not available here; available:.* scalar"):
+    with pytest.raises(ValueError, match=r"isa 'avx9' is not available here; available:.* scalar"):
         kernels.product("avx9", "2bit", packed, q_MK, None, out, 0, 4)
     with pytest.raises(ValueError, match="packing '3bit'"):
         kernels.product("scalar", "3bit", packed, q_MK, None, out, 0, 4)
