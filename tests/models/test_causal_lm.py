@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import DIALS  # the one in this folder
+from dials import DIALS
 
 from nomatmul.models import GLU, MLGRU, BitLinear, CausalLM, CausalLMConfig, RecurrentCache
 
@@ -36,10 +36,10 @@ def test_left_padded_equals_unpadded(build, ids, name):
     torch.testing.assert_close(got, model(ids).logits, **CLOSE)
 
 
-@pytest.mark.parametrize("name", DIALS)
+@pytest.mark.parametrize("name", ["matmul-free", "transformer++"])
 def test_generate_batched_left_padded_equals_alone(build, ids, name):
     model = build(name)
-    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
     prompts = [ids[0, :9], ids[1, :4]]
     alone = [
         model.generate(p[None], attention_mask=torch.ones_like(p[None]), **options)[0, len(p) :]
@@ -58,7 +58,7 @@ def test_generate_batched_left_padded_equals_alone(build, ids, name):
 @pytest.mark.parametrize("name", ["matmul-free", "transformer++"])
 def test_generate_samples_and_searches_beams(build, ids, name):
     model = build(name)
-    common = {"max_new_tokens": 5, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
+    common = {"max_new_tokens": 3, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
     torch.manual_seed(3)
     first = model.generate(ids, do_sample=True, top_k=10, temperature=0.8, **common)
     torch.manual_seed(3)
@@ -215,20 +215,27 @@ def test_cache_selects_sequences():
     assert cache.states == [None]
 
 
-@pytest.mark.parametrize("name", ["matmul-free", "transformer++"])
-def test_compiles_into_one_graph(build, ids, name):
+def test_compiles_into_one_graph(build, ids):
     """No graph break, forward or backward, and the numbers stay; the tracer only, no C++."""
-    model = build(name, num_layers=1).train()
+    model = build(num_layers=1, use_lower_bound=False).train()
     torch._dynamo.reset()
     compiled = torch.compile(model.loss, fullgraph=True, backend="aot_eager")
     results = []
     for function in (compiled, model.loss):
         loss, _ = function(ids, ids)
         loss.backward()
-        results.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
-        model.zero_grad()
+        results.append([loss.detach(), *(p.grad for p in model.parameters())])
+        model.zero_grad(set_to_none=True)
     for ours, theirs in zip(*results, strict=True):
-        if theirs is None:  # lower bounds of a single layer act nowhere
-            assert ours is None or not ours.any()
-            continue
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["matmul-free", "transformer++"])
+def test_compiles_with_the_default_backend(build, ids, name):
+    model = build(name).train()
+    torch._dynamo.reset()
+    compiled, _ = torch.compile(model.loss, fullgraph=True)(ids, ids)
+    compiled.backward()
+    plain, _ = model.loss(ids, ids)
+    assert compiled.item() == pytest.approx(plain.item(), rel=1e-3)

@@ -16,6 +16,7 @@ LENGTHS = (1, 2, 31, 32, 33, 63, 2048)
 
 
 def relative(a: Tensor, b: Tensor) -> float:
+    a, b = a.detach(), b.detach()
     return float((a - b).norm() / b.norm().clamp(min=1e-30))
 
 
