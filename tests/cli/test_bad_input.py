@@ -122,6 +122,10 @@ def test_a_bad_packed_model_is_refused_by_every_command(refused, packed, text, t
     refused(words, "footprint", "--model", model)
 
 
+def test_a_model_that_is_not_packed_is_told_so(refused, training):
+    refused("`nomatmul pack`", "generate", "--model", training, "--prompt", "w1")
+
+
 def test_a_bad_model_is_refused_by_bench(refused, tmp_path):
     refused("nowhere", "bench", "--size", tmp_path / "nowhere")
 

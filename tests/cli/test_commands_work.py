@@ -35,7 +35,7 @@ def test_generate_json(run, packed):
 
 
 def test_generate_reads_standard_input_and_echoes(run, packed, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("w1 w2"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("w1 w2\n"))
     options = ("--temperature", "0", "--max-tokens", "3")
     piped = run("generate", "--model", packed, "--prompt", "-", *options, "--echo")
     plain = run("generate", "--model", packed, "--prompt", "w1 w2", *options)

@@ -54,7 +54,9 @@ class Options:
 
 def run(options: Options) -> int:
     start = time.perf_counter()
-    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    prompt = options.prompt
+    if prompt == "-":  # the last line's end belongs to the pipe, not to the text
+        prompt = sys.stdin.read().removesuffix("\n")
     if not prompt.strip("\r\n"):
         raise ValueError("the prompt is empty; give --prompt TEXT, or - and text on standard input")
     import nomatmul

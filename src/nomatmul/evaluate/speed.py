@@ -154,6 +154,8 @@ def open_model(request: SpeedRequest) -> LanguageModel:
     if request.size in SIZES:
         config = ModelConfig(**SIZES[request.size])
         return random_model(config, request.packing, request.embedding, isa=request.isa)
+    if not Path(request.size).exists():
+        raise ValueError(f"{request.size} is no size ({', '.join(SIZES)}) and no packed directory")
     return load(request.size, isa=request.isa)
 
 

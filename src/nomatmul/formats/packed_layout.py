@@ -89,6 +89,8 @@ def parse_packed_config(values: dict[str, Any]) -> tuple[ModelConfig, str, str]:
 
     Raises FormatError for another format, a newer version, or a key that is unknown or missing.
     """
+    if "format" not in values and "model_type" in values:
+        raise FormatError("this model is not packed; `nomatmul pack` makes a packed one of it")
     if values.get("format") != FORMAT:
         raise FormatError(f"format {values.get('format')!r} is not {FORMAT!r}")
     version = values.get("format_version")
