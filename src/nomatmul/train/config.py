@@ -188,10 +188,10 @@ def apply_overrides(config: TrainConfig, assignments: Iterable[str]) -> TrainCon
             raise ValueError(f"override {assignment!r} is not of the form name=value")
         name = {"lr": "learning_rate"}.get(name, name)
         if name.startswith("model."):
-            target, field, owner = model, name.removeprefix("model."), ModelConfig
+            name = name.removeprefix("model.")
+            model[name] = _parse_value(ModelConfig, name, text.strip(), assignment)
         else:
-            target, field, owner = own, name, TrainConfig
-        target[field] = _parse_value(owner, field, text.strip(), assignment)
+            own[name] = _parse_value(TrainConfig, name, text.strip(), assignment)
     if model:
         # A changed width must not keep the old width's derived size.
         if "hidden_size" in model and "intermediate_size" not in model:

@@ -233,9 +233,8 @@ def _read_dataset(source: Source) -> Iterator[Iterator[str]]:
     elif source.kind == "saved":
         data = datasets.load_from_disk(source.path)
     else:
-        name, *rest = source.path.removeprefix("hf:").split(":")
-        split = rest[1] if len(rest) > 1 else "train"
-        data = datasets.load_dataset(name, (rest or [None])[0] or None, split=split)
+        name, subset, split, *_ = [*source.path.removeprefix("hf:").split(":"), "", ""]
+        data = datasets.load_dataset(name, subset or None, split=split or "train")
     if isinstance(data, dict):
         if "train" not in data:
             raise ValueError(f"{source.path} has the splits {', '.join(data)}, but no 'train'")

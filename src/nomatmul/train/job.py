@@ -175,7 +175,8 @@ def _set_up(
     _write_run_file(out, config, prepared, override)
     set_deterministic(config, device)
     torch.manual_seed(config.seed)
-    model = build_model(config.model).to(device)
+    model = build_model(config.model)
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps it
     if config.activation_checkpointing:
         enable_activation_checkpointing(model)
     optimizer = build_optimizer(model, config)
