@@ -19,4 +19,4 @@ def register() -> None:
 class _Published(CausalLM):
     """Only a name for transformers' table: published configs are translated before use."""
 
-    config_class = PublishedConfig
+    config_class = PublishedConfig  # type: ignore[assignment]

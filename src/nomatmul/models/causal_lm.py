@@ -21,6 +21,8 @@ from nomatmul.models.block import Block
 from nomatmul.models.cache import RecurrentCache
 from nomatmul.models.config import CausalLMConfig
 from nomatmul.models.layers import (
+    FFN,
+    GLU,
     XAVIER_GAIN,
     BitLinear,
     DenseLinear,
@@ -63,7 +65,7 @@ class CausalLM(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
-    _no_split_modules = ("Block",)
+    _no_split_modules = ["Block"]  # noqa: RUF012 (transformers' form)
     _tied_weights_keys = {"head.weight": "embedding.weight"}  # noqa: RUF012 (transformers' form)
     _is_stateful = True
     _supports_sdpa = True
@@ -93,12 +95,14 @@ class CausalLM(PreTrainedModel, GenerationMixin):
         return self.embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        assert isinstance(value, nn.Embedding)
         self.embedding = value
 
     def get_output_embeddings(self) -> nn.Module:
         return self.head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        assert isinstance(new_embeddings, BitLinear | DenseLinear)
         self.head = new_embeddings
 
     @classmethod
@@ -114,12 +118,13 @@ class CausalLM(PreTrainedModel, GenerationMixin):
         std = self.config.initializer_range
         residual_std = std / math.sqrt(2 * self.config.num_layers)
         self.head.initial_std = std
-        for block in self.layers:
-            mixers = [block.channel, block.mixer if isinstance(block.mixer, Attention) else None]
-            for mixer in mixers:
-                for name, linear in mixer.named_children() if mixer is not None else ():
-                    scaled = name in ("o_proj", "down_proj")
-                    linear.initial_std = residual_std if scaled else std
+        for module in self.modules():
+            if not isinstance(module, Attention | GLU | FFN):
+                continue
+            for name, linear in module.named_children():
+                assert isinstance(linear, BitLinear | DenseLinear)
+                scaled = name in ("o_proj", "down_proj")
+                linear.initial_std = residual_std if scaled else std
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -147,9 +152,9 @@ class CausalLM(PreTrainedModel, GenerationMixin):
             cls, super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs
         )
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> Any:
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """Write config.json and safetensors (sharded when large); tokenizer.json if known."""
-        result = super().save_pretrained(save_directory, **kwargs)
+        result = super().save_pretrained(save_directory, *args, **kwargs)
         save_tokenizer(self, Path(save_directory))
         return result
 
