@@ -18,7 +18,7 @@ from typing import Any
 
 from nomatmul.cli import one_line
 from nomatmul.cli.options import option
-from nomatmul.cli.sampling import sampling_arguments, unescape
+from nomatmul.cli.sampling import load_model, sampling_arguments, unescape
 
 EXAMPLES = r"""
 examples:
@@ -52,9 +52,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    import nomatmul
-
-    lm = nomatmul.load(options.model, threads=options.threads)
+    lm = load_model(options)
     chat = Conversation(lm, options)
     if sys.stdin.isatty():
         print(

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 
 from nomatmul.cli.options import json_option, option
-from nomatmul.cli.sampling import sampling_arguments
+from nomatmul.cli.sampling import load_model, sampling_arguments
 from nomatmul.cli.show import print_json
 
 EXAMPLES = r"""
@@ -59,9 +59,7 @@ def run(options: Options) -> int:
         prompt = sys.stdin.read().removesuffix("\n")
     if not prompt.strip("\r\n"):
         raise ValueError("the prompt is empty; give --prompt TEXT, or - and text on standard input")
-    import nomatmul
-
-    lm = nomatmul.load(options.model, threads=options.threads)
+    lm = load_model(options)
     stream = lm.stream(prompt, **sampling_arguments(options))
     if options.echo and not options.json:
         print(prompt, end="", flush=True)

@@ -1,8 +1,12 @@
-"""What `generate` and `chat` share: options of sampling, and their way into the engine."""
+"""What `generate` and `chat` share: opening the model, and options of sampling."""
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nomatmul.engine.model import LanguageModel
 
 
 def unescape(text: str) -> str:
@@ -13,6 +17,16 @@ def unescape(text: str) -> str:
         out += pair if pair is not None else rest[0]
         rest = rest[2 if pair is not None else 1 :]
     return out
+
+
+def load_model(options: Any) -> LanguageModel:
+    """The model that the options name, as soon as possible: its first token is waited for."""
+    # numpy's OpenBLAS starts a thread a core when it is imported, a quarter of its import's time;
+    # the native core has threads of its own and never calls it.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    import nomatmul
+
+    return nomatmul.load(options.model, threads=options.threads)
 
 
 def sampling_arguments(options: Any) -> dict[str, Any]:
