@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -211,10 +212,35 @@ def test_a_time_limit_ends_the_run_with_the_rate_at_zero(
     monkeypatch.setattr(Trainer, "_train_step", ticking)
     result = train_here(config, text_file, tmp_path / "run")
     assert (result.status, result.step, result.elapsed) == ("finished", 10, 10.0)
+    assert [step for step, _ in held_out(tmp_path / "run")] == [6, 10]
     rates = [row["learning_rate"] for row in read_metrics(tmp_path / "run") if "loss" in row]
     assert rates[-1] == pytest.approx(1e-3)
     state = json.loads((tmp_path / "run/checkpoints/step-00000010/state.json").read_text())
     assert state["elapsed"] == 10.0
+
+
+def test_a_finished_run_reports_its_score_again(finished: Path, text_file: Path) -> None:
+    again = train_here(tiny_config(sample_interval=6, sample_tokens=4), text_file, finished)
+    row = [row for row in read_metrics(finished) if "valid_loss" in row][-1]
+    assert (again.valid_loss, again.valid_bits_per_byte) == (
+        row["valid_loss"],
+        row["valid_bits_per_byte"],
+    )
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "lose"])
+def test_damage_of_any_file_is_found(tmp_path: Path, finished: Path, damage: str) -> None:
+    whole = finished / "checkpoints/step-00000012"
+    for number, name in enumerate(sorted(path.name for path in whole.iterdir())):
+        copy = tmp_path / str(number)
+        shutil.copytree(whole, copy)
+        data = bytearray((copy / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        if damage == "lose":
+            (copy / name).unlink()
+        else:
+            (copy / name).write_bytes(data if damage == "flip" else data[: len(data) // 2])
+        assert find_fault(copy) is not None, name
 
 
 def test_weight_decay_is_for_matrices(config: TrainConfig) -> None:

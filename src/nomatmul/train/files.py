@@ -20,10 +20,17 @@ def write_new_file(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise
+        raise named(error, path) from None
     sync_directory(path.parent)
+
+
+def named(error: BaseException, path: Path) -> BaseException:
+    """The error with the file's name in it: a full disk is reported without one."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        return OSError(error.errno, error.strerror, str(path))
+    return error
 
 
 def write_json(path: Path, value: Any) -> None:

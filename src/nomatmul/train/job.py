@@ -22,7 +22,7 @@ from nomatmul.train.checkpoints import (
 )
 from nomatmul.train.config import TrainConfig, differences
 from nomatmul.train.files import new_directory, remove_leftovers, write_json
-from nomatmul.train.metrics import Console
+from nomatmul.train.metrics import Console, read_metrics
 from nomatmul.train.model import build_model, enable_activation_checkpointing
 from nomatmul.train.optimizer import build_optimizer, set_deterministic
 from nomatmul.train.prepare import DataArgs, Prepared, check_inputs, prepare, with_token_ids
@@ -99,14 +99,15 @@ def run(
             assert signals.requested is not None
             return RunResult(_status(signals.requested), trainer.step, trainer.clock.elapsed())
         model = _export(trainer, out)
-    held_out = trainer.last_held_out
+    scored = [row for row in read_metrics(out) if "valid_loss" in row]
+    last: dict[str, float] = scored[-1] if scored else {}
     return RunResult(
         "finished",
         trainer.step,
         trainer.clock.elapsed(),
         str(model),
-        held_out.loss if held_out else None,
-        held_out.bits_per_byte if held_out else None,
+        last.get("valid_loss"),
+        last.get("valid_bits_per_byte"),
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nomatmul.train.config import TrainConfig
-from nomatmul.train.files import write_new_file
+from nomatmul.train.files import named, write_new_file
 
 
 class MetricsLog:
@@ -49,8 +49,11 @@ class MetricsLog:
             self._board.add_text("sample", text, step)
 
     def flush(self) -> None:
-        """Let readers see the rows so far."""
-        self._file.flush()
+        """Let readers see the rows so far. Raises OSError naming the file when the disk is full."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise named(error, self.path) from None
 
     def sync(self) -> None:
         """Make the rows so far survive a crash of the machine."""

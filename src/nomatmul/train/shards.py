@@ -177,8 +177,9 @@ def _encode_all(
     workers = workers if workers is not None else (os.cpu_count() or 1)
     if workers < 1:
         raise ValueError(f"workers {workers} must be at least 1")
-    small = all(s.kind != "hub" and s.stamp()["size"] < CHUNK_CHARACTERS // 4 for s in sources)
-    pool = None if workers == 1 or (small and len(sources) == 1) else _pool(workers, tasks.out)
+    size = sum(source.stamp()["size"] for source in sources)  # 0 for the hub: not known
+    small = 0 < size < CHUNK_CHARACTERS // 4  # done before the processes would have started
+    pool = None if workers == 1 or small else _pool(workers, tasks.out)
     waiting: list[tuple[_Chunk, str, Future[dict[str, Any]] | dict[str, Any]]] = []
     tokens = 0
     try:

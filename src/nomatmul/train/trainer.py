@@ -21,7 +21,7 @@ from nomatmul.train.batches import Batches, WindowOrder
 from nomatmul.train.checkpoints import Checkpoints, Progress
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.diagnostics import Diagnostics
-from nomatmul.train.evaluation import Evaluator, HeldOut, sample_text
+from nomatmul.train.evaluation import Evaluator, sample_text
 from nomatmul.train.metrics import Console, MetricsLog
 from nomatmul.train.optimizer import build_loss, clip_gradients
 from nomatmul.train.schedule import learning_rate
@@ -88,7 +88,6 @@ class Trainer:
             console.say("note: tensorboard is not installed, metrics go to metrics.jsonl only")
         self.step = progress.step
         self.clock = _Clock(progress.elapsed)
-        self.last_held_out: HeldOut | None = None
         self._pending: list[tuple[float, Tensor, Tensor]] = []  # rate, loss, gradient norm
         self._flushed_at = self.clock.working()
         self._saved_step = progress.step
@@ -105,13 +104,14 @@ class Trainer:
         self._flushed_at = self.clock.working()
         self._saved_at = self.clock.elapsed()
         self.console.start(self.config, self.step)
+        x_BT = None
         try:
             while not self._finished():
                 x_BT = self._train_step(batches)
                 self._report(x_BT)
                 if self.stop_requested():
                     break
-            return self._end()
+            return self._end(x_BT)
         finally:
             batches.close()  # type: ignore[attr-defined]
             self.console.stop()
@@ -149,25 +149,34 @@ class Trainer:
     def _report(self, x_BT: Tensor) -> None:
         """Everything that is due after this step."""
         config, step = self.config, self.step
-        last = self._finished()
-
-        def due(interval: int) -> bool:
-            return interval > 0 and (step % interval == 0 or last)
-
-        if due(config.log_interval):
+        if step % config.log_interval == 0:
             self._flush()
-        if due(config.eval_interval) and self.evaluator is not None:
-            self._aside(self._evaluate)
-        if due(config.diagnostics_interval):
-            self._aside(lambda: self._diagnose(x_BT))
-        if due(config.sample_interval) and config.sample_tokens:
-            self._aside(self._sample)
+        self._look(x_BT, lambda interval: step % interval == 0)
         since = self.clock.elapsed() - self._saved_at
         by_time = config.checkpoint_seconds > 0 and since >= config.checkpoint_seconds
-        if not last and (
-            by_time or (config.checkpoint_interval and step % config.checkpoint_interval == 0)
-        ):
+        by_step = config.checkpoint_interval > 0 and step % config.checkpoint_interval == 0
+        if (by_time or by_step) and not self._finished():
             self._aside(self._save)
+
+    def _look(self, x_BT: Tensor, due: Callable[[int], bool]) -> None:
+        """Held-out loss, diagnostics and sample, those of them that are due."""
+        config = self.config
+        for work, interval, possible in (
+            (self._evaluate, config.eval_interval, self.evaluator is not None),
+            (lambda: self._diagnose(x_BT), config.diagnostics_interval, True),
+            (self._sample, config.sample_interval, config.sample_tokens > 0),
+        ):
+            if interval > 0 and possible and due(interval):
+                self._aside(work)
+
+    def _end(self, x_BT: Tensor | None) -> bool:
+        """The last reports, unless this step has had them, and the last checkpoint."""
+        finished, step = self._finished(), self.step
+        self._flush()
+        if finished and x_BT is not None:
+            self._look(x_BT, lambda interval: step % interval != 0)
+        self._save()
+        return finished
 
     def _aside(self, work: Callable[[], None]) -> None:
         """Do something that is no training step, and keep its time out of tokens/s."""
@@ -199,6 +208,8 @@ class Trainer:
                     "tokens_per_second": round(speed, 1),
                     "elapsed": round(self.clock.elapsed(), 3),
                 }
+                if self.device.type == "cuda":
+                    row["peak_bytes"] = torch.cuda.max_memory_allocated(self.device)
             self.metrics.write(row, "train")
         self.metrics.flush()
         self._show(row)
@@ -225,7 +236,6 @@ class Trainer:
     def _evaluate(self) -> None:
         assert self.evaluator is not None
         result = self.evaluator.evaluate(self.loss)
-        self.last_held_out = result
         row = {
             "step": self.step,
             "valid_loss": result.loss,
@@ -257,9 +267,3 @@ class Trainer:
         progress = Progress(self.step, self.clock.elapsed())
         self.checkpoints.save(self.model, self.optimizer, self.tokenizer, self.config, progress)
         self._saved_step, self._saved_at = self.step, self.clock.elapsed()
-
-    def _end(self) -> bool:
-        finished = self._finished()
-        self._flush()
-        self._save()
-        return finished
