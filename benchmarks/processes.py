@@ -5,6 +5,7 @@ The idle side is held by SIGSTOP, so neither side's spinning threads disturb the
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ class Side:
             text=True,
             env={**os.environ, **(env or {})},
         )
+        atexit.register(self.close)  # a stopped child would outlive a benchmark that failed
         self._pause()
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
@@ -46,7 +48,9 @@ class Side:
         return answer
 
     def close(self) -> None:
-        """End the child."""
+        """End the child; a second call does nothing."""
+        if self.process.poll() is not None:
+            return
         self.process.send_signal(signal.SIGCONT)
         if self.process.stdin is not None:
             self.process.stdin.close()

@@ -1,0 +1,44 @@
+"""What the speed figures are made of; nothing here looks at how fast anything is."""
+
+from __future__ import annotations
+
+import pytest
+from nomatmul.engine import random_model
+from nomatmul.evaluate import speed
+from nomatmul.formats.config import ModelConfig
+
+CONFIG = ModelConfig(vocab_size=64, hidden_size=32, num_layers=2, intermediate_size=48)
+
+
+def test_median():
+    assert speed.median([3.0, 1.0, 2.0]) == 2.0
+    assert speed.median([4.0, 1.0, 2.0, 3.0]) == 2.5
+
+
+def test_other_threads_share_the_weights_and_give_the_same_bits():
+    lm = random_model(CONFIG)
+    other = speed.with_threads(lm, 3)
+    assert other.backend.threads == 3
+    assert other.backend.weights is lm.backend.weights
+    ids = [1, 5, 9]
+    assert (lm.logits(ids) == other.logits(ids)).all()
+
+
+def test_a_token_reads_everything_but_the_rest_of_the_embedding():
+    lm = random_model(CONFIG, embedding="bf16")
+    total = lm.footprint()["weights"]
+    assert speed.bytes_read_per_token(lm) == total - (64 - 1) * 32 * 2
+
+
+def test_steps_and_prompts_are_timed():
+    lm = random_model(CONFIG)
+    assert len(speed.step_seconds(lm, 4, sequences=3)) == 4
+    assert speed.prefill_seconds(lm, 5) > 0
+
+
+def test_an_unknown_size_lists_the_sizes():
+    request = speed.SpeedRequest(size="9T", threads=(1,))
+    with pytest.raises(ValueError, match=r"9T is no size \(370M, 1\.3B, 2\.7B\)"):
+        speed.open_model(request)
+    with pytest.raises(ValueError, match=r"measuring 9T failed: 9T is no size"):
+        speed.measure_in_subprocess(request)
