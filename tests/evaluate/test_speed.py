@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from nomatmul.engine import random_model
 from nomatmul.evaluate import speed
 from nomatmul.formats.config import ModelConfig
