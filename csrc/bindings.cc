@@ -55,7 +55,7 @@ const Kernels* kernels_or_throw(const std::optional<std::string>& isa) {
 
 template <class T>
 nb::ndarray<nb::numpy, T> new_array(size_t rows, size_t columns) {
-  T* data = new T[rows * columns]();
+  T* data = new T[rows * columns];  // the step fills it
   nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
   return nb::ndarray<nb::numpy, T>(data, {rows, columns}, owner);
 }

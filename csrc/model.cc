@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -149,9 +150,6 @@ void Model::step(const std::vector<Sequence>& sequences, Want want, float* logit
                  const std::function<void()>& poll) {
   own_process();
   std::lock_guard<std::mutex> lock(*mutex_);
-  pool_->wake();
-  const int D = spec_.hidden;
-  const size_t state_floats = static_cast<size_t>(spec_.layers) * D;
   size_t total = 0;
   for (const Sequence& sequence : sequences) {
     for (int t = 0; t < sequence.count; ++t) {
@@ -162,6 +160,24 @@ void Model::step(const std::vector<Sequence>& sequences, Want want, float* logit
     }
     total += sequence.count;
   }
+  if (total != 1 || threads_ == 1) {
+    pool_->set_alone(false);
+    return run(sequences, total, want, logits, poll);
+  }
+  using Clock = std::chrono::steady_clock;
+  pool_->set_alone(pacer_.alone());
+  const auto start = Clock::now();
+  const double stalled = pool_->seconds_stalled();
+  run(sequences, total, want, logits, poll);
+  const std::chrono::duration<double> spent = Clock::now() - start;
+  pacer_.add(spent.count(), pool_->seconds_stalled() - stalled);
+}
+
+void Model::run(const std::vector<Sequence>& sequences, size_t total, Want want, float* logits,
+                const std::function<void()>& poll) {
+  if (!pool_->alone()) pool_->wake();
+  const int D = spec_.hidden;
+  const size_t state_floats = static_cast<size_t>(spec_.layers) * D;
   // The layers work on copies, so that a step that fails leaves every sequence as it was.
   float* states = states_.need<float>(sequences.size() * state_floats);
   for (size_t s = 0; s < sequences.size(); ++s) {

@@ -20,6 +20,7 @@
 
 #include "kernels/kernels.h"
 #include "memory.h"
+#include "pacer.h"
 #include "thread_pool.h"
 
 namespace nomatmul {
@@ -108,6 +109,8 @@ class Model {
   void declare();
   void declare_linear(const std::string& name, Ternary* linear, int n, int k);
   void own_process();
+  void run(const std::vector<Sequence>& sequences, size_t total, Want want, float* logits,
+           const std::function<void()>& poll);
   void begin(int tokens);
   void embed(int32_t id, float* x) const;
   void run_layer(int layer, int tokens);
@@ -131,6 +134,7 @@ class Model {
   const Kernels* kernels_;
   int threads_;
   std::unique_ptr<ThreadPool> pool_;
+  Pacer pacer_;
   pid_t owner_;
   std::unique_ptr<std::mutex> mutex_;
 

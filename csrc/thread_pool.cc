@@ -19,10 +19,10 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// A worker spins this long after its last task: longer than the serial part between two regions,
-// about as long as the caller needs between two tokens of a small model.
-constexpr auto kSpin = std::chrono::microseconds(200);
-// The caller waits this long for claimed tasks before it lets others have its core.
+// A worker spins this long after its last task: longer than the serial part between two regions.
+constexpr auto kSpin = std::chrono::microseconds(50);
+// The caller spins this long for claimed tasks, several times what a task takes; then it sleeps,
+// because the thread that it waits for has been put aside and may be able to use this core.
 constexpr auto kPatience = std::chrono::microseconds(30);
 
 // What a waiting worker fetches ahead: well inside every second-level cache of the last decade.
@@ -138,13 +138,31 @@ void ThreadPool::dispatch(int tasks, Task task, void* context) {
     task(context, mine, 0);
     ++done;
   }
-  if (pending_.fetch_sub(done, std::memory_order_acq_rel) == done) return;
+  if (pending_.fetch_sub(done, std::memory_order_seq_cst) != done) wait_for_others();
+}
+
+void ThreadPool::wait_for_others() {
   const auto start = Clock::now();
-  int turns = 0;
-  while (pending_.load(std::memory_order_acquire) != 0) {
+  for (int turn = 1; pending_.load(std::memory_order_acquire) != 0; ++turn) {
     relax();
-    if ((++turns & 63) == 0 && Clock::now() - start > kPatience) sched_yield();
+    if (turn % 32 == 0 && Clock::now() - start > kPatience) break;
   }
+  if (pending_.load(std::memory_order_acquire) == 0) return;
+  {
+    std::unique_lock<std::mutex> lock(mutex_);
+    caller_sleeps_.store(true, std::memory_order_seq_cst);
+    done_.wait(lock, [this] { return pending_.load(std::memory_order_seq_cst) == 0; });
+    caller_sleeps_.store(false, std::memory_order_relaxed);
+  }
+  stalled_ += std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// A worker's tasks are done. The last one wakes the caller if it sleeps.
+void ThreadPool::finish(int tasks) {
+  if (pending_.fetch_sub(tasks, std::memory_order_seq_cst) != tasks) return;
+  if (!caller_sleeps_.load(std::memory_order_seq_cst)) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  done_.notify_one();
 }
 
 void ThreadPool::wake() {
@@ -155,7 +173,7 @@ void ThreadPool::wake() {
 }
 
 void ThreadPool::hint(const void* const* bases, int count, size_t bytes, int tasks) {
-  if (threads_ == 1) return;
+  if (alone()) return;
   for (int i = 0; i < kHintBases; ++i) {
     hint_bases_[i].store(i < count ? static_cast<const char*>(bases[i]) : nullptr,
                          std::memory_order_relaxed);
@@ -191,7 +209,7 @@ void ThreadPool::work(int thread) {
     int mine;
     while (claim(thread, &mine)) {
       task_(context_, mine, thread);
-      pending_.fetch_sub(1, std::memory_order_acq_rel);
+      finish(1);
     }
     if (!spin(thread, seen)) sleep(seen);
   }

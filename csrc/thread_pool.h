@@ -37,7 +37,7 @@ class ThreadPool {
   template <class F>
   void run(int tasks, F&& fn) {
     if (tasks <= 0) return;
-    if (threads_ == 1 || tasks == 1) {
+    if (tasks == 1 || alone()) {
       for (int task = 0; task < tasks; ++task) fn(task, 0);
       return;
     }
@@ -47,6 +47,12 @@ class ThreadPool {
         [](void* context, int task, int thread) { (*static_cast<Fn*>(context))(task, thread); },
         const_cast<void*>(static_cast<const void*>(&fn)));
   }
+
+  // With true, run() does all tasks on the calling thread.
+  void set_alone(bool alone) { alone_ = alone; }
+  bool alone() const { return alone_ || threads_ == 1; }
+  // Seconds that callers have waited for threads that were put aside in the middle of a task.
+  double seconds_stalled() const { return stalled_; }
 
   // Tells workers what the next region will read: task t reads `bytes` bytes at bases[i] + t *
   // bytes for each base. Only a hint: nothing depends on it.
@@ -67,6 +73,8 @@ class ThreadPool {
   };
 
   void dispatch(int tasks, Task task, void* context);
+  void wait_for_others();
+  void finish(int tasks);
   bool claim(int thread, int* task);
   int share_begin(int tasks, int thread) const {
     return static_cast<int>(static_cast<int64_t>(tasks) * thread / threads_);
@@ -77,6 +85,8 @@ class ThreadPool {
   void prefetch(int thread, uint32_t seen) const;
 
   const int threads_;
+  bool alone_ = false;
+  double stalled_ = 0;
   std::unique_ptr<Share[]> shares_;
   alignas(64) std::atomic<int> pending_{0};     // tasks of the region that are not done
   alignas(64) std::atomic<uint32_t> epoch_{0};  // counts regions and wake-ups
@@ -90,6 +100,8 @@ class ThreadPool {
   std::atomic<int> hint_tasks_{0};
   std::mutex mutex_;
   std::condition_variable condition_;
+  std::atomic<bool> caller_sleeps_{false};
+  std::condition_variable done_;
   std::vector<std::thread> workers_;
 };
 

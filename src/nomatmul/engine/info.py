@@ -50,7 +50,7 @@ def cpu_report() -> dict[str, Any]:
         "native": "present",
         "isas": isas,
         "isa": isa,
-        "operations": dict.fromkeys(_OPERATIONS, isa),
+        "operations": _chosen(isa),
         "threads": core.default_threads(),
     }
 
@@ -59,6 +59,14 @@ _OPERATIONS = (
     *("ternary product, one token", "ternary product, many tokens", "norm and quantise"),
     *("MLGRU step", "gate and norm", "GLU", "check of codes"),
 )
+
+
+def _chosen(isa: str) -> dict[str, str]:
+    """The kernel of each operation; tiles do not pay for a single token (csrc/kernels/amx.cc)."""
+    chosen = dict.fromkeys(_OPERATIONS, isa)
+    if isa == "amx":
+        chosen["ternary product, one token"] = "avx512vnni"
+    return chosen
 
 
 def huge_pages_granted(nbytes: int = 8 << 20) -> bool:
