@@ -14,6 +14,8 @@
 #include <immintrin.h>
 #endif
 
+#include <cstdint>
+
 #include "gemm.h"
 #include "unroll.h"
 
@@ -38,6 +40,18 @@ NOMATMUL_INLINE inline void add_products(__m512i& sum, __m512i codes, __m512i q)
 
 inline __m512i load(const void* p) { return _mm512_loadu_si512(p); }
 inline void store(void* p, __m512i v) { _mm512_storeu_si512(p, v); }
+
+// Calls into cache what lies kBytes further on. A prefetch never faults, so that may be past the
+// end of the weights; an integer, because a pointer may not point there.
+template <int kBytes = 8192>
+NOMATMUL_INLINE inline void fetch_ahead(const uint8_t* p) {
+#if defined(NOMATMUL_EMULATE)
+  static_cast<void>(p);
+#else
+  const uintptr_t at = reinterpret_cast<uintptr_t>(p) + kBytes;
+  _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0);
+#endif
+}
 
 // Rows end at a multiple of 32 bytes, so a row's last vector may be half there. The other half
 // reads as 0, and meets activations that are 0.
@@ -186,11 +200,19 @@ struct RowPointers {
     int b = first;
     for (; b < at_most(last, whole); ++b) {
       const size_t at = static_cast<size_t>(b) * kVec;
-      body([&](auto r) NOMATMUL_INLINE { return load(rows[r] + at); }, b);
+      const auto load_row = [&](auto r) NOMATMUL_INLINE {
+        fetch_ahead(rows[r] + at);
+        return load(rows[r] + at);
+      };
+      body(load_row, b);
     }
     if (b < last) {
       const size_t at = static_cast<size_t>(b) * kVec, left = row_bytes - at;
-      body([&](auto r) NOMATMUL_INLINE { return load_part(rows[r] + at, left); }, b);
+      const auto load_row = [&](auto r) NOMATMUL_INLINE {
+        fetch_ahead(rows[r] + at);
+        return load_part(rows[r] + at, left);
+      };
+      body(load_row, b);
     }
   }
 };

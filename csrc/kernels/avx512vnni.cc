@@ -17,6 +17,7 @@ struct Avx512 {
   template <Packing packing>
   static void unpack(const uint8_t* w, size_t bytes, uint8_t* codes) {
     for (size_t at = 0; at < bytes; at += kVec, codes += planes_of(packing) * kVec) {
+      fetch_ahead<4096>(w + at);
       Digits<packing> digits(load_part(w + at, bytes - at));
       unrolled<planes_of(packing)>([&](auto p) NOMATMUL_INLINE {
         store(codes + p * kVec, digits.template next<decltype(p)::value>());
