@@ -2,11 +2,12 @@
 
     python benchmarks/box_model.py prepare --data ../shared/data --work runs/box
     python benchmarks/box_model.py train   --work runs/box --seconds 1200 --gpus 0,1
-    python benchmarks/box_model.py finish  --work runs/box
+    python benchmarks/box_model.py pack    --work runs/box
+    python benchmarks/box_model.py score   --work runs/box --data ../shared/data
 
 `train` runs recipe `box` (MatMul-free LM) and its twin `transformer_box` (Transformer++) on the
-same tokens for the same time, side by side on two GPUs or one after the other on one. `finish` packs the
-first and writes `scores.json`: held-out bits per byte of both, and of the packed model.
+same tokens, side by side on two GPUs or one after the other on one. `score` writes the held-out
+bits per byte of both, and of the packed model.
 """
 
 from __future__ import annotations
@@ -127,26 +128,31 @@ def train(args: argparse.Namespace) -> None:
         raise SystemExit(f"training ended with exit codes {codes}; see {args.work}/*.log")
 
 
-def finish(args: argparse.Namespace) -> None:
-    """Pack the MatMul-free model; score both and the packed one on the held-out texts."""
-    nomatmul = [sys.executable, "-m", "nomatmul"]
-    packed = args.work / "packed"
+def pack(args: argparse.Namespace) -> None:
+    """Pack the MatMul-free model as the package carries it: 1.6 bits a weight, int8 embedding."""
     subprocess.run(
-        [*nomatmul, "pack", str(args.work / "mlgru"), str(packed),
-         "--packing", "1.6bit", "--embedding", "int8"], check=True)  # fmt: skip
-    scores: dict[str, dict[str, float]] = {}
-    models = {folder: args.work / folder / "model" for folder in RUNS.values()}
-    for name in HELD_OUT:
-        text = args.work / (name.replace("/", "-") + ".txt")
-        text.write_bytes(bz2.decompress((args.data / f"{name}.txt.bz2").read_bytes()))
-        for label, model in {**models, "packed": packed}.items():
-            command = [*nomatmul, "eval", "--model", str(model), "--text", str(text), "--json"]
+        [sys.executable, "-m", "nomatmul", "pack", str(args.work / "mlgru"),
+         str(args.work / "packed"), "--packing", "1.6bit", "--embedding", "int8"],
+        check=True,
+    )  # fmt: skip
+
+
+def score(args: argparse.Namespace) -> None:
+    """Bits per byte on the held-out texts, one file a model: scores-MODEL.json."""
+    for label in args.models:
+        model = args.work / label / ("" if label == "packed" else "model")
+        scores = {}
+        for name in HELD_OUT:
+            command = [
+                sys.executable, "-m", "nomatmul", "eval", "--json", "--model", str(model),
+                "--text", str(args.data / f"{name}.txt.bz2"),
+            ]  # fmt: skip
             if args.max_tokens:
                 command += ["--max-tokens", str(args.max_tokens)]
             result = subprocess.run(command, check=True, capture_output=True, text=True)
-            scores.setdefault(name, {})[label] = json.loads(result.stdout)["bits_per_byte"]
-            print(name, label, f"{scores[name][label]:.4f}", flush=True)
-    (args.work / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+            scores[name] = json.loads(result.stdout)
+            print(name, label, f"{scores[name]['bits_per_byte']:.4f}", flush=True)
+        (args.work / f"scores-{label}.json").write_text(json.dumps(scores, indent=2) + "\n")
 
 
 def main() -> None:
@@ -154,21 +160,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     steps = parser.add_subparsers(required=True, metavar="STEP")
-    for step in (prepare, train, finish):
+    for step in (prepare, train, pack, score):
         sub = steps.add_parser(step.__name__, help=(step.__doc__ or "").strip())
         sub.set_defaults(step=step)
         sub.add_argument("--work", type=Path, required=True, help="folder of this experiment")
-        if step is not train:
+        if step in (prepare, score):
             sub.add_argument("--data", type=Path, required=True, help="folder of the texts")
         if step is prepare:
             sub.add_argument("--tokenizer", type=Path, help="use this tokenizer.json")
             sub.add_argument("--partial", action="store_true", help="skip texts that are absent")
             sub.add_argument("--no-tokens", action="store_true", help="stop after the tokenizer")
         if step is train:
-            sub.add_argument("--seconds", type=int, default=1200, help="of training, each run")
+            sub.add_argument("--seconds", type=int, default=1200, help="at most, each run")
             sub.add_argument("--gpus", default="0", help="one or two device numbers: 0 or 0,1")
             sub.add_argument("extra", nargs="*", help="more options of `nomatmul train`, after --")
-        if step is finish:
+        if step is score:
+            sub.add_argument("--models", nargs="+", default=["mlgru", "transformer", "packed"])
             sub.add_argument("--max-tokens", type=int, default=0, help="score this many at most")
     args = parser.parse_args()
     args.step(args)
