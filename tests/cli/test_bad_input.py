@@ -237,6 +237,7 @@ def test_a_bad_text_is_not_scored(refused, packed, tmp_path, content, words):
         (("--prompt", "w1", "--repetition-penalty", "0"), "repetition_penalty"),
         (("--prompt", "w1", "--threads", "0"), "threads"),
         (("--prompt", "w1", "--stop", ""), "stop string"),
+        (("--prompt", "w1 \udcff"), "not UTF-8"),
     ],
 )
 def test_bad_options_of_generate(refused, packed, options, words):
@@ -269,6 +270,9 @@ def test_an_instruction_set_that_is_not_there(refused, packed, monkeypatch):
 def test_bad_options_of_other_commands(refused, packed, text, tmp_path):
     refused("--max-tokens", "eval", "--model", packed, "--text", text, "--max-tokens", "0")
     refused("--prefill", "bench", "--size", packed, "--prefill", "0")
+    refused("--steps", "bench", "--size", packed, "--steps", "9999999999")
+    refused("--batch", "bench", "--size", packed, "--batch", "1,9999999")
+    refused("threads", "bench", "--size", packed, "--threads", "5000")
     refused("sse9", "bench", "--size", packed, "--isa", "sse9")
 
 

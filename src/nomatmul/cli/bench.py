@@ -27,6 +27,10 @@ examples:
   nomatmul bench --size packed/mine --batch 1,16 --prefill 128
 """
 
+# What is asked for is held in memory: beyond these a slip of the keyboard fills the machine.
+MAX_TOKENS = 1 << 20
+MAX_BATCH = 1 << 12
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -53,10 +57,11 @@ def run(options: Options) -> int:
     from nomatmul.engine import cpu_report
     from nomatmul.evaluate.speed import SpeedRequest, measure_in_subprocess
 
-    if options.prefill < 1 or options.steps < 1:
-        raise ValueError(
-            f"--prefill {options.prefill} and --steps {options.steps} must be at least 1"
-        )
+    for name, value in (("prefill", options.prefill), ("steps", options.steps)):
+        if not 1 <= value <= MAX_TOKENS:
+            raise ValueError(f"--{name} is {value}, it must lie in 1..{MAX_TOKENS}")
+    if max(options.batch) > MAX_BATCH:
+        raise ValueError(f"--batch is {max(options.batch)}, it must be at most {MAX_BATCH}")
     report = cpu_report()
     request = SpeedRequest(
         size=options.size,

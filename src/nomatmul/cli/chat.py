@@ -18,7 +18,7 @@ from typing import Any
 
 from nomatmul.cli import one_line
 from nomatmul.cli.options import option
-from nomatmul.cli.sampling import load_model, sampling_arguments, unescape
+from nomatmul.cli.sampling import checked_text, load_model, sampling_arguments, unescape
 
 EXAMPLES = r"""
 examples:
@@ -112,7 +112,7 @@ class Conversation:
         if sampling["seed"] is not None:  # each turn draws anew, and all of them repeatably
             sampling["seed"] += self.turns
         self.turns += 1
-        stream = self.lm.stream(text, session=self.session, **sampling)
+        stream = self.lm.stream(checked_text(text), session=self.session, **sampling)
         try:
             for piece in stream:
                 print(piece, end="", flush=True)

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 
 from nomatmul.cli.options import json_option, option
-from nomatmul.cli.sampling import load_model, sampling_arguments
+from nomatmul.cli.sampling import checked_text, load_model, sampling_arguments
 from nomatmul.cli.show import print_json
 
 EXAMPLES = r"""
@@ -60,7 +60,7 @@ def run(options: Options) -> int:
     if not prompt.strip("\r\n"):
         raise ValueError("the prompt is empty; give --prompt TEXT, or - and text on standard input")
     lm = load_model(options)
-    stream = lm.stream(prompt, **sampling_arguments(options))
+    stream = lm.stream(checked_text(prompt), **sampling_arguments(options))
     if options.echo and not options.json:
         print(prompt, end="", flush=True)
     pieces: list[str] = []

@@ -19,6 +19,15 @@ def unescape(text: str) -> str:
     return out
 
 
+def checked_text(text: str) -> str:
+    """The text itself; raises ValueError for bytes that are no UTF-8 (Python keeps such apart)."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the prompt is not UTF-8 text (character {error.start})") from None
+    return text
+
+
 def load_model(options: Any) -> LanguageModel:
     """The model that the options name, as soon as possible: its first token is waited for."""
     # numpy's OpenBLAS starts a thread a core when it is imported, a quarter of its import's time;

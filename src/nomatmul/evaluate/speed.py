@@ -82,6 +82,8 @@ def measure_in_subprocess(request: SpeedRequest) -> list[SpeedResult]:
     """`measure` in a fresh process. Raises ValueError with that process's own words."""
     command = [sys.executable, "-m", __name__, json.dumps(dataclasses.asdict(request))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode < 0:
+        raise ValueError(f"measuring {request.size} was ended by signal {-done.returncode}")
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
         raise ValueError(f"measuring {request.size} failed: {lines[-1]}")
@@ -162,9 +164,11 @@ def open_model(request: SpeedRequest) -> LanguageModel:
 def with_threads(lm: LanguageModel, threads: int) -> LanguageModel:
     """The same weights, not copied, behind another number of threads."""
     from nomatmul.engine.backend import NativeBackend
+    from nomatmul.engine.loading import checked_threads
     from nomatmul.engine.model import LanguageModel
 
     old = lm.backend
+    checked_threads(threads)
     if not isinstance(old, NativeBackend):
         raise ValueError("speed is measured on the native core, which is missing here")
     backend = NativeBackend(
