@@ -133,7 +133,7 @@ def test_doctor_reports_a_wrong_kernel(run, monkeypatch):
 
 def test_bench_measures_a_packed_model(run, packed):
     done = run("bench", "--size", packed, "--threads", "1,2", "--prefill", "8", "--steps", "2",
-               "--batch", "1,3", "--json")  # fmt: skip
+               "--batch", "1,3", "--gib", "0.02", "--json")  # fmt: skip
     results = json.loads(done.out)["results"]
     assert [result["threads"] for result in results] == [1, 2]
     for result in results:

@@ -50,6 +50,7 @@ class Options:
     )
     prefill: int = option(512, metavar="N", help="tokens of the prompt")
     steps: int = option(32, metavar="N", help="decoding steps to take the median of")
+    gib: float = option(1.0, metavar="GIB", help="memory to read while measuring the bandwidth")
     json: bool = json_option()
 
 
@@ -72,6 +73,7 @@ def run(options: Options) -> int:
         steps=options.steps,
         prefill=options.prefill,
         batches=options.batch,
+        bandwidth_gib=options.gib,
     )
     results = measure_in_subprocess(request)
     if options.json:
