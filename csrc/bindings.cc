@@ -107,6 +107,7 @@ class BoundModel {
     auto logits = new_array<float>(rows, model_.spec().vocab);
     {
       float* out = logits.data();
+      model_.own_process();
       nb::gil_scoped_release release;
       model_.step(sequences, want, out, poll());
     }
@@ -122,6 +123,7 @@ class BoundModel {
     if (x.shape(1) != hidden || state.shape(0) != hidden) {
       throw std::invalid_argument("block takes x [T, hidden] and state [hidden]");
     }
+    model_.own_process();
     nb::gil_scoped_release release;
     model_.block(layer, x.data(), static_cast<int>(x.shape(0)), state.data());
   }
@@ -132,6 +134,7 @@ class BoundModel {
       throw std::invalid_argument("logits_of takes x [T, hidden]");
     }
     auto logits = new_array<float>(x.shape(0), model_.spec().vocab);
+    model_.own_process();
     model_.logits_of(x.data(), static_cast<int>(x.shape(0)), logits.data());
     return logits;
   }

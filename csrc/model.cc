@@ -148,7 +148,6 @@ void Model::embed(int32_t id, float* x) const {
 
 void Model::step(const std::vector<Sequence>& sequences, Want want, float* logits,
                  const std::function<void()>& poll) {
-  own_process();
   std::lock_guard<std::mutex> lock(*mutex_);
   size_t total = 0;
   for (const Sequence& sequence : sequences) {
@@ -217,7 +216,6 @@ void Model::run(const std::vector<Sequence>& sequences, size_t total, Want want,
 }
 
 void Model::block(int layer, float* x, int tokens, float* state) {
-  own_process();
   std::lock_guard<std::mutex> lock(*mutex_);
   const size_t D = spec_.hidden;
   float* states = states_.need<float>(spec_.layers * D);
@@ -235,7 +233,6 @@ void Model::block(int layer, float* x, int tokens, float* state) {
 }
 
 void Model::logits_of(const float* x, int tokens, float* logits) {
-  own_process();
   std::lock_guard<std::mutex> lock(*mutex_);
   const size_t D = spec_.hidden;
   std::vector<int> rows;

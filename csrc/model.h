@@ -73,6 +73,10 @@ class Model {
   // Throws std::invalid_argument naming the tensors that are still missing.
   void check_complete() const;
 
+  // Must come before each of the calls below, from one thread at a time (the binding holds the
+  // GIL): makes the model usable in a process that was forked since the last call.
+  void own_process();
+
   // Advances every sequence by its ids; logits: float32 [sequences, V] (kLast) or
   // [all ids in order, V] (kAll). poll() is called now and then and may throw to stop the step.
   // Throws std::invalid_argument for ids out of range, std::domain_error for non-finite values.
@@ -108,7 +112,6 @@ class Model {
 
   void declare();
   void declare_linear(const std::string& name, Ternary* linear, int n, int k);
-  void own_process();
   void run(const std::vector<Sequence>& sequences, size_t total, Want want, float* logits,
            const std::function<void()>& poll);
   void begin(int tokens);
