@@ -18,6 +18,12 @@ constexpr int kMaxAdds = 64;
 constexpr int run_of(Packing packing) { return kMaxAdds / planes_of(packing); }
 
 inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+// Calls into cache what lies some bytes further on. A prefetch never faults, so that may be past
+// the end of the weights; an integer, because a pointer may not point there.
+inline void fetch_ahead(const uint8_t* p, size_t bytes) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(p) + bytes;
+  _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0);
+}
 inline __m256i widen(__m256i sums16) { return _mm256_madd_epi16(sums16, _mm256_set1_epi16(1)); }
 
 // Ties the sum to one register: GCC otherwise copies and spills accumulators in the loops below.
@@ -79,6 +85,7 @@ class Digits<Packing::kBase3> {
 template <int kTokens, int kRows>
 struct Few {
   __m256i sums16[kRows][kTokens], sums32[kRows][kTokens];
+  size_t ahead;  // bytes between what is read and what is called into cache
 
   template <class Body>
   NOMATMUL_INLINE static void each(Body&& body) {
@@ -91,8 +98,10 @@ struct Few {
   NOMATMUL_INLINE void block(const uint8_t* const (&rows)[kRows], size_t at, const int8_t* q,
                              size_t q_stride) {
     Digits<packing> digits[kRows];
-    unrolled<kRows>([&](auto r)
-                        NOMATMUL_INLINE { digits[r] = Digits<packing>(load(rows[r] + at)); });
+    unrolled<kRows>([&](auto r) NOMATMUL_INLINE {
+      fetch_ahead(rows[r] + at, ahead);
+      digits[r] = Digits<packing>(load(rows[r] + at));
+    });
     unrolled<planes_of(packing)>([&](auto plane) NOMATMUL_INLINE {
       __m256i codes[kRows];
       unrolled<kRows>([&](auto r) NOMATMUL_INLINE {
@@ -129,6 +138,7 @@ struct Few {
       const uint8_t* rows[kRows];  // beyond n1 the last row again; its result is dropped
       for (int r = 0; r < kRows; ++r) rows[r] = op.row(n + at_most(r, count - 1));
       Few few;
+      few.ahead = op.row_bytes * kRows;  // the same place of the next rows
       few.template run<packing>(rows, op.q, op.layout.bytes_per_token, op.layout.blocks);
       unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
         const __m256i zero = _mm256_setzero_si256();
@@ -142,6 +152,50 @@ struct Few {
     }
   }
 };
+
+// --- one token: row after row, as memory likes to be read -------------------------------------
+
+// Bytes between what is read and what is called into cache. Measured out of cache, K = 2560, huge
+// pages, one thread of a shared Zen 3: four rows at a time 26 G weights/s (35 with prefetch of the
+// next four), one row at a time 44, with this 51.
+constexpr size_t kAhead = 4096;
+
+// One sum a plane: the chains are shorter, and 64 blocks fit between widenings.
+template <Packing packing>
+NOMATMUL_INLINE inline __m256i one_row(const uint8_t* w, const int8_t* q, int blocks) {
+  constexpr int kPlanes = planes_of(packing);
+  __m256i total = _mm256_setzero_si256();
+  for (int first = 0; first < blocks; first += kMaxAdds) {
+    __m256i sums[kPlanes];
+    unrolled<kPlanes>([&](auto p) NOMATMUL_INLINE { sums[p] = _mm256_setzero_si256(); });
+    const int last = at_most(first + kMaxAdds, blocks);
+    for (int b = first; b < last; ++b, w += kVec, q += kPlanes * kVec) {
+      fetch_ahead(w, kAhead);
+      Digits<packing> digits(load(w));
+      unrolled<kPlanes>([&](auto p) NOMATMUL_INLINE {
+        add_product(sums[p], digits.template next<decltype(p)::value>(), load(q + p * kVec));
+      });
+    }
+    unrolled<kPlanes>([&](auto p)
+                          NOMATMUL_INLINE { total = _mm256_add_epi32(total, widen(sums[p])); });
+  }
+  return total;
+}
+
+template <Packing packing>
+void one_token(const Operands& op) {
+  constexpr int kRows = 4;
+  for (int n = op.n0; n < op.n1; n += kRows) {
+    const int count = at_most(kRows, op.n1 - n);
+    __m256i sums[kRows];
+    for (int r = 0; r < kRows; ++r) {  // beyond n1 the last row again; its result is dropped
+      sums[r] = one_row<packing>(op.row(n + at_most(r, count - 1)), op.q, op.layout.blocks);
+    }
+    int32_t folded[kRows];
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(folded), fold4(sums[0], sums[1], sums[2], sums[3]));
+    op.write(0, n, folded, count);
+  }
+}
 
 // --- more tokens: see gemm.h ----------------------------------------------------------------
 
@@ -217,7 +271,7 @@ void product_of(const Operands& op, void* scratch) {
     case 0:
       return;
     case 1:
-      return Few<1, 4>::product<packing>(op);
+      return one_token<packing>(op);
     case 2:
       return Few<2, 4>::product<packing>(op);
     case 3:

@@ -19,10 +19,13 @@ from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("csrc/kernels/avx512vnni.cc", "csrc/kernels/amx.cc", "csrc/emulate/c_api.cc")
-FLAGS = (
+FLAGS: tuple[str, ...] = (
     *("-std=c++17", "-O1", "-fPIC", "-w", "-ffp-contract=off"),
     *("-DNOMATMUL_EMULATE", "-DNOMATMUL_HAVE_AVX512VNNI", "-DNOMATMUL_HAVE_AMX"),
 )
+SANITIZE = os.environ.get("NOMATMUL_SANITIZE")  # e.g. "address,undefined", see csrc/test_asan.sh
+if SANITIZE:
+    FLAGS += (f"-fsanitize={SANITIZE}", "-g", "-fno-sanitize-recover=undefined")
 TABLES = {"avx512vnni-emulated": 0, "amx-emulated": 1}
 FORMS = {"2bit": 0, "1.6bit": 1}
 
@@ -152,7 +155,7 @@ def _compile(compiler: str, library: Path) -> None:
             if job.returncode != 0:
                 raise RuntimeError(f"the emulated kernels do not compile:\n{errors[-2000:]}")
         made = f"{folder}/{library.name}"
-        subprocess.run([compiler, "-shared", "-o", made, *objects], check=True)
+        subprocess.run([compiler, *FLAGS, "-shared", "-o", made, *objects], check=True)
         os.replace(made, library)
 
 
