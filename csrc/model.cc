@@ -166,10 +166,10 @@ void Model::step(const std::vector<Sequence>& sequences, Want want, float* logit
   using Clock = std::chrono::steady_clock;
   pool_->set_alone(pacer_.alone());
   const auto start = Clock::now();
-  const double stalled = pool_->seconds_stalled();
+  const int troubles = pool_->troubles();
   run(sequences, total, want, logits, poll);
   const std::chrono::duration<double> spent = Clock::now() - start;
-  pacer_.add(spent.count(), pool_->seconds_stalled() - stalled);
+  pacer_.add(spent.count(), pool_->troubles() - troubles);
 }
 
 void Model::run(const std::vector<Sequence>& sequences, size_t total, Want want, float* logits,

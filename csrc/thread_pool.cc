@@ -132,7 +132,10 @@ void ThreadPool::dispatch(int tasks, Task task, void* context) {
     shares_[thread].range.store(end << 32 | begin, std::memory_order_release);
   }
   epoch_.fetch_add(1, std::memory_order_seq_cst);
-  if (sleepers_.load(std::memory_order_seq_cst) > 0) wake();
+  if (sleepers_.load(std::memory_order_seq_cst) > 0) {
+    ++troubles_;
+    wake();
+  }
   int done = 0, mine;
   while (claim(0, &mine)) {
     task(context, mine, 0);
@@ -154,7 +157,7 @@ void ThreadPool::wait_for_others() {
     done_.wait(lock, [this] { return pending_.load(std::memory_order_seq_cst) == 0; });
     caller_sleeps_.store(false, std::memory_order_relaxed);
   }
-  stalled_ += std::chrono::duration<double>(Clock::now() - start).count();
+  ++troubles_;
 }
 
 // A worker's tasks are done. The last one wakes the caller if it sleeps.

@@ -51,8 +51,8 @@ class ThreadPool {
   // With true, run() does all tasks on the calling thread.
   void set_alone(bool alone) { alone_ = alone; }
   bool alone() const { return alone_ || threads_ == 1; }
-  // Seconds that callers have waited for threads that were put aside in the middle of a task.
-  double seconds_stalled() const { return stalled_; }
+  // Regions so far that found a helper asleep, or waited for one that was put aside in a task.
+  int troubles() const { return troubles_; }
 
   // Tells workers what the next region will read: task t reads `bytes` bytes at bases[i] + t *
   // bytes for each base. Only a hint: nothing depends on it.
@@ -86,7 +86,7 @@ class ThreadPool {
 
   const int threads_;
   bool alone_ = false;
-  double stalled_ = 0;
+  int troubles_ = 0;
   std::unique_ptr<Share[]> shares_;
   alignas(64) std::atomic<int> pending_{0};     // tasks of the region that are not done
   alignas(64) std::atomic<uint32_t> epoch_{0};  // counts regions and wake-ups

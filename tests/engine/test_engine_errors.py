@@ -133,7 +133,7 @@ def test_models_that_others_run(dials: dict[str, Any], message: str) -> None:
 def test_missing_and_foreign_directories(tmp_path: Path, shared: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         load(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="format"):
+    with pytest.raises(ValueError, match="not packed"):
         load(shared / "fixtures" / "hgrn_bit-tiny")
 
 
