@@ -209,6 +209,13 @@ void add(const std::string& isa, InOut<float, 1> x, In<float, 1> y) {
   find(isa).add(x.data(), y.data(), d);
 }
 
+std::string best() {
+  std::string error;
+  const Kernels* kernels = best_kernels(&error);
+  require(kernels != nullptr, error);
+  return kernels->name;
+}
+
 bool codes_ok(const std::string& isa, const std::string& form, In<uint8_t, 1> w) {
   return find(isa).codes_ok(packing_of(form), w.data(), w.shape(0));
 }
@@ -219,6 +226,7 @@ bool codes_ok(const std::string& isa, const std::string& form, In<uint8_t, 1> w)
 void bind_kernels(nb::module_& parent) {
   nb::module_ m = parent.def_submodule("kernels", "The native kernels, one by one, for tests.");
   m.def("isas", &available_isas, "Names of the instruction sets that run here, best first.");
+  m.def("best", &best, "The one that would be used: the first, or what NOMATMUL_ISA names.");
   m.def("product", &product, nb::arg("isa"), nb::arg("packing"), nb::arg("w"), nb::arg("q"),
         nb::arg("token_scale").none(), nb::arg("out"), nb::arg("n0"), nb::arg("n1"));
   m.def("time_product", &time_product, nb::arg("isa"), nb::arg("packing"), nb::arg("w"),

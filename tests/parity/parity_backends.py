@@ -30,6 +30,10 @@ Array = NDArray[Any]
 class Kernels(Protocol):
     """The functions of `nomatmul._native.kernels`; outputs are written in place."""
 
+    def isas(self) -> list[str]: ...
+
+    def best(self) -> str: ...
+
     def product(
         self,
         isa: str,
@@ -84,7 +88,7 @@ def kernels_of(isa: str) -> Kernels:
             pytest.skip(f"{isa}: {built}")
         return built
     module = native()
-    names = module.isas()  # type: ignore[attr-defined]
+    names = module.isas()
     if isa not in names:
         pytest.skip(f"{isa}: this machine or build has only {', '.join(names)}")
     return module

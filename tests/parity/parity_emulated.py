@@ -48,6 +48,14 @@ class EmulatedKernels:
         self._lib.emulated_scale_quantize.restype = ctypes.c_float
         self._lib.emulated_codes_ok.restype = ctypes.c_bool
 
+    def isas(self) -> list[str]:
+        """Return the emulated tables' names."""
+        return list(TABLES)
+
+    def best(self) -> str:
+        """Emulated kernels are never chosen."""
+        raise ValueError("emulated kernels are for tests only")
+
     def product(
         self,
         isa: str,
