@@ -118,7 +118,8 @@ def test_something_always_survives(
     ids, p = candidates(values, options)
     assert len(ids) >= 1
     assert p.sum() == pytest.approx(1)
-    assert values[ids].max() == values.max()
+    # logits so close that their probabilities are equal are a tie
+    assert (float(values.max()) - float(values[ids].max())) / temperature < 1e-12
     assert 0 <= Sampler(options).sample(values) < len(values)
 
 
