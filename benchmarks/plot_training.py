@@ -1,0 +1,52 @@
+"""Plot the loss curves of training runs from their metrics.jsonl.
+
+python benchmarks/plot_training.py runs/box/mlgru runs/box/transformer --out curves.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+
+def read(run: Path) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """(million tokens, mean loss of 50 steps) and (million tokens, held-out bits per byte)."""
+    config = json.loads((run / "run.json").read_text())["config"]
+    tokens = config["batch_size"] * config["sequence_length"]
+    losses: list[float] = []
+    train, valid = [], []
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if "valid_bits_per_byte" in row:
+            valid.append((row["step"] * tokens / 1e6, row["valid_bits_per_byte"]))
+        elif "loss" in row:
+            losses.append(row["loss"])
+            if row["step"] % 50 == 0:
+                train.append((row["step"] * tokens / 1e6, sum(losses) / len(losses)))
+                losses.clear()
+    return train, valid
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for run in args.runs:
+        train, valid = read(run)
+        left.plot(*zip(*train, strict=True), label=run.name)
+        right.plot(*zip(*valid, strict=True), "o-", label=run.name)
+    left.set(xlabel="million tokens", ylabel="training loss, nats a token", ylim=(2.7, 5.5))
+    right.set(xlabel="million tokens", ylabel="held-out bits per byte")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(args.out, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
