@@ -16,28 +16,32 @@ help:
 	@echo "make bench      speed and memory against llama.cpp, written to benchmarks/results/"
 	@echo "make lint       ruff, clang-format, mypy, import-linter"
 
-$(VENV)/.base: pyproject.toml CMakeLists.txt $(shell find csrc -name '*.cc' -o -name '*.h')
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+# What the installed package is made of: it is built and installed anew where one of these changed
+# (the objects in build/ are kept), so that the tests run what users get.
+SOURCES := pyproject.toml CMakeLists.txt README.md \
+	$(shell find csrc -name '*.cc' -o -name '*.h') \
+	$(shell find src -type f -not -name '*.so' -not -path '*/__pycache__/*' -not -path '*/.*')
+
+$(PY):
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: $(SOURCES) | $(PY)
 	$(VENV)/bin/pip install -q .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.base
+# One build for both stamps. torch comes first, so that the extras do not choose another build.
+$(VENV)/.dev: $(SOURCES) | $(PY)
 	$(VENV)/bin/pip install -q "$(TORCH)"
 	$(VENV)/bin/pip install -q ".[train,dev]"
-	@touch $@
+	@touch $(VENV)/.base $@
 
-# The package is installed anew where a Python file changed: cheap, and tests run what users get.
-$(VENV)/.py: $(VENV)/.base $(shell find src -type f -not -name '*.so' -not -path '*/__pycache__/*')
-	$(VENV)/bin/pip install -q --no-deps --force-reinstall .
-	@touch $@
-
-demo: $(VENV)/.base $(VENV)/.py
+demo: $(VENV)/.base
 	$(VENV)/bin/nomatmul generate --prompt "The history of the city" --max-tokens 120 --seed 1
 
-test: $(VENV)/.dev $(VENV)/.py
+test: $(VENV)/.dev
 	$(PY) -m pytest -m "not slow" tests
 
-test-slow: $(VENV)/.dev $(VENV)/.py
+test-slow: $(VENV)/.dev
 	$(PY) -m pytest -m slow tests
 
 test-arm:
@@ -46,7 +50,7 @@ test-arm:
 test-asan: $(VENV)/.dev
 	PYTHON=$(PY) sh csrc/test_asan.sh
 
-bench: $(VENV)/.dev $(VENV)/.py
+bench: $(VENV)/.dev
 	$(VENV)/bin/pip install -q ".[bench]"
 	$(PY) benchmarks/vs_llama.py
 
