@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 # Before numpy and torch start their threads, and for the processes that tests start: the tests'
@@ -17,6 +18,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# A shell's background job ignores Ctrl-C, and so would the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests never time: a slow machine must not fail them.
 settings.register_profile("nomatmul", deadline=None, print_blob=True)
