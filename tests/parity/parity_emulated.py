@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("csrc/kernels/avx512vnni.cc", "csrc/kernels/amx.cc", "csrc/emulate/c_api.cc")
 FLAGS: tuple[str, ...] = (
     *("-std=c++17", "-O1", "-fPIC", "-w", "-ffp-contract=off"),
+    "-fwrapv",  # vector sums wrap; SIMDe writes them as plain sums of signed integers
     *("-DNOMATMUL_EMULATE", "-DNOMATMUL_HAVE_AVX512VNNI", "-DNOMATMUL_HAVE_AMX"),
 )
 SANITIZE = os.environ.get("NOMATMUL_SANITIZE")  # e.g. "address,undefined", see csrc/test_asan.sh
