@@ -122,6 +122,11 @@ def test_a_bad_packed_model_is_refused_by_every_command(refused, packed, text, t
     refused(words, "footprint", "--model", model)
 
 
+def test_chat_refuses_bad_options_before_the_first_turn(refused, packed):
+    refused("temperature", "chat", "--model", packed, "--temperature", "-1")
+    refused("max_tokens", "chat", "--model", packed, "--max-tokens", "-1")
+
+
 def test_a_model_that_is_not_packed_is_told_so(refused, training):
     refused("`nomatmul pack`", "generate", "--model", training, "--prompt", "w1")
 

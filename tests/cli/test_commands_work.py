@@ -74,6 +74,15 @@ def test_chat_keeps_resets_saves_and_loads_its_state(run, monkeypatch, packed, t
     assert first
 
 
+def test_chat_as_json_gives_one_object_a_turn(run, monkeypatch, packed):
+    done = _chat(run, monkeypatch, packed, ["w1 w2", "/reset", "w3"], "--json")
+    first, second = (json.loads(line) for line in done.out.splitlines())
+    assert (first["prompt"], first["tokens"], first["finish_reason"]) == ("w1 w2", 6, "length")
+    assert (first["context"], second["context"]) == (8, 7)
+    plain = _chat(run, monkeypatch, packed, ["w1 w2"])
+    assert plain.out == first["text"] + "\n"
+
+
 def test_chat_survives_mistakes(run, monkeypatch, packed):
     done = _chat(run, monkeypatch, packed, ["/load nowhere", "/dance", "/save", "", "w1"])
     lines = done.err.splitlines()

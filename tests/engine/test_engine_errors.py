@@ -33,6 +33,10 @@ from nomatmul.formats.config import ModelConfig
         ([2**40], "out of range"),
         ([0.5], "whole numbers"),
         ([True], "whole numbers"),
+        ([1, True], "whole numbers"),
+        ([1, 10**30], "token id 10{30} is out of range"),
+        ([-(10**30)], "token id -10{30} is out of range"),
+        ([None, 10**30], "whole numbers"),
         ([[1, 2]], "whole numbers"),
         ("text", "encode the text"),
         ([[1], [2, 3]], "list of numbers"),
@@ -76,6 +80,7 @@ def test_bad_generation_arguments(text_lm: LanguageModel) -> None:
         ({"max_tokens": -1}, "max_tokens must be a whole number of at least 0, got -1"),
         ({"temperature": -1}, "temperature"),
         ({"stop": [""]}, "stop string"),
+        ({"stop": 5}, "stop must be a text"),
         ({"session": random_model(CONFIG, threads=1).session()}, "another model"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -83,6 +88,8 @@ def test_bad_generation_arguments(text_lm: LanguageModel) -> None:
     for prompt in ("", []):
         with pytest.raises(ValueError, match="the prompt is empty"):
             text_lm.stream(prompt)
+    with pytest.raises(ValueError, match="half a character at 1"):
+        text_lm.stream("a\ud800b")
 
 
 def test_nan_weights_stop_the_step_and_leave_the_session(lm: LanguageModel) -> None:

@@ -93,6 +93,15 @@ def test_draws_follow_the_probabilities(options: dict[str, Any]) -> None:
         assert abs(seen[token] - count * p) <= 5 * math.sqrt(count * p * (1 - p)) + 1e-9
 
 
+def test_a_seed_may_be_a_number_of_numpy() -> None:
+    logits = np.zeros(1000, np.float32)
+    draws = [
+        Sampler(Sampling(temperature=1.0, seed=seed)).sample(logits)  # type: ignore[arg-type]
+        for seed in (3, np.int64(3), np.uint8(3))
+    ]
+    assert len(set(draws)) == 1
+
+
 def test_a_seed_repeats_and_another_differs() -> None:
     def draw(seed: int | None) -> list[int]:
         sampler = Sampler(Sampling(temperature=1.0, seed=seed))

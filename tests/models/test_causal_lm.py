@@ -176,6 +176,9 @@ def test_bad_input_is_named(build, ids):
         model(torch.tensor([[-1, 3]]))
     with pytest.raises(ValueError, match="at least one token"):
         model(ids[:, :0])
+    for odd in ([[1, 2]], torch.tensor([[1.0]]), torch.tensor([[True]])):
+        with pytest.raises(ValueError, match="tensor of whole numbers"):
+            model(odd)
     with pytest.raises(ValueError, match="batch, length"):
         model(ids[0])
     with pytest.raises(ValueError, match="either input_ids or"):

@@ -136,6 +136,8 @@ def test_damaged_and_foreign_directories_are_refused(build, tmp_path):
     with pytest.raises(ValueError, match="llama"):
         CausalLM.from_pretrained(packed)
     (packed / "config.json").unlink()
+    with pytest.raises(ValueError, match="nowhere does not exist"):
+        CausalLM.from_pretrained(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"no config.json"):
         CausalLM.from_pretrained(packed)
 

@@ -2,7 +2,7 @@
 
 The model's state is kept between turns, so a turn costs only its own new words. A pasted block of
 several lines is one turn. Ctrl-C stops the model in mid-sentence (what it wrote stays); at the
-prompt it leaves, as Ctrl-D and /quit do.
+prompt it leaves, as Ctrl-D and /quit do. With --json each turn gives one line, a JSON object.
 
   /reset        forget everything        /save FILE    keep the state in a file
   /load FILE    go on from such a file   /quit         leave
@@ -11,6 +11,7 @@ prompt it leaves, as Ctrl-D and /quit do.
 from __future__ import annotations
 
 import contextlib
+import json
 import select
 import sys
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ examples:
   nomatmul chat --model my-model-packed --temperature 0.8 --seed 1
   nomatmul chat --stop "\n" --prefix "User: " --suffix "\nAssistant:"
   printf 'The old man\n/save sea.state\n' | nomatmul chat --max-tokens 30
+  printf 'The old man\n' | nomatmul chat --json | jq -r .text
 """
 
 PASTE_SECONDS = 0.05  # lines that come faster after each other than that were pasted
@@ -49,6 +51,7 @@ class Options:
     prefix: str = option("", metavar="TEXT", help="put in front of what you type")
     suffix: str = option("", metavar="TEXT", help="put behind what you type")
     threads: int | None = option(None, metavar="N", help="threads (default: one a core)")
+    json: bool = option(False, help="print one JSON object a turn instead of text")
 
 
 def run(options: Options) -> int:
@@ -77,6 +80,8 @@ class Conversation:
         self.lm = lm
         self.prefix, self.suffix = unescape(options.prefix), unescape(options.suffix)
         self.sampling = sampling_arguments(options)
+        lm.stream([0], **self.sampling)  # refuses bad options before the first turn
+        self.json = options.json
         self.session = lm.session()
         self.turns = 0
 
@@ -113,12 +118,27 @@ class Conversation:
             sampling["seed"] += self.turns
         self.turns += 1
         stream = self.lm.stream(checked_text(text), session=self.session, **sampling)
+        pieces: list[str] = []
         try:
             for piece in stream:
-                print(piece, end="", flush=True)
+                pieces.append(piece)
+                if not self.json:
+                    print(piece, end="", flush=True)
         except KeyboardInterrupt:
             stream.close()
+        if self.json:
+            self._print_turn(text, "".join(pieces), stream)
         print(flush=True)
+
+    def _print_turn(self, prompt: str, text: str, stream: Any) -> None:
+        turn = {
+            "prompt": prompt,
+            "text": text,
+            "tokens": len(stream.token_ids),
+            "finish_reason": stream.finish_reason or "interrupted",
+            "context": self.session.position,
+        }
+        print(json.dumps(turn, ensure_ascii=False), end="")
 
 
 def read_turn() -> str | None:

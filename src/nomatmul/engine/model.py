@@ -6,6 +6,7 @@ Legend: S sequences, T tokens, V vocabulary, L layers, D hidden size.
 from __future__ import annotations
 
 import contextlib
+import numbers
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,6 +204,10 @@ class LanguageModel:
             raise ValueError("this model has no tokenizer.json; give the prompt as token ids")
         if not prompt:
             raise ValueError("the prompt is empty")
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the prompt is no text: half a character at {error.start}") from None
         ids = list(self.tokenizer.encode(prompt, add_special_tokens=False).ids)
         if fresh and self.config.bos_token_id is not None:
             ids = [self.config.bos_token_id, *ids]
@@ -218,7 +223,11 @@ class LanguageModel:
             raise ValueError(f"token ids must be a list of numbers: {error}") from None
         if array.size == 0:
             raise ValueError("the prompt is empty: give at least one token id")
-        if array.ndim != 1 or array.dtype.kind not in "iu":
+        # numpy reads True among whole numbers as 1, and keeps ones beyond 64 bits as objects
+        items = ids if isinstance(ids, list | tuple) else ()
+        huge = array.dtype == object and all(isinstance(item, numbers.Integral) for item in items)
+        odd = any(isinstance(item, bool | np.bool_) for item in items)
+        if array.ndim != 1 or odd or not (array.dtype.kind in "iu" or (items and huge)):
             raise ValueError(
                 f"token ids must be a list of whole numbers, got {array.dtype} {list(array.shape)}"
             )

@@ -52,7 +52,8 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, history: Iterable[int] = ()) -> None:
         self.sampling = sampling
-        self._random = random.Random(sampling.seed)
+        seed = sampling.seed
+        self._random = random.Random(None if seed is None else int(seed))  # also numpy's numbers
         self._used = set(history) if sampling.repetition_penalty != 1.0 else set()
 
     def sample(self, logits_V: NDArray[np.float32]) -> int:

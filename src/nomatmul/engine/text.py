@@ -94,6 +94,8 @@ class StopCutter:
 
 def checked_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     """Return stop strings as a tuple; raises ValueError for an empty one or another type."""
+    if stop is not None and not isinstance(stop, str | Sequence):
+        raise ValueError(f"stop must be a text or a list of texts, got {stop!r}")
     strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
     for text in strings:
         if not isinstance(text, str) or not text:

@@ -33,6 +33,7 @@ from nomatmul.models.loading import load_pretrained, save_tokenizer
 from nomatmul.ops.loss import chunked_cross_entropy
 
 _LOGPROB_CHUNK = 512
+_ID_TYPES = (torch.int64, torch.int32)  # what nn.Embedding takes
 
 
 def cumulative_lower_bounds(table_LD: Tensor) -> Tensor:
@@ -208,6 +209,9 @@ class CausalLM(PreTrainedModel, GenerationMixin):
         return inputs_embeds
 
     def _check_ids(self, input_ids_BT: Tensor) -> None:
+        if not isinstance(input_ids_BT, Tensor) or input_ids_BT.dtype not in _ID_TYPES:
+            kind = getattr(input_ids_BT, "dtype", type(input_ids_BT).__name__)
+            raise ValueError(f"input_ids must be a tensor of whole numbers, got {kind}")
         if input_ids_BT.dim() != 2 or input_ids_BT.numel() == 0:
             raise ValueError(
                 f"input_ids must be [batch, length] with at least one token, got shape "

@@ -42,6 +42,10 @@ def read_config(path: Any) -> dict[str, Any] | None:
     if not file.is_file():
         if Path(path).is_dir():
             raise ValueError(f"{path} has no config.json")
+        # A hub name is never absolute, and a Path never a hub name.
+        if isinstance(path, Path) or Path(path).is_absolute() or str(path).startswith("."):
+            what = "is not a directory" if Path(path).exists() else "does not exist"
+            raise ValueError(f"{path} {what}; a model is a directory with a config.json")
         return None
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
