@@ -5,7 +5,10 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
+import threading
 
+import numpy as np
 import pytest
 
 from nomatmul.formats.textfiles import read_text
@@ -36,10 +39,31 @@ def test_every_compression_is_read(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["gzip", "bzip2", "xz", "zstd"])
 def test_truncated_files_are_refused(tmp_path, kind):
     path = tmp_path / "text"
-    data = PACKERS[kind](TEXT.encode())
-    path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match=r"text: damaged compressed file|text is empty"):
-        read_text(path)
+    noise = np.random.default_rng(0).integers(32, 127, 300_000).astype(np.uint8).tobytes()
+    for whole in (TEXT.encode(), noise):  # one block, and several of which some are whole
+        data = PACKERS[kind](whole)
+        for length in (len(data) // 2, len(data) - 1):
+            path.write_bytes(data[:length])
+            with pytest.raises(ValueError, match=r"text: damaged compressed file"):
+                read_text(path)
+
+
+@pytest.mark.parametrize("kind", ["gzip", "bzip2", "xz", "zstd"])
+def test_files_put_together_are_read_to_the_end(tmp_path, kind):
+    path = tmp_path / "text"
+    parts = [TEXT, "", "x" * 5000, TEXT]
+    path.write_bytes(b"".join(PACKERS[kind](part.encode()) for part in parts))
+    assert read_text(path) == "".join(parts)
+    assert read_text(path, max_bytes=100) == TEXT.encode()[:100].decode()
+
+
+def test_a_pipe_is_read_from_its_first_byte(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_text, args=(TEXT,))
+    writer.start()
+    assert read_text(path) == TEXT
+    writer.join()
 
 
 @pytest.mark.parametrize("kind", ["plain", "bzip2"])

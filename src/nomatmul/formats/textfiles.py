@@ -6,8 +6,9 @@ package (part of the `train` extra).
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 _MAGIC = {
     b"\x1f\x8b": "gzip",
@@ -27,8 +28,11 @@ def compression_of(path: Path | str) -> str | None:
 def open_binary(path: Path | str) -> IO[bytes]:
     """The file's decompressed bytes as a stream.
 
+    A pipe is read as it is: it can be opened only once, so nobody may look at its first bytes.
     Raises OSError when it cannot be read and ValueError when zstd is needed and not installed.
     """
+    if Path(path).is_fifo():
+        return open(path, "rb")
     compression = compression_of(path)
     if compression == "gzip":
         import gzip
@@ -47,8 +51,50 @@ def open_binary(path: Path | str) -> IO[bytes]:
             import zstandard
         except ImportError:
             raise ValueError(f"{path} is zstd: pip install zstandard to read it") from None
-        return cast(IO[bytes], zstandard.open(path, "rb"))
+        return cast(IO[bytes], io.BufferedReader(_Zstd(path, zstandard.ZstdDecompressor())))
     return open(path, "rb")
+
+
+class _Zstd(io.RawIOBase):
+    """Decompressed bytes of a zstd file. zstandard's own reader stops after the first of several
+    frames (which `pzstd` and `cat` make) and takes a file that was cut short for a whole one."""
+
+    _STEP = 2048  # compressed bytes at a time: what comes of them has at most 64 MB
+
+    def __init__(self, path: Path | str, decompressor: Any) -> None:
+        self._file = open(path, "rb")  # noqa: SIM115 - closed by close()
+        self._decompressor = decompressor
+        self._frame: Any = None
+        self._waiting = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._waiting:
+            block = self._file.read(self._STEP)
+            if not block:
+                if self._frame is not None and not self._frame.eof:
+                    raise EOFError("Compressed file ended before its last frame did")
+                return 0
+            self._waiting = memoryview(self._decompressed(block))
+        count = min(len(buffer), len(self._waiting))
+        buffer[:count] = self._waiting[:count]
+        self._waiting = self._waiting[count:]
+        return count
+
+    def _decompressed(self, block: bytes) -> bytes:
+        parts = []
+        while block:
+            if self._frame is None or self._frame.eof:
+                self._frame = self._decompressor.decompressobj()
+            parts.append(self._frame.decompress(block))
+            block = self._frame.unused_data if self._frame.eof else b""
+        return b"".join(parts)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def read_text(path: Path | str, max_bytes: int | None = None) -> str:
