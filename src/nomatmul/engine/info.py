@@ -42,7 +42,8 @@ def cpu_report() -> dict[str, Any]:
     isas = list(core.kernels.isas())
     forced = os.environ.get("NOMATMUL_ISA")
     if forced and forced not in isas:
-        raise ValueError(f"NOMATMUL_ISA={forced} is not available here; available: {isas}")
+        available = ", ".join(isas)
+        raise ValueError(f"NOMATMUL_ISA={forced} is not available here; available: {available}")
     isa = forced or isas[0]
     report["huge_pages"]["granted"] = huge_pages_granted()
     return {
