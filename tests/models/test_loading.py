@@ -142,6 +142,17 @@ def test_damaged_and_foreign_directories_are_refused(build, tmp_path):
         CausalLM.from_pretrained(packed)
 
 
+def test_half_precision_files_compute_in_float32_unless_asked(tiny, tmp_path):
+    half = CausalLM.from_pretrained(tiny, dtype="float16")
+    half.save_pretrained(tmp_path)
+    ids = torch.arange(20)[None]
+    for load in (CausalLM, AutoModelForCausalLM):
+        model = load.from_pretrained(tmp_path)
+        assert model.dtype == torch.float32
+        torch.testing.assert_close(model(ids).logits, half.float()(ids).logits, rtol=0, atol=0)
+    assert CausalLM.from_pretrained(tmp_path, dtype="auto").dtype == torch.float16
+
+
 def test_a_non_float_dtype_is_refused(tiny):
     with pytest.raises(ValueError, match="dtype"):
         CausalLM.from_pretrained(tiny, dtype="int8")

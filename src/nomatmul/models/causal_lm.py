@@ -145,9 +145,10 @@ class CausalLM(PreTrainedModel, GenerationMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load an own or a published (`hgrn_bit`) checkpoint: a directory or a hub name.
 
-        Takes transformers' arguments; `dtype` (a torch dtype, its name, or "auto") is honoured
-        for both. Raises ValueError for a packed directory (the engine loads those), missing,
-        unknown or misshapen tensors and values that are not finite.
+        Takes transformers' arguments; `dtype` (a torch dtype, its name, or "auto" for the file's
+        own) is honoured for both, and is float32 unless given. Raises ValueError for a packed
+        directory (the engine loads those), missing, unknown or misshapen tensors and values that
+        are not finite.
         """
         return load_pretrained(
             cls, super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs

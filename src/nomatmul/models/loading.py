@@ -16,7 +16,14 @@ _HUB_FILES = ("*.json", "*.safetensors", "pytorch_model*.bin")
 
 
 def load_pretrained(cls: Any, inherited: Callable, path: Any, *args: Any, **kwargs: Any) -> Any:
-    """`CausalLM.from_pretrained`; `inherited` is transformers' own, for own checkpoints."""
+    """`CausalLM.from_pretrained`; `inherited` is transformers' own, for own checkpoints.
+
+    Without `dtype` the model computes in float32, also when the file holds 16-bit values: a 16-bit
+    residual stream flips int8 roundings and moved the logits of a recorded model by 3.5 %.
+    """
+    if kwargs.get("dtype", kwargs.get("torch_dtype")) is None:
+        kwargs.pop("torch_dtype", None)
+        kwargs["dtype"] = torch.float32
     config = read_config(path)
     if config is None:  # a hub name, or a directory without config.json: transformers decides
         config, path = _from_hub(path, kwargs)
@@ -88,7 +95,7 @@ def _load_own(inherited: Callable, path: Any, args: tuple, kwargs: dict[str, Any
 
 
 def _wanted_dtype(dtype: Any, config: dict[str, Any]) -> torch.dtype:
-    if dtype is None or dtype == "auto":
+    if dtype == "auto":
         dtype = config.get("dtype", config.get("torch_dtype")) or "float32"
     if isinstance(dtype, str):
         dtype = getattr(torch, dtype.removeprefix("torch."), dtype)
