@@ -36,7 +36,7 @@ $(VENV)/.dev: $(SOURCES) | $(PY)
 	@touch $(VENV)/.base $@
 
 demo: $(VENV)/.base
-	$(VENV)/bin/nomatmul generate --prompt "The history of the city" --max-tokens 120 --seed 1
+	$(VENV)/bin/nomatmul generate --prompt "It was a dark evening, and" --max-tokens 100 --temperature 0.5 --seed 3 --echo
 
 test: $(VENV)/.dev
 	$(PY) -m pytest -m "not slow" tests
