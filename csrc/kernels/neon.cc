@@ -176,18 +176,12 @@ void product_of(const Operands& op, void* scratch) {
   }
 }
 
-void product(Packing packing, const uint8_t* w, size_t row_bytes, int n0, int n1,
-             const void* prepared, int m, int k, const float* token_scale, void* out, size_t ldo,
-             void* scratch) {
-  const Operands op(packing, kVec, w, row_bytes, n0, n1, prepared, m, k, token_scale, out, ldo);
-  if (packing == Packing::kTwoBit) {
-    product_of<Packing::kTwoBit>(op, scratch);
-  } else {
-    product_of<Packing::kBase3>(op, scratch);
-  }
-}
-
 }  // namespace
+}  // namespace nomatmul
+
+#include "product_entry.h"
+
+namespace nomatmul {
 
 const Kernels kNeonKernels = NOMATMUL_KERNELS("neon");
 
