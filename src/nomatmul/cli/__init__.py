@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_stdout()
         return 141
-    except Exception as error:
+    except Exception as error:  # nothing is hidden: one line and status 1, or the traceback
         if os.environ.get("NOMATMUL_DEBUG") == "1":
             raise
         print(f"nomatmul: error: {one_line(error)}", file=sys.stderr)

@@ -266,7 +266,7 @@ def _export(trainer: Trainer, out: Path) -> Path:
     try:
         with new_directory(path) as temporary:
             write_model(trainer.model, trainer.tokenizer, temporary)
-    except Exception as error:
+    except Exception as error:  # full disk: torch, safetensors and OSError have no common base
         raise CheckpointError(
             f"cannot write {path}: {error}; the last checkpoint is intact"
         ) from error
