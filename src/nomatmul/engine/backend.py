@@ -1,7 +1,8 @@
 """What computes a step: the native core, or the numpy oracle with the same interface.
 
 Legend: S sequences, T tokens, L layers, D hidden size, V vocabulary. The state of a sequence is
-one float32 array [L, D]; `step` advances it in place, and only if it succeeds.
+float32 [L, D] in whatever memory the backend works in; `step` advances it in place, and only if
+it succeeds.
 """
 
 from __future__ import annotations
@@ -30,12 +31,46 @@ class Backend(Protocol):
     isa: str
     threads: int
 
-    def step(self, states_LD: Sequence[Float], ids_T: Sequence[Ids], want: Want) -> Float:
+    def new_state(self) -> Any:
+        """The state of a sequence that has seen nothing."""
+
+    def copy_state(self, state: Any) -> Any:
+        """An independent copy of a state."""
+
+    def state_to_numpy(self, state: Any) -> Float:
+        """A state as float32 [L, D] on the host, not copied where it lies there."""
+
+    def state_from_numpy(self, state_LD: Float) -> Any:
+        """The state of a backend from float32 [L, D]."""
+
+    def step(self, states: Sequence[Any], ids_T: Sequence[Ids], want: Want) -> Float:
         """Advance each state by its ids; float32 [S, V] ("last"), [sum of T, V] ("all") or
         [0, V] ("none"). Raises ValueError for an id out of range or values not finite."""
 
 
-class NativeBackend:
+class _HostStates:
+    """States that are plain numpy arrays [L, D]."""
+
+    shape: tuple[int, int]
+
+    def new_state(self) -> Float:
+        """See Backend."""
+        return np.zeros(self.shape, np.float32)
+
+    def copy_state(self, state: Float) -> Float:
+        """See Backend."""
+        return state.copy()
+
+    def state_to_numpy(self, state: Float) -> Float:
+        """See Backend."""
+        return state
+
+    def state_from_numpy(self, state_LD: Float) -> Float:
+        """See Backend."""
+        return state_LD
+
+
+class NativeBackend(_HostStates):
     """The C++ core over Weights. Raises ValueError for an instruction set that is not there."""
 
     name = "native"
@@ -55,6 +90,7 @@ class NativeBackend:
         if threads is None:
             threads = core.default_threads()
         self.weights = weights
+        self.shape = (config.num_layers, config.hidden_size)
         self.model: Any = core.Model(
             vocab=config.vocab_size,
             hidden=config.hidden_size,
@@ -75,12 +111,12 @@ class NativeBackend:
         self.isa: str = self.model.isa
         self.threads: int = self.model.threads
 
-    def step(self, states_LD: Sequence[Float], ids_T: Sequence[Ids], want: Want) -> Float:
+    def step(self, states: Sequence[Float], ids_T: Sequence[Ids], want: Want) -> Float:
         """See Backend."""
-        return self.model.step(list(states_LD), list(ids_T), want)
+        return self.model.step(list(states), list(ids_T), want)
 
 
-class NumpyBackend:
+class NumpyBackend(_HostStates):
     """The oracle of `nomatmul.reference` behind the engine's sessions: slow, and correct."""
 
     name = "numpy"
@@ -91,13 +127,14 @@ class NumpyBackend:
         from nomatmul.reference.model import ReferenceModel
 
         self.model = ReferenceModel.from_packed(reader)
+        self.shape = (reader.config.num_layers, reader.config.hidden_size)
 
-    def step(self, states_LD: Sequence[Float], ids_T: Sequence[Ids], want: Want) -> Float:
+    def step(self, states: Sequence[Float], ids_T: Sequence[Ids], want: Want) -> Float:
         """See Backend."""
         from nomatmul.reference.model import LayerState, State
 
         rows, new_states = [], []
-        for state_LD, ids in zip(states_LD, ids_T, strict=True):
+        for state_LD, ids in zip(states, ids_T, strict=True):
             layers = [LayerState(h_BD=h_D[None]) for h_D in state_LD]
             output = self.model.forward(ids[None], state=State(layers, np.zeros(1, np.int64)))
             logits_TV = output.logits_BTV[0]
@@ -106,7 +143,7 @@ class NumpyBackend:
             if want != "none":
                 rows.append(logits_TV if want == "all" else logits_TV[-1:])
             new_states.append(output.state)
-        for state_LD, new in zip(states_LD, new_states, strict=True):
+        for state_LD, new in zip(states, new_states, strict=True):
             for layer, memory in enumerate(new.layers):
                 assert memory.h_BD is not None
                 state_LD[layer] = memory.h_BD[0]

@@ -73,9 +73,9 @@ class LanguageModel:
         """
         shape = (self.config.num_layers, self.config.hidden_size)
         if path is None:
-            return Session(self, np.zeros(shape, np.float32))
+            return Session(self, self.backend.new_state())
         state_LD, position = read_state(path, shape, self.fingerprint)
-        return Session(self, state_LD, position)
+        return Session(self, self.backend.state_from_numpy(state_LD), position)
 
     def step(
         self,
@@ -105,7 +105,7 @@ class LanguageModel:
         with contextlib.ExitStack() as stack:
             for session in sorted(sessions, key=id):  # one order for all threads: no deadlock
                 stack.enter_context(session._lock)
-            states = [session._state_LD for session in sessions]
+            states = [session._state for session in sessions]
             result = self.backend.step(states, arrays, logits)
             for session, array in zip(sessions, arrays, strict=True):
                 session._position += len(array)

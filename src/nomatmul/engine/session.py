@@ -34,9 +34,9 @@ class Session:
     step, or on whether the state went through `fork` or a file: they are equal bit for bit.
     """
 
-    def __init__(self, model: LanguageModel, state_LD: Float, position: int = 0) -> None:
+    def __init__(self, model: LanguageModel, state: Any, position: int = 0) -> None:
         self.model = model
-        self._state_LD = state_LD
+        self._state = state  # opaque: what the backend's `new_state` makes
         self._position = position
         self._lock = threading.RLock()
 
@@ -48,7 +48,12 @@ class Session:
     @property
     def nbytes(self) -> int:
         """Bytes of the state; they do not grow with the sequence."""
-        return self._state_LD.nbytes
+        return 4 * self.model.config.num_layers * self.model.config.hidden_size
+
+    @property
+    def _state_LD(self) -> Float:
+        """The state as float32 [L, D] on the host: the array itself, or a copy of a device's."""
+        return self.model.backend.state_to_numpy(self._state)
 
     def append(self, ids: Sequence[int] | NDArray[Any], logits: Want = "last") -> Float:
         """Feed token ids; return float32 [V], the logits after the last one.
@@ -64,7 +69,7 @@ class Session:
     def fork(self) -> Session:
         """Return an independent copy that goes on from here."""
         with self._lock:
-            return Session(self.model, self._state_LD.copy(), self._position)
+            return Session(self.model, self.model.backend.copy_state(self._state), self._position)
 
     def save(self, path: str | Path) -> None:
         """Write the state to a small safetensors file, whole or not at all.
@@ -72,8 +77,9 @@ class Session:
         Raises WriteError (a ValueError and an OSError) when the disk refuses.
         """
         with self._lock:
-            data = self._state_LD.astype("<f4").tobytes()
+            state_LD = self._state_LD
             position = self._position
+        data = state_LD.astype("<f4").tobytes()
         header = {
             "__metadata__": {
                 "format": STATE_FORMAT,
@@ -84,7 +90,7 @@ class Session:
             },
             "state": {
                 "dtype": "F32",
-                "shape": list(self._state_LD.shape),
+                "shape": list(state_LD.shape),
                 "data_offsets": [0, len(data)],
             },
         }
