@@ -34,12 +34,15 @@ def load(
     processes then share, instead of reading it into huge pages, which decodes faster. verify:
     check every byte (checksums, codes, finite values). backend: "native" (default) or "numpy",
     the slow oracle, which also steps in, with a warning, where the native core is missing.
+    device: "cpu", or "cuda" or "cuda:1" for a GPU (needs torch and triton), where weights stay
+    two bits in device memory; threads, isa, mmap and backend are about the CPU and refused there.
 
     Raises ValueError for a bad argument, and FormatError (a ValueError) for a directory that is
     missing, damaged, or holds a model that this engine does not run.
     """
     if device != "cpu":
-        raise ValueError(f"device is {device!r}; this version runs on 'cpu' only, no GPU backend")
+        cpu_only = {"threads": threads, "isa": isa, "mmap": mmap or None, "backend": backend}
+        return _load_on_device(_directory(path), device, verify, cpu_only)
     if backend not in (None, "native", "numpy"):
         raise ValueError(f'backend is {backend!r}; it must be "native" or "numpy"')
     threads = checked_threads(threads)
@@ -56,6 +59,41 @@ def load(
         engine = _native_backend(reader, threads, isa, mmap, verify)
     return LanguageModel(
         engine,
+        reader.config,
+        fingerprint=reader.fingerprint,
+        packing=reader.packing,
+        embedding_form=reader.embedding_form,
+        path=directory,
+        tokenizer_path=reader.tokenizer_path,
+    )
+
+
+def cuda_part(device: Any, **cpu_only: Any) -> Any:
+    """Return the module of the GPU backend and the torch.device; the only way in.
+
+    Raises ValueError for a device that cannot be used, or an argument that is about the CPU.
+    """
+    if not isinstance(device, str):
+        raise ValueError(f'device must be a text such as "cuda", got {device!r}')
+    for name, value in cpu_only.items():
+        if value is not None and device.startswith("cuda"):
+            raise ValueError(f"{name} is about the CPU; with device {device!r} leave it out")
+    from nomatmul.engine.cuda.device import torch_device
+
+    found = torch_device(device)
+    from nomatmul.engine.cuda import opening
+
+    return opening, found
+
+
+def _load_on_device(
+    directory: Path, device: str, verify: bool, cpu_only: dict[str, Any]
+) -> LanguageModel:
+    opening, found = cuda_part(device, **cpu_only)
+    reader = PackedReader(directory)
+    check_runnable(reader.config)
+    return LanguageModel(
+        opening.open_packed(reader, found, verify),
         reader.config,
         fingerprint=reader.fingerprint,
         packing=reader.packing,

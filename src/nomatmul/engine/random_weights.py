@@ -8,12 +8,12 @@ import math
 import numpy as np
 
 from nomatmul.engine.backend import NativeBackend
-from nomatmul.engine.loading import check_runnable, checked_threads
+from nomatmul.engine.loading import check_runnable, checked_threads, cuda_part
 from nomatmul.engine.model import LanguageModel
 from nomatmul.engine.native import native
 from nomatmul.engine.weights import Weights, allocate, columns_of
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.packed_layout import packed_tensors
+from nomatmul.formats.packed_layout import check_packable, packed_tensors
 
 
 def random_model(
@@ -24,13 +24,17 @@ def random_model(
     *,
     threads: int | None = None,
     isa: str | None = None,
+    device: str = "cpu",
 ) -> LanguageModel:
     """Return a model of `config` whose weights are random legal codes; no file is involved.
 
-    Scales keep the activations near 1. The same seed gives the same model. Raises ValueError
-    for a config that the engine does not run, or an unknown packing or embedding form.
+    Scales keep the activations near 1. The same seed gives the same model (on one device: a GPU
+    draws other numbers). Raises ValueError for a config that the engine does not run, an unknown
+    packing or embedding form, or a device that cannot be used (see `load`).
     """
     check_runnable(config)
+    if device != "cpu":
+        return _random_on_device(config, packing, embedding, seed, device, threads, isa)
     threads = checked_threads(threads)
     weights = allocate(packed_tensors(config, packing, embedding))
     _fill(weights, config, packing, seed)
@@ -39,6 +43,26 @@ def random_model(
         backend,
         config,
         fingerprint=f"random-{seed}-{packing}-{embedding}-{config}",
+        packing=packing,
+        embedding_form=embedding,
+    )
+
+
+def _random_on_device(
+    config: ModelConfig,
+    packing: str,
+    embedding: str,
+    seed: int,
+    device: str,
+    threads: int | None,
+    isa: str | None,
+) -> LanguageModel:
+    check_packable(config, packing, embedding)
+    opening, found = cuda_part(device, threads=threads, isa=isa)
+    return LanguageModel(
+        opening.open_random(config, embedding, seed, found),
+        config,
+        fingerprint=f"random-{seed}-{packing}-{embedding}-{device}-{config}",
         packing=packing,
         embedding_form=embedding,
     )

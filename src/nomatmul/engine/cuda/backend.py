@@ -1,0 +1,216 @@
+"""The engine's backend on a GPU: sessions' states on the device, steps of any shape.
+
+Legend: S sequences, T tokens, L layers, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from nomatmul.engine.cuda.device import INTERPRETED, describe
+from nomatmul.engine.cuda.forward import Forward
+from nomatmul.engine.cuda.launch import LIBRARY_TOKENS, Stretches
+
+if TYPE_CHECKING:
+    from nomatmul.engine.backend import Float, Ids, Want
+    from nomatmul.engine.cuda.weights import DeviceWeights
+    from nomatmul.formats.config import ModelConfig
+
+# Work space that a block of tokens may take, and rows of logits that exist at once.
+SCRATCH_BYTES = 160 << 20
+HEAD_ROWS = 256
+MAX_GRAPH = 64  # sequences that decode through a captured graph
+
+
+class DeviceState:
+    """The state of one sequence: float32 [L, D] in device memory."""
+
+    def __init__(self, h_LD: torch.Tensor) -> None:
+        self.h_LD = h_LD
+
+
+class CudaBackend:
+    """One model on one GPU; safe to call from several threads (steps run one after another)."""
+
+    name = "cuda"
+    threads = 1
+
+    def __init__(self, config: ModelConfig, weights: DeviceWeights, chunk: int | None = None):
+        self.config = config
+        self.weights = weights
+        self.device = weights.device
+        self.forward = Forward(config, weights)
+        self.chunk = chunk if chunk is not None else chunk_tokens(config)
+        self.isa = "triton (interpreted)" if INTERPRETED else "triton, CUDA graph"
+        self.shape = (config.num_layers, config.hidden_size)
+        self._lock = threading.RLock()
+        self._graphs: dict[int, Graph] = {}
+
+    def new_state(self) -> DeviceState:
+        """See Backend."""
+        return DeviceState(torch.zeros(self.shape, dtype=torch.float32, device=self.device))
+
+    def copy_state(self, state: DeviceState) -> DeviceState:
+        """See Backend."""
+        return DeviceState(state.h_LD.clone())
+
+    def state_to_numpy(self, state: DeviceState) -> Float:
+        """See Backend."""
+        return state.h_LD.cpu().numpy()
+
+    def state_from_numpy(self, state_LD: Float) -> DeviceState:
+        """See Backend."""
+        return DeviceState(torch.from_numpy(state_LD.copy()).to(self.device))
+
+    def step(self, states: Sequence[DeviceState], ids_T: Sequence[Ids], want: Want) -> Float:
+        """See Backend."""
+        with self._lock, self._on_device(), torch.inference_mode():
+            single = all(len(ids) == 1 for ids in ids_T)
+            if single and len(states) <= MAX_GRAPH and self.device.type == "cuda":
+                return self._decode(states, ids_T, want)
+            work_SLD = torch.stack([state.h_LD for state in states])
+            rows = list(self._run(work_SLD, ids_T, want))
+            self._check_finite()
+            for state, h_LD in zip(states, work_SLD, strict=True):
+                state.h_LD.copy_(h_LD)
+            if not rows:
+                return np.zeros((0, self.config.vocab_size), np.float32)
+            return np.concatenate(rows)
+
+    def _run(self, work_SLD: Any, ids_T: Sequence[Ids], want: Want) -> Iterator[Float]:
+        """Blocks of at most `chunk` tokens, in the order of the sequences."""
+        lengths = [len(ids) for ids in ids_T]
+        ends = np.cumsum(lengths)
+        flat = np.concatenate(ids_T)
+        scratch = self._scratch(len(flat))
+        for start in range(0, len(flat), self.chunk):
+            end = min(start + self.chunk, len(flat))
+            low = int(np.searchsorted(ends, start, side="right"))
+            high = int(np.searchsorted(ends, end, side="left"))
+            sequences = np.arange(low, high + 1, dtype=np.int32)
+            inner = [int(e) - start for e in ends[low:high]]
+            starts = np.array([0, *inner, end - start], dtype=np.int32)
+            longest = int(np.diff(starts).max())
+            stretches = Stretches(self._put(sequences), self._put(starts), longest)
+            x_TD = self.forward.embed(self._put(flat[start:end]))
+            x_TD = self.forward.blocks(x_TD, work_SLD, stretches, scratch)
+            if want == "all":
+                for at in range(0, end - start, HEAD_ROWS):
+                    yield self.forward.head(x_TD[at : at + HEAD_ROWS]).cpu().numpy()
+            elif want == "last":
+                done = np.array([e - start - 1 for e in ends if start < e <= end], dtype=np.int64)
+                if len(done):
+                    rows = x_TD.index_select(0, self._put(done))
+                    yield self.forward.head(rows).cpu().numpy()
+
+    def _decode(self, states: Sequence[DeviceState], ids_T: Sequence[Ids], want: Want) -> Float:
+        """One token of each sequence, through a captured graph."""
+        count = len(states)
+        if count not in self._graphs:
+            self._graphs[count] = Graph(self.forward, self.shape, count)
+        graph = self._graphs[count]
+        torch.stack([state.h_LD for state in states], out=graph.states_SLD)
+        graph.ids_S.copy_(torch.from_numpy(np.concatenate(ids_T)))
+        graph.graph.replay()
+        logits_SV = graph.logits_SV.cpu().numpy() if want != "none" else None
+        self._check_finite()
+        for state, h_LD in zip(states, graph.states_SLD, strict=True):
+            state.h_LD.copy_(h_LD)
+        if logits_SV is None:
+            return np.zeros((0, self.config.vocab_size), np.float32)
+        return logits_SV
+
+    def _check_finite(self) -> None:
+        flag = self.forward.flag
+        if int(flag.item()):
+            flag.zero_()
+            raise ValueError("the activations are not finite (NaN or infinity)")
+
+    def _scratch(self, tokens: int) -> Any:
+        """int8 for the largest unpacked matrix, None where no product of the library is due."""
+        if min(tokens, self.chunk) < LIBRARY_TOKENS or self.device.type != "cuda":
+            return None
+        if torch.cuda.get_device_capability(self.device) < (8, 0):
+            return None
+        return torch.empty(scratch_bytes(self.config), dtype=torch.int8, device=self.device)
+
+    def _put(self, array: np.ndarray) -> Any:
+        return torch.from_numpy(array).to(self.device)
+
+    def _on_device(self) -> contextlib.AbstractContextManager[Any]:
+        if self.device.type == "cuda":
+            return torch.cuda.device(self.device)
+        return contextlib.nullcontext()
+
+    def accumulate(self, linear: str, q_TK: np.ndarray) -> np.ndarray:
+        """Exact int32 [T, N] of int8 [T, K] and one linear layer: for tests."""
+        from nomatmul.engine.cuda import launch
+
+        place = self.weights.slot(f"{linear}.packed")
+        row_bytes = place.shape[-1]
+        quantised = launch.Quantised(1, len(q_TK), row_bytes, self.device)
+        padded = np.zeros((len(q_TK), 4 * row_bytes), np.int8)
+        padded[:, : q_TK.shape[1]] = q_TK
+        planes = padded.reshape(len(q_TK), row_bytes, 4).transpose(0, 2, 1)
+        quantised.q_CTK[0] = self._put(np.ascontiguousarray(planes).reshape(len(q_TK), -1))
+        scratch = self._scratch(len(q_TK))
+        with self._on_device():
+            return launch.product(quantised, place[None], scratch)[0].cpu().numpy()
+
+
+class Graph:
+    """A captured step of S sequences, one token each: set ids and states, replay, read logits."""
+
+    def __init__(self, forward: Forward, shape: tuple[int, int], count: int) -> None:
+        device = forward.weights.device
+        self.ids_S = torch.zeros(count, dtype=torch.int32, device=device)
+        self.states_SLD = torch.zeros((count, *shape), dtype=torch.float32, device=device)
+        numbers = torch.arange(count + 1, dtype=torch.int32, device=device)
+        stretches = Stretches(numbers[:count], numbers, 1)
+
+        def run() -> Any:
+            x_SD = forward.embed(self.ids_S)
+            return forward.head(forward.blocks(x_SD, self.states_SLD, stretches))
+
+        try:
+            stream = torch.cuda.Stream(device)
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                run()  # compiles the kernels
+            torch.cuda.current_stream(device).wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.logits_SV = run()
+        except torch.OutOfMemoryError:
+            raise ValueError(f"too little memory on {device} to decode {count} sequences") from None
+        except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
+            raise ValueError(f"a triton kernel failed on {device}: {describe(error)}") from error
+
+
+def scratch_bytes(config: ModelConfig) -> int:
+    """Bytes of the largest matrix of the blocks as int8."""
+    from nomatmul.engine.cuda.weights import device_row_bytes
+
+    short, long = device_row_bytes(config.hidden_size), device_row_bytes(config.mlp_size)
+    size, inner = config.hidden_size, config.mlp_size
+    return 4 * max(size * short, 2 * inner * short, size * long)
+
+
+def token_bytes(config: ModelConfig) -> int:
+    """Bytes of work space that a token of a block takes at the widest place."""
+    size, inner = config.hidden_size, config.mlp_size
+    mixer = 4 * 3 * size + 3 * size + 4 * size
+    channel = 4 * 2 * inner + inner + 2 * size
+    return 4 * size + 4 * size + max(mixer, channel)
+
+
+def chunk_tokens(config: ModelConfig) -> int:
+    """Tokens of a block, so that the work space stays near SCRATCH_BYTES."""
+    room = max(SCRATCH_BYTES - scratch_bytes(config), SCRATCH_BYTES // 4)
+    return max(128, min(2048, room // token_bytes(config) // 128 * 128))

@@ -1,0 +1,147 @@
+"""Kernel launches: tile sizes, grids, and which product serves how many tokens.
+
+Legend: T tokens, C linears with one input, N rows, K columns (K4: padded to four planes of RB).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+
+from nomatmul.engine.cuda import kernels
+from nomatmul.engine.cuda.device import INTERPRETED
+
+# The contract with float_ops.h: no fused multiply-adds. The interpreter has none to begin with.
+_EXACT: dict[str, Any] = {} if INTERPRETED else {"enable_fp_fusion": False}
+# From so many tokens on, a matrix is unpacked once and goes through the library's int8 product.
+LIBRARY_TOKENS = 96
+
+
+class Quantised:
+    """int8 activations by planes q [C, T, 4 RB] and their steps [C, T]."""
+
+    def __init__(self, linears: int, tokens: int, row_bytes: int, device: Any) -> None:
+        self.q_CTK = torch.empty((linears, tokens, 4 * row_bytes), dtype=torch.int8, device=device)
+        self.step_CT = torch.empty((linears, tokens), dtype=torch.float32, device=device)
+
+
+def _block(columns: int, row_bytes: int) -> tuple[int, int]:
+    """(elements of a row kernel's program, its warps)."""
+    block = triton.next_power_of_2(max(columns, 4 * row_bytes))
+    return block, min(16, max(1, block // 512))
+
+
+def residual_norm(
+    x_TD: Any, added: tuple[Any, Any, float] | None, norm_D: Any, eps: float,
+    norm_CD: Any, eps2: float, row_bytes: int, flag: Any,
+) -> Quantised:  # fmt: skip
+    """x += acc * (beta * step) where given (acc, step, beta); return its int8 for C linears."""
+    tokens, size = x_TD.shape
+    out = Quantised(norm_CD.shape[0], tokens, row_bytes, x_TD.device)
+    acc, step, beta = added if added is not None else (x_TD, x_TD, 0.0)
+    block, warps = _block(size, row_bytes)
+    kernels.residual_norm_kernel[(tokens,)](
+        x_TD, acc, step, beta, norm_D, eps, norm_CD, eps2, out.q_CTK, out.step_CT, flag, tokens,
+        C=norm_CD.shape[0], D=size, RB=row_bytes, BLOCK=block, ADD=added is not None,
+        num_warps=warps, **_EXACT,
+    )  # fmt: skip
+    return out
+
+
+def gate_norm(
+    g_TD: Any, h_TD: Any, norm_D: Any, eps: float, norm_CD: Any, eps2: float,
+    row_bytes: int, flag: Any,
+) -> Quantised:  # fmt: skip
+    """int8 of norm(g) * silu(h)."""
+    tokens, size = g_TD.shape
+    out = Quantised(1, tokens, row_bytes, g_TD.device)
+    block, warps = _block(size, row_bytes)
+    kernels.gate_norm_kernel[(tokens,)](
+        g_TD, h_TD, norm_D, eps, norm_CD, eps2, out.q_CTK, out.step_CT, flag, tokens,
+        D=size, RB=row_bytes, BLOCK=block, num_warps=warps, **_EXACT,
+    )  # fmt: skip
+    return out
+
+
+def glu(
+    acc_TM: Any, step_T: Any, beta: float, norm_CM: Any, eps: float, row_bytes: int, flag: Any
+) -> Quantised:
+    """int8 of silu(gate) * up of accumulators [T, 2 M]."""
+    tokens, size = acc_TM.shape[0], acc_TM.shape[1] // 2
+    out = Quantised(1, tokens, row_bytes, acc_TM.device)
+    block, warps = _block(size, row_bytes)
+    kernels.glu_kernel[(tokens,)](
+        acc_TM, step_T, beta, norm_CM, eps, out.q_CTK, out.step_CT, flag, tokens,
+        D=size, RB=row_bytes, BLOCK=block, num_warps=warps, **_EXACT,
+    )  # fmt: skip
+    return out
+
+
+def gates(acc_3TD: Any, step_3T: Any, betas: tuple[float, float, float], bound_D: Any) -> Any:
+    """Turn accumulators of i, f, g into float32 input, forget gate and g, in place."""
+    _, tokens, size = acc_3TD.shape
+    out = acc_3TD.view(torch.float32)
+    block = min(1024, triton.next_power_of_2(size))
+    kernels.gates_kernel[(tokens, triton.cdiv(size, block))](
+        acc_3TD, out, step_3T, *betas, bound_D, tokens, D=size, BLOCK=block, num_warps=4, **_EXACT
+    )
+    return out
+
+
+class Stretches:
+    """Which tokens of a block belong to which sequence.
+
+    sequences int32 [N]: rows of the states. starts int32 [N + 1]: where each one's tokens begin,
+    and where the last one's end. longest: tokens of the longest one.
+    """
+
+    def __init__(self, sequences: Any, starts: Any, longest: int) -> None:
+        self.sequences, self.starts, self.longest = sequences, starts, longest
+
+
+def scan(i_TD: Any, f_TD: Any, states_SLD: Any, layer: int, stretches: Stretches) -> None:
+    """h_t = f_t * h_(t-1) + i_t over each stretch; h replaces i."""
+    sequences = stretches.sequences
+    _, layers, size = states_SLD.shape
+    grid = (triton.cdiv(size, 32), len(sequences))
+    kernels.scan_kernel[grid](
+        i_TD, f_TD, i_TD, states_SLD[:, layer], sequences, stretches.starts, layers * size,
+        D=size, ROWS=16 if stretches.longest > 1 else 1, CHANNELS=32,
+        num_warps=1, **_EXACT,
+    )  # fmt: skip
+
+
+def product(quantised: Quantised, w_CNR: Any, scratch: Any = None) -> Any:
+    """Exact int32 accumulators [C, T, N]; w [C, N, RB]. scratch: int8, for the library's product."""
+    q_CTK = quantised.q_CTK
+    linears, tokens, _ = q_CTK.shape
+    rows, row_bytes = w_CNR.shape[1:]
+    acc_CTN = torch.empty((linears, tokens, rows), dtype=torch.int32, device=q_CTK.device)
+    if scratch is not None and tokens >= LIBRARY_TOKENS and rows % 8 == 0:
+        for c in range(linears):
+            t_NK = unpack(w_CNR[c], scratch)
+            torch._int_mm(q_CTK[c], t_NK.t(), out=acc_CTN[c])
+        return acc_CTN
+    if tokens <= 16:
+        bt, bn, warps, stages = 16, 16 if rows * linears < 16384 else 32, 2, 5
+    elif tokens <= 64:
+        bt, bn, warps, stages = triton.next_power_of_2(tokens), 32, 4, 4
+    else:
+        bt, bn, warps, stages = 64, 128, 4, 3
+    grid = (triton.cdiv(rows, bn), triton.cdiv(tokens, bt), linears)
+    kernels.product_kernel[grid](
+        q_CTK, w_CNR, acc_CTN, tokens, rows, RB=row_bytes, BT=bt, BN=bn, BK=64,
+        num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return acc_CTN
+
+
+def unpack(w_NR: Any, scratch: Any) -> Any:
+    """Ternary int8 [N, 4 RB] by planes, in the scratch memory."""
+    rows, row_bytes = w_NR.shape
+    t_NK = scratch[: 4 * rows * row_bytes].view(rows, 4 * row_bytes)
+    grid = (triton.cdiv(rows * row_bytes, 2048),)
+    kernels.unpack_kernel[grid](w_NR, t_NK, rows * row_bytes, RB=row_bytes, BLOCK=2048)
+    return t_NK

@@ -1,0 +1,215 @@
+"""Weights of a packed model in device memory: two bits a weight, whatever the file has.
+
+Legend: L layers, D hidden size, M inner size, V vocabulary; RB bytes of a packed row, padded to
+64 (zero weights), of D columns (RBD) or M columns (RBM).
+
+Equal tensors of all layers lie in one tensor, so a kernel finds a layer by a stride. Tensors are
+read, verified and copied one at a time. The 1.6-bit form is unpacked to two bits on the device: a
+quarter more memory than on disk, and one set of kernels. Loading is where it is paid, once.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from nomatmul.formats.names import linear_shapes
+from nomatmul.formats.packing import row_bytes
+
+if TYPE_CHECKING:
+    from nomatmul.formats.config import ModelConfig
+    from nomatmul.formats.packed_reader import PackedReader
+
+ROW_ALIGN = 64
+_ZEROS = 0x55  # four codes 1: zero weights
+_TABLES = {"bf16": torch.bfloat16, "int8": torch.int8, "f32": torch.float32}
+_BLOCK_ROWS = 4096
+
+
+def device_row_bytes(columns: int) -> int:
+    """Bytes of a packed row in device memory."""
+    return -(-columns // (4 * ROW_ALIGN)) * ROW_ALIGN
+
+
+def shapes(config: ModelConfig, embedding_form: str) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Return {stack: (shape, dtype)} of all tensors in device memory."""
+    layers, size, inner = config.num_layers, config.hidden_size, config.mlp_size
+    short, long = device_row_bytes(size), device_row_bytes(inner)
+    u8, f32 = torch.uint8, torch.float32
+    table: dict[str, tuple[tuple[int, ...], Any]] = {
+        "embedding": ((config.vocab_size, size), _TABLES[embedding_form]),
+        "ifg": ((layers, 3, size, short), u8),
+        "o": ((layers, 1, size, short), u8),
+        "head": ((1, 1, config.vocab_size, short), u8),
+        "mixer_norm": ((layers, size), f32),
+        "ifg_norm": ((layers, 3, size), f32),
+        "g_norm": ((layers, size), f32),
+        "o_norm": ((layers, 1, size), f32),
+        "bound": ((layers, size), f32),
+        "final_norm": ((1, size), f32),
+        "head_norm": ((1, 1, size), f32),
+    }
+    if embedding_form == "int8":
+        table["embedding_scale"] = ((config.vocab_size,), f32)
+    if config.channel_mixer == "glu":
+        table["gate"] = ((layers, 1, 2 * inner, short), u8)
+        table["down"] = ((layers, 1, size, long), u8)
+        table["channel_norm"] = ((layers, size), f32)
+        table["gate_norm"] = ((layers, 1, size), f32)
+        table["down_norm"] = ((layers, 1, inner), f32)
+    return table
+
+
+def bytes_needed(config: ModelConfig, embedding_form: str) -> dict[str, int]:
+    """Return bytes of each stack."""
+    return {
+        name: math.prod(shape) * dtype.itemsize
+        for name, (shape, dtype) in shapes(config, embedding_form).items()
+    }
+
+
+class DeviceWeights:
+    """Stacks of `shapes` as attributes of `stack`, and `beta`: {linear: its scale}."""
+
+    def __init__(self, config: ModelConfig, embedding_form: str, device: Any) -> None:
+        self.config = config
+        self.device = device
+        self.stack: dict[str, torch.Tensor] = {
+            name: torch.empty(shape, dtype=dtype, device=device)
+            for name, (shape, dtype) in shapes(config, embedding_form).items()
+        }
+        self.beta: dict[str, float] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.stack.values())
+
+    def slot(self, name: str) -> torch.Tensor:
+        """The place of a tensor of the packed file (a scale has none: it goes to `beta`)."""
+        if name.startswith("embedding."):
+            return self.stack["embedding" if name.endswith(".weight") else "embedding_scale"]
+        parts = name.split(".")
+        layer = int(parts[1]) if parts[0] == "layers" else 0
+        rest = ".".join(parts[2:] if parts[0] == "layers" else parts)
+        rest = rest.replace("mixer.", "").replace("channel.", "").replace("_proj", "")
+        linear, _, what = rest.partition(".")
+        if what in ("packed", "norm.weight"):
+            stack = linear if what == "packed" else f"{linear}_norm"
+            if linear in ("i", "f", "g"):
+                return self.stack[stack.replace(linear, "ifg", 1)][layer, "ifg".index(linear)]
+            return self.stack[stack][layer, 0]
+        return self.stack["bound" if rest == "lower_bound" else linear][layer]
+
+    def put(self, name: str, array: np.ndarray, packing: str, columns: int | None) -> None:
+        """Copy a tensor as the file holds it (bfloat16 as uint16 bits) to its place."""
+        if name.endswith(".scale") and not name.startswith("embedding."):
+            self.beta[name[: -len(".scale")]] = float(array[0])
+            return
+        place = self.slot(name)
+        if columns is None:
+            host = torch.from_numpy(array.view(np.int16) if array.dtype == np.uint16 else array)
+            place.copy_(host.view(place.dtype).reshape(place.shape))
+            return
+        for start in range(0, len(array), _BLOCK_ROWS):
+            rows = torch.from_numpy(array[start : start + _BLOCK_ROWS]).to(self.device)
+            if packing == "1.6bit":
+                rows = two_bits(rows, columns)
+            part = place[start : start + len(rows)]
+            part[:, : rows.shape[1]] = rows
+            part[:, rows.shape[1] :] = _ZEROS
+
+
+def two_bits(rows: torch.Tensor, columns: int) -> torch.Tensor:
+    """Rows of the 1.6-bit form, uint8 [N, bytes], in the 2-bit form [N, row_bytes]."""
+    rest = rows.to(torch.int16)
+    digits = []
+    for _ in range(5):
+        rest = rest * 3
+        digits.append(rest >> 8)
+        rest = rest & 255
+    codes = torch.stack(digits, dim=-1).to(torch.uint8).flatten(1)[:, :columns]
+    padded = codes.new_ones((len(rows), 4 * row_bytes(columns, "2bit")))
+    padded[:, :columns] = codes
+    four = padded.view(len(rows), -1, 4)
+    return four[..., 0] | four[..., 1] << 2 | four[..., 2] << 4 | four[..., 3] << 6
+
+
+def read_weights(reader: PackedReader, device: Any, verify: bool = True) -> DeviceWeights:
+    """Copy a packed directory to the device, one tensor at a time.
+
+    Raises FormatError for bytes that do not match their checksum, illegal codes, or values that
+    are not finite.
+    """
+    from nomatmul.engine.weights import DTYPES
+
+    weights = DeviceWeights(reader.config, reader.embedding_form, device)
+    columns = {f"{name}.packed": k for name, (_, k) in linear_shapes(reader.config).items()}
+    check = _verifier()
+    for name, info in reader.infos.items():
+        array = np.empty(info.shape, DTYPES[info.dtype])
+        reader.read_into(name, array.reshape(-1))
+        if verify:
+            check(reader, name, array)
+        weights.put(name, array, reader.packing, columns.get(name))
+    return weights
+
+
+def _verifier() -> Any:
+    """The native check of codes, or numpy's where the native core is missing."""
+    from nomatmul.engine.native import native
+    from nomatmul.engine.weights import verify_tensor
+
+    try:
+        native()
+    except ImportError:
+        return lambda reader, name, array: reader.verify(name, array.reshape(-1))
+    return verify_tensor
+
+
+def random_weights(
+    config: ModelConfig, embedding_form: str, seed: int, device: Any
+) -> DeviceWeights:
+    """Random legal codes made on the device; scales keep the activations near 1."""
+    weights = DeviceWeights(config, embedding_form, device)
+    random = torch.Generator(device=device).manual_seed(seed)
+    inner = config.mlp_size
+    for name, tensor in weights.stack.items():
+        if tensor.dtype == torch.uint8:
+            columns = inner if name == "down" else config.hidden_size
+            for matrix in tensor.flatten(0, 1):
+                _random_codes(matrix, columns, random)
+        elif tensor.dtype == torch.int8:
+            tensor.random_(-127, 128, generator=random)
+        elif name == "embedding_scale":
+            tensor.fill_(1 / 64)
+        elif name == "embedding":
+            tensor.normal_(generator=random)
+        elif name == "bound":
+            steps = torch.arange(config.num_layers, device=device) / config.num_layers
+            tensor.copy_((steps if config.use_lower_bound else steps * 0)[:, None])
+        else:
+            tensor.normal_(1.0, 0.1, generator=random)
+    for name, (_, columns) in linear_shapes(config).items():
+        weights.beta[name] = float(np.float32(1 / math.sqrt(columns * 2 / 3)))
+    return weights
+
+
+def _random_codes(matrix: torch.Tensor, columns: int, random: torch.Generator) -> None:
+    matrix.random_(0, 256, generator=random)
+    matrix &= ~((matrix & (matrix >> 1) & _ZEROS) << 1)  # code 3 becomes 1
+    whole = columns // 4
+    matrix[:, whole:] = torch.where(
+        torch.arange(matrix.shape[1] - whole, device=matrix.device) == 0,
+        _partial(matrix[:, whole:], columns % 4),
+        torch.tensor(_ZEROS, dtype=torch.uint8, device=matrix.device),
+    )
+
+
+def _partial(tail: torch.Tensor, live: int) -> torch.Tensor:
+    """Bytes of which only the first `live` codes count."""
+    keep = (1 << (2 * live)) - 1
+    return (tail & keep) | (_ZEROS & ~keep & 255)
