@@ -29,8 +29,11 @@ settings.load_profile("nomatmul")
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of recorded traces and texts beside the repository; skips where it is absent."""
-    path = ROOT.parent / "shared"
+    """The folder of recorded traces and texts; skips where it is absent.
+
+    It lies beside the repository, or where $NOMATMUL_SHARED says.
+    """
+    path = Path(os.environ.get("NOMATMUL_SHARED") or ROOT.parent / "shared")
     if not (path / "fixtures").is_dir():
         pytest.skip(f"recorded fixtures are not on this machine (looked for {path})")
     return path
