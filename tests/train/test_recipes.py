@@ -12,14 +12,14 @@ from nomatmul.train.config import FREE_FIELDS, differences
 OPTIONS = """
 recipe model sequence_length batch_size micro_batch_size steps time_limit seed learning_rate
 schedule warmup_steps final_rate beta1 beta2 epsilon weight_decay clip_norm z_loss precision compile
-deterministic activation_checkpointing loss_chunks valid_fraction log_interval eval_interval
+deterministic recompute loss_chunks valid_fraction log_interval eval_interval
 eval_tokens sample_interval sample_tokens sample_prompt diagnostics_interval checkpoint_interval
 checkpoint_seconds checkpoint_keep
 """
 
 ARGUMENTS = """
 recipe data out valid tokenizer text_field document_start tokens workers set steps time_limit seed
-device resume override_config quiet json
+device resume override_config quiet json collective_timeout
 """
 
 
@@ -97,7 +97,7 @@ def test_a_new_width_gets_its_own_intermediate_size(config: TrainConfig) -> None
     ("assignment", "message"),
     [
         ("steps", "not of the form name=value"),
-        ("speed=3", "unknown option in 'speed=3'; the options are activation_checkpointing, "),
+        ("speed=3", "unknown option in 'speed=3'; the options are batch_size, "),
         ("model.width=3", "unknown option in 'model.width=3'; the options are "),
         ("steps=many", "'many' is not a int"),
         ("steps=1.5", "'1.5' is not a int"),

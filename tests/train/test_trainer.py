@@ -47,7 +47,8 @@ def test_accumulation_chunks_and_checkpointing_give_the_same_step(
         [
             {"micro_batch_size": 1},
             {"micro_batch_size": 4, "loss_chunks": 4},
-            {"micro_batch_size": 4, "activation_checkpointing": True},
+            {"micro_batch_size": 4, "recompute": "block"},
+            {"micro_batch_size": 4, "recompute": "mlp"},
         ],
         1,
     ):

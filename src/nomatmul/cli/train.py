@@ -8,6 +8,10 @@ of each under transformer_...; a wrong name lists them all. Single settings are 
 Texts are UTF-8 files, JSONL, parquet, a data set saved by Hugging Face datasets, or hf:NAME from
 the hub; plain or compressed (gzip, bzip2, xz, zstd). The same command continues a run that was
 stopped, with the same losses. Ctrl-C and SIGTERM save first. Needs pip install "nomatmul[train]".
+
+Many GPUs: torchrun --nproc-per-node N -m nomatmul train ... shards model and optimiser over them;
+batch_size is that of all together, micro_batch_size that of one. A run can be continued on another
+number of GPUs.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ examples:
   nomatmul train box --data wiki-*.txt.bz2 --valid wiki.valid.txt.bz2 --out runs/box
   nomatmul train mmfree_370m --data hf:roneneldan/TinyStories --out runs/370m --seed 1
   nomatmul train cpu_minute --data novel.txt --out runs/wide --set model.hidden_size=256 --steps 500
+  torchrun --nproc-per-node 4 -m nomatmul train mmfree_1_3b --data corpus/*.txt.zst --out runs/1b
   nomatmul pack runs/first packed/first        and then: nomatmul generate --model packed/first ...
 """
 
@@ -59,6 +64,11 @@ class Options:
     override_config: bool = option(False, help="continue although the settings differ")
     quiet: bool = option(False, help="no progress bar")
     json: bool = json_option()
+    collective_timeout: float = option(
+        600.0,
+        metavar="SECONDS",
+        help="with torchrun: give up when a process has not answered for so long",
+    )
 
 
 def run(options: Options) -> int:

@@ -1,8 +1,9 @@
-"""What the command `nomatmul train` takes; the standard library is enough to import this."""
+"""What the command `nomatmul train` is given; the standard library is enough to import this."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,6 +13,7 @@ class TrainArgs:
     recipe: name in recipes.RECIPES. data: text, JSONL or parquet files, saved data sets, hf:NAME,
     or token directories. out: the run's directory. set: "name=value" overrides of the recipe.
     steps, time_limit (seconds), seed: the overrides that people need most; None keeps the recipe's.
+    collective_timeout: seconds that a run of many processes waits for one that does not answer.
     """
 
     recipe: str
@@ -32,3 +34,9 @@ class TrainArgs:
     override_config: bool = False
     quiet: bool = False
     json: bool = False
+    collective_timeout: float = 600.0
+
+
+def started_by_torchrun() -> bool:
+    """Whether torchrun (or a launcher like it) started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE") or 1) > 1

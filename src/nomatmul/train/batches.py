@@ -4,11 +4,15 @@ The stream is cut into windows of T tokens; an epoch visits every window once, i
 an offset that depend on (seed, epoch) only. Sample number s of the run (step * batch + row) is
 window `order[s mod windows]` of epoch `s div windows`.
 
+Many processes cut each step's batch into equal slices, one for each rank, so that the batch is the
+same on any number of them.
+
 Shapes: B rows of a micro-batch, T tokens. Inputs x_BT are tokens p..p+T-1, targets y_BT p+1..p+T.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import threading
 from collections.abc import Iterator
@@ -60,17 +64,44 @@ class WindowOrder:
         return self._starts
 
 
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """The rows of every batch that one of `size` ranks takes: the rank-th of equal parts."""
+
+    batch_size: int
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def rows(self) -> int:
+        return self.batch_size // self.size
+
+    def sample(self, own: int) -> int:
+        """The run's number of this rank's sample `own` (own = step * rows + row)."""
+        step, row = divmod(own, self.rows)
+        return step * self.batch_size + self.rank * self.rows + row
+
+
 class Batches:
-    """Micro-batches on the device, without waiting for it.
+    """Micro-batches of one rank on its device, without waiting for it.
+
+    share: this rank's slice of each batch, of a multiple of `rows` rows; None: all of it.
 
     A small stream is copied to the GPU once; a large one is read by a thread into pinned memory
     and copied while the GPU computes.
     """
 
     def __init__(
-        self, stream: TokenStream, order: WindowOrder, rows: int, device: torch.device
+        self,
+        stream: TokenStream,
+        order: WindowOrder,
+        rows: int,
+        device: torch.device,
+        share: Slice | None = None,
     ) -> None:
         self.stream, self.order, self.rows, self.device = stream, order, rows, device
+        self.share = share if share is not None else Slice(rows)
+        assert self.share.rows % rows == 0
         size = len(stream) * stream.shards[0].dtype.itemsize
         self._resident = None
         if device.type == "cuda" and size <= _ON_DEVICE_BYTES:
@@ -78,7 +109,12 @@ class Batches:
             self._steps_T = torch.arange(order.sequence_length + 1, device=device)
 
     def run(self, first_sample: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(x_BT, y_BT) int64 without end, from sample first_sample on. Close it when done."""
+        """(x_BT, y_BT) int64 without end, from the batch at sample first_sample on.
+
+        first_sample counts the samples of all ranks. Close it when done.
+        """
+        assert first_sample % self.share.batch_size == 0 or self.share.size == 1
+        first_sample //= self.share.size
         if self._resident is not None:
             return self._from_device(first_sample)
         if self.device.type == "cuda":
@@ -89,16 +125,25 @@ class Batches:
         assert self._resident is not None
         while True:
             # One copy of starts for many batches, so that the host seldom talks to the device.
-            starts = self.order.starts(sample, 64 * self.rows)
+            starts = self._starts(sample, 64)
             starts_NB = torch.from_numpy(starts).pin_memory().to(self.device, non_blocking=True)
             for starts_B in starts_NB.view(64, self.rows):
                 ids_BT = _unsigned(self._resident[starts_B[:, None] + self._steps_T])
                 yield ids_BT[:, :-1].contiguous(), ids_BT[:, 1:].contiguous()
             sample += 64 * self.rows
 
+    def _starts(self, sample: int, micro_batches: int) -> np.ndarray:
+        """Where the windows of the next micro-batches start; sample: number among this rank's."""
+        firsts = range(sample, sample + micro_batches * self.rows, self.rows)
+        if self.share.size == 1:
+            return self.order.starts(sample, len(firsts) * self.rows)
+        return np.concatenate(
+            [self.order.starts(self.share.sample(first), self.rows) for first in firsts]
+        )
+
     def _host_batch(self, sample: int) -> torch.Tensor:
         length = self.order.sequence_length + 1
-        ids = self.stream.windows(self.order.starts(sample, self.rows), length)
+        ids = self.stream.windows(self._starts(sample, 1), length)
         return torch.from_numpy(ids.astype(np.int64))
 
     def _from_host(self, sample: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

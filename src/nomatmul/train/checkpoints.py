@@ -2,9 +2,9 @@
 
 OUT/checkpoints/step-00001000/ holds the model as `CausalLM.save_pretrained` writes it (config.json,
 model.safetensors) with tokenizer.json, so `pack` and `from_pretrained` read it directly; the
-optimiser (optimizer.safetensors: exp_avg/NAME, exp_avg_sq/NAME), the random states
-(random.safetensors), state.json (step, seconds spent, TrainConfig) and manifest.json (size and
-SHA-256 of every file). OUT/checkpoints/latest names the newest one.
+optimiser (optimizer.safetensors, or `shards/` of many devices: states.py), the random states
+(random.safetensors, or one for each rank), state.json (step, seconds spent, TrainConfig) and
+manifest.json (size and SHA-256 of every file). OUT/checkpoints/latest names the newest one.
 """
 
 from __future__ import annotations
@@ -16,17 +16,28 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.files import new_directory, remove_leftovers, write_json, write_new_file
+from nomatmul.train.parallelize import local
+from nomatmul.train.ranks import LostRankError, OtherRankError, Ranks
+from nomatmul.train.states import (
+    StateError,
+    gather_weights,
+    optimizer_tensors,
+    restore_random_states,
+    restore_states,
+    save_random_states,
+    save_shards,
+)
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+T = TypeVar("T")
 Warn = Callable[[str], None]
 
 
@@ -43,12 +54,17 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run. keep: how many stay on disk."""
+    """The checkpoints of one run. keep: how many stay on disk.
 
-    def __init__(self, out: Path, keep: int) -> None:
+    Many ranks share one directory (on one file system) and write into it together.
+    """
+
+    def __init__(self, out: Path, keep: int, ranks: Ranks | None = None) -> None:
         self.directory = out / "checkpoints"
         self.keep = keep
-        remove_leftovers(self.directory)
+        self.ranks = ranks if ranks is not None else Ranks.alone()
+        if self.ranks.first:
+            remove_leftovers(self.directory)
 
     def save(
         self,
@@ -63,32 +79,94 @@ class Checkpoints:
         Raises CheckpointError when the disk is full or a weight is not finite; whatever was there
         before stays as it was.
         """
-        bad = first_non_finite(model)
+        bad = first_non_finite(model, self.ranks)
         if bad is not None:
             raise CheckpointError(f"weight {bad} is not finite at step {progress.step}: not saved")
         path = self.directory / f"step-{progress.step:08d}"
+        state = {
+            "format": "nomatmul-checkpoint",
+            "version": 1,
+            "step": progress.step,
+            "elapsed": progress.elapsed,
+            "config": config.to_dict(),
+        }
         try:
-            with new_directory(path) as temporary:
-                write_model(model, tokenizer, temporary)
-                save_file(_optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
-                save_file(_random_states(), temporary / "random.safetensors")
-                state = {
-                    "format": "nomatmul-checkpoint",
-                    "version": 1,
-                    "step": progress.step,
-                    "elapsed": progress.elapsed,
-                    "config": config.to_dict(),
-                }
-                write_json(temporary / "state.json", state)
-                write_json(temporary / "manifest.json", _manifest(temporary))
-            write_new_file(self.directory / "latest", path.name.encode())
+            if self.ranks.many:
+                self._write_together(path, model, optimizer, tokenizer, state)
+            else:
+                with new_directory(path) as temporary:
+                    write_model(model, tokenizer, temporary)
+                    tensors = optimizer_tensors(model, optimizer)
+                    save_file(tensors, temporary / "optimizer.safetensors")
+                    save_random_states(temporary, self.ranks)
+                    write_json(temporary / "state.json", state)
+                    write_json(temporary / "manifest.json", _manifest(temporary))
+                self._point_to(path)
+        except (LostRankError, OtherRankError):
+            raise
         except Exception as error:  # safetensors raises its own type for a full disk
             kept = self.candidates()
             still = f"; {kept[0].name} is intact" if kept else ""
             raise CheckpointError(f"cannot write checkpoint {path}: {error}{still}") from error
+        return path
+
+    def _point_to(self, path: Path) -> None:
+        write_new_file(self.directory / "latest", path.name.encode())
         for old in self.candidates()[self.keep :]:
             shutil.rmtree(old, ignore_errors=True)
-        return path
+
+    def _write_together(
+        self,
+        path: Path,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        tokenizer: Tokenizer,
+        state: dict[str, Any],
+    ) -> None:
+        """All ranks write one directory, rank 0 names it when all are done."""
+        ranks = self.ranks
+        with contextlib.ExitStack() as stack:
+            made = self._all(
+                lambda: str(stack.enter_context(new_directory(path))) if ranks.first else ""
+            )
+            temporary = Path(made[0])
+            self._all(lambda: save_shards(model, optimizer, temporary, ranks))
+            self._all(lambda: save_random_states(temporary, ranks))
+            weights = gather_weights(model, ranks)
+
+            def describe() -> None:
+                if ranks.first:
+                    write_model(model, tokenizer, temporary, weights)
+                    write_json(temporary / "state.json", state | {"ranks": ranks.size})
+
+            self._all(describe)
+            files = _files(temporary)
+            parts = self._all(lambda: _sums(temporary, files[ranks.rank :: ranks.size]))
+
+            def finish() -> None:
+                if ranks.first:
+                    sums = {name: facts for part in parts for name, facts in part.items()}
+                    ordered = {name: sums[name] for name in sorted(sums)}
+                    write_json(temporary / "manifest.json", {"files": ordered})
+                    stack.close()
+                    self._point_to(path)
+
+            self._all(finish)
+
+    def _all(self, work: Callable[[], T]) -> list[T]:
+        """Everybody's result; an error of one rank is raised at all of them."""
+        try:
+            mine: tuple[Any, str | None] = (work(), None)
+        except (LostRankError, OtherRankError):
+            raise
+        except Exception as error:  # told to all ranks, then raised
+            text = str(error).strip()
+            mine = (None, text.splitlines()[-1] if text else type(error).__name__)
+        results = self.ranks.gather(mine)
+        for rank, (_, fault) in enumerate(results):
+            if fault is not None:
+                raise OSError(f"rank {rank}: {fault}")
+        return [value for value, _ in results]
 
     def candidates(self) -> list[Path]:
         """Checkpoints on disk, the one that `latest` names first, then by falling step."""
@@ -141,43 +219,59 @@ def read_state(path: Path) -> tuple[TrainConfig, Progress]:
     return TrainConfig.from_dict(state["config"]), Progress(state["step"], state["elapsed"])
 
 
-def restore(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Load weights, optimiser and random states in place, bit for bit as they were saved."""
-    weights: dict[str, Tensor] = {}
-    for file in sorted(path.glob("model*.safetensors")):
-        weights |= load_file(file)
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    tied = {name for name in missing if _is_tied(model, name, weights)}
-    if unexpected or set(missing) - tied:
-        names = [*unexpected, *sorted(set(missing) - tied)]
-        raise CheckpointError(f"{path} does not fit the model: {names[0]}")
-    tensors = load_file(path / "optimizer.safetensors")
-    steps = tensors["step"].item()
-    for name, parameter in _trained(model):
-        state = {
-            key: tensors[f"{key}/{name}"].to(parameter.device, parameter.dtype) for key in _MOMENTS
-        }
-        state["step"] = _step_tensor(optimizer, parameter, steps)
-        optimizer.state[parameter] = state
-    states = load_file(path / "random.safetensors")
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+def restore(
+    path: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ranks: Ranks | None = None,
+) -> None:
+    """Load weights, optimiser and random states in place, as they were saved.
+
+    Bit for bit, whatever the numbers of devices were and are. Raises CheckpointError naming a
+    tensor that does not fit.
+    """
+    ranks = ranks if ranks is not None else Ranks.alone()
+    try:
+        restore_states(path, model, optimizer, ranks)
+    except StateError as error:
+        raise CheckpointError(str(error)) from None
+    restore_random_states(path, ranks)
 
 
-def write_model(model: torch.nn.Module, tokenizer: Tokenizer, directory: Path) -> None:
-    """The model alone, in the layout that `CausalLM.from_pretrained` and `pack` read."""
+def write_model(
+    model: torch.nn.Module,
+    tokenizer: Tokenizer,
+    directory: Path,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """The model alone, in the layout that `CausalLM.from_pretrained` and `pack` read.
+
+    weights: all of them, where the model's own are sharded.
+    """
     with _no_progress_bars():
-        model.save_pretrained(directory)  # type: ignore[operator]
+        if weights is None:
+            model.save_pretrained(directory)  # type: ignore[operator]
+        else:
+            shell = _without_weights(model)
+            shell.save_pretrained(directory, state_dict=weights)
     write_new_file(directory / "tokenizer.json", tokenizer.to_str().encode("utf-8"))
 
 
+def _without_weights(model: torch.nn.Module) -> Any:
+    """A model of the same config that holds nothing: it only knows how to be written."""
+    from nomatmul.models import CausalLM
+
+    with torch.device("meta"):
+        return CausalLM(model.config)  # type: ignore[arg-type]
+
+
 @torch.no_grad()
-def first_non_finite(model: torch.nn.Module) -> str | None:
-    """Name of the first parameter with a NaN or infinity."""
+def first_non_finite(model: torch.nn.Module, ranks: Ranks | None = None) -> str | None:
+    """Name of the first parameter with a NaN or infinity, at any rank."""
     named = list(model.named_parameters())
-    finite = torch.stack([parameter.isfinite().all() for _, parameter in named]).tolist()
-    return next((name for (name, _), fine in zip(named, finite, strict=True) if not fine), None)
+    finite = torch.stack([local(parameter).isfinite().all() for _, parameter in named])
+    bad = (ranks if ranks is not None else Ranks.alone()).sum(~finite).tolist()
+    return next((name for (name, _), count in zip(named, bad, strict=True) if count), None)
 
 
 @contextlib.contextmanager
@@ -194,56 +288,19 @@ def _no_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
-    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-
-
-def _optimizer_tensors(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    steps = 0.0
-    for name, parameter in _trained(model):
-        state = optimizer.state.get(parameter)
-        for key in _MOMENTS:
-            value = state[key] if state else torch.zeros_like(parameter)
-            tensors[f"{key}/{name}"] = value.detach().contiguous()
-        steps = float(state["step"]) if state else 0.0
-    tensors["step"] = torch.tensor(steps, dtype=torch.float64)
-    return tensors
-
-
-def _step_tensor(
-    optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, steps: float
-) -> Tensor:
-    fused = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
-    device = parameter.device if fused else torch.device("cpu")
-    return torch.tensor(steps, dtype=torch.float32, device=device)
-
-
-def _random_states() -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def _is_tied(model: torch.nn.Module, name: str, weights: dict[str, Tensor]) -> bool:
-    """Whether a tensor that the file lacks is another name of one that it has."""
-    state = model.state_dict(keep_vars=True)
-    return any(state[other] is state[name] for other in weights if other in state)
-
-
 def _manifest(directory: Path) -> dict[str, Any]:
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {"files": _sums(directory, _files(directory))}
+
+
+def _files(directory: Path) -> list[str]:
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    return [str(path.relative_to(directory)) for path in paths]
+
+
+def _sums(directory: Path, names: list[str]) -> dict[str, dict[str, Any]]:
     return {
-        "files": {
-            str(path.relative_to(directory)): {
-                "bytes": path.stat().st_size,
-                "sha256": _sha256(path),
-            }
-            for path in files
-        }
+        name: {"bytes": (directory / name).stat().st_size, "sha256": _sha256(directory / name)}
+        for name in names
     }
 
 

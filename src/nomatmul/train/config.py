@@ -17,9 +17,14 @@ from nomatmul.formats.config import ModelConfig
 
 SCHEDULES = ("cosine_halved", "cosine", "linear", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16")
+RECOMPUTES = ("auto", "none", "mlp", "block")
+
+# How a step is cut to fit a machine. The batch stays the same, results differ by float rounding:
+# a run may go on with other values on another machine.
+MACHINE_FIELDS = frozenset({"micro_batch_size", "recompute", "loss_chunks"})
 
 # Fields that change what is printed and kept, never what is learnt: free to differ on a resume.
-FREE_FIELDS = frozenset(
+FREE_FIELDS = MACHINE_FIELDS | frozenset(
     {
         "log_interval",
         "eval_interval",
@@ -47,7 +52,7 @@ class TrainConfig:
     # batches
     sequence_length: int = 2048
     batch_size: int = 8  # sequences an optimiser step
-    micro_batch_size: int = 8  # sequences a forward pass; batch_size / this = accumulation
+    micro_batch_size: int = 8  # sequences a forward pass of one device
     steps: int = 1000  # optimiser steps; with a time limit the most that are taken
     time_limit: float = 0.0  # seconds in the training loop; > 0: the schedule follows the clock
     seed: int = 0
@@ -66,7 +71,9 @@ class TrainConfig:
     precision: str = "auto"
     compile: str = "auto"  # auto (CUDA only), on, off, or a torch.compile mode
     deterministic: bool = True
-    activation_checkpointing: bool = False
+    # what the backward pass computes again: none, mlp (the channel mixer's product), block, or
+    # auto (the first of them that fits into the device's memory)
+    recompute: str = "auto"
     loss_chunks: int = 1  # the head and the loss in this many parts: less memory, equal result
     # data
     valid_fraction: float = 0.01  # held out from the end, unless a held-out text is given
@@ -110,6 +117,8 @@ class TrainConfig:
             raise ValueError(f"schedule {self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
+        if self.recompute not in RECOMPUTES:
+            raise ValueError(f"recompute {self.recompute!r}: choose one of {', '.join(RECOMPUTES)}")
         self._check_against_model()
 
     def _check_against_model(self) -> None:
@@ -129,7 +138,7 @@ class TrainConfig:
 
     @property
     def accumulation(self) -> int:
-        """Forward passes an optimiser step."""
+        """Forward passes an optimiser step, over all devices."""
         return self.batch_size // self.micro_batch_size
 
     @property
@@ -144,7 +153,13 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """The inverse of `to_dict`. Raises ValueError naming unknown or missing fields."""
+        """The inverse of `to_dict`. Raises ValueError naming unknown or missing fields.
+
+        Runs of before `recompute` have the switch activation_checkpointing in its place.
+        """
+        values = dict(values)
+        if (old := values.pop("activation_checkpointing", None)) is not None:
+            values.setdefault("recompute", "block" if old else "none")
         names = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - names)
         if unknown:

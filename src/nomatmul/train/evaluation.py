@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
 from tokenizers import Tokenizer
@@ -15,6 +16,7 @@ from torch import nn
 from nomatmul.train.batches import held_out_batches, held_out_length
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.optimizer import Loss, uses_bfloat16
+from nomatmul.train.ranks import Ranks
 from nomatmul.train.tokens import TokenStream
 
 
@@ -29,10 +31,20 @@ class HeldOut:
 
 
 class Evaluator:
-    """Evaluates on the first eval_tokens of the held-out stream, the same ones every time."""
+    """Evaluates on the first eval_tokens of the held-out stream, the same ones every time.
 
-    def __init__(self, stream: TokenStream, config: TrainConfig, device: torch.device) -> None:
+    Many ranks take turns at its batches.
+    """
+
+    def __init__(
+        self,
+        stream: TokenStream,
+        config: TrainConfig,
+        device: torch.device,
+        ranks: Ranks | None = None,
+    ) -> None:
         self.stream, self.config, self.device = stream, config, device
+        self.ranks = ranks if ranks is not None else Ranks.alone()
         self.length = held_out_length(stream, config.eval_tokens)
         self.text_bytes = stream.bytes_of(0, self.length)
 
@@ -47,10 +59,15 @@ class Evaluator:
             self.config.eval_tokens,
             self.device,
         )
-        for x_BT, y_BT, count in batches:
-            mean, _ = loss(x_BT, y_BT)
-            total += mean.double() * count
-        nats, tokens = total.item(), self.length - 1
+        ranks, number = self.ranks, 0
+        for number, (x_BT, y_BT, count) in enumerate(batches, 1):
+            if (number - 1) % ranks.size == ranks.rank:
+                mean, _ = loss(x_BT, y_BT)
+                total += mean.double() * count
+        # Parameters are gathered by all ranks together, so all take the same number of passes.
+        if ranks.rank >= number % ranks.size > 0:
+            loss(x_BT, torch.full_like(y_BT, -100))
+        nats, tokens = ranks.sum(total).item(), self.length - 1
         bits = nats / math.log(2) / max(self.text_bytes, 1)
         return HeldOut(nats / tokens, bits, tokens, self.text_bytes)
 
@@ -64,10 +81,11 @@ def sample_text(
     *,
     temperature: float = 0.8,
     top_k: int = 50,
+    agree: Callable[[int], int] = lambda id_: id_,
 ) -> str:
     """Continue config.sample_prompt by config.sample_tokens; the same text for equal weights.
 
-    An empty prompt starts a document.
+    An empty prompt starts a document. agree: makes every rank go on with the same token.
     """
     start = (
         config.model.eos_token_id
@@ -88,7 +106,7 @@ def sample_text(
                 result.logits[0, -1].float().cpu().topk(min(top_k, config.model.vocab_size))
             )
             share = torch.softmax(values / temperature, dim=0)
-            id_ = int(indices[torch.multinomial(share, 1, generator=random)])
+            id_ = agree(int(indices[torch.multinomial(share, 1, generator=random)]))
             if id_ == config.model.eos_token_id:
                 break
             out.append(id_)

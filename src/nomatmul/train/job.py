@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import signal
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,15 +19,27 @@ from nomatmul.train.checkpoints import (
     write_model,
 )
 from nomatmul.train.config import TrainConfig, differences
-from nomatmul.train.files import new_directory, remove_leftovers, write_json
+from nomatmul.train.files import new_directory
+from nomatmul.train.memory import MemoryPlan, plan_memory
 from nomatmul.train.metrics import Console, read_metrics
-from nomatmul.train.model import build_model, enable_activation_checkpointing
+from nomatmul.train.model import build_model, set_recompute
 from nomatmul.train.optimizer import build_optimizer, set_deterministic
-from nomatmul.train.prepare import DataArgs, Prepared, check_inputs, prepare, with_token_ids
+from nomatmul.train.parallelize import shard_model
+from nomatmul.train.prepare import (
+    DataArgs,
+    Prepared,
+    build,
+    check_inputs,
+    open_built,
+    with_token_ids,
+)
+from nomatmul.train.ranks import OtherRankError, Ranks, open_ranks
+from nomatmul.train.run_directory import check_out, refuse_differences, write_run_file
 from nomatmul.train.signals import Stopped, StopSignals
+from nomatmul.train.states import gather_weights
 from nomatmul.train.trainer import Trainer
 
-_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_ECHO = 5.0  # seconds in which torchrun may send Ctrl-C a second time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +72,7 @@ def run(
     resume: str = "auto",
     override_config: bool = False,
     quiet: bool = False,
+    collective_timeout: float = 600.0,
 ) -> RunResult:
     """Train a model on `data` into the directory `out`, or continue what lies there.
 
@@ -69,45 +80,191 @@ def run(
     one. override_config: continue although options that decide the result differ (never the
     model's). device: "auto", "cpu", "cuda", ... The other arguments are those of `DataArgs`.
 
+    In processes that torchrun started each one calls this, and they train one model together.
+    collective_timeout: seconds after which a process that does not answer is given up.
+
     Raises ValueError or OSError for bad input before any work is done, CheckpointError when the
-    disk is full or all checkpoints are damaged, NonFiniteError when the loss is NaN.
+    disk is full or all checkpoints are damaged, NonFiniteError when the loss is NaN,
+    OutOfMemoryError with advice, LostRankError when another process is gone, OtherRankError when
+    another process has failed and said why.
     """
-    out = Path(out)
-    console = Console(quiet)
     if resume not in ("auto", "never"):
         raise ValueError(f"resume {resume!r}: choose auto or never")
-    target = pick_device(device)
+    ranks, device = open_ranks(device, collective_timeout)
     args = DataArgs(
         tuple(data), tuple(valid or ()), tokenizer, text_field, document_start, tokens, workers
     )
-    check_inputs(config, args)
-    _check_out(out, config, resume, override_config)
-    step = 0
-    with StopSignals() as signals:
+    job = _Job(config, args, Path(out), ranks, Console(quiet, silent=not ranks.first))
+    try:
+        result = job.run(pick_device(device), resume, override_config)
+    except BaseException as error:
+        ranks.fail(error)
+        raise
+    ranks.close()
+    return result
+
+
+@dataclasses.dataclass
+class _Job:
+    """One run at one rank."""
+
+    config: TrainConfig
+    args: DataArgs
+    out: Path
+    ranks: Ranks
+    console: Console
+
+    def run(self, device: torch.device, resume: str, override: bool) -> RunResult:
+        check_ranks(self.config, self.ranks.size)
+        plan = plan_memory(self.config, device, self.ranks)
+        step = 0
+        with StopSignals(_ECHO if self.ranks.many else 0.0) as signals:
+            self.ranks.watch_signals(lambda: signals.requested is not None)
+            try:
+                built = self.ranks.on_first(
+                    "preparing the data", lambda: self._build(resume, override)
+                )
+                prepared = open_built(self.config, built)
+                self.config = dataclasses.replace(
+                    self.config, model=with_token_ids(self.config.model, prepared.tokenizer)
+                )
+                with plan.advising():
+                    trainer = self._set_up(prepared, device, plan, signals, override)
+                    step = trainer.step
+                    signals.deferred = True
+                    finished = trainer.run()
+            except Stopped as stop:
+                self.ranks.fail(stop)
+                return RunResult(_status(stop.number), step, 0.0)
+            elapsed = trainer.clock.elapsed()
+            if not finished:
+                return RunResult(_status(trainer.stopped_by), trainer.step, elapsed)
+            model = self._export(trainer)
+        scored = []
+        if self.ranks.first:
+            scored = [row for row in read_metrics(self.out) if "valid_loss" in row]
+        last: dict[str, float] = scored[-1] if scored else {}
+        return RunResult(
+            "finished",
+            trainer.step,
+            elapsed,
+            str(model),
+            last.get("valid_loss"),
+            last.get("valid_bits_per_byte"),
+        )
+
+    def _build(self, resume: str, override: bool) -> dict[str, list[str]]:
+        check_inputs(self.config, self.args)
+        check_out(self.out, self.config, resume, override)
+        return build(self.config, self.args, self.out, self.console.preparing)
+
+    def _set_up(
+        self,
+        prepared: Prepared,
+        device: torch.device,
+        plan: MemoryPlan,
+        signals: StopSignals,
+        override: bool,
+    ) -> Trainer:
+        """Model, optimiser and trainer in the state of the newest good checkpoint, if any."""
+        config, ranks = self.config, self.ranks
+        # Data that is too short is found before work.
+        WindowOrder(len(prepared.train), config.sequence_length, config.seed)
+        ranks.on_first(
+            "writing run.json",
+            lambda: write_run_file(self.out, config, prepared, override, ranks.size),
+        )
+        set_deterministic(config, device)
+        torch.manual_seed(config.seed)
+        ranks.begin("making the model")
+        model = build_model(config.model)
+        set_recompute(model, plan.recompute)
+        if ranks.many:
+            shard_model(model, device, ranks.size)
+        else:
+            model.to(device)  # type: ignore[arg-type]  # transformers wraps it
+        optimizer = build_optimizer(model, config)
+        checkpoints = Checkpoints(self.out, config.checkpoint_keep, ranks)
+        progress = self._resume(checkpoints, model, optimizer, override)
+        self.console.say(_summary(config, prepared, model, device, ranks))
+        ranks.begin("starting")
+        return Trainer(
+            config,
+            model,
+            optimizer,
+            prepared.tokenizer,
+            prepared.train,
+            prepared.valid,
+            self.out,
+            device,
+            progress,
+            console=self.console,
+            checkpoints=checkpoints,
+            stop_requested=lambda: signals.requested or 0,
+            ranks=ranks,
+        )
+
+    def _resume(
+        self,
+        checkpoints: Checkpoints,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        override: bool,
+    ) -> Progress:
+        def find() -> str | None:
+            found = checkpoints.newest_good(self.console.warn)
+            return None if found is None else str(found)
+
+        name = self.ranks.on_first("checking the checkpoints", find)
+        if name is None:
+            return Progress()
+        path = Path(name)
         try:
-            prepared = prepare(config, args, out, console.preparing)
-            config = dataclasses.replace(
-                config, model=with_token_ids(config.model, prepared.tokenizer)
-            )
-            trainer = _set_up(config, prepared, out, target, console, signals, override_config)
-            step = trainer.step
-            signals.deferred = True
-            finished = trainer.run()
-        except Stopped as stop:
-            return RunResult(_status(stop.number), step, 0.0)
-        if not finished:
-            assert signals.requested is not None
-            return RunResult(_status(signals.requested), trainer.step, trainer.clock.elapsed())
-        model = _export(trainer, out)
-    scored = [row for row in read_metrics(out) if "valid_loss" in row]
-    last: dict[str, float] = scored[-1] if scored else {}
-    return RunResult(
-        "finished",
-        trainer.step,
-        trainer.clock.elapsed(),
-        str(model),
-        last.get("valid_loss"),
-        last.get("valid_bits_per_byte"),
+            old, progress = read_state(path)
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from None
+        refuse_differences(self.out, differences(old, self.config), override)
+        self.ranks.begin(f"loading {path.name}")
+        with self.ranks.speaking():
+            restore(path, model, optimizer, self.ranks)
+        self.console.say(f"continuing from {path.name}")
+        return progress
+
+    def _export(self, trainer: Trainer) -> Path:
+        """OUT/model: the trained model alone."""
+        path = self.out / "model"
+        self.ranks.begin("exporting the model")
+        weights = gather_weights(trainer.model, self.ranks) if self.ranks.many else None
+
+        def write() -> None:
+            with new_directory(path) as temporary:
+                write_model(trainer.model, trainer.tokenizer, temporary, weights)
+
+        try:
+            self.ranks.on_first("exporting the model", write)
+        except OtherRankError:
+            raise
+        except Exception as error:  # full disk: torch, safetensors and OSError have no common base
+            raise CheckpointError(
+                f"cannot write {path}: {error}; the last checkpoint is intact"
+            ) from error
+        return path
+
+
+def check_ranks(config: TrainConfig, ranks: int) -> None:
+    """Raises ValueError when the batch cannot be cut into equal micro-batches for all ranks."""
+    micro, batch = config.micro_batch_size, config.batch_size
+    if batch % (ranks * micro) == 0:
+        return
+    fitting = [m for m in range(1, micro + 1) if batch % (ranks * m) == 0]
+    advice = (
+        f"--set micro_batch_size={fitting[-1]}"
+        if fitting
+        else f"--set batch_size={-(-batch // ranks) * ranks}"
+    )
+    raise ValueError(
+        f"batch_size {batch} must be a multiple of ranks x micro_batch_size ({ranks} x {micro}): "
+        f"try {advice}"
     )
 
 
@@ -128,123 +285,8 @@ def _status(number: int) -> str:
     return "interrupted" if number == signal.SIGINT else "stopped"
 
 
-def _check_out(out: Path, config: TrainConfig, resume: str, override: bool) -> None:
-    """Refuse a directory that is not ours, or holds a run with another config."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is not a directory")
-    file = out / "run.json"
-    if not file.exists():
-        foreign = [p.name for p in out.iterdir() if p.name != "tokens"] if out.exists() else []
-        if foreign:
-            raise ValueError(
-                f"{out} holds {foreign[0]!r} and is no training run: choose an empty directory"
-            )
-        return
-    if resume == "never":
-        raise ValueError(f"{out} holds a training run: choose another directory or resume it")
-    try:
-        old = TrainConfig.from_dict(json.loads(file.read_text("utf-8"))["config"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged or of another version: {error}") from None
-    same_ids = dataclasses.replace(
-        config.model, **{name: getattr(old.model, name) for name in _IDS}
-    )
-    found = differences(old, dataclasses.replace(config, model=same_ids))
-    _refuse_differences(out, found, override)
-
-
-def _refuse_differences(out: Path, found: list[str], override: bool) -> None:
-    fixed = [text for text in found if text.startswith("model.")]
-    if fixed or (found and not override):
-        hint = "" if fixed else " (--override-config continues with the new values)"
-        raise ValueError(
-            f"{out} holds a run with another config: {'; '.join(fixed or found)}{hint}"
-        )
-
-
-def _set_up(
-    config: TrainConfig,
-    prepared: Prepared,
-    out: Path,
-    device: torch.device,
-    console: Console,
-    signals: StopSignals,
-    override: bool,
-) -> Trainer:
-    """Model, optimiser and trainer in the state of the newest good checkpoint, if there is one."""
-    WindowOrder(len(prepared.train), config.sequence_length, config.seed)  # too short: before work
-    _write_run_file(out, config, prepared, override)
-    set_deterministic(config, device)
-    torch.manual_seed(config.seed)
-    model = build_model(config.model)
-    model.to(device)  # type: ignore[arg-type]  # transformers wraps it
-    if config.activation_checkpointing:
-        enable_activation_checkpointing(model)
-    optimizer = build_optimizer(model, config)
-    checkpoints = Checkpoints(out, config.checkpoint_keep)
-    progress = _resume(out, config, checkpoints, model, optimizer, console, override)
-    console.say(_summary(config, prepared, model, device))
-    return Trainer(
-        config,
-        model,
-        optimizer,
-        prepared.tokenizer,
-        prepared.train,
-        prepared.valid,
-        out,
-        device,
-        progress,
-        console=console,
-        checkpoints=checkpoints,
-        stop_requested=lambda: signals.requested is not None,
-    )
-
-
-def _resume(
-    out: Path,
-    config: TrainConfig,
-    checkpoints: Checkpoints,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    console: Console,
-    override: bool,
-) -> Progress:
-    path = checkpoints.newest_good(console.warn)
-    if path is None:
-        return Progress()
-    try:
-        old, progress = read_state(path)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    _refuse_differences(out, differences(old, config), override)
-    restore(path, model, optimizer)
-    console.say(f"continuing from {path.name}")
-    return progress
-
-
-def _write_run_file(out: Path, config: TrainConfig, prepared: Prepared, override: bool) -> None:
-    """run.json: what this run is. On a resume the data must be what it was."""
-    file = out / "run.json"
-    out.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(out)
-    if file.exists():
-        old = json.loads(file.read_text("utf-8"))
-        if old.get("data") != prepared.sha256 and not override:
-            raise ValueError(f"the data or the tokenizer of the run in {out} have changed")
-    facts: dict[str, Any] = {
-        "format": "nomatmul-run",
-        "version": 1,
-        "config": config.to_dict(),
-        "data": prepared.sha256,
-        "tokenizer_sha256": prepared.train.tokenizer_sha256,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
-    write_json(file, facts)
-
-
 def _summary(
-    config: TrainConfig, prepared: Prepared, model: nn.Module, device: torch.device
+    config: TrainConfig, prepared: Prepared, model: nn.Module, device: torch.device, ranks: Ranks
 ) -> str:
     count = sum(parameter.numel() for parameter in model.parameters())
     held = f", {len(prepared.valid):,} held out" if prepared.valid is not None else ""
@@ -254,20 +296,8 @@ def _summary(
         if config.time_limit > 0
         else f"{config.steps:,} steps ({epochs:.2f} epochs)"
     )
+    where = f"{ranks.size} x {device.type}" if ranks.many else str(device)
     return (
-        f"{config.recipe}: {count:,} parameters on {device}; {len(prepared.train):,} tokens{held}; "
+        f"{config.recipe}: {count:,} parameters on {where}; {len(prepared.train):,} tokens{held}; "
         f"{config.tokens_per_step:,} tokens a step, {length}"
     )
-
-
-def _export(trainer: Trainer, out: Path) -> Path:
-    """OUT/model: the trained model alone."""
-    path = out / "model"
-    try:
-        with new_directory(path) as temporary:
-            write_model(trainer.model, trainer.tokenizer, temporary)
-    except Exception as error:  # full disk: torch, safetensors and OSError have no common base
-        raise CheckpointError(
-            f"cannot write {path}: {error}; the last checkpoint is intact"
-        ) from error
-    return path

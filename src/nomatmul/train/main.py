@@ -6,10 +6,15 @@ import dataclasses
 import json
 import os
 import sys
+import traceback
+from typing import TYPE_CHECKING, NoReturn
 
-from nomatmul.train.args import TrainArgs
+from nomatmul.train.args import TrainArgs, started_by_torchrun
 from nomatmul.train.config import TrainConfig, apply_overrides
 from nomatmul.train.recipes import recipe
+
+if TYPE_CHECKING:
+    from nomatmul.train.job import RunResult
 
 
 def build_config(args: TrainArgs) -> TrainConfig:
@@ -28,6 +33,12 @@ def main(args: TrainArgs) -> int:
     0: finished, or stopped by SIGTERM with everything saved; 130: Ctrl-C, saved. Raises ValueError,
     OSError or RuntimeError (one line each) for bad input, NaN and full disks: status 1.
     """
+    if started_by_torchrun():
+        _leave(_one_of_many(args))
+    return _show(_run(args), args)
+
+
+def _run(args: TrainArgs) -> RunResult:
     config = build_config(args)
     # Threads of torch that wait for each other spin; on a busy machine that was ten times slower
     # than sleeping soon (docs/log.md). Read when torch is first imported.
@@ -36,7 +47,7 @@ def main(args: TrainArgs) -> int:
         from nomatmul.train.job import run
     except ImportError as error:
         raise ImportError(f"training needs the extra `train` ({error})") from None
-    result = run(
+    return run(
         config,
         list(args.data),
         args.out,
@@ -50,7 +61,12 @@ def main(args: TrainArgs) -> int:
         resume=args.resume,
         override_config=args.override_config,
         quiet=args.quiet or args.json,
+        collective_timeout=args.collective_timeout,
     )
+
+
+def _show(result: RunResult, args: TrainArgs) -> int:
+    """Say how the run ended; the exit status."""
     if args.json:
         print(json.dumps(dataclasses.asdict(result)))
     elif result.status == "finished":
@@ -61,3 +77,27 @@ def main(args: TrainArgs) -> int:
             file=sys.stderr,
         )
     return 130 if result.status == "interrupted" else 0
+
+
+def _one_of_many(args: TrainArgs) -> int:
+    """`main` in a process of torchrun: one of them tells an error, rank 0 the result."""
+    first = os.environ.get("RANK") == "0"
+    try:
+        result = _run(args)
+    except Exception as error:  # as the command does, but once for all processes
+        if os.environ.get("NOMATMUL_DEBUG") == "1":
+            traceback.print_exc()
+        # Mistakes that are found before the processes have met are found by all of them.
+        elif getattr(error, "told", False) or (first and not hasattr(error, "told")):
+            print(f"nomatmul: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    if first:
+        return _show(result, args)
+    return 130 if result.status == "interrupted" else 0
+
+
+def _leave(status: int) -> NoReturn:
+    """End at once: the interpreter's own end would wait for collectives that never finish."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

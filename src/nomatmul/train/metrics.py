@@ -69,6 +69,22 @@ class MetricsLog:
             self._board.close()
 
 
+class NoMetrics:
+    """Takes what `MetricsLog` takes and writes nothing: for all ranks but the first."""
+
+    has_tensorboard = True
+
+    def write(self, row: dict[str, Any], group: str) -> None: ...
+
+    def write_text(self, text: str, step: int) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def read_metrics(out: str | Path) -> list[dict[str, Any]]:
     """All rows of a run's metrics.jsonl; a half-written last line is left out."""
     rows = []
@@ -98,11 +114,12 @@ def _tensorboard(directory: Path, first_step: int) -> Any:
 class Console:
     """Progress on stderr: a bar where that is a terminal and rich is installed, else plain lines.
 
-    quiet: only warnings are shown.
+    quiet: only warnings are shown; silent: not even those.
     """
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
+    def __init__(self, quiet: bool = False, *, silent: bool = False) -> None:
+        self.quiet = quiet or silent
+        self.silent = silent
         self._bar: Any = None
         self._task: Any = None
         self._last_line = 0.0
@@ -115,6 +132,8 @@ class Console:
         self._print(f"warning: {text}")
 
     def _print(self, text: str) -> None:
+        if self.silent:
+            return
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nomatmul.train.config import TrainConfig
+from nomatmul.train.parallelize import compile_parts, is_sharded, whole
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -52,7 +53,10 @@ def build_loss(model: nn.Module, config: TrainConfig, device: torch.device) -> L
 
     if _compiles(config, device):
         mode = config.compile if config.compile not in ("auto", "on") else None
-        loss = torch.compile(loss, dynamic=False, mode=mode)
+        if is_sharded(model):
+            compile_parts(model, mode)
+        else:
+            loss = torch.compile(loss, dynamic=False, mode=mode)
 
     def run(x_BT: Tensor, y_BT: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
@@ -90,8 +94,12 @@ def set_deterministic(config: TrainConfig, device: torch.device) -> None:
 
 
 def clip_gradients(model: nn.Module, limit: float) -> Tensor:
-    """Gradient norm before clipping, left on the device. limit 0: measure only."""
+    """Gradient norm over all of all tensors before clipping, left on the device.
+
+    limit 0: measure only. Sharded gradients count whole, and every process gets the same norm.
+    """
     parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if limit > 0:
-        return nn.utils.clip_grad_norm_(parameters, limit)
-    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm

@@ -105,6 +105,19 @@ def prepare(
     progress: Progress = lambda what, done, of: None,
 ) -> Prepared:
     """Tokenizer and token streams, built where they are missing. Raises ValueError, OSError."""
+    return open_built(config, build(config, args, out, progress))
+
+
+def build(
+    config: TrainConfig,
+    args: DataArgs,
+    out: Path,
+    progress: Progress = lambda what, done, of: None,
+) -> dict[str, list[str]]:
+    """Tokenise what is not yet: the token directories under "train" and "valid".
+
+    One process does this, others map the same files by `open_built`.
+    """
     checked = check_inputs(config, args)
     tokens = Path(args.tokens) if args.tokens else out / "tokens"
     tokenizer = checked.tokenizer or _own_tokenizer(config, checked.sources, tokens, progress)
@@ -120,6 +133,12 @@ def prepare(
 
     train_dirs = streams(checked.directories, checked.sources, "train")
     valid_dirs = streams(checked.valid_directories, checked.valid_sources, "valid")
+    return {"train": [str(path) for path in train_dirs], "valid": [str(p) for p in valid_dirs]}
+
+
+def open_built(config: TrainConfig, built: dict[str, list[str]]) -> Prepared:
+    """Map what `build` has made. Raises ValueError."""
+    train_dirs, valid_dirs = built["train"], built["valid"]
     train = join_streams([open_stream(path) for path in train_dirs])
     valid = join_streams([open_stream(path) for path in valid_dirs]) if valid_dirs else None
     if valid is not None and valid.tokenizer_sha256 != train.tokenizer_sha256:
@@ -130,7 +149,7 @@ def prepare(
     }
     if valid is None:
         train, valid = _hold_out(config, train)
-    return Prepared(train, valid, tokenizer, sha256)
+    return Prepared(train, valid, train.tokenizer, sha256)
 
 
 def _hold_out(config: TrainConfig, stream: TokenStream) -> tuple[TokenStream, TokenStream | None]:

@@ -115,7 +115,7 @@ def _published(
         model=model,
         sequence_length=2048, batch_size=batch, micro_batch_size=micro_batch,
         steps=round(tokens / _TOKENS_A_STEP), learning_rate=learning_rate, warmup_steps=1000,
-        activation_checkpointing=width > 1024, loss_chunks=8,
+        loss_chunks=8,
         valid_fraction=0.001, eval_interval=1000, sample_interval=1000, diagnostics_interval=1000,
     )  # fmt: skip
 

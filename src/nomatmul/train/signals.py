@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -21,11 +22,15 @@ class StopSignals:
 
     While `deferred` is False a signal raises `Stopped`; while True it only sets `requested`, and
     the second Ctrl-C raises. In a thread that is not the main one nothing is installed.
+    echo: seconds in which a second Ctrl-C is taken for the first one again, as torchrun sends it
+    to processes that have had it from the terminal.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, echo: float = 0.0) -> None:
         self.requested: int | None = None
         self.deferred = False
+        self.echo = echo
+        self._at = 0.0
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -41,6 +46,8 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again = self.requested is not None and number == signal.SIGINT
-        self.requested = number
+        if again and time.monotonic() - self._at < self.echo:
+            return
+        self.requested, self._at = number, time.monotonic()
         if not self.deferred or again:
             raise Stopped(number)

@@ -2,6 +2,9 @@
 
 Losses and gradient norms stay on the device until a log interval ends; then one transfer brings
 them all, each step's row is written, and a value that is not finite stops the run.
+
+With many ranks every one runs this loop on its slice of each batch. What decides the course (the
+clock, a request to stop) is agreed on by all after each step; only rank 0 prints and writes.
 """
 
 from __future__ import annotations
@@ -17,13 +20,16 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from nomatmul.train.batches import Batches, WindowOrder
+from nomatmul.train.batches import Batches, Slice, WindowOrder
 from nomatmul.train.checkpoints import Checkpoints, Progress
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.diagnostics import Diagnostics
 from nomatmul.train.evaluation import Evaluator, sample_text
-from nomatmul.train.metrics import Console, MetricsLog
+from nomatmul.train.metrics import Console, MetricsLog, NoMetrics
+from nomatmul.train.model import ternary_cache
 from nomatmul.train.optimizer import build_loss, clip_gradients
+from nomatmul.train.parallelize import eager, free_gathered
+from nomatmul.train.ranks import Ranks
 from nomatmul.train.schedule import learning_rate
 from nomatmul.train.tokens import TokenStream
 
@@ -50,8 +56,8 @@ class _Clock:
 class Trainer:
     """One run from `progress` to its end, or to a stop request.
 
-    stop_requested: asked after every step. model, optimizer and the streams are on `device` and
-    in the state that `progress` says.
+    stop_requested: asked after every step, the number of the signal or 0. model, optimizer and the
+    streams are on `device` and in the state that `progress` says.
     """
 
     def __init__(
@@ -68,7 +74,8 @@ class Trainer:
         *,
         console: Console,
         checkpoints: Checkpoints,
-        stop_requested: Callable[[], bool] = lambda: False,
+        stop_requested: Callable[[], int] = lambda: 0,
+        ranks: Ranks | None = None,
     ) -> None:
         self.config, self.model, self.optimizer, self.tokenizer = (
             config,
@@ -78,20 +85,25 @@ class Trainer:
         )
         self.out, self.device, self.console = out, device, console
         self.checkpoints, self.stop_requested = checkpoints, stop_requested
+        self.ranks = ranks = ranks if ranks is not None else Ranks.alone()
         order = WindowOrder(len(train), config.sequence_length, config.seed)
-        self.batches = Batches(train, order, config.micro_batch_size, device)
-        self.evaluator = Evaluator(valid, config, device) if valid is not None else None
+        share = Slice(config.batch_size, ranks.rank, ranks.size)
+        self.accumulation = share.rows // config.micro_batch_size
+        self.batches = Batches(train, order, config.micro_batch_size, device, share)
+        self.evaluator = Evaluator(valid, config, device, ranks) if valid is not None else None
         self.loss = build_loss(model, config, device)
-        self.diagnostics = Diagnostics(model)
-        self.metrics = MetricsLog(out, progress.step)
+        self.diagnostics = Diagnostics(model, ranks)
+        self.metrics = MetricsLog(out, progress.step) if ranks.first else NoMetrics()
         if not self.metrics.has_tensorboard:
             console.say("note: tensorboard is not installed, metrics go to metrics.jsonl only")
         self.step = progress.step
         self.clock = _Clock(progress.elapsed)
+        self.stopped_by = 0  # the signal that ended the run early
+        self._agreed = progress.elapsed  # the clock that all ranks go by
         self._pending: list[tuple[float, Tensor, Tensor]] = []  # rate, loss, gradient norm
         self._flushed_at = self.clock.working()
         self._saved_step = progress.step
-        self._saved_at = self.clock.elapsed()
+        self._saved_at = progress.elapsed
 
     def run(self) -> bool:
         """Train. True: the end is reached and saved; False: stopped on request, and saved.
@@ -102,16 +114,19 @@ class Trainer:
         batches = self.batches.run(self.step * self.config.batch_size)
         self.clock = _Clock(self.clock.before)
         self._flushed_at = self.clock.working()
-        self._saved_at = self.clock.elapsed()
+        self._saved_at = self._elapsed()
         self.console.start(self.config, self.step)
         x_BT = None
         try:
-            while not self._finished():
-                x_BT = self._train_step(batches)
-                self._report(x_BT)
-                if self.stop_requested():
-                    break
-            return self._end(x_BT)
+            with ternary_cache() as self._ternary, self.ranks.speaking():
+                self._agree()
+                while not self._finished():
+                    self.ranks.begin(f"training step {self.step + 1}")
+                    x_BT = self._train_step(batches)
+                    self._report(x_BT)
+                    if self._agree():
+                        break
+                return self._end(x_BT)
         finally:
             batches.close()  # type: ignore[attr-defined]
             self.console.stop()
@@ -120,8 +135,18 @@ class Trainer:
     def share_done(self) -> float:
         """Share of the run that is over: by the clock if there is a time limit, else by steps."""
         if self.config.time_limit > 0:
-            return max(self.clock.elapsed() / self.config.time_limit, self.step / self.config.steps)
+            return max(self._elapsed() / self.config.time_limit, self.step / self.config.steps)
         return self.step / self.config.steps
+
+    def _elapsed(self) -> float:
+        """The clock by which decisions are taken: the same at every rank."""
+        return self._agreed if self.ranks.many else self.clock.elapsed()
+
+    def _agree(self) -> int:
+        """Whether to stop, by a signal to any rank; and what time it is."""
+        stop, self._agreed = self.ranks.most(self.stop_requested(), self.clock.elapsed())
+        self.stopped_by = int(stop)
+        return self.stopped_by
 
     def _finished(self) -> bool:
         return self.share_done() >= 1
@@ -133,18 +158,30 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         total = torch.zeros((), device=self.device)
-        for _ in range(config.accumulation):
-            x_BT, y_BT = next(batches)
+        micro_batches = [next(batches) for _ in range(self.accumulation)]
+        weights = self._weights([y_BT for _, y_BT in micro_batches])
+        for (x_BT, y_BT), weight in zip(micro_batches, weights, strict=True):
             loss, z = self.loss(x_BT, y_BT)
             target = loss + config.z_loss * z if config.z_loss else loss
-            (target / config.accumulation).backward()
-            total += loss.detach() / config.accumulation
+            (target * weight / self.accumulation).backward()
+            total += loss.detach() * weight / self.accumulation
         norm = clip_gradients(self.model, config.clip_norm)
         self.optimizer.step()
+        self._ternary.clear()
         self.optimizer.zero_grad(set_to_none=True)
         self._pending.append((rate, total, norm))
         self.step += 1
         return x_BT
+
+    def _weights(self, targets: list[Tensor]) -> list[Tensor]:
+        """What each micro-batch's mean counts, 1 for all when they have as many targets.
+
+        Ranks and micro-batches are averaged; by this the mean is that over all targets of the
+        batch, whoever holds them.
+        """
+        counts = torch.stack([(y_BT != -100).sum() for y_BT in targets]).double()
+        mean = self.ranks.sum_on_device(counts.sum()) / (len(targets) * self.ranks.size)
+        return list((counts / mean.clamp(min=1e-9)).float().unbind())
 
     def _report(self, x_BT: Tensor) -> None:
         """Everything that is due after this step."""
@@ -152,22 +189,22 @@ class Trainer:
         if step % config.log_interval == 0:
             self._flush()
         self._look(x_BT, lambda interval: step % interval == 0)
-        since = self.clock.elapsed() - self._saved_at
+        since = self._elapsed() - self._saved_at
         by_time = config.checkpoint_seconds > 0 and since >= config.checkpoint_seconds
         by_step = config.checkpoint_interval > 0 and step % config.checkpoint_interval == 0
         if (by_time or by_step) and not self._finished():
-            self._aside(self._save)
+            self._aside(self._save, "saving a checkpoint")
 
     def _look(self, x_BT: Tensor, due: Callable[[int], bool]) -> None:
         """Held-out loss, diagnostics and sample, those of them that are due."""
         config = self.config
-        for work, interval, possible in (
-            (self._evaluate, config.eval_interval, self.evaluator is not None),
-            (lambda: self._diagnose(x_BT), config.diagnostics_interval, True),
-            (self._sample, config.sample_interval, config.sample_tokens > 0),
+        for work, name, interval, possible in (
+            (self._evaluate, "evaluating", config.eval_interval, self.evaluator is not None),
+            (lambda: self._diagnose(x_BT), "diagnostics", config.diagnostics_interval, True),
+            (self._sample, "sampling", config.sample_interval, config.sample_tokens > 0),
         ):
             if interval > 0 and possible and due(interval):
-                self._aside(work)
+                self._aside(work, name)
 
     def _end(self, x_BT: Tensor | None) -> bool:
         """The last reports, unless this step has had them, and the last checkpoint."""
@@ -175,14 +212,17 @@ class Trainer:
         self._flush()
         if finished and x_BT is not None:
             self._look(x_BT, lambda interval: step % interval != 0)
+        self.ranks.begin("saving the last checkpoint")
         self._save()
         return finished
 
-    def _aside(self, work: Callable[[], None]) -> None:
+    def _aside(self, work: Callable[[], None], name: str) -> None:
         """Do something that is no training step, and keep its time out of tokens/s."""
         self._flush()
         began = time.monotonic()
+        self.ranks.begin(f"{name} at step {self.step}")
         work()
+        free_gathered(self.model)
         self.clock.aside += time.monotonic() - began
 
     def _flush(self) -> None:
@@ -190,7 +230,11 @@ class Trainer:
         if not self._pending:
             return
         rates, losses, norms = zip(*self._pending, strict=True)
-        values = torch.stack([*losses, *norms]).tolist()  # the one wait for the device
+        column = torch.stack([*losses, *norms])
+        if self.ranks.many:  # losses: of each rank's slice; norms: the same at all
+            column = self.ranks.sum(column) / self.ranks.size
+        values = column.tolist()  # the one wait for the device
+        peak = self._peak_bytes()
         count, first = len(rates), self.step - len(rates) + 1
         self._pending.clear()
         now = self.clock.working()
@@ -208,11 +252,17 @@ class Trainer:
                     "tokens_per_second": round(speed, 1),
                     "elapsed": round(self.clock.elapsed(), 3),
                 }
-                if self.device.type == "cuda":
-                    row["peak_bytes"] = torch.cuda.max_memory_allocated(self.device)
+                if peak:
+                    row["peak_bytes"] = peak
             self.metrics.write(row, "train")
         self.metrics.flush()
         self._show(row)
+
+    def _peak_bytes(self) -> int:
+        """Device memory at its fullest, of the rank that needed most."""
+        if self.device.type != "cuda":
+            return 0
+        return int(self.ranks.most(torch.cuda.max_memory_allocated(self.device))[0])
 
     def _show(self, row: dict[str, Any]) -> None:
         config = self.config
@@ -254,16 +304,23 @@ class Trainer:
             self.metrics.write({"step": self.step, **row}, "diagnostics")
 
     def _sample(self) -> None:
-        text = sample_text(self.model, self.tokenizer, self.config, self.device)
+        agree = self.ranks.from_first if self.ranks.many else int
+        with eager(self.model):
+            text = sample_text(self.model, self.tokenizer, self.config, self.device, agree=agree)
+        if not self.ranks.first:
+            return
         with open(self.out / "samples.txt", "a", encoding="utf-8") as file:
             file.write(f"--- step {self.step} ---\n{text}\n")
         self.metrics.write_text(text, self.step)
         self.console.say(f"step {self.step}, sample: {' '.join(text.split())[:300]}")
 
     def _save(self) -> None:
-        if self._saved_step == self.step and self.checkpoints.candidates():
+        if self._saved_step == self.step and self.ranks.from_first(self._has_checkpoint()):
             return
         self.metrics.sync()
         progress = Progress(self.step, self.clock.elapsed())
         self.checkpoints.save(self.model, self.optimizer, self.tokenizer, self.config, progress)
-        self._saved_step, self._saved_at = self.step, self.clock.elapsed()
+        self._saved_step, self._saved_at = self.step, self._elapsed()
+
+    def _has_checkpoint(self) -> bool:
+        return bool(self.checkpoints.candidates())

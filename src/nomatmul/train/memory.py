@@ -1,0 +1,188 @@
+"""How much device memory a run needs: said before work, and again if the device runs out.
+
+What a step needs is counted from the config: 16 bytes a parameter (weight, gradient, two moments,
+float32) shared by the ranks, what FSDP gathers, int8 copies of ternary weights, what each layer
+keeps for the backward pass, and the logits of one chunk. The first four are exact, activations are
+within about a quarter of what was measured (docs/training.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+
+from nomatmul.formats.config import ModelConfig
+from nomatmul.train.config import TrainConfig
+from nomatmul.train.ranks import Ranks
+
+MODES = ("none", "mlp", "block")
+
+# Bytes a token that one layer keeps: (times hidden_size, times intermediate_size).
+_KEPT = {
+    "mlgru": {"none": 28.0, "mlp": 28.0, "block": 4.0},
+    "attention": {"none": 26.0, "mlp": 26.0, "block": 4.0},
+}
+_KEPT_MLP = {"none": 8.0, "mlp": 4.0, "block": 0.0}
+_WORKING = (24.0, 16.0)  # of the one layer that is being computed
+_LOGIT_BYTES = 10  # bfloat16 and float32 logits and their gradient
+_CONTEXT = 1 << 30  # the driver, libraries' workspaces, holes between tensors
+_GIB = 1 << 30
+
+
+class OutOfMemoryError(RuntimeError):
+    """The device's memory is too small for this run; the message says what would fit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Bytes of device memory on each of `ranks` devices."""
+
+    states: int
+    gathered: int
+    ternary: int
+    activations: int
+    logits: int
+
+    @property
+    def certain(self) -> int:
+        """What no estimate can be wrong about."""
+        return self.states + self.gathered
+
+    @property
+    def total(self) -> int:
+        parts = self.certain + self.ternary + self.activations + self.logits
+        return parts + _CONTEXT
+
+    def text(self) -> str:
+        return (
+            f"{gib(self.total)} (optimiser, weights and gradients {gib(self.states)}, "
+            f"activations {gib(self.activations)}, logits {gib(self.logits)}, "
+            f"other {gib(self.total - self.states - self.activations - self.logits)})"
+        )
+
+
+def estimate(config: TrainConfig, ranks: int, recompute: str) -> Estimate:
+    """What a step of `config` needs on each of `ranks` devices with this recompute mode."""
+    model = config.model
+    parameters = model.param_count()
+    tokens = config.micro_batch_size * config.sequence_length
+    root, block = _group_sizes(model)
+    ternary = parameters - model.vocab_size * model.hidden_size if model.linear == "ternary" else 0
+    # Sharded: weights and gradients of the root and of two blocks (one is fetched ahead) are whole.
+    gathered = 8 * (root + 2 * block) if ranks > 1 else 0
+    return Estimate(
+        states=16 * parameters // ranks,
+        gathered=gathered,
+        ternary=ternary,
+        activations=round(tokens * _activation_bytes(model, recompute)),
+        logits=tokens // config.loss_chunks * model.vocab_size * _LOGIT_BYTES,
+    )
+
+
+def _group_sizes(model: ModelConfig) -> tuple[int, int]:
+    """(parameters of the root group, of one block)."""
+    tables = 1 if model.tie_embeddings else 2
+    root = tables * model.vocab_size * model.hidden_size
+    return root, (model.param_count() - root) // model.num_layers
+
+
+def _activation_bytes(model: ModelConfig, recompute: str) -> float:
+    """Bytes a token: kept by all layers, and used by the one at work."""
+    hidden, inner = model.hidden_size, model.mlp_size
+    kept = _KEPT[model.token_mixer][recompute] * hidden + _KEPT_MLP[recompute] * inner
+    return model.num_layers * kept + _WORKING[0] * hidden + _WORKING[1] * inner
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPlan:
+    """The recompute mode of a run, and words for the case that memory does not last."""
+
+    config: TrainConfig
+    ranks: int
+    recompute: str
+    free: int | None = None  # bytes on the smallest device; None: not asked
+
+    @contextlib.contextmanager
+    def advising(self) -> Iterator[None]:
+        """The device's own refusal becomes one line with advice."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            reason = str(error).split(". GPU")[0].removeprefix("CUDA out of memory. ")
+            raise OutOfMemoryError(
+                f"out of device memory ({reason.strip()}); {self.advice()}"
+            ) from error
+
+    def advice(self) -> str:
+        """How much is needed, how much there is, and what would fit."""
+        need = estimate(self.config, self.ranks, self.recompute)
+        here = f", {gib(self.free)} are free" if self.free is not None else ""
+        return (
+            f"about {need.text()} are needed on each device with "
+            f"recompute={self.recompute}{here}; {self.what_fits()}"
+        )
+
+    def what_fits(self) -> str:
+        """The mildest change by which the run would fit, in words."""
+        # After a real refusal the estimate was too low: the next milder step must save something.
+        current = estimate(self.config, self.ranks, self.recompute).total
+        room = min(self.free if self.free is not None else current, current - 1)
+        later = MODES[MODES.index(self.recompute) + 1 :]
+        for mode in later:
+            if estimate(self.config, self.ranks, mode).total <= room:
+                return f"--set recompute={mode} would fit"
+        micro = self.config.micro_batch_size // 2
+        while micro:
+            chunks = self.config.loss_chunks
+            if self.config.sequence_length * micro % chunks:
+                chunks = 1
+            smaller = dataclasses.replace(self.config, micro_batch_size=micro, loss_chunks=chunks)
+            fits_batch = self.config.batch_size % (micro * self.ranks) == 0
+            if fits_batch and estimate(smaller, self.ranks, "block").total <= room:
+                return f"--set recompute=block micro_batch_size={micro} would fit".replace(
+                    " micro", " --set micro"
+                )
+            micro //= 2
+        one = dataclasses.replace(self.config, micro_batch_size=1, batch_size=4096, loss_chunks=1)
+        for ranks in (2, 4, 8, 16, 32, 64):
+            if ranks > self.ranks and estimate(one, ranks, "block").total <= room:
+                return (
+                    f"{ranks} devices would fit (torchrun --nproc-per-node {ranks}, "
+                    "recompute=block, micro_batch_size=1)"
+                )
+        return "no setting of this model fits: choose a smaller one or a shorter sequence_length"
+
+
+def plan_memory(config: TrainConfig, device: torch.device, ranks: Ranks) -> MemoryPlan:
+    """Choose the recompute mode; refuse what surely does not fit. The same answer at every rank.
+
+    Raises OutOfMemoryError when the parameters and the optimiser alone are too large for a device,
+    or when the estimate is above 1.5 times what is free.
+    """
+    free = free_memory(device)
+    if free is None:
+        mode = config.recompute if config.recompute != "auto" else "none"
+        return MemoryPlan(config, ranks.size, mode)
+    free = int(-ranks.most(-free)[0])
+    modes = MODES if config.recompute == "auto" else (config.recompute,)
+    fitting = [m for m in modes if estimate(config, ranks.size, m).total <= free]
+    mode = fitting[0] if fitting else modes[-1]
+    plan = MemoryPlan(config, ranks.size, mode, free)
+    need = estimate(config, ranks.size, mode)
+    if need.certain > free or need.total > 1.5 * free:
+        raise OutOfMemoryError(f"too little device memory: {plan.advice()}")
+    return plan
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process could still allocate on a GPU; None for a CPU, which can swap."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def gib(count: float) -> str:
+    return f"{count / _GIB:.1f} GiB"

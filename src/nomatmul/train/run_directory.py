@@ -1,0 +1,75 @@
+"""The directory of a run: may this run live there, and run.json, which says what it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nomatmul.train.config import TrainConfig, differences
+from nomatmul.train.files import remove_leftovers, write_json
+from nomatmul.train.prepare import Prepared
+
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def check_out(out: Path, config: TrainConfig, resume: str, override: bool) -> None:
+    """Refuse a directory that is not ours, or holds a run with another config."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is not a directory")
+    file = out / "run.json"
+    if not file.exists():
+        foreign = [p.name for p in out.iterdir() if p.name != "tokens"] if out.exists() else []
+        if foreign:
+            raise ValueError(
+                f"{out} holds {foreign[0]!r} and is no training run: choose an empty directory"
+            )
+        return
+    if resume == "never":
+        raise ValueError(f"{out} holds a training run: choose another directory or resume it")
+    try:
+        old = TrainConfig.from_dict(json.loads(file.read_text("utf-8"))["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged or of another version: {error}") from None
+    same_ids = dataclasses.replace(
+        config.model, **{name: getattr(old.model, name) for name in _IDS}
+    )
+    found = differences(old, dataclasses.replace(config, model=same_ids))
+    refuse_differences(out, found, override)
+
+
+def refuse_differences(out: Path, found: list[str], override: bool) -> None:
+    """Raise ValueError for differences that were not asked for; the model's are never allowed."""
+    fixed = [text for text in found if text.startswith("model.")]
+    if fixed or (found and not override):
+        hint = "" if fixed else " (--override-config continues with the new values)"
+        raise ValueError(
+            f"{out} holds a run with another config: {'; '.join(fixed or found)}{hint}"
+        )
+
+
+def write_run_file(
+    out: Path, config: TrainConfig, prepared: Prepared, override: bool, ranks: int = 1
+) -> None:
+    """run.json: what this run is. On a resume the data must be what it was."""
+    file = out / "run.json"
+    out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out)
+    if file.exists():
+        old = json.loads(file.read_text("utf-8"))
+        if old.get("data") != prepared.sha256 and not override:
+            raise ValueError(f"the data or the tokenizer of the run in {out} have changed")
+    facts: dict[str, Any] = {
+        "format": "nomatmul-run",
+        "version": 1,
+        "config": config.to_dict(),
+        "data": prepared.sha256,
+        "tokenizer_sha256": prepared.train.tokenizer_sha256,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "ranks": ranks,
+    }
+    write_json(file, facts)
