@@ -6,16 +6,20 @@ Legend: S sequences, T tokens, L layers, D hidden size, V vocabulary.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from nomatmul.engine.cuda.decoder import Decoder
 from nomatmul.engine.cuda.device import INTERPRETED, describe
 from nomatmul.engine.cuda.forward import Forward
 from nomatmul.engine.cuda.launch import LIBRARY_TOKENS, Stretches
+from nomatmul.engine.cuda.nvrtc import CompileError
 
 if TYPE_CHECKING:
     from nomatmul.engine.backend import Float, Ids, Want
@@ -51,6 +55,37 @@ class CudaBackend:
         self.shape = (config.num_layers, config.hidden_size)
         self._lock = threading.RLock()
         self._graphs: dict[int, Graph] = {}
+        self._spare: torch.Tensor | None = None
+        self.decoder = self._decoder()
+        if self.decoder is not None:
+            self.isa = "cuda, persistent kernel"
+
+    def _decoder(self) -> Decoder | None:
+        """The persistent kernel, or None where it cannot run; NOMATMUL_DECODE=triton forces that.
+
+        A chip that should have it and cannot compile it is worth a warning: decoding is slower.
+        """
+        choice = os.environ.get("NOMATMUL_DECODE", "")
+        if choice not in ("", "persistent", "triton"):
+            raise ValueError(f"NOMATMUL_DECODE={choice!r} is not known: use persistent or triton")
+        if self.device.type != "cuda" or choice == "triton":
+            return None
+        if torch.cuda.get_device_capability(self.device) < (8, 0) and choice == "":
+            return None
+        try:
+            with self._on_device():
+                decoder = Decoder(self.config, self.weights, self.forward.flag)
+                decoder.launch(0, *torch.zeros((2, *self.shape), device=self.device))
+                decoder.fetch()
+                self._check_finite()
+        except CompileError as error:
+            if choice == "persistent":
+                raise ValueError(f"the persistent kernel cannot be used: {error}") from None
+            warnings.warn(
+                f"decoding runs the slower triton kernels: {error}", RuntimeWarning, stacklevel=2
+            )
+            return None
+        return decoder
 
     def new_state(self) -> DeviceState:
         """See Backend."""
@@ -72,6 +107,8 @@ class CudaBackend:
         """See Backend."""
         with self._lock, self._on_device(), torch.inference_mode():
             single = all(len(ids) == 1 for ids in ids_T)
+            if single and len(states) == 1 and self.decoder is not None:
+                return self._decode_one(self.decoder, states[0], int(ids_T[0][0]), want)
             if single and len(states) <= MAX_GRAPH and self.device.type == "cuda":
                 return self._decode(states, ids_T, want)
             work_SLD = torch.stack([state.h_LD for state in states])
@@ -109,6 +146,20 @@ class CudaBackend:
                     rows = x_TD.index_select(0, self._put(done))
                     yield self.forward.head(rows).cpu().numpy()
 
+    def _decode_one(
+        self, decoder: Decoder, state: DeviceState, token: int, want: Want
+    ) -> Float:
+        """One token of one sequence; the new state is kept only if the step succeeded."""
+        if self._spare is None:
+            self._spare = torch.empty(self.shape, dtype=torch.float32, device=self.device)
+        decoder.launch(token, state.h_LD, self._spare)
+        logits_V = decoder.fetch() if want != "none" else None
+        self._check_finite()
+        state.h_LD, self._spare = self._spare, state.h_LD
+        if logits_V is None:
+            return np.zeros((0, self.config.vocab_size), np.float32)
+        return logits_V[None]
+
     def _decode(self, states: Sequence[DeviceState], ids_T: Sequence[Ids], want: Want) -> Float:
         """One token of each sequence, through a captured graph."""
         count = len(states)
@@ -128,8 +179,11 @@ class CudaBackend:
 
     def _check_finite(self) -> None:
         flag = self.forward.flag
-        if int(flag.item()):
+        value = int(flag.item())
+        if value:
             flag.zero_()
+            if value == 2:
+                raise RuntimeError("the blocks of the persistent kernel lost each other")
             raise ValueError("the activations are not finite (NaN or infinity)")
 
     def _scratch(self, tokens: int) -> Any:

@@ -202,9 +202,13 @@ def scan_kernel(
 @triton.jit(do_not_specialize=["tokens", "N"])
 def product_kernel(
     q_ptr, w_ptr, acc_ptr, tokens, N, RB: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr,
+    BK: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """acc[c, t, n] = sum_k q[c, t, k] * t[c, n, k]: tiles of codes unpacked beside the matrix unit."""
+    """acc[c, t, n] = sum_k q[c, t, k] * t[c, n, k]: tiles of codes unpacked beside the matrix unit.
+
+    HALF: float16 operands, for chips whose int8 matrix units triton does not serve (7.5). Sums stay
+    below 2^24, so float32 holds them exactly.
+    """
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     t = tl.program_id(1) * BT + tl.arange(0, BT)
     c = tl.program_id(2).to(tl.int64)
@@ -212,15 +216,18 @@ def product_kernel(
     w_at = w_ptr + (c * N + n)[:, None] * RB + kk[None, :]
     q_at = q_ptr + (c * tokens + t)[:, None] * (4 * RB) + kk[None, :]
     n_in, t_in = (n < N)[:, None], (t < tokens)[:, None]
-    acc = tl.zeros((BT, BN), tl.int32)
+    acc = tl.zeros((BT, BN), tl.float32 if HALF else tl.int32)
     for k in range(0, RB, BK):
         w = tl.load(w_at + k, mask=n_in, other=0x55)
         for plane in tl.static_range(4):
             codes = ((w >> (2 * plane)) & 3).to(tl.int8) - 1
             q = tl.load(q_at + plane * RB + k, mask=t_in, other=0)
-            acc = tl.dot(q, tl.trans(codes), acc, out_dtype=tl.int32)
+            if HALF:
+                acc = tl.dot(q.to(tl.float16), tl.trans(codes.to(tl.float16)), acc)
+            else:
+                acc = tl.dot(q, tl.trans(codes), acc, out_dtype=tl.int32)
     at = acc_ptr + (c * tokens + t)[:, None] * N + n[None, :]
-    tl.store(at, acc, mask=t_in & (n < N)[None, :])
+    tl.store(at, acc.to(tl.int32), mask=t_in & (n < N)[None, :])
 
 
 @triton.jit(do_not_specialize=["nbytes"])

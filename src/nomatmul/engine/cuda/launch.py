@@ -133,9 +133,13 @@ def product(quantised: Quantised, w_CNR: Any, scratch: Any = None) -> Any:
     grid = (triton.cdiv(rows, bn), triton.cdiv(tokens, bt), linears)
     kernels.product_kernel[grid](
         q_CTK, w_CNR, acc_CTN, tokens, rows, RB=row_bytes, BT=bt, BN=bn, BK=64,
-        num_warps=warps, num_stages=stages,
+        HALF=_half(q_CTK.device), num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return acc_CTN
+
+
+def _half(device: Any) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
 
 
 def unpack(w_NR: Any, scratch: Any) -> Any:

@@ -1,0 +1,143 @@
+"""The persistent kernel of decode.cu: one token of one sequence a launch.
+
+Legend: L layers, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from nomatmul.engine.cuda.nvrtc import CompileError, Kernel, compile_cubin
+
+if TYPE_CHECKING:
+    from nomatmul.engine.cuda.weights import DeviceWeights
+    from nomatmul.formats.config import ModelConfig
+
+THREADS = 512
+_POINTERS = (
+    *("embedding", "embedding_scale", "ifg", "o", "gate", "down", "head", "mixer_norm"),
+    *("ifg_norm", "g_norm", "o_norm", "bound", "channel_norm", "gate_norm", "down_norm"),
+    *("final_norm", "head_norm", "beta", "state_in", "state_out", "logits", "token_in"),
+    *("token_out", "items_x", "items_g", "items_s", "items_y", "best", "arrived", "flag"),
+)
+
+
+class Params(ctypes.Structure):
+    """The struct of decode.cu, member by member."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        ("phase", ctypes.c_uint32),
+        ("token", ctypes.c_int32),
+    )
+
+
+def defines(config: ModelConfig, embedding: int, blocks: int) -> dict[str, str]:
+    """Macros of decode.cu for a model on so many blocks."""
+    from nomatmul.engine.cuda.weights import device_row_bytes
+
+    inner = config.mlp_size if config.channel_mixer == "glu" else 0
+    return {
+        "D": str(config.hidden_size),
+        "M": str(inner),
+        "V": str(config.vocab_size),
+        "L": str(config.num_layers),
+        "RBD": str(device_row_bytes(config.hidden_size)),
+        "RBM": str(device_row_bytes(inner) if inner else 64),
+        "BLOCKS": str(blocks),
+        "EMBEDDING": str(embedding),
+        "NORM_EPS": f"{config.norm_eps!r}f",
+        "LINEAR_EPS": f"{config.linear_norm_eps!r}f",
+        "GATE_EPS": f"{config.gate_norm_eps!r}f",
+    }
+
+
+def best_blocks(config: ModelConfig, processors: int) -> int:
+    """How many blocks share the rows most evenly: the fewest bytes for the busiest one."""
+    inner = config.mlp_size if config.channel_mixer == "glu" else 0
+    size = config.hidden_size
+
+    def busiest(blocks: int) -> int:
+        rows, wide = -(-size // blocks), -(-inner // blocks)
+        return 4 * rows * size + 2 * wide * size + rows * inner
+
+    return min(range(1, processors + 1), key=lambda blocks: (busiest(blocks), blocks))
+
+
+class Decoder:
+    """Launches decode.cu. Raises CompileError where it cannot be compiled or started."""
+
+    def __init__(self, config: ModelConfig, weights: DeviceWeights, flag: torch.Tensor) -> None:
+        device = weights.device
+        properties = torch.cuda.get_device_properties(device)
+        capability = (properties.major, properties.minor)
+        if capability < (8, 0):
+            raise CompileError("the persistent kernel needs compute capability 8.0")
+        self.blocks = best_blocks(config, properties.multi_processor_count)
+        embedding = {torch.bfloat16: 0, torch.int8: 1, torch.float32: 2}
+        form = embedding[weights.stack["embedding"].dtype]
+        source = Path(__file__).with_name("decode.cu").read_text()
+        cubin = compile_cubin(source, defines(config, form, self.blocks), capability)
+        self.kernel = Kernel(cubin, "decode", self.blocks, THREADS)
+        self.phases = config.num_layers * (4 if config.channel_mixer == "glu" else 2)
+        self._phase = 0
+        self._keep: dict[str, torch.Tensor] = dict(weights.stack)
+        self._keep["beta"] = _betas(config, weights, device)
+        own, wide = -(-config.hidden_size // self.blocks), -(-config.mlp_size // self.blocks)
+        for name, rows in (("x", own), ("g", own), ("s", own), ("y", wide)):
+            items = torch.zeros((self.blocks * -(-rows // 3), 4), dtype=torch.int32, device=device)
+            self._keep[f"items_{name}"] = items
+        # logits, the likeliest token: one piece, so one copy brings both to the host
+        self.out = torch.zeros(config.vocab_size + 1, dtype=torch.int32, device=device)
+        self.logits_V = self.out[:-1].view(torch.float32)
+        self.host = torch.zeros_like(self.out, device="cpu").pin_memory()
+        self._keep["logits"], self._keep["token_out"] = self.out, self.out[-1:]
+        self._keep["best"] = torch.zeros(1, dtype=torch.int64, device=device)
+        self._keep["arrived"] = torch.zeros(1, dtype=torch.int32, device=device)
+        self._keep["flag"] = flag
+        self.params = Params()
+        for name in _POINTERS:
+            if name in self._keep:
+                setattr(self.params, name, self._keep[name].data_ptr())
+
+    def launch(
+        self, token: int | torch.Tensor, before_LD: Any, after_LD: Any, made: Any = None
+    ) -> None:
+        """Queue one token: from the state `before` to `after`, logits into `logits_V`.
+
+        token: a number, or an int32 tensor on the device that holds it by then. made: where the
+        likeliest next token goes (default: behind the logits). Everything given must stay alive
+        until the stream has passed.
+        """
+        params = self.params
+        params.token = token if isinstance(token, int) else -1
+        if isinstance(token, torch.Tensor):
+            params.token_in = token.data_ptr()
+        params.token_out = (self._keep["token_out"] if made is None else made).data_ptr()
+        params.state_in, params.state_out = before_LD.data_ptr(), after_LD.data_ptr()
+        params.phase = self._phase
+        self._phase = (self._phase + self.phases) & 0xFFFFFFFF
+        self.kernel.launch(params, torch.cuda.current_stream(self.out.device).cuda_stream)
+
+    def fetch(self) -> np.ndarray:
+        """float32 [V] on the host: the logits of the last launch. Waits for it."""
+        self.host.copy_(self.out, non_blocking=True)
+        torch.cuda.current_stream(self.out.device).synchronize()
+        return self.host.numpy()[:-1].view(np.float32).copy()
+
+
+def _betas(config: ModelConfig, weights: DeviceWeights, device: Any) -> torch.Tensor:
+    """float32 [6 L + 1]: scales of i, f, g, o, gate, down of each layer, then the head's."""
+    names = [f"mixer.{letter}_proj" for letter in "ifgo"]
+    names += ["channel.gate_proj", "channel.down_proj"]
+    values = [
+        weights.beta.get(f"layers.{layer}.{name}", 0.0)
+        for layer in range(config.num_layers)
+        for name in names
+    ]
+    return torch.tensor([*values, weights.beta["head"]], dtype=torch.float32, device=device)

@@ -1,0 +1,146 @@
+"""CUDA C++ compiled at run time: NVRTC (which torch's GPU wheels bring) and the driver, by ctypes.
+
+Compiled code is kept in the user's cache directory (XDG_CACHE_HOME, default ~/.cache, under
+nomatmul/), named by everything that went into it; a cache that cannot be written is done without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import glob
+import hashlib
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+
+class CompileError(RuntimeError):
+    """NVRTC or the driver refused; the text says why."""
+
+
+def compile_cubin(source: str, defines: dict[str, str], capability: tuple[int, int]) -> bytes:
+    """Return machine code of `source` for one chip. Raises CompileError."""
+    options = [
+        f"--gpu-architecture=sm_{capability[0]}{capability[1]}",
+        "--std=c++17",
+        "--fmad=false",
+        *(f"-D{name}={value}" for name, value in sorted(defines.items())),
+    ]
+    library = _library()
+    version = (ctypes.c_int(), ctypes.c_int())
+    _check(library, library.nvrtcVersion(ctypes.byref(version[0]), ctypes.byref(version[1])))
+    key = hashlib.sha256("\0".join([source, *options, f"{version}"]).encode()).hexdigest()[:32]
+    kept = _cache() / f"decode-{key}.cubin"
+    with contextlib.suppress(OSError):
+        return kept.read_bytes()
+    cubin = _compiled(library, source, options)
+    with contextlib.suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        part = kept.with_suffix(f".part-{os.getpid()}")
+        part.write_bytes(cubin)
+        os.replace(part, kept)
+    return cubin
+
+
+def _compiled(library: Any, source: str, options: list[str]) -> bytes:
+    program = ctypes.c_void_p()
+    made = library.nvrtcCreateProgram(
+        ctypes.byref(program), source.encode(), b"decode.cu", 0, None, None
+    )
+    _check(library, made)
+    try:
+        texts = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+        status = library.nvrtcCompileProgram(program, len(options), texts)
+        if status:
+            log = _text(library.nvrtcGetProgramLogSize, library.nvrtcGetProgramLog, program)
+            lines = log.decode(errors="replace").strip().splitlines()
+            first = next((line for line in lines if "error" in line), "no message")
+            raise CompileError(f"NVRTC cannot compile decode.cu: {first}")
+        return _text(library.nvrtcGetCUBINSize, library.nvrtcGetCUBIN, program)
+    finally:
+        library.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def _text(size_of: Any, get: Any, program: Any) -> bytes:
+    size = ctypes.c_size_t()
+    size_of(program, ctypes.byref(size))
+    buffer = ctypes.create_string_buffer(size.value)
+    get(program, buffer)
+    return buffer.raw
+
+
+def _library() -> Any:
+    """libnvrtc: of the wheels beside torch, or of the system."""
+    paths: list[str] = []
+    spec = importlib.util.find_spec("nvidia")
+    for place in (spec.submodule_search_locations or []) if spec is not None else []:
+        paths += sorted(glob.glob(f"{place}/*/lib/libnvrtc.so.*"), reverse=True)
+    for root in (os.environ.get("CUDA_HOME"), "/usr/local/cuda"):
+        if root:
+            paths += sorted(glob.glob(f"{root}/lib64/libnvrtc.so.*"), reverse=True)
+    for path in [*paths, "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"]:
+        if ".alt" in path or "builtins" in path:
+            continue
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(path)
+    raise CompileError("libnvrtc is not found beside torch")
+
+
+def _check(library: Any, status: int) -> None:
+    if status:
+        library.nvrtcGetErrorString.restype = ctypes.c_char_p
+        raise CompileError(f"NVRTC: {library.nvrtcGetErrorString(status).decode()}")
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "nomatmul"
+
+
+class Kernel:
+    """One kernel of a cubin, launched cooperatively: all its blocks run at the same time."""
+
+    _SHARED_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+
+    def __init__(self, cubin: bytes, name: str, blocks: int, threads: int) -> None:
+        self._driver = ctypes.CDLL("libcuda.so.1")
+        self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
+        self._cubin = cubin
+        self._do("cuModuleLoadData", ctypes.byref(self._module), cubin)
+        self._do("cuModuleGetFunction", ctypes.byref(self._function), self._module, name.encode())
+        self.shared_bytes = self._constant("shared_bytes")
+        shared = ctypes.c_int(self.shared_bytes)
+        self._do("cuFuncSetAttribute", self._function, self._SHARED_ATTRIBUTE, shared)
+        self._shape = (*map(ctypes.c_uint, (blocks, 1, 1, threads, 1, 1, self.shared_bytes)),)
+
+    def launch(self, params: ctypes.Structure, stream: int) -> None:
+        """Queue the kernel on a stream (its handle). Raises CompileError when it cannot start."""
+        arguments = (ctypes.c_void_p * 1)(ctypes.addressof(params))
+        self._do(
+            "cuLaunchCooperativeKernel",
+            self._function,
+            *self._shape,
+            ctypes.c_void_p(stream),
+            arguments,
+        )
+
+    def _constant(self, name: str) -> int:
+        address, size, value = ctypes.c_uint64(), ctypes.c_size_t(), ctypes.c_int()
+        self._do(
+            "cuModuleGetGlobal_v2",
+            ctypes.byref(address),
+            ctypes.byref(size),
+            self._module,
+            name.encode(),
+        )
+        self._do("cuMemcpyDtoH_v2", ctypes.byref(value), address, ctypes.c_size_t(4))
+        return value.value
+
+    def _do(self, call: str, *arguments: Any) -> None:
+        status = getattr(self._driver, call)(*arguments)
+        if status:
+            text = ctypes.c_char_p()
+            self._driver.cuGetErrorString(status, ctypes.byref(text))
+            raise CompileError(f"{call}: {(text.value or b'unknown').decode()}")
