@@ -8,6 +8,7 @@ number of devices: a process reads the rows that it holds.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,9 @@ def _load_shards(
         optimizer.state[parameter] = state
         tensors |= {f"{key}/{name}": value for key, value in state.items()}
     tensors["step"] = torch.zeros((), dtype=torch.float64)
-    dcp.load(tensors, storage_reader=reader, process_group=ranks.group, no_dist=not ranks.many)
+    with warnings.catch_warnings():  # torch wonders whether a single process is meant: it is
+        warnings.simplefilter("ignore", UserWarning)
+        dcp.load(tensors, storage_reader=reader, process_group=ranks.group, no_dist=not ranks.many)
     return tensors["step"].item()
 
 
