@@ -1,5 +1,8 @@
 """One block: x += token_mixer(norm(x)); x += channel_mixer(norm(x)).
 
+A ternary MLGRU or GLU sublayer that Triton can serve runs as one fused operation
+(`nomatmul.ops.fused`); with a cache, a padding mask or hooks on its layers it runs layer by layer.
+
 Shape suffixes: B sequences, T steps, D hidden.
 """
 
@@ -7,12 +10,32 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nomatmul.formats.config import ModelConfig
 from nomatmul.models.attention import Attention
-from nomatmul.models.layers import FFN, GLU, RMSNorm
+from nomatmul.models.layers import FFN, GLU, BitLinear, RMSNorm
 from nomatmul.models.mlgru import MLGRU
+from nomatmul.ops import choose, fused
+
+RECOMPUTE = ("none", "mlp", "block")
+"""What `CausalLM.set_recompute` takes."""
+
+
+def fused_wanted(x: Tensor) -> bool:
+    """Do the fused sublayers serve x? They are for 16 and 32 bit floats where Triton works."""
+    return x.dtype != torch.float64 and choose.triton_wanted(x.device.type)
+
+
+def watched(module: nn.Module) -> bool:
+    """Has someone hooked a layer inside? Fused operations would pass those hooks by."""
+    if torch.compiler.is_compiling():
+        return False
+    return any(
+        m._forward_hooks or m._forward_pre_hooks for m in module.modules() if m is not module
+    )
 
 
 def make_token_mixer(config: ModelConfig, layer: int) -> MLGRU | Attention:
@@ -63,6 +86,10 @@ class Block(nn.Module):
         self.channel = make_channel_mixer(config)
         if self.channel is not None:
             self.channel_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.recompute = "none"
+        ternary = config.linear == "ternary"
+        self._fusable_mixer = ternary and isinstance(self.mixer, MLGRU)
+        self._fusable_channel = ternary and isinstance(self.channel, GLU)
 
     def forward(
         self,
@@ -77,6 +104,42 @@ class Block(nn.Module):
         attention_mask: [B, T] for MLGRU, the boolean of `attention_bias` for attention; cache:
         a RecurrentCache or a transformers Cache, changed in place.
         """
+        plain = attention_mask is None and cache is None and not watched(self)
+        fuse = plain and self._fusable_mixer and fused_wanted(x)
+        saving = self.training and torch.is_grad_enabled() and cache is None
+        if saving and self.recompute == "block" and not (fuse and self._fusable_channel):
+            arguments = (x, attention_mask, lower_bound, rotary)
+            return checkpoint(self._mix, *arguments, use_reentrant=False)  # type: ignore[no-any-return]
+        if fuse:
+            x = self._fused_mixer(x, lower_bound)
+        else:
+            x = self._token_mixer(x, attention_mask, lower_bound, rotary, cache)
+        if self.channel is None:
+            return x
+        if fuse and self._fusable_channel:
+            return self._fused_channel(x)
+        if saving and self.recompute == "mlp":
+            return checkpoint(self._channel_mixer, x, use_reentrant=False)  # type: ignore[no-any-return]
+        return self._channel_mixer(x)
+
+    def _mix(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None,
+        lower_bound: Tensor | None,
+        rotary: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        x = self._token_mixer(x, attention_mask, lower_bound, rotary, None)
+        return x if self.channel is None else self._channel_mixer(x)
+
+    def _token_mixer(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None,
+        lower_bound: Tensor | None,
+        rotary: tuple[Tensor, Tensor] | None,
+        cache: Any,
+    ) -> Tensor:
         y = self.mixer_norm(x)
         if isinstance(self.mixer, MLGRU):
             state = cache.states[self.layer] if cache is not None else None
@@ -85,7 +148,38 @@ class Block(nn.Module):
                 cache.states[self.layer] = last
         else:
             mixed = self.mixer(y, attention_mask, rotary, cache)
-        x = x + mixed
-        if self.channel is not None:
-            x = x + self.channel(self.channel_norm(x))
-        return x
+        return x + mixed
+
+    def _channel_mixer(self, x: Tensor) -> Tensor:
+        assert self.channel is not None
+        return x + self.channel(self.channel_norm(x))
+
+    def _fused_mixer(self, x: Tensor, lower_bound: Tensor | None) -> Tensor:
+        mixer = self.mixer
+        assert isinstance(mixer, MLGRU)
+        layers = [mixer.i_proj, mixer.f_proj, mixer.g_proj, mixer.o_proj]
+        return fused.mixer(
+            x,
+            self.mixer_norm.weight,
+            [layer.weight for layer in layers],
+            [layer.norm.weight for layer in layers],  # type: ignore[union-attr]
+            mixer.g_norm.weight,
+            lower_bound,
+            eps=(self.mixer_norm.eps, mixer.i_proj.norm.eps, mixer.g_norm.eps),  # type: ignore[union-attr]
+            slots=(mixer.i_proj.slot, mixer.o_proj.slot),  # type: ignore[union-attr]
+            keep=self.recompute != "block" and torch.is_grad_enabled(),
+        )
+
+    def _fused_channel(self, x: Tensor) -> Tensor:
+        assert isinstance(self.channel, GLU)
+        gate, down = self.channel.gate_proj, self.channel.down_proj
+        assert isinstance(gate, BitLinear) and isinstance(down, BitLinear)
+        return fused.channel(
+            x,
+            self.channel_norm.weight,
+            (gate.weight, down.weight),
+            (gate.norm.weight, down.norm.weight),
+            eps=(self.channel_norm.eps, gate.norm.eps),
+            slots=(gate.slot, down.slot),
+            keep=self.recompute == "none" and torch.is_grad_enabled(),
+        )

@@ -17,7 +17,7 @@ from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from nomatmul.models.attention import Attention, attention_bias, rotary_angles
-from nomatmul.models.block import Block
+from nomatmul.models.block import RECOMPUTE, Block, fused_wanted, watched
 from nomatmul.models.cache import RecurrentCache
 from nomatmul.models.config import CausalLMConfig
 from nomatmul.models.layers import (
@@ -30,7 +30,7 @@ from nomatmul.models.layers import (
     make_linear,
 )
 from nomatmul.models.loading import load_pretrained, save_tokenizer
-from nomatmul.ops.loss import chunked_cross_entropy
+from nomatmul.ops.loss import chunked_cross_entropy, linear_cross_entropy
 
 _LOGPROB_CHUNK = 512
 _ID_TYPES = (torch.int64, torch.int32)  # what nn.Embedding takes
@@ -70,6 +70,12 @@ class CausalLM(PreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"head.weight": "embedding.weight"}  # noqa: RUF012 (transformers' form)
     _is_stateful = True
     _supports_sdpa = True
+
+    residual_dtype: torch.dtype | None = None
+    """Type of the residual stream under autocast: None for autocast's own, or torch.float32.
+
+    For every dial alike. Without autocast the stream has the embedding's type.
+    """
 
     def __init__(self, config: CausalLMConfig) -> None:
         super().__init__(config)
@@ -160,6 +166,19 @@ class CausalLM(PreTrainedModel, GenerationMixin):
         save_tokenizer(self, Path(save_directory))
         return result
 
+    def set_recompute(self, mode: str) -> None:
+        """What training computes again in the backward pass instead of remembering it.
+
+        "none": nothing that costs a product; "mlp": the channel mixer, of a fused one only the
+        product of gate and up; "block": everything, each block remembers its input (a fused
+        block also its middle). Raises ValueError for another mode.
+        """
+        if mode not in RECOMPUTE:
+            raise ValueError(f"recompute {mode!r} is not known: use one of {', '.join(RECOMPUTE)}")
+        for layer in self.layers:
+            assert isinstance(layer, Block)
+            layer.recompute = mode
+
     # -- the forward pass -----------------------------------------------------------------------
 
     def hidden(
@@ -205,6 +224,9 @@ class CausalLM(PreTrainedModel, GenerationMixin):
             assert input_ids is not None
             self._check_ids(input_ids)
             inputs_embeds = self.embedding(input_ids)
+            if torch.is_autocast_enabled(input_ids.device.type):
+                kind = self.residual_dtype or torch.get_autocast_dtype(input_ids.device.type)
+                inputs_embeds = inputs_embeds.to(kind)
         if inputs_embeds.dim() != 3 or inputs_embeds.shape[1] == 0:
             raise ValueError(f"embeddings must be [B, T >= 1, D], got {tuple(inputs_embeds.shape)}")
         return inputs_embeds
@@ -317,6 +339,14 @@ class CausalLM(PreTrainedModel, GenerationMixin):
         self, hidden: Tensor, targets: Tensor, *, chunk: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy and z of targets (not shifted), see `chunked_cross_entropy`."""
+        head = self.head
+        hooked = bool(head._forward_hooks) and not torch.compiler.is_compiling()
+        if fused_wanted(hidden) and not hooked and not watched(head):
+            norm = head.norm.weight if isinstance(head, BitLinear) else None
+            options = {"eps": head.norm.eps, "slot": head.slot} if norm is not None else {}
+            return linear_cross_entropy(
+                hidden, targets, head.weight, norm, chunk=chunk, **options
+            )
         return chunked_cross_entropy(hidden, targets, self.head, chunk=chunk)
 
     def loss(self, input_ids: Tensor, targets: Tensor, *, chunk: int = 0) -> tuple[Tensor, Tensor]:

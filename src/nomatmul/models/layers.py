@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nomatmul.ops.bitlinear import bit_linear, root_mean_square
+from nomatmul.ops.bitlinear import bit_linear, new_slot, root_mean_square
 
 XAVIER_GAIN = 2**-2.5
 """Of a layer's first weights where no model says otherwise (the authors' choice for MLGRU)."""
@@ -51,6 +51,7 @@ class BitLinear(nn.Module):
         self.out_features = out_features
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.norm = RMSNorm(in_features, eps)
+        self.slot = new_slot()  # where `ternary_cache` keeps this layer's ternary weights
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

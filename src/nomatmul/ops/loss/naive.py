@@ -15,6 +15,33 @@ IGNORE_INDEX = -100
 """Targets with this value count neither in the sum nor in the mean."""
 
 
+def cross_entropy_rows(
+    logits_NV: Tensor,
+    target_N: Tensor,
+    ignored: int,
+    loss_scale: Tensor,
+    z_scale: Tensor,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-log p(target) and logsumexp^2 of each row, zero where the target is `ignored`.
+
+    Returns (loss [N], z [N], dlogits [N, V] in the logits' type): the gradient of
+    loss_scale * sum(loss) + z_scale * sum(z), the logits themselves if it is not wanted.
+    The Triton kernel writes it over the logits.
+    """
+    x_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+    lse_N = torch.logsumexp(x_NV, -1)
+    counted_N = target_N != ignored
+    index_N1 = torch.where(counted_N, target_N, 0).unsqueeze(-1)
+    loss_N = torch.where(counted_N, lse_N - x_NV.gather(-1, index_N1).squeeze(-1), 0.0)
+    z_N = torch.where(counted_N, lse_N.square(), 0.0)
+    if not gradient:
+        return loss_N, z_N, logits_NV
+    d_NV = torch.exp(x_NV - lse_N[:, None]) * (loss_scale + 2 * z_scale * lse_N)[:, None]
+    d_NV = d_NV.scatter_add(-1, index_N1, -loss_scale.to(d_NV.dtype).expand(index_N1.shape))
+    return loss_N, z_N, (d_NV * counted_N[:, None]).to(logits_NV.dtype)
+
+
 def _chunk_sums(
     hidden_ND: Tensor, target_N: Tensor, head: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:

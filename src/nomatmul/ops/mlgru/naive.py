@@ -79,3 +79,58 @@ def blocked_scan_backward(
     s_BTD = blocked_scan(dh_BTD.flip(1), gates_BTD, torch.zeros_like(h0_BD)).flip(1)
     previous_BTD = torch.cat([h0_BD.unsqueeze(1), h_BTD[:, :-1]], dim=1)
     return s_BTD, s_BTD * previous_BTD, f_BTD[:, 0] * s_BTD[:, 0]
+
+
+def _gates(
+    i_BTD: Tensor, f_BTD: Tensor, bound_D: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(sigmoid of i, sigmoid of f, forget gate, silu(i)) in float32, or float64 for float64."""
+    i, f = (x if x.dtype == torch.float64 else x.float() for x in (i_BTD, f_BTD))
+    share_BTD, open_BTD = torch.sigmoid(i), torch.sigmoid(f)
+    forget_BTD = open_BTD
+    if bound_D is not None:
+        forget_BTD = bound_D + (1 - bound_D) * open_BTD
+    return share_BTD, open_BTD, forget_BTD, i * share_BTD
+
+
+def gated_scan(
+    i_BTD: Tensor, f_BTD: Tensor, bound_D: Tensor | None, h0_BD: Tensor | None
+) -> Tensor:
+    """States [B, T, D] of MLGRU from what its projections give, before their activations.
+
+    f = bound + (1 - bound) * sigmoid(f); h_t = f_t * h_(t-1) + silu(i_t) * (1 - f_t); float32.
+    """
+    _, _, forget_BTD, active_BTD = _gates(i_BTD, f_BTD, bound_D)
+    if h0_BD is None:
+        h0_BD = torch.zeros_like(active_BTD[:, 0])
+    return blocked_scan(active_BTD * (1 - forget_BTD), forget_BTD, h0_BD).contiguous()
+
+
+def gated_scan_backward(
+    i_BTD: Tensor,
+    f_BTD: Tensor,
+    bound_D: Tensor | None,
+    h0_BD: Tensor | None,
+    h_BTD: Tensor,
+    dh_BTD: Tensor,
+    dlast_BD: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(di, df in i's type, dbound [D] (empty without a bound), dh0 [B, D]) of `gated_scan`.
+
+    dh: gradient of every state; dlast: gradient of the last state as a second result, or None.
+    """
+    share_BTD, open_BTD, forget_BTD, active_BTD = _gates(i_BTD, f_BTD, bound_D)
+    h0 = torch.zeros_like(h_BTD[:, 0]) if h0_BD is None else h0_BD
+    if dlast_BD is not None:
+        dh_BTD = dh_BTD.clone()
+        dh_BTD[:, -1] += dlast_BD
+    s_BTD, dforget_BTD, dh0_BD = blocked_scan_backward(dh_BTD, forget_BTD, h_BTD, h0)
+    dforget_BTD = dforget_BTD - s_BTD * active_BTD
+    slope_BTD = share_BTD + active_BTD * (1 - share_BTD)
+    di_BTD = s_BTD * (1 - forget_BTD) * slope_BTD
+    dopen_BTD, dbound_D = dforget_BTD, s_BTD.new_empty(0)
+    if bound_D is not None:
+        dopen_BTD = dforget_BTD * (1 - bound_D)
+        dbound_D = (dforget_BTD * (1 - open_BTD)).sum((0, 1))
+    df_BTD = dopen_BTD * open_BTD * (1 - open_BTD)
+    return di_BTD.to(i_BTD.dtype), df_BTD.to(f_BTD.dtype), dbound_D, dh0_BD

@@ -1,0 +1,238 @@
+"""Triton: one pass over a token's features that ends in int8 (or int8 * step, for gradients).
+
+One program owns one token. Arithmetic is that of docs/numerics.md: squares summed in float64,
+correctly rounded root and division, ties away from zero; multiply-adds are not fused, because
+`v - trunc(v)` decides about ties. References of the same names: `nomatmul.ops.bitlinear.steps`.
+
+Shape suffixes: N tokens, D features, M intermediate, G projections that read one input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+INT8 = torch.int8
+
+
+@triton.jit
+def root_of(v, size, eps):
+    """sqrt(mean(v^2) + eps) of one row; masked elements are zero."""
+    mean = (tl.sum((v * v).to(tl.float64), axis=0) / size).to(tl.float32)
+    return tl.sqrt_rn(mean + eps)
+
+
+@triton.jit
+def quantized(y):
+    """(whole numbers in [-128, 127] as float32, the value of one unit) of one row."""
+    absmax = tl.maximum(tl.max(tl.abs(y), axis=0), 1e-5)
+    v = y * tl.div_rn(127.0, absmax)
+    whole = v.to(tl.int32).to(tl.float32)
+    away = tl.where(v < 0.0, -1.0, 1.0)
+    q = whole + tl.where(tl.abs(v - whole) >= 0.5, away, 0.0)
+    q = tl.minimum(tl.maximum(q, -128.0), 127.0)
+    # int8 cannot say NaN: a unit that is NaN poisons the product instead
+    step = tl.div_rn(absmax, 127.0) + tl.sum(y, axis=0) * 0.0
+    return q, step
+
+
+@triton.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _put(out_ptr, step_ptr, row, size, k, inside, y, DEQUANTIZE: tl.constexpr):
+    q, step = quantized(y)
+    at = out_ptr + row * size + k
+    if DEQUANTIZE:
+        tl.store(at, (q * step).to(out_ptr.dtype.element_ty), mask=inside)
+    else:
+        tl.store(at, q.to(tl.int8), mask=inside)
+    tl.store(step_ptr + row, step)
+
+
+@triton.jit
+def _norm_quantize_kernel(
+    x_ptr,
+    outer_ptr,
+    norms_ptr,
+    out_ptr,
+    step_ptr,
+    rows,
+    size,
+    outer_eps,
+    eps,
+    GROUPS: tl.constexpr,
+    OUTER: tl.constexpr,
+    DEQUANTIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    k = tl.arange(0, BLOCK)
+    inside = k < size
+    x = tl.load(x_ptr + row * size + k, mask=inside, other=0.0)
+    v = x.to(tl.float32)
+    if OUTER:
+        outer = tl.load(outer_ptr + k, mask=inside, other=0.0).to(tl.float32)
+        v = tl.div_rn(v, root_of(v, size, outer_eps)) * outer
+        v = v.to(x_ptr.dtype.element_ty).to(tl.float32)  # the norm's result has x's type
+    v = tl.div_rn(v, root_of(v, size, eps))
+    for group in tl.static_range(GROUPS):
+        norm = tl.load(norms_ptr + group * size + k, mask=inside, other=0.0).to(tl.float32)
+        _put(out_ptr, step_ptr, group * rows + row, size, k, inside, v * norm, DEQUANTIZE)
+
+
+@triton.jit
+def _glu_quantize_kernel(
+    gu_ptr,
+    norm_ptr,
+    out_ptr,
+    step_ptr,
+    size,
+    eps,
+    DEQUANTIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    k = tl.arange(0, BLOCK)
+    inside = k < size
+    at = gu_ptr + row * 2 * size + k
+    gate = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(at + size, mask=inside, other=0.0).to(tl.float32)
+    norm = tl.load(norm_ptr + k, mask=inside, other=0.0).to(tl.float32)
+    v = gate * sigmoid(gate) * up
+    y = tl.div_rn(v, root_of(v, size, eps)) * norm
+    _put(out_ptr, step_ptr, row, size, k, inside, y, DEQUANTIZE)
+
+
+@triton.jit
+def _gate_quantize_kernel(
+    g_ptr,
+    h_ptr,
+    gate_ptr,
+    norm_ptr,
+    out_ptr,
+    step_ptr,
+    size,
+    gate_eps,
+    eps,
+    DEQUANTIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    k = tl.arange(0, BLOCK)
+    inside = k < size
+    g = tl.load(g_ptr + row * size + k, mask=inside, other=0.0).to(tl.float32)
+    h = tl.load(h_ptr + row * size + k, mask=inside, other=0.0)
+    gate = tl.load(gate_ptr + k, mask=inside, other=0.0).to(tl.float32)
+    norm = tl.load(norm_ptr + k, mask=inside, other=0.0).to(tl.float32)
+    v = tl.div_rn(g, root_of(g, size, gate_eps)) * gate * (h * sigmoid(h))
+    y = tl.div_rn(v, root_of(v, size, eps)) * norm
+    _put(out_ptr, step_ptr, row, size, k, inside, y, DEQUANTIZE)
+
+
+def on_device(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Makes the tensor's GPU the current one, as triton's launches need."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def row_shape(size: int) -> dict[str, int]:
+    """BLOCK and num_warps for rows of `size` elements: about eight elements a thread."""
+    block = max(triton.next_power_of_2(size), 32)
+    return {"BLOCK": block, "num_warps": min(max(block // 256, 1), 16)}
+
+
+def _results(groups: int, rows: int, size: int, dtype: torch.dtype, like: Tensor) -> tuple:
+    out = torch.empty(groups, rows, size, dtype=dtype, device=like.device)
+    return out, torch.empty(groups, rows, dtype=torch.float32, device=like.device)
+
+
+def norm_quantize(
+    x_ND: Tensor,
+    outer_D: Tensor | None,
+    norms_GD: Tensor,
+    outer_eps: float,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """See `steps.norm_quantize`."""
+    x_ND, norms_GD = x_ND.contiguous(), norms_GD.contiguous()
+    rows, size = x_ND.shape
+    groups = norms_GD.shape[0]
+    out, step = _results(groups, rows, size, dtype, x_ND)
+    with on_device(x_ND):
+        _norm_quantize_kernel[(rows,)](
+            x_ND,
+            x_ND if outer_D is None else outer_D,
+            norms_GD,
+            out,
+            step,
+            rows,
+            size,
+            outer_eps,
+            eps,
+            GROUPS=groups,
+            OUTER=outer_D is not None,
+            DEQUANTIZE=dtype != INT8,
+            enable_fp_fusion=False,
+            **row_shape(size),
+        )
+    return out, step
+
+
+def glu_quantize(
+    gu_N2M: Tensor, norm_M: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """See `steps.glu_quantize`."""
+    gu_N2M = gu_N2M.contiguous()
+    rows, size = gu_N2M.shape[0], gu_N2M.shape[1] // 2
+    out, step = _results(1, rows, size, dtype, gu_N2M)
+    with on_device(gu_N2M):
+        _glu_quantize_kernel[(rows,)](
+            gu_N2M,
+            norm_M,
+            out,
+            step,
+            size,
+            eps,
+            DEQUANTIZE=dtype != INT8,
+            enable_fp_fusion=False,
+            **row_shape(size),
+        )
+    return out, step
+
+
+def gate_quantize(
+    g_ND: Tensor,
+    h_ND: Tensor,
+    gate_D: Tensor,
+    norm_D: Tensor,
+    gate_eps: float,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """See `steps.gate_quantize`."""
+    g_ND, h_ND = g_ND.contiguous(), h_ND.contiguous()
+    rows, size = g_ND.shape
+    out, step = _results(1, rows, size, dtype, g_ND)
+    with on_device(g_ND):
+        _gate_quantize_kernel[(rows,)](
+            g_ND,
+            h_ND,
+            gate_D,
+            norm_D,
+            out,
+            step,
+            size,
+            gate_eps,
+            eps,
+            DEQUANTIZE=dtype != INT8,
+            enable_fp_fusion=False,
+            **row_shape(size),
+        )
+    return out, step

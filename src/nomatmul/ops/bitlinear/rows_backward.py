@@ -1,0 +1,290 @@
+"""Triton: backward passes of the row steps in `nomatmul.ops.bitlinear.rows`.
+
+A program walks rows p, p + P, p + 2P ... and keeps its sums for the norm weights in registers;
+the P partial sums are added afterwards in a fixed order, so gradients do not change from run to
+run. Everything is float32. References of the same names: `nomatmul.ops.bitlinear.steps`.
+
+Shape suffixes: N tokens, D features, M intermediate, G projections that read one input.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nomatmul.ops.bitlinear.rows import on_device, quantized, root_of, row_shape, sigmoid
+
+_INTERPRETED_PROGRAMS = 3  # without a GPU: enough to test the walk and the partial sums
+
+
+@triton.jit
+def _norm_gradient(d, hat, inverse_root, size):
+    return (d - hat * (tl.sum(d * hat, axis=0) / size)) * inverse_root
+
+
+@triton.jit
+def _norm_backward_kernel(
+    x_ptr,
+    outer_ptr,
+    norms_ptr,
+    d_ptr,
+    beta_ptr,
+    residual_ptr,
+    dx_ptr,
+    partial_ptr,
+    rows,
+    size,
+    outer_eps,
+    eps,
+    GROUPS: tl.constexpr,
+    OUTER: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    program = tl.program_id(0)
+    k = tl.arange(0, BLOCK)
+    inside = k < size
+    outer = tl.load(outer_ptr + k, mask=inside, other=0.0).to(tl.float32)
+    norm0 = tl.load(norms_ptr + k, mask=inside, other=0.0).to(tl.float32)
+    beta0 = tl.load(beta_ptr)
+    if GROUPS == 3:
+        norm1 = tl.load(norms_ptr + size + k, mask=inside, other=0.0).to(tl.float32)
+        norm2 = tl.load(norms_ptr + 2 * size + k, mask=inside, other=0.0).to(tl.float32)
+        beta1 = tl.load(beta_ptr + 1)
+        beta2 = tl.load(beta_ptr + 2)
+    sum_outer = tl.zeros((BLOCK,), dtype=tl.float32)
+    sum0 = tl.zeros((BLOCK,), dtype=tl.float32)
+    sum1 = tl.zeros((BLOCK,), dtype=tl.float32)
+    sum2 = tl.zeros((BLOCK,), dtype=tl.float32)
+    plane = tl.cast(rows, tl.int64) * size
+    for start in range(program, rows, tl.num_programs(0)):
+        at = tl.cast(start, tl.int64) * size + k
+        x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        u = x
+        if OUTER:
+            outer_inverse = 1.0 / root_of(x, size, outer_eps)
+            u = (x * outer_inverse * outer).to(x_ptr.dtype.element_ty).to(tl.float32)
+        inverse = 1.0 / root_of(u, size, eps)
+        hat = u * inverse
+        d = tl.load(d_ptr + at, mask=inside, other=0.0).to(tl.float32) * beta0
+        sum0 += d * hat
+        dy = d * norm0
+        if GROUPS == 3:
+            d = tl.load(d_ptr + plane + at, mask=inside, other=0.0).to(tl.float32) * beta1
+            sum1 += d * hat
+            dy += d * norm1
+            d = tl.load(d_ptr + 2 * plane + at, mask=inside, other=0.0).to(tl.float32) * beta2
+            sum2 += d * hat
+            dy += d * norm2
+        dx = _norm_gradient(dy, hat, inverse, size)
+        if OUTER:
+            hat = x * outer_inverse
+            sum_outer += dx * hat
+            dx = _norm_gradient(dx * outer, hat, outer_inverse, size)
+        if RESIDUAL:
+            dx += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+    out = partial_ptr + program.to(tl.int64) * (GROUPS + 1) * size + k
+    tl.store(out, sum_outer, mask=inside)
+    tl.store(out + size, sum0, mask=inside)
+    if GROUPS == 3:
+        tl.store(out + 2 * size, sum1, mask=inside)
+        tl.store(out + 3 * size, sum2, mask=inside)
+
+
+@triton.jit
+def _glu_backward_kernel(
+    gu_ptr,
+    norm_ptr,
+    d_ptr,
+    beta_ptr,
+    dgu_ptr,
+    y_ptr,
+    partial_ptr,
+    rows,
+    size,
+    eps,
+    BLOCK: tl.constexpr,
+):
+    program = tl.program_id(0)
+    k = tl.arange(0, BLOCK)
+    inside = k < size
+    norm = tl.load(norm_ptr + k, mask=inside, other=0.0).to(tl.float32)
+    beta = tl.load(beta_ptr)
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    for start in range(program, rows, tl.num_programs(0)):
+        row = tl.cast(start, tl.int64)
+        at = row * size + k
+        twice = row * 2 * size + k
+        gate = tl.load(gu_ptr + twice, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(gu_ptr + twice + size, mask=inside, other=0.0).to(tl.float32)
+        d = tl.load(d_ptr + at, mask=inside, other=0.0).to(tl.float32) * beta
+        share = sigmoid(gate)
+        v = gate * share * up
+        inverse = 1.0 / root_of(v, size, eps)
+        hat = v * inverse
+        q, step = quantized(hat * norm)
+        tl.store(y_ptr + at, (q * step).to(y_ptr.dtype.element_ty), mask=inside)
+        total += d * hat
+        d = _norm_gradient(d * norm, hat, inverse, size)
+        dgate = d * up * share * (1.0 + gate * (1.0 - share))
+        kind = dgu_ptr.dtype.element_ty
+        tl.store(dgu_ptr + twice, dgate.to(kind), mask=inside)
+        tl.store(dgu_ptr + twice + size, (d * gate * share).to(kind), mask=inside)
+    tl.store(partial_ptr + program.to(tl.int64) * size + k, total, mask=inside)
+
+
+@triton.jit
+def _gate_backward_kernel(
+    g_ptr,
+    h_ptr,
+    gate_ptr,
+    norm_ptr,
+    d_ptr,
+    beta_ptr,
+    dg_ptr,
+    dh_ptr,
+    y_ptr,
+    partial_ptr,
+    rows,
+    size,
+    gate_eps,
+    eps,
+    BLOCK: tl.constexpr,
+):
+    program = tl.program_id(0)
+    k = tl.arange(0, BLOCK)
+    inside = k < size
+    gate = tl.load(gate_ptr + k, mask=inside, other=0.0).to(tl.float32)
+    norm = tl.load(norm_ptr + k, mask=inside, other=0.0).to(tl.float32)
+    beta = tl.load(beta_ptr)
+    sum_gate = tl.zeros((BLOCK,), dtype=tl.float32)
+    sum_norm = tl.zeros((BLOCK,), dtype=tl.float32)
+    for start in range(program, rows, tl.num_programs(0)):
+        at = tl.cast(start, tl.int64) * size + k
+        g = tl.load(g_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        h = tl.load(h_ptr + at, mask=inside, other=0.0)
+        d = tl.load(d_ptr + at, mask=inside, other=0.0).to(tl.float32) * beta
+        gate_inverse = 1.0 / root_of(g, size, gate_eps)
+        g_hat = g * gate_inverse
+        share = sigmoid(h)
+        active = h * share
+        v = g_hat * gate * active
+        inverse = 1.0 / root_of(v, size, eps)
+        hat = v * inverse
+        q, step = quantized(hat * norm)
+        tl.store(y_ptr + at, (q * step).to(y_ptr.dtype.element_ty), mask=inside)
+        sum_norm += d * hat
+        d = _norm_gradient(d * norm, hat, inverse, size)
+        dh = d * g_hat * gate * share * (1.0 + h * (1.0 - share))
+        tl.store(dh_ptr + at, dh, mask=inside)
+        dg = d * active
+        sum_gate += dg * g_hat
+        dg = _norm_gradient(dg * gate, g_hat, gate_inverse, size)
+        tl.store(dg_ptr + at, dg.to(dg_ptr.dtype.element_ty), mask=inside)
+    out = partial_ptr + program.to(tl.int64) * 2 * size + k
+    tl.store(out, sum_gate, mask=inside)
+    tl.store(out + size, sum_norm, mask=inside)
+
+
+@functools.lru_cache(maxsize=16)
+def _processors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def _launch(x: Tensor, rows: int, size: int) -> tuple[int, dict[str, int]]:
+    """Programs and launch options; eight warps a processor and more, so that loads overlap."""
+    shape = row_shape(size)
+    if not x.is_cuda:
+        return min(rows, _INTERPRETED_PROGRAMS), shape
+    each = max(1, 24 // shape["num_warps"])
+    return min(rows, each * _processors(x.get_device())), shape
+
+
+def norm_backward(
+    x_ND: Tensor,
+    outer_D: Tensor | None,
+    norms_GD: Tensor,
+    d_GND: Tensor,
+    beta_G: Tensor,
+    residual_ND: Tensor | None,
+    outer_eps: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `steps.norm_backward`; one or three projections."""
+    rows, size = x_ND.shape
+    groups = norms_GD.shape[0]
+    assert groups in (1, 3), groups
+    x_ND, norms_GD, d_GND = x_ND.contiguous(), norms_GD.contiguous(), d_GND.contiguous()
+    residual = x_ND if residual_ND is None else residual_ND.contiguous()
+    dx_ND = torch.empty_like(x_ND)
+    programs, shape = _launch(x_ND, rows, size)
+    partial = torch.empty(programs, groups + 1, size, dtype=torch.float32, device=x_ND.device)
+    with on_device(x_ND):
+        _norm_backward_kernel[(programs,)](
+            x_ND,
+            norms_GD if outer_D is None else outer_D,
+            norms_GD,
+            d_GND,
+            beta_G,
+            residual,
+            dx_ND,
+            partial,
+            rows,
+            size,
+            outer_eps,
+            eps,
+            GROUPS=groups,
+            OUTER=outer_D is not None,
+            RESIDUAL=residual_ND is not None,
+            **shape,
+        )
+    sums = partial.sum(0)
+    douter_D = sums[0] if outer_D is not None else sums.new_empty(0)
+    return dx_ND, douter_D, sums[1:]
+
+
+def glu_backward(
+    gu_N2M: Tensor, norm_M: Tensor, d_NM: Tensor, beta_G: Tensor, eps: float, in_place: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `steps.glu_backward`; the second result lies over d, the first over gu if in_place."""
+    rows, size = d_NM.shape
+    assert gu_N2M.is_contiguous() and d_NM.is_contiguous()
+    dgu = gu_N2M if in_place else torch.empty_like(gu_N2M)
+    programs, shape = _launch(d_NM, rows, size)
+    partial = torch.empty(programs, size, dtype=torch.float32, device=d_NM.device)
+    with on_device(d_NM):
+        _glu_backward_kernel[(programs,)](
+            gu_N2M, norm_M, d_NM, beta_G, dgu, d_NM, partial, rows, size, eps, **shape
+        )
+    return dgu, d_NM, partial.sum(0)
+
+
+def gate_backward(
+    g_ND: Tensor,
+    h_ND: Tensor,
+    gate_D: Tensor,
+    norm_D: Tensor,
+    d_ND: Tensor,
+    beta_G: Tensor,
+    gate_eps: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See `steps.gate_backward`; the third result lies over d."""
+    rows, size = g_ND.shape
+    g_ND, h_ND = g_ND.contiguous(), h_ND.contiguous()
+    assert d_ND.is_contiguous()
+    dg, dh = torch.empty_like(g_ND), torch.empty_like(h_ND)
+    programs, shape = _launch(g_ND, rows, size)
+    partial = torch.empty(programs, 2, size, dtype=torch.float32, device=g_ND.device)
+    with on_device(g_ND):
+        _gate_backward_kernel[(programs,)](
+            g_ND, h_ND, gate_D, norm_D, d_ND, beta_G, dg, dh, d_ND, partial, rows, size,
+            gate_eps, eps, **shape,
+        )  # fmt: skip
+    sums = partial.sum(0)
+    return dg, dh, d_ND, sums[0], sums[1]

@@ -1,0 +1,206 @@
+"""The steps of a ternary layer's forward and backward pass in plain PyTorch, without autograd.
+
+Each function is the reference of the Triton kernel of the same name in `rows`, `rows_backward`
+and `triton`. Float inputs of any type are computed in float32, float64 stays float64.
+
+Shape suffixes: N tokens, D features, M outputs, K inputs, G projections that read one input.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nomatmul.ops.bitlinear.naive import SCALE_FLOOR, absmax_quantize, root_mean_square
+
+Pair = tuple[Tensor, Tensor]
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in the type of the arithmetic."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _root(x_ND: Tensor, eps: float) -> Tensor:
+    if x_ND.dtype == torch.float64:
+        return (x_ND.square().mean(-1, keepdim=True) + eps).sqrt()
+    return root_mean_square(x_ND, eps)
+
+
+def ternarize(*weights: Tensor) -> Pair:
+    """(t int8 [G, M, K], beta [G]) of G weights of one shape: absmean, the mean in float64."""
+    parts, betas = [], []
+    for weight_MK in weights:
+        beta = weight_MK.abs().mean(dtype=torch.float64).to(wide(weight_MK).dtype)
+        beta = beta.clamp(min=SCALE_FLOOR)
+        parts.append(torch.round(wide(weight_MK) * beta.reciprocal()).clamp(-1, 1).to(torch.int8))
+        betas.append(beta)
+    return torch.stack(parts), torch.stack(betas)
+
+
+def product(
+    q_GNK: Tensor,
+    t_GMK: Tensor,
+    step_GN: Tensor,
+    beta_G: Tensor,
+    dtype: torch.dtype,
+    residual_NM: Tensor | None = None,
+) -> Tensor:
+    """out [G, N, M] = (sum_k q*t) * (beta*step), plus the residual (G = 1), rounded to dtype."""
+    kind = torch.float64 if step_GN.dtype == torch.float64 else torch.float32
+    acc_GNM = torch.matmul(q_GNK.to(kind), t_GMK.to(kind).transpose(1, 2))
+    out_GNM = acc_GNM * (beta_G[:, None] * step_GN).unsqueeze(-1)
+    if residual_NM is not None:
+        out_GNM = out_GNM + residual_NM
+    return out_GNM.to(dtype)
+
+
+def _quantize(y_GND: Tensor, dtype: torch.dtype) -> Pair:
+    """(q int8, step) for dtype int8, else (q * step in dtype, step); step has no last axis."""
+    if y_GND.dtype == torch.float64:
+        absmax = y_GND.abs().amax(-1, keepdim=True).clamp(min=SCALE_FLOOR)
+        v = y_GND * (127 / absmax)
+        whole = v.trunc()
+        q = whole + torch.where((v - whole).abs() >= 0.5, v.sign(), 0.0)
+        q, step = q.clamp(-128, 127), absmax / 127
+    else:
+        q, step = absmax_quantize(y_GND)
+    return (q if dtype == torch.int8 else q * step).to(dtype), step.squeeze(-1)
+
+
+def _normed(x_ND: Tensor, outer_D: Tensor | None, outer_eps: float) -> Tensor:
+    if outer_D is None:
+        return wide(x_ND)
+    x = wide(x_ND)
+    return wide((x / _root(x, outer_eps) * outer_D).to(x_ND.dtype))
+
+
+def norm_quantize(
+    x_ND: Tensor,
+    outer_D: Tensor | None,
+    norms_GD: Tensor,
+    outer_eps: float,
+    eps: float,
+    dtype: torch.dtype,
+) -> Pair:
+    """The block's norm (if outer_D), each projection's own norm, then absmax to int8.
+
+    Returns (q [G, N, D] int8, step [G, N]); with a float dtype, q * step in that type for q.
+    """
+    u_ND = _normed(x_ND, outer_D, outer_eps)
+    y_GND = u_ND / _root(u_ND, eps) * norms_GD.unsqueeze(1)
+    return _quantize(y_GND, dtype)
+
+
+def _norm_gradient(d_ND: Tensor, hat_ND: Tensor, root_N1: Tensor) -> Tensor:
+    return (d_ND - hat_ND * (d_ND * hat_ND).mean(-1, keepdim=True)) / root_N1
+
+
+def norm_backward(
+    x_ND: Tensor,
+    outer_D: Tensor | None,
+    norms_GD: Tensor,
+    d_GND: Tensor,
+    beta_G: Tensor,
+    residual_ND: Tensor | None,
+    outer_eps: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Backward of `norm_quantize`, rounding taken as the identity.
+
+    d: gradient of the normed inputs over beta; residual: added to the result. Returns
+    (dx in x's type, douter [D] (empty without one), dnorms [G, D]).
+    """
+    x = wide(x_ND)
+    u_ND = _normed(x_ND, outer_D, outer_eps)
+    root_N1 = _root(u_ND, eps)
+    hat_ND = u_ND / root_N1
+    dy_GND = wide(d_GND) * beta_G[:, None, None]
+    dnorms_GD = (dy_GND * hat_ND).sum(1)
+    dx_ND = _norm_gradient((dy_GND * norms_GD.unsqueeze(1)).sum(0), hat_ND, root_N1)
+    douter_D = x.new_empty(0)
+    if outer_D is not None:
+        root_N1 = _root(x, outer_eps)
+        hat_ND = x / root_N1
+        douter_D = (dx_ND * hat_ND).sum(0)
+        dx_ND = _norm_gradient(dx_ND * outer_D, hat_ND, root_N1)
+    if residual_ND is not None:
+        dx_ND = dx_ND + residual_ND
+    return dx_ND.to(x_ND.dtype), douter_D, dnorms_GD
+
+
+def glu_quantize(gu_N2M: Tensor, norm_M: Tensor, eps: float, dtype: torch.dtype) -> Pair:
+    """silu(gate) * up, the down projection's norm, absmax. Returns (q [1, N, M], step [1, N])."""
+    gate, up = wide(gu_N2M).chunk(2, -1)
+    y_NM = gate * torch.sigmoid(gate) * up
+    return _quantize((y_NM / _root(y_NM, eps) * norm_M).unsqueeze(0), dtype)
+
+
+def glu_backward(
+    gu_N2M: Tensor, norm_M: Tensor, d_NM: Tensor, beta_G: Tensor, eps: float, in_place: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Backward of `glu_quantize`: (dgu in gu's type, the dequantised input in d's type, dnorm [M]).
+
+    d: gradient of the product's input over beta. The kernel writes the second result over d, and
+    the first over gu if `in_place`; this reference writes nothing over.
+    """
+    gate, up = wide(gu_N2M).chunk(2, -1)
+    share = torch.sigmoid(gate)
+    y_NM = gate * share * up
+    root_N1 = _root(y_NM, eps)
+    hat_NM = y_NM / root_N1
+    dequantised, _ = _quantize(hat_NM * norm_M, d_NM.dtype)
+    dy_NM = wide(d_NM) * beta_G
+    dnorm_M = (dy_NM * hat_NM).sum(0)
+    dy_NM = _norm_gradient(dy_NM * norm_M, hat_NM, root_N1)
+    dgate = dy_NM * up * share * (1 + gate * (1 - share))
+    dgu = torch.cat([dgate, dy_NM * gate * share], -1)
+    return dgu.to(gu_N2M.dtype), dequantised, dnorm_M
+
+
+def gate_quantize(
+    g_ND: Tensor,
+    h_ND: Tensor,
+    gate_D: Tensor,
+    norm_D: Tensor,
+    gate_eps: float,
+    eps: float,
+    dtype: torch.dtype,
+) -> Pair:
+    """MLGRU's output: RMSNorm(g) * gate * silu(h), o_proj's norm, absmax. Results [1, N, D]."""
+    g, h = wide(g_ND), wide(h_ND)
+    y_ND = g / _root(g, gate_eps) * gate_D * (h * torch.sigmoid(h))
+    return _quantize((y_ND / _root(y_ND, eps) * norm_D).unsqueeze(0), dtype)
+
+
+def gate_backward(
+    g_ND: Tensor,
+    h_ND: Tensor,
+    gate_D: Tensor,
+    norm_D: Tensor,
+    d_ND: Tensor,
+    beta_G: Tensor,
+    gate_eps: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Backward of `gate_quantize`: (dg, dh, the dequantised input, dgate [D], dnorm [D]).
+
+    d as in `glu_backward`; dg has g's type, dh h's. The kernel writes the third result over d.
+    """
+    g, h = wide(g_ND), wide(h_ND)
+    gate_root = _root(g, gate_eps)
+    g_hat = g / gate_root
+    share = torch.sigmoid(h)
+    active = h * share
+    y_ND = g_hat * gate_D * active
+    root_N1 = _root(y_ND, eps)
+    hat_ND = y_ND / root_N1
+    dequantised, _ = _quantize(hat_ND * norm_D, d_ND.dtype)
+    dy_ND = wide(d_ND) * beta_G
+    dnorm_D = (dy_ND * hat_ND).sum(0)
+    dy_ND = _norm_gradient(dy_ND * norm_D, hat_ND, root_N1)
+    dh_ND = dy_ND * g_hat * gate_D * share * (1 + h * (1 - share))
+    dg_ND = dy_ND * active
+    dgate_D = (dg_ND * g_hat).sum(0)
+    dg_ND = _norm_gradient(dg_ND * gate_D, g_hat, gate_root)
+    return dg_ND.to(g_ND.dtype), dh_ND.to(h_ND.dtype), dequantised, dgate_D, dnorm_D

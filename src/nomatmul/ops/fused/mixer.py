@@ -1,0 +1,191 @@
+"""x + MLGRU(norm(x)) as one operation of torch, with a backward pass written by hand.
+
+Saved for the backward pass: x, and the gates' inputs i, f, g (unless `keep` is off). Everything
+element-wise is computed again from them, the states of the recurrence too.
+
+Shape suffixes: B sequences, T steps, D hidden, N = B*T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nomatmul.ops.bitlinear.cache import ternary_weights
+from nomatmul.ops.fused.parts import (
+    input_gradient,
+    plain_math,
+    product_dtype,
+    step,
+    weight_gradient,
+)
+
+
+def _project(
+    x_ND: Tensor,
+    norm: Tensor,
+    norms_GD: Tensor,
+    weights: Sequence[Tensor],
+    eps: Sequence[float],
+    slot: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """i, f and g before their activations [3, N, D]: one row pass, one product."""
+    q, scale = step("norm_quantize", x_ND, norm, norms_GD, eps[0], eps[1], torch.int8)
+    t, beta = ternary_weights(slot, weights)
+    return step("product", q, t, scale, beta, dtype)
+
+
+@torch.library.custom_op("nomatmul::mixer", mutates_args=())
+@plain_math
+def _mixer(
+    x: Tensor,
+    norm: Tensor,
+    i_weight: Tensor,
+    f_weight: Tensor,
+    g_weight: Tensor,
+    o_weight: Tensor,
+    i_norm: Tensor,
+    f_norm: Tensor,
+    g_norm: Tensor,
+    o_norm: Tensor,
+    gate: Tensor,
+    bound: Tensor | None,
+    eps: Sequence[float],
+    slots: Sequence[int],
+    dtype: torch.dtype,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    batch, length, size = x.shape
+    x_ND = x.reshape(-1, size)
+    weights = (i_weight, f_weight, g_weight)
+    norms_GD = torch.stack([i_norm, f_norm, g_norm])
+    ifg = _project(x_ND, norm, norms_GD, weights, eps, slots[0], dtype)
+    i_BTD, f_BTD = ifg[0].view(x.shape), ifg[1].view(x.shape)
+    h_ND = step("gated_scan", i_BTD, f_BTD, bound, None).view(-1, size)
+    q, scale = step("gate_quantize", ifg[2], h_ND, gate, o_norm, eps[2], eps[1], torch.int8)
+    t, beta = ternary_weights(slots[1], (o_weight,))
+    out = step("product", q, t, scale, beta, x.dtype, x_ND)
+    return out.view(x.shape), ifg if keep else ifg.new_empty(0)
+
+
+@_mixer.register_fake
+def _(x, norm, i_weight, f_weight, g_weight, o_weight, i_norm, f_norm, g_norm, o_norm, gate, bound,
+      eps, slots, dtype, keep):  # fmt: skip
+    shape = (3, x.shape[0] * x.shape[1], x.shape[2]) if keep else (0,)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return out, x.new_empty(shape, dtype=dtype)
+
+
+@torch.library.custom_op("nomatmul::mixer_backward", mutates_args=())
+@plain_math
+def _mixer_backward(
+    dout: Tensor,
+    x: Tensor,
+    ifg: Tensor,
+    norm: Tensor,
+    i_weight: Tensor,
+    f_weight: Tensor,
+    g_weight: Tensor,
+    o_weight: Tensor,
+    i_norm: Tensor,
+    f_norm: Tensor,
+    g_norm: Tensor,
+    o_norm: Tensor,
+    gate: Tensor,
+    bound: Tensor | None,
+    eps: Sequence[float],
+    slots: Sequence[int],
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    shape, size = x.shape, x.shape[-1]
+    x_ND, dout_ND = x.reshape(-1, size), dout.reshape(-1, size)
+    weights = (i_weight, f_weight, g_weight)
+    norms_GD = torch.stack([i_norm, f_norm, g_norm])
+    if not ifg.numel():
+        ifg = _project(x_ND, norm, norms_GD, weights, eps, slots[0], dtype)
+    i_BTD, f_BTD = ifg[0].view(shape), ifg[1].view(shape)
+    h_BTD = step("gated_scan", i_BTD, f_BTD, bound, None)
+    t, beta = ternary_weights(slots[1], (o_weight,))
+    grad_ND = dout_ND.to(dtype)
+    d_ND = input_gradient(grad_ND, t[0])
+    difg = [None, None, None]
+    difg[2], dh_ND, y_ND, dgate, do_norm = step(
+        "gate_backward", ifg[2], h_BTD.view(-1, size), gate, o_norm, d_ND, beta, eps[2], eps[1]
+    )
+    do_weight = weight_gradient(grad_ND, y_ND, o_weight)
+    del d_ND, y_ND, grad_ND
+    difg[0], difg[1], dbound, _ = step(
+        "gated_scan_backward", i_BTD, f_BTD, bound, None, h_BTD, dh_ND.view(shape)
+    )
+    del h_BTD, dh_ND
+    difg = [d.view(-1, size) for d in difg]
+    y_GND, _ = step("norm_quantize", x_ND, norm, norms_GD, eps[0], eps[1], dtype)
+    dweights = [
+        weight_gradient(d, y, w) for d, y, w in zip(difg, y_GND.unbind(), weights, strict=True)
+    ]
+    t, beta = ternary_weights(slots[0], weights)
+    for index in range(3):  # over y, which has served
+        torch.mm(difg[index], t[index].to(dtype), out=y_GND[index])
+    dx, dnorm, dnorms_GD = step(
+        "norm_backward", x_ND, norm, norms_GD, y_GND, beta, dout_ND, eps[0], eps[1]
+    )
+    small = [*(d.clone() for d in dnorms_GD.unbind()), do_norm, dgate, dbound]
+    small = [d.to(norm.dtype) for d in small]
+    return [dx.view(shape), dnorm.to(norm.dtype), *dweights, do_weight, *small]
+
+
+@_mixer_backward.register_fake
+def _(dout, x, ifg, norm, i_weight, f_weight, g_weight, o_weight, i_norm, f_norm, g_norm, o_norm,
+      gate, bound, eps, slots, dtype):  # fmt: skip
+    parameters = (norm, i_weight, f_weight, g_weight, o_weight, i_norm, f_norm, g_norm, o_norm)
+    shapes = [torch.empty_like(p) for p in (*parameters, gate)]
+    dbound = norm.new_empty(0) if bound is None else torch.empty_like(bound, dtype=norm.dtype)
+    return [torch.empty_like(x, memory_format=torch.contiguous_format), *shapes, dbound]
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.eps, ctx.slots, ctx.dtype, _ = inputs
+    ctx.save_for_backward(tensors[0], output[1], *tensors[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, dout: Tensor | None, _: Any) -> tuple[Any, ...]:
+    if dout is None:
+        return (None,) * 16
+    saved = ctx.saved_tensors
+    grads = _mixer_backward(dout, *saved, ctx.eps, ctx.slots, ctx.dtype)
+    dbound = None if saved[-1] is None else grads[-1].to(saved[-1].dtype)
+    return (*grads[:-1], dbound, None, None, None, None)
+
+
+_mixer.register_autograd(_backward, setup_context=_setup_context)
+
+
+def mixer(
+    x: Tensor,
+    norm: Tensor,
+    weights: Sequence[Tensor],
+    norms: Sequence[Tensor],
+    gate: Tensor,
+    bound: Tensor | None,
+    *,
+    eps: tuple[float, float, float],
+    slots: tuple[int, int],
+    keep: bool = True,
+) -> Tensor:
+    """x + o_proj(RMSNorm(g) * silu(h)) of a block's MLGRU; x: [B, T, D], the result has its type.
+
+    norm: the block's norm [D]; weights: latent weights of i, f, g and o [D, D] (float32); norms:
+    the norms inside those projections; gate: g_norm's weight; bound: lower bound of the forget
+    gate [D] or None. eps: of the block's norm, the projections' norms, g_norm. slots: from
+    `new_slot`, for (i, f, g) together and for o. keep=False saves only x and repeats the product
+    of i, f and g in the backward pass. No padding mask, state from zero.
+    """
+    dtype = product_dtype(x)
+    return _mixer(
+        x.contiguous(), norm, *weights, *norms, gate, bound, list(eps), list(slots), dtype, keep
+    )[0]

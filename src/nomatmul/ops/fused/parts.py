@@ -1,0 +1,73 @@
+"""What the fused sublayers share: kernel calls, the products of the backward pass.
+
+Shape suffixes: N tokens, M outputs, K inputs, G matrices.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence  # noqa: F401 (see plain_math)
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from nomatmul.ops import choose
+from nomatmul.ops.bitlinear import steps
+from nomatmul.ops.mlgru import naive as scans
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_FAST = {
+    "product": "nomatmul.ops.bitlinear.triton",
+    "norm_quantize": "nomatmul.ops.bitlinear.rows",
+    "glu_quantize": "nomatmul.ops.bitlinear.rows",
+    "gate_quantize": "nomatmul.ops.bitlinear.rows",
+    "norm_backward": "nomatmul.ops.bitlinear.rows_backward",
+    "glu_backward": "nomatmul.ops.bitlinear.rows_backward",
+    "gate_backward": "nomatmul.ops.bitlinear.rows_backward",
+    "gated_scan": "nomatmul.ops.mlgru.gated",
+    "gated_scan_backward": "nomatmul.ops.mlgru.gated",
+}
+
+
+def step(name: str, x: Tensor, *args: Any, **options: Any) -> Any:
+    """Run a step by its name in `bitlinear.steps` or `mlgru.naive`, in triton where that serves."""
+    plain = scans if name.startswith("gated_scan") else steps
+    return choose.run(name, _FAST[name], plain, x, *args, **options)
+
+
+def plain_math(function: F) -> F:
+    """Without autocast: the operation decides on the types of its products itself.
+
+    torch.library reads the annotations of `function` as names of this module, the wrapper's.
+    """
+
+    @functools.wraps(function)
+    def run(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(x.device.type, enabled=False):
+            return function(x, *args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Autocast's type if it is on, else x's: of what projections give and gradients are made of."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def weight_gradient(grad_NM: Tensor, y_NK: Tensor, like: Tensor) -> Tensor:
+    """grad^T y [M, K] in the weight's type; 16-bit operands are summed and kept in float32."""
+    if grad_NM.is_cuda and like.dtype == torch.float32 and grad_NM.dtype != torch.float32:
+        try:
+            return torch.mm(grad_NM.t(), y_NK, out_dtype=torch.float32)
+        except TypeError:  # torch before 2.8
+            pass
+    return torch.mm(grad_NM.t(), y_NK).to(like.dtype)
+
+
+def input_gradient(grad_NM: Tensor, t_MK: Tensor) -> Tensor:
+    """grad @ t [N, K] in grad's type: the gradient of the product's input, over beta."""
+    return torch.mm(grad_NM, t_MK.to(grad_NM.dtype))

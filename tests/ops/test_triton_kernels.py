@@ -1,0 +1,48 @@
+"""The training kernels without a GPU: in Triton's interpreter, and compiled for real chips."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_INTERPRETED = """
+import torch, triton.runtime.interpreter as interpreter
+patch = interpreter._patch_lang_tensor
+def patched(tensor, scope):
+    patch(tensor, scope)  # numpy 2.4 refuses int() of one-element arrays
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+interpreter._patch_lang_tensor = patched
+from kernel_cases import failures
+found, count = failures("cpu", torch.float32)
+print("\\n".join(found) or "equal", count)
+"""
+_HERE = Path(__file__).parent
+
+
+def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    pytest.importorskip("triton")
+    source = str(_HERE.parents[1] / "src")
+    paths = os.pathsep.join([source, str(_HERE.parent), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": paths, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_kernels_equal_their_references_in_the_interpreter():
+    """In a process of its own: triton reads TRITON_INTERPRET when it is imported."""
+    done = _run("-c", _INTERPRETED, TRITON_INTERPRET="1")
+    assert done.stdout.startswith("equal"), done.stdout + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("capability", [75, 80, 90])
+def test_kernels_compile_for(capability, tmp_path):
+    done = _run(str(_HERE / "triton_offline.py"), str(capability), TRITON_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
