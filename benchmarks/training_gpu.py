@@ -1,0 +1,397 @@
+"""Training memory and tokens/s on one GPU: our paths against Transformer++, in one run.
+
+    PYTHONPATH=src python benchmarks/training_gpu.py --out DIR --seconds 170
+
+Every variant is a process of its own, so that its peak memory is its own. A wave of processes that
+fit into the device's memory together builds and compiles at the same time; then they measure one
+after the other while the others wait idle. A step is forward, backward, fused AdamW (fp32 master
+weights, bf16 autocast) on 8 x 2048 random tokens; tokens/s are of the median of at least 10 steps.
+Rows go to training-rows.jsonl as they are measured, so a run that is cut keeps what it has;
+training-profile.txt holds the 20 longest kernels of the fused 370M step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from gpu_common import ROOT, append_row, environment, median, peak_memory, synchronize
+from scaling_cell import compile_blocks, count_parameters, training_flops
+
+PEAK_FLOPS = 989e12  # dense bf16 of an H200 by its datasheet
+SHAPES = {"370m": (24, 1024, 16), "1.3b": (24, 2048, 16), "tiny": (2, 64, 2)}
+# What a process may take while it builds and warms up, GB: decides who shares a wave.
+WEIGHTS_GB = {"370m": 7.0, "1.3b": 24.0, "tiny": 0.1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way to run the step. activations_gb: expected of 370m above the weights, for the waves;
+    1.3b takes twice as much."""
+
+    name: str
+    arch: str
+    ops: str
+    compile: str
+    recompute: str
+    activations_gb: float
+    chunk: int = 2048  # tokens whose logits live at once
+
+
+VARIANTS = {
+    v.name: v
+    for v in (
+        Variant("fused", "mlgru", "triton", "off", "none", 9),
+        Variant("fused-mlp", "mlgru", "triton", "off", "mlp", 8),
+        Variant("fused-block", "mlgru", "triton", "off", "block", 5),
+        Variant("transformer", "transformer", "", "blocks", "none", 16),
+        Variant("transformer-block", "transformer", "", "blocks", "block", 6),
+        Variant("naive-compiled", "mlgru", "naive", "blocks", "none", 25),
+        Variant("transformer-logits", "transformer", "naive", "blocks", "none", 22, chunk=0),
+        Variant("naive", "mlgru", "naive", "off", "none", 42),
+        Variant("transformer-whole", "transformer", "", "whole", "none", 16),
+        Variant("fused-compiled", "mlgru", "triton", "blocks", "none", 9),
+        Variant("transformer-autotune", "transformer", "", "autotune", "none", 16),
+    )
+}
+# The order is that of importance: the end may be cut.
+ORDER = [
+    ("370m", "fused"), ("370m", "fused-mlp"), ("370m", "fused-block"), ("370m", "transformer"),
+    ("370m", "transformer-block"), ("1.3b", "fused"),
+    ("1.3b", "transformer"), ("1.3b", "fused-block"), ("1.3b", "transformer-block"),
+    ("370m", "naive"), ("370m", "naive-compiled"), ("370m", "transformer-logits"),
+    ("1.3b", "fused-mlp"), ("370m", "transformer-whole"),
+    ("1.3b", "naive-compiled"), ("1.3b", "naive"),
+    ("370m", "fused-compiled"), ("370m", "transformer-autotune"),
+]  # fmt: skip
+
+
+# -- the parent: waves of processes ---------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Child:
+    job: dict[str, Any]
+    process: subprocess.Popen[str]
+    lines: queue.Queue[str] = dataclasses.field(default_factory=queue.Queue)
+    state: str = ""  # "ready", "gone" (it ended by itself) or "" (still at it)
+
+    def __post_init__(self) -> None:
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.put(line)
+        self.lines.put("gone")
+
+    def answer(self, until: float) -> str:
+        """ "ready", "done", "gone", or "" when the time is over; other lines are passed on."""
+        while (left := until - time.monotonic()) > 0:
+            try:
+                line = self.lines.get(timeout=left)
+            except queue.Empty:
+                break
+            if line.strip() in ("ready", "done", "gone"):
+                return line.strip()
+            print(f"[{self.job['size']} {self.job['name']}] {line}", end="", flush=True)
+        return ""
+
+
+def estimate_gb(size: str, variant: Variant) -> float:
+    return WEIGHTS_GB[size] + variant.activations_gb * {"1.3b": 2, "tiny": 0}.get(size, 1)
+
+
+def waves(jobs: list[tuple[str, str]], room_gb: float, most: int) -> list[list[tuple[str, str]]]:
+    """Jobs in order, cut where the next one would not fit beside the others."""
+    out: list[list[tuple[str, str]]] = [[]]
+    used = 0.0
+    for job in jobs:
+        need = estimate_gb(job[0], VARIANTS[job[1]])
+        if out[-1] and (used + need > room_gb or len(out[-1]) >= most):
+            out.append([])
+            used = 0.0
+        out[-1].append(job)
+        used += need
+    return out
+
+
+def start(size: str, variant: Variant, args: argparse.Namespace) -> Child:
+    cpu = args.device == "cpu"
+    job = {
+        "size": size,
+        **dataclasses.asdict(variant),
+        "device": args.device,
+        "batch": args.batch,
+        "length": args.length,
+        "vocabulary": args.vocabulary,
+        "steps": args.steps,
+        "measure_seconds": args.measure_seconds,
+        "out": str(args.out),
+        "profile": (size, variant.name) == tuple(args.profile.split(":")),
+    }
+    if cpu:
+        job["ops"] = "naive" if variant.ops == "triton" else variant.ops
+    variables = {
+        **os.environ,
+        "NOMATMUL_OPS": job["ops"],
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "benchmarks")]),
+        "TORCHINDUCTOR_COMPILE_THREADS": "3",
+        "OMP_NUM_THREADS": "1" if cpu else "2",
+        "PYTHONUNBUFFERED": "1",
+    }
+    process = subprocess.Popen(
+        [sys.executable, __file__, "--child", json.dumps(job)],
+        env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    return Child(job, process)
+
+
+def run_wave(
+    wave: list[tuple[str, str]], args: argparse.Namespace, deadline: float
+) -> list[tuple[str, str]]:
+    """All warm up together until `warm_seconds` are over, then each measures in its turn.
+
+    Returns the jobs that ended while they warmed up beside others: they may have found too little
+    memory, and are worth another try alone.
+    """
+    children = [start(size, VARIANTS[name], args) for size, name in wave]
+    warm_until = min(time.monotonic() + args.warm_seconds, deadline - 5)
+    again = []
+    for child in children:
+        child.state = child.answer(warm_until)
+    for child, job in zip(children, wave, strict=True):
+        limit = min(time.monotonic() + args.variant_seconds, deadline)
+        words = "was not ready in time"
+        if child.state == "gone":
+            words = "failed while it warmed up"
+            if len(wave) > 1:
+                again.append(job)
+                words = "failed beside others, will be tried alone"
+        elif child.state == "ready" and limit > time.monotonic() + 2:
+            with contextlib.suppress(BrokenPipeError):
+                assert child.process.stdin is not None
+                child.process.stdin.write("go\n")
+                child.process.stdin.flush()
+            words = "" if child.answer(limit) == "done" else "was cut while it measured"
+        if words:
+            error = {"size": child.job["size"], "variant": child.job["name"], "error": words}
+            append_row(args.out / "training-rows.jsonl", error)
+            print(f"{child.job['size']} {child.job['name']}: {words}", flush=True)
+        child.process.kill()
+        child.process.wait()
+    return again
+
+
+# -- the child: one variant -----------------------------------------------------------------------
+
+
+class Step:
+    """Model, optimiser, one batch of random tokens and the step over them."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        import torch
+
+        from nomatmul.formats.config import ModelConfig
+        from nomatmul.models import CausalLM, CausalLMConfig
+        from nomatmul.train.config import TrainConfig
+        from nomatmul.train.optimizer import build_optimizer
+
+        layers, width, heads = SHAPES[job["size"]]
+        dials: dict[str, Any] = {}
+        if job["arch"] == "transformer":
+            dials = {"token_mixer": "attention", "linear": "dense", "num_heads": heads}
+        self.config = ModelConfig(
+            vocab_size=job["vocabulary"], hidden_size=width, num_layers=layers,
+            max_position_embeddings=job["length"], **dials,
+        )  # fmt: skip
+        torch.set_float32_matmul_precision("high")
+        torch.manual_seed(0)
+        self.job, self.device = job, job["device"]
+        with torch.device(self.device):
+            model = CausalLM(CausalLMConfig.from_model_config(self.config))
+        self.model = model.to(self.device).float().train()
+        if job["recompute"] != "none":
+            self.model.set_recompute(job["recompute"])
+        train = TrainConfig(
+            recipe="benchmark", model=self.config, sequence_length=job["length"],
+            learning_rate=1e-4,
+        )  # fmt: skip
+        self.optimizer = build_optimizer(self.model, train)
+        shape = (job["batch"], job["length"] + 1)
+        ids_BT = torch.randint(0, job["vocabulary"], shape, device=self.device)
+        self.x_BT, self.y_BT = ids_BT[:, :-1].contiguous(), ids_BT[:, 1:].contiguous()
+        self.loss = self._compiled()
+
+    def _compiled(self) -> Any:
+        import torch
+
+        def loss(x_BT: Any, y_BT: Any) -> Any:
+            return self.model.loss(x_BT, y_BT, chunk=self.job["chunk"])[0]
+
+        kind = self.job["compile"]
+        if kind == "blocks":
+            compile_blocks(self.model)
+        elif kind in ("whole", "autotune"):
+            mode = "max-autotune-no-cudagraphs" if kind == "autotune" else None
+            return torch.compile(loss, dynamic=False, mode=mode)
+        return loss
+
+    def __call__(self) -> Any:
+        import torch
+
+        with torch.autocast(self.device, dtype=torch.bfloat16):
+            loss = self.loss(self.x_BT, self.y_BT)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.cache.clear()
+        return loss.detach()
+
+    def caching(self) -> Any:
+        """Ternary weights are made once a step, as the trainer does; keeps the open cache."""
+        from nomatmul.ops.bitlinear import ternary_cache
+
+        self.cache = ternary_cache()
+        return self.cache
+
+
+def child(job: dict[str, Any]) -> None:
+    import torch
+
+    step = Step(job)
+    began = time.perf_counter()
+    with step.caching():
+        step(), step()
+        synchronize(step.device)
+        warm = time.perf_counter() - began
+        if step.device == "cuda":
+            torch.cuda.empty_cache()
+        print("ready", flush=True)
+        if sys.stdin.readline().strip() != "go":
+            return
+        if step.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        times, loss = measure(step)
+        row = summary(step, times, float(loss)) | {"warm_seconds": round(warm, 1)}
+        append_row(Path(job["out"]) / "training-rows.jsonl", row)
+        print(f"{row['tokens_per_second']:,} tokens/s, peak {row['peak_bytes'] / 1e9:.2f} GB")
+        if job["profile"]:
+            profile(step, Path(job["out"]) / "training-profile.txt")
+    print("done", flush=True)
+
+
+def measure(step: Step) -> tuple[list[float], Any]:
+    """Seconds of each step: two to settle, then at least 10 (5 where one takes seconds)."""
+    job = step.job
+    times: list[float] = []
+    for _ in range(2):
+        loss = step()
+    began = time.perf_counter()
+    while len(times) < job["steps"]:
+        if len(times) >= 5 and time.perf_counter() - began > job["measure_seconds"]:
+            break
+        synchronize(step.device)
+        start = time.perf_counter()
+        loss = step()
+        synchronize(step.device)
+        times.append(time.perf_counter() - start)
+    return times, loss
+
+
+def summary(step: Step, times: list[float], loss: float) -> dict[str, Any]:
+    from nomatmul.ops import choose
+
+    job, counts = step.job, count_parameters(step.model)
+    tokens = job["batch"] * job["length"]
+    flops = training_flops(step.config, counts, job["length"]) * tokens
+    seconds = median(times)
+    return {
+        "size": job["size"],
+        "variant": job["name"],
+        "arch": job["arch"],
+        "compile": job["compile"],
+        "recompute": job["recompute"],
+        "chunk": job["chunk"],
+        "fallback": choose.fallback_reason(),
+        **counts,
+        "tokens": tokens,
+        "steps": len(times),
+        "seconds": seconds,
+        "seconds_all": [round(t, 5) for t in times],
+        "tokens_per_second": round(tokens / seconds),
+        "model_flops_per_second": flops / seconds,
+        "utilisation": flops / seconds / PEAK_FLOPS,
+        "loss": loss,
+        **peak_memory(step.device),
+    }
+
+
+def profile(step: Step, path: Path) -> None:
+    """The 20 longest operations of two steps, as text."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    cuda = step.device == "cuda"
+    kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
+    with record(activities=kinds) as found:
+        step(), step()
+        synchronize(step.device)
+    order = "self_cuda_time_total" if cuda else "self_cpu_time_total"
+    text = found.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=70)
+    path.write_text(f"Two steps of {step.job['size']} {step.job['name']}\n{text}\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--seconds", type=float, default=170, help="for all variants")
+    parser.add_argument("--warm-seconds", type=float, default=75, help="to build and compile")
+    parser.add_argument("--variant-seconds", type=float, default=20, help="to measure one")
+    parser.add_argument("--measure-seconds", type=float, default=4, help="of steps, then 5 do")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--vocabulary", type=int, default=32_000)
+    parser.add_argument("--memory-gb", type=float, default=128, help="that a wave may take")
+    parser.add_argument("--processes", type=int, default=6, help="of a wave at most")
+    parser.add_argument("--only", nargs="+", metavar="SIZE:VARIANT", help="these, in this order")
+    parser.add_argument("--profile", default="370m:fused", metavar="SIZE:VARIANT")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--tiny", action="store_true", help="toy sizes, for a dry run")
+    parser.add_argument("--commit", help="name of the commit, where there is no .git")
+    args = parser.parse_args()
+    if args.child:
+        return child(json.loads(args.child))
+    if args.out is None:
+        parser.error("--out is needed")
+    deadline = time.monotonic() + args.seconds
+    jobs = [tuple(name.split(":")) for name in args.only] if args.only else ORDER
+    if args.tiny:
+        jobs = list(dict.fromkeys(("tiny", name) for _, name in jobs))
+        args.profile = "tiny:fused"
+    append_row(args.out / "training-rows.jsonl", {"machine": environment(args.commit)})
+    todo = waves(jobs, args.memory_gb, args.processes)  # type: ignore[arg-type]
+    for wave in todo:
+        if time.monotonic() + 15 > deadline:
+            print(f"no time for {wave}", flush=True)
+            continue
+        todo += [[job] for job in run_wave(wave, args, deadline)]
+        print(f"{deadline - time.monotonic():.0f} s left", flush=True)
+
+
+if __name__ == "__main__":
+    main()
