@@ -6,7 +6,6 @@ Legend: L layers, D hidden size, V vocabulary, T tokens.
 from __future__ import annotations
 
 import json
-import os
 import threading
 import zlib
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nomatmul.formats.atomic import write_file
 from nomatmul.formats.errors import FormatError, WriteError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Session:
         }
         text = json.dumps(header, separators=(",", ":")).encode()
         text = text.ljust(-(-len(text) // 8) * 8)
-        write_atomically(Path(path), len(text).to_bytes(8, "little") + text + data)
+        _write(Path(path), len(text).to_bytes(8, "little") + text + data)
 
 
 def read_state(path: str | Path, shape: tuple[int, int], fingerprint: str) -> tuple[Float, int]:
@@ -136,20 +136,11 @@ def read_state(path: str | Path, shape: tuple[int, int], fingerprint: str) -> tu
     return state_LD, int(position)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file through a temporary one beside it; raises WriteError and leaves nothing."""
-    temporary = path.with_name(f".{path.name}.part-{os.getpid()}-{threading.get_ident()}")
+def _write(path: Path, content: bytes) -> None:
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise WriteError(f"cannot write {path}: {error.strerror or error}") from None
-        raise
+        write_file(path, content)
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def _checksum(position: int, data: bytes) -> int:

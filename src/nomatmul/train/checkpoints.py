@@ -23,8 +23,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from nomatmul.formats.atomic import write_file
 from nomatmul.train.config import TrainConfig
-from nomatmul.train.files import new_directory, remove_leftovers, write_json, write_new_file
+from nomatmul.train.files import new_directory, remove_leftovers, write_json
 from nomatmul.train.parallelize import local
 from nomatmul.train.ranks import LostRankError, OtherRankError, Ranks
 from nomatmul.train.states import (
@@ -111,7 +112,7 @@ class Checkpoints:
         return path
 
     def _point_to(self, path: Path) -> None:
-        write_new_file(self.directory / "latest", path.name.encode())
+        write_file(self.directory / "latest", path.name.encode())
         for old in self.candidates()[self.keep :]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -254,7 +255,7 @@ def write_model(
         else:
             shell = _without_weights(model)
             shell.save_pretrained(directory, state_dict=weights)
-    write_new_file(directory / "tokenizer.json", tokenizer.to_str().encode("utf-8"))
+    write_file(directory / "tokenizer.json", tokenizer.to_str().encode("utf-8"))
 
 
 def _without_weights(model: torch.nn.Module) -> Any:

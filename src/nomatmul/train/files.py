@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all."""
+"""Directories that appear whole or not at all, as `formats.atomic` does for files."""
 
 from __future__ import annotations
 
@@ -10,32 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-
-def write_new_file(path: Path, data: bytes) -> None:
-    """Write `path` atomically: a temporary file beside it, flushed to disk, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        raise named(error, path) from None
-    sync_directory(path.parent)
-
-
-def named(error: BaseException, path: Path) -> BaseException:
-    """The error with the file's name in it: a full disk is reported without one."""
-    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-        return OSError(error.errno, error.strerror, str(path))
-    return error
+from nomatmul.formats.atomic import sync_directory, write_file
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_new_file` of JSON that people read too."""
-    write_new_file(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
+    """`write_file` of JSON that people read too."""
+    write_file(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
 
 
 @contextlib.contextmanager
@@ -80,16 +60,3 @@ def remove_leftovers(directory: Path) -> None:
 def sync_file(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames in `path` last. Not every file system can: then nothing happens."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(handle)
-    finally:
-        os.close(handle)

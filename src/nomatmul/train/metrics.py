@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from nomatmul.formats.atomic import named, write_file
 from nomatmul.train.config import TrainConfig
-from nomatmul.train.files import named, write_new_file
 
 
 class MetricsLog:
@@ -100,7 +100,7 @@ def _drop_rows_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     rows = [row for row in read_metrics(path.parent) if row.get("step", 0) <= step]
-    write_new_file(path, "".join(json.dumps(row) + "\n" for row in rows).encode("utf-8"))
+    write_file(path, "".join(json.dumps(row) + "\n" for row in rows).encode("utf-8"))
 
 
 def _tensorboard(directory: Path, first_step: int) -> Any:

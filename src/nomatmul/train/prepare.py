@@ -9,10 +9,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from nomatmul.formats.atomic import write_file
 from nomatmul.formats.config import ModelConfig
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.documents import Source, find_sources
-from nomatmul.train.files import remove_leftovers, write_json, write_new_file
+from nomatmul.train.files import remove_leftovers, write_json
 from nomatmul.train.shards import Progress, build_shards, is_token_directory
 from nomatmul.train.tokenizer import (
     fingerprint,
@@ -184,7 +185,7 @@ def _own_tokenizer(
     tokenizer = train_tokenizer(sources, config.model.vocab_size)
     tokens.mkdir(parents=True, exist_ok=True)
     origin_file.unlink(missing_ok=True)
-    write_new_file(file, tokenizer.to_str().encode("utf-8"))
+    write_file(file, tokenizer.to_str().encode("utf-8"))
     write_json(origin_file, origin)
     return tokenizer
 

@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from nomatmul.formats.atomic import write_file
 from nomatmul.train.documents import Piece, Source, read_pieces
-from nomatmul.train.files import write_json, write_new_file
+from nomatmul.train.files import write_json
 from nomatmul.train.tokenizer import fingerprint, load_tokenizer, special_ids
 
 FORMAT, VERSION = "nomatmul-tokens", 1
@@ -72,7 +73,7 @@ def build_shards(
     if _is_current(out, sources, sha):
         return out
     (out / "index.json").unlink(missing_ok=True)
-    write_new_file(out / "tokenizer.json", tokenizer.to_str().encode("utf-8"))
+    write_file(out / "tokenizer.json", tokenizer.to_str().encode("utf-8"))
     tasks = _Tasks(out, sha)
     done = list(_encode_all(tasks, sources, tokenizer, workers, progress))
     if not any(shard["documents"] for shard in done):
@@ -268,7 +269,7 @@ def _encode_chunk(
         "tokenizer_sha256": tasks.tokenizer_sha256,
     }
     binary, sidecar = _files(chunk.name)
-    write_new_file(tasks.out / binary, data)
+    write_file(tasks.out / binary, data)
     write_json(tasks.out / sidecar, shard)
     return shard
 

@@ -1,0 +1,47 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from pathlib import Path
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file through a temporary one beside it, flushed to disk and then renamed.
+
+    After an error nothing is left, and an older file of that name is as it was. Raises OSError
+    with the file's name in it (a full disk is reported without one).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        raise named(error, path) from None
+    sync_directory(path.parent)
+
+
+def named(error: BaseException, path: Path) -> BaseException:
+    """The error with the file's name in it, if it is an OSError without one."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        return OSError(error.errno, error.strerror, str(path))
+    return error
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames in `path` last. Not every file system can: then nothing happens."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
