@@ -1,9 +1,9 @@
 """How much device memory a run needs: said before work, and again if the device runs out.
 
 What a step needs is counted from the config: 16 bytes a parameter (weight, gradient, two moments,
-float32) shared by the ranks, what FSDP gathers, int8 copies of ternary weights, what each layer
-keeps for the backward pass, and the logits of one chunk. The first four are exact, activations are
-within about a quarter of what was measured (docs/training.md).
+float32) shared by the ranks, what FSDP gathers, one byte for each ternary weight, what the layers
+keep for the backward pass, and the logits of one chunk. What is kept was counted from the tensors
+that autograd saves (bfloat16 autocast, not compiled; compiling saves some of it).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import torch
 
 from nomatmul.formats.config import ModelConfig
+from nomatmul.ops import choose
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.ranks import Ranks
 
@@ -22,14 +23,17 @@ MODES = ("none", "mlp", "block")
 
 # Bytes a token that one layer keeps: (times hidden_size, times intermediate_size).
 _KEPT = {
-    "mlgru": {"none": 28.0, "mlp": 28.0, "block": 4.0},
-    "attention": {"none": 26.0, "mlp": 26.0, "block": 4.0},
+    "fused": {"none": (10, 4), "mlp": (10, 0), "block": (4, 0)},
+    "plain": {"none": (72, 16), "mlp": (60, 0), "block": (2, 0)},
+    "dense": {"none": (38, 14), "mlp": (26, 0), "block": (2, 0)},
 }
-_KEPT_MLP = {"none": 8.0, "mlp": 4.0, "block": 0.0}
-_WORKING = (24.0, 16.0)  # of the one layer that is being computed
+# Of the one layer at work, the larger of its two halves.
+_WORKING = {"fused": (24, 12), "plain": (72, 24), "dense": (38, 20)}
 _LOGIT_BYTES = 10  # bfloat16 and float32 logits and their gradient
+_FUSED_CHUNK = 2048  # tokens of a chunk of the fused loss when loss_chunks is 1
 _CONTEXT = 1 << 30  # the driver, libraries' workspaces, holes between tensors
 _GIB = 1 << 30
+_DOUBT = 1.5  # estimates up to so many times what is free are tried
 
 
 class OutOfMemoryError(RuntimeError):
@@ -64,8 +68,11 @@ class Estimate:
         )
 
 
-def estimate(config: TrainConfig, ranks: int, recompute: str) -> Estimate:
-    """What a step of `config` needs on each of `ranks` devices with this recompute mode."""
+def estimate(config: TrainConfig, ranks: int, recompute: str, fused: bool = True) -> Estimate:
+    """What a step of `config` needs on each of `ranks` devices with this recompute mode.
+
+    fused: whether Triton's kernels serve (else plain PyTorch, which keeps much more).
+    """
     model = config.model
     parameters = model.param_count()
     tokens = config.micro_batch_size * config.sequence_length
@@ -73,13 +80,27 @@ def estimate(config: TrainConfig, ranks: int, recompute: str) -> Estimate:
     ternary = parameters - model.vocab_size * model.hidden_size if model.linear == "ternary" else 0
     # Sharded: weights and gradients of the root and of two blocks (one is fetched ahead) are whole.
     gathered = 8 * (root + 2 * block) if ranks > 1 else 0
+    kind = _kind(model, fused)
+    kept, working = _KEPT[kind][recompute], _WORKING[kind]
+    layer = kept[0] * model.hidden_size + kept[1] * model.mlp_size
+    busy = max(working[0] * model.hidden_size, working[1] * model.mlp_size)
+    chunk = tokens // config.loss_chunks
+    if fused and config.loss_chunks == 1:
+        chunk = min(tokens, _FUSED_CHUNK)
+    head = 6 * model.vocab_size * model.hidden_size if fused else 0  # its gradient, made early
     return Estimate(
         states=16 * parameters // ranks,
         gathered=gathered,
-        ternary=ternary,
-        activations=round(tokens * _activation_bytes(model, recompute)),
-        logits=tokens // config.loss_chunks * model.vocab_size * _LOGIT_BYTES,
+        ternary=ternary if fused else 0,
+        activations=tokens * (model.num_layers * layer + busy + 8 * model.hidden_size),
+        logits=chunk * model.vocab_size * _LOGIT_BYTES + head,
     )
+
+
+def _kind(model: ModelConfig, fused: bool) -> str:
+    if model.linear == "dense":
+        return "dense"
+    return "fused" if fused and model.token_mixer == "mlgru" else "plain"
 
 
 def _group_sizes(model: ModelConfig) -> tuple[int, int]:
@@ -87,13 +108,6 @@ def _group_sizes(model: ModelConfig) -> tuple[int, int]:
     tables = 1 if model.tie_embeddings else 2
     root = tables * model.vocab_size * model.hidden_size
     return root, (model.param_count() - root) // model.num_layers
-
-
-def _activation_bytes(model: ModelConfig, recompute: str) -> float:
-    """Bytes a token: kept by all layers, and used by the one at work."""
-    hidden, inner = model.hidden_size, model.mlp_size
-    kept = _KEPT[model.token_mixer][recompute] * hidden + _KEPT_MLP[recompute] * inner
-    return model.num_layers * kept + _WORKING[0] * hidden + _WORKING[1] * inner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +118,10 @@ class MemoryPlan:
     ranks: int
     recompute: str
     free: int | None = None  # bytes on the smallest device; None: not asked
+    fused: bool = True
+
+    def need(self, config: TrainConfig, ranks: int, recompute: str) -> Estimate:
+        return estimate(config, ranks, recompute, self.fused)
 
     @contextlib.contextmanager
     def advising(self) -> Iterator[None]:
@@ -118,7 +136,7 @@ class MemoryPlan:
 
     def advice(self) -> str:
         """How much is needed, how much there is, and what would fit."""
-        need = estimate(self.config, self.ranks, self.recompute)
+        need = self.need(self.config, self.ranks, self.recompute)
         here = f", {gib(self.free)} are free" if self.free is not None else ""
         return (
             f"about {need.text()} are needed on each device with "
@@ -128,11 +146,11 @@ class MemoryPlan:
     def what_fits(self) -> str:
         """The mildest change by which the run would fit, in words."""
         # After a real refusal the estimate was too low: the next milder step must save something.
-        current = estimate(self.config, self.ranks, self.recompute).total
+        current = self.need(self.config, self.ranks, self.recompute).total
         room = min(self.free if self.free is not None else current, current - 1)
         later = MODES[MODES.index(self.recompute) + 1 :]
         for mode in later:
-            if estimate(self.config, self.ranks, mode).total <= room:
+            if self.need(self.config, self.ranks, mode).total <= room:
                 return f"--set recompute={mode} would fit"
         micro = self.config.micro_batch_size // 2
         while micro:
@@ -141,14 +159,14 @@ class MemoryPlan:
                 chunks = 1
             smaller = dataclasses.replace(self.config, micro_batch_size=micro, loss_chunks=chunks)
             fits_batch = self.config.batch_size % (micro * self.ranks) == 0
-            if fits_batch and estimate(smaller, self.ranks, "block").total <= room:
+            if fits_batch and self.need(smaller, self.ranks, "block").total <= room:
                 return f"--set recompute=block micro_batch_size={micro} would fit".replace(
                     " micro", " --set micro"
                 )
             micro //= 2
         one = dataclasses.replace(self.config, micro_batch_size=1, batch_size=4096, loss_chunks=1)
         for ranks in (2, 4, 8, 16, 32, 64):
-            if ranks > self.ranks and estimate(one, ranks, "block").total <= room:
+            if ranks > self.ranks and self.need(one, ranks, "block").total <= room:
                 return (
                     f"{ranks} devices would fit (torchrun --nproc-per-node {ranks}, "
                     "recompute=block, micro_batch_size=1)"
@@ -160,19 +178,19 @@ def plan_memory(config: TrainConfig, device: torch.device, ranks: Ranks) -> Memo
     """Choose the recompute mode; refuse what surely does not fit. The same answer at every rank.
 
     Raises OutOfMemoryError when the parameters and the optimiser alone are too large for a device,
-    or when the estimate is above 1.5 times what is free.
+    or when the estimate is so far above what is free that it cannot be that wrong.
     """
     free = free_memory(device)
     if free is None:
         mode = config.recompute if config.recompute != "auto" else "none"
         return MemoryPlan(config, ranks.size, mode)
     free = int(-ranks.most(-free)[0])
+    fused = choose.triton_wanted(device.type)
     modes = MODES if config.recompute == "auto" else (config.recompute,)
-    fitting = [m for m in modes if estimate(config, ranks.size, m).total <= free]
-    mode = fitting[0] if fitting else modes[-1]
-    plan = MemoryPlan(config, ranks.size, mode, free)
-    need = estimate(config, ranks.size, mode)
-    if need.certain > free or need.total > 1.5 * free:
+    needs = {mode: estimate(config, ranks.size, mode, fused) for mode in modes}
+    mode = next((mode for mode in modes if needs[mode].total <= free), modes[-1])
+    plan = MemoryPlan(config, ranks.size, mode, free, fused)
+    if needs[mode].certain > free or needs[mode].total > _DOUBT * free:
         raise OutOfMemoryError(f"too little device memory: {plan.advice()}")
     return plan
 

@@ -1,0 +1,93 @@
+"""What a run needs is told before it starts, with what would fit; a real refusal likewise."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+import torch
+from train_jobs import tiny_config
+
+from nomatmul.train import TrainConfig, recipe
+from nomatmul.train.config import differences
+from nomatmul.train.memory import MODES, MemoryPlan, OutOfMemoryError, estimate, plan_memory
+from nomatmul.train.ranks import Ranks
+
+GIB = 1 << 30
+GPU = torch.device("cuda")
+
+
+def with_free(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
+    monkeypatch.setattr("nomatmul.train.memory.free_memory", lambda _: int(gib * GIB))
+    monkeypatch.setattr("nomatmul.train.memory.choose.triton_wanted", lambda _: True)
+
+
+def test_states_are_sixteen_bytes_a_parameter_shared_by_the_ranks() -> None:
+    config = recipe("mmfree_1_3b")
+    count = config.model.param_count()
+    one, four = estimate(config, 1, "none"), estimate(config, 4, "none")
+    assert one.states == 16 * count
+    assert four.states == 4 * count
+    assert one.gathered == 0 < four.gathered < one.states
+    assert four.activations == one.activations
+
+
+@pytest.mark.parametrize("name", ["mmfree_370m", "transformer_370m"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_each_mode_needs_less_than_the_one_before(name: str, fused: bool) -> None:
+    needs = [estimate(recipe(name), 1, mode, fused).total for mode in MODES]
+    assert needs == sorted(needs, reverse=True)
+    assert len(set(needs)) == 3
+
+
+def test_auto_takes_the_first_mode_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = recipe("mmfree_1_3b")
+    for mode in MODES:
+        with_free(monkeypatch, estimate(config, 1, mode).total / GIB + 0.01)
+        assert plan_memory(config, GPU, Ranks.alone()).recompute == mode
+        with_free(monkeypatch, 500)
+        chosen = dataclasses.replace(config, recompute=mode)
+        assert plan_memory(chosen, GPU, Ranks.alone()).recompute == mode
+
+
+def test_what_does_not_fit_is_refused_with_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(recipe("mmfree_2_7b"), micro_batch_size=64, recompute="none")
+    for gib, advice in (
+        (80, r"--set recompute=block --set micro_batch_size=\d+ would fit$"),
+        (24, r"4 devices would fit \(torchrun --nproc-per-node 4, recompute=block"),
+        (2, r"no setting of this model fits: choose a smaller one"),
+    ):
+        with_free(monkeypatch, gib)
+        with pytest.raises(OutOfMemoryError) as info:
+            plan_memory(config, GPU, Ranks.alone())
+        text = str(info.value)
+        assert re.match(r"too little device memory: about [\d.]+ GiB \(optimiser, ", text)
+        assert f"{gib}.0 GiB are free" in text
+        assert re.search(advice, text), text
+        assert "\n" not in text
+
+
+def test_the_devices_own_refusal_becomes_one_line() -> None:
+    plan = MemoryPlan(recipe("mmfree_370m"), 1, "none", 200 * GIB)
+    refusal = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of\n.."
+    message = r"Tried to allocate 2.00 GiB.*200.0 GiB are free; --set recompute=mlp would fit$"
+    with pytest.raises(OutOfMemoryError, match=message) as info, plan.advising():
+        raise torch.OutOfMemoryError(refusal)
+    assert "\n" not in str(info.value)
+
+
+def test_a_cpu_is_not_asked() -> None:
+    plan = plan_memory(recipe("mmfree_2_7b"), torch.device("cpu"), Ranks.alone())
+    assert (plan.recompute, plan.free) == ("none", None)
+
+
+def test_runs_of_before_the_recompute_dial_are_read() -> None:
+    values = tiny_config().to_dict()
+    del values["recompute"]
+    for old, new in ((True, "block"), (False, "none")):
+        config = TrainConfig.from_dict(values | {"activation_checkpointing": old})
+        assert config.recompute == new
+        assert not differences(config, tiny_config())
+    with pytest.raises(ValueError, match="recompute 'some': choose one of auto, none, mlp, block"):
+        tiny_config(recompute="some")
