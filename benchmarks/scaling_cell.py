@@ -22,6 +22,7 @@ from gpu_common import append_row, read_rows
 from torch import Tensor, nn
 
 from nomatmul.formats.config import ModelConfig
+from nomatmul.ops.bitlinear import TernaryCache, ternary_cache
 from nomatmul.train.batches import Batches, WindowOrder, held_out_batches, held_out_length
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.model import build_model
@@ -63,8 +64,8 @@ def say(cell: Cell, text: str) -> None:
 class Bench:
     """A compiled model of the cell's shape and the token streams on its device."""
 
-    def __init__(self, cell: Cell) -> None:
-        self.cell, self.device = cell, torch.device(cell.device)
+    def __init__(self, cell: Cell, ternary: TernaryCache) -> None:
+        self.cell, self.device, self.ternary = cell, torch.device(cell.device), ternary
         self.train = open_stream(Path(cell.work) / "train")
         held = sorted(Path(cell.work).glob("valid-*"))
         self.held = {path.name.removeprefix("valid-"): open_stream(path) for path in held}
@@ -140,6 +141,7 @@ class Bench:
         began, curve, status = time.monotonic(), [], "ok"
         recent: list[Tensor] = []
         step = 0
+        self.ternary.clear()
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, step / steps)
@@ -148,6 +150,7 @@ class Bench:
             clip_gradients(self.model, config.clip_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            self.ternary.clear()
             recent.append(loss.detach())
             if (step + 1) % LOOK == 0 or step + 1 == steps:
                 mean = float(torch.stack(recent).mean())
@@ -256,8 +259,14 @@ def best_rate(rows: list[dict[str, Any]], cell: Cell) -> float | None:
 
 
 def run_cell(cell: Cell) -> None:
-    """Tune, then the final runs; every run is a row as soon as it ends."""
-    bench, file = Bench(cell), Path(cell.rows)
+    """Tune, then the final runs, with ternary weights made once a step as the trainer does."""
+    file = Path(cell.rows)
+    with ternary_cache() as cache:
+        run_stages(cell, Bench(cell, cache), file)
+
+
+def run_stages(cell: Cell, bench: Bench, file: Path) -> None:
+    """Every run is a row of the file as soon as it ends."""
 
     def attempt(stage: str, rate: float, seed: int, tokens: int) -> dict[str, Any] | None:
         expected = tokens / bench.speed if bench.speed else 0.0

@@ -13,19 +13,14 @@ training-profile.txt holds the 20 longest kernels of the fused 370M step.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
-import os
-import queue
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from gpu_common import ROOT, append_row, environment, median, peak_memory, synchronize
+from gpu_children import Child, run_wave, start, wait_for_go
+from gpu_common import append_row, environment, median, peak_memory, synchronize
 from scaling_cell import compile_blocks, count_parameters, training_flops
 
 PEAK_FLOPS = 989e12  # dense bf16 of an H200 by its datasheet
@@ -79,35 +74,6 @@ ORDER = [
 # -- the parent: waves of processes ---------------------------------------------------------------
 
 
-@dataclasses.dataclass
-class Child:
-    job: dict[str, Any]
-    process: subprocess.Popen[str]
-    lines: queue.Queue[str] = dataclasses.field(default_factory=queue.Queue)
-    state: str = ""  # "ready", "gone" (it ended by itself) or "" (still at it)
-
-    def __post_init__(self) -> None:
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.put(line)
-        self.lines.put("gone")
-
-    def answer(self, until: float) -> str:
-        """ "ready", "done", "gone", or "" when the time is over; other lines are passed on."""
-        while (left := until - time.monotonic()) > 0:
-            try:
-                line = self.lines.get(timeout=left)
-            except queue.Empty:
-                break
-            if line.strip() in ("ready", "done", "gone"):
-                return line.strip()
-            print(f"[{self.job['size']} {self.job['name']}] {line}", end="", flush=True)
-        return ""
-
-
 def estimate_gb(size: str, variant: Variant) -> float:
     return WEIGHTS_GB[size] + variant.activations_gb * {"1.3b": 2, "tiny": 0}.get(size, 1)
 
@@ -126,8 +92,7 @@ def waves(jobs: list[tuple[str, str]], room_gb: float, most: int) -> list[list[t
     return out
 
 
-def start(size: str, variant: Variant, args: argparse.Namespace) -> Child:
-    cpu = args.device == "cpu"
+def launch(size: str, variant: Variant, args: argparse.Namespace) -> Child:
     job = {
         "size": size,
         **dataclasses.asdict(variant),
@@ -138,59 +103,15 @@ def start(size: str, variant: Variant, args: argparse.Namespace) -> Child:
         "steps": args.steps,
         "measure_seconds": args.measure_seconds,
         "out": str(args.out),
-        "profile": (size, variant.name) == tuple(args.profile.split(":")),
+        "profile": f"{size}:{variant.name}" == args.profile,
     }
-    if cpu:
-        job["ops"] = "naive" if variant.ops == "triton" else variant.ops
+    cpu = args.device == "cpu"
     variables = {
-        **os.environ,
-        "NOMATMUL_OPS": job["ops"],
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "benchmarks")]),
+        "NOMATMUL_OPS": "naive" if cpu and variant.ops == "triton" else variant.ops,
         "TORCHINDUCTOR_COMPILE_THREADS": "3",
         "OMP_NUM_THREADS": "1" if cpu else "2",
-        "PYTHONUNBUFFERED": "1",
     }
-    process = subprocess.Popen(
-        [sys.executable, __file__, "--child", json.dumps(job)],
-        env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    return Child(job, process)
-
-
-def run_wave(
-    wave: list[tuple[str, str]], args: argparse.Namespace, deadline: float
-) -> list[tuple[str, str]]:
-    """All warm up together until `warm_seconds` are over, then each measures in its turn.
-
-    Returns the jobs that ended while they warmed up beside others: they may have found too little
-    memory, and are worth another try alone.
-    """
-    children = [start(size, VARIANTS[name], args) for size, name in wave]
-    warm_until = min(time.monotonic() + args.warm_seconds, deadline - 5)
-    again = []
-    for child in children:
-        child.state = child.answer(warm_until)
-    for child, job in zip(children, wave, strict=True):
-        limit = min(time.monotonic() + args.variant_seconds, deadline)
-        words = "was not ready in time"
-        if child.state == "gone":
-            words = "failed while it warmed up"
-            if len(wave) > 1:
-                again.append(job)
-                words = "failed beside others, will be tried alone"
-        elif child.state == "ready" and limit > time.monotonic() + 2:
-            with contextlib.suppress(BrokenPipeError):
-                assert child.process.stdin is not None
-                child.process.stdin.write("go\n")
-                child.process.stdin.flush()
-            words = "" if child.answer(limit) == "done" else "was cut while it measured"
-        if words:
-            error = {"size": child.job["size"], "variant": child.job["name"], "error": words}
-            append_row(args.out / "training-rows.jsonl", error)
-            print(f"{child.job['size']} {child.job['name']}: {words}", flush=True)
-        child.process.kill()
-        child.process.wait()
-    return again
+    return start(__file__, {"size": size, "variant": variant.name}, job, **variables)
 
 
 # -- the child: one variant -----------------------------------------------------------------------
@@ -277,8 +198,7 @@ def child(job: dict[str, Any]) -> None:
         warm = time.perf_counter() - began
         if step.device == "cuda":
             torch.cuda.empty_cache()
-        print("ready", flush=True)
-        if sys.stdin.readline().strip() != "go":
+        if not wait_for_go():
             return
         if step.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -389,7 +309,15 @@ def main() -> None:
         if time.monotonic() + 15 > deadline:
             print(f"no time for {wave}", flush=True)
             continue
-        todo += [[job] for job in run_wave(wave, args, deadline)]
+        again = run_wave(
+            wave,
+            lambda job: launch(job[0], VARIANTS[job[1]], args),
+            args.out / "training-rows.jsonl",
+            warm_seconds=args.warm_seconds,
+            measure_seconds=args.variant_seconds,
+            deadline=deadline,
+        )
+        todo += [[job] for job in again]
         print(f"{deadline - time.monotonic():.0f} s left", flush=True)
 
 
