@@ -84,7 +84,6 @@ class Bench:
             deterministic=False,
             compile="off",
         )
-        torch.set_float32_matmul_precision("high")
         self.speed = 0.0  # tokens a second of the last run
         self._start(cell, cell.compile)
 

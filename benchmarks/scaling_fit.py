@@ -82,6 +82,7 @@ def fit_curve(entries: list[dict[str, Any]], axis: str) -> dict[str, Any]:
         return out | {"note": f"no curve: {error}"}
     errors = np.sqrt(np.diag(covariance))
     return out | {
+        "at_bound": bool(found[2] < 0.0101 or found[2] > 2.99 or found[0] < 1e-6),
         "unit": unit,
         "E": float(found[0]),
         "A": float(found[1]),
@@ -220,8 +221,21 @@ def page(document: dict[str, Any]) -> list[str]:
             f"- {NAMES[arch]}: loss = E + A / (N / 10M)^alpha with {', '.join(values)}; "
             f"{curve['sizes']} sizes for 3 parameters: {curve['freedom_of_sizes']} degrees of "
             f"freedom, root mean square residual {curve['residual_rms']:.4f}"
+            + ("; at the edge of what was allowed: not determined" if curve["at_bound"] else "")
         )
-    return [*lines, "", document["sentence"]]
+    return [*lines, "", document["sentence"], "", *tuning(document["tuning"])]
+
+
+def tuning(rows: list[dict[str, Any]]) -> list[str]:
+    """What the short runs gave: every rate that was tried, with its bits per byte."""
+    cells: dict[tuple[str, str], list[str]] = {}
+    for row in sorted(rows, key=lambda row: row["learning_rate"]):
+        score = row["status"] if row["bpb"] is None else f"{row['bpb']:.4f}"
+        cells.setdefault((row["arch"], row["size"]), []).append(
+            f"{row['learning_rate']:.2g}: {score}"
+        )
+    lines = [[NAMES[arch], size, ", ".join(tried)] for (arch, size), tried in cells.items()]
+    return table(["architecture", "size", "rates tried: bits per byte"], sorted(lines))
 
 
 def report(out: Path) -> None:

@@ -136,7 +136,6 @@ class Step:
             vocab_size=job["vocabulary"], hidden_size=width, num_layers=layers,
             max_position_embeddings=job["length"], **dials,
         )  # fmt: skip
-        torch.set_float32_matmul_precision("high")
         torch.manual_seed(0)
         self.job, self.device = job, job["device"]
         with torch.device(self.device):

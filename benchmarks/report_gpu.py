@@ -1,0 +1,218 @@
+"""Write the measured tables into docs/gpu.md, between their markers; draw the plots before.
+
+    python benchmarks/report_gpu.py benchmarks/results/DATE-h200
+
+The folder holds what gpu_tests.py, training_gpu.py, inference_gpu.py, scaling.py and many_gpus.py
+wrote. Each part of the page lies between <!-- NAME: begin --> and <!-- NAME: end -->; what has not
+been measured says so. No figure on the page is typed by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import scaling_fit
+from gpu_common import ROOT, describe, read_rows, table
+from plot_gpu import SIDES, draw, latest, machine_of
+
+PAGE = ROOT / "docs/gpu.md"
+TRAINING_WORDS = {
+    "naive": "plain PyTorch, eager",
+    "naive-compiled": "plain PyTorch, compiled",
+    "fused": "fused kernels",
+    "fused-mlp": "fused, recompute mlp",
+    "fused-block": "fused, recompute block",
+    "fused-compiled": "fused, under torch.compile",
+    "transformer": "Transformer++, compiled",
+    "transformer-block": "Transformer++, compiled, recompute block",
+    "transformer-logits": "Transformer++, compiled, all logits at once",
+    "transformer-whole": "Transformer++, compiled as one graph",
+    "transformer-autotune": "Transformer++, max-autotune",
+}
+Rows = list[dict[str, Any]]
+
+
+def good(rows: Rows, *keys: str) -> Rows:
+    return [row for row in latest(rows, *keys).values() if "error" not in row]
+
+
+def training(folder: Path, link: Callable[[str], str]) -> list[str]:
+    rows = read_rows(folder / "training-rows.jsonl")
+    found = good(rows, "size", "variant")
+    if not found:
+        return []
+    cells, order = [], list(TRAINING_WORDS)
+    for row in sorted(found, key=lambda r: (r["size"] != "370m", order.index(r["variant"]))):
+        words = TRAINING_WORDS[row["variant"]]
+        cells.append(
+            [
+                row["size"].replace("m", "M").replace("b", "B"),
+                words + (" (fell back to plain PyTorch)" if row["fallback"] else ""),
+                f"{row['peak_bytes'] / 1e9:.1f}", f"{row['reserved_bytes'] / 1e9:.1f}",
+                f"{row['tokens_per_second']:,}", f"{row['utilisation']:.0%}", row["steps"],
+            ]
+        )  # fmt: skip
+    header = ["size", "path", "peak GB", "reserved GB", "tokens/s", "FLOP/s used", "steps"]
+    lines = [describe(machine_of(rows) or {}) + ".", "", *table(header, cells), ""]
+    lines.append(f"![Peak memory and tokens/s of every path]({link('gpu-training.png')})")
+    failed = [row for row in latest(rows, "size", "variant").values() if "error" in row]
+    lines += [f"- {row['size']} {row['variant']}: {row['error']}" for row in failed]
+    if (folder / "training-profile.txt").exists():
+        lines += ["", f"The longest kernels of a fused step: [{'training-profile.txt'}]"]
+        lines[-1] += f"({link('training-profile.txt')})."
+    return lines
+
+
+def inference(folder: Path, link: Callable[[str], str]) -> list[str]:
+    rows = read_rows(folder / "inference-rows.jsonl")
+    found = good(rows, "size", "side")
+    if not found:
+        return []
+    sizes = list(dict.fromkeys(row["size"] for row in found))
+    cells = []
+    for size in sizes:
+        for row in (row for row in found if row["size"] == size):
+            generate = row.get("generate_tokens_per_second")
+            cells.append(
+                [
+                    size, SIDES[row["side"]], f"{row['peak_bytes'] / 1e9:.2f}",
+                    f"{1e3 * row['prefill_seconds']:.1f}",
+                    f"{row['decode_tokens_per_second']:,.0f}",
+                    f"{row['decode_call_tokens_per_second']:,.0f}",
+                    f"{generate:,.0f}" if generate else None,
+                    f"{row['bandwidth_share']:.0%}", row["backend"],
+                ]
+            )  # fmt: skip
+    header = [
+        "size", "model", "peak GB", "2048 tokens, ms", "decode, tokens/s", "a call each",
+        "generate", "of the limit", "how",
+    ]  # fmt: skip
+    band = sorted(row["copy_bandwidth"] for row in found)[len(found) // 2] / 1e12
+    lines = [describe(machine_of(rows) or {}) + f". Copy bandwidth {band:.2f} TB/s.", ""]
+    lines += [*table(header, cells), ""]
+    lines.append(f"![Memory, latency and tokens/s against size]({link('gpu-inference.png')})")
+    failed = [row for row in latest(rows, "size", "side").values() if "error" in row]
+    return lines + [f"- {row['size']} {row['side']}: {row['error']}" for row in failed]
+
+
+def scaling(folder: Path, link: Callable[[str], str]) -> list[str]:
+    file = folder / "scaling.json"
+    if not file.exists():
+        return []
+    document = json.loads(file.read_text())
+    plots = [
+        f"![Held-out bits per byte against {what}]({link(name)})"
+        for what, name in (
+            ("parameters", "scaling-parameters.png"), ("training FLOPs", "scaling-flops.png")
+        )
+    ]  # fmt: skip
+    return [describe(document["machine"]) + ".", "", *scaling_fit.page(document), "", *plots]
+
+
+def tests(folder: Path, link: Callable[[str], str]) -> list[str]:
+    file = folder / "gpu-tests.json"
+    if not file.exists():
+        return []
+    document = json.loads(file.read_text())
+    found = document["tests"].values()
+    count = {key: sum(t[key] for t in found) for key in ("passed", "failed", "skipped")}
+    return [
+        f"{describe(document['machine'])}: {len(found)} tests, {count['passed']} cases passed, "
+        f"{count['failed']} failed, {count['skipped']} skipped; [the table]"
+        f"({link('gpu-tests.md')})."
+    ]
+
+
+def many(folder: Path, link: Callable[[str], str]) -> list[str]:
+    file = folder / "many-gpus.md"
+    if not file.exists():
+        return []
+    lines = file.read_text("utf-8").strip().splitlines()
+    return lines[1:] if lines and lines[0].startswith("# ") else lines
+
+
+def targets(folder: Path, link: Callable[[str], str]) -> list[str]:
+    """Each figure that was to be reached, with what was measured."""
+    training_rows = good(read_rows(folder / "training-rows.jsonl"), "size", "variant")
+    rows = good(read_rows(folder / "inference-rows.jsonl"), "size", "side")
+    packed = {row["size"]: row for row in rows if row["side"] == "packed"}
+    lines = []
+    for size, memory, speed in (("370m", 12, 180_000), ("1.3b", 28, 60_000)):
+        mine = [r for r in training_rows if r["size"] == size and r["variant"].startswith("fused")]
+        twins = [r for r in training_rows if r["size"] == size and r["arch"] == "transformer"]
+        if not mine:
+            continue
+        # The quickest setting that keeps the memory, else the one that needs least.
+        fits = [r for r in mine if r["peak_bytes"] <= memory * 1e9]
+        row = max(fits, key=lambda r: r["tokens_per_second"], default=None)
+        row = row or min(mine, key=lambda r: r["peak_bytes"])
+        name = f"{size.replace('m', 'M').replace('b', 'B')} training ({row['variant']})"
+        lines.append(_target(f"{name}: peak GB", row["peak_bytes"] / 1e9, memory, False, ".1f"))
+        lines.append(_target(f"{name}: tokens/s", row["tokens_per_second"], speed, True, ",.0f"))
+        if twins:
+            best = max(twins, key=lambda r: r["tokens_per_second"])
+            words = f"{name}: tokens/s against {TRAINING_WORDS[best['variant']]}"
+            rate, goal = row["tokens_per_second"], best["tokens_per_second"]
+            lines.append(_target(words, rate, goal, True, ",.0f"))
+    for size, what, key, unit, limit, more, form in (
+        ("2.7B", "decode, tokens/s", "decode_tokens_per_second", 1, 2000, True, ",.0f"),
+        ("2.7B", "decode, share of the limit", "bandwidth_share", 1, 0.5, True, ".0%"),
+        ("370M", "decode, tokens/s", "decode_tokens_per_second", 1, 4000, True, ",.0f"),
+        ("2.7B", "prompt of 2048 tokens, ms", "prefill_seconds", 1e3, 25, False, ".1f"),
+        ("2.7B", "inference peak GB", "peak_bytes", 1e-9, 1.0, False, ".2f"),
+        ("13B", "inference peak GB", "peak_bytes", 1e-9, 3.6, False, ".2f"),
+        ("13B", "prompt of 2048 tokens, ms", "prefill_seconds", 1e3, 110, False, ".1f"),
+    ):
+        if size in packed:
+            value = packed[size][key] * unit
+            lines.append(_target(f"{size} {what}", value, limit, more, form))
+    return table(["figure", "to reach", "measured", ""], lines) if lines else []
+
+
+def _target(name: str, value: float, limit: float, more: bool, form: str) -> list[str]:
+    reached = value >= limit if more else value <= limit
+    bound = f"{'at least' if more else 'at most'} {limit:{form}}"
+    return [name, bound, f"{value:{form}}", "reached" if reached else "**missed**"]
+
+
+PARTS = {
+    "targets": targets, "training": training, "inference": inference, "scaling": scaling,
+    "many-gpus": many, "tests": tests,
+}  # fmt: skip
+
+
+def fill(text: str, name: str, lines: list[str]) -> str:
+    """Replace what stands between the markers of `name`. Raises ValueError if they are absent."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"{PAGE} lacks the markers of {name!r}")
+    body = "\n".join(lines) if lines else "Not measured yet."
+    return pattern.sub(lambda _: f"{begin}\n{body}\n{end}", text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    args = parser.parse_args()
+    draw(args.folder)
+
+    def link(name: str) -> str:
+        return Path(os.path.relpath(args.folder / name, args.page.parent)).as_posix()
+
+    text = args.page.read_text("utf-8")
+    for name, make in PARTS.items():
+        text = fill(text, name, make(args.folder, link))
+    args.page.write_text(text, "utf-8")
+    print(f"wrote {args.page}")
+
+
+if __name__ == "__main__":
+    main()
