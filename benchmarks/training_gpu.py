@@ -31,14 +31,16 @@ WEIGHTS_GB = {"370m": 7.0, "1.3b": 24.0, "tiny": 0.1}
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One way to run the step. activations_gb: expected of 370m above the weights, for the waves;
-    1.3b takes twice as much."""
+    """One way to run the step, with the recompute modes to measure in one process.
+
+    activations_gb: expected of 370m above the weights, for the waves; 1.3b takes twice as much.
+    """
 
     name: str
     arch: str
     ops: str
     compile: str
-    recompute: str
+    modes: tuple[str, ...]
     activations_gb: float
     chunk: int = 2048  # tokens whose logits live at once
 
@@ -46,28 +48,22 @@ class Variant:
 VARIANTS = {
     v.name: v
     for v in (
-        Variant("fused", "mlgru", "triton", "off", "none", 9),
-        Variant("fused-mlp", "mlgru", "triton", "off", "mlp", 8),
-        Variant("fused-block", "mlgru", "triton", "off", "block", 5),
-        Variant("transformer", "transformer", "", "blocks", "none", 16),
-        Variant("transformer-block", "transformer", "", "blocks", "block", 6),
-        Variant("naive-compiled", "mlgru", "naive", "blocks", "none", 25),
-        Variant("transformer-logits", "transformer", "naive", "blocks", "none", 22, chunk=0),
-        Variant("naive", "mlgru", "naive", "off", "none", 42),
-        Variant("transformer-whole", "transformer", "", "whole", "none", 16),
-        Variant("fused-compiled", "mlgru", "triton", "blocks", "none", 9),
-        Variant("transformer-autotune", "transformer", "", "autotune", "none", 16),
+        Variant("fused", "mlgru", "triton", "off", ("none", "mlp", "block"), 10),
+        Variant("transformer", "transformer", "", "blocks", ("none", "block"), 16),
+        Variant("transformer-logits", "transformer", "naive", "blocks", ("none",), 22, chunk=0),
+        Variant("naive", "mlgru", "naive", "off", ("none",), 42),
+        Variant("naive-compiled", "mlgru", "naive", "blocks", ("none",), 25),
+        Variant("transformer-whole", "transformer", "", "whole", ("none",), 16),
+        Variant("fused-compiled", "mlgru", "triton", "blocks", ("none",), 10),
+        Variant("transformer-autotune", "transformer", "", "autotune", ("none",), 16),
     )
 }
 # The order is that of importance: the end may be cut.
 ORDER = [
-    ("370m", "fused"), ("370m", "fused-mlp"), ("370m", "fused-block"), ("370m", "transformer"),
-    ("370m", "transformer-block"), ("1.3b", "fused"),
-    ("1.3b", "transformer"), ("1.3b", "fused-block"), ("1.3b", "transformer-block"),
-    ("370m", "naive"), ("370m", "naive-compiled"), ("370m", "transformer-logits"),
-    ("1.3b", "fused-mlp"), ("370m", "transformer-whole"),
-    ("1.3b", "naive-compiled"), ("1.3b", "naive"),
-    ("370m", "fused-compiled"), ("370m", "transformer-autotune"),
+    ("370m", "fused"), ("370m", "transformer"), ("1.3b", "fused"), ("370m", "transformer-logits"),
+    ("1.3b", "transformer"), ("370m", "naive"), ("370m", "transformer-whole"),
+    ("1.3b", "naive-compiled"), ("370m", "naive-compiled"), ("370m", "fused-compiled"),
+    ("1.3b", "naive"), ("370m", "transformer-autotune"),
 ]  # fmt: skip
 
 
@@ -141,8 +137,6 @@ class Step:
         with torch.device(self.device):
             model = CausalLM(CausalLMConfig.from_model_config(self.config))
         self.model = model.to(self.device).float().train()
-        if job["recompute"] != "none":
-            self.model.set_recompute(job["recompute"])
         train = TrainConfig(
             recipe="benchmark", model=self.config, sequence_length=job["length"],
             learning_rate=1e-4,
@@ -187,33 +181,45 @@ class Step:
 
 
 def child(job: dict[str, Any]) -> None:
-    import torch
 
     step = Step(job)
     began = time.perf_counter()
     with step.caching():
-        step(), step()
+        for mode in job["modes"]:
+            step.model.set_recompute(mode)
+            step(), step()
         synchronize(step.device)
         warm = time.perf_counter() - began
-        if step.device == "cuda":
-            torch.cuda.empty_cache()
+        forget(step.device)
         if not wait_for_go():
             return
-        if step.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        times, loss = measure(step)
-        row = summary(step, times, float(loss)) | {"warm_seconds": round(warm, 1)}
-        append_row(Path(job["out"]) / "training-rows.jsonl", row)
-        print(f"{row['tokens_per_second']:,} tokens/s, peak {row['peak_bytes'] / 1e9:.2f} GB")
+        for mode in job["modes"]:
+            step.model.set_recompute(mode)
+            times, loss = measure(step)
+            row = summary(step, mode, times, float(loss)) | {"warm_seconds": round(warm, 1)}
+            append_row(Path(job["out"]) / "training-rows.jsonl", row)
+            speed, peak = row["tokens_per_second"], row["peak_bytes"] / 1e9
+            print(f"recompute {mode}: {speed:,} tokens/s, peak {peak:.2f} GB")
         if job["profile"]:
+            step.model.set_recompute(job["modes"][0])
             profile(step, Path(job["out"]) / "training-profile.txt")
     print("done", flush=True)
+
+
+def forget(device: str) -> None:
+    """Give cached memory back and begin a new peak."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def measure(step: Step) -> tuple[list[float], Any]:
     """Seconds of each step: two to settle, then at least 10 (5 where one takes seconds)."""
     job = step.job
     times: list[float] = []
+    forget(step.device)
     for _ in range(2):
         loss = step()
     began = time.perf_counter()
@@ -228,7 +234,7 @@ def measure(step: Step) -> tuple[list[float], Any]:
     return times, loss
 
 
-def summary(step: Step, times: list[float], loss: float) -> dict[str, Any]:
+def summary(step: Step, mode: str, times: list[float], loss: float) -> dict[str, Any]:
     from nomatmul.ops import choose
 
     job, counts = step.job, count_parameters(step.model)
@@ -237,10 +243,10 @@ def summary(step: Step, times: list[float], loss: float) -> dict[str, Any]:
     seconds = median(times)
     return {
         "size": job["size"],
-        "variant": job["name"],
+        "variant": job["name"] + ("" if mode == "none" else f"-{mode}"),
         "arch": job["arch"],
         "compile": job["compile"],
-        "recompute": job["recompute"],
+        "recompute": mode,
         "chunk": job["chunk"],
         "fallback": choose.fallback_reason(),
         **counts,
@@ -278,9 +284,9 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seconds", type=float, default=170, help="for all variants")
-    parser.add_argument("--warm-seconds", type=float, default=75, help="to build and compile")
-    parser.add_argument("--variant-seconds", type=float, default=20, help="to measure one")
-    parser.add_argument("--measure-seconds", type=float, default=4, help="of steps, then 5 do")
+    parser.add_argument("--warm-seconds", type=float, default=65, help="to build and compile")
+    parser.add_argument("--variant-seconds", type=float, default=25, help="to measure one")
+    parser.add_argument("--measure-seconds", type=float, default=3, help="of steps, then 5 do")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=2048)
