@@ -1,0 +1,103 @@
+"""Speed and memory of training steps on one GPU or, under torchrun, on several: a row a size.
+
+Started by many_gpus.py. The step is the trainer's own (loss, clipping, AdamW, ternary cache), on
+random tokens: 8 x 2048 a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+import torch
+
+from nomatmul.train import TrainConfig, apply_overrides, recipe
+from nomatmul.train.model import build_model, set_recompute, ternary_cache
+from nomatmul.train.optimizer import build_loss, build_optimizer, clip_gradients
+from nomatmul.train.parallelize import shard_model
+from nomatmul.train.ranks import Ranks, open_ranks
+
+
+def measure(config: TrainConfig, ranks: Ranks, device: torch.device, mode: str, steps: int) -> dict:
+    """tokens/s of all ranks together, the median step, and the peak of the fullest device."""
+    cuda = device.type == "cuda"
+    torch.manual_seed(0)
+    with device:  # drawing the weights of 1.3B on the host takes longer than the steps
+        model = build_model(config.model)
+    set_recompute(model, mode)
+    if ranks.many:
+        shard_model(model, device, ranks.size)
+    optimizer = build_optimizer(model, config)
+    loss_of = build_loss(model, config, device)
+    shape = (config.micro_batch_size, config.sequence_length)
+    torch.manual_seed(1 + ranks.rank)
+    x_BT = torch.randint(config.model.vocab_size, shape, device=device)
+    y_BT = torch.randint(config.model.vocab_size, shape, device=device)
+    times: list[float] = []
+    with ternary_cache() as cache:
+        for step in range(3 + steps):
+            if step == 3 and cuda:
+                torch.cuda.reset_peak_memory_stats()
+            _wait(device)
+            ranks.begin(f"step {step}")
+            ranks.most(0.0)
+            began = time.perf_counter()
+            loss, _ = loss_of(x_BT, y_BT)
+            loss.backward()
+            clip_gradients(model, 1.0)
+            optimizer.step()
+            cache.clear()
+            optimizer.zero_grad(set_to_none=True)
+            _wait(device)
+            times.append(time.perf_counter() - began)
+    seconds = ranks.most(sorted(times[3:])[steps // 2])[0]
+    tokens = ranks.size * shape[0] * shape[1]
+    peak = torch.cuda.max_memory_allocated() if cuda else 0
+    return {
+        "size": config.recipe,
+        "ranks": ranks.size,
+        "recompute": mode,
+        "tokens_per_second": round(tokens / seconds, 1),
+        "step_ms": round(1e3 * seconds, 2),
+        "first_step_s": round(times[0], 1),
+        "peak_bytes": int(ranks.most(peak)[0]),
+        "loss": round(loss.item(), 4),
+    }
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("sizes", nargs="+", help="RECIPE:RECOMPUTE")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--compile", default="auto")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--set", action="append", default=[])
+    args = parser.parse_args()
+    ranks, name = open_ranks(args.device, 120)
+    device = torch.device(name)
+    for size in args.sizes:
+        which, _, mode = size.partition(":")
+        ranks.begin(f"making {which}")
+        overrides = ["batch_size=512", "micro_batch_size=8", f"compile={args.compile}", *args.set]
+        row: dict[str, Any]
+        try:
+            config = apply_overrides(recipe(which), overrides)
+            row = measure(config, ranks, device, mode, args.steps)
+        except torch.OutOfMemoryError as error:
+            row = {"size": which, "ranks": ranks.size, "recompute": mode, "error": str(error)[:90]}
+        if ranks.first:
+            print(json.dumps(row), flush=True)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    ranks.close()
+
+
+if __name__ == "__main__":
+    main()
