@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from many_jobs import Job, train_any, train_many
+from many_jobs import Job, start_many, train_any, train_many
 from train_jobs import losses, steps_on_disk, tiny_config, train_here
 
 from nomatmul.train import TrainConfig
@@ -175,6 +175,35 @@ def test_a_lost_rank_ends_the_job_with_one_line(
     assert "the last checkpoint is intact" in said[0]
     newest = out / "checkpoints" / (out / "checkpoints/latest").read_text()
     assert find_fault(newest) is None
+
+
+def _hang_in_python(config: dict, text: str, out: str, options: dict) -> None:
+    """As `train_job`, but rank 1 sleeps in its fourth step; it still shows signs of life."""
+    from many_jobs import train_job
+
+    from nomatmul.train.trainer import Trainer
+
+    step = Trainer._train_step
+
+    def sleepy(self: Trainer, batches: object) -> torch.Tensor:
+        if self.step == 3 and self.ranks.rank == 1:
+            time.sleep(60)
+        return step(self, batches)
+
+    Trainer._train_step = sleepy  # type: ignore[method-assign]
+    train_job(config, text, out, options)
+
+
+def test_a_collective_that_one_rank_never_reaches_ends_by_the_limit(
+    tmp_path: Path, text_file: Path
+) -> None:
+    options = {"collective_timeout": 2.0}
+    arguments = (config_of_many().to_dict(), str(text_file), str(tmp_path / "run"), options)
+    job = start_many(2, tmp_path / "run", _hang_in_python, *arguments)
+    assert job.join(60) == [1, 1], job.everything()
+    assert len(job.said()) == 1, job.everything()
+    assert "training step 4 did not " in job.said()[0]
+    assert find_fault(tmp_path / "run/checkpoints/step-00000003") is None
 
 
 def test_an_error_of_one_rank_is_told_once_and_ends_all(tmp_path: Path, text_file: Path) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ T = TypeVar("T")
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _DEVICE_SLACK = 60.0  # seconds by which the device's own time limit, which aborts, comes later
-_LOST = ("gloo", "nccl", "connection", "timed out", "timeout", "broken pipe", "socket", "store")
+_LOST = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "broken pipe")
 
 
 class LostRankError(RuntimeError):
@@ -144,10 +145,7 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            if not self.many or isinstance(error, LostRankError | OtherRankError):
-                raise
-            text = str(error).lower()
-            if not (isinstance(error, dist.DistError) or any(word in text for word in _LOST)):
+            if not self.many or not _is_of_the_network(error):
                 raise
             raise self._explain(error) from error
 
@@ -160,8 +158,8 @@ class Ranks:
                 return OtherRankError(self._store.get(FAILED).decode())
         if lost:
             return LostRankError(f"{lost} was lost in {operation}{INTACT}")
-        reason = str(error).strip().splitlines()[0][:200]
-        return LostRankError(f"the processes lost each other in {operation} ({reason}){INTACT}")
+        others = self._watch.others()
+        return LostRankError(f"{operation} did not come to an end; {others}{INTACT}")
 
     def watch_signals(self, terminated: Callable[[], bool]) -> None:
         if self._watch is not None:
@@ -176,6 +174,13 @@ class Ranks:
         assert self._watch is not None
         self._watch.close()
         dist.destroy_process_group()
+
+
+def _is_of_the_network(error: RuntimeError) -> bool:
+    """Whether torch.distributed raised it, which it also does as a plain RuntimeError."""
+    if isinstance(error, dist.DistError):
+        return True
+    return type(error) is RuntimeError and any(word in str(error).lower() for word in _LOST)
 
 
 def open_ranks(device: str, timeout: float) -> tuple[Ranks, str]:
@@ -193,6 +198,13 @@ def open_ranks(device: str, timeout: float) -> tuple[Ranks, str]:
         raise ValueError(f"WORLD_SIZE is set but {missing[0]} is not: start with torchrun")
     rank, size, local = (int(os.environ[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     name = _own_device(device, local)
+    if (
+        os.environ.get("LOCAL_WORLD_SIZE") == str(size)
+        and "lo" in dict(socket.if_nameindex()).values()
+    ):
+        os.environ.setdefault(
+            "GLOO_SOCKET_IFNAME", "lo"
+        )  # else the host's name must have an address
     limit = datetime.timedelta(seconds=timeout)
     ranks = Ranks(rank, size, local)
     try:

@@ -67,6 +67,13 @@ class Watch:
         never = [rank for rank in range(self._size) if rank not in self._beats]
         return _names([rank for rank in {*silent, *never} if rank != self._rank])
 
+    def others(self) -> str:
+        """What the other processes do, in words."""
+        return "; ".join(
+            f"rank {rank} is in {operation}"
+            for rank, (_, operation, _) in sorted(self._beats.items())
+        )
+
     def _run(self) -> None:
         count = 0
         while not self._stop.wait(_EVERY):
@@ -107,11 +114,7 @@ class Watch:
         if gone and self.terminated() and self._overdue(_PATIENCE):
             self._leave(f"{_names(gone)} was lost in {self.operation}")
         if self._overdue(self._timeout + _PATIENCE):
-            others = "; ".join(
-                f"rank {rank} is in {operation}"
-                for rank, (_, operation, _) in sorted(self._beats.items())
-            )
-            self._leave(f"{self.operation} took longer than {self._timeout:g} s ({others})")
+            self._leave(f"{self.operation} did not end within {self._timeout:g} s; {self.others()}")
 
     def _overdue(self, limit: float) -> bool:
         return self._since is not None and time.monotonic() - self._since > limit
