@@ -67,6 +67,7 @@ class Packed:
         self.session.append(self.ids)
         for token in self.ids[:4]:
             self.session.append([token])
+        self.lm.generate_ids(self.ids[:16], max_tokens=4)
 
     def prefill(self) -> None:
         self.lm.session().append(self.ids)
