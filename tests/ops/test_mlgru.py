@@ -97,8 +97,8 @@ for batch, steps, channels in ((2, 33, 5), (1, 1, 40), (1, 70, 33)):
     i, f = torch.randn(batch, steps, channels), torch.rand(batch, steps, channels)
     h0, dh = torch.randn(batch, channels), torch.randn(batch, steps, channels)
     h = naive.blocked_scan(i, f, h0)
-    pairs = [(kernels.scan(i, f, h0), h)]
-    pairs += zip(kernels.scan_backward(dh, f, h, h0), naive.blocked_scan_backward(dh, f, h, h0))
+    pairs = [(kernels.blocked_scan(i, f, h0), h)]
+    pairs += zip(kernels.blocked_scan_backward(dh, f, h, h0), naive.blocked_scan_backward(dh, f, h, h0))
     for ours, theirs in pairs:
         error = float((ours - theirs).norm() / theirs.norm())
         assert error < 2e-6, (batch, steps, channels, error)

@@ -20,7 +20,7 @@ ROW = {"BLOCK": 1024, "num_warps": 4}
 SCAN = {"CHUNK": 32, "CHANNELS": 32, "num_warps": 2}
 _INTEGERS = {
     "rows", "size", "count", "tokens", "outputs", "inputs", "tiles_each", "tiles", "steps",
-    "channels", "vocabulary", "ignored",
+    "channels", "vocabulary", "ignored", "length", "segments", "programs", "parts",
 }  # fmt: skip
 _FLOATS = {"eps", "outer_eps", "gate_eps"}
 _BYTES = {"q_ptr", "t_ptr"}
@@ -78,12 +78,15 @@ def jobs(capability: int) -> list[tuple[str, Any, dict[str, Any], dict[str, str]
     for groups in (1, 3):
         norm = {**ROW, "GROUPS": groups, "OUTER": groups == 3, "RESIDUAL": True}
         found.append(("norm_backward", back._norm_backward_kernel, norm, {}))
-    found.append(("glu_backward", back._glu_backward_kernel, {"BLOCK": 4096, "num_warps": 16}, {}))
+    found.append(("glu_backward", back._glu_backward_kernel, {"BLOCK": 4096, "num_warps": 8}, {}))
     found.append(("gate_backward", back._gate_backward_kernel, ROW, {}))
-    state = {"BOUND": True, "STATE": True}
-    found.append(("gated_scan", gated._gated_scan_kernel, {**SCAN, **state}, {}))
-    scan = {**SCAN, **state, "LAST": True}
-    found.append(("gated_scan_backward", gated._gated_scan_backward_kernel, scan, {}))
+    columns = {"ROWS": 64, "COLUMNS": 32, "num_warps": 4}
+    found.append(("column_sums", back._column_sums_kernel, columns, {}))
+    for summary in (True, False):
+        state = {**SCAN, "BOUND": True, "STATE": True, "SUMMARY": summary}
+        found.append(("gated_scan", gated._gated_scan_kernel, state, {}))
+        scan = {**state, "LAST": True}
+        found.append(("gated_scan_backward", gated._gated_scan_backward_kernel, scan, {}))
     entropy = {"GRADIENT": True, "BLOCK": 4096, "num_warps": 8}
     found.append(("cross_entropy", losses._cross_entropy_kernel, entropy, {}))
     wide = {"partial_ptr": "*fp64"}
@@ -91,18 +94,18 @@ def jobs(capability: int) -> list[tuple[str, Any, dict[str, Any], dict[str, str]
     found.append(("absolute_sums", products._absolute_sums_kernel, sums, wide))
     ternary = {"SUMMERS": 256, "BLOCK": 4096, "num_warps": 8}
     found.append(("ternarize", products._ternarize_kernel, ternary, wide))
-    tile = products.tile_shape(capability // 10, 4096, 4096, 4096)
+    tile = products.tile_shape(capability // 10, 4096)
     common = {**tile, "BAND": 8, "FLATTEN": False, "HALVES": capability < 80}
     plain = {**common, "RAW": False, "RESIDUAL": True, "DESCRIPTORS": False, "EVEN": False}
     found.append(("product", products._product_kernel, plain, {"out_ptr": f"*{half}"}))
     if capability >= 90:
-        deep = tile["BLOCK_K"]
+        deep, flat = tile["BLOCK_K"], {"DESCRIPTORS": True, "FLATTEN": True}
         boxes = {
             "q_ptr": f"tensordesc<i8[{tile['BLOCK_N']}, {deep}]>",
             "t_ptr": f"tensordesc<i8[{tile['BLOCK_M']}, {deep}]>",
             "out_ptr": f"*{half}",
         }
-        found.append(("product, TMA", products._product_kernel, {**plain, "DESCRIPTORS": True}, boxes))
+        found.append(("product, TMA", products._product_kernel, {**plain, **flat}, boxes))
     return found
 
 

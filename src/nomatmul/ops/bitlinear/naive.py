@@ -60,8 +60,10 @@ def absmax_quantize(y_NK: Tensor) -> tuple[Tensor, Tensor]:
     """
     y_NK = y_NK.float()
     absmax_N1 = y_NK.abs().amax(dim=-1, keepdim=True).clamp(min=SCALE_FLOOR)
-    q_NK = round_half_away(y_NK * (INT8_MAX / absmax_N1)).clamp(INT8_MIN, INT8_MAX)
-    return q_NK, absmax_N1 / INT8_MAX
+    # A tensor, because torch takes a number over or under a tensor as a product with a reciprocal
+    limit_N1 = torch.full_like(absmax_N1, INT8_MAX)
+    q_NK = round_half_away(y_NK * (limit_N1 / absmax_N1)).clamp(INT8_MIN, INT8_MAX)
+    return q_NK, absmax_N1 / limit_N1
 
 
 def root_mean_square(x_NK: Tensor, eps: float) -> Tensor:

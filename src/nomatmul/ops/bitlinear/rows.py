@@ -27,17 +27,24 @@ def root_of(v, size, eps):
 
 
 @triton.jit
-def quantized(y):
-    """(whole numbers in [-128, 127] as float32, the value of one unit) of one row."""
+def divided(x, root):
+    """x / root, correctly rounded, for one root a row (Markstein: remainder and one correction)."""
+    inverse = tl.div_rn(1.0, root)
+    near = x * inverse
+    return tl.fma(tl.fma(-near, root, x), inverse, near)
+
+
+@triton.jit
+def quantized(y, root):
+    """(whole numbers as int32, the value of one unit) of one row that was divided by `root`."""
     absmax = tl.maximum(tl.max(tl.abs(y), axis=0), 1e-5)
     v = y * tl.div_rn(127.0, absmax)
-    whole = v.to(tl.int32).to(tl.float32)
-    away = tl.where(v < 0.0, -1.0, 1.0)
-    q = whole + tl.where(tl.abs(v - whole) >= 0.5, away, 0.0)
-    q = tl.minimum(tl.maximum(q, -128.0), 127.0)
-    # int8 cannot say NaN: a unit that is NaN poisons the product instead
-    step = tl.div_rn(absmax, 127.0) + tl.sum(y, axis=0) * 0.0
-    return q, step
+    # Half away from zero: add the largest float below 0.5 with v's sign, drop the fraction. At a
+    # tie the sum itself rounds up, below it never does. |v| <= 127 (1 + 2^-22) needs no clipping.
+    sign = v.to(tl.int32, bitcast=True) & -2147483648
+    half = (sign | 0x3EFFFFFF).to(tl.float32, bitcast=True)
+    # int8 cannot say NaN or infinity: a unit of NaN does
+    return (v + half).to(tl.int32), tl.div_rn(absmax, 127.0) + (root - root)
 
 
 @triton.jit
@@ -46,11 +53,11 @@ def sigmoid(x):
 
 
 @triton.jit
-def _put(out_ptr, step_ptr, row, size, k, inside, y, DEQUANTIZE: tl.constexpr):
-    q, step = quantized(y)
+def _put(out_ptr, step_ptr, row, size, k, inside, y, root, DEQUANTIZE: tl.constexpr):
+    q, step = quantized(y, root)
     at = out_ptr + row * size + k
     if DEQUANTIZE:
-        tl.store(at, (q * step).to(out_ptr.dtype.element_ty), mask=inside)
+        tl.store(at, (q.to(tl.float32) * step).to(out_ptr.dtype.element_ty), mask=inside)
     else:
         tl.store(at, q.to(tl.int8), mask=inside)
     tl.store(step_ptr + row, step)
@@ -79,12 +86,13 @@ def _norm_quantize_kernel(
     v = x.to(tl.float32)
     if OUTER:
         outer = tl.load(outer_ptr + k, mask=inside, other=0.0).to(tl.float32)
-        v = tl.div_rn(v, root_of(v, size, outer_eps)) * outer
+        v = divided(v, root_of(v, size, outer_eps)) * outer
         v = v.to(x_ptr.dtype.element_ty).to(tl.float32)  # the norm's result has x's type
-    v = tl.div_rn(v, root_of(v, size, eps))
+    root = root_of(v, size, eps)
+    v = divided(v, root)
     for group in tl.static_range(GROUPS):
         norm = tl.load(norms_ptr + group * size + k, mask=inside, other=0.0).to(tl.float32)
-        _put(out_ptr, step_ptr, group * rows + row, size, k, inside, v * norm, DEQUANTIZE)
+        _put(out_ptr, step_ptr, group * rows + row, size, k, inside, v * norm, root, DEQUANTIZE)
 
 
 @triton.jit
@@ -106,8 +114,8 @@ def _glu_quantize_kernel(
     up = tl.load(at + size, mask=inside, other=0.0).to(tl.float32)
     norm = tl.load(norm_ptr + k, mask=inside, other=0.0).to(tl.float32)
     v = gate * sigmoid(gate) * up
-    y = tl.div_rn(v, root_of(v, size, eps)) * norm
-    _put(out_ptr, step_ptr, row, size, k, inside, y, DEQUANTIZE)
+    root = root_of(v, size, eps)
+    _put(out_ptr, step_ptr, row, size, k, inside, divided(v, root) * norm, root, DEQUANTIZE)
 
 
 @triton.jit
@@ -131,9 +139,9 @@ def _gate_quantize_kernel(
     h = tl.load(h_ptr + row * size + k, mask=inside, other=0.0)
     gate = tl.load(gate_ptr + k, mask=inside, other=0.0).to(tl.float32)
     norm = tl.load(norm_ptr + k, mask=inside, other=0.0).to(tl.float32)
-    v = tl.div_rn(g, root_of(g, size, gate_eps)) * gate * (h * sigmoid(h))
-    y = tl.div_rn(v, root_of(v, size, eps)) * norm
-    _put(out_ptr, step_ptr, row, size, k, inside, y, DEQUANTIZE)
+    v = divided(g, root_of(g, size, gate_eps)) * gate * (h * sigmoid(h))
+    root = root_of(v, size, eps)
+    _put(out_ptr, step_ptr, row, size, k, inside, divided(v, root) * norm, root, DEQUANTIZE)
 
 
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager:
@@ -142,9 +150,9 @@ def on_device(tensor: Tensor) -> contextlib.AbstractContextManager:
 
 
 def row_shape(size: int) -> dict[str, int]:
-    """BLOCK and num_warps for rows of `size` elements: about eight elements a thread."""
+    """BLOCK and num_warps for rows of `size` elements: eight or sixteen elements a thread."""
     block = max(triton.next_power_of_2(size), 32)
-    return {"BLOCK": block, "num_warps": min(max(block // 256, 1), 16)}
+    return {"BLOCK": block, "num_warps": min(max(block // (256 if block < 4096 else 512), 1), 16)}
 
 
 def _results(groups: int, rows: int, size: int, dtype: torch.dtype, like: Tensor) -> tuple:

@@ -16,9 +16,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nomatmul.ops.bitlinear.rows import on_device, quantized, root_of, row_shape, sigmoid
+from nomatmul.ops.bitlinear.rows import on_device, quantized, row_shape, sigmoid
 
 _INTERPRETED_PROGRAMS = 3  # without a GPU: enough to test the walk and the partial sums
+
+
+@triton.jit
+def _inverse_root(v, size, eps):
+    return tl.rsqrt(tl.sum(v * v, axis=0) / size + eps)
 
 
 @triton.jit
@@ -66,9 +71,9 @@ def _norm_backward_kernel(
         x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
         u = x
         if OUTER:
-            outer_inverse = 1.0 / root_of(x, size, outer_eps)
+            outer_inverse = _inverse_root(x, size, outer_eps)
             u = (x * outer_inverse * outer).to(x_ptr.dtype.element_ty).to(tl.float32)
-        inverse = 1.0 / root_of(u, size, eps)
+        inverse = _inverse_root(u, size, eps)
         hat = u * inverse
         d = tl.load(d_ptr + at, mask=inside, other=0.0).to(tl.float32) * beta0
         sum0 += d * hat
@@ -125,10 +130,10 @@ def _glu_backward_kernel(
         d = tl.load(d_ptr + at, mask=inside, other=0.0).to(tl.float32) * beta
         share = sigmoid(gate)
         v = gate * share * up
-        inverse = 1.0 / root_of(v, size, eps)
+        inverse = _inverse_root(v, size, eps)
         hat = v * inverse
-        q, step = quantized(hat * norm)
-        tl.store(y_ptr + at, (q * step).to(y_ptr.dtype.element_ty), mask=inside)
+        q, step = quantized(hat * norm, inverse)
+        tl.store(y_ptr + at, (q.to(tl.float32) * step).to(y_ptr.dtype.element_ty), mask=inside)
         total += d * hat
         d = _norm_gradient(d * norm, hat, inverse, size)
         dgate = d * up * share * (1.0 + gate * (1.0 - share))
@@ -169,19 +174,19 @@ def _gate_backward_kernel(
         g = tl.load(g_ptr + at, mask=inside, other=0.0).to(tl.float32)
         h = tl.load(h_ptr + at, mask=inside, other=0.0)
         d = tl.load(d_ptr + at, mask=inside, other=0.0).to(tl.float32) * beta
-        gate_inverse = 1.0 / root_of(g, size, gate_eps)
+        gate_inverse = _inverse_root(g, size, gate_eps)
         g_hat = g * gate_inverse
         share = sigmoid(h)
         active = h * share
         v = g_hat * gate * active
-        inverse = 1.0 / root_of(v, size, eps)
+        inverse = _inverse_root(v, size, eps)
         hat = v * inverse
-        q, step = quantized(hat * norm)
-        tl.store(y_ptr + at, (q * step).to(y_ptr.dtype.element_ty), mask=inside)
+        q, step = quantized(hat * norm, inverse)
+        tl.store(y_ptr + at, (q.to(tl.float32) * step).to(y_ptr.dtype.element_ty), mask=inside)
         sum_norm += d * hat
         d = _norm_gradient(d * norm, hat, inverse, size)
         dh = d * g_hat * gate * share * (1.0 + h * (1.0 - share))
-        tl.store(dh_ptr + at, dh, mask=inside)
+        tl.store(dh_ptr + at, dh.to(dh_ptr.dtype.element_ty), mask=inside)
         dg = d * active
         sum_gate += dg * g_hat
         dg = _norm_gradient(dg * gate, g_hat, gate_inverse, size)
@@ -191,17 +196,63 @@ def _gate_backward_kernel(
     tl.store(out + size, sum_norm, mask=inside)
 
 
+@triton.jit
+def _column_sums_kernel(
+    partial_ptr,
+    first_ptr,
+    second_ptr,
+    third_ptr,
+    fourth_ptr,
+    programs,
+    size,
+    parts,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    part = tl.program_id(1)
+    inside = column < size
+    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for start in range(0, programs, ROWS):
+        row = start + tl.arange(0, ROWS)
+        at = (row * parts + part)[:, None] * size + column[None, :]
+        live = (row < programs)[:, None] & inside[None, :]
+        total += tl.load(partial_ptr + at, mask=live, other=0.0)
+    sums = tl.sum(total, axis=0)
+    if part == 0:
+        tl.store(first_ptr + column, sums, mask=inside)
+    if part == 1:
+        tl.store(second_ptr + column, sums, mask=inside)
+    if part == 2:
+        tl.store(third_ptr + column, sums, mask=inside)
+    if part == 3:
+        tl.store(fourth_ptr + column, sums, mask=inside)
+
+
+def column_sums(partial: Tensor) -> list[Tensor]:
+    """Sums over the first axis of [P, parts, size], in a fixed order: `parts` tensors [size]."""
+    programs, parts, size = partial.shape
+    assert parts <= 4, parts
+    out = [torch.empty(size, dtype=partial.dtype, device=partial.device) for _ in range(parts)]
+    places = [out[min(index, parts - 1)] for index in range(4)]
+    with on_device(partial):
+        _column_sums_kernel[(triton.cdiv(size, 32), parts)](
+            partial, *places, programs, size, parts, ROWS=64, COLUMNS=32, num_warps=4
+        )
+    return out
+
+
 @functools.lru_cache(maxsize=16)
 def _processors(index: int) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
 def _launch(x: Tensor, rows: int, size: int) -> tuple[int, dict[str, int]]:
-    """Programs and launch options; eight warps a processor and more, so that loads overlap."""
+    """Programs and launch options: 32 warps a processor, so that loads overlap."""
     shape = row_shape(size)
     if not x.is_cuda:
         return min(rows, _INTERPRETED_PROGRAMS), shape
-    each = max(1, 24 // shape["num_warps"])
+    each = max(1, 32 // shape["num_warps"])
     return min(rows, each * _processors(x.get_device())), shape
 
 
@@ -214,7 +265,7 @@ def norm_backward(
     residual_ND: Tensor | None,
     outer_eps: float,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """See `steps.norm_backward`; one or three projections."""
     rows, size = x_ND.shape
     groups = norms_GD.shape[0]
@@ -243,9 +294,8 @@ def norm_backward(
             RESIDUAL=residual_ND is not None,
             **shape,
         )
-    sums = partial.sum(0)
-    douter_D = sums[0] if outer_D is not None else sums.new_empty(0)
-    return dx_ND, douter_D, sums[1:]
+    douter_D, *dnorms = column_sums(partial)
+    return dx_ND, douter_D if outer_D is not None else douter_D.new_empty(0), *dnorms
 
 
 def glu_backward(
@@ -256,12 +306,12 @@ def glu_backward(
     assert gu_N2M.is_contiguous() and d_NM.is_contiguous()
     dgu = gu_N2M if in_place else torch.empty_like(gu_N2M)
     programs, shape = _launch(d_NM, rows, size)
-    partial = torch.empty(programs, size, dtype=torch.float32, device=d_NM.device)
+    partial = torch.empty(programs, 1, size, dtype=torch.float32, device=d_NM.device)
     with on_device(d_NM):
         _glu_backward_kernel[(programs,)](
             gu_N2M, norm_M, d_NM, beta_G, dgu, d_NM, partial, rows, size, eps, **shape
         )
-    return dgu, d_NM, partial.sum(0)
+    return dgu, d_NM, *column_sums(partial)
 
 
 def gate_backward(
@@ -278,7 +328,7 @@ def gate_backward(
     rows, size = g_ND.shape
     g_ND, h_ND = g_ND.contiguous(), h_ND.contiguous()
     assert d_ND.is_contiguous()
-    dg, dh = torch.empty_like(g_ND), torch.empty_like(h_ND)
+    dg, dh = torch.empty_like(g_ND), torch.empty_like(g_ND)
     programs, shape = _launch(g_ND, rows, size)
     partial = torch.empty(programs, 2, size, dtype=torch.float32, device=g_ND.device)
     with on_device(g_ND):
@@ -286,5 +336,5 @@ def gate_backward(
             g_ND, h_ND, gate_D, norm_D, d_ND, beta_G, dg, dh, d_ND, partial, rows, size,
             gate_eps, eps, **shape,
         )  # fmt: skip
-    sums = partial.sum(0)
-    return dg, dh, d_ND, sums[0], sums[1]
+    dgate_D, dnorm_D = column_sums(partial)
+    return dg, dh, d_ND, dgate_D, dnorm_D

@@ -105,18 +105,18 @@ def norm_backward(
     residual_ND: Tensor | None,
     outer_eps: float,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Backward of `norm_quantize`, rounding taken as the identity.
 
     d: gradient of the normed inputs over beta; residual: added to the result. Returns
-    (dx in x's type, douter [D] (empty without one), dnorms [G, D]).
+    (dx in x's type, douter [D] (empty without one), one dnorm [D] a projection).
     """
     x = wide(x_ND)
     u_ND = _normed(x_ND, outer_D, outer_eps)
     root_N1 = _root(u_ND, eps)
     hat_ND = u_ND / root_N1
     dy_GND = wide(d_GND) * beta_G[:, None, None]
-    dnorms_GD = (dy_GND * hat_ND).sum(1)
+    dnorms = [(dy_ND * hat_ND).sum(0) for dy_ND in dy_GND]
     dx_ND = _norm_gradient((dy_GND * norms_GD.unsqueeze(1)).sum(0), hat_ND, root_N1)
     douter_D = x.new_empty(0)
     if outer_D is not None:
@@ -126,7 +126,7 @@ def norm_backward(
         dx_ND = _norm_gradient(dx_ND * outer_D, hat_ND, root_N1)
     if residual_ND is not None:
         dx_ND = dx_ND + residual_ND
-    return dx_ND.to(x_ND.dtype), douter_D, dnorms_GD
+    return dx_ND.to(x_ND.dtype), douter_D, *dnorms
 
 
 def glu_quantize(gu_N2M: Tensor, norm_M: Tensor, eps: float, dtype: torch.dtype) -> Pair:
@@ -185,7 +185,7 @@ def gate_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Backward of `gate_quantize`: (dg, dh, the dequantised input, dgate [D], dnorm [D]).
 
-    d as in `glu_backward`; dg has g's type, dh h's. The kernel writes the third result over d.
+    d as in `glu_backward`; dg and dh have g's type. The kernel writes the third result over d.
     """
     g, h = wide(g_ND), wide(h_ND)
     gate_root = _root(g, gate_eps)
@@ -203,4 +203,4 @@ def gate_backward(
     dg_ND = dy_ND * active
     dgate_D = (dg_ND * g_hat).sum(0)
     dg_ND = _norm_gradient(dg_ND * gate_D, g_hat, gate_root)
-    return dg_ND.to(g_ND.dtype), dh_ND.to(h_ND.dtype), dequantised, dgate_D, dnorm_D
+    return dg_ND.to(g_ND.dtype), dh_ND.to(g_ND.dtype), dequantised, dgate_D, dnorm_D

@@ -21,6 +21,8 @@ except ImportError:  # pragma: no cover
 
 _SUMMERS = 256
 _BLOCK = 4096
+_WIDE = 3000
+"""Outputs from which programs that stay and walk many tiles beat one program a tile (H200)."""
 
 
 @triton.jit
@@ -151,13 +153,19 @@ def _device(index: int) -> tuple[int, int]:
     return properties.major, properties.multi_processor_count
 
 
-def tile_shape(major: int, tokens: int, outputs: int, inputs: int) -> dict[str, int]:
-    """Tile sizes and launch options by compute capability and size, measured on an H200."""
+def tile_shape(major: int, outputs: int, wide_results: bool = False) -> dict[str, int]:
+    """Tile sizes and launch options by compute capability, measured on an H200.
+
+    wide_results: four bytes each, which double the tile of results in shared memory.
+    """
     if major < 8:
         return {"BLOCK_N": 64, "BLOCK_M": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 2}
-    if tokens <= 64 or major == 8:
+    if major == 8 or major > 10:  # these share a third or less of Hopper's shared memory
         return {"BLOCK_N": 64, "BLOCK_M": 128, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
-    return {"BLOCK_N": 128, "BLOCK_M": 256, "BLOCK_K": 128, "num_warps": 8, "num_stages": 3}
+    if wide_results:
+        return {"BLOCK_N": 128, "BLOCK_M": 128, "BLOCK_K": 128, "num_warps": 8, "num_stages": 3}
+    stages = 4 if outputs >= _WIDE else 3
+    return {"BLOCK_N": 128, "BLOCK_M": 256, "BLOCK_K": 128, "num_warps": 8, "num_stages": stages}
 
 
 def product(
@@ -170,25 +178,27 @@ def product(
     *,
     tiling: dict[str, int] | None = None,
     descriptors: bool | None = None,
-    persistent: bool = False,
-    flatten: bool = False,
+    persistent: bool | None = None,
 ) -> Tensor:
-    """See `steps.product`; int32 gives the bare accumulators. The last four are for tuning."""
+    """See `steps.product`; int32 gives the bare accumulators. The last three are for tuning."""
     q_GNK, t_GMK = q_GNK.contiguous(), t_GMK.contiguous()
     groups, tokens, inputs = q_GNK.shape
     outputs = t_GMK.shape[1]
     major, processors = _device(q_GNK.get_device()) if q_GNK.is_cuda else (0, 1)
-    tiling = dict(tiling or tile_shape(major, tokens, outputs, inputs))
-    if descriptors is None:  # Hopper's bulk copies want rows that start at multiples of 16 bytes
-        descriptors = major >= 9 and TensorDescriptor is not None
-    descriptors = descriptors and inputs % 16 == 0
+    tiling = dict(tiling or tile_shape(major, groups * outputs, dtype.itemsize > 2))
+    wide = major == 9 and groups * outputs >= _WIDE
+    if descriptors is None:
+        descriptors = wide and TensorDescriptor is not None
+    descriptors = descriptors and inputs % 16 == 0  # bulk copies want rows at 16 bytes
+    if persistent is None:
+        persistent = descriptors
     out = torch.empty(groups, tokens, outputs, dtype=dtype, device=q_GNK.device)
     each = triton.cdiv(tokens, tiling["BLOCK_N"]) * triton.cdiv(outputs, tiling["BLOCK_M"])
     q, t = q_GNK, t_GMK
     if descriptors:
-        wide = tiling["BLOCK_K"]
-        q = TensorDescriptor.from_tensor(q.view(-1, inputs), [tiling["BLOCK_N"], wide])
-        t = TensorDescriptor.from_tensor(t.view(-1, inputs), [tiling["BLOCK_M"], wide])
+        depth = tiling["BLOCK_K"]
+        q = TensorDescriptor.from_tensor(q.view(-1, inputs), [tiling["BLOCK_N"], depth])
+        t = TensorDescriptor.from_tensor(t.view(-1, inputs), [tiling["BLOCK_M"], depth])
     raw = dtype == torch.int32
     with on_device(q_GNK):
         _product_kernel[(min(groups * each, processors) if persistent else groups * each,)](
@@ -208,7 +218,7 @@ def product(
             DESCRIPTORS=descriptors,
             EVEN=inputs % tiling["BLOCK_K"] == 0,
             BAND=8,
-            FLATTEN=flatten,
+            FLATTEN=persistent and descriptors,
             HALVES=0 < major < 8,
             **tiling,
         )

@@ -102,10 +102,10 @@ def _channel_backward(
     t, beta = ternary_weights(slots[0], (gate_weight,))
     torch.mm(dgu, t[0].to(dtype), out=y_GND[0])  # over y, which has served
     del dgu
-    dx, dnorm, dnorms_GD = step(
+    dx, dnorm, dgate_norm = step(
         "norm_backward", x_ND, norm, gate_norm[None], y_GND, beta, dout_ND, eps[0], eps[1]
     )
-    small = [d.to(norm.dtype) for d in (dnorm, dnorms_GD[0].clone(), ddown_norm)]
+    small = [d.to(norm.dtype) for d in (dnorm, dgate_norm, ddown_norm)]
     return [dx.view(x.shape), small[0], dgate, ddown, small[1], small[2]]
 
 

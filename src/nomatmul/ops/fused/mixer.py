@@ -130,10 +130,10 @@ def _mixer_backward(
     t, beta = ternary_weights(slots[0], weights)
     for index in range(3):  # over y, which has served
         torch.mm(difg[index], t[index].to(dtype), out=y_GND[index])
-    dx, dnorm, dnorms_GD = step(
+    dx, dnorm, *dnorms = step(
         "norm_backward", x_ND, norm, norms_GD, y_GND, beta, dout_ND, eps[0], eps[1]
     )
-    small = [*(d.clone() for d in dnorms_GD.unbind()), do_norm, dgate, dbound]
+    small = [*dnorms, do_norm, dgate, dbound]
     small = [d.to(norm.dtype) for d in small]
     return [dx.view(shape), dnorm.to(norm.dtype), *dweights, do_weight, *small]
 

@@ -51,8 +51,8 @@ class _TernaryHead:
         y, _ = step("norm_quantize", x, None, norms, 0.0, self.eps, self.dtype)
         _add_product(dweight, d_NV, y[0])
         y = torch.mm(d_NV, self.wide).unsqueeze(0)
-        dx, _, dnorms = step("norm_backward", x, None, norms, y, self.beta, None, 0.0, self.eps)
-        self.dnorm = self.dnorm + dnorms[0]
+        dx, _, dnorm = step("norm_backward", x, None, norms, y, self.beta, None, 0.0, self.eps)
+        self.dnorm = self.dnorm + dnorm
         return dx
 
     def prepare_backward(self) -> None:
@@ -96,8 +96,7 @@ def _linear_cross_entropy(
     if norm is not None:
         head = _TernaryHead(weight, norm, eps, slot, dtype)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    empty = x.new_empty(0)
-    dx, dweight = empty, empty
+    dx, dweight = x.new_empty(0), x.new_empty(0)
     if gradient:
         head.prepare_backward()
         dx, dweight = torch.empty_like(x), torch.zeros_like(weight, dtype=wide)

@@ -3,75 +3,29 @@
 Shape suffixes: B sequences, T steps, D channels.
 
 The scan is one operator of torch, opaque to torch.compile: no graph break, nothing unrolled.
-Inside it, float32 on a GPU goes to Triton and everything else to `naive.blocked_scan`. The
-environment variable NOMATMUL_OPS forces "naive" or "triton" (an error if triton cannot serve).
+Inside it, float32 on a GPU goes to Triton and everything else to `naive.blocked_scan`
+(`nomatmul.ops.choose` says how that is decided).
 """
 
 from __future__ import annotations
 
-import importlib
-import os
-import warnings
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nomatmul.ops import choose
 from nomatmul.ops.mlgru import naive
 from nomatmul.ops.mlgru.naive import mlgru_recurrent
 
 __all__ = ["mlgru_recurrent", "mlgru_scan"]
 
-_fallback_reason: str | None = None
-
-
-def _fall_back(error: Exception) -> None:
-    global _fallback_reason
-    if _fallback_reason is None:
-        _fallback_reason = f"{type(error).__name__}: {error}"
-        warnings.warn(
-            "nomatmul: the Triton kernel of MLGRU cannot be used; the slower plain PyTorch scan "
-            f"runs instead ({_fallback_reason})",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-
-
-def _kernels(x: Tensor) -> ModuleType | None:
-    """The Triton module if it should serve `x`, else None."""
-    choice = os.environ.get("NOMATMUL_OPS", "")
-    if choice not in ("", "naive", "triton"):
-        raise ValueError(f"NOMATMUL_OPS={choice!r} is not known: use naive or triton")
-    wanted = x.is_cuda and x.dtype == torch.float32
-    if choice == "triton":
-        return importlib.import_module("nomatmul.ops.mlgru.triton")
-    if choice == "naive" or not wanted or _fallback_reason is not None:
-        return None
-    try:
-        return importlib.import_module("nomatmul.ops.mlgru.triton")
-    except ImportError as error:
-        _fall_back(error)
-        return None
-
-
-def _guarded(name: str, fallback: str, *tensors: Tensor) -> Any:
-    kernels = _kernels(tensors[0])
-    if kernels is not None:
-        try:
-            return getattr(kernels, name)(*tensors)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # a compiler or driver that triton does not support
-            if os.environ.get("NOMATMUL_OPS") == "triton":
-                raise
-            _fall_back(error)
-    return getattr(naive, fallback)(*tensors)
+_FAST = "nomatmul.ops.mlgru.triton"
 
 
 @torch.library.custom_op("nomatmul::mlgru_scan", mutates_args=())
 def _scan(i_BTD: Tensor, f_BTD: Tensor, h0_BD: Tensor) -> Tensor:
-    return _guarded("scan", "blocked_scan", i_BTD, f_BTD, h0_BD).contiguous()
+    return choose.run("blocked_scan", _FAST, naive, i_BTD, f_BTD, h0_BD).contiguous()
 
 
 @_scan.register_fake
@@ -83,7 +37,7 @@ def _(i_BTD: Tensor, f_BTD: Tensor, h0_BD: Tensor) -> Tensor:
 def _scan_backward(
     dh_BTD: Tensor, f_BTD: Tensor, h_BTD: Tensor, h0_BD: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grads = _guarded("scan_backward", "blocked_scan_backward", dh_BTD, f_BTD, h_BTD, h0_BD)
+    grads = choose.run("blocked_scan_backward", _FAST, naive, dh_BTD, f_BTD, h_BTD, h0_BD)
     di_BTD, df_BTD, dh0_BD = grads
     return di_BTD.contiguous(), df_BTD.contiguous(), dh0_BD.contiguous()
 

@@ -1,7 +1,7 @@
 """Triton: MLGRU's recurrence with its gates, from what the projections give to the states.
 
-As in `nomatmul.ops.mlgru.triton` a program owns one sequence and a block of channels and walks
-time in tiles, scanned in registers; the sigmoids, the lower bound and their gradients are computed
+As in `nomatmul.ops.mlgru.triton` a program owns a block of channels of one sequence (here a segment
+of its time) and walks time in tiles, scanned in registers; the sigmoids, the lower bound and their gradients are computed
 on the way, so that neither gates nor their gradients are ever stored in float32. References of the
 same names: `nomatmul.ops.mlgru.naive`.
 
@@ -17,8 +17,11 @@ from torch import Tensor
 
 from nomatmul.ops.bitlinear.rows import on_device, sigmoid
 
-FORWARD = {"CHUNK": 32, "CHANNELS": 32, "num_warps": 2, "num_stages": 3}
-BACKWARD = {"CHUNK": 32, "CHANNELS": 32, "num_warps": 2, "num_stages": 3}
+CHUNK = 32
+CHANNELS = 32
+_LAUNCH = {"CHUNK": CHUNK, "CHANNELS": CHANNELS, "num_warps": 2}
+_ENOUGH = 2048
+"""Programs that keep a large GPU's memory busy; with fewer, time is cut into segments."""
 
 
 @triton.jit
@@ -27,31 +30,50 @@ def _combine(decay_a, value_a, decay_b, value_b):
 
 
 @triton.jit
+def _row(x, row, which):
+    """One row of a tile."""
+    return tl.sum(tl.where((row == which)[:, None], x, 0.0), axis=0)
+
+
+@triton.jit
 def _gated_scan_kernel(
     i_ptr,
     f_ptr,
     bound_ptr,
     h0_ptr,
+    decay_ptr,
+    value_ptr,
     h_ptr,
     steps,
     channels,
+    length,
     BOUND: tl.constexpr,
     STATE: tl.constexpr,
+    SUMMARY: tl.constexpr,
     CHUNK: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     d = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     batch = tl.program_id(1).to(tl.int64)
+    segment = tl.program_id(2)
     inside = d < channels
     row = tl.arange(0, CHUNK)
     base = batch * steps * channels
+    # ends of segments: [segments, batch, channels]
+    end = batch * channels + d
+    plane = tl.num_programs(1).to(tl.int64) * channels
     bound = tl.zeros((CHANNELS,), dtype=tl.float32)
     if BOUND:
         bound = tl.load(bound_ptr + d, mask=inside, other=0.0).to(tl.float32)
     state = tl.zeros((CHANNELS,), dtype=tl.float32)
-    if STATE:
-        state = tl.load(h0_ptr + batch * channels + d, mask=inside, other=0.0).to(tl.float32)
-    for start in tl.range(0, steps, CHUNK):
+    passed = tl.full((CHANNELS,), 1.0, dtype=tl.float32)
+    if not SUMMARY:
+        if STATE:
+            state = tl.load(h0_ptr + end, mask=inside, other=0.0).to(tl.float32)
+        for before in range(0, segment):
+            decay = tl.load(decay_ptr + before * plane + end, mask=inside, other=0.0)
+            state = tl.load(value_ptr + before * plane + end, mask=inside, other=0.0) + decay * state
+    for start in range(segment * length, tl.minimum(segment * length + length, steps), CHUNK):
         t = start + row
         at = base + t[:, None].to(tl.int64) * channels + d[None, :]
         live = (t < steps)[:, None] & inside[None, :]
@@ -63,8 +85,14 @@ def _gated_scan_kernel(
         i = i * sigmoid(i) * (1.0 - forget)
         decay, value = tl.associative_scan((forget, i), 0, _combine)
         h = value + decay * state[None, :]
-        tl.store(h_ptr + at, h, mask=live)
-        state = tl.sum(tl.where((row == CHUNK - 1)[:, None], h, 0.0), axis=0)
+        state = _row(h, row, CHUNK - 1)
+        if SUMMARY:
+            passed *= _row(decay, row, CHUNK - 1)
+        else:
+            tl.store(h_ptr + at, h, mask=live)
+    if SUMMARY:
+        tl.store(decay_ptr + segment * plane + end, passed, mask=inside)
+        tl.store(value_ptr + segment * plane + end, state, mask=inside)
 
 
 @triton.jit
@@ -76,95 +104,137 @@ def _gated_scan_backward_kernel(
     h_ptr,
     dh_ptr,
     dlast_ptr,
+    decay_ptr,
+    value_ptr,
     di_ptr,
     df_ptr,
     dbound_ptr,
     dh0_ptr,
     steps,
     channels,
+    length,
+    segments,
     BOUND: tl.constexpr,
     STATE: tl.constexpr,
     LAST: tl.constexpr,
+    SUMMARY: tl.constexpr,
     CHUNK: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     d = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     batch = tl.program_id(1).to(tl.int64)
+    segment = tl.program_id(2)
+    if SUMMARY:
+        segment += 1  # nobody asks what the first one hands on
     inside = d < channels
     row = tl.arange(0, CHUNK)
     base = batch * steps * channels
+    end = batch * channels + d
+    plane = tl.num_programs(1).to(tl.int64) * channels
     bound = tl.zeros((CHANNELS,), dtype=tl.float32)
     if BOUND:
         bound = tl.load(bound_ptr + d, mask=inside, other=0.0).to(tl.float32)
     keep = 1.0 - bound[None, :]
     h0 = tl.zeros((CHANNELS,), dtype=tl.float32)
-    if STATE:
-        h0 = tl.load(h0_ptr + batch * channels + d, mask=inside, other=0.0).to(tl.float32)
     state = tl.zeros((CHANNELS,), dtype=tl.float32)
-    if LAST:
-        state = tl.load(dlast_ptr + batch * channels + d, mask=inside, other=0.0).to(tl.float32)
+    passed = tl.full((CHANNELS,), 1.0, dtype=tl.float32)
     dbound = tl.zeros((CHANNELS,), dtype=tl.float32)
-    tiles = tl.cdiv(steps, CHUNK)
-    for tile in tl.range(0, tiles):
-        t = (tiles - 1 - tile) * CHUNK + row
+    if not SUMMARY:
+        if STATE:
+            h0 = tl.load(h0_ptr + end, mask=inside, other=0.0).to(tl.float32)
+        if LAST:
+            state = tl.load(dlast_ptr + end, mask=inside, other=0.0).to(tl.float32)
+        for index in range(0, segments - 1 - segment):
+            at = (segments - 1 - index) * plane + end
+            decay = tl.load(decay_ptr + at, mask=inside, other=0.0)
+            state = tl.load(value_ptr + at, mask=inside, other=0.0) + decay * state
+    tiles = tl.cdiv(tl.minimum(length, steps - segment * length), CHUNK)
+    for tile in range(0, tiles):
+        t = segment * length + (tiles - 1 - tile) * CHUNK + row
         at = base + t[:, None].to(tl.int64) * channels + d[None, :]
         live = (t < steps)[:, None] & inside[None, :]
         followed = (t + 1 < steps)[:, None] & inside[None, :]
-        i = tl.load(i_ptr + at, mask=live, other=0.0).to(tl.float32)
-        f = tl.load(f_ptr + at, mask=live, other=0.0).to(tl.float32)
         after = tl.load(f_ptr + at + channels, mask=followed, other=0.0).to(tl.float32)
-        dh = tl.load(dh_ptr + at, mask=live, other=0.0)
-        before = tl.load(h_ptr + at - channels, mask=(t > 0)[:, None] & live, other=0.0)
-        before = tl.where((t == 0)[:, None], h0[None, :], before)
+        dh = tl.load(dh_ptr + at, mask=live, other=0.0).to(tl.float32)
+        if not SUMMARY:
+            i = tl.load(i_ptr + at, mask=live, other=0.0).to(tl.float32)
+            f = tl.load(f_ptr + at, mask=live, other=0.0).to(tl.float32)
+            before = tl.load(h_ptr + at - channels, mask=(t > 0)[:, None] & live, other=0.0)
+            before = tl.where((t == 0)[:, None], h0[None, :], before)
         # past the end a gate of 1 hands the last state's own gradient to step T-1
         gate = tl.where(followed, bound[None, :] + keep * sigmoid(after), 1.0)
         decay, value = tl.associative_scan((gate, dh), 0, _combine, reverse=True)
         s = value + decay * state[None, :]
-        state = tl.sum(tl.where((row == 0)[:, None], s, 0.0), axis=0)
-        share = sigmoid(i)
-        active = i * share
-        opened = sigmoid(f)
-        shut = keep * (1.0 - opened)  # 1 - forget
-        di = s * shut * (share + active * (1.0 - share))
-        dforget = s * (before - active)
-        df = dforget * keep * opened * (1.0 - opened)
+        state = _row(s, row, 0)
+        if SUMMARY:
+            passed *= _row(decay, row, 0)
+        else:
+            share = sigmoid(i)
+            active = i * share
+            opened = sigmoid(f)
+            shut = keep * (1.0 - opened)  # 1 - forget
+            di = s * shut * (share + active * (1.0 - share))
+            dforget = s * (before - active)
+            df = dforget * keep * opened * (1.0 - opened)
+            if BOUND:
+                dbound += tl.sum(tl.where(live, dforget * (1.0 - opened), 0.0), axis=0)
+            tl.store(di_ptr + at, di.to(di_ptr.dtype.element_ty), mask=live)
+            tl.store(df_ptr + at, df.to(df_ptr.dtype.element_ty), mask=live)
+    if SUMMARY:
+        tl.store(decay_ptr + segment * plane + end, passed, mask=inside)
+        tl.store(value_ptr + segment * plane + end, state, mask=inside)
+    else:
         if BOUND:
-            dbound += tl.sum(tl.where(live, dforget * (1.0 - opened), 0.0), axis=0)
-        tl.store(di_ptr + at, di.to(di_ptr.dtype.element_ty), mask=live)
-        tl.store(df_ptr + at, df.to(df_ptr.dtype.element_ty), mask=live)
-    if BOUND:
-        tl.store(dbound_ptr + batch * channels + d, dbound, mask=inside)
-    first = tl.load(f_ptr + base + d, mask=inside, other=0.0).to(tl.float32)
-    forget = bound + (1.0 - bound) * sigmoid(first)
-    tl.store(dh0_ptr + batch * channels + d, forget * state, mask=inside)
+            tl.store(dbound_ptr + segment * plane + end, dbound, mask=inside)
+        if segment == 0:
+            first = tl.load(f_ptr + base + d, mask=inside, other=0.0).to(tl.float32)
+            forget = bound + (1.0 - bound) * sigmoid(first)
+            tl.store(dh0_ptr + end, forget * state, mask=inside)
+
+
+def _cut(x_BTD: Tensor) -> tuple[tuple[int, int], int, int]:
+    """(grid over channels and sequences, segments of time, their length, a multiple of CHUNK)."""
+    batch, steps, channels = x_BTD.shape
+    grid = (triton.cdiv(channels, CHANNELS), batch)
+    wanted = max(1, _ENOUGH // (grid[0] * grid[1])) if x_BTD.is_cuda else 2
+    chunks = triton.cdiv(steps, CHUNK)
+    length = triton.cdiv(chunks, min(wanted, 16, chunks))
+    return grid, triton.cdiv(chunks, length), length * CHUNK
 
 
 def gated_scan(
-    i_BTD: Tensor,
-    f_BTD: Tensor,
-    bound_D: Tensor | None,
-    h0_BD: Tensor | None,
-    *,
-    launch: dict[str, int] | None = None,
+    i_BTD: Tensor, f_BTD: Tensor, bound_D: Tensor | None, h0_BD: Tensor | None
 ) -> Tensor:
-    """See `naive.gated_scan`; h is float32 [B, T, D]."""
+    """See `naive.gated_scan`; h is float32 [B, T, D].
+
+    With few channels time is cut into segments: a first pass finds what each does to a state that
+    enters it, the second one starts every segment from its true state.
+    """
     i_BTD, f_BTD = i_BTD.contiguous(), f_BTD.contiguous()
     batch, steps, channels = i_BTD.shape
     h_BTD = torch.empty(i_BTD.shape, dtype=torch.float32, device=i_BTD.device)
-    launch = launch or FORWARD
+    grid, segments, length = _cut(i_BTD)
+    ends = torch.empty(2, segments, batch, channels, dtype=torch.float32, device=i_BTD.device)
+    bound = h_BTD if bound_D is None else bound_D.contiguous()
+    h0 = h_BTD if h0_BD is None else h0_BD.contiguous()
     with on_device(i_BTD):
-        _gated_scan_kernel[(triton.cdiv(channels, launch["CHANNELS"]), batch)](
-            i_BTD,
-            f_BTD,
-            h_BTD if bound_D is None else bound_D.contiguous(),
-            h_BTD if h0_BD is None else h0_BD.contiguous(),
-            h_BTD,
-            steps,
-            channels,
-            BOUND=bound_D is not None,
-            STATE=h0_BD is not None,
-            **launch,
-        )
+        for summary in (True, False) if segments > 1 else (False,):
+            _gated_scan_kernel[(*grid, segments - 1 if summary else segments)](
+                i_BTD,
+                f_BTD,
+                bound,
+                h0,
+                ends[0],
+                ends[1],
+                h_BTD,
+                steps,
+                channels,
+                length,
+                BOUND=bound_D is not None,
+                STATE=h0_BD is not None,
+                SUMMARY=summary,
+                **_LAUNCH,
+            )
     return h_BTD
 
 
@@ -176,36 +246,43 @@ def gated_scan_backward(
     h_BTD: Tensor,
     dh_BTD: Tensor,
     dlast_BD: Tensor | None = None,
-    *,
-    launch: dict[str, int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See `naive.gated_scan_backward`."""
+    """See `naive.gated_scan_backward`; cut into segments like the forward pass."""
     i_BTD, f_BTD = i_BTD.contiguous(), f_BTD.contiguous()
     h_BTD, dh_BTD = h_BTD.contiguous(), dh_BTD.contiguous()
     batch, steps, channels = i_BTD.shape
     di_BTD, df_BTD = torch.empty_like(i_BTD), torch.empty_like(f_BTD)
-    dbound_BD = torch.empty(batch, channels, dtype=torch.float32, device=i_BTD.device)
-    dh0_BD = torch.empty_like(dbound_BD)
-    launch = launch or BACKWARD
+    grid, segments, length = _cut(i_BTD)
+    ends = torch.empty(3, segments, batch, channels, dtype=torch.float32, device=i_BTD.device)
+    dh0_BD = torch.empty_like(ends[0, 0])
+    bound = h_BTD if bound_D is None else bound_D.contiguous()
+    h0 = h_BTD if h0_BD is None else h0_BD.contiguous()
+    dlast = h_BTD if dlast_BD is None else dlast_BD.contiguous()
     with on_device(i_BTD):
-        _gated_scan_backward_kernel[(triton.cdiv(channels, launch["CHANNELS"]), batch)](
-            i_BTD,
-            f_BTD,
-            h_BTD if bound_D is None else bound_D.contiguous(),
-            h_BTD if h0_BD is None else h0_BD.contiguous(),
-            h_BTD,
-            dh_BTD,
-            h_BTD if dlast_BD is None else dlast_BD.contiguous(),
-            di_BTD,
-            df_BTD,
-            dbound_BD,
-            dh0_BD,
-            steps,
-            channels,
-            BOUND=bound_D is not None,
-            STATE=h0_BD is not None,
-            LAST=dlast_BD is not None,
-            **launch,
-        )
-    dbound_D = dbound_BD.sum(0) if bound_D is not None else dbound_BD.new_empty(0)
+        for summary in (True, False) if segments > 1 else (False,):
+            _gated_scan_backward_kernel[(*grid, segments - 1 if summary else segments)](
+                i_BTD,
+                f_BTD,
+                bound,
+                h0,
+                h_BTD,
+                dh_BTD,
+                dlast,
+                ends[0],
+                ends[1],
+                di_BTD,
+                df_BTD,
+                ends[2],
+                dh0_BD,
+                steps,
+                channels,
+                length,
+                segments,
+                BOUND=bound_D is not None,
+                STATE=h0_BD is not None,
+                LAST=dlast_BD is not None,
+                SUMMARY=summary,
+                **_LAUNCH,
+            )
+    dbound_D = ends[2].sum((0, 1)) if bound_D is not None else ends.new_empty(0)
     return di_BTD, df_BTD, dbound_D, dh0_BD

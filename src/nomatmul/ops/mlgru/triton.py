@@ -99,7 +99,7 @@ def _on(tensor: Tensor) -> contextlib.AbstractContextManager:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
-def scan(i_BTD: Tensor, f_BTD: Tensor, h0_BD: Tensor) -> Tensor:
+def blocked_scan(i_BTD: Tensor, f_BTD: Tensor, h0_BD: Tensor) -> Tensor:
     """All states h [B, T, D] float32, contiguous; inputs float32 on one device."""
     i_BTD, f_BTD, h0_BD = i_BTD.contiguous(), f_BTD.contiguous(), h0_BD.contiguous()
     batch, steps, channels = i_BTD.shape
@@ -111,7 +111,7 @@ def scan(i_BTD: Tensor, f_BTD: Tensor, h0_BD: Tensor) -> Tensor:
     return h_BTD
 
 
-def scan_backward(
+def blocked_scan_backward(
     dh_BTD: Tensor, f_BTD: Tensor, h_BTD: Tensor, h0_BD: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients (di, df, dh0), float32, for dh = the gradient of every state."""
