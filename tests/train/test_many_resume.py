@@ -206,6 +206,40 @@ def test_a_collective_that_one_rank_never_reaches_ends_by_the_limit(
     assert find_fault(tmp_path / "run/checkpoints/step-00000003") is None
 
 
+def _with_a_full_disk(config: dict, text: str, out: str, options: dict) -> None:
+    """As `train_job`, but after step 3 rank 1 may write short files only."""
+    import resource
+
+    from many_jobs import train_job
+
+    from nomatmul.train.trainer import Trainer
+
+    step = Trainer._train_step
+
+    def full(self: Trainer, batches: object) -> torch.Tensor:
+        if self.step == 3 and self.ranks.rank == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+        return step(self, batches)
+
+    Trainer._train_step = full  # type: ignore[method-assign]
+    train_job(config, text, out, options)
+
+
+def test_a_full_disk_at_one_rank_leaves_the_previous_checkpoint(
+    tmp_path: Path, text_file: Path
+) -> None:
+    out = tmp_path / "run"
+    arguments = (config_of_many().to_dict(), str(text_file), str(out), {})
+    job = start_many(2, out, _with_a_full_disk, *arguments)
+    assert job.join(60) == [1, 1], job.everything()
+    assert len(job.said()) == 1, job.everything()
+    assert "cannot write checkpoint" in job.said()[0]
+    assert "rank 1: " in job.said()[0]
+    assert "step-00000003 is intact" in job.said()[0]
+    assert [path.name for path in (out / "checkpoints").glob("*step*")] == ["step-00000003"]
+    assert find_fault(out / "checkpoints/step-00000003") is None
+
+
 def test_an_error_of_one_rank_is_told_once_and_ends_all(tmp_path: Path, text_file: Path) -> None:
     """Rank 0 alone finds that the text is empty."""
     empty = tmp_path / "empty.txt"

@@ -166,7 +166,7 @@ class Checkpoints:
         results = self.ranks.gather(mine)
         for rank, (_, fault) in enumerate(results):
             if fault is not None:
-                raise OSError(f"rank {rank}: {fault}")
+                raise OSError(fault if fault.startswith("rank ") else f"rank {rank}: {fault}")
         return [value for value, _ in results]
 
     def candidates(self) -> list[Path]:

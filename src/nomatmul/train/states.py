@@ -8,7 +8,9 @@ number of devices: a process reads the rows that it holds.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
 from nomatmul.train.parallelize import local, whole
@@ -37,7 +40,20 @@ def save_shards(
     tensors = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
     tensors |= optimizer_tensors(model, optimizer)
     writer = dcp.FileSystemWriter(directory / SHARDS)
-    dcp.save(tensors, storage_writer=writer, process_group=ranks.group)
+    with _one_failure():
+        dcp.save(tensors, storage_writer=writer, process_group=ranks.group)
+
+
+@contextlib.contextmanager
+def _one_failure() -> Iterator[None]:
+    """What DCP raises is no Exception, and holds those of all ranks: raise the first as OSError."""
+    try:
+        yield
+    except CheckpointException as error:
+        rank, (cause, _) = next(iter(sorted(error.failures.items(), key=lambda item: item[0])))
+        text = str(cause).strip().splitlines()
+        reason = text[0] if text else type(cause).__name__
+        raise OSError(f"rank {rank}: {reason}") from None
 
 
 def gather_weights(model: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
@@ -129,7 +145,10 @@ def _load_shards(
     tensors["step"] = torch.zeros((), dtype=torch.float64)
     with warnings.catch_warnings():  # torch wonders whether a single process is meant: it is
         warnings.simplefilter("ignore", UserWarning)
-        dcp.load(tensors, storage_reader=reader, process_group=ranks.group, no_dist=not ranks.many)
+        with _one_failure():
+            dcp.load(
+                tensors, storage_reader=reader, process_group=ranks.group, no_dist=not ranks.many
+            )
     return tensors["step"].item()
 
 
