@@ -134,7 +134,8 @@ def many(folder: Path, link: Callable[[str], str]) -> list[str]:
     if not file.exists():
         return []
     lines = file.read_text("utf-8").strip().splitlines()
-    return lines[1:] if lines and lines[0].startswith("# ") else lines
+    lines = lines[1:] if lines and lines[0].startswith("# ") else lines
+    return [f"#{line}" if line.startswith("##") else line for line in lines]
 
 
 def targets(folder: Path, link: Callable[[str], str]) -> list[str]:

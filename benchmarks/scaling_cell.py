@@ -22,6 +22,7 @@ from gpu_common import append_row, read_rows
 from torch import Tensor, nn
 
 from nomatmul.formats.config import ModelConfig
+from nomatmul.ops import choose
 from nomatmul.ops.bitlinear import TernaryCache, ternary_cache
 from nomatmul.train.batches import Batches, WindowOrder, held_out_batches, held_out_length
 from nomatmul.train.config import TrainConfig
@@ -193,6 +194,8 @@ class Bench:
             "seconds": round(seconds, 2),
             "tokens_per_second": round(self.speed),
             "compiled": self.compiled,
+            "ops": os.environ.get("NOMATMUL_OPS", ""),
+            "fallback": choose.fallback_reason(),
             "curve": curve[:: max(len(curve) // 25, 1)],
             **scores,
         }
