@@ -29,9 +29,10 @@ from typing import Any
 from gpu_common import ROOT, describe, environment, table
 
 STEPS = 20
-_DRIFT = """All runs have the same batches. Sums in another order differ by float rounding; where that flips the rounding of an
-activation or a weight the runs drift apart. The control shows how fast they do so on one rank, for comparison: the
-same batches, added up in other micro-batches."""
+_DRIFT = """\
+All runs have the same batches. Sums in another order differ by float rounding; where that flips
+the rounding of an activation or a weight the runs drift apart. The control shows how fast they do
+so on one rank: the same batches, added up in other micro-batches."""
 TIMEOUT = 10  # seconds: the collective time limit of the jobs that are disturbed
 
 
@@ -80,7 +81,8 @@ class Bench:
         """The command of a small training: micro-batches of 2, so that up to 8 ranks fit."""
         settings = {
             "model.vocab_size": 512, "model.hidden_size": 256, "sequence_length": 128,
-            "learning_rate": 1e-3, "batch_size": 16, "micro_batch_size": 2, "schedule": "constant", "warmup_steps": 5,
+            "learning_rate": 1e-3, "batch_size": 16, "micro_batch_size": 2,
+            "schedule": "constant", "warmup_steps": 5,
             "eval_interval": 0, "diagnostics_interval": 0, "sample_interval": 0,
             "log_interval": 1, "checkpoint_interval": 5, "compile": "off",
         }  # fmt: skip
