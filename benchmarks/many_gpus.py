@@ -281,7 +281,7 @@ def main() -> None:
     parser.add_argument("--ranks", default="1,2", help="numbers of ranks, rising")
     parser.add_argument("--sizes", nargs="*", default=["mmfree_1_3b:block", "mmfree_370m:mlp"],
                         help="RECIPE:RECOMPUTE for (b); none: leave (b) out")  # fmt: skip
-    parser.add_argument("--compile", default="auto", help="TrainConfig.compile for (b)")
+    parser.add_argument("--compile", default="off", help="TrainConfig.compile for (b)")
     parser.add_argument("--seconds", type=float, default=200.0)
     parser.add_argument("--commit", default=None)
     parser.add_argument("--output", type=Path, default=None, help="file of the tables (Markdown)")
