@@ -20,7 +20,7 @@ from nomatmul.engine.cuda import kernels
 
 ROW = {"D": 2560, "RB": 640, "BLOCK": 4096}
 TYPES = {"acc_ptr": "*i32", "flag_ptr": "*i32", "q_ptr": "*i8", "w_ptr": "*u8", "tokens": "i32",
-         "N": "i32", "nbytes": "i32", "sequence_ptr": "*i32", "start_ptr": "*i32",
+         "N": "i32", "words": "i32", "sequence_ptr": "*i32", "start_ptr": "*i32",
          "state_stride": "i32", "eps": "fp32", "eps1": "fp32", "eps2": "fp32", "beta": "fp32",
          "beta_i": "fp32", "beta_f": "fp32", "beta_g": "fp32"}
 CASES = [
@@ -32,13 +32,13 @@ CASES = [
     ("scan_kernel", {"D": 2560, "ROWS": 16, "CHANNELS": 32}, {"num_warps": 1}),
     ("product_kernel", {"RB": 640, "BT": 16, "BN": 16, "BK": 64, "HALF": False}, {"num_warps": 2}),
     ("product_kernel", {"RB": 640, "BT": 64, "BN": 128, "BK": 64, "HALF": False}, {"num_warps": 4}),
-    ("unpack_kernel", {"RB": 640, "BLOCK": 2048}, {}),
+    ("unpack_kernel", {"RW": 160, "BLOCK": 1024}, {}),
 ]
 for name, constants, options in CASES:
     kernel = getattr(kernels, name)
     signature = {
         arg: "constexpr" if arg in constants
-        else "*i8" if name == "unpack_kernel" and arg == "out_ptr"
+        else "*i32" if name == "unpack_kernel" and arg.endswith("_ptr")
         else TYPES.get(arg, "*fp32")
         for arg in kernel.arg_names
     }

@@ -18,7 +18,7 @@ import torch
 from nomatmul.engine.cuda.decoder import Decoder
 from nomatmul.engine.cuda.device import INTERPRETED, describe
 from nomatmul.engine.cuda.forward import Forward
-from nomatmul.engine.cuda.launch import LIBRARY_TOKENS, Stretches
+from nomatmul.engine.cuda.launch import UNPACK_TOKENS, Stretches
 from nomatmul.engine.cuda.nvrtc import CompileError
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from nomatmul.formats.config import ModelConfig
 
 # Work space that a block of tokens may take, and rows of logits that exist at once.
-SCRATCH_BYTES = 160 << 20
+SCRATCH_BYTES = 225 << 20
+UNPACKED_BYTES = 72 << 20
 HEAD_ROWS = 256
 MAX_GRAPH = 64  # sequences that decode through a captured graph
 
@@ -126,8 +127,10 @@ class CudaBackend:
         ends = np.cumsum(lengths)
         flat = np.concatenate(ids_T)
         scratch = self._scratch(len(flat))
-        for start in range(0, len(flat), self.chunk):
-            end = min(start + self.chunk, len(flat))
+        pieces = -(-len(flat) // self.chunk)
+        chunk = min(self.chunk, -(-len(flat) // (128 * pieces)) * 128)  # of even size
+        for start in range(0, len(flat), chunk):
+            end = min(start + chunk, len(flat))
             low = int(np.searchsorted(ends, start, side="right"))
             high = int(np.searchsorted(ends, end, side="left"))
             sequences = np.arange(low, high + 1, dtype=np.int32)
@@ -187,8 +190,8 @@ class CudaBackend:
             raise ValueError("the activations are not finite (NaN or infinity)")
 
     def _scratch(self, tokens: int) -> Any:
-        """int8 for the largest unpacked matrix, None where no product of the library is due."""
-        if min(tokens, self.chunk) < LIBRARY_TOKENS or self.device.type != "cuda":
+        """int8 for the largest unpacked matrix, None where too few tokens share it."""
+        if min(tokens, self.chunk) < UNPACK_TOKENS or self.device.type != "cuda":
             return None
         if torch.cuda.get_device_capability(self.device) < (8, 0):
             return None
@@ -248,12 +251,12 @@ class Graph:
 
 
 def scratch_bytes(config: ModelConfig) -> int:
-    """Bytes of the largest matrix of the blocks as int8."""
+    """Bytes of the largest piece of a matrix as int8."""
     from nomatmul.engine.cuda.weights import device_row_bytes
 
     short, long = device_row_bytes(config.hidden_size), device_row_bytes(config.mlp_size)
     size, inner = config.hidden_size, config.mlp_size
-    return 4 * max(size * short, 2 * inner * short, size * long)
+    return min(UNPACKED_BYTES, 4 * max(size * short, 2 * inner * short, size * long))
 
 
 def token_bytes(config: ModelConfig) -> int:

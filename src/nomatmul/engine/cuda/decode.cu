@@ -17,13 +17,13 @@
 // --fmad=false), so results have the bits of the native core and of the triton path.
 //
 // Defined by the host: D, M (0: no channel mixer), V, L, RBD, RBM (bytes of a packed row), BLOCKS,
-// EMBEDDING (0 bf16, 1 int8, 2 f32), NORM_EPS, LINEAR_EPS, GATE_EPS.
+// EMBEDDING (0 bf16, 1 int8, 2 f32), THREADS, NORM_EPS, LINEAR_EPS, GATE_EPS.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef unsigned char u8;
 
-constexpr int kThreads = 512, kWarps = kThreads / 32;
+constexpr int kThreads = THREADS, kWarps = kThreads / 32;  // a power of two
 constexpr int kAhead = 5;           // units of weights (32 bytes a thread) loaded ahead of a product
 constexpr int kRun = 30;            // channels that one warp finishes: ten items of three
 constexpr u32 kPatience = 1u << 21; // polls before a block gives up, about a second
@@ -42,8 +42,8 @@ struct Item { float a, b, c; u32 phase; };
 struct Params {
   const u8 *embedding; const float* embedding_scale;
   const u8 *ifg, *o, *gate, *down, *head;
-  const float *mixer_norm, *ifg_norm, *g_norm, *o_norm, *bound, *channel_norm, *gate_norm, *down_norm;
-  const float *final_norm, *head_norm;
+  const float4 *mixer_norm, *ifg_norm, *g_norm, *o_norm; const float* bound;
+  const float4 *channel_norm, *gate_norm, *down_norm, *final_norm, *head_norm;
   const float* beta;  // [L][6] of i, f, g, o, gate, down; then the head's
   const float* state_in; float* state_out;
   float* logits;
@@ -51,13 +51,13 @@ struct Params {
   Item *items_x, *items_g, *items_s, *items_y;
   u64* best; u32* arrived; int* flag;
   u32 phase;  // items written so far: a phase's number never comes twice (in 32 bits)
+  u64* trace;
   int token;  // the token, or -1: it is what *token_in holds (the launch before made it)
 };
 
 struct Shared {
-  float values[largest(2 * kOwnD * BLOCKS, kOwnM * BLOCKS)];
-  u32 q_d[3 * 4 * kPlaneD];
-  u32 q_m[M ? 4 * kPlaneM : 4];
+  alignas(16) u32 q_d[3 * 4 * kPlaneD];
+  alignas(16) u32 q_m[M ? 4 * kPlaneM : 4];
   int acc[2][kAccs];
   int sum_q[2][4];
   double sums[2][kWarps];
@@ -98,29 +98,48 @@ __device__ __forceinline__ void read_item(const Item* at, u64& low, u64& high) {
                : "=l"(low), "=l"(high) : "l"(at) : "memory");
 }
 
-// Waits for all items of a phase and lays their floats out as a vector in shared memory.
-template <int kOwn, int kItems>
-__device__ __forceinline__ void gather(const Item* items, u32 phase, float* out, Shared& s) {
-  constexpr int kAll = kItems * BLOCKS, kEach = ceil_div(kAll, kThreads);
-  u64 low[kEach], high[kEach];
+// Which elements of a vector a thread works on: items threadIdx.x + j * kThreads, three floats each,
+// and at which byte of a plane's int8 values each belongs. Floats of an item that stand for no element
+// are zero wherever items are made, and so are their norm weights; their bytes go to a spare word.
+template <int kOwn, int kItems, int kSize, int kPlane>
+struct Map {
+  static constexpr int K = kSize, kAll = kItems * BLOCKS, kEach = ceil_div(kAll, kThreads);
+  static constexpr int kPadded = kEach * kThreads, kStride = kPlane;
+  int place[3 * kEach];
+  static __device__ __forceinline__ int element(int j, int k) {  // or -1
+    const int n = threadIdx.x + j * kThreads, owner = n / kItems, inside = 3 * (n - owner * kItems) + k;
+    const int e = owner * kOwn + inside;
+    return n < kAll && inside < kOwn && e < kSize ? e : -1;
+  }
+  __device__ __forceinline__ Map() {
 #pragma unroll
-  for (int j = 0; j < kEach; ++j) {
-    const int n = threadIdx.x + j * kThreads;
-    if (n < kAll) read_item(items + n, low[j], high[j]);
+    for (int j = 0; j < 3 * kEach; ++j) {
+      const int e = element(j / 3, j % 3);
+      place[j] = e < 0 ? 4 * (kPlane - 1) : (e & 3) * (4 * kPlane) + (e >> 4) * 4 + ((e >> 2) & 3);
+    }
+  }
+};
+
+// Waits for a phase's items of this thread.
+template <class Where>
+__device__ __forceinline__ void gather(const Item* items, u32 phase,
+                                       float (&out)[3 * Where::kEach], Shared& s) {
+  u64 low[Where::kEach], high[Where::kEach];
+  const Item* mine = items + threadIdx.x;
+#pragma unroll
+  for (int j = 0; j < Where::kEach; ++j) {
+    if (threadIdx.x + j * kThreads < Where::kAll) read_item(mine + j * kThreads, low[j], high[j]);
+    else low[j] = 0, high[j] = (u64)phase << 32;
   }
 #pragma unroll
-  for (int j = 0; j < kEach; ++j) {
-    const int n = threadIdx.x + j * kThreads;
-    if (n >= kAll) continue;
+  for (int j = 0; j < Where::kEach; ++j) {
     for (u32 polls = 0; (u32)(high[j] >> 32) != phase; ++polls) {
       if (polls > kPatience || *(volatile int*)&s.dead) { *(volatile int*)&s.dead = 1; break; }
-      read_item(items + n, low[j], high[j]);
+      read_item(mine + j * kThreads, low[j], high[j]);
     }
-    const int owner = n / kItems, first = 3 * (n % kItems);
-    float* place = out + owner * kOwn + first;
-    place[0] = __uint_as_float((u32)low[j]);
-    if (first + 1 < kOwn) place[1] = __uint_as_float((u32)(low[j] >> 32));
-    if (first + 2 < kOwn) place[2] = __uint_as_float((u32)high[j]);
+    out[3 * j] = __uint_as_float((u32)low[j]);
+    out[3 * j + 1] = __uint_as_float((u32)(low[j] >> 32));
+    out[3 * j + 2] = __uint_as_float((u32)high[j]);
   }
 }
 
@@ -145,48 +164,69 @@ __device__ __forceinline__ float root_of(double sum, int size, float eps, double
   sum = sums[lane % kWarps];
 #pragma unroll
   for (int step = kWarps / 2; step > 0; step >>= 1) sum += __shfl_xor_sync(~0u, sum, step);
-  const float mean = (float)__ddiv_rn(sum, (double)size);
+  const float mean = (float)(sum * (1.0 / size));  // the float is the quotient's but for ties
   return __fsqrt_rn(mean + eps);
 }
 
+// x / root, correctly rounded (Markstein: the reciprocal is, and the remainder is exact). Where x is
+// too small for that, both forms end as the int8 value 0.
+struct Divisor {
+  float root, inverse;
+  __device__ __forceinline__ explicit Divisor(float r) : root(r), inverse(__frcp_rn(r)) {}
+  __device__ __forceinline__ float under(float x) const {
+    const float near = x * inverse;
+    return __fmaf_rn(__fmaf_rn(-near, root, x), inverse, near);
+  }
+};
+
 __device__ __forceinline__ double square(float x) { return (double)__fmul_rn(x, x); }
 
-// Norm weights of C linears, in registers before the input is there.
-template <int K, int C>
+// Norm weights of C linears, in registers before the input is there. They lie in memory as items do,
+// {three floats, 0}, padded to whole rounds of the threads.
+template <class Where, int C>
 struct Norms {
-  static constexpr int kEach = ceil_div(K, kThreads);
-  float w[C][kEach];
-  __device__ __forceinline__ void load(const float* from) {
+  float w[C][3 * Where::kEach];
+  __device__ __forceinline__ void load(const float4* from) {
 #pragma unroll
     for (int c = 0; c < C; ++c)
 #pragma unroll
-      for (int j = 0; j < kEach; ++j) {
-        const int e = threadIdx.x + j * kThreads;
-        w[c][j] = e < K ? __ldg(from + c * K + e) : 0.0f;
+      for (int j = 0; j < Where::kEach; ++j) {
+        const float4 v = __ldg(from + c * Where::kPadded + j * kThreads + threadIdx.x);
+        w[c][3 * j] = v.x, w[c][3 * j + 1] = v.y, w[c][3 * j + 2] = v.z;
       }
   }
 };
 
-// int8 values, by planes, of the norm of y for each of C linears. Three barriers with root_of's.
-template <int K, int C, int kPlane>
-__device__ __forceinline__ void quantise(const float (&y)[ceil_div(K, kThreads)],
-                                         const Norms<K, C>& norms, u32* q, float (&steps)[C],
+// y becomes norm(y).
+template <class Where>
+__device__ __forceinline__ void normalise(float (&y)[3 * Where::kEach], const Norms<Where, 1>& norm,
+                                          float eps, Shared& s) {
+  double sum = 0.0;
+#pragma unroll
+  for (int j = 0; j < 3 * Where::kEach; ++j) sum += square(y[j]);
+  const Divisor root(root_of(sum, Where::K, eps, s.sums[0]));
+#pragma unroll
+  for (int j = 0; j < 3 * Where::kEach; ++j) y[j] = root.under(y[j]) * norm.w[0][j];
+}
+
+// int8 values, by planes, of the norm of y for each of C linears.
+template <int C, class Where>
+__device__ __forceinline__ void quantise(const Where& map, float (&y)[3 * Where::kEach],
+                                         const Norms<Where, C>& norms, u32* q, float (&steps)[C],
                                          int parity, Shared& s, int* flag) {
-  constexpr int kEach = ceil_div(K, kThreads);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   double sum = 0.0;
 #pragma unroll
-  for (int j = 0; j < kEach; ++j) sum += square(y[j]);
-  const float root = root_of(sum, K, LINEAR_EPS, s.sums[1]);
-  float base[kEach];
+  for (int j = 0; j < 3 * Where::kEach; ++j) sum += square(y[j]);
+  const Divisor root(root_of(sum, Where::K, LINEAR_EPS, s.sums[1]));
 #pragma unroll
-  for (int j = 0; j < kEach; ++j) base[j] = __fdiv_rn(y[j], root);
+  for (int j = 0; j < 3 * Where::kEach; ++j) y[j] = root.under(y[j]);
 #pragma unroll
   for (int c = 0; c < C; ++c) {
     u32 top = 0;  // bits of |z| order as numbers do, infinity and NaN above all
 #pragma unroll
-    for (int j = 0; j < kEach; ++j)
-      top = max(top, __float_as_uint(base[j] * norms.w[c][j]) & 0x7fffffffu);
+    for (int j = 0; j < 3 * Where::kEach; ++j)
+      top = max(top, __float_as_uint(y[j] * norms.w[c][j]) & 0x7fffffffu);
     top = __reduce_max_sync(~0u, top);
     if (lane == 0) s.tops[c][warp] = top;
   }
@@ -199,19 +239,14 @@ __device__ __forceinline__ void quantise(const float (&y)[ceil_div(K, kThreads)]
     const float scale = __fdiv_rn(127.0f, absmax);
     steps[c] = __fdiv_rn(absmax, 127.0f);
     int total = 0;
+    u8* bytes = reinterpret_cast<u8*>(q + c * 4 * Where::kStride);
 #pragma unroll
-    for (int j = 0; j < kEach; ++j) {
-      const int e = threadIdx.x + j * kThreads;
-      const float v = (base[j] * norms.w[c][j]) * scale;
-      int whole = (int)v;
-      const float part = v - (float)whole;
-      whole += (part >= 0.5f) - (part <= -0.5f);
-      whole = min(max(whole, -128), 127);
-      if (e < K) {
-        total += whole;
-        u8* bytes = reinterpret_cast<u8*>(q + c * 4 * kPlane + (e & 3) * kPlane);
-        bytes[(e >> 4) * 4 + ((e >> 2) & 3)] = (u8)whole;
-      }
+    for (int j = 0; j < 3 * Where::kEach; ++j) {
+      const float v = (y[j] * norms.w[c][j]) * scale;
+      // half away from zero: with the float below 0.5, 0.49999997 stays 0 and 0.5 becomes 1
+      const int whole = min((int)(v + copysignf(0.49999997f, v)), 127);
+      total += whole;
+      bytes[map.place[j]] = (u8)whole;
     }
     total = __reduce_add_sync(~0u, total);
     if (lane == 0) atomicAdd(&s.sum_q[parity][c], total);
@@ -238,81 +273,87 @@ __device__ __forceinline__ void mma(int (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3,
 
 // acc[row] += sum_k code * q over this block's rows: `kParts` pieces of `kOwn` rows, piece c of
 // `kStride` rows of the matrix. With C linears piece c meets column c, else all meet column 0.
-// Work is cut into units of 16 rows x 64 bytes, dealt to the warps in stretches.
+// A unit of work is 16 rows x 64 bytes. Warps are dealt to tiles of 16 rows, kShare to each, and take
+// turns along the row; where there are more tiles than warps they go around again. Rows beyond the
+// last one repeat it and are dropped at the end: no load has a condition.
 template <int kOwn, int kParts, int kStride, int RB, int C, int kPlane>
 struct Product {
   static constexpr int kRows = kOwn * kParts, kTiles = ceil_div(kRows, 16), kSteps = RB / 64;
-  static constexpr int kUnits = kTiles * kSteps, kMine = ceil_div(kUnits, kWarps);
-  static constexpr int kHeld = kMine < kAhead ? kMine : kAhead;
+  static constexpr int kShare = kTiles < kWarps ? kWarps / kTiles : 1;
+  static constexpr int kRounds = ceil_div(kTiles * kShare, kWarps), kTurns = ceil_div(kSteps, kShare);
+  static constexpr int kHeld = kTurns < kAhead ? kTurns : kAhead;
   uint4 held[kHeld][2];
-  const u8* weights;
-  int first, end;
+  const u8* at[2];
+  int tile, slice;
 
-  __device__ __forceinline__ void load(int unit, uint4 (&to)[2]) const {
-    const int lane = threadIdx.x & 31, tile = unit / kSteps, step = unit % kSteps;
+  __device__ __forceinline__ void aim(const u8* weights, int round) {
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    tile = warp / kShare + round * (kWarps / kShare);
+    slice = warp % kShare;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = tile * 16 + half * 8 + (lane >> 2);
-      const int part = row / kOwn, channel = blockIdx.x * kOwn + row % kOwn;
-      to[half] = make_uint4(0, 0, 0, 0);
-      if (unit < end && row < kRows && channel < kStride) {
-        const size_t at = (size_t)(part * kStride + channel) * RB;
-        to[half] = load_weights(weights + at + step * 64 + (lane & 3) * 16);
-      }
+      const int row = min(tile * 16 + half * 8 + (lane >> 2), kRows - 1), part = row / kOwn;
+      const int channel = min((int)blockIdx.x * kOwn + row - part * kOwn, kStride - 1);
+      at[half] = weights + (size_t)(part * kStride + channel) * RB + slice * 64 + (lane & 3) * 16;
     }
   }
-  __device__ __forceinline__ void ahead(const u8* from) {
-    const int warp = threadIdx.x >> 5;
-    weights = from;
-    first = warp * kUnits / kWarps;
-    end = (warp + 1) * kUnits / kWarps;
-#pragma unroll
-    for (int n = 0; n < kHeld; ++n) load(first + n, held[n]);
-  }
-  __device__ __forceinline__ void flush(int (&c)[4][4], int tile, int* acc) const {
-    const int lane = threadIdx.x & 31, t = lane & 3;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = tile * 16 + half * 8 + (lane >> 2);
-      const int column = C == 1 ? 0 : row / kOwn;
-      if (row < kRows && t == (column >> 1)) {
-        int sum = 0;
-#pragma unroll
-        for (int p = 0; p < 4; ++p) sum += ((column & 1) ? c[p][2 * half + 1] : c[p][2 * half]) >> (2 * p);
-        atomicAdd(acc + row, sum);
-      }
+  __device__ __forceinline__ void load(int turn, uint4 (&to)[2]) const {
+    if ((turn + 1) * kShare <= kSteps || turn * kShare + slice < kSteps) {
+      to[0] = load_weights(at[0] + turn * kShare * 64);
+      to[1] = load_weights(at[1] + turn * kShare * 64);
     }
-#pragma unroll
-    for (int p = 0; p < 4; ++p)
-#pragma unroll
-      for (int k = 0; k < 4; ++k) c[p][k] = 0;
   }
-  __device__ __forceinline__ void run(const u32* q, int* acc) {
-    const int lane = threadIdx.x & 31, column = lane >> 2;
-    const u32* mine = q + (column < C ? column : 0) * 4 * kPlane + (lane & 3) * 4;
-    int c[4][4] = {};
-    int tile = first / kSteps;
+  __device__ __forceinline__ void ahead(const u8* weights, int round = 0) {
+    aim(weights, round);
+    if (tile < kTiles) {
 #pragma unroll
-    for (int n = 0; n < kMine; ++n) {
-      const int unit = first + n;
-      if (unit < end) {
-        if (unit / kSteps != tile) { flush(c, tile, acc); tile = unit / kSteps; }
-        const uint4 w0 = held[n % kHeld][0], w1 = held[n % kHeld][1];
-        if (n + kHeld < kMine) load(unit + kHeld, held[n % kHeld]);
-        const u32* b = mine + (unit % kSteps) * 16;
+      for (int n = 0; n < kHeld; ++n) load(n, held[n]);
+    }
+  }
+  __device__ __forceinline__ void run(const u32* q, int* acc, const u8* weights) {
+    const int lane = threadIdx.x & 31, column = lane >> 2, t = lane & 3;
+    for (int round = 0; round < kRounds; ++round) {
+      if (round > 0) ahead(weights, round);
+      if (tile < kTiles) {
+        const u32* b = q + (column < C ? column : 0) * 4 * kPlane + t * 4 + slice * 16;
+        int c[4][4] = {};
 #pragma unroll
-        for (int p = 0; p < 4; ++p) {
-          const u32 mask = 0x03030303u << (2 * p);
-          const uint4 v = *reinterpret_cast<const uint4*>(b + p * kPlane);
-          mma(c[p], w0.x & mask, w1.x & mask, w0.y & mask, w1.y & mask, v.x, v.y);
-          mma(c[p], w0.z & mask, w1.z & mask, w0.w & mask, w1.w & mask, v.z, v.w);
+        for (int n = 0; n < kTurns; ++n) {
+          if ((n + 1) * kShare <= kSteps || n * kShare + slice < kSteps) {
+            const uint4 w0 = held[n % kHeld][0], w1 = held[n % kHeld][1];
+            if (n + kHeld < kTurns) load(n + kHeld, held[n % kHeld]);
+#pragma unroll
+            for (int p = 0; p < 4; ++p) {
+              const u32 mask = 0x03030303u << (2 * p);
+              const uint4 v = *reinterpret_cast<const uint4*>(b + p * kPlane + n * kShare * 16);
+              mma(c[p], w0.x & mask, w1.x & mask, w0.y & mask, w1.y & mask, v.x, v.y);
+              mma(c[p], w0.z & mask, w1.z & mask, w0.w & mask, w1.w & mask, v.z, v.w);
+            }
+          }
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int row = tile * 16 + half * 8 + (lane >> 2);
+          const int wanted = C == 1 ? 0 : row / kOwn;
+          if (row < kRows && t == (wanted >> 1)) {
+            int sum = 0;
+#pragma unroll
+            for (int p = 0; p < 4; ++p)
+              sum += (C > 1 && (wanted & 1) ? c[p][2 * half + 1] : c[p][2 * half]) >> (2 * p);
+            atomicAdd(acc + row, sum);
+          }
         }
       }
     }
-    if (first < end) flush(c, tile, acc);
     __syncthreads();
   }
 };
+
+#ifdef TRACE
+#define MARK() if (blockIdx.x == 3 && (threadIdx.x & 127) == 0 && (layer == 5 || layer == 6)) { trace[threadIdx.x >> 7][marks] = clock64(); marks++; }
+#else
+#define MARK()
+#endif
 
 __device__ __forceinline__ float embedded(const Params& p, int token, int e) {
   const size_t at = (size_t)token * D + e;
@@ -321,29 +362,11 @@ __device__ __forceinline__ float embedded(const Params& p, int token, int e) {
   return reinterpret_cast<const float*>(p.embedding)[at];
 }
 
-// y = norm(x) of the vector in shared memory.
-template <int K>
-__device__ __forceinline__ void normed(const float* x, const Norms<K, 1>& norm, float eps,
-                                       float (&y)[ceil_div(K, kThreads)], Shared& s) {
-  constexpr int kEach = ceil_div(K, kThreads);
-  double sum = 0.0;
-#pragma unroll
-  for (int j = 0; j < kEach; ++j) {
-    const int e = threadIdx.x + j * kThreads;
-    y[j] = e < K ? x[e] : 0.0f;
-    sum += square(y[j]);
-  }
-  const float root = root_of(sum, K, eps, s.sums[0]);
-#pragma unroll
-  for (int j = 0; j < kEach; ++j) y[j] = __fdiv_rn(y[j], root) * norm.w[0][j];
-}
-
 extern "C" __constant__ int shared_bytes = sizeof(Shared);
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1) decode(const Params p) {
   extern __shared__ __align__(16) char memory[];
   Shared& s = *reinterpret_cast<Shared*>(memory);
-  constexpr int kEachD = ceil_div(D, kThreads);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   // the channel that this thread finishes, where it finishes one
   const int own = warp * kRun + lane, channel = blockIdx.x * kOwnD + own;
@@ -352,27 +375,44 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) decode(const Params p)
   __syncthreads();
 
   const int token = p.token >= 0 ? p.token : *p.token_in;
-  for (int e = threadIdx.x; e < D; e += kThreads) s.values[e] = embedded(p, token, e);
   float x = mine ? embedded(p, token, channel) : 0.0f;
-  __syncthreads();
+  using MapD = Map<kOwnD, kItemsD, D, kPlaneD>;
+  const MapD map;
 
+  #ifdef TRACE
+  int marks = 0; u64 (*trace)[128] = (u64 (*)[128])p.trace;
+  #endif
   u32 phase = p.phase;  // of the last items written; items of a token start behind it
   int parity = 0;
-  float y[kEachD];
+  float y[3 * MapD::kEach];
+#pragma unroll
+  for (int j = 0; j < 3 * MapD::kEach; ++j) {
+    const int e = MapD::element(j / 3, j % 3);
+    y[j] = e < 0 ? 0.0f : embedded(p, token, e);
+  }
   for (int layer = 0; layer < L; ++layer) {
-    const float* beta = p.beta + 6 * layer;
+    float beta[6];
+#pragma unroll
+    for (int n = 0; n < 6; ++n) beta[n] = __ldg(p.beta + 6 * layer + n);
     {  // i, f, g and the state
       Product<kOwnD, 3, D, RBD, 3, kPlaneD> product;
-      product.ahead(p.ifg + (size_t)layer * 3 * D * RBD);
-      Norms<D, 1> block; block.load(p.mixer_norm + layer * D);
-      Norms<D, 3> norms; norms.load(p.ifg_norm + layer * 3 * D);
+      MARK();
+      const u8* const weights = p.ifg + (size_t)layer * 3 * D * RBD;
+      Norms<MapD, 1> block; block.load(p.mixer_norm + layer * MapD::kPadded);
+      Norms<MapD, 3> norms; norms.load(p.ifg_norm + layer * 3 * MapD::kPadded);
+      product.ahead(weights);
       const float h_old = mine ? p.state_in[layer * D + channel] : 0.0f;
       const float bound = mine ? __ldg(p.bound + layer * D + channel) : 0.0f;
-      if (layer > 0) { gather<kOwnD, kItemsD>(p.items_x, phase, s.values, s); __syncthreads(); }
-      normed<D>(s.values, block, NORM_EPS, y, s);
+      MARK();
+      if (layer > 0) gather<MapD>(p.items_x, phase, y, s);
+      MARK();
+      normalise<MapD>(y, block, NORM_EPS, s);
+      MARK();
       float steps[3];
-      quantise<D, 3, kPlaneD>(y, norms, s.q_d, steps, parity, s, p.flag);
-      product.run(s.q_d, s.acc[parity]);
+      quantise<3>(map, y, norms, s.q_d, steps, parity, s, p.flag);
+      MARK();
+      product.run(s.q_d, s.acc[parity], weights);
+      MARK();
       ++phase;
       if (warp * kRun < kOwnD) {
         float g = 0.0f, gate = 0.0f;
@@ -391,49 +431,59 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) decode(const Params p)
         publish<kOwnD, kItemsD>(p.items_g, g, warp, phase);
         publish<kOwnD, kItemsD>(p.items_s, gate, warp, phase);
       }
+      MARK();
       parity ^= 1;
     }
     {  // o
       Product<kOwnD, 1, D, RBD, 1, kPlaneD> product;
-      product.ahead(p.o + (size_t)layer * D * RBD);
-      Norms<D, 1> block; block.load(p.g_norm + layer * D);
-      Norms<D, 1> norms; norms.load(p.o_norm + layer * D);
-      float* gates = s.values + kOwnD * BLOCKS;
-      gather<kOwnD, kItemsD>(p.items_g, phase, s.values, s);
-      gather<kOwnD, kItemsD>(p.items_s, phase, gates, s);
-      __syncthreads();
-      normed<D>(s.values, block, GATE_EPS, y, s);
+      MARK();
+      const u8* const weights = p.o + (size_t)layer * D * RBD;
+      Norms<MapD, 1> block; block.load(p.g_norm + layer * MapD::kPadded);
+      Norms<MapD, 1> norms; norms.load(p.o_norm + layer * MapD::kPadded);
+      product.ahead(weights);
+      float gates[3 * MapD::kEach];
+      MARK();
+      gather<MapD>(p.items_g, phase, y, s);
+      gather<MapD>(p.items_s, phase, gates, s);
+      MARK();
+      normalise<MapD>(y, block, GATE_EPS, s);
 #pragma unroll
-      for (int j = 0; j < kEachD; ++j) {
-        const int e = threadIdx.x + j * kThreads;
-        y[j] = e < D ? y[j] * gates[e] : 0.0f;
-      }
+      for (int j = 0; j < 3 * MapD::kEach; ++j) y[j] = y[j] * gates[j];
       float steps[1];
-      quantise<D, 1, kPlaneD>(y, norms, s.q_d, steps, parity, s, p.flag);
-      product.run(s.q_d, s.acc[parity]);
+      quantise<1>(map, y, norms, s.q_d, steps, parity, s, p.flag);
+      MARK();
+      product.run(s.q_d, s.acc[parity], weights);
+      MARK();
       ++phase;
       if (warp * kRun < kOwnD) {
         if (mine) x = x + (float)(s.acc[parity][own] - s.sum_q[parity][0]) * (beta[3] * steps[0]);
         publish<kOwnD, kItemsD>(p.items_x, x, warp, phase);
       }
+      MARK();
       parity ^= 1;
     }
 #if M > 0
     {  // gate and up
       Product<kOwnM, 2, M, RBD, 1, kPlaneD> product;
-      product.ahead(p.gate + (size_t)layer * 2 * M * RBD);
-      Norms<D, 1> block; block.load(p.channel_norm + layer * D);
-      Norms<D, 1> norms; norms.load(p.gate_norm + layer * D);
-      gather<kOwnD, kItemsD>(p.items_x, phase, s.values, s);
-      __syncthreads();
-      normed<D>(s.values, block, NORM_EPS, y, s);
+      MARK();
+      const u8* const weights = p.gate + (size_t)layer * 2 * M * RBD;
+      Norms<MapD, 1> block; block.load(p.channel_norm + layer * MapD::kPadded);
+      Norms<MapD, 1> norms; norms.load(p.gate_norm + layer * MapD::kPadded);
+      product.ahead(weights);
+      MARK();
+      gather<MapD>(p.items_x, phase, y, s);
+      MARK();
+      normalise<MapD>(y, block, NORM_EPS, s);
+      MARK();
       float steps[1];
-      quantise<D, 1, kPlaneD>(y, norms, s.q_d, steps, parity, s, p.flag);
-      product.run(s.q_d, s.acc[parity]);
+      quantise<1>(map, y, norms, s.q_d, steps, parity, s, p.flag);
+      MARK();
+      product.run(s.q_d, s.acc[parity], weights);
+      MARK();
       ++phase;
       if (warp * kRun < kOwnM) {
         float value = 0.0f;
-        if (lane < kRun && own < kOwnM) {
+        if (lane < kRun && own < kOwnM && blockIdx.x * kOwnM + own < M) {
           const float scale = beta[4] * steps[0];
           const int sum_q = s.sum_q[parity][0];
           const float gate = (float)(s.acc[parity][own] - sum_q) * scale;
@@ -442,44 +492,47 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) decode(const Params p)
         }
         publish<kOwnM, kItemsM>(p.items_y, value, warp, phase);
       }
+      MARK();
       parity ^= 1;
     }
     {  // down
-      constexpr int kEachM = ceil_div(M, kThreads);
       Product<kOwnD, 1, D, RBM, 1, kPlaneM> product;
-      product.ahead(p.down + (size_t)layer * D * RBM);
-      Norms<M, 1> norms; norms.load(p.down_norm + layer * M);
-      gather<kOwnM, kItemsM>(p.items_y, phase, s.values, s);
-      __syncthreads();
-      float inner[kEachM];
-#pragma unroll
-      for (int j = 0; j < kEachM; ++j) {
-        const int e = threadIdx.x + j * kThreads;
-        inner[j] = e < M ? s.values[e] : 0.0f;
-      }
+      MARK();
+      const u8* const weights = p.down + (size_t)layer * D * RBM;
+      using MapM = Map<kOwnM, kItemsM, M, kPlaneM>;
+      const MapM wide;
+      Norms<MapM, 1> norms; norms.load(p.down_norm + layer * MapM::kPadded);
+      product.ahead(weights);
+      MARK();
+      float inner[3 * MapM::kEach];
+      gather<MapM>(p.items_y, phase, inner, s);
+      MARK();
       float steps[1];
-      quantise<M, 1, kPlaneM>(inner, norms, s.q_m, steps, parity, s, p.flag);
-      product.run(s.q_m, s.acc[parity]);
+      quantise<1>(wide, inner, norms, s.q_m, steps, parity, s, p.flag);
+      MARK();
+      product.run(s.q_m, s.acc[parity], weights);
+      MARK();
       ++phase;
       if (warp * kRun < kOwnD) {
         if (mine) x = x + (float)(s.acc[parity][own] - s.sum_q[parity][0]) * (beta[5] * steps[0]);
         publish<kOwnD, kItemsD>(p.items_x, x, warp, phase);
       }
+      MARK();
       parity ^= 1;
     }
 #endif
   }
   // final norm, head, likeliest token
   Product<kOwnV, 1, V, RBD, 1, kPlaneD> product;
-  product.ahead(p.head);
-  Norms<D, 1> block; block.load(p.final_norm);
-  Norms<D, 1> norms; norms.load(p.head_norm);
-  gather<kOwnD, kItemsD>(p.items_x, phase, s.values, s);
-  __syncthreads();
-  normed<D>(s.values, block, NORM_EPS, y, s);
+  const u8* const weights = p.head;
+  Norms<MapD, 1> block; block.load(p.final_norm);
+  Norms<MapD, 1> norms; norms.load(p.head_norm);
+  product.ahead(weights);
+  gather<MapD>(p.items_x, phase, y, s);
+  normalise<MapD>(y, block, NORM_EPS, s);
   float steps[1];
-  quantise<D, 1, kPlaneD>(y, norms, s.q_d, steps, parity, s, p.flag);
-  product.run(s.q_d, s.acc[parity]);
+  quantise<1>(map, y, norms, s.q_d, steps, parity, s, p.flag);
+  product.run(s.q_d, s.acc[parity], weights);
   u64 best = 0;
   for (int n = threadIdx.x; n < kOwnV; n += kThreads) {
     const int row = blockIdx.x * kOwnV + n;

@@ -6,7 +6,7 @@ Legend: L layers, D hidden size, V vocabulary.
 from __future__ import annotations
 
 import ctypes
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nomatmul.engine.cuda.weights import DeviceWeights
     from nomatmul.formats.config import ModelConfig
 
-THREADS = 512
+THREADS = int(os.environ.get("DECODE_THREADS", 512))
 _POINTERS = (
     *("embedding", "embedding_scale", "ifg", "o", "gate", "down", "head", "mixer_norm"),
     *("ifg_norm", "g_norm", "o_norm", "bound", "channel_norm", "gate_norm", "down_norm"),
@@ -33,6 +33,7 @@ class Params(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _POINTERS),
         ("phase", ctypes.c_uint32),
+        ("trace", ctypes.c_void_p),
         ("token", ctypes.c_int32),
     )
 
@@ -51,6 +52,7 @@ def defines(config: ModelConfig, embedding: int, blocks: int) -> dict[str, str]:
         "RBM": str(device_row_bytes(inner) if inner else 64),
         "BLOCKS": str(blocks),
         "EMBEDDING": str(embedding),
+        "THREADS": str(THREADS),
         "NORM_EPS": f"{config.norm_eps!r}f",
         "LINEAR_EPS": f"{config.linear_norm_eps!r}f",
         "GATE_EPS": f"{config.gate_norm_eps!r}f",
@@ -81,12 +83,19 @@ class Decoder:
         self.blocks = best_blocks(config, properties.multi_processor_count)
         embedding = {torch.bfloat16: 0, torch.int8: 1, torch.float32: 2}
         form = embedding[weights.stack["embedding"].dtype]
-        source = Path(__file__).with_name("decode.cu").read_text()
-        cubin = compile_cubin(source, defines(config, form, self.blocks), capability)
-        self.kernel = Kernel(cubin, "decode", self.blocks, THREADS)
+        macros = defines(config, form, self.blocks)
+        if os.environ.get("TRACE"):
+            macros["TRACE"] = "1"
+        cubin = compile_cubin("decode.cu", macros, capability)
+        self.kernel = Kernel(cubin, "decode")
         self.phases = config.num_layers * (4 if config.channel_mixer == "glu" else 2)
         self._phase = 0
         self._keep: dict[str, torch.Tensor] = dict(weights.stack)
+        wide = config.mlp_size if config.channel_mixer == "glu" else 0
+        for name, tensor in weights.stack.items():
+            if name.endswith("_norm"):
+                size = wide if name == "down_norm" else config.hidden_size
+                self._keep[name] = _as_items(tensor, size, self.blocks)
         self._keep["beta"] = _betas(config, weights, device)
         own, wide = -(-config.hidden_size // self.blocks), -(-config.mlp_size // self.blocks)
         for name, rows in (("x", own), ("g", own), ("s", own), ("y", wide)):
@@ -101,6 +110,9 @@ class Decoder:
         self._keep["arrived"] = torch.zeros(1, dtype=torch.int32, device=device)
         self._keep["flag"] = flag
         self.params = Params()
+        if os.environ.get("TRACE"):
+            self.trace = torch.zeros((4, 128), dtype=torch.int64, device=device)
+            self.params.trace = self.trace.data_ptr()
         for name in _POINTERS:
             if name in self._keep:
                 setattr(self.params, name, self._keep[name].data_ptr())
@@ -122,13 +134,31 @@ class Decoder:
         params.state_in, params.state_out = before_LD.data_ptr(), after_LD.data_ptr()
         params.phase = self._phase
         self._phase = (self._phase + self.phases) & 0xFFFFFFFF
-        self.kernel.launch(params, torch.cuda.current_stream(self.out.device).cuda_stream)
+        stream = torch.cuda.current_stream(self.out.device).cuda_stream
+        self.kernel.launch((self.blocks, 1), THREADS, [params], stream, cooperative=True)
 
     def fetch(self) -> np.ndarray:
         """float32 [V] on the host: the logits of the last launch. Waits for it."""
         self.host.copy_(self.out, non_blocking=True)
         torch.cuda.current_stream(self.out.device).synchronize()
         return self.host.numpy()[:-1].view(np.float32).copy()
+
+
+def _as_items(norms: torch.Tensor, size: int, blocks: int) -> torch.Tensor:
+    """Norm weights [..., size] as items of decode.cu: float32 [..., items, 4], dead places zero.
+
+    Item n belongs to block n // items, whose `own` elements it cuts into threes.
+    """
+    own = -(-size // blocks)
+    items = -(-own // 3)
+    padded = -(-blocks * items // THREADS) * THREADS
+    number = torch.arange(padded, device=norms.device)[:, None]
+    inside = 3 * (number % items) + torch.arange(4, device=norms.device)
+    element = number // items * own + inside
+    live = (number < blocks * items) & (inside < own) & (element < size)
+    live[:, 3] = False
+    chosen = norms.reshape(-1, size)[:, torch.where(live, element, 0).flatten()]
+    return torch.where(live.flatten(), chosen, 0.0).contiguous()
 
 
 def _betas(config: ModelConfig, weights: DeviceWeights, device: Any) -> torch.Tensor:

@@ -16,6 +16,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from nomatmul.engine.cuda.device import INTERPRETED
+
+FUSED = tl.constexpr(not INTERPRETED)
+
 
 @triton.jit
 def _exp(x):
@@ -48,8 +52,17 @@ def _silu(x):
 
 @triton.jit
 def _divided(x, root):
-    """x / root, correctly rounded; root is one number."""
-    return tl.div_rn(x, tl.full(x.shape, 0.0, tl.float32) + root)
+    """x / root, correctly rounded; root is one number.
+
+    By Markstein's theorem: the reciprocal is correctly rounded and the remainder exact. Where x is
+    too small for that, both forms end as the int8 value 0. The interpreter has no fused multiply.
+    """
+    if FUSED:
+        inverse = tl.div_rn(tl.full((), 1.0, tl.float32), root)
+        near = x * inverse
+        return tl.fma(tl.fma(-near, root, x), inverse, near)
+    else:
+        return tl.div_rn(x, tl.full(x.shape, 0.0, tl.float32) + root)
 
 
 @triton.jit
@@ -73,9 +86,8 @@ def _emit(y, eps, w2_ptr, q_ptr, step_ptr, flag_ptr, t, tokens, e, inside, C: tl
         absmax = tl.maximum(tl.max(tl.abs(z), axis=0), 1e-5)
         scale = tl.div_rn(tl.full((), 127.0, tl.float32), absmax)
         v = z * scale
-        whole = v.to(tl.int32)
-        part = v - whole.to(tl.float32)
-        whole += tl.where(part >= 0.5, 1, 0) - tl.where(part <= -0.5, 1, 0)
+        # half away from zero: with the float below 0.5, 0.49999997 stays 0 and 0.5 becomes 1
+        whole = (v + tl.where(v < 0.0, -0.49999997, 0.49999997)).to(tl.int32)
         whole = tl.minimum(tl.maximum(whole, -128), 127)
         row = c * tokens + t
         at = q_ptr + row.to(tl.int64) * (4 * RB) + place
@@ -230,13 +242,43 @@ def product_kernel(
     tl.store(at, acc.to(tl.int32), mask=t_in & (n < N)[None, :])
 
 
-@triton.jit(do_not_specialize=["nbytes"])
-def unpack_kernel(w_ptr, out_ptr, nbytes, RB: tl.constexpr, BLOCK: tl.constexpr):
-    """Codes [N, RB] to int8 -1, 0, 1 by planes [N, 4, RB]: the other operand of an int8 product."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < nbytes
-    w = tl.load(w_ptr + at, mask=inside, other=0x55)
-    out = out_ptr + (at // RB) * (4 * RB) + at % RB
+@triton.jit(do_not_specialize=["tokens", "N"])
+def matmul_kernel(
+    q_ptr, w_ptr, acc_ptr, tokens, N, stride, K: tl.constexpr, BT: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """acc[t, n] = sum_k q[t, k] * w[n, k], int8; K a multiple of BK; rows of acc
+    lie `stride` apart. GROUP tiles of tokens go
+    through the rows together, so that both operands stay in the cache."""
+    program = tl.program_id(0)
+    across, down = tl.cdiv(N, BN), tl.cdiv(tokens, BT)
+    first = program // (GROUP * across) * GROUP
+    height = tl.minimum(down - first, GROUP)
+    t = (first + program % (GROUP * across) % height) * BT + tl.arange(0, BT)
+    n = program % (GROUP * across) // height * BN + tl.arange(0, BN)
+    k = tl.arange(0, BK)
+    q_at = q_ptr + (t % tokens)[:, None].to(tl.int64) * K + k[None, :]
+    w_at = w_ptr + (n % N)[None, :].to(tl.int64) * K + k[:, None]
+    acc = tl.zeros((BT, BN), tl.int32)
+    for _ in range(0, K, BK):
+        acc = tl.dot(tl.load(q_at), tl.load(w_at), acc, out_dtype=tl.int32)
+        q_at += BK
+        w_at += BK
+    at = acc_ptr + t[:, None].to(tl.int64) * stride + n[None, :]
+    tl.store(at, acc, mask=(t < tokens)[:, None] & (n < N)[None, :])
+
+
+@triton.jit(do_not_specialize=["words"])
+def unpack_kernel(w_ptr, out_ptr, words, RW: tl.constexpr, BLOCK: tl.constexpr):
+    """Codes [N, RB] to int8 -1, 0, 1 by planes [N, 4, RB]: the other operand of an int8 product.
+
+    Both as words of four bytes, RW = RB / 4 a row. A code c becomes c - 1 in each byte: with the
+    sign bit set first, no byte borrows from its neighbour.
+    """
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < words
+    w = tl.load(w_ptr + at, mask=inside, other=0x55555555)
+    out = out_ptr + (at // RW) * (4 * RW) + at % RW
     for plane in tl.static_range(4):
-        codes = ((w >> (2 * plane)) & 3).to(tl.int8) - 1
-        tl.store(out + plane * RB, codes, mask=inside)
+        codes = (w >> (2 * plane)) & 0x03030303
+        tl.store(out + plane * RW, ((codes | -0x7F7F7F80) - 0x01010101) ^ -0x7F7F7F80, mask=inside)

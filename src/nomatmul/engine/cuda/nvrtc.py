@@ -12,6 +12,7 @@ import glob
 import hashlib
 import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ class CompileError(RuntimeError):
     """NVRTC or the driver refused; the text says why."""
 
 
-def compile_cubin(source: str, defines: dict[str, str], capability: tuple[int, int]) -> bytes:
-    """Return machine code of `source` for one chip. Raises CompileError."""
+def compile_cubin(file: str, defines: dict[str, str], capability: tuple[int, int]) -> bytes:
+    """Return machine code for one chip of a .cu file beside this module. Raises CompileError."""
+    source = Path(__file__).with_name(file).read_text()
     options = [
         f"--gpu-architecture=sm_{capability[0]}{capability[1]}",
         "--std=c++17",
@@ -32,10 +34,10 @@ def compile_cubin(source: str, defines: dict[str, str], capability: tuple[int, i
     version = (ctypes.c_int(), ctypes.c_int())
     _check(library, library.nvrtcVersion(ctypes.byref(version[0]), ctypes.byref(version[1])))
     key = hashlib.sha256("\0".join([source, *options, f"{version}"]).encode()).hexdigest()[:32]
-    kept = _cache() / f"decode-{key}.cubin"
+    kept = _cache() / f"{Path(file).stem}-{key}.cubin"
     with contextlib.suppress(OSError):
         return kept.read_bytes()
-    cubin = _compiled(library, source, options)
+    cubin = _compiled(library, file, source, options)
     with contextlib.suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         part = kept.with_suffix(f".part-{os.getpid()}")
@@ -44,10 +46,10 @@ def compile_cubin(source: str, defines: dict[str, str], capability: tuple[int, i
     return cubin
 
 
-def _compiled(library: Any, source: str, options: list[str]) -> bytes:
+def _compiled(library: Any, file: str, source: str, options: list[str]) -> bytes:
     program = ctypes.c_void_p()
     made = library.nvrtcCreateProgram(
-        ctypes.byref(program), source.encode(), b"decode.cu", 0, None, None
+        ctypes.byref(program), source.encode(), file.encode(), 0, None, None
     )
     _check(library, made)
     try:
@@ -57,7 +59,7 @@ def _compiled(library: Any, source: str, options: list[str]) -> bytes:
             log = _text(library.nvrtcGetProgramLogSize, library.nvrtcGetProgramLog, program)
             lines = log.decode(errors="replace").strip().splitlines()
             first = next((line for line in lines if "error" in line), "no message")
-            raise CompileError(f"NVRTC cannot compile decode.cu: {first}")
+            raise CompileError(f"NVRTC cannot compile {file}: {first}")
         return _text(library.nvrtcGetCUBINSize, library.nvrtcGetCUBIN, program)
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
@@ -100,11 +102,11 @@ def _cache() -> Path:
 
 
 class Kernel:
-    """One kernel of a cubin, launched cooperatively: all its blocks run at the same time."""
+    """One kernel of a cubin, with the dynamic shared memory that its `shared_bytes` asks for."""
 
     _SHARED_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
-    def __init__(self, cubin: bytes, name: str, blocks: int, threads: int) -> None:
+    def __init__(self, cubin: bytes, name: str) -> None:
         self._driver = ctypes.CDLL("libcuda.so.1")
         self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
         self._cubin = cubin
@@ -113,17 +115,29 @@ class Kernel:
         self.shared_bytes = self._constant("shared_bytes")
         shared = ctypes.c_int(self.shared_bytes)
         self._do("cuFuncSetAttribute", self._function, self._SHARED_ATTRIBUTE, shared)
-        self._shape = (*map(ctypes.c_uint, (blocks, 1, 1, threads, 1, 1, self.shared_bytes)),)
 
-    def launch(self, params: ctypes.Structure, stream: int) -> None:
-        """Queue the kernel on a stream (its handle). Raises CompileError when it cannot start."""
-        arguments = (ctypes.c_void_p * 1)(ctypes.addressof(params))
+    def launch(
+        self,
+        grid: tuple[int, int],
+        threads: int,
+        arguments: Sequence[Any],
+        stream: int,
+        cooperative: bool = False,
+    ) -> None:
+        """Queue the kernel on a stream (its handle) with ctypes values as arguments.
+
+        cooperative: all blocks run at the same time, or CompileError says that they cannot.
+        """
+        addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
+        shape = map(ctypes.c_uint, (*grid, 1, threads, 1, 1, self.shared_bytes))
+        more = () if cooperative else (None,)
         self._do(
-            "cuLaunchCooperativeKernel",
+            "cuLaunchCooperativeKernel" if cooperative else "cuLaunchKernel",
             self._function,
-            *self._shape,
+            *shape,
             ctypes.c_void_p(stream),
-            arguments,
+            addresses,
+            *more,
         )
 
     def _constant(self, name: str) -> int:
