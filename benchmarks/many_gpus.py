@@ -260,7 +260,7 @@ def run(bench: Bench) -> list[str]:
     parts = []
     try:
         losses = compare_losses(bench)
-        parts += ["## (a) The same losses on any number of GPUs", "", _DRIFT, "", losses, ""]
+        parts += ["## (a) The same losses on any number of ranks", "", _DRIFT, "", losses, ""]
     except RuntimeError as error:
         parts += ["## (a) failed", "", f"    {error}", ""]
         bench.note(f"(a) {error}")
