@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 _fallback_reason: str | None = None
+_found: dict[tuple[str, str], Callable[..., Any]] = {}
 
 
 def choice() -> str:
@@ -71,7 +73,10 @@ def run(name: str, fast: str, plain: ModuleType, x: Tensor, *args: Any, **option
     # float64 is the tests' reference arithmetic; the kernels do not have it.
     if x.dtype != torch.float64 and triton_wanted(x.device.type):
         try:
-            return getattr(importlib.import_module(fast), name)(x, *args, **options)
+            kernel = _found.get((fast, name))
+            if kernel is None:
+                kernel = _found[fast, name] = getattr(importlib.import_module(fast), name)
+            return kernel(x, *args, **options)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a compiler or driver that does not fit raises

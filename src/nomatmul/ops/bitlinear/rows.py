@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 INT8 = torch.int8
+_NOTHING = contextlib.nullcontext()
 
 
 @triton.jit
@@ -146,7 +147,9 @@ def _gate_quantize_kernel(
 
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager:
     """Makes the tensor's GPU the current one, as triton's launches need."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+    if not tensor.is_cuda or torch.cuda.current_device() == tensor.get_device():
+        return _NOTHING
+    return torch.cuda.device(tensor.device)
 
 
 def row_shape(size: int) -> dict[str, int]:

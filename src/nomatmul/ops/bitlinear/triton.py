@@ -26,47 +26,73 @@ _WIDE = 3000
 
 
 @triton.jit
-def _absolute_sums_kernel(w_ptr, partial_ptr, count, BLOCK: tl.constexpr):
+def _pick(first_ptr, second_ptr, third_ptr, which):
+    w_ptr = first_ptr
+    if which == 1:
+        w_ptr = second_ptr
+    if which == 2:
+        w_ptr = third_ptr
+    return w_ptr
+
+
+@triton.jit
+def _absolute_sums_kernel(
+    first_ptr, second_ptr, third_ptr, partial_ptr, count, BLOCK: tl.constexpr
+):
     program = tl.program_id(0)
+    which = tl.program_id(1)
+    w_ptr = _pick(first_ptr, second_ptr, third_ptr, which)
     total = tl.zeros((BLOCK,), dtype=tl.float64)
     for start in range(program * BLOCK, count, tl.num_programs(0) * BLOCK):
         at = tl.cast(start, tl.int64) + tl.arange(0, BLOCK)
         w = tl.load(w_ptr + at, mask=at < count, other=0.0).to(tl.float32)
         total += tl.abs(w).to(tl.float64)
-    tl.store(partial_ptr + program, tl.sum(total, axis=0))
+    tl.store(partial_ptr + which * tl.num_programs(0) + program, tl.sum(total, axis=0))
 
 
 @triton.jit
 def _ternarize_kernel(
-    w_ptr, partial_ptr, t_ptr, beta_ptr, count, SUMMERS: tl.constexpr, BLOCK: tl.constexpr
+    first_ptr,
+    second_ptr,
+    third_ptr,
+    partial_ptr,
+    t_ptr,
+    beta_ptr,
+    count,
+    SUMMERS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    total = tl.sum(tl.load(partial_ptr + tl.arange(0, SUMMERS)), axis=0)
+    which = tl.program_id(1)
+    w_ptr = _pick(first_ptr, second_ptr, third_ptr, which)
+    total = tl.sum(tl.load(partial_ptr + which * SUMMERS + tl.arange(0, SUMMERS)), axis=0)
     beta = tl.maximum((total / count).to(tl.float32), 1e-5)
     inverse = tl.div_rn(1.0, beta)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     v = tl.load(w_ptr + at, mask=at < count, other=0.0).to(tl.float32) * inverse
     # half to even, then clipped: both ties at 0.5 go to zero
     t = (v > 0.5).to(tl.int8) - (v < -0.5).to(tl.int8)
-    tl.store(t_ptr + at, t, mask=at < count)
+    tl.store(t_ptr + tl.cast(which, tl.int64) * count + at, t, mask=at < count)
     if tl.program_id(0) == 0:
-        tl.store(beta_ptr, beta)
+        tl.store(beta_ptr + which, beta)
 
 
 def ternarize(*weights: Tensor) -> tuple[Tensor, Tensor]:
-    """See `steps.ternarize`."""
-    first = weights[0]
+    """See `steps.ternarize`; one to three weights."""
+    first, groups = weights[0], len(weights)
+    assert groups <= 3, groups
     count = first.numel()
-    t_GMK = torch.empty(len(weights), *first.shape, dtype=torch.int8, device=first.device)
-    beta_G = torch.empty(len(weights), dtype=torch.float32, device=first.device)
-    partial = torch.empty(_SUMMERS, dtype=torch.float64, device=first.device)
+    t_GMK = torch.empty(groups, *first.shape, dtype=torch.int8, device=first.device)
+    beta_G = torch.empty(groups, dtype=torch.float32, device=first.device)
+    partial = torch.empty(groups, _SUMMERS, dtype=torch.float64, device=first.device)
+    sources = [weight.detach().contiguous() for weight in weights]
+    sources += sources[-1:] * (3 - groups)
     with on_device(first):
-        for index, weight in enumerate(weights):
-            weight = weight.detach().contiguous()
-            _absolute_sums_kernel[(_SUMMERS,)](weight, partial, count, BLOCK=2048, num_warps=8)
-            _ternarize_kernel[(triton.cdiv(count, _BLOCK),)](
-                weight, partial, t_GMK[index], beta_G[index:], count, SUMMERS=_SUMMERS,
-                BLOCK=_BLOCK, num_warps=8,
-            )  # fmt: skip
+        _absolute_sums_kernel[(_SUMMERS, groups)](
+            *sources, partial, count, BLOCK=2048, num_warps=8
+        )
+        _ternarize_kernel[(triton.cdiv(count, _BLOCK), groups)](
+            *sources, partial, t_GMK, beta_G, count, SUMMERS=_SUMMERS, BLOCK=_BLOCK, num_warps=8
+        )
     return t_GMK, beta_G
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from nomatmul.ops.bitlinear.cache import ternary_weights
 from nomatmul.ops.fused.parts import (
     input_gradient,
+    operator,
     plain_math,
     product_dtype,
     step,
@@ -39,7 +40,14 @@ def _project(
     return step("product", q, t, scale, beta, dtype)[0]
 
 
-@torch.library.custom_op("nomatmul::channel", mutates_args=())
+def _channel_fake(x, norm, gate_weight, down_weight, gate_norm, down_norm, eps, slots, dtype, keep):
+    tokens = x.numel() // x.shape[-1]
+    shape = (tokens, gate_weight.shape[0]) if keep else (0,)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return out, x.new_empty(shape, dtype=dtype)
+
+
+@operator("channel", _channel_fake)
 @plain_math
 def _channel(
     x: Tensor,
@@ -63,15 +71,13 @@ def _channel(
     return out.view(x.shape), gu
 
 
-@_channel.register_fake
-def _(x, norm, gate_weight, down_weight, gate_norm, down_norm, eps, slots, dtype, keep):
-    tokens = x.numel() // x.shape[-1]
-    shape = (tokens, gate_weight.shape[0]) if keep else (0,)
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return out, x.new_empty(shape, dtype=dtype)
+def _channel_backward_fake(dout, x, gu, norm, gate_weight, down_weight, gate_norm, down_norm, eps, slots, dtype):
+    parameters = (norm, gate_weight, down_weight, gate_norm, down_norm)
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return [dx, *(torch.empty_like(p) for p in parameters)]
 
 
-@torch.library.custom_op("nomatmul::channel_backward", mutates_args=())
+@operator("channel_backward", _channel_backward_fake)
 @plain_math
 def _channel_backward(
     dout: Tensor,
@@ -109,13 +115,6 @@ def _channel_backward(
     return [dx.view(x.shape), small[0], dgate, ddown, small[1], small[2]]
 
 
-@_channel_backward.register_fake
-def _(dout, x, gu, norm, gate_weight, down_weight, gate_norm, down_norm, eps, slots, dtype):
-    parameters = (norm, gate_weight, down_weight, gate_norm, down_norm)
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return [dx, *(torch.empty_like(p) for p in parameters)]
-
-
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.eps, ctx.slots, ctx.dtype, _ = inputs
     ctx.save_for_backward(tensors[0], output[1], *tensors[1:])
@@ -129,7 +128,7 @@ def _backward(ctx: Any, dout: Tensor | None, _: Any) -> tuple[Any, ...]:
     return (*grads, None, None, None, None)
 
 
-_channel.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("nomatmul::channel", _backward, setup_context=_setup_context)
 
 
 def channel(

@@ -17,6 +17,7 @@ from torch import Tensor
 from nomatmul.ops.bitlinear.cache import ternary_weights
 from nomatmul.ops.fused.parts import (
     input_gradient,
+    operator,
     plain_math,
     product_dtype,
     step,
@@ -39,7 +40,14 @@ def _project(
     return step("product", q, t, scale, beta, dtype)
 
 
-@torch.library.custom_op("nomatmul::mixer", mutates_args=())
+def _mixer_fake(x, norm, i_weight, f_weight, g_weight, o_weight, i_norm, f_norm, g_norm, o_norm, gate, bound,
+      eps, slots, dtype, keep):  # fmt: skip
+    shape = (3, x.shape[0] * x.shape[1], x.shape[2]) if keep else (0,)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return out, x.new_empty(shape, dtype=dtype)
+
+
+@operator("mixer", _mixer_fake)
 @plain_math
 def _mixer(
     x: Tensor,
@@ -72,15 +80,15 @@ def _mixer(
     return out.view(x.shape), ifg if keep else ifg.new_empty(0)
 
 
-@_mixer.register_fake
-def _(x, norm, i_weight, f_weight, g_weight, o_weight, i_norm, f_norm, g_norm, o_norm, gate, bound,
-      eps, slots, dtype, keep):  # fmt: skip
-    shape = (3, x.shape[0] * x.shape[1], x.shape[2]) if keep else (0,)
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return out, x.new_empty(shape, dtype=dtype)
+def _mixer_backward_fake(dout, x, ifg, norm, i_weight, f_weight, g_weight, o_weight, i_norm, f_norm, g_norm, o_norm,
+      gate, bound, eps, slots, dtype):  # fmt: skip
+    parameters = (norm, i_weight, f_weight, g_weight, o_weight, i_norm, f_norm, g_norm, o_norm)
+    shapes = [torch.empty_like(p) for p in (*parameters, gate)]
+    dbound = norm.new_empty(0) if bound is None else torch.empty_like(bound, dtype=norm.dtype)
+    return [torch.empty_like(x, memory_format=torch.contiguous_format), *shapes, dbound]
 
 
-@torch.library.custom_op("nomatmul::mixer_backward", mutates_args=())
+@operator("mixer_backward", _mixer_backward_fake)
 @plain_math
 def _mixer_backward(
     dout: Tensor,
@@ -128,23 +136,14 @@ def _mixer_backward(
         weight_gradient(d, y, w) for d, y, w in zip(difg, y_GND.unbind(), weights, strict=True)
     ]
     t, beta = ternary_weights(slots[0], weights)
-    for index in range(3):  # over y, which has served
-        torch.mm(difg[index], t[index].to(dtype), out=y_GND[index])
+    for d, wide, y in zip(difg, t.to(dtype).unbind(), y_GND.unbind(), strict=True):
+        torch.mm(d, wide, out=y)  # over y, which has served
     dx, dnorm, *dnorms = step(
         "norm_backward", x_ND, norm, norms_GD, y_GND, beta, dout_ND, eps[0], eps[1]
     )
     small = [*dnorms, do_norm, dgate, dbound]
     small = [d.to(norm.dtype) for d in small]
     return [dx.view(shape), dnorm.to(norm.dtype), *dweights, do_weight, *small]
-
-
-@_mixer_backward.register_fake
-def _(dout, x, ifg, norm, i_weight, f_weight, g_weight, o_weight, i_norm, f_norm, g_norm, o_norm,
-      gate, bound, eps, slots, dtype):  # fmt: skip
-    parameters = (norm, i_weight, f_weight, g_weight, o_weight, i_norm, f_norm, g_norm, o_norm)
-    shapes = [torch.empty_like(p) for p in (*parameters, gate)]
-    dbound = norm.new_empty(0) if bound is None else torch.empty_like(bound, dtype=norm.dtype)
-    return [torch.empty_like(x, memory_format=torch.contiguous_format), *shapes, dbound]
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -162,7 +161,7 @@ def _backward(ctx: Any, dout: Tensor | None, _: Any) -> tuple[Any, ...]:
     return (*grads[:-1], dbound, None, None, None, None)
 
 
-_mixer.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("nomatmul::mixer", _backward, setup_context=_setup_context)
 
 
 def mixer(

@@ -37,6 +37,24 @@ def step(name: str, x: Tensor, *args: Any, **options: Any) -> Any:
     return choose.run(name, _FAST[name], plain, x, *args, **options)
 
 
+def operator(name: str, fake: Callable[..., Any]) -> Callable[[F], Any]:
+    """Makes a function on tensors an operator of torch, opaque to torch.compile.
+
+    fake: the same on tensors without data. As torch.library.custom_op, without its checks in every
+    call (0.1 ms a block and step); `opcheck` in the tests does them.
+    """
+
+    def register(function: F) -> Any:
+        full = f"nomatmul::{name}"
+        schema = torch.library.infer_schema(function, mutates_args=())
+        torch.library.define(full, schema, tags=(torch.Tag.needs_fixed_stride_order,))
+        torch.library.impl(full, ("cpu", "cuda"), function)
+        torch.library.register_fake(full, fake)
+        return getattr(torch.ops.nomatmul, name).default
+
+    return register
+
+
 def plain_math(function: F) -> F:
     """Without autocast: the operation decides on the types of its products itself.
 

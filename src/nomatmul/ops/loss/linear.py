@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nomatmul.ops import choose
 from nomatmul.ops.bitlinear.cache import ternary_weights
-from nomatmul.ops.fused.parts import plain_math, product_dtype, step
+from nomatmul.ops.fused.parts import operator, plain_math, product_dtype, step
 from nomatmul.ops.loss import naive
 
 DEFAULT_CHUNK = 2048
@@ -76,7 +76,18 @@ class _DenseHead:
         """Nothing to do."""
 
 
-@torch.library.custom_op("nomatmul::linear_cross_entropy", mutates_args=())
+def _linear_cross_entropy_fake(x, target, weight, norm, loss_scale, z_scale, eps, chunk, ignored, slot, dtype, gradient):
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    scalar = x.new_empty((), dtype=wide)
+    if not gradient:
+        empty = [x.new_empty(0) for _ in range(3)]
+        return scalar, torch.empty_like(scalar), *empty
+    dnorm = x.new_empty(0) if norm is None else torch.empty_like(norm, dtype=wide)
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return scalar, torch.empty_like(scalar), dx, torch.empty_like(weight, dtype=wide), dnorm
+
+
+@operator("linear_cross_entropy", _linear_cross_entropy_fake)
 @plain_math
 def _linear_cross_entropy(
     x: Tensor,
@@ -115,18 +126,6 @@ def _linear_cross_entropy(
     return torch.stack(losses).sum(), torch.stack(zs).sum(), dx, dweight, dnorm
 
 
-@_linear_cross_entropy.register_fake
-def _(x, target, weight, norm, loss_scale, z_scale, eps, chunk, ignored, slot, dtype, gradient):
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    scalar = x.new_empty((), dtype=wide)
-    if not gradient:
-        empty = [x.new_empty(0) for _ in range(3)]
-        return scalar, torch.empty_like(scalar), *empty
-    dnorm = x.new_empty(0) if norm is None else torch.empty_like(norm, dtype=wide)
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return scalar, torch.empty_like(scalar), dx, torch.empty_like(weight, dtype=wide), dnorm
-
-
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     x, target, weight, norm, _, z_scale, *ctx.rest = inputs
     ctx.save_for_backward(x, target, weight, norm, z_scale, *output[2:])
@@ -148,7 +147,7 @@ def _backward(ctx: Any, dloss: Tensor | None, dz: Tensor | None, *_: Any) -> tup
     return (dx, None, dweight.to(weight.dtype), dnorm, *([None] * 8))
 
 
-_linear_cross_entropy.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("nomatmul::linear_cross_entropy", _backward, setup_context=_setup_context)
 
 
 def linear_cross_entropy(
