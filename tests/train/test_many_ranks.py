@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from many_jobs import start_many, train_any, train_many
+from many_jobs import start_many, train_any
 from safetensors.torch import load_file
 from torch import nn
 from train_jobs import held_out, losses, tiny_config, train_here
@@ -227,9 +227,31 @@ def test_every_dial_trains_on_two_ranks(changes: dict, tmp_path: Path, text_file
     assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), **CLOSE)
 
 
+def _with_clocks_that_differ(config: dict, text: str, out: str, options: dict) -> None:
+    """As `train_job`; the clock of rank 1 gains a second a step, that of rank 0 stands still."""
+    import os
+
+    from many_jobs import train_job
+
+    from nomatmul.train import trainer
+
+    gain, seconds, step = int(os.environ["RANK"]), [0], trainer.Trainer._train_step
+
+    def ticking(self: trainer.Trainer, batches: object) -> torch.Tensor:
+        seconds[0] += gain
+        return step(self, batches)
+
+    trainer.Trainer._train_step = ticking  # type: ignore[method-assign]
+    trainer._Clock.elapsed = lambda self: self.before + seconds[0]  # type: ignore[method-assign]
+    train_job(config, text, out, options)
+
+
 def test_a_time_limit_is_one_clock_for_all(tmp_path: Path, text_file: Path) -> None:
-    config = config_of_many(steps=100_000, time_limit=1.0, schedule="linear", eval_interval=0)
-    config = dataclasses.replace(config, diagnostics_interval=0, checkpoint_interval=0)
-    job = train_many(2, config, text_file, tmp_path / "run")
+    config = config_of_many(steps=100, time_limit=5.0, schedule="linear", checkpoint_seconds=2.0)
+    config = dataclasses.replace(config, checkpoint_interval=0, checkpoint_keep=9)
+    out = tmp_path / "run"
+    arguments = (config.to_dict(), str(text_file), str(out), {})
+    job = start_many(2, out, _with_clocks_that_differ, *arguments)
     assert job.join() == [0, 0], job.everything()
-    assert len(losses(tmp_path / "run")) > 1
+    assert len(losses(out)) == 5
+    assert len(list(out.glob("checkpoints/step-*"))) >= 2
