@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,10 +19,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from nomatmul.engine.cuda import kernels
 
+kernels.FUSED = triton.language.constexpr(False)  # its two fused steps are meant; no others may be
 ROW = {"D": 2560, "RB": 640, "BLOCK": 4096}
 TYPES = {"acc_ptr": "*i32", "flag_ptr": "*i32", "q_ptr": "*i8", "w_ptr": "*u8", "tokens": "i32",
          "N": "i32", "words": "i32", "sequence_ptr": "*i32", "start_ptr": "*i32",
-         "state_stride": "i32", "eps": "fp32", "eps1": "fp32", "eps2": "fp32", "beta": "fp32",
+         "state_stride": "i32", "stride": "i32", "eps": "fp32", "eps1": "fp32", "eps2": "fp32", "beta": "fp32",
          "beta_i": "fp32", "beta_f": "fp32", "beta_g": "fp32"}
 CASES = [
     ("residual_norm_kernel", {**ROW, "C": 3, "ADD": True}, {}),
@@ -32,6 +34,10 @@ CASES = [
     ("scan_kernel", {"D": 2560, "ROWS": 16, "CHANNELS": 32}, {"num_warps": 1}),
     ("product_kernel", {"RB": 640, "BT": 16, "BN": 16, "BK": 64, "HALF": False}, {"num_warps": 2}),
     ("product_kernel", {"RB": 640, "BT": 64, "BN": 128, "BK": 64, "HALF": False}, {"num_warps": 4}),
+    ("matmul_kernel", {"K": 2560, "BT": 128, "BN": 128, "BK": 64, "GROUP": 8},
+     {"num_warps": 8, "num_stages": 3}),
+    ("matmul_kernel", {"K": 2560, "BT": 128, "BN": 256, "BK": 128, "GROUP": 8},
+     {"num_warps": 8, "num_stages": 3}),
     ("unpack_kernel", {"RW": 160, "BLOCK": 1024}, {}),
 ]
 for name, constants, options in CASES:
@@ -39,10 +45,14 @@ for name, constants, options in CASES:
     signature = {
         arg: "constexpr" if arg in constants
         else "*i32" if name == "unpack_kernel" and arg.endswith("_ptr")
+        else "*i8" if name == "matmul_kernel" and arg == "w_ptr"
         else TYPES.get(arg, "*fp32")
         for arg in kernel.arg_names
     }
     for capability in map(int, sys.argv[1:]):
+        if name == "matmul_kernel" and capability < (90 if constants["BN"] == 256 else 80):
+            print(name, "is not used there")
+            continue
         if "HALF" in constants:
             constants["HALF"] = capability < 80
         source = ASTSource(kernel, signature, constants)
@@ -50,7 +60,7 @@ for name, constants, options in CASES:
                               options={"enable_fp_fusion": False, **options})
         ptx = done.asm["ptx"]
         fused = [line for line in ptx.splitlines() if "fma.rn.f" in line]
-        exact = name not in ("product_kernel", "unpack_kernel")
+        exact = name not in ("product_kernel", "matmul_kernel", "unpack_kernel")
         assert not (exact and fused), (name, capability, fused[0])
         assert "div.full.f32" not in ptx, (name, capability)
         print(name, capability, done.metadata.shared)
@@ -63,4 +73,28 @@ def test_kernels_compile_and_round_every_step(capability: str) -> None:
         [sys.executable, "-c", PROGRAM, capability], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert len(done.stdout.splitlines()) == 9
+    assert len(done.stdout.splitlines()) == 11
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+@pytest.mark.parametrize("mixer", ["glu", "none"])
+def test_persistent_kernel_compiles(
+    capability: tuple[int, int], mixer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nomatmul.engine.cuda.decoder import best_blocks, defines
+    from nomatmul.engine.cuda.nvrtc import CompileError, _library, compile_cubin
+    from nomatmul.formats.config import ModelConfig
+
+    try:
+        _library()
+    except CompileError as error:
+        pytest.skip(f"NVRTC is not on this machine: {error}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = ModelConfig(vocab_size=67, hidden_size=42, num_layers=2, channel_mixer=mixer)
+    macros = defines(config, 0, best_blocks(config, 132))
+    cubin = compile_cubin("decode.cu", macros, capability)
+    assert cubin[:4] == b"\x7fELF"
+    assert compile_cubin("decode.cu", macros, capability) == cubin  # now out of the cache
+    assert compile_cubin("scan.cu", {}, capability)[:4] == b"\x7fELF"
+    with pytest.raises(CompileError, match=r"NVRTC cannot compile decode\.cu: .*error"):
+        compile_cubin("decode.cu", {**macros, "THREADS": "none"}, capability)

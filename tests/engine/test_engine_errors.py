@@ -106,7 +106,13 @@ def test_nan_weights_stop_the_step_and_leave_the_session(lm: LanguageModel) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "cuda"}, "device is 'cuda'; this version runs on 'cpu' only, no GPU backend"),
+        ({"device": "cuda:99"}, "device 'cuda:99' (cannot be used|does not exist|needs)"),
+        ({"device": "gpu"}, 'device is \'gpu\'; it must be "cpu", "cuda" or "cuda:N"'),
+        ({"device": "cuda:-1"}, "device is 'cuda:-1'; it must be"),
+        ({"device": 0}, 'device must be a text such as "cuda", got 0'),
+        ({"device": "cuda", "threads": 2}, "threads is about the CPU; with device 'cuda' leave"),
+        ({"device": "cuda", "isa": "avx2"}, "isa is about the CPU"),
+        ({"device": "cuda", "mmap": True}, "mmap is about the CPU"),
         ({"backend": "torch"}, "backend is 'torch'"),
         ({"threads": 0}, "threads must be a whole number from 1 to 1024, got 0"),
         ({"threads": 1.5}, "threads must be"),

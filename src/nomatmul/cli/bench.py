@@ -25,6 +25,7 @@ examples:
   nomatmul bench --size 2.7B --threads 1,2 --json
   nomatmul bench --size 2.7B --packing 1.6bit --isa avx2
   nomatmul bench --size packed/mine --batch 1,16 --prefill 128
+  nomatmul bench --size 2.7B --device cuda --prefill 2048
 """
 
 # What is asked for is held in memory: beyond these a slip of the keyboard fills the machine.
@@ -45,6 +46,7 @@ class Options:
     isa: str | None = option(
         None, metavar="NAME", help="instruction set, see doctor (default: the best)"
     )
+    device: str = option("cpu", metavar="DEVICE", help="cpu, or a GPU: cuda, cuda:1")
     batch: tuple[int, ...] = option(
         (1, 16), metavar="N,N", type=integers, help="numbers of sequences decoded together"
     )
@@ -63,6 +65,10 @@ def run(options: Options) -> int:
             raise ValueError(f"--{name} is {value}, it must lie in 1..{MAX_TOKENS}")
     if max(options.batch) > MAX_BATCH:
         raise ValueError(f"--batch is {max(options.batch)}, it must be at most {MAX_BATCH}")
+    if options.device != "cpu":
+        for name, given in (("threads", options.threads), ("isa", options.isa)):
+            if given is not None:
+                raise ValueError(f"--{name} is about the CPU; with --device leave it out")
     report = cpu_report()
     request = SpeedRequest(
         size=options.size,
@@ -74,12 +80,13 @@ def run(options: Options) -> int:
         prefill=options.prefill,
         batches=options.batch,
         bandwidth_gib=options.gib,
+        device=options.device,
     )
     results = measure_in_subprocess(request)
     if options.json:
         print_json({"cpu": report["cpu"], "results": [dataclasses.asdict(r) for r in results]})
     else:
-        _show(report["cpu"], results)
+        _show(results[0].device_name or report["cpu"], results)
     return 0
 
 
@@ -88,6 +95,7 @@ def _show(cpu: str, results: list[SpeedResult]) -> None:
     print(
         f"{first.size}, {first.packing} weights, {first.embedding} embedding, {first.isa}, on {cpu}"
     )
+    on_cpu = not first.device_name
     header = ["", *(f"{r.threads} thread{'s' if r.threads > 1 else ''}" for r in results)]
     rows = [["decode, tokens/s", *(f"{r.decode_tokens_per_second:.1f}" for r in results)]]
     rate = [f"{r.prefill_tokens_per_second:.1f}" for r in results]
@@ -102,4 +110,4 @@ def _show(cpu: str, results: list[SpeedResult]) -> None:
     rows.append(["decode, of limit", *share])
     rows.append(["peak memory, decoding", *(size(r.peak_resident_bytes) for r in results)])
     rows.append(["peak memory, prefill", *(size(r.peak_with_prefill_bytes) for r in results)])
-    print_table(rows, header)
+    print_table(rows, header if on_cpu else ["", "GPU"])

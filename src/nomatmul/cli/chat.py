@@ -51,6 +51,7 @@ class Options:
     prefix: str = option("", metavar="TEXT", help="put in front of what you type")
     suffix: str = option("", metavar="TEXT", help="put behind what you type")
     threads: int | None = option(None, metavar="N", help="threads (default: one a core)")
+    device: str = option("cpu", metavar="DEVICE", help="cpu, or a GPU: cuda, cuda:1")
     json: bool = option(False, help="print one JSON object a turn instead of text")
 
 

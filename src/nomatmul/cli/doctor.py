@@ -39,7 +39,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    from nomatmul.engine import cpu_report
+    from nomatmul.engine import cpu_report, gpu_report
 
     report: dict[str, Any] = dict(cpu_report())
     report["versions"] = _versions()
@@ -48,7 +48,9 @@ def run(options: Options) -> int:
     report["self_test"] = _self_test() if native else []
     report["read_bandwidth"] = _bandwidth(options.gib, report["threads"]) if native else {}
     report["box"] = _try_box()
-    wrong = [test for test in report["self_test"] if not test["ok"]]
+    report["gpu"] = gpu_report()
+    tests = report["self_test"] + report["gpu"]["self_test"]
+    wrong = [test for test in tests if not test["ok"]]
     report["ok"] = native and not wrong and report["box"]["ok"]
     if options.json:
         print_json(report)
@@ -121,6 +123,7 @@ def _show(report: dict[str, Any]) -> None:
         rows.append((f"self-test: {isa}", verdict))
     for count, rate in report["read_bandwidth"].items():
         rows.append((f"read bandwidth, {count} thr", f"{rate:.1f} GB/s"))
+    rows += _gpu_rows(report["gpu"])
     for name, missing in report["extras"].items():
         text = f"missing {', '.join(missing)}: pip install 'nomatmul[{name}]'" if missing else "all"
         rows.append((f"extra {name}", text))
@@ -129,6 +132,18 @@ def _show(report: dict[str, Any]) -> None:
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
         print(f"{name:{width}}  {text}")
+
+
+def _gpu_rows(gpu: dict[str, Any]) -> list[tuple[str, str]]:
+    if not gpu["available"]:
+        return [("GPU", f"none: {gpu['why']}")]
+    rows = [
+        (each["device"], f"{each['name']}, {each['capability']}, {each['memory'] / 1e9:.0f} GB")
+        for each in gpu["devices"]
+    ]
+    bad = [test["operation"] for test in gpu["self_test"] if not test["ok"]]
+    verdict = f"WRONG: {', '.join(bad)}" if bad else f"{len(gpu['self_test'])} tests passed"
+    return [*rows, ("self-test: GPU", f"{verdict}; decodes by {gpu.get('path')}")]
 
 
 def _box_words(box: dict[str, Any]) -> str:

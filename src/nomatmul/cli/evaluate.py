@@ -40,6 +40,7 @@ class Options:
     text: str = option(metavar="FILE", help="UTF-8 text, plain or compressed")
     max_tokens: int | None = option(None, metavar="N", help="score the first N tokens only")
     threads: int | None = option(None, metavar="N", help="threads (default: one a core)")
+    device: str = option("cpu", metavar="DEVICE", help="cpu, or a GPU: cuda, cuda:1")
     json: bool = json_option()
 
 
@@ -55,7 +56,7 @@ def run(options: Options) -> int:
     text = read_text(
         options.text, None if limit is None else (limit + 1) * CHARACTERS_PER_TOKEN * 4
     )
-    scorer, backend = _open(options.model, options.threads)
+    scorer, backend = _open(options.model, options.threads, options.device)
     score = score_text(scorer, text, max_tokens=limit)
     if options.json:
         print_json({**dataclasses.asdict(score), "backend": backend})
@@ -74,7 +75,7 @@ def run(options: Options) -> int:
     return 0
 
 
-def _open(model: str | None, threads: int | None) -> tuple[Scorer, str]:
+def _open(model: str | None, threads: int | None, device: str) -> tuple[Scorer, str]:
     """The model as a scorer, and the name of what runs it."""
     import nomatmul
 
@@ -84,9 +85,13 @@ def _open(model: str | None, threads: int | None) -> tuple[Scorer, str]:
 
         directory = find_checkpoint(Path(model))
         if open_checkpoint(directory).kind != "packed":
+            if device != "cpu":
+                raise ValueError(
+                    f"--device {device} is for packed models; {directory} is not packed"
+                )
             return _open_torch(directory, threads)
         model = str(directory)
-    lm = nomatmul.load(model, threads=threads)
+    lm = nomatmul.load(model, threads=threads, device=device)
     return lm, f"engine {lm.backend.isa}"
 
 

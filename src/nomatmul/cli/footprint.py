@@ -2,7 +2,7 @@
 
 The model is loaded and decodes a few tokens; "resident" and "peak" are of that whole process,
 Python included, then and at its worst moment. "dense bf16" is what the same parameters would take
-unpacked.
+unpacked. With a GPU the weights and the work space lie in its memory.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Options:
     model: str | None = option(
         None, metavar="DIR", help="packed model (default: the one in the box)"
     )
+    device: str = option("cpu", metavar="DEVICE", help="cpu, or a GPU: cuda, cuda:1")
     json: bool = json_option()
 
 
@@ -40,6 +41,7 @@ ROWS = (
     ("norms", "  norms, scales, bounds"),
     ("state", "state of a sequence"),
     ("scratch", "work space"),
+    ("device_peak", "peak, device"),
     ("dense_bf16", "dense bf16 would take"),
 )
 
@@ -47,9 +49,9 @@ ROWS = (
 def run(options: Options) -> int:
     import nomatmul
 
-    report = nomatmul.footprint(options.model)
+    report = nomatmul.footprint(options.model, device=options.device)
     if options.json:
         print_json(report)
     else:
-        print_table([(words, size(report[key])) for key, words in ROWS])
+        print_table([(words, size(report[key])) for key, words in ROWS if key in report])
     return 0

@@ -48,6 +48,7 @@ class Options:
         (), metavar="TEXT", help=r"end before this text (\n is a new line); may be repeated"
     )
     threads: int | None = option(None, metavar="N", help="threads (default: one a core)")
+    device: str = option("cpu", metavar="DEVICE", help="cpu, or a GPU: cuda, cuda:1")
     echo: bool = option(False, help="print the prompt in front of its continuation")
     json: bool = json_option()
 

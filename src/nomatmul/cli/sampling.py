@@ -35,7 +35,7 @@ def load_model(options: Any) -> LanguageModel:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import nomatmul
 
-    return nomatmul.load(options.model, threads=options.threads)
+    return nomatmul.load(options.model, threads=options.threads, device=options.device)
 
 
 def sampling_arguments(options: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ _HOMES = {
     "random_model": "random_weights",
     "cpu_report": "info",
     "footprint": "info",
+    "gpu_report": "info",
     "read_bandwidth": "info",
     "self_test": "info",
 }

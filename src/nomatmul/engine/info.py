@@ -121,6 +121,10 @@ def footprint_of(lm: LanguageModel) -> dict[str, int]:
     if weights is None:
         raise ValueError("the numpy backend holds no packed weights; nothing to measure")
     parts = dict.fromkeys(("embedding", "core", "head", "norms"), 0)
+    if lm.backend.name == "cuda":
+        parts = weights.footprint()
+        scratch = lm.backend.scratch_bytes  # type: ignore[attr-defined]
+        return _footprint(lm, parts, scratch)
     for name, array in weights.arrays.items():
         if name.startswith("embedding."):
             part = "embedding"
@@ -129,8 +133,11 @@ def footprint_of(lm: LanguageModel) -> dict[str, int]:
         else:
             part = "norms"
         parts[part] += array.nbytes
+    return _footprint(lm, parts, int(lm.backend.model.scratch_bytes))  # type: ignore[attr-defined]
+
+
+def _footprint(lm: LanguageModel, parts: dict[str, int], scratch: int) -> dict[str, int]:
     state = 4 * lm.config.num_layers * lm.config.hidden_size
-    scratch = int(lm.backend.model.scratch_bytes)  # type: ignore[attr-defined]
     total = sum(parts.values())
     return {
         **parts,
@@ -143,20 +150,50 @@ def footprint_of(lm: LanguageModel) -> dict[str, int]:
     }
 
 
-def footprint(path: str | Path | None = None, tokens: int = 8) -> dict[str, Any]:
+def footprint(
+    path: str | Path | None = None, tokens: int = 8, device: str = "cpu"
+) -> dict[str, Any]:
     """Load a packed model (default the one in the box), decode a few tokens, report bytes.
 
     As `footprint_of`, and "resident" and "peak": of this whole process, Python included, now
-    and at its worst moment (0 where the system does not tell). Raises ValueError for a bad path.
+    and at its worst moment (0 where the system does not tell). With a GPU also "device_peak": the
+    most of its memory that was in use. Raises ValueError for a bad path or device.
     """
     from nomatmul.engine.loading import load
 
-    lm = load(path)
+    lm = load(path, device=device)
     session = lm.session()
     for token in range(tokens):
         session.append([token % lm.config.vocab_size])
     resident, peak = memory_of_process()
-    return {**footprint_of(lm), "resident": resident, "peak": peak}
+    report = {**footprint_of(lm), "resident": resident, "peak": peak}
+    if device != "cpu":
+        report["device_peak"] = lm.backend.peak_bytes()  # type: ignore[attr-defined]
+    return report
+
+
+def gpu_report(test: bool = True) -> dict[str, Any]:
+    """What GPUs there are, and whether the engine's kernels are right on the first one.
+
+    Returns {"available", "why" (when not), "devices": [...], "path", "self_test": [{"operation",
+    "ok"}]}; never raises: a machine without a GPU is no fault.
+    """
+    from nomatmul.engine.cuda.device import describe, torch_device
+
+    try:
+        torch_device("cuda")
+    except ValueError as error:
+        return {"available": False, "why": str(error), "devices": [], "self_test": []}
+    try:
+        from nomatmul.engine.cuda.selftest import devices, run_self_test
+
+        report: dict[str, Any] = {"available": True, "devices": devices(), "self_test": []}
+        if test:
+            report["path"], report["self_test"] = run_self_test()
+    except Exception as error:  # a driver or a compiler may raise anything
+        failed = {"operation": describe(error), "ok": False}
+        return {"available": True, "devices": [], "path": "none", "self_test": [failed]}
+    return report
 
 
 def memory_of_process() -> tuple[int, int]:

@@ -50,6 +50,7 @@ class SpeedRequest:
     prefill: int = 512
     batches: tuple[int, ...] = (16,)
     bandwidth_gib: float = 1.0
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class SpeedResult:
     read_bandwidth_bytes_per_second: float
     bytes_read_per_token: int
     fraction_of_bandwidth_limit: float
+    device_name: str = ""  # of a GPU, whose memory the peaks then are of
 
 
 def measure_in_subprocess(request: SpeedRequest) -> list[SpeedResult]:
@@ -102,6 +104,8 @@ def measure(request: SpeedRequest) -> list[SpeedResult]:
     """
     from nomatmul.engine.info import memory_of_process
 
+    if request.device != "cpu":
+        return [_measure_on_device(request)]
     lm = open_model(request)
     models = [with_threads(lm, threads) for threads in request.threads]
     for model in models:  # nothing but the model has used memory so far
@@ -131,6 +135,34 @@ def measure(request: SpeedRequest) -> list[SpeedResult]:
     return results
 
 
+def _measure_on_device(request: SpeedRequest) -> SpeedResult:
+    """As `measure`, on a GPU: steps include what the host does, memory is the device's."""
+    lm = open_model(request)
+    backend: Any = lm.backend
+    rate = 1 / median(step_seconds(lm, max(request.steps, 32)))
+    peak = backend.peak_bytes()
+    seconds = prefill_seconds(lm, request.prefill)
+    rates = {size: size / median(step_seconds(lm, 8, size)) for size in request.batches}
+    read, bandwidth = bytes_read_per_token(lm), backend.copy_bandwidth()
+    return SpeedResult(
+        size=request.size,
+        packing=lm.packing,
+        embedding=lm.embedding_form,
+        isa=backend.isa,
+        threads=1,
+        decode_tokens_per_second=rate,
+        prefill_tokens=request.prefill,
+        prefill_tokens_per_second=request.prefill / seconds,
+        batch_tokens_per_second=rates,
+        peak_resident_bytes=peak,
+        peak_with_prefill_bytes=backend.peak_bytes(),
+        read_bandwidth_bytes_per_second=bandwidth,
+        bytes_read_per_token=read,
+        fraction_of_bandwidth_limit=rate * read / bandwidth,
+        device_name=backend.device_name(),
+    )
+
+
 def _decoding(model: LanguageModel, request: SpeedRequest) -> dict[str, Any]:
     """Decode rate between two measurements of the bandwidth, of which the better one counts."""
     from nomatmul.engine.info import read_bandwidth
@@ -155,10 +187,12 @@ def open_model(request: SpeedRequest) -> LanguageModel:
 
     if request.size in SIZES:
         config = ModelConfig(**SIZES[request.size])
-        return random_model(config, request.packing, request.embedding, isa=request.isa)
+        return random_model(
+            config, request.packing, request.embedding, isa=request.isa, device=request.device
+        )
     if not Path(request.size).exists():
         raise ValueError(f"{request.size} is no size ({', '.join(SIZES)}) and no packed directory")
-    return load(request.size, isa=request.isa)
+    return load(request.size, isa=request.isa, device=request.device)
 
 
 def with_threads(lm: LanguageModel, threads: int) -> LanguageModel:

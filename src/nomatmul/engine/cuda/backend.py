@@ -149,9 +149,7 @@ class CudaBackend:
                     rows = x_TD.index_select(0, self._put(done))
                     yield self.forward.head(rows).cpu().numpy()
 
-    def _decode_one(
-        self, decoder: Decoder, state: DeviceState, token: int, want: Want
-    ) -> Float:
+    def _decode_one(self, decoder: Decoder, state: DeviceState, token: int, want: Want) -> Float:
         """One token of one sequence; the new state is kept only if the step succeeded."""
         if self._spare is None:
             self._spare = torch.empty(self.shape, dtype=torch.float32, device=self.device)
@@ -179,6 +177,43 @@ class CudaBackend:
         if logits_SV is None:
             return np.zeros((0, self.config.vocab_size), np.float32)
         return logits_SV
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of work space of the largest step so far: what was in use beyond the weights."""
+        return max(0, self.peak_bytes() - self.weights.nbytes)
+
+    def peak_bytes(self) -> int:
+        """The most device memory that this process had in use."""
+        if self.device.type != "cuda":
+            return self.weights.nbytes
+        return int(torch.cuda.max_memory_allocated(self.device))
+
+    def device_name(self) -> str:
+        """The GPU's own name."""
+        if self.device.type != "cuda":
+            return "CPU, interpreted"
+        return str(torch.cuda.get_device_name(self.device))
+
+    def copy_bandwidth(self, nbytes: int = 1 << 30) -> float:
+        """Bytes a second that a large copy moves in device memory, read and written together.
+
+        The best of five. Less where the memory has no room for two such pieces.
+        """
+        if self.device.type != "cuda":
+            return 1.0
+        free, _ = torch.cuda.mem_get_info(self.device)
+        nbytes = min(nbytes, free // 4)
+        source = torch.ones(nbytes, dtype=torch.uint8, device=self.device)
+        target, best = torch.empty_like(source), float("inf")
+        for _ in range(5):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            target.copy_(source)
+            end.record()
+            end.synchronize()
+            best = min(best, start.elapsed_time(end) / 1e3)
+        return 2 * nbytes / best
 
     def _check_finite(self) -> None:
         flag = self.forward.flag

@@ -1,4 +1,4 @@
-"""Whether a GPU can be used, and what is said when it cannot: one line each, always a ValueError."""
+"""Whether a GPU can be used, and what is said when it cannot: one line, always a ValueError."""
 
 from __future__ import annotations
 

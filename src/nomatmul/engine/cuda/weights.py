@@ -88,6 +88,16 @@ class DeviceWeights:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.stack.values())
 
+    def footprint(self) -> dict[str, int]:
+        """Bytes by part: embedding, core, head, norms."""
+        parts = dict.fromkeys(("embedding", "core", "head", "norms"), 0)
+        for name, tensor in self.stack.items():
+            part = "norms" if tensor.dtype == torch.float32 else "core"
+            if name.startswith("embedding"):
+                part = "embedding"
+            parts["head" if name == "head" else part] += tensor.nbytes
+        return parts
+
     def slot(self, name: str) -> torch.Tensor:
         """The place of a tensor of the packed file (a scale has none: it goes to `beta`)."""
         if name.startswith("embedding."):

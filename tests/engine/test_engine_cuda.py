@@ -1,0 +1,89 @@
+"""The triton kernels of the GPU engine in triton's interpreter, against the native core.
+
+The interpreter computes on CPU tensors what the kernels say, so this covers the general path
+(layouts, masks, order of the float steps, sessions) on a machine without a GPU. The persistent
+kernel of decode.cu needs one: tests/gpu/test_engine_cuda.py.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from engine_models import random_ids
+
+from nomatmul.engine import load
+from nomatmul.formats.config import ModelConfig
+
+pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+CONFIG = ModelConfig(vocab_size=67, hidden_size=42, num_layers=2, intermediate_size=51)
+
+# In a process of its own: triton reads TRITON_INTERPRET when it is imported.
+PROGRAM = """
+import sys
+import numpy as np
+from nomatmul.engine import load
+from nomatmul.formats.names import linear_shapes
+from nomatmul.formats.packed import PackedReader
+
+directory, found = sys.argv[1:]
+lm, reader = load(directory, device="cuda"), PackedReader(directory)
+assert lm.backend.name == "cuda" and lm.backend.device.type == "cpu"
+rng = np.random.default_rng(3)
+for name, (rows, columns) in linear_shapes(lm.config).items():
+    q_TK = rng.integers(-128, 128, (3, columns)).astype(np.int8)
+    t_NK, _ = reader.ternary(name)
+    expected = q_TK.astype(np.int64) @ t_NK.astype(np.int64).T
+    np.testing.assert_array_equal(lm.backend.accumulate(name, q_TK), expected, err_msg=name)
+ids = np.load(found)["ids"]
+lm.backend.chunk = 128
+whole = lm.logits(ids)
+session = lm.session()
+session.append(ids[:5])
+fork = session.fork()
+session.save(found + ".state")
+alone = [session.append([token]) for token in ids[5:8]]
+np.testing.assert_array_equal(alone, whole[5:8])
+np.testing.assert_array_equal(fork.append(ids[5:8]), whole[7])
+again = lm.session(found + ".state")
+assert again.position == 5
+rows = lm.step([again, lm.session(), lm.session()], [ids[5:7], ids[:9], ids[:1]])
+np.testing.assert_array_equal(rows, whole[[6, 8, 0]])
+lm.backend.weights.stack["mixer_norm"][1, 3] = float("nan")
+before = again._state_LD.copy()
+try:
+    again.append(ids[:2])
+    raise SystemExit("values that are not finite went through")
+except ValueError as error:
+    assert "not finite" in str(error), error
+assert again.position == 7 and np.array_equal(again._state_LD, before)
+parts = lm.footprint()
+assert parts["core"] > 0 and parts["total"] >= parts["weights"]
+np.savez(found, ids=ids, logits=whole)
+"""
+
+
+@pytest.mark.parametrize(("packing", "embedding"), [("2bit", "bf16"), ("1.6bit", "int8")])
+def test_general_path_has_the_bits_of_the_native_core(
+    make_packed: Callable[..., Path], tmp_path: Path, packing: str, embedding: str
+) -> None:
+    directory, found = make_packed(CONFIG, packing, embedding), tmp_path / "found.npz"
+    ids = random_ids(19, CONFIG.vocab_size)
+    np.savez(found, ids=ids)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(directory), str(found)],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = load(directory, threads=1).logits(ids)
+    np.testing.assert_array_equal(np.load(found)["logits"], expected)

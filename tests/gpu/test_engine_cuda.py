@@ -1,0 +1,163 @@
+"""The engine on a GPU: every path against the numpy oracle, and against each other bit for bit.
+
+The native core need not be there. Accumulators are equal to the oracle's for equal int8 inputs;
+logits of the paths (persistent kernel, captured graph, blocks of a prompt, batches) are equal to
+each other; logits and the oracle's are close (its exp differs in the last bits, see
+docs/numerics.md).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from model_files import write_packed, write_training
+
+from nomatmul.engine import load, random_model
+from nomatmul.engine.loading import BOX
+from nomatmul.formats.checkpoint import open_checkpoint
+from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.names import linear_shapes
+from nomatmul.formats.packed import PackedReader
+
+MODEL_ERROR = 2e-2
+# hidden size, inner size (0: no channel mixer), vocabulary, packing, embedding
+CASES = {
+    "odd sizes": (42, 51, 67, "2bit", "bf16"),
+    "base 3": (257, 700, 1003, "1.6bit", "int8"),
+    "no channel": (40, 0, 50, "2bit", "int8"),
+    "one": (1, 1, 2, "2bit", "bf16"),
+    "wide": (640, 1728, 4100, "2bit", "int8"),
+}
+
+
+@pytest.fixture(params=list(CASES))
+def packed(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A packed directory of random weights and awkward sizes."""
+    size, inner, vocabulary, packing, embedding = CASES[request.param]
+    config = ModelConfig(
+        hidden_size=size,
+        intermediate_size=inner or None,
+        channel_mixer="glu" if inner else "none",
+        vocab_size=vocabulary,
+        num_layers=2,
+    )
+    write_training(tmp_path / "training", config, np.random.default_rng(1))
+    checkpoint = open_checkpoint(tmp_path / "training")
+    write_packed(tmp_path / "packed", checkpoint, packing, embedding)
+    return tmp_path / "packed"
+
+
+def ids_of(lm: Any, count: int, seed: int = 2) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, lm.config.vocab_size, count)
+
+
+def poison() -> None:
+    """Fill memory that the allocator will hand out again with NaN."""
+    import torch
+
+    for size in (1 << 12, 1 << 16, 1 << 20, 1 << 24):
+        torch.full((size,), float("nan"), device="cuda")
+
+
+def test_accumulators_equal_the_oracles(packed: Path) -> None:
+    lm, reader = load(packed, device="cuda"), PackedReader(packed)
+    rng = np.random.default_rng(3)
+    for name, (rows, columns) in linear_shapes(lm.config).items():
+        t_NK, _ = reader.ternary(name)
+        for tokens in (1, 7, 40, 70, 200):
+            q_TK = rng.integers(-128, 128, (tokens, columns)).astype(np.int8)
+            poison()
+            acc_TN = lm.backend.accumulate(name, q_TK)
+            assert acc_TN.shape == (tokens, rows)
+            np.testing.assert_array_equal(
+                acc_TN, q_TK.astype(np.int64) @ t_NK.astype(np.int64).T, err_msg=f"{name} {tokens}"
+            )
+
+
+def test_logits_agree_with_the_oracle_and_all_paths_with_each_other(
+    packed: Path, tmp_path: Path
+) -> None:
+    lm, slow = load(packed, device="cuda"), load(packed, backend="numpy")
+    ids = ids_of(lm, 150)
+    poison()
+    whole = lm.logits(ids)
+    expected = slow.logits(ids)
+    error = np.sqrt(np.mean((whole - expected) ** 2) / np.mean(expected**2))
+    assert error < MODEL_ERROR
+    assert np.mean(whole.argmax(axis=1) == expected.argmax(axis=1)) >= 0.97
+
+    session = lm.session()
+    np.testing.assert_array_equal([session.append([token]) for token in ids[:20]], whole[:20])
+    fork = session.fork()
+    session.save(tmp_path / "state")
+    np.testing.assert_array_equal(session.append(ids[20:140]), whole[139])
+    loaded = lm.session(tmp_path / "state")
+    np.testing.assert_array_equal(fork.append(ids[20:22]), whole[21])
+    rows = lm.step([loaded, lm.session(), lm.session()], [ids[20:21], ids[:9], ids[:149]])
+    np.testing.assert_array_equal(rows, whole[[20, 8, 148]])
+    batch = [lm.session() for _ in range(5)]
+    rows = lm.step(batch, [ids[:1]] * 5)
+    np.testing.assert_array_equal(rows, np.broadcast_to(whole[0], (5, whole.shape[1])))
+    lm.backend.chunk = 128
+    np.testing.assert_array_equal(lm.logits(ids), whole)
+    assert session.position == 140
+    assert loaded.position == 21
+
+
+def test_decoding_without_the_persistent_kernel(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = load(packed, device="cuda")
+    monkeypatch.setenv("NOMATMUL_DECODE", "triton")
+    plain = load(packed, device="cuda")
+    assert plain.backend.decoder is None
+    first, second = lm.session(), plain.session()
+    for token in ids_of(lm, 12):
+        np.testing.assert_array_equal(first.append([token]), second.append([token]))
+
+
+def test_a_failed_step_changes_nothing() -> None:
+    config = ModelConfig(hidden_size=96, num_layers=2, vocab_size=100, intermediate_size=128)
+    lm = random_model(config, device="cuda")
+    session = lm.session()
+    session.append([1, 2, 3])
+    before = session._state_LD.copy()
+    if lm.backend.decoder is not None:
+        lm.backend.decoder._keep["o_norm"].fill_(float("inf"))
+    lm.backend.weights.stack["o_norm"].fill_(float("inf"))
+    for ids in ([4], [4, 5]):
+        with pytest.raises(ValueError, match="not finite"):
+            session.append(ids)
+        np.testing.assert_array_equal(session._state_LD, before)
+        assert session.position == 3
+
+
+def test_too_little_memory_is_told_in_one_line() -> None:
+    huge = ModelConfig(hidden_size=65536, num_layers=400, vocab_size=1000)
+    with pytest.raises(ValueError, match=r"needs .* GB of device memory, cuda:0 has .* GB free"):
+        random_model(huge, device="cuda")
+
+
+def test_the_model_in_the_box_writes_the_same_text() -> None:
+    if not (BOX / "config.json").exists():
+        pytest.skip("this installation carries no model")
+    lm, slow = load(device="cuda"), load(backend="numpy")
+    ids = lm.prompt_ids("The river was")
+    made = lm.generate_ids(ids, max_tokens=24)
+    # The oracle's logits along the text that the GPU made: where its two likeliest tokens are
+    # further apart than the rounding of a step, the choice must be the same.
+    rows = slow.logits([*ids, *made])[len(ids) - 1 : -1]
+    for token, row in zip(made, rows, strict=True):
+        assert row.max() - row[token] < MODEL_ERROR * np.abs(row).max()
+
+
+def test_the_self_test_of_doctor_passes() -> None:
+    from nomatmul.engine import gpu_report
+
+    report = gpu_report()
+    assert report["available"]
+    assert report["devices"]
+    assert all(test["ok"] for test in report["self_test"]), report
