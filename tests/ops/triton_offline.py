@@ -17,7 +17,7 @@ from nomatmul.ops.loss import triton as losses
 from nomatmul.ops.mlgru import gated
 
 ROW = {"BLOCK": 1024, "num_warps": 4}
-SCAN = {"CHUNK": 32, "CHANNELS": 32, "num_warps": 2}
+SCAN = gated._LAUNCH
 _INTEGERS = {
     "rows", "size", "count", "tokens", "outputs", "inputs", "tiles_each", "tiles", "steps",
     "channels", "vocabulary", "ignored", "length", "segments", "programs", "parts",

@@ -1,9 +1,10 @@
 """Triton: MLGRU's recurrence with its gates, from what the projections give to the states.
 
-As in `nomatmul.ops.mlgru.triton` a program owns a block of channels of one sequence (here a segment
-of its time) and walks time in tiles, scanned in registers; the sigmoids, the lower bound and their gradients are computed
-on the way, so that neither gates nor their gradients are ever stored in float32. References of the
-same names: `nomatmul.ops.mlgru.naive`.
+A thread owns a channel or two of one sequence, or of a segment of its time, and walks it step by
+step: the recurrence itself is two operations, and the sigmoids, the lower bound and their
+gradients are computed on the way, so that neither gates nor their gradients are ever stored in
+float32. (A scan over tiles inside registers needs 2.4 times the instructions and was bound by
+them.) References of the same names: `nomatmul.ops.mlgru.naive`.
 
 Shape suffixes: B sequences, T steps, D channels.
 """
@@ -17,22 +18,23 @@ from torch import Tensor
 
 from nomatmul.ops.bitlinear.rows import on_device, sigmoid
 
-CHUNK = 32
-CHANNELS = 32
-_LAUNCH = {"CHUNK": CHUNK, "CHANNELS": CHANNELS, "num_warps": 2}
+STEPS = 8  # loaded together, so that their latency overlaps
+CHANNELS = 64
+_LAUNCH = {"STEPS": STEPS, "CHANNELS": CHANNELS, "num_warps": 1}
 _ENOUGH = 2048
 """Programs that keep a large GPU's memory busy; with fewer, time is cut into segments."""
 
 
 @triton.jit
-def _combine(decay_a, value_a, decay_b, value_b):
-    return decay_a * decay_b, decay_b * value_a + value_b
-
-
-@triton.jit
-def _row(x, row, which):
-    """One row of a tile."""
-    return tl.sum(tl.where((row == which)[:, None], x, 0.0), axis=0)
+def _rows(ptr, first, steps, channels, d, inside, COUNT: tl.constexpr):
+    """COUNT rows of channels from time `first` on as a tuple; 0 outside of [0, steps)."""
+    found = ()
+    for j in tl.static_range(COUNT):
+        t = first + j
+        live = inside & (t >= 0) & (t < steps)
+        x = tl.load(ptr + tl.cast(t, tl.int64) * channels + d, mask=live, other=0.0)
+        found = found + (x.to(tl.float32),)
+    return found
 
 
 @triton.jit
@@ -50,14 +52,13 @@ def _gated_scan_kernel(
     BOUND: tl.constexpr,
     STATE: tl.constexpr,
     SUMMARY: tl.constexpr,
-    CHUNK: tl.constexpr,
+    STEPS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     d = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     batch = tl.program_id(1).to(tl.int64)
     segment = tl.program_id(2)
     inside = d < channels
-    row = tl.arange(0, CHUNK)
     base = batch * steps * channels
     # ends of segments: [segments, batch, channels]
     end = batch * channels + d
@@ -73,23 +74,19 @@ def _gated_scan_kernel(
         for before in range(0, segment):
             decay = tl.load(decay_ptr + before * plane + end, mask=inside, other=0.0)
             state = tl.load(value_ptr + before * plane + end, mask=inside, other=0.0) + decay * state
-    for start in range(segment * length, tl.minimum(segment * length + length, steps), CHUNK):
-        t = start + row
-        at = base + t[:, None].to(tl.int64) * channels + d[None, :]
-        live = (t < steps)[:, None] & inside[None, :]
-        i = tl.load(i_ptr + at, mask=live, other=0.0).to(tl.float32)
-        f = tl.load(f_ptr + at, mask=live, other=0.0).to(tl.float32)
-        forget = sigmoid(f)
-        if BOUND:
-            forget = bound[None, :] + (1.0 - bound[None, :]) * forget
-        i = i * sigmoid(i) * (1.0 - forget)
-        decay, value = tl.associative_scan((forget, i), 0, _combine)
-        h = value + decay * state[None, :]
-        state = _row(h, row, CHUNK - 1)
-        if SUMMARY:
-            passed *= _row(decay, row, CHUNK - 1)
-        else:
-            tl.store(h_ptr + at, h, mask=live)
+    for start in range(segment * length, tl.minimum(segment * length + length, steps), STEPS):
+        i_rows = _rows(i_ptr + base, start, steps, channels, d, inside, STEPS)
+        f_rows = _rows(f_ptr + base, start, steps, channels, d, inside, STEPS)
+        for j in tl.static_range(STEPS):
+            i = i_rows[j]
+            # past the end the state changes, but nobody reads it: only a last segment ends there
+            forget = bound + (1.0 - bound) * sigmoid(f_rows[j])
+            state = forget * state + i * sigmoid(i) * (1.0 - forget)
+            if SUMMARY:
+                passed *= forget
+            else:
+                at = base + tl.cast(start + j, tl.int64) * channels + d
+                tl.store(h_ptr + at, state, mask=inside & (start + j < steps))
     if SUMMARY:
         tl.store(decay_ptr + segment * plane + end, passed, mask=inside)
         tl.store(value_ptr + segment * plane + end, state, mask=inside)
@@ -118,7 +115,7 @@ def _gated_scan_backward_kernel(
     STATE: tl.constexpr,
     LAST: tl.constexpr,
     SUMMARY: tl.constexpr,
-    CHUNK: tl.constexpr,
+    STEPS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     d = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
@@ -127,79 +124,76 @@ def _gated_scan_backward_kernel(
     if SUMMARY:
         segment += 1  # nobody asks what the first one hands on
     inside = d < channels
-    row = tl.arange(0, CHUNK)
     base = batch * steps * channels
     end = batch * channels + d
     plane = tl.num_programs(1).to(tl.int64) * channels
     bound = tl.zeros((CHANNELS,), dtype=tl.float32)
     if BOUND:
         bound = tl.load(bound_ptr + d, mask=inside, other=0.0).to(tl.float32)
-    keep = 1.0 - bound[None, :]
+    keep = 1.0 - bound
     h0 = tl.zeros((CHANNELS,), dtype=tl.float32)
-    state = tl.zeros((CHANNELS,), dtype=tl.float32)
+    # carried = f_(t+1) s_(t+1), what the steps after t want of h_t; it enters a segment as
+    # f_(t+1) times the s that the later segments make
+    carried = tl.zeros((CHANNELS,), dtype=tl.float32)
     passed = tl.full((CHANNELS,), 1.0, dtype=tl.float32)
     dbound = tl.zeros((CHANNELS,), dtype=tl.float32)
     if not SUMMARY:
         if STATE:
             h0 = tl.load(h0_ptr + end, mask=inside, other=0.0).to(tl.float32)
         if LAST:
-            state = tl.load(dlast_ptr + end, mask=inside, other=0.0).to(tl.float32)
+            carried = tl.load(dlast_ptr + end, mask=inside, other=0.0).to(tl.float32)
         for index in range(0, segments - 1 - segment):
             at = (segments - 1 - index) * plane + end
             decay = tl.load(decay_ptr + at, mask=inside, other=0.0)
-            state = tl.load(value_ptr + at, mask=inside, other=0.0) + decay * state
-    tiles = tl.cdiv(tl.minimum(length, steps - segment * length), CHUNK)
+            carried = tl.load(value_ptr + at, mask=inside, other=0.0) + decay * carried
+    tiles = tl.cdiv(tl.minimum(length, steps - segment * length), STEPS)
     for tile in range(0, tiles):
-        t = segment * length + (tiles - 1 - tile) * CHUNK + row
-        at = base + t[:, None].to(tl.int64) * channels + d[None, :]
-        live = (t < steps)[:, None] & inside[None, :]
-        followed = (t + 1 < steps)[:, None] & inside[None, :]
-        after = tl.load(f_ptr + at + channels, mask=followed, other=0.0).to(tl.float32)
-        dh = tl.load(dh_ptr + at, mask=live, other=0.0).to(tl.float32)
+        start = segment * length + (tiles - 1 - tile) * STEPS
+        f_rows = _rows(f_ptr + base, start, steps, channels, d, inside, STEPS)
+        dh_rows = _rows(dh_ptr + base, start, steps, channels, d, inside, STEPS)
         if not SUMMARY:
-            i = tl.load(i_ptr + at, mask=live, other=0.0).to(tl.float32)
-            f = tl.load(f_ptr + at, mask=live, other=0.0).to(tl.float32)
-            before = tl.load(h_ptr + at - channels, mask=(t > 0)[:, None] & live, other=0.0)
-            before = tl.where((t == 0)[:, None], h0[None, :], before)
-        # past the end a gate of 1 hands the last state's own gradient to step T-1
-        gate = tl.where(followed, bound[None, :] + keep * sigmoid(after), 1.0)
-        decay, value = tl.associative_scan((gate, dh), 0, _combine, reverse=True)
-        s = value + decay * state[None, :]
-        state = _row(s, row, 0)
-        if SUMMARY:
-            passed *= _row(decay, row, 0)
-        else:
-            share = sigmoid(i)
-            active = i * share
-            opened = sigmoid(f)
-            shut = keep * (1.0 - opened)  # 1 - forget
-            di = s * shut * (share + active * (1.0 - share))
-            dforget = s * (before - active)
-            df = dforget * keep * opened * (1.0 - opened)
-            if BOUND:
-                dbound += tl.sum(tl.where(live, dforget * (1.0 - opened), 0.0), axis=0)
-            tl.store(di_ptr + at, di.to(di_ptr.dtype.element_ty), mask=live)
-            tl.store(df_ptr + at, df.to(df_ptr.dtype.element_ty), mask=live)
+            i_rows = _rows(i_ptr + base, start, steps, channels, d, inside, STEPS)
+            h_rows = _rows(h_ptr + base, start - 1, steps, channels, d, inside, STEPS)
+        for j in tl.static_range(STEPS - 1, -1, -1):
+            t = start + j
+            real = t < steps
+            opened = sigmoid(f_rows[j])
+            forget = tl.where(real, bound + keep * opened, 1.0)
+            s = dh_rows[j] + carried
+            carried = forget * s
+            if SUMMARY:
+                passed *= forget
+            else:
+                i = i_rows[j]
+                before = tl.where(t == 0, h0, h_rows[j])
+                share = sigmoid(i)
+                active = i * share
+                di = s * keep * (1.0 - opened) * (share + active * (1.0 - share))
+                dforget = s * (before - active)
+                df = dforget * keep * opened * (1.0 - opened)
+                if BOUND:
+                    dbound += tl.where(real, dforget * (1.0 - opened), 0.0)
+                at = base + tl.cast(t, tl.int64) * channels + d
+                tl.store(di_ptr + at, di.to(di_ptr.dtype.element_ty), mask=inside & real)
+                tl.store(df_ptr + at, df.to(df_ptr.dtype.element_ty), mask=inside & real)
     if SUMMARY:
         tl.store(decay_ptr + segment * plane + end, passed, mask=inside)
-        tl.store(value_ptr + segment * plane + end, state, mask=inside)
+        tl.store(value_ptr + segment * plane + end, carried, mask=inside)
     else:
         if BOUND:
             tl.store(dbound_ptr + segment * plane + end, dbound, mask=inside)
         if segment == 0:
-            first = tl.load(f_ptr + base + d, mask=inside, other=0.0).to(tl.float32)
-            forget = bound + (1.0 - bound) * sigmoid(first)
-            tl.store(dh0_ptr + end, forget * state, mask=inside)
+            tl.store(dh0_ptr + end, carried, mask=inside)
 
 
 def _cut(x_BTD: Tensor) -> tuple[tuple[int, int], int, int]:
-    """(grid over channels and sequences, segments of time, their length, a multiple of CHUNK)."""
+    """(grid over channels and sequences, segments of time, their length, a multiple of STEPS)."""
     batch, steps, channels = x_BTD.shape
     grid = (triton.cdiv(channels, CHANNELS), batch)
     wanted = max(1, _ENOUGH // (grid[0] * grid[1])) if x_BTD.is_cuda else 2
-    chunks = triton.cdiv(steps, CHUNK)
-    length = triton.cdiv(chunks, min(wanted, 16, chunks))
-    return grid, triton.cdiv(chunks, length), length * CHUNK
+    tiles = triton.cdiv(steps, STEPS)
+    length = triton.cdiv(tiles, min(wanted, 16, tiles))
+    return grid, triton.cdiv(tiles, length), length * STEPS
 
 
 def gated_scan(
