@@ -51,9 +51,7 @@ def _draw(device: str, dtype: torch.dtype, *shape: int) -> Tensor:
 
 
 def _wide(values: Any) -> Any:
-    return [
-        v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in values
-    ]
+    return [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in values]
 
 
 def _row_cases(device: str, dtype: torch.dtype, n: int, d: int, bound: float) -> Iterator[Case]:
@@ -62,7 +60,13 @@ def _row_cases(device: str, dtype: torch.dtype, n: int, d: int, bound: float) ->
     def draw(*shape: int) -> Tensor:
         return _draw(device, dtype, *shape)
 
-    x, h, grad, gu, grads = draw(n, d), draw(n, d).float(), draw(n, d), draw(n, 2 * d), draw(3, n, d)
+    x, h, grad, gu, grads = (
+        draw(n, d),
+        draw(n, d).float(),
+        draw(n, d),
+        draw(n, 2 * d),
+        draw(3, n, d),
+    )
     outer, norms = 1 + 0.2 * draw(d).float(), 1 + 0.2 * draw(3, d).float()
     beta = torch.rand(3, device=device)
     for out in (torch.int8, dtype):
@@ -143,9 +147,7 @@ def _scan_cases(
             yield f"gated_scan_backward {name}", ours, exact, bound
 
 
-def _entropy_cases(
-    device: str, dtype: torch.dtype, n: int, v: int, bound: float
-) -> Iterator[Case]:
+def _entropy_cases(device: str, dtype: torch.dtype, n: int, v: int, bound: float) -> Iterator[Case]:
     from nomatmul.ops.loss import naive as plain
     from nomatmul.ops.loss import triton as losses
 

@@ -98,7 +98,8 @@ for batch, steps, channels in ((2, 33, 5), (1, 1, 40), (1, 70, 33)):
     h0, dh = torch.randn(batch, channels), torch.randn(batch, steps, channels)
     h = naive.blocked_scan(i, f, h0)
     pairs = [(kernels.blocked_scan(i, f, h0), h)]
-    pairs += zip(kernels.blocked_scan_backward(dh, f, h, h0), naive.blocked_scan_backward(dh, f, h, h0))
+    back = (dh, f, h, h0)
+    pairs += zip(kernels.blocked_scan_backward(*back), naive.blocked_scan_backward(*back))
     for ours, theirs in pairs:
         error = float((ours - theirs).norm() / theirs.norm())
         assert error < 2e-6, (batch, steps, channels, error)

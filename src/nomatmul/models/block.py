@@ -109,7 +109,7 @@ class Block(nn.Module):
         saving = self.training and torch.is_grad_enabled() and cache is None
         if saving and self.recompute == "block" and not (fuse and self._fusable_channel):
             arguments = (x, attention_mask, lower_bound, rotary)
-            return checkpoint(self._mix, *arguments, use_reentrant=False)  # type: ignore[no-any-return]
+            return checkpoint(self._mix, *arguments, use_reentrant=False)
         if fuse:
             x = self._fused_mixer(x, lower_bound)
         else:
@@ -119,7 +119,7 @@ class Block(nn.Module):
         if fuse and self._fusable_channel:
             return self._fused_channel(x)
         if saving and self.recompute == "mlp":
-            return checkpoint(self._channel_mixer, x, use_reentrant=False)  # type: ignore[no-any-return]
+            return checkpoint(self._channel_mixer, x, use_reentrant=False)
         return self._channel_mixer(x)
 
     def _mix(
@@ -157,23 +157,25 @@ class Block(nn.Module):
     def _fused_mixer(self, x: Tensor, lower_bound: Tensor | None) -> Tensor:
         mixer = self.mixer
         assert isinstance(mixer, MLGRU)
-        layers = [mixer.i_proj, mixer.f_proj, mixer.g_proj, mixer.o_proj]
+        projections = (mixer.i_proj, mixer.f_proj, mixer.g_proj, mixer.o_proj)
+        layers = [layer for layer in projections if isinstance(layer, BitLinear)]
         return fused.mixer(
             x,
             self.mixer_norm.weight,
             [layer.weight for layer in layers],
-            [layer.norm.weight for layer in layers],  # type: ignore[union-attr]
+            [layer.norm.weight for layer in layers],
             mixer.g_norm.weight,
             lower_bound,
-            eps=(self.mixer_norm.eps, mixer.i_proj.norm.eps, mixer.g_norm.eps),  # type: ignore[union-attr]
-            slots=(mixer.i_proj.slot, mixer.o_proj.slot),  # type: ignore[union-attr]
+            eps=(self.mixer_norm.eps, layers[0].norm.eps, mixer.g_norm.eps),
+            slots=(layers[0].slot, layers[3].slot),
             keep=self.recompute != "block" and torch.is_grad_enabled(),
         )
 
     def _fused_channel(self, x: Tensor) -> Tensor:
         assert isinstance(self.channel, GLU)
         gate, down = self.channel.gate_proj, self.channel.down_proj
-        assert isinstance(gate, BitLinear) and isinstance(down, BitLinear)
+        assert isinstance(gate, BitLinear)
+        assert isinstance(down, BitLinear)
         return fused.channel(
             x,
             self.channel_norm.weight,

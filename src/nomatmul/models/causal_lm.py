@@ -342,11 +342,12 @@ class CausalLM(PreTrainedModel, GenerationMixin):
         head = self.head
         hooked = bool(head._forward_hooks) and not torch.compiler.is_compiling()
         if fused_wanted(hidden) and not hooked and not watched(head):
-            norm = head.norm.weight if isinstance(head, BitLinear) else None
-            options = {"eps": head.norm.eps, "slot": head.slot} if norm is not None else {}
-            return linear_cross_entropy(
-                hidden, targets, head.weight, norm, chunk=chunk, **options
-            )
+            if isinstance(head, BitLinear):
+                norm, eps, slot = head.norm.weight, head.norm.eps, head.slot
+                return linear_cross_entropy(
+                    hidden, targets, head.weight, norm, eps=eps, slot=slot, chunk=chunk
+                )
+            return linear_cross_entropy(hidden, targets, head.weight, chunk=chunk)
         return chunked_cross_entropy(hidden, targets, self.head, chunk=chunk)
 
     def loss(self, input_ids: Tensor, targets: Tensor, *, chunk: int = 0) -> tuple[Tensor, Tensor]:

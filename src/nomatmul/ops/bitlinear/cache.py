@@ -80,14 +80,12 @@ def ternary_cache() -> TernaryCache:
 
 
 def _ternarize(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    return choose.run(
-        "ternarize", "nomatmul.ops.bitlinear.triton", steps, weights[0], *weights[1:]
-    )
+    return choose.run("ternarize", "nomatmul.ops.bitlinear.triton", steps, weights[0], *weights[1:])
 
 
 @torch.no_grad()
 def ternary_weights(slot: int, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """t int8 [G, M, K] and beta float32 [G] of G weights [M, K], from the open cache if it has them.
+    """t int8 [G, M, K] and beta float32 [G] of G weights [M, K]; from the open cache if there.
 
     slot: from `new_slot`, one for this group of weights. Callers must not change the result.
     """

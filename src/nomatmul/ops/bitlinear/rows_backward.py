@@ -303,7 +303,8 @@ def glu_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `steps.glu_backward`; the second result lies over d, the first over gu if in_place."""
     rows, size = d_NM.shape
-    assert gu_N2M.is_contiguous() and d_NM.is_contiguous()
+    assert gu_N2M.is_contiguous()
+    assert d_NM.is_contiguous()
     dgu = gu_N2M if in_place else torch.empty_like(gu_N2M)
     programs, shape = _launch(d_NM, rows, size)
     partial = torch.empty(programs, 1, size, dtype=torch.float32, device=d_NM.device)
@@ -311,7 +312,7 @@ def glu_backward(
         _glu_backward_kernel[(programs,)](
             gu_N2M, norm_M, d_NM, beta_G, dgu, d_NM, partial, rows, size, eps, **shape
         )
-    return dgu, d_NM, *column_sums(partial)
+    return dgu, d_NM, column_sums(partial)[0]
 
 
 def gate_backward(

@@ -87,9 +87,7 @@ def ternarize(*weights: Tensor) -> tuple[Tensor, Tensor]:
     sources = [weight.detach().contiguous() for weight in weights]
     sources += sources[-1:] * (3 - groups)
     with on_device(first):
-        _absolute_sums_kernel[(_SUMMERS, groups)](
-            *sources, partial, count, BLOCK=2048, num_warps=8
-        )
+        _absolute_sums_kernel[(_SUMMERS, groups)](*sources, partial, count, BLOCK=2048, num_warps=8)
         _ternarize_kernel[(triton.cdiv(count, _BLOCK), groups)](
             *sources, partial, t_GMK, beta_G, count, SUMMERS=_SUMMERS, BLOCK=_BLOCK, num_warps=8
         )

@@ -71,7 +71,9 @@ def _channel(
     return out.view(x.shape), gu
 
 
-def _channel_backward_fake(dout, x, gu, norm, gate_weight, down_weight, gate_norm, down_norm, eps, slots, dtype):
+def _channel_backward_fake(
+    dout, x, gu, norm, gate_weight, down_weight, gate_norm, down_norm, eps, slots, dtype
+):
     parameters = (norm, gate_weight, down_weight, gate_norm, down_norm)
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     return [dx, *(torch.empty_like(p) for p in parameters)]

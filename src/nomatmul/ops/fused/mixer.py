@@ -40,8 +40,8 @@ def _project(
     return step("product", q, t, scale, beta, dtype)
 
 
-def _mixer_fake(x, norm, i_weight, f_weight, g_weight, o_weight, i_norm, f_norm, g_norm, o_norm, gate, bound,
-      eps, slots, dtype, keep):  # fmt: skip
+def _mixer_fake(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    dtype, keep = others[-2:]
     shape = (3, x.shape[0] * x.shape[1], x.shape[2]) if keep else (0,)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     return out, x.new_empty(shape, dtype=dtype)
@@ -67,7 +67,7 @@ def _mixer(
     dtype: torch.dtype,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    batch, length, size = x.shape
+    size = x.shape[-1]
     x_ND = x.reshape(-1, size)
     weights = (i_weight, f_weight, g_weight)
     norms_GD = torch.stack([i_norm, f_norm, g_norm])
@@ -80,12 +80,12 @@ def _mixer(
     return out.view(x.shape), ifg if keep else ifg.new_empty(0)
 
 
-def _mixer_backward_fake(dout, x, ifg, norm, i_weight, f_weight, g_weight, o_weight, i_norm, f_norm, g_norm, o_norm,
-      gate, bound, eps, slots, dtype):  # fmt: skip
-    parameters = (norm, i_weight, f_weight, g_weight, o_weight, i_norm, f_norm, g_norm, o_norm)
-    shapes = [torch.empty_like(p) for p in (*parameters, gate)]
+def _mixer_backward_fake(dout: Tensor, x: Tensor, ifg: Tensor, *others: Any) -> list[Tensor]:
+    *parameters, bound, _eps, _slots, _dtype = others
+    norm = parameters[0]
     dbound = norm.new_empty(0) if bound is None else torch.empty_like(bound, dtype=norm.dtype)
-    return [torch.empty_like(x, memory_format=torch.contiguous_format), *shapes, dbound]
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return [dx, *(torch.empty_like(p) for p in parameters), dbound]
 
 
 @operator("mixer_backward", _mixer_backward_fake)
@@ -120,17 +120,16 @@ def _mixer_backward(
     t, beta = ternary_weights(slots[1], (o_weight,))
     grad_ND = dout_ND.to(dtype)
     d_ND = input_gradient(grad_ND, t[0])
-    difg = [None, None, None]
-    difg[2], dh_ND, y_ND, dgate, do_norm = step(
+    dg_ND, dh_ND, y_ND, dgate, do_norm = step(
         "gate_backward", ifg[2], h_BTD.view(-1, size), gate, o_norm, d_ND, beta, eps[2], eps[1]
     )
     do_weight = weight_gradient(grad_ND, y_ND, o_weight)
     del d_ND, y_ND, grad_ND
-    difg[0], difg[1], dbound, _ = step(
+    di_BTD, df_BTD, dbound, _ = step(
         "gated_scan_backward", i_BTD, f_BTD, bound, None, h_BTD, dh_ND.view(shape)
     )
     del h_BTD, dh_ND
-    difg = [d.view(-1, size) for d in difg]
+    difg = (di_BTD.view(-1, size), df_BTD.view(-1, size), dg_ND)
     y_GND, _ = step("norm_quantize", x_ND, norm, norms_GD, eps[0], eps[1], dtype)
     dweights = [
         weight_gradient(d, y, w) for d, y, w in zip(difg, y_GND.unbind(), weights, strict=True)

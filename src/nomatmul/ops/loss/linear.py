@@ -76,7 +76,9 @@ class _DenseHead:
         """Nothing to do."""
 
 
-def _linear_cross_entropy_fake(x, target, weight, norm, loss_scale, z_scale, eps, chunk, ignored, slot, dtype, gradient):
+def _linear_cross_entropy_fake(
+    x, target, weight, norm, loss_scale, z_scale, eps, chunk, ignored, slot, dtype, gradient
+):
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     scalar = x.new_empty((), dtype=wide)
     if not gradient:
@@ -147,7 +149,9 @@ def _backward(ctx: Any, dloss: Tensor | None, dz: Tensor | None, *_: Any) -> tup
     return (dx, None, dweight.to(weight.dtype), dnorm, *([None] * 8))
 
 
-torch.library.register_autograd("nomatmul::linear_cross_entropy", _backward, setup_context=_setup_context)
+torch.library.register_autograd(
+    "nomatmul::linear_cross_entropy", _backward, setup_context=_setup_context
+)
 
 
 def linear_cross_entropy(

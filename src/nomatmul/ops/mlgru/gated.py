@@ -33,7 +33,7 @@ def _rows(ptr, first, steps, channels, d, inside, COUNT: tl.constexpr):
         t = first + j
         live = inside & (t >= 0) & (t < steps)
         x = tl.load(ptr + tl.cast(t, tl.int64) * channels + d, mask=live, other=0.0)
-        found = found + (x.to(tl.float32),)
+        found = found + (x.to(tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
     return found
 
 
@@ -71,9 +71,11 @@ def _gated_scan_kernel(
     if not SUMMARY:
         if STATE:
             state = tl.load(h0_ptr + end, mask=inside, other=0.0).to(tl.float32)
-        for before in range(0, segment):
+        for before in range(segment):
             decay = tl.load(decay_ptr + before * plane + end, mask=inside, other=0.0)
-            state = tl.load(value_ptr + before * plane + end, mask=inside, other=0.0) + decay * state
+            state = (
+                tl.load(value_ptr + before * plane + end, mask=inside, other=0.0) + decay * state
+            )
     for start in range(segment * length, tl.minimum(segment * length + length, steps), STEPS):
         i_rows = _rows(i_ptr + base, start, steps, channels, d, inside, STEPS)
         f_rows = _rows(f_ptr + base, start, steps, channels, d, inside, STEPS)
@@ -142,12 +144,12 @@ def _gated_scan_backward_kernel(
             h0 = tl.load(h0_ptr + end, mask=inside, other=0.0).to(tl.float32)
         if LAST:
             carried = tl.load(dlast_ptr + end, mask=inside, other=0.0).to(tl.float32)
-        for index in range(0, segments - 1 - segment):
+        for index in range(segments - 1 - segment):
             at = (segments - 1 - index) * plane + end
             decay = tl.load(decay_ptr + at, mask=inside, other=0.0)
             carried = tl.load(value_ptr + at, mask=inside, other=0.0) + decay * carried
     tiles = tl.cdiv(tl.minimum(length, steps - segment * length), STEPS)
-    for tile in range(0, tiles):
+    for tile in range(tiles):
         start = segment * length + (tiles - 1 - tile) * STEPS
         f_rows = _rows(f_ptr + base, start, steps, channels, d, inside, STEPS)
         dh_rows = _rows(dh_ptr + base, start, steps, channels, d, inside, STEPS)
