@@ -78,7 +78,7 @@ def jobs(capability: int) -> list[tuple[str, Any, dict[str, Any], dict[str, str]
     for groups in (1, 3):
         norm = {**ROW, "GROUPS": groups, "OUTER": groups == 3, "RESIDUAL": True}
         found.append(("norm_backward", back._norm_backward_kernel, norm, {}))
-    found.append(("glu_backward", back._glu_backward_kernel, {"BLOCK": 4096, "num_warps": 8}, {}))
+    found.append(("glu_backward", back._glu_backward_kernel, {**ROW, "PIECES": 3}, {}))
     found.append(("gate_backward", back._gate_backward_kernel, ROW, {}))
     columns = {"ROWS": 64, "COLUMNS": 32, "num_warps": 4}
     found.append(("column_sums", back._column_sums_kernel, columns, {}))

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nomatmul.ops.bitlinear.rows import on_device, quantized, row_shape, sigmoid
+from nomatmul.ops.bitlinear.rows import on_device, row_shape, sigmoid
 
 _INTERPRETED_PROGRAMS = 3  # without a GPU: enough to test the walk and the partial sums
 
@@ -24,11 +24,6 @@ _INTERPRETED_PROGRAMS = 3  # without a GPU: enough to test the walk and the part
 @triton.jit
 def _inverse_root(v, size, eps):
     return tl.rsqrt(tl.sum(v * v, axis=0) / size + eps)
-
-
-@triton.jit
-def _norm_gradient(d, hat, inverse_root, size):
-    return (d - hat * (tl.sum(d * hat, axis=0) / size)) * inverse_root
 
 
 @triton.jit
@@ -85,11 +80,15 @@ def _norm_backward_kernel(
             d = tl.load(d_ptr + 2 * plane + at, mask=inside, other=0.0).to(tl.float32) * beta2
             sum2 += d * hat
             dy += d * norm2
-        dx = _norm_gradient(dy, hat, inverse, size)
+        mean = tl.sum(dy * hat, axis=0) / size
+        dx = (dy - hat * mean) * inverse
         if OUTER:
-            hat = x * outer_inverse
-            sum_outer += dx * hat
-            dx = _norm_gradient(dx * outer, hat, outer_inverse, size)
+            outer_hat = x * outer_inverse
+            weighted = outer_hat * outer
+            # sum(dx * weighted), in the same round of sums as the mean above
+            shared = tl.sum(dy * weighted, axis=0) - mean * tl.sum(hat * weighted, axis=0)
+            sum_outer += dx * outer_hat
+            dx = (dx * outer - outer_hat * (shared * inverse / size)) * outer_inverse
         if RESIDUAL:
             dx += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
         tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
@@ -99,6 +98,41 @@ def _norm_backward_kernel(
     if GROUPS == 3:
         tl.store(out + 2 * size, sum1, mask=inside)
         tl.store(out + 3 * size, sum2, mask=inside)
+
+
+@triton.jit
+def _glu_piece(gu_ptr, norm_ptr, d_ptr, row, size, k, beta, AGAIN: tl.constexpr):
+    """gate, its sigmoid, up, silu(gate) * up, and the gradient times the norm, of a piece."""
+    inside = k < size
+    # two policies, or the compiler would keep the first sweep's values in registers
+    keep: tl.constexpr = "evict_first" if AGAIN else "evict_last"
+    twice = gu_ptr + row * 2 * size + k
+    gate = tl.load(twice, mask=inside, other=0.0, eviction_policy=keep).to(tl.float32)
+    up = tl.load(twice + size, mask=inside, other=0.0, eviction_policy=keep).to(tl.float32)
+    d = tl.load(d_ptr + row * size + k, mask=inside, other=0.0, eviction_policy=keep)
+    d = d.to(tl.float32) * beta
+    norm = tl.load(norm_ptr + k, mask=inside, other=0.0, eviction_policy=keep).to(tl.float32)
+    share = sigmoid(gate)
+    return gate, share, up, gate * share * up, d, norm
+
+
+@triton.jit
+def _glu_gradients(
+    gu_ptr, norm_ptr, d_ptr, dgu_ptr, y_ptr, row, size, k, beta, inverse, mean, step, scale
+):
+    """Write the gradients and the dequantised input of a piece; the norm's gradient of it."""
+    inside = k < size
+    gate, share, up, v, d, norm = _glu_piece(gu_ptr, norm_ptr, d_ptr, row, size, k, beta, True)
+    hat = v * inverse
+    y = hat * norm * scale
+    y = (y + tl.where(y < 0.0, -0.49999997, 0.49999997)).to(tl.int32).to(tl.float32) * step
+    tl.store(y_ptr + row * size + k, y.to(y_ptr.dtype.element_ty), mask=inside)
+    grad = (d * norm - hat * mean) * inverse
+    dgate = grad * up * share * (1.0 + gate * (1.0 - share))
+    twice = dgu_ptr + row * 2 * size + k
+    tl.store(twice, dgate.to(dgu_ptr.dtype.element_ty), mask=inside)
+    tl.store(twice + size, (grad * gate * share).to(dgu_ptr.dtype.element_ty), mask=inside)
+    return d * hat
 
 
 @triton.jit
@@ -113,34 +147,51 @@ def _glu_backward_kernel(
     rows,
     size,
     eps,
+    PIECES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Two sweeps over a row in up to three pieces: its sums, then its gradients."""
     program = tl.program_id(0)
     k = tl.arange(0, BLOCK)
-    inside = k < size
-    norm = tl.load(norm_ptr + k, mask=inside, other=0.0).to(tl.float32)
     beta = tl.load(beta_ptr)
-    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    total0 = tl.zeros((BLOCK,), dtype=tl.float32)
+    total1 = tl.zeros((BLOCK,), dtype=tl.float32)
+    total2 = tl.zeros((BLOCK,), dtype=tl.float32)
     for start in range(program, rows, tl.num_programs(0)):
         row = tl.cast(start, tl.int64)
-        at = row * size + k
-        twice = row * 2 * size + k
-        gate = tl.load(gu_ptr + twice, mask=inside, other=0.0).to(tl.float32)
-        up = tl.load(gu_ptr + twice + size, mask=inside, other=0.0).to(tl.float32)
-        d = tl.load(d_ptr + at, mask=inside, other=0.0).to(tl.float32) * beta
-        share = sigmoid(gate)
-        v = gate * share * up
-        inverse = _inverse_root(v, size, eps)
-        hat = v * inverse
-        q, step = quantized(hat * norm, inverse)
-        tl.store(y_ptr + at, (q.to(tl.float32) * step).to(y_ptr.dtype.element_ty), mask=inside)
-        total += d * hat
-        d = _norm_gradient(d * norm, hat, inverse, size)
-        dgate = d * up * share * (1.0 + gate * (1.0 - share))
-        kind = dgu_ptr.dtype.element_ty
-        tl.store(dgu_ptr + twice, dgate.to(kind), mask=inside)
-        tl.store(dgu_ptr + twice + size, (d * gate * share).to(kind), mask=inside)
-    tl.store(partial_ptr + program.to(tl.int64) * size + k, total, mask=inside)
+        squares = tl.zeros((BLOCK,), dtype=tl.float32)
+        dots = tl.zeros((BLOCK,), dtype=tl.float32)
+        tops = tl.zeros((BLOCK,), dtype=tl.float32)
+        for piece in tl.static_range(PIECES):
+            _, _, _, v, d, norm = _glu_piece(
+                gu_ptr, norm_ptr, d_ptr, row, size, k + piece * BLOCK, beta, False
+            )
+            squares += v * v
+            dots += d * norm * v
+            tops = tl.maximum(tops, tl.abs(v * norm))
+        inverse = tl.rsqrt(tl.sum(squares, axis=0) / size + eps)
+        mean = tl.sum(dots, axis=0) * inverse / size
+        absmax = tl.maximum(tl.max(tops, axis=0) * inverse, 1e-5)
+        step, scale = absmax / 127.0, 127.0 / absmax
+        total0 += _glu_gradients(
+            gu_ptr, norm_ptr, d_ptr, dgu_ptr, y_ptr, row, size, k, beta, inverse, mean, step, scale
+        )
+        if PIECES > 1:
+            total1 += _glu_gradients(
+                gu_ptr, norm_ptr, d_ptr, dgu_ptr, y_ptr, row, size, k + BLOCK, beta, inverse,
+                mean, step, scale,
+            )  # fmt: skip
+        if PIECES > 2:
+            total2 += _glu_gradients(
+                gu_ptr, norm_ptr, d_ptr, dgu_ptr, y_ptr, row, size, k + 2 * BLOCK, beta, inverse,
+                mean, step, scale,
+            )  # fmt: skip
+    out = partial_ptr + program.to(tl.int64) * size + k
+    tl.store(out, total0, mask=k < size)
+    if PIECES > 1:
+        tl.store(out + BLOCK, total1, mask=k + BLOCK < size)
+    if PIECES > 2:
+        tl.store(out + 2 * BLOCK, total2, mask=k + 2 * BLOCK < size)
 
 
 @triton.jit
@@ -174,22 +225,32 @@ def _gate_backward_kernel(
         g = tl.load(g_ptr + at, mask=inside, other=0.0).to(tl.float32)
         h = tl.load(h_ptr + at, mask=inside, other=0.0)
         d = tl.load(d_ptr + at, mask=inside, other=0.0).to(tl.float32) * beta
-        gate_inverse = _inverse_root(g, size, gate_eps)
-        g_hat = g * gate_inverse
         share = sigmoid(h)
         active = h * share
-        v = g_hat * gate * active
-        inverse = _inverse_root(v, size, eps)
-        hat = v * inverse
-        q, step = quantized(hat * norm, inverse)
-        tl.store(y_ptr + at, (q.to(tl.float32) * step).to(y_ptr.dtype.element_ty), mask=inside)
+        raw = g * gate * active  # the row before both norms: one round of sums serves both
+        dy = d * norm
+        dot = tl.sum(dy * raw, axis=0)
+        square = tl.sum(raw * raw, axis=0)
+        gate_inverse = tl.rsqrt(tl.sum(g * g, axis=0) / size + gate_eps)
+        both = gate_inverse * tl.rsqrt(square * gate_inverse * gate_inverse / size + eps)
+        absmax = tl.maximum(tl.max(tl.abs(raw * norm), axis=0) * both, 1e-5)
+        inverse = both / gate_inverse
+        hat = raw * both
+        y = hat * norm * (127.0 / absmax)
+        y = (y + tl.where(y < 0.0, -0.49999997, 0.49999997)).to(tl.int32).to(tl.float32)
+        y = y * (absmax / 127.0)
+        tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
         sum_norm += d * hat
-        d = _norm_gradient(d * norm, hat, inverse, size)
-        dh = d * g_hat * gate * share * (1.0 + h * (1.0 - share))
+        mean = dot * both / size
+        dv = (dy - hat * mean) * inverse
+        g_hat = g * gate_inverse
+        dh = dv * g_hat * gate * share * (1.0 + h * (1.0 - share))
         tl.store(dh_ptr + at, dh.to(dh_ptr.dtype.element_ty), mask=inside)
-        dg = d * active
+        dg = dv * active
         sum_gate += dg * g_hat
-        dg = _norm_gradient(dg * gate, g_hat, gate_inverse, size)
+        # sum(dv * active * gate * g_hat), from the sums above
+        gate_mean = (dot - mean * both * square) * inverse * gate_inverse / size
+        dg = (dg * gate - g_hat * gate_mean) * gate_inverse
         tl.store(dg_ptr + at, dg.to(dg_ptr.dtype.element_ty), mask=inside)
     out = partial_ptr + program.to(tl.int64) * 2 * size + k
     tl.store(out, sum_gate, mask=inside)
@@ -306,7 +367,9 @@ def glu_backward(
     assert gu_N2M.is_contiguous()
     assert d_NM.is_contiguous()
     dgu = gu_N2M if in_place else torch.empty_like(gu_N2M)
-    programs, shape = _launch(d_NM, rows, size)
+    block = max(triton.next_power_of_2(triton.cdiv(size, 3)), 32)
+    programs, shape = _launch(d_NM, rows, block)
+    shape["PIECES"] = triton.cdiv(size, block)
     partial = torch.empty(programs, 1, size, dtype=torch.float32, device=d_NM.device)
     with on_device(d_NM):
         _glu_backward_kernel[(programs,)](
