@@ -23,7 +23,8 @@ kernels.FUSED = triton.language.constexpr(False)  # its two fused steps are mean
 ROW = {"D": 2560, "RB": 640, "BLOCK": 4096}
 TYPES = {"acc_ptr": "*i32", "flag_ptr": "*i32", "q_ptr": "*i8", "w_ptr": "*u8", "tokens": "i32",
          "N": "i32", "words": "i32", "sequence_ptr": "*i32", "start_ptr": "*i32",
-         "state_stride": "i32", "stride": "i32", "eps": "fp32", "eps1": "fp32", "eps2": "fp32", "beta": "fp32",
+         "state_stride": "i32", "stride": "i32",
+         "eps": "fp32", "eps1": "fp32", "eps2": "fp32", "beta": "fp32",
          "beta_i": "fp32", "beta_f": "fp32", "beta_g": "fp32"}
 CASES = [
     ("residual_norm_kernel", {**ROW, "C": 3, "ADD": True}, {}),

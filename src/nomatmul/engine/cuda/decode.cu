@@ -51,7 +51,6 @@ struct Params {
   Item *items_x, *items_g, *items_s, *items_y;
   u64* best; u32* arrived; int* flag;
   u32 phase;  // items written so far: a phase's number never comes twice (in 32 bits)
-  u64* trace;
   int token;  // the token, or -1: it is what *token_in holds (the launch before made it)
 };
 
@@ -87,6 +86,11 @@ __device__ __forceinline__ float sigmoid(float x) {
 }
 __device__ __forceinline__ float silu(float x) { return x * sigmoid(x); }
 
+#ifdef NOMATMUL_EMULATED  // tests/engine/emulate_cuda.h has these for a CPU
+#define SHARED_MEMORY(name) char* name = emulated_shared()
+#else
+#define SHARED_MEMORY(name) extern __shared__ __align__(16) char name[]
+
 __device__ __forceinline__ void write_item(Item* at, float a, float b, float c, u32 phase) {
   const u64 low = (u64)__float_as_uint(b) << 32 | __float_as_uint(a);
   const u64 high = (u64)phase << 32 | __float_as_uint(c);
@@ -97,6 +101,20 @@ __device__ __forceinline__ void read_item(const Item* at, u64& low, u64& high) {
   asm volatile("{ .reg .b128 v; ld.relaxed.gpu.global.b128 v, [%2]; mov.b128 {%0, %1}, v; }"
                : "=l"(low), "=l"(high) : "l"(at) : "memory");
 }
+__device__ __forceinline__ uint4 load_weights(const u8* at) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
+  return v;
+}
+
+__device__ __forceinline__ void mma(int (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "
+               "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+#endif
 
 // Which elements of a vector a thread works on: items threadIdx.x + j * kThreads, three floats each,
 // and at which byte of a plane's int8 values each belongs. Floats of an item that stand for no element
@@ -257,20 +275,6 @@ __device__ __forceinline__ void quantise(const Where& map, float (&y)[3 * Where:
   __syncthreads();
 }
 
-__device__ __forceinline__ uint4 load_weights(const u8* at) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
-  return v;
-}
-
-__device__ __forceinline__ void mma(int (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "
-               "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
 // acc[row] += sum_k code * q over this block's rows: `kParts` pieces of `kOwn` rows, piece c of
 // `kStride` rows of the matrix. With C linears piece c meets column c, else all meet column 0.
 // A unit of work is 16 rows x 64 bytes. Warps are dealt to tiles of 16 rows, kShare to each, and take
@@ -349,12 +353,6 @@ struct Product {
   }
 };
 
-#ifdef TRACE
-#define MARK() if (blockIdx.x == 3 && (threadIdx.x & 127) == 0 && (layer == 5 || layer == 6)) { trace[threadIdx.x >> 7][marks] = clock64(); marks++; }
-#else
-#define MARK()
-#endif
-
 __device__ __forceinline__ float embedded(const Params& p, int token, int e) {
   const size_t at = (size_t)token * D + e;
   if (EMBEDDING == 0) return __uint_as_float((u32)reinterpret_cast<const unsigned short*>(p.embedding)[at] << 16);
@@ -365,7 +363,7 @@ __device__ __forceinline__ float embedded(const Params& p, int token, int e) {
 extern "C" __constant__ int shared_bytes = sizeof(Shared);
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1) decode(const Params p) {
-  extern __shared__ __align__(16) char memory[];
+  SHARED_MEMORY(memory);
   Shared& s = *reinterpret_cast<Shared*>(memory);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   // the channel that this thread finishes, where it finishes one
@@ -379,9 +377,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) decode(const Params p)
   using MapD = Map<kOwnD, kItemsD, D, kPlaneD>;
   const MapD map;
 
-  #ifdef TRACE
-  int marks = 0; u64 (*trace)[128] = (u64 (*)[128])p.trace;
-  #endif
   u32 phase = p.phase;  // of the last items written; items of a token start behind it
   int parity = 0;
   float y[3 * MapD::kEach];
@@ -396,23 +391,17 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) decode(const Params p)
     for (int n = 0; n < 6; ++n) beta[n] = __ldg(p.beta + 6 * layer + n);
     {  // i, f, g and the state
       Product<kOwnD, 3, D, RBD, 3, kPlaneD> product;
-      MARK();
       const u8* const weights = p.ifg + (size_t)layer * 3 * D * RBD;
       Norms<MapD, 1> block; block.load(p.mixer_norm + layer * MapD::kPadded);
       Norms<MapD, 3> norms; norms.load(p.ifg_norm + layer * 3 * MapD::kPadded);
       product.ahead(weights);
       const float h_old = mine ? p.state_in[layer * D + channel] : 0.0f;
       const float bound = mine ? __ldg(p.bound + layer * D + channel) : 0.0f;
-      MARK();
       if (layer > 0) gather<MapD>(p.items_x, phase, y, s);
-      MARK();
       normalise<MapD>(y, block, NORM_EPS, s);
-      MARK();
       float steps[3];
       quantise<3>(map, y, norms, s.q_d, steps, parity, s, p.flag);
-      MARK();
       product.run(s.q_d, s.acc[parity], weights);
-      MARK();
       ++phase;
       if (warp * kRun < kOwnD) {
         float g = 0.0f, gate = 0.0f;
@@ -431,55 +420,42 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) decode(const Params p)
         publish<kOwnD, kItemsD>(p.items_g, g, warp, phase);
         publish<kOwnD, kItemsD>(p.items_s, gate, warp, phase);
       }
-      MARK();
       parity ^= 1;
     }
     {  // o
       Product<kOwnD, 1, D, RBD, 1, kPlaneD> product;
-      MARK();
       const u8* const weights = p.o + (size_t)layer * D * RBD;
       Norms<MapD, 1> block; block.load(p.g_norm + layer * MapD::kPadded);
       Norms<MapD, 1> norms; norms.load(p.o_norm + layer * MapD::kPadded);
       product.ahead(weights);
       float gates[3 * MapD::kEach];
-      MARK();
       gather<MapD>(p.items_g, phase, y, s);
       gather<MapD>(p.items_s, phase, gates, s);
-      MARK();
       normalise<MapD>(y, block, GATE_EPS, s);
 #pragma unroll
       for (int j = 0; j < 3 * MapD::kEach; ++j) y[j] = y[j] * gates[j];
       float steps[1];
       quantise<1>(map, y, norms, s.q_d, steps, parity, s, p.flag);
-      MARK();
       product.run(s.q_d, s.acc[parity], weights);
-      MARK();
       ++phase;
       if (warp * kRun < kOwnD) {
         if (mine) x = x + (float)(s.acc[parity][own] - s.sum_q[parity][0]) * (beta[3] * steps[0]);
         publish<kOwnD, kItemsD>(p.items_x, x, warp, phase);
       }
-      MARK();
       parity ^= 1;
     }
 #if M > 0
     {  // gate and up
       Product<kOwnM, 2, M, RBD, 1, kPlaneD> product;
-      MARK();
       const u8* const weights = p.gate + (size_t)layer * 2 * M * RBD;
       Norms<MapD, 1> block; block.load(p.channel_norm + layer * MapD::kPadded);
       Norms<MapD, 1> norms; norms.load(p.gate_norm + layer * MapD::kPadded);
       product.ahead(weights);
-      MARK();
       gather<MapD>(p.items_x, phase, y, s);
-      MARK();
       normalise<MapD>(y, block, NORM_EPS, s);
-      MARK();
       float steps[1];
       quantise<1>(map, y, norms, s.q_d, steps, parity, s, p.flag);
-      MARK();
       product.run(s.q_d, s.acc[parity], weights);
-      MARK();
       ++phase;
       if (warp * kRun < kOwnM) {
         float value = 0.0f;
@@ -492,32 +468,25 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) decode(const Params p)
         }
         publish<kOwnM, kItemsM>(p.items_y, value, warp, phase);
       }
-      MARK();
       parity ^= 1;
     }
     {  // down
       Product<kOwnD, 1, D, RBM, 1, kPlaneM> product;
-      MARK();
       const u8* const weights = p.down + (size_t)layer * D * RBM;
       using MapM = Map<kOwnM, kItemsM, M, kPlaneM>;
       const MapM wide;
       Norms<MapM, 1> norms; norms.load(p.down_norm + layer * MapM::kPadded);
       product.ahead(weights);
-      MARK();
       float inner[3 * MapM::kEach];
       gather<MapM>(p.items_y, phase, inner, s);
-      MARK();
       float steps[1];
       quantise<1>(wide, inner, norms, s.q_m, steps, parity, s, p.flag);
-      MARK();
       product.run(s.q_m, s.acc[parity], weights);
-      MARK();
       ++phase;
       if (warp * kRun < kOwnD) {
         if (mine) x = x + (float)(s.acc[parity][own] - s.sum_q[parity][0]) * (beta[5] * steps[0]);
         publish<kOwnD, kItemsD>(p.items_x, x, warp, phase);
       }
-      MARK();
       parity ^= 1;
     }
 #endif

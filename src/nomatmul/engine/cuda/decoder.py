@@ -6,7 +6,6 @@ Legend: L layers, D hidden size, V vocabulary.
 from __future__ import annotations
 
 import ctypes
-import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +17,8 @@ if TYPE_CHECKING:
     from nomatmul.engine.cuda.weights import DeviceWeights
     from nomatmul.formats.config import ModelConfig
 
-THREADS = int(os.environ.get("DECODE_THREADS", 512))
+THREADS = 512
+EMBEDDINGS = {torch.bfloat16: 0, torch.int8: 1, torch.float32: 2}
 _POINTERS = (
     *("embedding", "embedding_scale", "ifg", "o", "gate", "down", "head", "mixer_norm"),
     *("ifg_norm", "g_norm", "o_norm", "bound", "channel_norm", "gate_norm", "down_norm"),
@@ -33,13 +33,14 @@ class Params(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _POINTERS),
         ("phase", ctypes.c_uint32),
-        ("trace", ctypes.c_void_p),
         ("token", ctypes.c_int32),
     )
 
 
-def defines(config: ModelConfig, embedding: int, blocks: int) -> dict[str, str]:
-    """Macros of decode.cu for a model on so many blocks."""
+def defines(
+    config: ModelConfig, embedding: int, blocks: int, threads: int = THREADS
+) -> dict[str, str]:
+    """Macros of decode.cu for a model on so many blocks of threads."""
     from nomatmul.engine.cuda.weights import device_row_bytes
 
     inner = config.mlp_size if config.channel_mixer == "glu" else 0
@@ -52,7 +53,7 @@ def defines(config: ModelConfig, embedding: int, blocks: int) -> dict[str, str]:
         "RBM": str(device_row_bytes(inner) if inner else 64),
         "BLOCKS": str(blocks),
         "EMBEDDING": str(embedding),
-        "THREADS": str(THREADS),
+        "THREADS": str(threads),
         "NORM_EPS": f"{config.norm_eps!r}f",
         "LINEAR_EPS": f"{config.linear_norm_eps!r}f",
         "GATE_EPS": f"{config.gate_norm_eps!r}f",
@@ -74,20 +75,19 @@ def best_blocks(config: ModelConfig, processors: int) -> int:
 class Decoder:
     """Launches decode.cu. Raises CompileError where it cannot be compiled or started."""
 
-    def __init__(self, config: ModelConfig, weights: DeviceWeights, flag: torch.Tensor) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: DeviceWeights,
+        flag: torch.Tensor,
+        emulated: tuple[Any, int, int] | None = None,
+    ) -> None:
         device = weights.device
-        properties = torch.cuda.get_device_properties(device)
-        capability = (properties.major, properties.minor)
-        if capability < (8, 0):
-            raise CompileError("the persistent kernel needs compute capability 8.0")
-        self.blocks = best_blocks(config, properties.multi_processor_count)
-        embedding = {torch.bfloat16: 0, torch.int8: 1, torch.float32: 2}
-        form = embedding[weights.stack["embedding"].dtype]
-        macros = defines(config, form, self.blocks)
-        if os.environ.get("TRACE"):
-            macros["TRACE"] = "1"
-        cubin = compile_cubin("decode.cu", macros, capability)
-        self.kernel = Kernel(cubin, "decode")
+        if emulated is not None:  # tests: a kernel on the CPU, its blocks and threads
+            self.kernel, self.blocks, self.threads = emulated
+        else:
+            self.threads = THREADS
+            self._compile(config, weights)
         self.phases = config.num_layers * (4 if config.channel_mixer == "glu" else 2)
         self._phase = 0
         self._keep: dict[str, torch.Tensor] = dict(weights.stack)
@@ -95,7 +95,7 @@ class Decoder:
         for name, tensor in weights.stack.items():
             if name.endswith("_norm"):
                 size = wide if name == "down_norm" else config.hidden_size
-                self._keep[name] = _as_items(tensor, size, self.blocks)
+                self._keep[name] = _as_items(tensor, size, self.blocks, self.threads)
         self._keep["beta"] = _betas(config, weights, device)
         own, wide = -(-config.hidden_size // self.blocks), -(-config.mlp_size // self.blocks)
         for name, rows in (("x", own), ("g", own), ("s", own), ("y", wide)):
@@ -104,18 +104,27 @@ class Decoder:
         # logits, the likeliest token: one piece, so one copy brings both to the host
         self.out = torch.zeros(config.vocab_size + 1, dtype=torch.int32, device=device)
         self.logits_V = self.out[:-1].view(torch.float32)
-        self.host = torch.zeros_like(self.out, device="cpu").pin_memory()
+        self.host = torch.zeros_like(self.out, device="cpu")
+        if device.type == "cuda":
+            self.host = self.host.pin_memory()
         self._keep["logits"], self._keep["token_out"] = self.out, self.out[-1:]
         self._keep["best"] = torch.zeros(1, dtype=torch.int64, device=device)
         self._keep["arrived"] = torch.zeros(1, dtype=torch.int32, device=device)
         self._keep["flag"] = flag
         self.params = Params()
-        if os.environ.get("TRACE"):
-            self.trace = torch.zeros((4, 128), dtype=torch.int64, device=device)
-            self.params.trace = self.trace.data_ptr()
         for name in _POINTERS:
             if name in self._keep:
                 setattr(self.params, name, self._keep[name].data_ptr())
+
+    def _compile(self, config: ModelConfig, weights: DeviceWeights) -> None:
+        properties = torch.cuda.get_device_properties(weights.device)
+        capability = (properties.major, properties.minor)
+        if capability < (8, 0):
+            raise CompileError("the persistent kernel needs compute capability 8.0")
+        self.blocks = best_blocks(config, properties.multi_processor_count)
+        form = EMBEDDINGS[weights.stack["embedding"].dtype]
+        cubin = compile_cubin("decode.cu", defines(config, form, self.blocks), capability)
+        self.kernel: Any = Kernel(cubin, "decode")
 
     def launch(
         self, token: int | torch.Tensor, before_LD: Any, after_LD: Any, made: Any = None
@@ -134,24 +143,27 @@ class Decoder:
         params.state_in, params.state_out = before_LD.data_ptr(), after_LD.data_ptr()
         params.phase = self._phase
         self._phase = (self._phase + self.phases) & 0xFFFFFFFF
-        stream = torch.cuda.current_stream(self.out.device).cuda_stream
-        self.kernel.launch((self.blocks, 1), THREADS, [params], stream, cooperative=True)
+        stream = 0
+        if self.out.is_cuda:
+            stream = torch.cuda.current_stream(self.out.device).cuda_stream
+        self.kernel.launch((self.blocks, 1), self.threads, [params], stream, cooperative=True)
 
     def fetch(self) -> np.ndarray:
         """float32 [V] on the host: the logits of the last launch. Waits for it."""
         self.host.copy_(self.out, non_blocking=True)
-        torch.cuda.current_stream(self.out.device).synchronize()
+        if self.out.is_cuda:
+            torch.cuda.current_stream(self.out.device).synchronize()
         return self.host.numpy()[:-1].view(np.float32).copy()
 
 
-def _as_items(norms: torch.Tensor, size: int, blocks: int) -> torch.Tensor:
+def _as_items(norms: torch.Tensor, size: int, blocks: int, threads: int) -> torch.Tensor:
     """Norm weights [..., size] as items of decode.cu: float32 [..., items, 4], dead places zero.
 
     Item n belongs to block n // items, whose `own` elements it cuts into threes.
     """
     own = -(-size // blocks)
     items = -(-own // 3)
-    padded = -(-blocks * items // THREADS) * THREADS
+    padded = -(-blocks * items // threads) * threads
     number = torch.arange(padded, device=norms.device)[:, None]
     inside = 3 * (number % items) + torch.arange(4, device=norms.device)
     element = number // items * own + inside

@@ -1,0 +1,161 @@
+// Runs decode.cu on a CPU, a thread for each thread of the GPU: slow, but it computes what the kernel
+// says, barriers, shuffles and the matrix unit's fragments included. For tests of tiny models.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#define __host__
+#define __device__
+#define __global__
+#define __constant__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+struct Index { int x, y; };
+struct uint4 { unsigned x, y, z, w; };
+struct float4 { float x, y, z, w; };
+inline thread_local Index blockIdx, threadIdx;
+
+namespace emulated {
+// std::barrier spins first, which starves the others where threads outnumber processors.
+class Barrier {
+ public:
+  explicit Barrier(int threads) : threads_(threads) {}
+  void arrive_and_wait() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const int round = round_;
+    if (++arrived_ == threads_) {
+      arrived_ = 0, ++round_;
+      changed_.notify_all();
+    } else {
+      changed_.wait(lock, [&] { return round_ != round; });
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int threads_, arrived_ = 0, round_ = 0;
+};
+struct Warp {
+  Barrier barrier{32};
+  alignas(16) unsigned char slots[32][32];
+};
+struct Block {
+  explicit Block(int threads) : barrier(threads), warps(threads / 32), shared(1 << 20) {}
+  Barrier barrier;
+  std::vector<Warp> warps;
+  std::vector<char> shared;
+};
+inline thread_local Block* block;
+inline std::mutex locks[64];
+inline std::mutex& lock_of(const void* at) { return locks[(uintptr_t)at / 16 % 64]; }
+
+// Every lane gives a value and then sees those of all lanes.
+template <class T, class Use>
+auto collective(const T& value, Use use) {
+  Warp& warp = block->warps[threadIdx.x >> 5];
+  std::memcpy(warp.slots[threadIdx.x & 31], &value, sizeof value);
+  warp.barrier.arrive_and_wait();
+  const auto result = use([&warp](int lane) {
+    T other;
+    std::memcpy(&other, warp.slots[lane], sizeof other);
+    return other;
+  });
+  warp.barrier.arrive_and_wait();
+  return result;
+}
+}  // namespace emulated
+
+inline char* emulated_shared() { return emulated::block->shared.data(); }
+inline void __syncthreads() { emulated::block->barrier.arrive_and_wait(); }
+inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+template <class T> T __shfl_sync(unsigned, T v, int from) {
+  return emulated::collective(v, [&](auto of) { return of(from & 31); });
+}
+template <class T> T __shfl_xor_sync(unsigned, T v, int step) {
+  return emulated::collective(v, [&](auto of) { return of((threadIdx.x & 31) ^ step); });
+}
+inline unsigned __reduce_max_sync(unsigned, unsigned v) {
+  return emulated::collective(v, [](auto of) {
+    unsigned top = 0;
+    for (int lane = 0; lane < 32; ++lane) top = of(lane) > top ? of(lane) : top;
+    return top;
+  });
+}
+inline int __reduce_add_sync(unsigned, int v) {
+  return emulated::collective(v, [](auto of) {
+    int sum = 0;
+    for (int lane = 0; lane < 32; ++lane) sum += of(lane);
+    return sum;
+  });
+}
+inline unsigned __float_as_uint(float v) { unsigned u; std::memcpy(&u, &v, 4); return u; }
+inline float __uint_as_float(unsigned u) { float v; std::memcpy(&v, &u, 4); return v; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __frcp_rn(float a) { return 1.0f / a; }
+inline float __fsqrt_rn(float a) { return std::sqrt(a); }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+template <class T> T __ldg(const T* at) { return *at; }
+template <class T> T min(T a, T b) { return a < b ? a : b; }
+template <class T> T max(T a, T b) { return a > b ? a : b; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+template <class T, class U> T atomicAdd(T* at, U v) { return std::atomic_ref<T>(*at).fetch_add((T)v); }
+template <class T> T atomicExch(T* at, T v) { return std::atomic_ref<T>(*at).exchange(v); }
+inline void atomicMax(unsigned long long* at, unsigned long long v) {
+  std::atomic_ref<unsigned long long> ref(*at);
+  for (unsigned long long old = ref; old < v && !ref.compare_exchange_weak(old, v);) {}
+}
+using std::copysignf;
+using std::fmaxf;
+
+// What decode.cu writes in assembly.
+template <class Item>
+inline void write_item(Item* at, float a, float b, float c, unsigned phase) {
+  const std::lock_guard<std::mutex> guard(emulated::lock_of(at));
+  *at = Item{a, b, c, phase};
+}
+template <class Item>
+inline void read_item(const Item* at, unsigned long long& low, unsigned long long& high) {
+  std::this_thread::sleep_for(std::chrono::microseconds(50));
+  const std::lock_guard<std::mutex> guard(emulated::lock_of(at));
+  std::memcpy(&low, at, 8);
+  std::memcpy(&high, reinterpret_cast<const char*>(at) + 8, 8);
+}
+inline uint4 load_weights(const unsigned char* at) {
+  uint4 v;
+  std::memcpy(&v, at, 16);
+  return v;
+}
+// m16n8k32, unsigned times signed bytes: fragments as in the PTX manual.
+inline void mma(int (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+  struct Lane { unsigned a[4], b[2]; };
+  const Lane mine{{a0, a1, a2, a3}, {b0, b1}};
+  const int lane = threadIdx.x & 31, group = lane >> 2, t = lane & 3;
+  struct Sums { int c[4]; };
+  const Sums sums = emulated::collective(mine, [&](auto of) {
+    Sums out{};
+    for (int n = 0; n < 4; ++n) {
+      const int half = n / 2, column = 2 * t + n % 2;
+      for (int k = 0; k < 4; ++k) {
+        const Lane row = of(group * 4 + k), other = of(column * 4 + k);
+        for (int part = 0; part < 2; ++part)
+          for (int byte = 0; byte < 4; ++byte)
+            out.c[n] += (int)(row.a[2 * part + half] >> (8 * byte) & 255) *
+                        (int)(int8_t)(other.b[part] >> (8 * byte) & 255);
+      }
+    }
+    return out;
+  });
+  for (int n = 0; n < 4; ++n) c[n] += sums.c[n];
+}
