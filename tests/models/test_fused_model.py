@@ -99,6 +99,15 @@ def test_residual_stream_under_autocast(build, ids):
         assert losses[None] == pytest.approx(losses[torch.float32], rel=1e-2)
 
 
+def test_recompute_may_stop_at_a_layer(build, ids, fuse):
+    model = build().train()
+    fuse()
+    expected = run(model, ids)
+    model.set_recompute("mlp", 1)
+    assert [layer.recompute for layer in model.layers] == ["mlp", "none"]
+    assert far(run(model, ids), expected) == 0
+
+
 def test_unknown_recompute_mode_is_refused(build):
     with pytest.raises(ValueError, match="recompute 'all' is not known: use one of none, mlp"):
         build().set_recompute("all")

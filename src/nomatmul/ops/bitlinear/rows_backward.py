@@ -308,13 +308,11 @@ def _processors(index: int) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
-def _launch(x: Tensor, rows: int, size: int) -> tuple[int, dict[str, int]]:
-    """Programs and launch options: 32 warps a processor, so that loads overlap."""
-    shape = row_shape(size)
+def _programs(x: Tensor, rows: int, resident: int) -> int:
+    """Programs that walk the rows: as many as fit, `resident` a processor, so that none waits."""
     if not x.is_cuda:
-        return min(rows, _INTERPRETED_PROGRAMS), shape
-    each = max(1, 32 // shape["num_warps"])
-    return min(rows, each * _processors(x.get_device())), shape
+        return min(rows, _INTERPRETED_PROGRAMS)
+    return min(rows, max(1, resident) * _processors(x.get_device()))
 
 
 def norm_backward(
@@ -334,7 +332,8 @@ def norm_backward(
     x_ND, norms_GD, d_GND = x_ND.contiguous(), norms_GD.contiguous(), d_GND.contiguous()
     residual = x_ND if residual_ND is None else residual_ND.contiguous()
     dx_ND = torch.empty_like(x_ND)
-    programs, shape = _launch(x_ND, rows, size)
+    shape = row_shape(size)  # 128 registers a thread with three projections, 95 with one
+    programs = _programs(x_ND, rows, (16 if groups == 3 else 20) // shape["num_warps"])
     partial = torch.empty(programs, groups + 1, size, dtype=torch.float32, device=x_ND.device)
     with on_device(x_ND):
         _norm_backward_kernel[(programs,)](
@@ -368,8 +367,9 @@ def glu_backward(
     assert d_NM.is_contiguous()
     dgu = gu_N2M if in_place else torch.empty_like(gu_N2M)
     block = max(triton.next_power_of_2(triton.cdiv(size, 3)), 32)
-    programs, shape = _launch(d_NM, rows, block)
-    shape["PIECES"] = triton.cdiv(size, block)
+    warps = min(max(block // 128, 1), 8)  # 75 registers a thread up to 1024, 128 at 2048
+    shape = {"BLOCK": block, "PIECES": triton.cdiv(size, block), "num_warps": warps}
+    programs = _programs(d_NM, rows, (24 if block <= 1024 else 16) // warps)
     partial = torch.empty(programs, 1, size, dtype=torch.float32, device=d_NM.device)
     with on_device(d_NM):
         _glu_backward_kernel[(programs,)](
@@ -393,7 +393,8 @@ def gate_backward(
     g_ND, h_ND = g_ND.contiguous(), h_ND.contiguous()
     assert d_ND.is_contiguous()
     dg, dh = torch.empty_like(g_ND), torch.empty_like(g_ND)
-    programs, shape = _launch(g_ND, rows, size)
+    shape = row_shape(size)
+    programs = _programs(g_ND, rows, 16 // shape["num_warps"])
     partial = torch.empty(programs, 2, size, dtype=torch.float32, device=g_ND.device)
     with on_device(g_ND):
         _gate_backward_kernel[(programs,)](
