@@ -49,9 +49,21 @@ def _gradients(model: CausalLM, ids: torch.Tensor, bf16: bool, z: float = 0.0) -
     return [loss.detach(), *(p.grad for p in model.parameters())]
 
 
-@pytest.mark.parametrize("mode", ["none", "mlp", "block"])
-@pytest.mark.parametrize("values", [{}, {"channel_mixer": "none", "use_lower_bound": False}])
-@pytest.mark.parametrize(("bf16", "z"), [(False, 0.0), (False, 0.1), (True, 0.0)])
+_PLAIN = {"channel_mixer": "none", "use_lower_bound": False}
+
+
+@pytest.mark.parametrize(
+    ("values", "mode", "bf16", "z"),
+    [
+        ({}, "none", False, 0.0),
+        ({}, "mlp", False, 0.1),
+        ({}, "block", False, 0.0),
+        (_PLAIN, "none", False, 0.0),
+        ({}, "none", True, 0.0),
+        ({}, "mlp", True, 0.1),
+        ({}, "block", True, 0.0),
+    ],
+)
 def test_fused_model_equals_the_layers(monkeypatch, values, mode, bf16, z):
     model = _model(**values)
     ids = torch.randint(0, 300, (3, 65), device="cuda")
