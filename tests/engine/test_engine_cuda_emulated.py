@@ -1,7 +1,7 @@
 """The persistent kernel of decode.cu on a CPU: emulate_cuda.h stands in for the GPU.
 
-Two or three blocks of 32 threads compute tokens of tiny models; their logits, states and likeliest tokens
-have the bits of the native core.
+Two or three blocks of 32 threads compute tokens of tiny models; their logits, states and likeliest
+tokens have the bits of the native core.
 """
 
 from __future__ import annotations

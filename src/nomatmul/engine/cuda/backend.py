@@ -9,7 +9,7 @@ import contextlib
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,6 +56,9 @@ class CudaBackend:
         self.shape = (config.num_layers, config.hidden_size)
         self._lock = threading.RLock()
         self._graphs: dict[int, Graph] = {}
+        self._prompt_graphs: dict[int, PromptGraph] = {}
+        self._no_graphs = os.environ.get("NOMATMUL_PROMPT_GRAPHS") == "0"
+        self._seen: set[int] = set()  # lengths of which one block has passed
         self._spare: torch.Tensor | None = None
         self.decoder = self._decoder()
         if self.decoder is not None:
@@ -76,9 +79,7 @@ class CudaBackend:
         try:
             with self._on_device():
                 decoder = Decoder(self.config, self.weights, self.forward.flag)
-                decoder.launch(0, *torch.zeros((2, *self.shape), device=self.device))
-                decoder.fetch()
-                self._check_finite()
+                self._prove(decoder)
         except CompileError as error:
             if choice == "persistent":
                 raise ValueError(f"the persistent kernel cannot be used: {error}") from None
@@ -87,6 +88,26 @@ class CudaBackend:
             )
             return None
         return decoder
+
+    def _prove(self, decoder: Decoder) -> None:
+        """Compare a first token with the general path, once for each compiled kernel and machine.
+
+        Raises CompileError when they differ: then the kernel is not to be used here.
+        """
+        before, after = torch.zeros((2, *self.shape), device=self.device)
+        decoder.launch(0, before, after)
+        logits_V = decoder.fetch()
+        finite = int(self.forward.flag.item()) == 0
+        self.forward.flag.zero_()
+        if decoder.proof.exists() or not finite:  # a damaged model is told when it is asked
+            return
+        with torch.inference_mode():
+            rows = list(self._run(before[None], [np.zeros(1, np.int32)], "last"))
+        if not np.array_equal(rows[0][0], logits_V) or not torch.equal(before, after):
+            raise CompileError("its first token differs from the general path's")
+        with contextlib.suppress(OSError):
+            decoder.proof.parent.mkdir(parents=True, exist_ok=True)
+            decoder.proof.touch()
 
     def new_state(self) -> DeviceState:
         """See Backend."""
@@ -126,9 +147,10 @@ class CudaBackend:
         lengths = [len(ids) for ids in ids_T]
         ends = np.cumsum(lengths)
         flat = np.concatenate(ids_T)
-        scratch = self._scratch(len(flat))
+        scratch = None
         pieces = -(-len(flat) // self.chunk)
-        chunk = min(self.chunk, -(-len(flat) // (128 * pieces)) * 128)  # of even size
+        chunk = min(self.chunk, -(-len(flat) // (16 * pieces)) * 16)  # of even size
+        captured_tokens = chunk if pieces > 1 else -(-len(flat) // 128) * 128
         for start in range(0, len(flat), chunk):
             end = min(start + chunk, len(flat))
             low = int(np.searchsorted(ends, start, side="right"))
@@ -138,8 +160,14 @@ class CudaBackend:
             starts = np.array([0, *inner, end - start], dtype=np.int32)
             longest = int(np.diff(starts).max())
             stretches = Stretches(self._put(sequences), self._put(starts), longest)
-            x_TD = self.forward.embed(self._put(flat[start:end]))
-            x_TD = self.forward.blocks(x_TD, work_SLD, stretches, scratch)
+            ids = self._put(flat[start:end])
+            graph = self._prompt_graph(captured_tokens) if low == high else None
+            if graph is not None:
+                x_TD = graph.replay(ids, work_SLD[low])
+            else:
+                scratch = self._scratch(len(flat)) if scratch is None else scratch
+                x_TD = self.forward.embed(ids)
+                x_TD = self.forward.blocks(x_TD, work_SLD, stretches, scratch)
             if want == "all":
                 for at in range(0, end - start, HEAD_ROWS):
                     yield self.forward.head(x_TD[at : at + HEAD_ROWS]).cpu().numpy()
@@ -148,6 +176,31 @@ class CudaBackend:
                 if len(done):
                     rows = x_TD.index_select(0, self._put(done))
                     yield self.forward.head(rows).cpu().numpy()
+
+    def _prompt_graph(self, tokens: int) -> PromptGraph | None:
+        """The captured step of a block of one sequence, from the second of its size on.
+
+        Hundreds of launches take the host longer than the GPU takes for them.
+        """
+        if tokens < UNPACK_TOKENS or self.device.type != "cuda" or self._no_graphs:
+            return None
+        if tokens not in self._seen:
+            self._seen.add(tokens)
+            return None
+        if tokens not in self._prompt_graphs:
+            self._prompt_graphs.clear()  # one at a time: each keeps its work space
+            try:
+                graph = PromptGraph(self.forward, self.shape, tokens, self._scratch(tokens))
+            except (RuntimeError, ValueError) as error:
+                self._no_graphs = True
+                warnings.warn(
+                    f"prompts are launched kernel by kernel: {describe(error)}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                return None
+            self._prompt_graphs[tokens] = graph
+        return self._prompt_graphs[tokens]
 
     def _decode_one(self, decoder: Decoder, state: DeviceState, token: int, want: Want) -> Float:
         """One token of one sequence; the new state is kept only if the step succeeded."""
@@ -271,18 +324,56 @@ class Graph:
             return forward.head(forward.blocks(x_SD, self.states_SLD, stretches))
 
         try:
-            stream = torch.cuda.Stream(device)
-            stream.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(stream):
-                run()  # compiles the kernels
-            torch.cuda.current_stream(device).wait_stream(stream)
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.logits_SV = run()
+            self.graph, self.logits_SV = captured(run, device)
         except torch.OutOfMemoryError:
             raise ValueError(f"too little memory on {device} to decode {count} sequences") from None
         except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
             raise ValueError(f"a triton kernel failed on {device}: {describe(error)}") from error
+
+
+class PromptGraph:
+    """A captured block of at most so many tokens of one sequence. The rows behind its end compute
+    something that nobody reads: tokens meet in the scan alone, which ends where they do."""
+
+    def __init__(
+        self, forward: Forward, shape: tuple[int, int], tokens: int, scratch: torch.Tensor | None
+    ) -> None:
+        device = forward.weights.device
+        self.ids_T = torch.zeros(tokens, dtype=torch.int32, device=device)
+        self.starts = torch.tensor([0, tokens], dtype=torch.int32, device=device)
+        self.states_SLD = torch.zeros((1, *shape), dtype=torch.float32, device=device)
+        self.scratch = scratch
+        first = torch.zeros(1, dtype=torch.int32, device=device)
+        self.stretches = Stretches(first, self.starts, tokens)
+
+        def run() -> Any:
+            x_TD = forward.embed(self.ids_T)
+            return forward.blocks(x_TD, self.states_SLD, self.stretches, scratch)
+
+        self.graph, self.x_TD = captured(run, device)
+
+    def replay(self, ids_T: Any, state_LD: Any) -> Any:
+        """Advance the state in place; return x [T, D], valid until the next replay."""
+        self.ids_T.zero_()
+        self.ids_T[: len(ids_T)] = ids_T
+        self.starts[1] = len(ids_T)
+        self.states_SLD[0] = state_LD
+        self.graph.replay()
+        state_LD.copy_(self.states_SLD[0])
+        return self.x_TD[: len(ids_T)]
+
+
+def captured(run: Callable[[], Any], device: Any) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A graph of what `run` launches, and its result; run is called twice."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        run()  # compiles the kernels
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run()
+    return graph, result
 
 
 def scratch_bytes(config: ModelConfig) -> int:

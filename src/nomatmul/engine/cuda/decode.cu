@@ -8,8 +8,9 @@
 // counter is needed. An item is overwritten two phases later at the earliest: a block that writes
 // phase n has read all of n - 1, whose writers had read all of n - 2.
 //
-// Weights are loaded into registers BEFORE a phase waits for its input, so memory streams while the
-// blocks exchange. The product runs on the int8 matrix unit: A = 16 weight rows, a packed word masked
+// Weights are copied into shared memory a whole phase ahead, norm weights at the start of theirs, so
+// memory streams while the blocks exchange and compute. A thread reads only what it has copied itself:
+// nothing is waited for but its own copies, and registers hold none of it. The product runs on the int8 matrix unit: A = 16 weight rows, a packed word masked
 // to one of its four planes, not shifted (plane p then counts 4^p fold, and four accumulators keep
 // the planes apart until the end); B = activations, one column for each linear that shares the input.
 //
@@ -17,14 +18,14 @@
 // --fmad=false), so results have the bits of the native core and of the triton path.
 //
 // Defined by the host: D, M (0: no channel mixer), V, L, RBD, RBM (bytes of a packed row), BLOCKS,
-// EMBEDDING (0 bf16, 1 int8, 2 f32), THREADS, NORM_EPS, LINEAR_EPS, GATE_EPS.
+// EMBEDDING (0 bf16, 1 int8, 2 f32), THREADS, SHARED_LIMIT (bytes a block may have), NORM_EPS, LINEAR_EPS, GATE_EPS.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef unsigned char u8;
 
 constexpr int kThreads = THREADS, kWarps = kThreads / 32;  // a power of two
-constexpr int kAhead = 5;           // units of weights (32 bytes a thread) loaded ahead of a product
+constexpr int kMostAhead = 5;       // units of weights (32 bytes a thread) copied ahead of a product
 constexpr int kRun = 30;            // channels that one warp finishes: ten items of three
 constexpr u32 kPatience = 1u << 21; // polls before a block gives up, about a second
 
@@ -62,6 +63,36 @@ struct Shared {
   double sums[2][kWarps];
   u32 tops[3][kWarps];
   int dead;
+};
+
+__host__ __device__ constexpr int rounds_of(int items) { return ceil_div(items * BLOCKS, kThreads); }
+// units of a product that fall to one warp (see Product)
+__host__ __device__ constexpr int turns_of(int rows, int row_bytes) {
+  return ceil_div(row_bytes / 64, ceil_div(rows, 16) < kWarps ? kWarps / ceil_div(rows, 16) : 1);
+}
+__host__ __device__ constexpr int least(int a, int b) { return a < b ? a : b; }
+constexpr int kNormSlots = largest(4 * rounds_of(kItemsD), rounds_of(kItemsM));
+constexpr int kEvenTurns = largest(largest(turns_of(3 * kOwnD, RBD), turns_of(kOwnV, RBD)),
+                                   M ? turns_of(2 * kOwnM, RBD) : 1);
+constexpr int kOddTurns = largest(turns_of(kOwnD, RBD), M ? turns_of(kOwnD, RBM) : 1);
+constexpr int kSmall = ceil_div((int)sizeof(Shared), 16) * 16;
+__host__ __device__ constexpr int bytes_with(int ahead) {
+  const int units = least(kEvenTurns, ahead) + least(kOddTurns, ahead);
+  return kSmall + (kNormSlots + 2 * units) * kThreads * 16;
+}
+__host__ __device__ constexpr int ahead_that_fits() {
+  int ahead = kMostAhead;
+  while (ahead > 0 && bytes_with(ahead) > SHARED_LIMIT) --ahead;
+  return ahead;
+}
+constexpr int kAhead = ahead_that_fits();
+static_assert(kAhead > 0, "this chip has too little shared memory for a model so wide");
+
+// Copies on their way: norm weights of this phase, weights of even and of odd phases.
+struct Slots {
+  uint4 norms[kNormSlots][kThreads];
+  uint4 even[2 * least(kEvenTurns, kAhead)][kThreads];
+  uint4 odd[2 * least(kOddTurns, kAhead)][kThreads];
 };
 
 __device__ __forceinline__ float exp_poly(float x) {
@@ -114,6 +145,19 @@ __device__ __forceinline__ void mma(int (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3,
                : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
                : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
+__device__ __forceinline__ void copy16(uint4* to, const void* from) {
+  const u32 at = (u32)__cvta_generic_to_shared(to);
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(at), "l"(from) : "memory");
+}
+__device__ __forceinline__ void end_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// All groups of copies but the latest are there.
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
+// The same number, in a form of which the compiler knows nothing: what follows from it is computed
+// again in every layer, where otherwise it would be kept over all of them, and spilled.
+__device__ __forceinline__ int fresh(int number) {
+  asm volatile("" : "+r"(number));
+  return number;
+}
 #endif
 
 // Which elements of a vector a thread works on: items threadIdx.x + j * kThreads, three floats each,
@@ -124,15 +168,16 @@ struct Map {
   static constexpr int K = kSize, kAll = kItems * BLOCKS, kEach = ceil_div(kAll, kThreads);
   static constexpr int kPadded = kEach * kThreads, kStride = kPlane;
   int place[3 * kEach];
-  static __device__ __forceinline__ int element(int j, int k) {  // or -1
-    const int n = threadIdx.x + j * kThreads, owner = n / kItems, inside = 3 * (n - owner * kItems) + k;
+  static __device__ __forceinline__ int element(int thread, int j, int k) {  // or -1
+    const int n = thread + j * kThreads, owner = n / kItems, inside = 3 * (n - owner * kItems) + k;
     const int e = owner * kOwn + inside;
     return n < kAll && inside < kOwn && e < kSize ? e : -1;
   }
   __device__ __forceinline__ Map() {
+    const int thread = fresh(threadIdx.x);
 #pragma unroll
     for (int j = 0; j < 3 * kEach; ++j) {
-      const int e = element(j / 3, j % 3);
+      const int e = element(thread, j / 3, j % 3);
       place[j] = e < 0 ? 4 * (kPlane - 1) : (e & 3) * (4 * kPlane) + (e >> 4) * 4 + ((e >> 2) & 3);
     }
   }
@@ -199,38 +244,45 @@ struct Divisor {
 
 __device__ __forceinline__ double square(float x) { return (double)__fmul_rn(x, x); }
 
-// Norm weights of C linears, in registers before the input is there. They lie in memory as items do,
-// {three floats, 0}, padded to whole rounds of the threads.
-template <class Where, int C>
+// Norm weights of C linears, from the slot `kFirst` on. They lie in memory as items do, {three floats,
+// 0}, padded to whole rounds of the threads.
+template <class Where, int C, int kFirst>
 struct Norms {
-  float w[C][3 * Where::kEach];
-  __device__ __forceinline__ void load(const float4* from) {
+  const uint4* slots;
+  __device__ __forceinline__ Norms(Slots& all, const float4* from)
+      : slots(&all.norms[kFirst][threadIdx.x]) {
 #pragma unroll
-    for (int c = 0; c < C; ++c)
+    for (int n = 0; n < C * Where::kEach; ++n)
+      copy16(&all.norms[kFirst + n][threadIdx.x], from + n * kThreads + threadIdx.x);
+  }
+  __device__ __forceinline__ void read(int c, float (&w)[3 * Where::kEach]) const {
 #pragma unroll
-      for (int j = 0; j < Where::kEach; ++j) {
-        const float4 v = __ldg(from + c * Where::kPadded + j * kThreads + threadIdx.x);
-        w[c][3 * j] = v.x, w[c][3 * j + 1] = v.y, w[c][3 * j + 2] = v.z;
-      }
+    for (int j = 0; j < Where::kEach; ++j) {
+      const uint4 v = slots[(c * Where::kEach + j) * kThreads];
+      w[3 * j] = __uint_as_float(v.x), w[3 * j + 1] = __uint_as_float(v.y);
+      w[3 * j + 2] = __uint_as_float(v.z);
+    }
   }
 };
 
 // y becomes norm(y).
 template <class Where>
-__device__ __forceinline__ void normalise(float (&y)[3 * Where::kEach], const Norms<Where, 1>& norm,
+__device__ __forceinline__ void normalise(float (&y)[3 * Where::kEach], const Norms<Where, 1, 0>& norm,
                                           float eps, Shared& s) {
   double sum = 0.0;
 #pragma unroll
   for (int j = 0; j < 3 * Where::kEach; ++j) sum += square(y[j]);
   const Divisor root(root_of(sum, Where::K, eps, s.sums[0]));
+  float w[3 * Where::kEach];
+  norm.read(0, w);
 #pragma unroll
-  for (int j = 0; j < 3 * Where::kEach; ++j) y[j] = root.under(y[j]) * norm.w[0][j];
+  for (int j = 0; j < 3 * Where::kEach; ++j) y[j] = root.under(y[j]) * w[j];
 }
 
 // int8 values, by planes, of the norm of y for each of C linears.
-template <int C, class Where>
+template <int C, class Where, int kFirst>
 __device__ __forceinline__ void quantise(const Where& map, float (&y)[3 * Where::kEach],
-                                         const Norms<Where, C>& norms, u32* q, float (&steps)[C],
+                                         const Norms<Where, C, kFirst>& norms, u32* q, float (&steps)[C],
                                          int parity, Shared& s, int* flag) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   double sum = 0.0;
@@ -241,10 +293,12 @@ __device__ __forceinline__ void quantise(const Where& map, float (&y)[3 * Where:
   for (int j = 0; j < 3 * Where::kEach; ++j) y[j] = root.under(y[j]);
 #pragma unroll
   for (int c = 0; c < C; ++c) {
+    float w[3 * Where::kEach];
+    norms.read(c, w);
     u32 top = 0;  // bits of |z| order as numbers do, infinity and NaN above all
 #pragma unroll
     for (int j = 0; j < 3 * Where::kEach; ++j)
-      top = max(top, __float_as_uint(y[j] * norms.w[c][j]) & 0x7fffffffu);
+      top = max(top, __float_as_uint(y[j] * w[j]) & 0x7fffffffu);
     top = __reduce_max_sync(~0u, top);
     if (lane == 0) s.tops[c][warp] = top;
   }
@@ -257,10 +311,12 @@ __device__ __forceinline__ void quantise(const Where& map, float (&y)[3 * Where:
     const float scale = __fdiv_rn(127.0f, absmax);
     steps[c] = __fdiv_rn(absmax, 127.0f);
     int total = 0;
+    float w[3 * Where::kEach];
+    norms.read(c, w);
     u8* bytes = reinterpret_cast<u8*>(q + c * 4 * Where::kStride);
 #pragma unroll
     for (int j = 0; j < 3 * Where::kEach; ++j) {
-      const float v = (y[j] * norms.w[c][j]) * scale;
+      const float v = (y[j] * w[j]) * scale;
       // half away from zero: with the float below 0.5, 0.49999997 stays 0 and 0.5 becomes 1
       const int whole = min((int)(v + copysignf(0.49999997f, v)), 127);
       total += whole;
@@ -285,13 +341,12 @@ struct Product {
   static constexpr int kRows = kOwn * kParts, kTiles = ceil_div(kRows, 16), kSteps = RB / 64;
   static constexpr int kShare = kTiles < kWarps ? kWarps / kTiles : 1;
   static constexpr int kRounds = ceil_div(kTiles * kShare, kWarps), kTurns = ceil_div(kSteps, kShare);
-  static constexpr int kHeld = kTurns < kAhead ? kTurns : kAhead;
-  uint4 held[kHeld][2];
+  static constexpr int kHeld = least(kTurns, kAhead);
   const u8* at[2];
   int tile, slice;
 
   __device__ __forceinline__ void aim(const u8* weights, int round) {
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    const int thread = fresh(threadIdx.x), warp = thread >> 5, lane = thread & 31;
     tile = warp / kShare + round * (kWarps / kShare);
     slice = warp % kShare;
 #pragma unroll
@@ -301,31 +356,37 @@ struct Product {
       at[half] = weights + (size_t)(part * kStride + channel) * RB + slice * 64 + (lane & 3) * 16;
     }
   }
-  __device__ __forceinline__ void load(int turn, uint4 (&to)[2]) const {
-    if ((turn + 1) * kShare <= kSteps || turn * kShare + slice < kSteps) {
-      to[0] = load_weights(at[0] + turn * kShare * 64);
-      to[1] = load_weights(at[1] + turn * kShare * 64);
-    }
+  static __device__ __forceinline__ bool within(int turn, int slice) {
+    return (turn + 1) * kShare <= kSteps || turn * kShare + slice < kSteps;
   }
-  __device__ __forceinline__ void ahead(const u8* weights, int round = 0) {
-    aim(weights, round);
+  // Copies this thread's part of the first units into its slots.
+  __device__ __forceinline__ void ahead(const u8* weights, uint4 (*slots)[kThreads]) {
+    aim(weights, 0);
     if (tile < kTiles) {
 #pragma unroll
-      for (int n = 0; n < kHeld; ++n) load(n, held[n]);
+      for (int n = 0; n < kHeld; ++n) {
+        if (within(n, slice)) {
+          copy16(&slots[2 * n][threadIdx.x], at[0] + n * kShare * 64);
+          copy16(&slots[2 * n + 1][threadIdx.x], at[1] + n * kShare * 64);
+        }
+      }
     }
+    end_of_copies();
   }
-  __device__ __forceinline__ void run(const u32* q, int* acc, const u8* weights) {
+  __device__ __forceinline__ void run(const u32* q, int* acc, const u8* weights,
+                                      const uint4 (*slots)[kThreads]) {
     const int lane = threadIdx.x & 31, column = lane >> 2, t = lane & 3;
     for (int round = 0; round < kRounds; ++round) {
-      if (round > 0) ahead(weights, round);
+      aim(weights, round);
       if (tile < kTiles) {
         const u32* b = q + (column < C ? column : 0) * 4 * kPlane + t * 4 + slice * 16;
         int c[4][4] = {};
 #pragma unroll
         for (int n = 0; n < kTurns; ++n) {
-          if ((n + 1) * kShare <= kSteps || n * kShare + slice < kSteps) {
-            const uint4 w0 = held[n % kHeld][0], w1 = held[n % kHeld][1];
-            if (n + kHeld < kTurns) load(n + kHeld, held[n % kHeld]);
+          if (within(n, slice)) {
+            const bool here = n < kHeld && round == 0;
+            const uint4 w0 = here ? slots[2 * n][threadIdx.x] : load_weights(at[0] + n * kShare * 64);
+            const uint4 w1 = here ? slots[2 * n + 1][threadIdx.x] : load_weights(at[1] + n * kShare * 64);
 #pragma unroll
             for (int p = 0; p < 4; ++p) {
               const u32 mask = 0x03030303u << (2 * p);
@@ -360,11 +421,12 @@ __device__ __forceinline__ float embedded(const Params& p, int token, int e) {
   return reinterpret_cast<const float*>(p.embedding)[at];
 }
 
-extern "C" __constant__ int shared_bytes = sizeof(Shared);
+extern "C" __constant__ int shared_bytes = kSmall + sizeof(Slots);
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1) decode(const Params p) {
   SHARED_MEMORY(memory);
   Shared& s = *reinterpret_cast<Shared*>(memory);
+  Slots& slots = *reinterpret_cast<Slots*>(memory + kSmall);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   // the channel that this thread finishes, where it finishes one
   const int own = warp * kRun + lane, channel = blockIdx.x * kOwnD + own;
@@ -382,26 +444,43 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) decode(const Params p)
   float y[3 * MapD::kEach];
 #pragma unroll
   for (int j = 0; j < 3 * MapD::kEach; ++j) {
-    const int e = MapD::element(j / 3, j % 3);
+    const int e = MapD::element(threadIdx.x, j / 3, j % 3);
     y[j] = e < 0 ? 0.0f : embedded(p, token, e);
   }
+  using ProductI = Product<kOwnD, 3, D, RBD, 3, kPlaneD>;
+  using ProductO = Product<kOwnD, 1, D, RBD, 1, kPlaneD>;
+  using ProductH = Product<kOwnV, 1, V, RBD, 1, kPlaneD>;
+  const auto weights_i = [&](int layer) { return p.ifg + (size_t)layer * 3 * D * RBD; };
+  const auto weights_o = [&](int layer) { return p.o + (size_t)layer * D * RBD; };
+#if M > 0
+  using ProductG = Product<kOwnM, 2, M, RBD, 1, kPlaneD>;
+  using ProductD = Product<kOwnD, 1, D, RBM, 1, kPlaneM>;
+  const auto weights_g = [&](int layer) { return p.gate + (size_t)layer * 2 * M * RBD; };
+  const auto weights_d = [&](int layer) { return p.down + (size_t)layer * D * RBM; };
+#endif
+  const auto next_layer = [&](int layer) {  // what follows a layer's last phase
+    if (layer + 1 < L) ProductI().ahead(weights_i(layer + 1), slots.even);
+    else ProductH().ahead(p.head, slots.even);
+  };
+  ProductI().ahead(weights_i(0), slots.even);
+#pragma unroll 1
   for (int layer = 0; layer < L; ++layer) {
     float beta[6];
 #pragma unroll
     for (int n = 0; n < 6; ++n) beta[n] = __ldg(p.beta + 6 * layer + n);
     {  // i, f, g and the state
-      Product<kOwnD, 3, D, RBD, 3, kPlaneD> product;
-      const u8* const weights = p.ifg + (size_t)layer * 3 * D * RBD;
-      Norms<MapD, 1> block; block.load(p.mixer_norm + layer * MapD::kPadded);
-      Norms<MapD, 3> norms; norms.load(p.ifg_norm + layer * 3 * MapD::kPadded);
-      product.ahead(weights);
+      const Norms<MapD, 1, 0> block(slots, p.mixer_norm + layer * MapD::kPadded);
+      const Norms<MapD, 3, MapD::kEach> norms(slots, p.ifg_norm + layer * 3 * MapD::kPadded);
       const float h_old = mine ? p.state_in[layer * D + channel] : 0.0f;
       const float bound = mine ? __ldg(p.bound + layer * D + channel) : 0.0f;
+      end_of_copies();
+      ProductO().ahead(weights_o(layer), slots.odd);
       if (layer > 0) gather<MapD>(p.items_x, phase, y, s);
+      wait_for_copies();
       normalise<MapD>(y, block, NORM_EPS, s);
       float steps[3];
       quantise<3>(map, y, norms, s.q_d, steps, parity, s, p.flag);
-      product.run(s.q_d, s.acc[parity], weights);
+      ProductI().run(s.q_d, s.acc[parity], weights_i(layer), slots.even);
       ++phase;
       if (warp * kRun < kOwnD) {
         float g = 0.0f, gate = 0.0f;
@@ -423,20 +502,24 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) decode(const Params p)
       parity ^= 1;
     }
     {  // o
-      Product<kOwnD, 1, D, RBD, 1, kPlaneD> product;
-      const u8* const weights = p.o + (size_t)layer * D * RBD;
-      Norms<MapD, 1> block; block.load(p.g_norm + layer * MapD::kPadded);
-      Norms<MapD, 1> norms; norms.load(p.o_norm + layer * MapD::kPadded);
-      product.ahead(weights);
+      const Norms<MapD, 1, 0> block(slots, p.g_norm + layer * MapD::kPadded);
+      const Norms<MapD, 1, MapD::kEach> norms(slots, p.o_norm + layer * MapD::kPadded);
       float gates[3 * MapD::kEach];
+      end_of_copies();
+#if M > 0
+      ProductG().ahead(weights_g(layer), slots.even);
+#else
+      next_layer(layer);
+#endif
       gather<MapD>(p.items_g, phase, y, s);
       gather<MapD>(p.items_s, phase, gates, s);
+      wait_for_copies();
       normalise<MapD>(y, block, GATE_EPS, s);
 #pragma unroll
       for (int j = 0; j < 3 * MapD::kEach; ++j) y[j] = y[j] * gates[j];
       float steps[1];
       quantise<1>(map, y, norms, s.q_d, steps, parity, s, p.flag);
-      product.run(s.q_d, s.acc[parity], weights);
+      ProductO().run(s.q_d, s.acc[parity], weights_o(layer), slots.odd);
       ++phase;
       if (warp * kRun < kOwnD) {
         if (mine) x = x + (float)(s.acc[parity][own] - s.sum_q[parity][0]) * (beta[3] * steps[0]);
@@ -446,16 +529,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) decode(const Params p)
     }
 #if M > 0
     {  // gate and up
-      Product<kOwnM, 2, M, RBD, 1, kPlaneD> product;
-      const u8* const weights = p.gate + (size_t)layer * 2 * M * RBD;
-      Norms<MapD, 1> block; block.load(p.channel_norm + layer * MapD::kPadded);
-      Norms<MapD, 1> norms; norms.load(p.gate_norm + layer * MapD::kPadded);
-      product.ahead(weights);
+      const Norms<MapD, 1, 0> block(slots, p.channel_norm + layer * MapD::kPadded);
+      const Norms<MapD, 1, MapD::kEach> norms(slots, p.gate_norm + layer * MapD::kPadded);
+      end_of_copies();
+      ProductD().ahead(weights_d(layer), slots.odd);
       gather<MapD>(p.items_x, phase, y, s);
+      wait_for_copies();
       normalise<MapD>(y, block, NORM_EPS, s);
       float steps[1];
       quantise<1>(map, y, norms, s.q_d, steps, parity, s, p.flag);
-      product.run(s.q_d, s.acc[parity], weights);
+      ProductG().run(s.q_d, s.acc[parity], weights_g(layer), slots.even);
       ++phase;
       if (warp * kRun < kOwnM) {
         float value = 0.0f;
@@ -471,17 +554,17 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) decode(const Params p)
       parity ^= 1;
     }
     {  // down
-      Product<kOwnD, 1, D, RBM, 1, kPlaneM> product;
-      const u8* const weights = p.down + (size_t)layer * D * RBM;
       using MapM = Map<kOwnM, kItemsM, M, kPlaneM>;
       const MapM wide;
-      Norms<MapM, 1> norms; norms.load(p.down_norm + layer * MapM::kPadded);
-      product.ahead(weights);
+      const Norms<MapM, 1, 0> norms(slots, p.down_norm + layer * MapM::kPadded);
       float inner[3 * MapM::kEach];
+      end_of_copies();
+      next_layer(layer);
       gather<MapM>(p.items_y, phase, inner, s);
+      wait_for_copies();
       float steps[1];
       quantise<1>(wide, inner, norms, s.q_m, steps, parity, s, p.flag);
-      product.run(s.q_m, s.acc[parity], weights);
+      ProductD().run(s.q_m, s.acc[parity], weights_d(layer), slots.odd);
       ++phase;
       if (warp * kRun < kOwnD) {
         if (mine) x = x + (float)(s.acc[parity][own] - s.sum_q[parity][0]) * (beta[5] * steps[0]);
@@ -492,16 +575,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) decode(const Params p)
 #endif
   }
   // final norm, head, likeliest token
-  Product<kOwnV, 1, V, RBD, 1, kPlaneD> product;
-  const u8* const weights = p.head;
-  Norms<MapD, 1> block; block.load(p.final_norm);
-  Norms<MapD, 1> norms; norms.load(p.head_norm);
-  product.ahead(weights);
+  const Norms<MapD, 1, 0> block(slots, p.final_norm);
+  const Norms<MapD, 1, MapD::kEach> norms(slots, p.head_norm);
+  end_of_copies();
+  end_of_copies();  // none: what is waited for is all but the latest group
   gather<MapD>(p.items_x, phase, y, s);
+  wait_for_copies();
   normalise<MapD>(y, block, NORM_EPS, s);
   float steps[1];
   quantise<1>(map, y, norms, s.q_d, steps, parity, s, p.flag);
-  product.run(s.q_d, s.acc[parity], weights);
+  ProductH().run(s.q_d, s.acc[parity], p.head, slots.even);
   u64 best = 0;
   for (int n = threadIdx.x; n < kOwnV; n += kThreads) {
     const int row = blockIdx.x * kOwnV + n;

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nomatmul.engine.cuda.nvrtc import CompileError, Kernel, compile_cubin
+from nomatmul.engine.cuda.nvrtc import CompileError, Kernel, cache_file, compile_cubin
 
 if TYPE_CHECKING:
     from nomatmul.engine.cuda.weights import DeviceWeights
@@ -38,9 +38,9 @@ class Params(ctypes.Structure):
 
 
 def defines(
-    config: ModelConfig, embedding: int, blocks: int, threads: int = THREADS
+    config: ModelConfig, embedding: int, blocks: int, threads: int = THREADS, shared: int = 232448
 ) -> dict[str, str]:
-    """Macros of decode.cu for a model on so many blocks of threads."""
+    """Macros of decode.cu for a model on so many blocks of threads with `shared` bytes each."""
     from nomatmul.engine.cuda.weights import device_row_bytes
 
     inner = config.mlp_size if config.channel_mixer == "glu" else 0
@@ -54,6 +54,7 @@ def defines(
         "BLOCKS": str(blocks),
         "EMBEDDING": str(embedding),
         "THREADS": str(threads),
+        "SHARED_LIMIT": str(shared),
         "NORM_EPS": f"{config.norm_eps!r}f",
         "LINEAR_EPS": f"{config.linear_norm_eps!r}f",
         "GATE_EPS": f"{config.gate_norm_eps!r}f",
@@ -83,6 +84,7 @@ class Decoder:
         emulated: tuple[Any, int, int] | None = None,
     ) -> None:
         device = weights.device
+        self.kernel: Any
         if emulated is not None:  # tests: a kernel on the CPU, its blocks and threads
             self.kernel, self.blocks, self.threads = emulated
         else:
@@ -123,8 +125,11 @@ class Decoder:
             raise CompileError("the persistent kernel needs compute capability 8.0")
         self.blocks = best_blocks(config, properties.multi_processor_count)
         form = EMBEDDINGS[weights.stack["embedding"].dtype]
-        cubin = compile_cubin("decode.cu", defines(config, form, self.blocks), capability)
-        self.kernel: Any = Kernel(cubin, "decode")
+        shared = getattr(properties, "shared_memory_per_block_optin", 101376)
+        macros = defines(config, form, self.blocks, THREADS, shared)
+        cubin = compile_cubin("decode.cu", macros, capability)
+        self.kernel = Kernel(cubin, "decode")
+        self.proof = cache_file("decode", cubin, "proved")
 
     def launch(
         self, token: int | torch.Tensor, before_LD: Any, after_LD: Any, made: Any = None

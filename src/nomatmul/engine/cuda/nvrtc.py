@@ -96,6 +96,11 @@ def _check(library: Any, status: int) -> None:
         raise CompileError(f"NVRTC: {library.nvrtcGetErrorString(status).decode()}")
 
 
+def cache_file(name: str, content: bytes, suffix: str) -> Path:
+    """A file in the cache that belongs to some machine code."""
+    return _cache() / f"{name}-{hashlib.sha256(content).hexdigest()[:32]}.{suffix}"
+
+
 def _cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "nomatmul"
