@@ -68,6 +68,19 @@ def test_fused_compiles_into_one_graph(build, ids, fuse, mode):
         assert far(changed, eager) > 1e-3
 
 
+@pytest.mark.parametrize("stream", [None, torch.float32])
+def test_fused_is_close_under_autocast(build, ids, fuse, stream):
+    """Both round each layer to bf16, in places that differ a little."""
+    model = build().train()
+    model.residual_dtype = stream
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = run(model, ids)
+        fuse()
+        ours = run(model, ids)
+    assert far(ours[:1], expected[:1]) < 1e-3
+    assert far(ours, expected) < 8e-2
+
+
 def test_what_fused_operations_cannot_do_goes_layer_by_layer(build, ids, fuse):
     """Caches, padding and hooks: equal results, hooks called."""
     model = build()
