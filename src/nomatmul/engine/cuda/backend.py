@@ -9,7 +9,7 @@ import contextlib
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from nomatmul.engine.cuda.decoder import Decoder
 from nomatmul.engine.cuda.device import INTERPRETED, describe
 from nomatmul.engine.cuda.forward import Forward
+from nomatmul.engine.cuda.graphs import Graph, PromptGraph
 from nomatmul.engine.cuda.launch import UNPACK_TOKENS, Stretches
 from nomatmul.engine.cuda.nvrtc import CompileError
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 SCRATCH_BYTES = 225 << 20
 UNPACKED_BYTES = 72 << 20
 HEAD_ROWS = 256
+LOST = 2  # what decode.cu sets the flag to when its blocks wait in vain
 MAX_GRAPH = 64  # sequences that decode through a captured graph
 
 
@@ -97,9 +99,11 @@ class CudaBackend:
         before, after = torch.zeros((2, *self.shape), device=self.device)
         decoder.launch(0, before, after)
         logits_V = decoder.fetch()
-        finite = int(self.forward.flag.item()) == 0
+        flag = int(self.forward.flag.item())
         self.forward.flag.zero_()
-        if decoder.proof.exists() or not finite:  # a damaged model is told when it is asked
+        if flag == LOST:
+            raise CompileError("its blocks do not reach each other")
+        if decoder.proof.exists() or flag:  # a damaged model is told when it is asked
             return
         with torch.inference_mode():
             rows = list(self._run(before[None], [np.zeros(1, np.int32)], "last"))
@@ -161,7 +165,8 @@ class CudaBackend:
             longest = int(np.diff(starts).max())
             stretches = Stretches(self._put(sequences), self._put(starts), longest)
             ids = self._put(flat[start:end])
-            graph = self._prompt_graph(captured_tokens) if low == high else None
+            alone = low == high and len(ids) >= UNPACK_TOKENS
+            graph = self._prompt_graph(captured_tokens) if alone else None
             if graph is not None:
                 x_TD = graph.replay(ids, work_SLD[low])
             else:
@@ -182,7 +187,7 @@ class CudaBackend:
 
         Hundreds of launches take the host longer than the GPU takes for them.
         """
-        if tokens < UNPACK_TOKENS or self.device.type != "cuda" or self._no_graphs:
+        if self.device.type != "cuda" or self._no_graphs:
             return None
         if tokens not in self._seen:
             self._seen.add(tokens)
@@ -273,7 +278,7 @@ class CudaBackend:
         value = int(flag.item())
         if value:
             flag.zero_()
-            if value == 2:
+            if value == LOST:
                 raise RuntimeError("the blocks of the persistent kernel lost each other")
             raise ValueError("the activations are not finite (NaN or infinity)")
 
@@ -307,73 +312,6 @@ class CudaBackend:
         scratch = self._scratch(len(q_TK))
         with self._on_device():
             return launch.product(quantised, place[None], scratch)[0].cpu().numpy()
-
-
-class Graph:
-    """A captured step of S sequences, one token each: set ids and states, replay, read logits."""
-
-    def __init__(self, forward: Forward, shape: tuple[int, int], count: int) -> None:
-        device = forward.weights.device
-        self.ids_S = torch.zeros(count, dtype=torch.int32, device=device)
-        self.states_SLD = torch.zeros((count, *shape), dtype=torch.float32, device=device)
-        numbers = torch.arange(count + 1, dtype=torch.int32, device=device)
-        stretches = Stretches(numbers[:count], numbers, 1)
-
-        def run() -> Any:
-            x_SD = forward.embed(self.ids_S)
-            return forward.head(forward.blocks(x_SD, self.states_SLD, stretches))
-
-        try:
-            self.graph, self.logits_SV = captured(run, device)
-        except torch.OutOfMemoryError:
-            raise ValueError(f"too little memory on {device} to decode {count} sequences") from None
-        except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
-            raise ValueError(f"a triton kernel failed on {device}: {describe(error)}") from error
-
-
-class PromptGraph:
-    """A captured block of at most so many tokens of one sequence. The rows behind its end compute
-    something that nobody reads: tokens meet in the scan alone, which ends where they do."""
-
-    def __init__(
-        self, forward: Forward, shape: tuple[int, int], tokens: int, scratch: torch.Tensor | None
-    ) -> None:
-        device = forward.weights.device
-        self.ids_T = torch.zeros(tokens, dtype=torch.int32, device=device)
-        self.starts = torch.tensor([0, tokens], dtype=torch.int32, device=device)
-        self.states_SLD = torch.zeros((1, *shape), dtype=torch.float32, device=device)
-        self.scratch = scratch
-        first = torch.zeros(1, dtype=torch.int32, device=device)
-        self.stretches = Stretches(first, self.starts, tokens)
-
-        def run() -> Any:
-            x_TD = forward.embed(self.ids_T)
-            return forward.blocks(x_TD, self.states_SLD, self.stretches, scratch)
-
-        self.graph, self.x_TD = captured(run, device)
-
-    def replay(self, ids_T: Any, state_LD: Any) -> Any:
-        """Advance the state in place; return x [T, D], valid until the next replay."""
-        self.ids_T.zero_()
-        self.ids_T[: len(ids_T)] = ids_T
-        self.starts[1] = len(ids_T)
-        self.states_SLD[0] = state_LD
-        self.graph.replay()
-        state_LD.copy_(self.states_SLD[0])
-        return self.x_TD[: len(ids_T)]
-
-
-def captured(run: Callable[[], Any], device: Any) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """A graph of what `run` launches, and its result; run is called twice."""
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        run()  # compiles the kernels
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = run()
-    return graph, result
 
 
 def scratch_bytes(config: ModelConfig) -> int:
