@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from nomatmul.ops.bitlinear import ternary_cache
 from nomatmul.train import TrainConfig, apply_overrides, recipe
-from nomatmul.train.model import build_model, set_recompute, ternary_cache
+from nomatmul.train.model import build_model
 from nomatmul.train.optimizer import build_loss, build_optimizer, clip_gradients
 from nomatmul.train.parallelize import shard_model
 from nomatmul.train.ranks import Ranks, open_ranks
@@ -26,7 +27,7 @@ def measure(config: TrainConfig, ranks: Ranks, device: torch.device, mode: str, 
     torch.manual_seed(0)
     with device:  # drawing the weights of 1.3B on the host takes longer than the steps
         model = build_model(config.model)
-    set_recompute(model, mode)
+    model.set_recompute(mode)
     if ranks.many:
         shard_model(model, device, ranks.size)
     optimizer = build_optimizer(model, config)

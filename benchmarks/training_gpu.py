@@ -43,27 +43,29 @@ class Variant:
     modes: tuple[str, ...]
     activations_gb: float
     chunk: int = 2048  # tokens whose logits live at once
+    graph: bool = False  # forward and backward replayed as a CUDA graph
 
 
 VARIANTS = {
     v.name: v
     for v in (
-        Variant("fused", "mlgru", "triton", "off", ("none", "mlp", "block"), 10),
-        Variant("transformer", "transformer", "", "blocks", ("none", "block"), 16),
+        Variant("fused", "mlgru", "triton", "off", ("none", "mlp", "block"), 10, graph=True),
+        Variant("fused-launched", "mlgru", "triton", "off", ("mlp",), 10),
+        Variant("transformer", "transformer", "", "blocks", ("none", "block"), 16, graph=True),
+        Variant("transformer-launched", "transformer", "", "blocks", ("none",), 16),
         Variant("transformer-logits", "transformer", "naive", "blocks", ("none",), 22, chunk=0),
         Variant("naive", "mlgru", "naive", "off", ("none",), 42),
         Variant("naive-compiled", "mlgru", "naive", "blocks", ("none",), 25),
-        Variant("transformer-whole", "transformer", "", "whole", ("none",), 16),
-        Variant("fused-compiled", "mlgru", "triton", "blocks", ("none",), 10),
+        Variant("transformer-whole", "transformer", "", "whole", ("none",), 16, graph=True),
         Variant("transformer-autotune", "transformer", "", "autotune", ("none",), 16),
     )
 }
 # The order is that of importance: the end may be cut.
 ORDER = [
-    ("370m", "fused"), ("370m", "transformer"), ("1.3b", "fused"), ("370m", "transformer-logits"),
-    ("1.3b", "transformer"), ("370m", "naive"), ("370m", "transformer-whole"),
-    ("1.3b", "naive-compiled"), ("370m", "naive-compiled"), ("370m", "fused-compiled"),
-    ("1.3b", "naive"), ("370m", "transformer-autotune"),
+    ("370m", "fused"), ("370m", "transformer"), ("1.3b", "fused"), ("1.3b", "transformer"),
+    ("370m", "naive"), ("370m", "transformer-launched"), ("370m", "fused-launched"),
+    ("370m", "transformer-whole"), ("370m", "naive-compiled"), ("370m", "transformer-logits"),
+    ("1.3b", "naive-compiled"), ("1.3b", "naive"), ("370m", "transformer-autotune"),
 ]  # fmt: skip
 
 
@@ -145,13 +147,14 @@ class Step:
         shape = (job["batch"], job["length"] + 1)
         ids_BT = torch.randint(0, job["vocabulary"], shape, device=self.device)
         self.x_BT, self.y_BT = ids_BT[:, :-1].contiguous(), ids_BT[:, 1:].contiguous()
+        self.weight = torch.ones((), device=self.device)
         self.loss = self._compiled()
 
     def _compiled(self) -> Any:
         import torch
 
         def loss(x_BT: Any, y_BT: Any) -> Any:
-            return self.model.loss(x_BT, y_BT, chunk=self.job["chunk"])[0]
+            return self.model.loss(x_BT, y_BT, chunk=self.job["chunk"])
 
         kind = self.job["compile"]
         if kind == "blocks":
@@ -161,16 +164,28 @@ class Step:
             return torch.compile(loss, dynamic=False, mode=mode)
         return loss
 
-    def __call__(self) -> Any:
+    def begin(self, mode: str) -> None:
+        """Another recompute mode: the graph of the last one does not serve it."""
         import torch
 
-        with torch.autocast(self.device, dtype=torch.bfloat16):
-            loss = self.loss(self.x_BT, self.y_BT)
-        loss.backward()
-        self.optimizer.step()
+        from nomatmul.train.micro_step import GraphedMicroStep, MicroStep
+
+        def loss(x_BT: Any, y_BT: Any) -> Any:
+            with torch.autocast(self.device, dtype=torch.bfloat16):
+                return self.loss(x_BT, y_BT)
+
         self.optimizer.zero_grad(set_to_none=True)
+        self.model.set_recompute(mode)
+        self.micro: MicroStep = MicroStep(loss, 0.0, 1.0)
+        if self.job["graph"] and self.device == "cuda":
+            self.micro = GraphedMicroStep(loss, 0.0, 1.0, self.cache.clear)
+
+    def __call__(self) -> Any:
+        loss = self.micro(self.x_BT, self.y_BT, self.weight, True)
+        self.optimizer.step()
         self.cache.clear()
-        return loss.detach()
+        self.micro.end(self.optimizer)
+        return loss
 
     def caching(self) -> Any:
         """Ternary weights are made once a step, as the trainer does; keeps the open cache."""
@@ -186,22 +201,24 @@ def child(job: dict[str, Any]) -> None:
     began = time.perf_counter()
     with step.caching():
         for mode in job["modes"]:
-            step.model.set_recompute(mode)
+            step.begin(mode)
             step(), step()
+        step.begin(job["modes"][0])
         synchronize(step.device)
         warm = time.perf_counter() - began
         forget(step.device)
         if not wait_for_go():
             return
         for mode in job["modes"]:
-            step.model.set_recompute(mode)
+            step.begin(mode)
             times, loss = measure(step)
             row = summary(step, mode, times, float(loss)) | {"warm_seconds": round(warm, 1)}
             append_row(Path(job["out"]) / "training-rows.jsonl", row)
             speed, peak = row["tokens_per_second"], row["peak_bytes"] / 1e9
             print(f"recompute {mode}: {speed:,} tokens/s, peak {peak:.2f} GB")
         if job["profile"]:
-            step.model.set_recompute(job["modes"][0])
+            step.begin(job["modes"][0])
+            step(), step()
             profile(step, Path(job["out"]) / "training-profile.txt")
     print("done", flush=True)
 
@@ -249,6 +266,8 @@ def summary(step: Step, mode: str, times: list[float], loss: float) -> dict[str,
         "recompute": mode,
         "chunk": job["chunk"],
         "fallback": choose.fallback_reason(),
+        "graph": bool(getattr(step.micro, "graphs", None)),
+        "graph_failed": getattr(step.micro, "failed", None),
         **counts,
         "tokens": tokens,
         "steps": len(times),

@@ -69,7 +69,7 @@ class TrainConfig:
     z_loss: float = 0.0  # weight of the mean squared log-partition, which keeps logits small
     # execution
     precision: str = "auto"
-    compile: str = "auto"  # auto (CUDA only), on, off, or a torch.compile mode
+    compile: str = "auto"  # auto (on CUDA), graph, on, off, or a torch.compile mode
     deterministic: bool = True
     # what the backward pass computes again: none, mlp (the channel mixer's product), block, or
     # auto (the first of them that fits into the device's memory)

@@ -22,7 +22,7 @@ from nomatmul.train.config import TrainConfig, differences
 from nomatmul.train.files import new_directory
 from nomatmul.train.memory import MemoryPlan, plan_memory
 from nomatmul.train.metrics import Console, read_metrics
-from nomatmul.train.model import build_model, set_recompute
+from nomatmul.train.model import build_model
 from nomatmul.train.optimizer import build_optimizer, set_deterministic
 from nomatmul.train.parallelize import shard_model
 from nomatmul.train.prepare import (
@@ -178,7 +178,7 @@ class _Job:
         torch.manual_seed(config.seed)
         ranks.begin("making the model")
         model = build_model(config.model)
-        set_recompute(model, plan.recompute)
+        model.set_recompute(plan.recompute)
         if ranks.many:
             shard_model(model, device, ranks.size)
         else:

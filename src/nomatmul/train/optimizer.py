@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from nomatmul.ops.choose import triton_wanted
 from nomatmul.train.config import TrainConfig
-from nomatmul.train.parallelize import compile_parts, is_sharded, whole
+from nomatmul.train.parallelize import compile_parts, is_sharded, local
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -72,8 +74,17 @@ def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
     return config.precision == "bfloat16"
 
 
+def runs_fused(config: TrainConfig, device: torch.device) -> bool:
+    """Do this model's blocks run as the fused operations, which torch.compile cannot improve?"""
+    model = config.model
+    ternary = model.token_mixer == "mlgru" and model.linear == "ternary"
+    return ternary and model.channel_mixer in ("glu", "none") and triton_wanted(device.type)
+
+
 def _compiles(config: TrainConfig, device: torch.device) -> bool:
-    return device.type == "cuda" if config.compile == "auto" else config.compile != "off"
+    if config.compile == "auto":
+        return device.type == "cuda" and not runs_fused(config, device)
+    return config.compile not in ("off", "graph")
 
 
 def set_deterministic(config: TrainConfig, device: torch.device) -> None:
@@ -86,7 +97,7 @@ def set_deterministic(config: TrainConfig, device: torch.device) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Deterministic mode would fill fresh memory; nothing here reads what it did not write.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if device.type == "cuda" and config.compile != "off":
+    if device.type == "cuda" and _compiles(config, device):
         import torch._inductor.config as inductor
 
         if hasattr(inductor, "deterministic"):
@@ -99,7 +110,22 @@ def clip_gradients(model: nn.Module, limit: float) -> Tensor:
     limit 0: measure only. Sharded gradients count whole, and every process gets the same norm.
     """
     parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+    if is_sharded(model):
+        return _clip_shards([local(p.grad) for p in parameters if p.grad is not None], limit)
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if limit > 0:
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm
+
+
+def _clip_shards(shards: list[Tensor], limit: float) -> Tensor:
+    """The same on this process's parts; torch's own functions reduce tensor by tensor.
+
+    Every element lies in one shard only, so the squares of the parts' norms add up.
+    """
+    square = nn.utils.get_total_norm(shards).square()
+    dist.all_reduce(square)
+    norm = square.sqrt()
+    if limit > 0:
+        torch._foreach_mul_(shards, (limit / (norm + 1e-6)).clamp(max=1.0))
     return norm

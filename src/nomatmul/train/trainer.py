@@ -20,13 +20,14 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from nomatmul.ops.bitlinear import ternary_cache
 from nomatmul.train.batches import Batches, Slice, WindowOrder
 from nomatmul.train.checkpoints import Checkpoints, Progress
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.diagnostics import Diagnostics
 from nomatmul.train.evaluation import Evaluator, sample_text
 from nomatmul.train.metrics import Console, MetricsLog, NoMetrics
-from nomatmul.train.model import ternary_cache
+from nomatmul.train.micro_step import build_micro_step
 from nomatmul.train.optimizer import build_loss, clip_gradients
 from nomatmul.train.parallelize import eager, free_gathered
 from nomatmul.train.ranks import Ranks
@@ -92,6 +93,10 @@ class Trainer:
         self.batches = Batches(train, order, config.micro_batch_size, device, share)
         self.evaluator = Evaluator(valid, config, device, ranks) if valid is not None else None
         self.loss = build_loss(model, config, device)
+        self._ternary = ternary_cache()
+        self.micro_step = build_micro_step(
+            self.loss, config, device, self.accumulation, self._ternary.clear, many=ranks.many
+        )
         self.diagnostics = Diagnostics(model, ranks)
         self.metrics = MetricsLog(out, progress.step) if ranks.first else NoMetrics()
         if not self.metrics.has_tensorboard:
@@ -118,7 +123,7 @@ class Trainer:
         self.console.start(self.config, self.step)
         x_BT = None
         try:
-            with ternary_cache() as self._ternary, self.ranks.speaking():
+            with self._ternary, self.ranks.speaking():
                 self._agree()
                 while not self._finished():
                     self.ranks.begin(f"training step {self.step + 1}")
@@ -160,15 +165,13 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         micro_batches = [next(batches) for _ in range(self.accumulation)]
         weights = self._weights([y_BT for _, y_BT in micro_batches])
-        for (x_BT, y_BT), weight in zip(micro_batches, weights, strict=True):
-            loss, z = self.loss(x_BT, y_BT)
-            target = loss + config.z_loss * z if config.z_loss else loss
-            (target * weight / self.accumulation).backward()
-            total += loss.detach() * weight / self.accumulation
+        for number, (x_BT, y_BT) in enumerate(micro_batches):
+            loss = self.micro_step(x_BT, y_BT, weights[number], number == 0)
+            total += loss * weights[number] / self.accumulation
         norm = clip_gradients(self.model, config.clip_norm)
         self.optimizer.step()
         self._ternary.clear()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.micro_step.end(self.optimizer)
         self._pending.append((rate, total, norm))
         self.step += 1
         return x_BT

@@ -1,0 +1,139 @@
+"""Forward and backward of one micro-batch: launched kernel by kernel, or replayed as a CUDA graph.
+
+A fused model of 370M launches some 1,500 kernels a step, which costs the host about as long as the
+GPU needs to run them; a graph replays them all in one launch (docs/log.md has the figures).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nomatmul.train.config import TrainConfig
+from nomatmul.train.optimizer import Loss, runs_fused
+
+
+class MicroStep:
+    """Adds one micro-batch's gradients to the parameters'.
+
+    loss: from `build_loss`; scale: what the weighted loss is multiplied by, 1 / accumulation.
+    """
+
+    def __init__(self, loss: Loss, z_loss: float, scale: float) -> None:
+        self.loss, self.z_loss, self.scale = loss, z_loss, scale
+
+    def __call__(self, x_BT: Tensor, y_BT: Tensor, weight: Tensor, first: bool) -> Tensor:
+        """The unweighted loss, detached. first: of the optimiser step, whose gradients are new."""
+        loss, z = self.loss(x_BT, y_BT)
+        target = loss + self.z_loss * z if self.z_loss else loss
+        (target * (weight * self.scale)).backward()
+        return loss.detach()
+
+    def end(self, optimizer: torch.optim.Optimizer) -> None:
+        """After the optimiser step."""
+        optimizer.zero_grad(set_to_none=True)
+
+
+class GraphedMicroStep(MicroStep):
+    """The same through CUDA graphs, for one GPU and batches of one shape.
+
+    The first optimiser step runs without a graph: it compiles kernels and makes the optimiser's
+    state. Then the first micro-batch of a step is recorded, and the later ones, which add to the
+    gradients, once more. Gradients stay at one address from then on. A step that cannot be
+    recorded runs without a graph, and the reason is said.
+    """
+
+    def __init__(
+        self, loss: Loss, z_loss: float, scale: float, clear_cache: Callable[[], None]
+    ) -> None:
+        super().__init__(loss, z_loss, scale)
+        self.clear_cache = clear_cache
+        self.optimizer: torch.optim.Optimizer | None = None  # known once a step has ended
+        self.failed: str | None = None
+        self.stream = torch.cuda.Stream()
+        self.graphs: dict[bool, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self.inputs: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def __call__(self, x_BT: Tensor, y_BT: Tensor, weight: Tensor, first: bool) -> Tensor:
+        """As MicroStep. The result is overwritten by the next call: use it before."""
+        if self.optimizer is None or self.failed is not None:
+            return super().__call__(x_BT, y_BT, weight, first)
+        if self.inputs is None:
+            self.inputs = (x_BT.clone(), y_BT.clone(), weight.clone())
+        for buffer, value in zip(self.inputs, (x_BT, y_BT, weight), strict=True):
+            buffer.copy_(value)
+        if first not in self.graphs and not self._record(first):
+            return super().__call__(x_BT, y_BT, weight, first)
+        graph, loss = self.graphs[first]
+        graph.replay()
+        return loss
+
+    def _record(self, first: bool) -> bool:
+        """Record the micro-step on the input buffers; nothing of it runs yet."""
+        assert self.inputs is not None
+        if first:
+            # What the cache holds was made outside: the graph must make it anew at every replay.
+            self.clear_cache()
+            torch.cuda.empty_cache()
+        graph = torch.cuda.CUDAGraph()
+        pool = self.graphs[True][0].pool() if self.graphs else None
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=self.stream):
+                loss = super().__call__(*self.inputs, first)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # a CUDA call that graphs do not take
+            lines = str(error).strip().splitlines()
+            self.failed = lines[0] if lines else type(error).__name__
+            warnings.warn(
+                f"nomatmul: the step cannot be recorded as a CUDA graph ({self.failed}); it is "
+                "launched kernel by kernel",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            torch.cuda.synchronize()
+            # Nothing recorded has run: what it left in the cache and in fresh gradients is noise.
+            self.clear_cache()
+            if first and self.optimizer is not None:
+                self.optimizer.zero_grad(set_to_none=True)
+            return False
+        self.graphs[first] = (graph, loss)
+        return True
+
+    def end(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep recorded gradients where they are: the next replay writes over them."""
+        if not self.graphs or self.failed is not None:
+            super().end(optimizer)
+        self.optimizer = optimizer
+
+
+def wants_graph(config: TrainConfig, device: torch.device, many: bool) -> bool:
+    """`compile` is "graph", or "auto" for a fused model on one GPU.
+
+    Raises ValueError for "graph" where there is none.
+    """
+    possible = device.type == "cuda" and not many
+    if config.compile == "graph" and not possible:
+        raise ValueError("compile 'graph' records CUDA graphs: it needs one GPU and one process")
+    return possible and (
+        config.compile == "graph" or (config.compile == "auto" and runs_fused(config, device))
+    )
+
+
+def build_micro_step(
+    loss: Loss,
+    config: TrainConfig,
+    device: torch.device,
+    accumulation: int,
+    clear_cache: Callable[[], Any],
+    *,
+    many: bool = False,
+) -> MicroStep:
+    """The micro-step that the config asks for. many: several processes train together."""
+    if wants_graph(config, device, many):
+        return GraphedMicroStep(loss, config.z_loss, 1.0 / accumulation, clear_cache)
+    return MicroStep(loss, config.z_loss, 1.0 / accumulation)

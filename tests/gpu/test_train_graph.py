@@ -1,0 +1,65 @@
+"""Training steps replayed as CUDA graphs leave the same weights as launched ones, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nomatmul.models import CausalLM, CausalLMConfig
+from nomatmul.ops.bitlinear import ternary_cache
+from nomatmul.train.micro_step import GraphedMicroStep, MicroStep
+
+pytestmark = pytest.mark.gpu
+
+STEPS, ACCUMULATION = 5, 3
+
+
+def _train(graphed: bool, waits: bool = False) -> tuple[list[torch.Tensor], list[float], MicroStep]:
+    """Weights after a few steps on the same batches, and each micro-batch's loss."""
+    torch.manual_seed(3)
+    sizes = {"vocab_size": 300, "hidden_size": 96, "num_layers": 3, "intermediate_size": 200}
+    model = CausalLM(CausalLMConfig(**sizes)).cuda().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, fused=True)
+    batches = torch.randint(0, 300, (STEPS * ACCUMULATION, 2, 65), device="cuda")
+
+    def loss(x_BT, y_BT):
+        with torch.autocast("cuda", torch.bfloat16):
+            value, z = model.loss(x_BT, y_BT, chunk=50)
+        if waits:
+            value.item()  # a graph cannot hold a wait for the device
+        return value, z
+
+    losses = []
+    with ternary_cache() as cache:
+        step = MicroStep(loss, 0.1, 1 / ACCUMULATION)
+        if graphed:
+            step = GraphedMicroStep(loss, 0.1, 1 / ACCUMULATION, cache.clear)
+        for number, ids_BT in enumerate(batches):
+            first = number % ACCUMULATION == 0
+            weight = torch.tensor(1.0 + 0.1 * number, device="cuda")
+            value = step(ids_BT[:, :-1].contiguous(), ids_BT[:, 1:].contiguous(), weight, first)
+            losses.append(float(value))
+            if number % ACCUMULATION == ACCUMULATION - 1:
+                optimizer.step()
+                cache.clear()
+                step.end(optimizer)
+    return [p.detach().clone() for p in model.parameters()], losses, step
+
+
+def test_graphs_train_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOMATMUL_OPS", "triton")
+    expected, losses, _ = _train(graphed=False)
+    weights, found, step = _train(graphed=True)
+    assert isinstance(step, GraphedMicroStep)
+    assert set(step.graphs) == {True, False}  # the first micro-batch and the others
+    assert found == losses
+    assert all(torch.equal(a, b) for a, b in zip(weights, expected, strict=True))
+
+
+def test_a_step_that_cannot_be_recorded_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOMATMUL_OPS", "triton")
+    expected, losses, _ = _train(graphed=False)
+    with pytest.warns(RuntimeWarning, match="cannot be recorded"):
+        weights, found, _ = _train(graphed=True, waits=True)
+    assert found == losses
+    assert all(torch.equal(a, b) for a, b in zip(weights, expected, strict=True))
