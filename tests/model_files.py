@@ -97,7 +97,7 @@ def packed_values(
             values[f"{linear}.scale"] = np.array([scale], dtype=np.float32)
         elif name == "embedding.weight" and embedding_form == "int8":
             values[name], values["embedding.scale"] = quantise_rows(checkpoint.read(name))
-        elif name == "embedding.weight":
+        elif name == "embedding.weight" and embedding_form == "bf16":
             values[name] = to_bfloat16(checkpoint.read(name))
         elif name != "lower_bounds":
             values[name] = checkpoint.read(name)
