@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import scaling_fit
+import scaling_page
 from gpu_common import ROOT, describe, read_rows, table
 from plot_gpu import SIDES, draw, latest, machine_of
 
@@ -102,17 +102,18 @@ def inference(folder: Path, link: Callable[[str], str]) -> list[str]:
 
 
 def scaling(folder: Path, link: Callable[[str], str]) -> list[str]:
-    file = folder / "scaling.json"
-    if not file.exists():
+    if not read_rows(folder / "scaling-rows.jsonl"):
         return []
-    document = json.loads(file.read_text())
+    document = scaling_page.report(folder)
     plots = [
         f"![Held-out bits per byte against {what}]({link(name)})"
         for what, name in (
             ("parameters", "scaling-parameters.png"), ("training FLOPs", "scaling-flops.png")
         )
     ]  # fmt: skip
-    return [describe(document["machine"]) + ".", "", *scaling_fit.page(document), "", *plots]
+    machine = document["machine"]
+    runs = [describe(about) + "." for about in [*machine.get("earlier", []), machine]]
+    return [" ".join(runs), "", *scaling_page.page(document), "", *plots]
 
 
 def tests(folder: Path, link: Callable[[str], str]) -> list[str]:

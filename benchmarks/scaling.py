@@ -8,66 +8,40 @@ the other, and ends --seconds after its start. Each architecture has the same nu
 rates to try at each size on a short budget; the best one trains the final runs, one for each seed.
 Sizes share layers and width, so their parameter counts differ only by norms and gates' bounds.
 Rows go to OUT/scaling-rows.jsonl as they are measured; `fit` makes scaling.json, scaling.md and
-the plots of them.
+the plots of them. Rows that lie there already are not measured again, so that the same command
+goes on where an earlier one ran out of time; with the same tokens and seeds the batches are the
+same, and every row names its commit and kernels.
 
-One process holds one architecture at one size. Each GPU has two lanes of processes, so that one
-computes while the other compiles; the first GPU has MatMul-free models and the second, if there is
-one, their twins, so that a run that is cut short is cut alike for both.
+One process holds one architecture at one size. Two of them train on each GPU at a time, while
+others start and compile. With two GPUs the first has MatMul-free models and the second their
+twins, so that a run that is cut short is cut alike for both; with one GPU both share it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import scaling_fit
+import scaling_page
 from box_model import _write_documents
-from gpu_common import ROOT, environment, table
+from gpu_common import ROOT, environment, read_rows, table
+from scaling_plan import CENTRE, SIZES, cells, missing, order, predicted
 
 TRAIN = ("wikipedia-en-2015/train-00", "wikipedia-en-2015/train-01", "english-novels-98/train")
 HELD_OUT = {"wikipedia": "wikipedia-en-2015/valid", "novels": "english-novels-98/valid"}
 TOKENIZER = ROOT / "src/nomatmul/box/tokenizer.json"
-VOCABULARY = 8192
-# layers, width, heads of the twin (64 elements each); non-embedding 4, 12, 27 and 71 million
-SIZES = {"S": (5, 256, 4), "M": (7, 384, 6), "L": (8, 512, 8), "XL": (10, 768, 12)}
-TOY_SIZES = {"S": (1, 32, 2), "M": (2, 48, 2), "L": (2, 64, 2), "XL": (2, 96, 2)}
-# The middle of the three rates at width 640, where the model in the box was trained; other widths
-# are scaled by sqrt(640 / width). Factor 2 between the rates.
-CENTRE = {"mlgru": 6e-3, "transformer": 2e-3}
-# One H200: seconds a token = HEAD + LAYER * layers * width, from 894,000 tokens/s of the model in
-# the box (9 x 640); only `plan` uses it.
-HEAD, LAYER = 0.10e-6, 1.02e-6 / 5760
-
-
-def model_config(arch: str, size: tuple[int, int, int], length: int) -> dict[str, Any]:
-    """Values of a ModelConfig: the same layers, width and channel mixer for both architectures."""
-    layers, width, heads = size
-    values: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "num_layers": layers,
-        "hidden_size": width,
-        "max_position_embeddings": length,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "pad_token_id": 1,
-    }
-    if arch == "transformer":
-        values |= {"token_mixer": "attention", "linear": "dense", "num_heads": heads}
-    return values
-
-
-def rates(arch: str, width: int, count: int = 3) -> list[float]:
-    """`count` rates, factor 2 apart, around the guess for this width (two digits are enough)."""
-    centre = CENTRE[arch] * (640 / width) ** 0.5
-    return [float(f"{centre * 2.0 ** (n - count // 2):.2g}") for n in range(count)]
+LANES = 2  # cells that train at once on a GPU: one computes while the host launches for the other
+AHEAD = 2  # further processes that start and compile meanwhile
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -94,52 +68,12 @@ def prepare(args: argparse.Namespace) -> None:
     print(f"tokens: {tokens:,}, {time.monotonic() - began:.0f} s", flush=True)
 
 
-def cells(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """What every (architecture, size) is to do, smaller sizes first, without device and time."""
-    sizes = TOY_SIZES if args.tiny else SIZES
-    return [
-        {
-            "arch": arch,
-            "size": name,
-            "model": model_config(arch, sizes[name], args.length),
-            "rates": rates(arch, sizes[name][1], args.rates),
-            "tune_tokens": int(args.tune_tokens),
-            "final_tokens": int(args.tokens),
-            "seeds": list(range(1, 1 + args.seeds)),
-            "sequence_length": args.length,
-            "batch_size": args.batch,
-            "warmup_steps": args.warmup,
-            "eval_tokens": int(args.eval_tokens),
-            "work": str(args.work),
-            "rows": str(args.out / "scaling-rows.jsonl"),
-            "compile": args.compile,
-        }
-        for name in args.sizes
-        for arch in CENTRE
-    ]
-
-
-def predicted(cell: dict[str, Any]) -> float:
-    """Seconds of one H200 for a cell that it has for itself, without start and compilation."""
-    model = cell["model"]
-    tokens = len(cell["rates"]) * cell["tune_tokens"] + len(cell["seeds"]) * cell["final_tokens"]
-    return tokens * (HEAD + LAYER * model["num_layers"] * model["hidden_size"])
-
-
-def lanes(work: list[dict[str, Any]], devices: list[str]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Two lanes an architecture: (device, cells one after the other), of about equal length.
-
-    With one device all four lanes share it.
-    """
-    out = []
-    for number, arch in enumerate(CENTRE):
-        mine = sorted((c for c in work if c["arch"] == arch), key=predicted, reverse=True)
-        pair: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
-        for cell in mine:
-            min(pair, key=lambda lane: sum(map(predicted, lane))).append(cell)
-        for lane in pair:
-            out.append((devices[number % len(devices)], sorted(lane, key=predicted)))
-    return [lane for lane in out if lane[1]]
+def shares(work: list[dict[str, Any]], devices: list[str]) -> list[list[dict[str, Any]]]:
+    """The cells of each device: an architecture each, so that a short run is cut alike for both."""
+    out: list[list[dict[str, Any]]] = [[] for _ in devices]
+    for cell in work:
+        out[list(CENTRE).index(cell["arch"]) % len(devices)].append(cell)
+    return out
 
 
 def plan(args: argparse.Namespace) -> None:
@@ -157,78 +91,143 @@ def plan(args: argparse.Namespace) -> None:
         f"{args.tune_tokens / 1e6:g}M tokens and {args.seeds} final runs of {args.tokens / 1e6:g}M "
         "a cell, at most one epoch; one more rate where the best lies at the edge"
     )
-    for device, lane in lanes(work, args.devices):
-        names = ", ".join(f"{c['arch']} {c['size']}" for c in lane)
-        print(f"{device}: {names}: {sum(map(predicted, lane)):.0f} s of the GPU")
+    for device, share in zip(args.devices, shares(work, args.devices), strict=True):
+        names = ", ".join(f"{c['arch']} {c['size']}" for c in share)
+        print(f"{device}: {names}: {sum(map(predicted, share)):.0f} s of the GPU")
     total = sum(map(predicted, work)) / len(args.devices)
     print(f"expected: {total:.0f} s on {len(args.devices)} GPUs, and 20-60 s to compile")
 
 
 def run(args: argparse.Namespace) -> None:
-    """All cells, then more seeds while there is time; a lane is a thread that starts processes."""
+    """All runs that --out has no row of yet, then more seeds while there is time."""
+    from nomatmul.train.shards import read_index
+
     args.out.mkdir(parents=True, exist_ok=True)
-    about = environment(args.commit)
-    (args.out / "scaling-machine.json").write_text(json.dumps(about, indent=1) + "\n")
-    deadline = args.began + args.seconds
-    log = open(args.out / "scaling.log", "ab")  # noqa: SIM115 (all lanes write to it)
-    threads = [
-        threading.Thread(target=_lane, args=(args, device, work, number, deadline, log))
-        for number, (device, work) in enumerate(lanes(cells(args), args.devices))
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    log.close()
-    print((args.out / "scaling.log").read_text("utf-8", "replace")[-8000:])
-
-
-def _lane(
-    args: argparse.Namespace,
-    device: str,
-    work: list[dict[str, Any]],
-    number: int,
-    deadline: float,
-    log: Any,
-) -> None:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "benchmarks")]),
-        "TORCHINDUCTOR_CACHE_DIR": str(args.work / "inductor"),
-        "TORCHINDUCTOR_COMPILE_THREADS": "6",
-        "TRITON_CACHE_DIR": str(args.work / "triton"),
-        "NOMATMUL_OPS": args.ops,
-        "OMP_NUM_THREADS": "1" if device == "cpu" else "6",
-        "PYTHONUNBUFFERED": "1",
-    }
-    if device != "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")
-    first = [{**cell, "tune": True} for cell in work]
+    rows = adopt(args.out, environment(args.commit))
+    stream_tokens = read_index(args.work / "train")["tokens"]
+    first = [{**cell, "tune": True} for cell in order(rows, cells(args))]
     more = [
         {**cell, "tune": False, "seeds": [args.seeds + n]}
         for n in range(1, 1 + args.more_seeds)
-        for cell in work
+        for cell in first
     ]
+    todo = []
     for cell in first + more:
-        left = deadline - time.time()
-        # Not worth a start: the process needs some 20 s before its first step.
-        if left < (1 if device == "cpu" else 20 + predicted(cell) / 4):
-            continue
-        cell = {**cell, "deadline": deadline, "device": "cpu" if device == "cpu" else "cuda"}
+        left = missing(rows, cell, stream_tokens)
+        if left:
+            todo.append(cell)
+            if cell["tune"]:
+                print(f"to do: {cell['arch']} {cell['size']}: {', '.join(left)}", flush=True)
+    log_path = args.out / "scaling.log"
+    with open(log_path, "ab") as log:
+        threads = [
+            threading.Thread(target=Device(args, device, share, log).run)
+            for device, share in zip(args.devices, shares(todo, args.devices), strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    print(log_path.read_text("utf-8", "replace")[-8000:])
+
+
+def adopt(out: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """Earlier rows in `out`, each told its commit; the machines of all runs go to one file."""
+    file, machine = out / "scaling-rows.jsonl", out / "scaling-machine.json"
+    rows = read_rows(file)
+    earlier: dict[str, Any] = {}
+    if rows and machine.exists():
+        earlier = json.loads(machine.read_text())
+        before = [*earlier.pop("earlier", []), earlier]
+        about = {**about, "earlier": before}
+    machine.write_text(json.dumps(about, indent=1) + "\n")
+    if rows:
+        rows = [{"commit": earlier.get("commit", "unknown"), **row} for row in rows]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+class Device:
+    """The processes of one GPU, a cell each: two train, the next ones get ready meanwhile."""
+
+    def __init__(
+        self, args: argparse.Namespace, device: str, work: list[dict[str, Any]], log: Any
+    ) -> None:
+        self.args, self.device, self.log = args, device, log
+        self.waiting = deque(work)
+        self.ready: deque[subprocess.Popen[bytes]] = deque()
+        self.running: list[subprocess.Popen[bytes]] = []
+        self.deadline = args.began + args.seconds
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "benchmarks")]),
+            "TORCHINDUCTOR_CACHE_DIR": str(args.work / "inductor"),
+            "TORCHINDUCTOR_COMPILE_THREADS": "6",
+            "TRITON_CACHE_DIR": str(args.work / "triton"),
+            "OMP_NUM_THREADS": "1" if device == "cpu" else "6",
+            "PYTHONUNBUFFERED": "1",
+        }
+        if device != "cpu":
+            self.environment["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")
+
+    def run(self) -> None:
+        """Until all is done, or some seconds after the deadline."""
+        lanes, ahead = (1, 0) if self.device == "cpu" else (LANES, AHEAD)
+        while self.waiting or self.ready or self.running:
+            self.running = [p for p in self.running if not self._ended(p)]
+            if time.time() > self.deadline:
+                self._stop()
+                return
+            while self.waiting and len(self.ready) + len(self.running) < lanes + ahead:
+                self.ready.append(self._start(self.waiting.popleft()))
+            while self.ready and len(self.running) < lanes:
+                self._go(self.ready.popleft())
+            time.sleep(0.1)
+
+    def _start(self, cell: dict[str, Any]) -> subprocess.Popen[bytes]:
+        cell = {**cell, "deadline": self.deadline}
+        cell["device"] = "cpu" if self.device == "cpu" else "cuda"
         command = [sys.executable, str(ROOT / "benchmarks/scaling_cell.py"), json.dumps(cell)]
-        with subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process:
+        # The twin has one kernel of ours, for the head's loss: torch.compile makes its own.
+        ops = "naive" if cell["arch"] == "transformer" else self.args.ops
+        return subprocess.Popen(
+            command,
+            env={**self.environment, "NOMATMUL_OPS": ops},
+            stdin=subprocess.PIPE,
+            stdout=self.log,
+            stderr=self.log,
+        )
+
+    def _go(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it failed already: its exit status tells
+            process.stdin.write(b"go\n")
+            process.stdin.close()
+        self.running.append(process)
+
+    def _ended(self, process: subprocess.Popen[bytes]) -> bool:
+        code = process.poll()
+        if code:
+            print(f"{self.device}: a cell ended with {code}, see scaling.log", flush=True)
+        return code is not None
+
+    def _stop(self) -> None:
+        """Cut runs have some seconds to write their rows; what has not begun ends at once."""
+        for process in self.ready:
+            process.kill()
+        end = time.time() + 15
+        for process in [*self.running, *self.ready]:
             try:
-                code = process.wait(timeout=left + 15)
+                process.wait(timeout=max(end - time.time(), 0.1))
             except subprocess.TimeoutExpired:
                 process.kill()
-                code = -9
-        if code:
-            print(f"lane {number}: {cell['arch']} {cell['size']} ended with {code}", flush=True)
+                process.wait()
 
 
 def fit(args: argparse.Namespace) -> None:
     """Curves, gaps, plots and the page from the rows in --out."""
-    scaling_fit.report(args.out)
+    scaling_page.report(args.out)
+    print((args.out / "scaling.md").read_text())
 
 
 def everything(args: argparse.Namespace) -> None:
@@ -260,7 +259,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=80, help="optimiser steps")
     parser.add_argument("--eval-tokens", type=float, default=2e6, help="at most, a held-out text")
     parser.add_argument("--seconds", type=float, default=530, help="training ends then")
-    parser.add_argument("--compile", choices=("blocks", "whole", "off"), default="blocks")
+    parser.add_argument(
+        "--compile", choices=("auto", "graph", "blocks", "whole", "off"), default="auto"
+    )
     parser.add_argument("--ops", choices=("", "naive", "triton"), default="", help="NOMATMUL_OPS")
     parser.add_argument("--train", nargs="+", help="other training texts, below --data")
     parser.add_argument("--commit", help="name of the commit, where there is no .git")

@@ -13,12 +13,14 @@ import dataclasses
 import json
 import math
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from gpu_common import append_row, read_rows
+from scaling_plan import best_rate, beyond, find_run, step_count
 from torch import Tensor, nn
 
 from nomatmul.formats.config import ModelConfig
@@ -26,13 +28,15 @@ from nomatmul.ops import choose
 from nomatmul.ops.bitlinear import TernaryCache, ternary_cache
 from nomatmul.train.batches import Batches, WindowOrder, held_out_batches, held_out_length
 from nomatmul.train.config import TrainConfig
+from nomatmul.train.micro_step import build_micro_step
 from nomatmul.train.model import build_model
-from nomatmul.train.optimizer import build_loss, build_optimizer, clip_gradients
+from nomatmul.train.optimizer import build_loss, build_optimizer, clip_gradients, runs_fused
 from nomatmul.train.schedule import learning_rate
 from nomatmul.train.tokens import TokenStream, open_stream
 
 LOOK = 25  # steps between looks at the loss and the clock
-COMPILE = ("blocks", "whole", "off")
+COMPILE = ("graph", "blocks", "whole", "off")
+GIVE_UP = 0.5  # a run is cut if it cannot end in time even at twice its speed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Cell:
     warmup_steps: int
     eval_tokens: int  # of each held-out text
     tune: bool  # False: the best rate is read from earlier rows
+    commit: str
     work: str
     rows: str
     device: str
@@ -88,33 +93,73 @@ class Bench:
         self.speed = 0.0  # tokens a second of the last run
         self._start(cell, cell.compile)
 
+    def _new_model(self) -> Any:
+        model: Any = build_model(self.config.model)
+        return model.to(self.device)
+
     def _start(self, cell: Cell, mode: str) -> None:
-        """Build and compile; a mode that fails here gives way to the next one."""
+        """Build and compile; a mode that fails here gives way to the next one.
+
+        auto: CUDA graphs of fused blocks, which need no compiler; else compiled blocks.
+        """
+        self.model = self._new_model()
+        if mode == "auto":
+            mode = "graph" if runs_fused(self.config, self.device) else "blocks"
         for choice in COMPILE[COMPILE.index(mode) :]:
             began = time.monotonic()
             try:
-                self.model = build_model(self.config.model).to(self.device)  # type: ignore[arg-type]
-                config = self.config
-                if choice == "blocks":
-                    compile_blocks(self.model)
-                elif choice == "whole":
-                    config = dataclasses.replace(config, compile="on")
-                self.loss = build_loss(self.model, config, self.device)
-                batches = self._batches(0)
-                for _ in range(2):
-                    loss, _ = self.loss(*next(batches))
-                    loss.backward()
-                float(loss.detach())
-                self.model.zero_grad(set_to_none=True)
-                self.compiled = choice
-                say(cell, f"compiled: {choice}, {time.monotonic() - began:.0f} s")
-                return
+                self._prepare(choice)
             except Exception as error:
                 if choice == COMPILE[-1]:
                     raise
                 say(cell, f"compile={choice} failed: {type(error).__name__}: {error}"[:600])
                 torch._dynamo.reset()
-        raise AssertionError("the last mode either works or raises")
+                self.model = self._new_model()
+                continue
+            say(cell, f"compiled: {self.compiled}, {time.monotonic() - began:.0f} s")
+            return
+
+    def _prepare(self, choice: str) -> None:
+        config = self.config
+        if choice == "blocks":
+            compile_blocks(self.model)
+        else:
+            name = {"graph": "graph", "whole": "on", "off": "off"}[choice]
+            config = dataclasses.replace(config, compile=name)
+        self.loss = build_loss(self.model, config, self.device)
+        self.micro = build_micro_step(self.loss, config, self.device, 1, self.ternary.clear)
+        self.one = torch.ones((), device=self.device)
+        self.compiled = choice
+        optimizer = build_optimizer(self.model, config)
+        batches = self._batches(0)
+        for _ in range(2):
+            x_BT, y_BT = next(batches)
+            loss = float(self.micro(x_BT, y_BT, self.one, True))
+            self.micro.end(optimizer)
+            self.ternary.clear()
+        if choice == "graph":
+            self._check_graph(*next(batches))
+        elif not math.isfinite(loss):
+            raise RuntimeError(f"the first loss is {loss}")
+
+    def _check_graph(self, x_BT: Tensor, y_BT: Tensor) -> None:
+        """A replay must follow weights that changed since the recording."""
+        if reason := choose.fallback_reason():
+            raise RuntimeError(f"the kernels fell back: {reason}")
+        if getattr(self.micro, "failed", None) is not None:
+            self.compiled = "off"
+            return
+        self._new_weights(1)
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.mul_(1.1)
+        self.ternary.clear()
+        plain = float(self.loss(x_BT, y_BT)[0].detach())
+        self.ternary.clear()
+        replayed = float(self.micro(x_BT, y_BT, self.one, True))
+        self.ternary.clear()
+        if not abs(plain - replayed) < 1e-3 * abs(plain):
+            raise RuntimeError(f"a replayed step has loss {replayed}, a launched one {plain}")
 
     def _batches(self, seed: int) -> Any:
         order = WindowOrder(len(self.train), self.cell.sequence_length, seed)
@@ -133,7 +178,7 @@ class Bench:
         The seed draws the weights and the order of the tokens, alike for both architectures.
         """
         step_tokens = self.cell.batch_size * self.cell.sequence_length
-        steps = max(min(tokens, len(self.train)) // step_tokens, 1)
+        steps = self.steps(tokens)
         config = dataclasses.replace(self.config, learning_rate=rate, steps=steps, seed=seed)
         self._new_weights(seed)
         optimizer = build_optimizer(self.model, config)
@@ -145,20 +190,20 @@ class Bench:
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, step / steps)
-            loss, _ = self.loss(*next(batches))
-            loss.backward()
+            x_BT, y_BT = next(batches)
+            loss = self.micro(x_BT, y_BT, self.one, True)
+            recent.append(loss.clone())
             clip_gradients(self.model, config.clip_norm)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            self.micro.end(optimizer)
             self.ternary.clear()
-            recent.append(loss.detach())
             if (step + 1) % LOOK == 0 or step + 1 == steps:
                 mean = float(torch.stack(recent).mean())
                 recent.clear()
                 curve.append([step + 1, round(mean, 4)])
                 if not math.isfinite(mean):
                     status = "diverged"
-                elif step + 1 < steps and time.time() > self.cell.deadline:
+                elif step + 1 < steps and self._too_late(step + 1, steps, began):
                     status = "cut"
                 if status != "ok":
                     break
@@ -166,6 +211,13 @@ class Bench:
         self.speed = (step + 1) * step_tokens / seconds
         scores = self.score() if status == "ok" else {}
         return self._row(stage, rate, seed, step + 1, seconds, status, curve, scores)
+
+    def steps(self, tokens: int) -> int:
+        return step_count(vars(self.cell), tokens, len(self.train))
+
+    def _too_late(self, done: int, steps: int, began: float) -> bool:
+        rest = (time.monotonic() - began) / done * (steps - done)
+        return time.time() + GIVE_UP * rest > self.cell.deadline
 
     def _row(
         self,
@@ -196,6 +248,8 @@ class Bench:
             "compiled": self.compiled,
             "ops": os.environ.get("NOMATMUL_OPS", ""),
             "fallback": choose.fallback_reason(),
+            "fused": runs_fused(self.config, self.device),
+            "commit": self.cell.commit,
             "curve": curve[:: max(len(curve) // 25, 1)],
             **scores,
         }
@@ -249,28 +303,25 @@ def training_flops(model: ModelConfig, counts: dict[str, int], length: int) -> f
     return 6.0 * (products + (scores if model.token_mixer == "attention" else 0))
 
 
-def best_rate(rows: list[dict[str, Any]], cell: Cell) -> float | None:
-    """The rate of the best tuning run of this cell, None if there is none."""
-    tuned = [
-        row
-        for row in rows
-        if (row["arch"], row["size"], row["stage"], row["status"])
-        == (cell.arch, cell.size, "tune", "ok")
-    ]
-    return min(tuned, key=lambda row: row["bpb"])["learning_rate"] if tuned else None
-
-
 def run_cell(cell: Cell) -> None:
     """Tune, then the final runs, with ternary weights made once a step as the trainer does."""
     file = Path(cell.rows)
     with ternary_cache() as cache:
-        run_stages(cell, Bench(cell, cache), file)
+        bench = Bench(cell, cache)
+        # Ready: scaling.py says when it is this cell's turn.
+        sys.stdin.readline()
+        run_stages(cell, bench, file)
 
 
 def run_stages(cell: Cell, bench: Bench, file: Path) -> None:
     """Every run is a row of the file as soon as it ends."""
 
+    plan = vars(cell)
+
     def attempt(stage: str, rate: float, seed: int, tokens: int) -> dict[str, Any] | None:
+        earlier = find_run(read_rows(file), plan, stage, rate, seed, bench.steps(tokens))
+        if earlier is not None:
+            return earlier
         expected = tokens / bench.speed if bench.speed else 0.0
         if time.time() + 1.05 * expected > cell.deadline:
             say(cell, f"{stage} at {rate:g}, seed {seed}: no time left, not started")
@@ -289,13 +340,10 @@ def run_stages(cell: Cell, bench: Bench, file: Path) -> None:
         tried = list(cell.rates)
         for rate in tried:
             attempt("tune", rate, 0, cell.tune_tokens)
-        best = best_rate(read_rows(file), cell)
-        # The best of three at an edge: one more beyond it, the same rule for both architectures.
-        if best in (min(tried), max(tried)) and len(tried) > 2:
-            factor = tried[1] / tried[0]
-            beyond = float(f"{best * factor if best == max(tried) else best / factor:.2g}")
-            attempt("tune", beyond, 0, cell.tune_tokens)
-    best = best_rate(read_rows(file), cell)
+        further = beyond(plan, best_rate(read_rows(file), plan, bench.steps(cell.tune_tokens)))
+        if further is not None:
+            attempt("tune", further, 0, cell.tune_tokens)
+    best = best_rate(read_rows(file), plan, bench.steps(cell.tune_tokens))
     if best is None:
         say(cell, "no tuning run ended: no final run")
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import report_gpu
 import scaling
 import scaling_fit
+import scaling_page
+import scaling_plan
 from plot_gpu import latest
 
 
@@ -48,20 +51,47 @@ def test_a_known_curve_is_found_again() -> None:
     assert found["E"] == pytest.approx(1, abs=0.02)
     assert found["A"] == pytest.approx(0.5, abs=0.02)
     assert found["alpha"] == pytest.approx(0.4, abs=0.02)
-    assert not found["at_bound"]
+    assert found["determined"]
+
+
+def test_a_curve_that_is_not_determined_is_said_to_be_so() -> None:
+    pytest.importorskip("scipy")
+    made = rows(SIZES, dict.fromkeys(SIZES, 0.0))
+    # What was measured at first: nearly a power law without a floor.
+    losses = {"S": 1.657, "M": 1.627, "L": 1.599, "XL": 1.562}
+    for row in made:
+        row["bpb"] = losses[row["size"]] + 0.005 * (-1) ** row["seed"]
+    twin = [e for e in scaling_fit.summarise(made) if e["arch"] == "transformer"]
+    floor = scaling_fit.fit_curve(twin, "non_embedding")
+    assert not floor["determined"]
+    assert "E" not in floor
+    power = scaling_fit.fit_power(twin, "non_embedding")
+    text = "".join(scaling_page.curves("transformer", {"power": power, "floor": floor}))
+    assert "not determined" in text
+    assert "E + A" not in text
+
+
+def test_a_power_law_is_found_again() -> None:
+    made = rows(SIZES, dict.fromkeys(SIZES, 0.0), spread=0.0)
+    for row in made:
+        row["bpb"] = 1.6 * (row["non_embedding"] / 1e7) ** -0.05
+    found = scaling_fit.fit_power(scaling_fit.summarise(made)[:4], "non_embedding")
+    assert found["A"] == pytest.approx(1.6)
+    assert found["alpha"] == pytest.approx(0.05)
+    assert found["largest_miss"] == pytest.approx(0, abs=1e-9)
 
 
 def test_two_sizes_give_no_curve() -> None:
     entries = scaling_fit.summarise(rows({"S": 3e6, "M": 1e7}, {"S": 0.0, "M": 0.0}))
     found = scaling_fit.fit_curve(entries[:2], "non_embedding")
-    assert "fewer than three sizes" in found["note"]
+    assert "2 sizes" in found["note"]
 
 
 @pytest.mark.parametrize(
     ("gap_at", "verdict"),
     [
-        ({"S": 0.05, "M": 0.04, "L": 0.03, "XL": 0.02}, "narrows"),
-        ({"S": 0.02, "M": 0.03, "L": 0.04, "XL": 0.05}, "widens"),
+        ({"S": 0.05, "M": 0.04, "L": 0.03, "XL": 0.02}, "favour of the MatMul-free LM"),
+        ({"S": 0.02, "M": 0.03, "L": 0.04, "XL": 0.05}, "favour of Transformer++"),
         ({"S": 0.03, "M": 0.0301, "L": 0.0299, "XL": 0.03}, "shows no trend"),
     ],
 )
@@ -69,7 +99,7 @@ def test_the_sentence_says_what_the_numbers_say(gap_at: dict[str, float], verdic
     found = scaling_fit.gaps(scaling_fit.summarise(rows(SIZES, gap_at)))
     assert [gap["gap"] for gap in found["sizes"]] == pytest.approx(list(gap_at.values()))
     assert found["seed_freedom"] == 8
-    assert verdict in scaling_fit.sentence(found, 1e6)
+    assert verdict in scaling_page.sentence(found, 1e6)
 
 
 def test_a_run_that_was_cut_does_not_count() -> None:
@@ -82,12 +112,74 @@ def test_a_run_that_was_cut_does_not_count() -> None:
 def test_no_pair_no_claim() -> None:
     only = [row for row in rows({"S": 3e6}, {"S": 0.0}) if row["arch"] == "mlgru"]
     found = scaling_fit.gaps(scaling_fit.summarise(only))
-    assert scaling_fit.sentence(found, 1e6).startswith("No size has final runs of both")
+    assert scaling_page.sentence(found, 1e6).startswith("No size has final runs of both")
+
+
+CELL = {
+    "arch": "mlgru", "size": "M", "rates": [0.001, 0.002, 0.004], "seeds": [1, 2], "batch_size": 4,
+    "sequence_length": 10, "tune_tokens": 400, "final_tokens": 1000,
+    "model": {"num_layers": 2, "hidden_size": 8},
+}  # fmt: skip
+
+
+def ended(stage: str, rate: float, seed: int, bpb: float, status: str = "ok") -> dict[str, Any]:
+    steps = 10 if stage == "tune" else 25
+    return {
+        "arch": "mlgru", "size": "M", "stage": stage, "learning_rate": rate, "seed": seed,
+        "steps": steps if status == "ok" else 3, "bpb": bpb, "status": status,
+    }  # fmt: skip
+
+
+def test_only_runs_without_an_earlier_row_are_left() -> None:
+    def left(rows: list[dict[str, Any]]) -> list[str]:
+        return scaling_plan.missing(rows, CELL, 100_000)
+
+    assert left([]) == ["rate 0.001", "rate 0.002", "rate 0.004", "seed 1", "seed 2"]
+    tuned = [ended("tune", rate, 0, bpb) for rate, bpb in ((0.001, 2.0), (0.002, 1.9))]
+    cut = ended("tune", 0.004, 0, 1.0, "cut")
+    assert left([*tuned, cut]) == ["rate 0.004", "seed 1", "seed 2"]
+    tuned.append(ended("tune", 0.004, 0, 2.1, "diverged"))
+    assert left(tuned) == ["seed 1", "seed 2"]
+    assert left([*tuned, ended("final", 0.002, 1, 1.5)]) == ["seed 2"]
+    # A final run at a rate that is no longer the best, or with fewer tokens, does not count.
+    assert left([*tuned, ended("final", 0.001, 1, 1.5)]) == ["seed 1", "seed 2"]
+    assert left([*tuned, {**ended("final", 0.002, 1, 1.5), "steps": 24}]) == ["seed 1", "seed 2"]
+
+
+def test_a_best_rate_at_the_edge_asks_for_one_more() -> None:
+    tuned = [ended("tune", rate, 0, bpb) for rate, bpb in ((0.001, 1), (0.002, 2), (0.004, 3))]
+    assert scaling_plan.missing(tuned, CELL, 100_000) == ["rate 0.0005", "seed 1", "seed 2"]
+    tuned.append(ended("tune", 0.0005, 0, 1.5))
+    assert scaling_plan.missing(tuned, CELL, 100_000) == ["seed 1", "seed 2"]
+
+
+def test_cells_without_a_final_run_come_first() -> None:
+    work = [
+        {**CELL, "arch": arch, "size": size, "model": {"num_layers": 1, "hidden_size": width}}
+        for size, width in (("S", 1), ("M", 2), ("L", 3), ("XL", 4))
+        for arch in ("transformer", "mlgru")
+    ]
+    have = [
+        {**ended("final", 0.001, 1, 1.5), "arch": arch, "size": size}
+        for arch, sizes in (("mlgru", "S XL"), ("transformer", "S M L XL"))
+        for size in sizes.split()
+    ]
+    names = [f"{c['arch']} {c['size']}" for c in scaling_plan.order(have, work)]
+    assert names[:4] == ["mlgru M", "mlgru L", "mlgru S", "mlgru XL"]
+
+
+def test_earlier_rows_are_told_their_commit_once(tmp_path: Path) -> None:
+    (tmp_path / "scaling-rows.jsonl").write_text('{"arch": "mlgru"}\n')
+    (tmp_path / "scaling-machine.json").write_text('{"commit": "old"}')
+    for new in ("newer", "newest"):
+        assert scaling.adopt(tmp_path, {"commit": new}) == [{"commit": "old", "arch": "mlgru"}]
+    machines = json.loads((tmp_path / "scaling-machine.json").read_text())
+    assert machines == {"commit": "newest", "earlier": [{"commit": "old"}, {"commit": "newer"}]}
 
 
 def test_both_architectures_get_equal_effort() -> None:
-    for size in scaling.SIZES.values():
-        tried = {arch: scaling.rates(arch, size[1]) for arch in scaling.CENTRE}
+    for size in scaling_plan.SIZES.values():
+        tried = {arch: scaling_plan.rates(arch, size[1]) for arch in scaling_plan.CENTRE}
         assert {len(rates) for rates in tried.values()} == {3}
         for rates in tried.values():
             assert rates[2] / rates[0] == pytest.approx(4, rel=0.05)
