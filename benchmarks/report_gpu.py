@@ -22,15 +22,14 @@ from gpu_common import ROOT, describe, read_rows, table
 from plot_gpu import SIDES, draw, latest, machine_of
 
 PAGE = ROOT / "docs/gpu.md"
-TRAINING_WORDS = {
-    "naive": "plain PyTorch, eager",
-    "naive-compiled": "plain PyTorch, compiled",
+PATHS = {
     "fused": "fused kernels",
-    "fused-mlp": "fused, recompute mlp",
-    "fused-block": "fused, recompute block",
-    "fused-compiled": "fused, under torch.compile",
+    "fused-launched": "fused kernels",
+    "fused-compiled": "fused kernels, under torch.compile",
+    "naive-compiled": "plain PyTorch, compiled",
+    "naive": "plain PyTorch, eager",
     "transformer": "Transformer++, compiled",
-    "transformer-block": "Transformer++, compiled, recompute block",
+    "transformer-launched": "Transformer++, compiled",
     "transformer-logits": "Transformer++, compiled, all logits at once",
     "transformer-whole": "Transformer++, compiled as one graph",
     "transformer-autotune": "Transformer++, max-autotune",
@@ -42,18 +41,34 @@ def good(rows: Rows, *keys: str) -> Rows:
     return [row for row in latest(rows, *keys).values() if "error" not in row]
 
 
+def path_of(row: dict[str, Any]) -> str:
+    """The path of a training row in words; a name that is not known here stands for itself."""
+    mode = row.get("recompute", "none")
+    name = row["variant"].removesuffix(f"-{mode}")
+    words = PATHS.get(name, name) + ("" if mode == "none" else f", recompute {mode}")
+    if row.get("graph"):
+        words += ", replayed"
+    elif row.get("graph_failed"):
+        words += " (could not be recorded)"
+    return words + (" (fell back to plain PyTorch)" if row.get("fallback") else "")
+
+
 def training(folder: Path, link: Callable[[str], str]) -> list[str]:
     rows = read_rows(folder / "training-rows.jsonl")
     found = good(rows, "size", "variant")
     if not found:
         return []
-    cells, order = [], list(TRAINING_WORDS)
-    for row in sorted(found, key=lambda r: (r["size"] != "370m", order.index(r["variant"]))):
-        words = TRAINING_WORDS[row["variant"]]
+    places = {name: place for place, name in enumerate(PATHS)}
+
+    def place(row: dict[str, Any]) -> tuple[bool, int]:
+        name = row["variant"].removesuffix(f"-{row.get('recompute')}")
+        return row["size"] != "370m", places.get(name, len(places))
+
+    cells = []
+    for row in sorted(found, key=place):
         cells.append(
             [
-                row["size"].replace("m", "M").replace("b", "B"),
-                words + (" (fell back to plain PyTorch)" if row["fallback"] else ""),
+                row["size"].replace("m", "M").replace("b", "B"), path_of(row),
                 f"{row['peak_bytes'] / 1e9:.1f}", f"{row['reserved_bytes'] / 1e9:.1f}",
                 f"{row['tokens_per_second']:,}", f"{row['utilisation']:.0%}", row["steps"],
             ]
@@ -62,7 +77,7 @@ def training(folder: Path, link: Callable[[str], str]) -> list[str]:
     lines = [describe(machine_of(rows) or {}) + ".", "", *table(header, cells), ""]
     lines.append(f"![Peak memory and tokens/s of every path]({link('gpu-training.png')})")
     failed = [row for row in latest(rows, "size", "variant").values() if "error" in row]
-    lines += [f"- {row['size']} {row['variant']}: {row['error']}" for row in failed]
+    lines += ["", *(f"- {row['size']} {path_of(row)}: {row['error']}" for row in failed)]
     if (folder / "training-profile.txt").exists():
         lines += ["", f"The longest kernels of a fused step: [{'training-profile.txt'}]"]
         lines[-1] += f"({link('training-profile.txt')})."
@@ -98,7 +113,7 @@ def inference(folder: Path, link: Callable[[str], str]) -> list[str]:
     lines += [*table(header, cells), ""]
     lines.append(f"![Memory, latency and tokens/s against size]({link('gpu-inference.png')})")
     failed = [row for row in latest(rows, "size", "side").values() if "error" in row]
-    return lines + [f"- {row['size']} {row['side']}: {row['error']}" for row in failed]
+    return [*lines, "", *(f"- {r['size']} {SIDES[r['side']]}: {r['error']}" for r in failed)]
 
 
 def scaling(folder: Path, link: Callable[[str], str]) -> list[str]:
@@ -154,12 +169,12 @@ def targets(folder: Path, link: Callable[[str], str]) -> list[str]:
         fits = [r for r in mine if r["peak_bytes"] <= memory * 1e9]
         row = max(fits, key=lambda r: r["tokens_per_second"], default=None)
         row = row or min(mine, key=lambda r: r["peak_bytes"])
-        name = f"{size.replace('m', 'M').replace('b', 'B')} training ({row['variant']})"
+        name = f"{size.replace('m', 'M').replace('b', 'B')} training ({path_of(row)})"
         lines.append(_target(f"{name}: peak GB", row["peak_bytes"] / 1e9, memory, False, ".1f"))
         lines.append(_target(f"{name}: tokens/s", row["tokens_per_second"], speed, True, ",.0f"))
         if twins:
             best = max(twins, key=lambda r: r["tokens_per_second"])
-            words = f"{name}: tokens/s against {TRAINING_WORDS[best['variant']]}"
+            words = f"{name}: tokens/s against {path_of(best)}"
             rate, goal = row["tokens_per_second"], best["tokens_per_second"]
             lines.append(_target(words, rate, goal, True, ",.0f"))
     for size, what, key, unit, limit, more, form in (
