@@ -118,6 +118,11 @@ def run(args: argparse.Namespace) -> None:
             todo.append(cell)
             if cell["tune"]:
                 print(f"to do: {cell['arch']} {cell['size']}: {', '.join(left)}", flush=True)
+    again = {(r["arch"], r["size"]) for r in rows if r["stage"] == "check"}
+    for cell in first:
+        name = (cell["arch"], cell["size"])
+        if name == ("mlgru", args.check) and name not in again:
+            todo.append({**cell, "tune": False, "stage": "check", "seeds": [1]})
     log_path = args.out / "scaling.log"
     with open(log_path, "ab") as log:
         threads = [
@@ -254,6 +259,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rates", type=int, default=3, help="learning rates to try in each cell")
     parser.add_argument("--seeds", type=int, default=2, help="final runs of each cell")
     parser.add_argument("--more-seeds", type=int, default=2, help="at most, if there is time")
+    parser.add_argument(
+        "--check", choices=SIZES, help="last, MatMul-free seed 1 of this size again, to compare"
+    )
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--warmup", type=int, default=80, help="optimiser steps")

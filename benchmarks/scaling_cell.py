@@ -55,6 +55,7 @@ class Cell:
     warmup_steps: int
     eval_tokens: int  # of each held-out text
     tune: bool  # False: the best rate is read from earlier rows
+    stage: str  # of the runs after tuning: final, or check (one again, with other kernels)
     commit: str
     work: str
     rows: str
@@ -348,7 +349,7 @@ def run_stages(cell: Cell, bench: Bench, file: Path) -> None:
         say(cell, "no tuning run ended: no final run")
         return
     for seed in cell.seeds:
-        attempt("final", best, seed, cell.final_tokens)
+        attempt(cell.stage, best, seed, cell.final_tokens)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from gpu_common import describe, read_rows, table
-from scaling_fit import UNIT, fit_curve, fit_power, gaps, summarise
+from scaling_fit import UNIT, fit_curve, fit_power, gaps, kernels, summarise
 
 NAMES = {"mlgru": "MatMul-free LM", "transformer": "Transformer++"}
 TEXTS = {"bpb": "both texts", "bpb_wikipedia": "Wikipedia", "bpb_novels": "novels"}
@@ -119,6 +119,7 @@ def page(document: dict[str, Any]) -> list[str]:
     lines = [*table(columns, rows), "", *gap_table(document), ""]
     for arch, fits in document["fits"].items():
         lines += curves(arch, fits["non_embedding"])
+    lines += document["checks"]
     lines += ["", document["sentence"], "", document["context"], ""]
     return [*lines, *tuning(document["tuning"])]
 
@@ -154,6 +155,22 @@ def curves(arch: str, fits: dict[str, Any]) -> list[str]:
         )
         return [f"{text} With a floor, loss = E + A (N / 10M)^-alpha: {values}."]
     return [f"{text} A curve with a floor is not determined by these runs: {floor['note']}."]
+
+
+def checks(rows: list[dict[str, Any]]) -> list[str]:
+    """Runs that were made twice: the same rate, weights and batches, with other kernels."""
+    lines = []
+    for again in rows:
+        keys = ("arch", "size", "seed", "learning_rate", "steps")
+        for first in rows if (again["stage"], again["status"]) == ("check", "ok") else ():
+            same = all(first[key] == again[key] for key in keys)
+            if same and (first["stage"], first["status"]) == ("final", "ok"):
+                lines.append(
+                    f"- {NAMES[again['arch']]} {again['size']}, seed {again['seed']}, made twice: "
+                    f"{first['bpb']:.4f} bits per byte ({kernels(first)}) and {again['bpb']:.4f} "
+                    f"({kernels(again)})."
+                )
+    return lines
 
 
 def tuning(rows: list[dict[str, Any]]) -> list[str]:
@@ -194,6 +211,7 @@ def report(out: Path) -> dict[str, Any]:
         "gaps_of_texts": {key: gaps(summarise(rows, key)) for key in texts},
         "sentence": sentence(found, max((e["tokens"] for e in entries), default=0)),
         "context": context(entries),
+        "checks": checks(rows),
         "tuning": [
             {k: row.get(k) for k in ("arch", "size", "learning_rate", "status", "bpb")}
             for row in rows

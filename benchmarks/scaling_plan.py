@@ -63,6 +63,7 @@ def cells(args: argparse.Namespace) -> list[dict[str, Any]]:
             "eval_tokens": int(args.eval_tokens),
             "work": str(args.work),
             "rows": str(args.out / "scaling-rows.jsonl"),
+            "stage": "final",
             "commit": args.commit or git_commit(),
             "compile": args.compile,
         }

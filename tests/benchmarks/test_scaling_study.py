@@ -153,6 +153,15 @@ def test_a_best_rate_at_the_edge_asks_for_one_more() -> None:
     assert scaling_plan.missing(tuned, CELL, 100_000) == ["seed 1", "seed 2"]
 
 
+def test_a_run_made_twice_is_compared_and_does_not_count() -> None:
+    made = [
+        {**ended("final", 0.002, 1, 1.5), "ops": "naive", "commit": "old"},
+        {**ended("check", 0.002, 1, 1.6), "steps": 25, "fused": True, "commit": "new"},
+    ]
+    (line,) = scaling_page.checks(made)
+    assert "1.5000 bits per byte (plain PyTorch old) and 1.6000 (fused new)" in line
+
+
 def test_cells_without_a_final_run_come_first() -> None:
     work = [
         {**CELL, "arch": arch, "size": size, "model": {"num_layers": 1, "hidden_size": width}}
