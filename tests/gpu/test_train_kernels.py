@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from kernel_cases import FAMILIES, error, failures
+from kernel_cases import FAMILIES, error, failures, gradients, least_model_errors
 
 from nomatmul.models import CausalLM, CausalLMConfig
 from nomatmul.ops.bitlinear import ternary_cache
@@ -41,12 +41,8 @@ def _model(**values: object) -> CausalLM:
     return model.cuda().train()
 
 
-def _gradients(model: CausalLM, ids: torch.Tensor, bf16: bool, z: float = 0.0) -> list:
-    model.zero_grad()
-    with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
-        loss, square = model.loss(ids, ids.roll(-1, 1), chunk=50)
-    (loss + z * square).backward()
-    return [loss.detach(), *(p.grad for p in model.parameters())]
+def _gradients(model: CausalLM, ids: torch.Tensor) -> list:
+    return gradients(model, ids, "triton", bf16=True)
 
 
 _PLAIN = {"channel_mixer": "none", "use_lower_bound": False}
@@ -64,45 +60,59 @@ _PLAIN = {"channel_mixer": "none", "use_lower_bound": False}
         ({}, "block", True, 0.0),
     ],
 )
-def test_fused_model_equals_the_layers(monkeypatch, values, mode, bf16, z):
+def test_fused_model_equals_the_layers(values, mode, bf16, z):
     model = _model(**values)
     ids = torch.randint(0, 300, (3, 65), device="cuda")
     model.set_recompute(mode)
-    fused = [g.clone() for g in _gradients(model, ids, bf16, z)]
-    again = _gradients(model, ids, bf16, z)
+    fused = [g.clone() for g in gradients(model, ids, "triton", bf16, z)]
+    again = gradients(model, ids, "triton", bf16, z)
     assert all(torch.equal(a, b) for a, b in zip(fused, again, strict=True)), "not deterministic"
-    monkeypatch.setenv("NOMATMUL_OPS", "naive")
-    plain = _gradients(model, ids, bf16, z)
-    assert error(fused[0], plain[0]) < (2e-3 if bf16 else 1e-5)
-    # An int8 value that flips between the two moves a token by 1e-3; bf16 rounds each layer.
+    plain = gradients(model, ids, "naive", bf16, z)
+    # Last bits decide here and there between two int8 values. Where every token has such flips
+    # (this model on a CPU, noise of 1e-5 in each sigmoid, 12 drawings) the loss moves by up to
+    # 1.3e-4 and the gradients by 2.8e-2; with noise of 3e-7 by up to 5e-5 and 1.1e-2. The next
+    # test is the sharp one. bf16 rounds each layer on top of that.
+    assert error(fused[0], plain[0]) < (2e-3 if bf16 else 2e-4)
     names = ["loss", *(name for name, _ in model.named_parameters())]
     far = [(n, error(a, b)) for n, a, b in zip(names, fused, plain, strict=True)]
-    assert max(e for _, e in far) < (8e-2 if bf16 else 2e-3), [f for f in far if f[1] > 1e-3]
+    assert max(e for _, e in far) < (8e-2 if bf16 else 4e-2), [f for f in far if f[1] > 1e-2]
+
+
+@pytest.mark.parametrize(
+    ("values", "mode", "z"),
+    [({}, "none", 0.0), ({}, "mlp", 0.1), ({}, "block", 0.0), (_PLAIN, "none", 0.1)],
+)
+def test_fused_model_equals_the_layers_where_nothing_flips(values, mode, z):
+    model = _model(**values)
+    model.set_recompute(mode)
+    loss, worst = least_model_errors(model, 8, z)
+    assert loss < 2e-6
+    assert worst < 5e-5  # below any flip; float32 sums in another order give 1e-6
 
 
 def test_compiled_equals_eager_and_the_cache_changes_nothing():
     model = _model()
     ids = torch.randint(0, 300, (2, 64), device="cuda")
-    eager = [g.clone() for g in _gradients(model, ids, True)]
+    eager = [g.clone() for g in _gradients(model, ids)]
     with ternary_cache() as cache:
-        first = [g.clone() for g in _gradients(model, ids, True)]
+        first = [g.clone() for g in _gradients(model, ids)]
         assert len(cache) == 3 * 4 + 1
-        second = _gradients(model, ids, True)
+        second = _gradients(model, ids)
         for a, b, c in zip(eager, first, second, strict=True):
             assert torch.equal(a, b)
             assert torch.equal(a, c)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(-1)  # in place: the cache sees it
-        changed = _gradients(model, ids, True)
-        expected = _gradients(copy.deepcopy(model), ids, True)
+        changed = _gradients(model, ids)
+        expected = _gradients(copy.deepcopy(model), ids)
         assert all(torch.equal(a, b) for a, b in zip(changed, expected, strict=True))
 
 
 def test_torch_compile_takes_the_fused_model_whole():
     model = _model()
     ids = torch.randint(0, 300, (2, 64), device="cuda")
-    eager = [g.clone() for g in _gradients(model, ids, True)]
+    eager = [g.clone() for g in _gradients(model, ids)]
     model.loss = torch.compile(model.loss, fullgraph=True)
-    compiled = _gradients(model, ids, True)
+    compiled = _gradients(model, ids)
     assert max(error(a, b) for a, b in zip(compiled, eager, strict=True)) < 2e-2

@@ -9,16 +9,31 @@ from pathlib import Path
 
 import pytest
 
-_INTERPRETED = """
+_PATCH = """
 import torch, triton.runtime.interpreter as interpreter
 patch = interpreter._patch_lang_tensor
 def patched(tensor, scope):
     patch(tensor, scope)  # numpy 2.4 refuses int() of one-element arrays
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 interpreter._patch_lang_tensor = patched
+"""
+_INTERPRETED = f"""{_PATCH}
 from kernel_cases import FAMILIES, failures
 found = [line for name in FAMILIES for line in failures("cpu", torch.float32, name)[0]]
 print("\\n".join(found) or "equal")
+"""
+_WHOLE_MODEL = f"""{_PATCH}
+from kernel_cases import least_model_errors
+from nomatmul.models import CausalLM, CausalLMConfig
+from nomatmul.ops.bitlinear import ternary_cache
+from nomatmul.ops.bitlinear import triton as products
+products._SUMMERS = 4  # programs of a launch, which the interpreter runs one after the other
+torch.manual_seed(1)
+sizes = dict(vocab_size=20, hidden_size=24, num_layers=2, intermediate_size=40)
+model = CausalLM(CausalLMConfig(**sizes)).train()
+with ternary_cache():
+    loss, worst = least_model_errors(model, 1)
+print("equal" if loss < 2e-6 and worst < 5e-5 else (loss, worst))
 """
 _HERE = Path(__file__).parent
 
@@ -39,6 +54,11 @@ def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
 def test_kernels_equal_their_references_in_the_interpreter():
     """In a process of its own: triton reads TRITON_INTERPRET when it is imported."""
     done = _run("-c", _INTERPRETED, TRITON_INTERPRET="1")
+    assert done.stdout.startswith("equal"), done.stdout + done.stderr[-2000:]
+
+
+def test_a_whole_model_equals_its_layers_in_the_interpreter():
+    done = _run("-c", _WHOLE_MODEL, TRITON_INTERPRET="1")
     assert done.stdout.startswith("equal"), done.stdout + done.stderr[-2000:]
 
 

@@ -68,6 +68,7 @@ def _gated_scan_kernel(
         bound = tl.load(bound_ptr + d, mask=inside, other=0.0).to(tl.float32)
     state = tl.zeros((CHANNELS,), dtype=tl.float32)
     passed = tl.full((CHANNELS,), 1.0, dtype=tl.float32)
+    exact: tl.constexpr = i_ptr.dtype.element_ty == tl.float32
     if not SUMMARY:
         if STATE:
             state = tl.load(h0_ptr + end, mask=inside, other=0.0).to(tl.float32)
@@ -82,8 +83,8 @@ def _gated_scan_kernel(
         for j in tl.static_range(STEPS):
             i = i_rows[j]
             # past the end the state changes, but nobody reads it: only a last segment ends there
-            forget = bound + (1.0 - bound) * sigmoid(f_rows[j])
-            state = forget * state + i * sigmoid(i) * (1.0 - forget)
+            forget = bound + (1.0 - bound) * sigmoid(f_rows[j], exact)
+            state = forget * state + i * sigmoid(i, exact) * (1.0 - forget)
             if SUMMARY:
                 passed *= forget
             else:
