@@ -2,7 +2,7 @@
 
 The interpreter computes on CPU tensors what the kernels say, so this covers the general path
 (layouts, masks, order of the float steps, sessions) on a machine without a GPU. The persistent
-kernel of decode.cu needs one: tests/gpu/test_engine_cuda.py.
+kernel of decode.cu: test_engine_cuda_emulated.py; all on a real GPU: tests/gpu/test_engine_cuda.py.
 """
 
 from __future__ import annotations

@@ -108,6 +108,28 @@ def test_a_fork_does_not_touch_its_parent(lm: LanguageModel) -> None:
     np.testing.assert_array_equal(session.append([9]), fresh.append([9]))
 
 
+def test_save_writes_one_moment_though_another_thread_waits(
+    lm: LanguageModel, tmp_path: Path
+) -> None:
+    class FedWhenFree:
+        """A lock; as soon as it is free, another thread's step has changed the session."""
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *error: object) -> None:
+            session._state += 1
+            session._position += 1
+
+    session = lm.session()
+    session.append([1, 2, 3])
+    before = session._state.copy()
+    session._lock = FedWhenFree()
+    session.save(tmp_path / "state")
+    loaded = lm.session(tmp_path / "state")
+    np.testing.assert_array_equal(loaded._state_LD, before)
+    assert loaded.position == 3
+
+
 @pytest.mark.parametrize("threads", [1, 3, 5])
 def test_threads_do_not_matter(lm: LanguageModel, threads: int) -> None:
     ids = random_ids(LONG)

@@ -77,9 +77,10 @@ class Session:
         Raises WriteError (a ValueError and an OSError) when the disk refuses.
         """
         with self._lock:
+            # copied before another thread may feed this session: on the host it is the array itself
             state_LD = self._state_LD
+            data = state_LD.astype("<f4").tobytes()
             position = self._position
-        data = state_LD.astype("<f4").tobytes()
         header = {
             "__metadata__": {
                 "format": STATE_FORMAT,

@@ -115,23 +115,27 @@ class CudaBackend:
 
     def new_state(self) -> DeviceState:
         """See Backend."""
-        return DeviceState(torch.zeros(self.shape, dtype=torch.float32, device=self.device))
+        with self._alone():
+            return DeviceState(torch.zeros(self.shape, dtype=torch.float32, device=self.device))
 
     def copy_state(self, state: DeviceState) -> DeviceState:
         """See Backend."""
-        return DeviceState(state.h_LD.clone())
+        with self._alone():
+            return DeviceState(state.h_LD.clone())
 
     def state_to_numpy(self, state: DeviceState) -> Float:
         """See Backend."""
-        return state.h_LD.cpu().numpy()
+        with self._alone():
+            return state.h_LD.cpu().numpy()
 
     def state_from_numpy(self, state_LD: Float) -> DeviceState:
         """See Backend."""
-        return DeviceState(torch.from_numpy(state_LD.copy()).to(self.device))
+        with self._alone():
+            return DeviceState(torch.from_numpy(state_LD.copy()).to(self.device))
 
     def step(self, states: Sequence[DeviceState], ids_T: Sequence[Ids], want: Want) -> Float:
-        """See Backend."""
-        with self._lock, self._on_device(), torch.inference_mode():
+        """See Backend. Raises ValueError where the GPU has too little memory for so many tokens."""
+        with self._alone(), torch.inference_mode():
             single = all(len(ids) == 1 for ids in ids_T)
             if single and len(states) == 1 and self.decoder is not None:
                 return self._decode_one(self.decoder, states[0], int(ids_T[0][0]), want)
@@ -292,6 +296,16 @@ class CudaBackend:
 
     def _put(self, array: np.ndarray) -> Any:
         return torch.from_numpy(array).to(self.device)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One thread at a time works on the device, nobody while a graph is captured."""
+        with self._lock, self._on_device():
+            try:
+                yield
+            except torch.OutOfMemoryError as error:
+                message = f"{self.device} ran out of memory: {describe(error)}"
+                raise ValueError(message) from None
 
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
         if self.device.type == "cuda":

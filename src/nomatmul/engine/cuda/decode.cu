@@ -87,6 +87,8 @@ __host__ __device__ constexpr int ahead_that_fits() {
 }
 constexpr int kAhead = ahead_that_fits();
 static_assert(kAhead > 0, "this chip has too little shared memory for a model so wide");
+static_assert(kOwnD <= kWarps * kRun && kOwnM <= kWarps * kRun,
+              "this chip has too few multiprocessors for a model so wide");
 
 // Copies on their way: norm weights of this phase, weights of even and of odd phases.
 struct Slots {

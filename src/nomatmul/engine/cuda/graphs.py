@@ -79,6 +79,8 @@ def captured(run: Callable[[], Any], device: Any) -> tuple[torch.cuda.CUDAGraph,
         run()  # compiles the kernels
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # torch's own stream for captures belongs to whichever GPU was the first to be captured; what
+    # other threads do meanwhile on the device is no part of the graph and no error
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         result = run()
     return graph, result

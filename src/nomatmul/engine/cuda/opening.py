@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nomatmul.engine.cuda.backend import CudaBackend, chunk_tokens, scratch_bytes, token_bytes
-from nomatmul.engine.cuda.device import check_memory
+from nomatmul.engine.cuda.device import check_memory, describe
 from nomatmul.engine.cuda.weights import bytes_needed, random_weights, read_weights
 
 if TYPE_CHECKING:
@@ -19,15 +20,17 @@ def open_packed(reader: PackedReader, device: Any, verify: bool) -> CudaBackend:
     """The model of a directory. Raises FormatError for a damaged one, ValueError for too little
     device memory."""
     _check(reader.config, reader.embedding_form, device)
-    weights = _guarded(device, lambda: read_weights(reader, device, verify))
-    return CudaBackend(reader.config, weights)
+    return _guarded(
+        device, lambda: CudaBackend(reader.config, read_weights(reader, device, verify))
+    )
 
 
 def open_random(config: ModelConfig, embedding: str, seed: int, device: Any) -> CudaBackend:
     """A model of random weights. Raises ValueError for too little device memory."""
     _check(config, embedding, device)
-    weights = _guarded(device, lambda: random_weights(config, embedding, seed, device))
-    return CudaBackend(config, weights)
+    return _guarded(
+        device, lambda: CudaBackend(config, random_weights(config, embedding, seed, device))
+    )
 
 
 def _check(config: ModelConfig, embedding_form: str, device: Any) -> None:
@@ -36,10 +39,10 @@ def _check(config: ModelConfig, embedding_form: str, device: Any) -> None:
     check_memory(device, sum(parts.values()) + work, embedding_form, parts["embedding"])
 
 
-def _guarded(device: Any, make: Any) -> Any:
+def _guarded(device: Any, make: Callable[[], CudaBackend]) -> CudaBackend:
     try:
         return make()
     except torch.OutOfMemoryError as error:  # another process took it meanwhile
         raise ValueError(
-            f"{device} ran out of memory while the weights were copied: {error}"
+            f"{device} ran out of memory while the model was loaded: {describe(error)}"
         ) from None
