@@ -82,7 +82,10 @@ class GraphedMicroStep(MicroStep):
         graph = torch.cuda.CUDAGraph()
         pool = self.graphs[True][0].pool() if self.graphs else None
         try:
-            with torch.cuda.graph(graph, pool=pool, stream=self.stream):
+            # thread_local: the loader's thread may pin memory meanwhile
+            with torch.cuda.graph(
+                graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"
+            ):
                 loss = super().__call__(*self.inputs, first)
         except torch.OutOfMemoryError:
             raise
