@@ -161,6 +161,9 @@ def _entropy_cases(device: str, dtype: torch.dtype, n: int, v: int, bound: float
         ours = losses.cross_entropy_rows(logits.clone(), target, -100, *scales, gradient)
         args = _wide((logits, target, -100, *scales, gradient))
         yield f"cross_entropy {n}x{v}", ours, plain.cross_entropy_rows(*args), max(bound, 4e-6)
+    target[0] = v
+    wrong = losses.cross_entropy_rows(logits, target, -100, *scales, True)[0].isnan()
+    yield f"cross_entropy {n}x{v}, no such target", wrong, torch.arange(n, device=device) == 0, 0.0
 
 
 FAMILIES = {

@@ -40,10 +40,13 @@ def _cross_entropy_kernel(
         total = total * tl.exp(top - new) + tl.sum(tl.exp(x - new), axis=0)
         top = new
     lse = top + tl.log(total)
-    picked = tl.load(base + tl.where(counted, target, 0)).to(tl.float32)
-    tl.store(loss_ptr + row, tl.where(counted, lse - picked, 0.0))
+    legal = (target >= 0) & (target < vocabulary)
+    picked = tl.load(base + tl.where(legal, target, 0)).to(tl.float32)
+    # a target outside of the vocabulary must not pass for a loss
+    tl.store(loss_ptr + row, tl.where(counted, tl.where(legal, lse - picked, float("nan")), 0.0))
     tl.store(z_ptr + row, tl.where(counted, lse * lse, 0.0))
     if GRADIENT:
+        tl.debug_barrier()  # every thread has read the target's logit before one is overwritten
         scale = tl.where(counted, tl.load(loss_scale_ptr), 0.0)
         both = scale + tl.where(counted, 2.0 * lse * tl.load(z_scale_ptr), 0.0)
         for start in range(0, vocabulary, BLOCK):
