@@ -7,9 +7,11 @@ kernel of decode.cu: test_engine_cuda_emulated.py; all on a real GPU: tests/gpu/
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,3 +89,39 @@ def test_general_path_has_the_bits_of_the_native_core(
     assert done.returncode == 0, done.stderr[-2000:]
     expected = load(directory, threads=1).logits(ids)
     np.testing.assert_array_equal(np.load(found)["logits"], expected)
+
+
+def test_what_a_captured_graph_reads_outlives_its_making(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay reads addresses: a tensor that is gone by then would be somebody else's memory."""
+    import torch
+
+    from nomatmul.engine.cuda import graphs
+
+    read = []
+
+    class Forward:
+        class weights:
+            device = torch.device("cpu")
+
+        def embed(self, ids: torch.Tensor) -> torch.Tensor:
+            read.append(weakref.ref(ids))
+            return ids
+
+        def blocks(self, x: torch.Tensor, *given: object) -> torch.Tensor:
+            for one in given:
+                parts = one.__dict__.values() if isinstance(one, graphs.Stretches) else [one]
+                read.extend(weakref.ref(t) for t in parts if isinstance(t, torch.Tensor))
+            return x
+
+        def head(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    monkeypatch.setattr(graphs, "captured", lambda run, device: (None, run().clone()))
+    alone = graphs.Graph(Forward(), (2, 3), 4)
+    prompt = graphs.PromptGraph(Forward(), (2, 3), 128, torch.zeros(8))
+    gc.collect()
+    assert len(read) == 4 + 5
+    assert all(reference() is not None for reference in read)
+    del alone, prompt
+    gc.collect()
+    assert all(reference() is None for reference in read)

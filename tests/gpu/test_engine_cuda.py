@@ -101,8 +101,13 @@ def test_logits_agree_with_the_oracle_and_all_paths_with_each_other(
     batch = [lm.session() for _ in range(5)]
     rows = lm.step(batch, [ids[:1]] * 5)
     np.testing.assert_array_equal(rows, np.broadcast_to(whole[0], (5, whole.shape[1])))
+    for count in (150, 131, 150):  # from the second on through a captured graph, 256 tokens wide
+        np.testing.assert_array_equal(lm.logits(ids[:count]), whole[:count])
+    longer = ids_of(lm, 370)
+    whole = lm.logits(longer)
     lm.backend.chunk = 128
-    np.testing.assert_array_equal(lm.logits(ids), whole)
+    np.testing.assert_array_equal(lm.logits(longer), whole)
+    assert lm.backend._prompt_graph is not None
     assert session.position == 140
     assert loaded.position == 21
 

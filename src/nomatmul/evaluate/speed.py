@@ -141,6 +141,7 @@ def _measure_on_device(request: SpeedRequest) -> SpeedResult:
     backend: Any = lm.backend
     rate = 1 / median(step_seconds(lm, max(request.steps, 32)))
     peak = backend.peak_bytes()
+    prefill_seconds(lm, request.prefill)  # kernels are compiled, then captured in a graph
     seconds = prefill_seconds(lm, request.prefill)
     rates = {size: size / median(step_seconds(lm, 8, size)) for size in request.batches}
     read, bandwidth = bytes_read_per_token(lm), backend.copy_bandwidth()

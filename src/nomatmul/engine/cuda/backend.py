@@ -58,9 +58,9 @@ class CudaBackend:
         self.shape = (config.num_layers, config.hidden_size)
         self._lock = threading.RLock()
         self._graphs: dict[int, Graph] = {}
-        self._prompt_graphs: dict[int, PromptGraph] = {}
+        self._prompt_graph: tuple[int, PromptGraph] | None = None  # one: it keeps its work space
         self._no_graphs = os.environ.get("NOMATMUL_PROMPT_GRAPHS") == "0"
-        self._seen: set[int] = set()  # lengths of which one block has passed
+        self._last_block = 0  # tokens of the last block that a graph could have served
         self._spare: torch.Tensor | None = None
         self.decoder = self._decoder()
         if self.decoder is not None:
@@ -170,7 +170,7 @@ class CudaBackend:
             stretches = Stretches(self._put(sequences), self._put(starts), longest)
             ids = self._put(flat[start:end])
             alone = low == high and len(ids) >= UNPACK_TOKENS
-            graph = self._prompt_graph(captured_tokens) if alone else None
+            graph = self._captured(captured_tokens) if alone else None
             if graph is not None:
                 x_TD = graph.replay(ids, work_SLD[low])
             else:
@@ -186,30 +186,32 @@ class CudaBackend:
                     rows = x_TD.index_select(0, self._put(done))
                     yield self.forward.head(rows).cpu().numpy()
 
-    def _prompt_graph(self, tokens: int) -> PromptGraph | None:
-        """The captured step of a block of one sequence, from the second of its size on.
+    def _captured(self, tokens: int) -> PromptGraph | None:
+        """The captured step of a block of one sequence, from the second of its size in a row on.
 
-        Hundreds of launches take the host longer than the GPU takes for them.
+        Hundreds of launches take the host longer than the GPU takes for them; but to capture them
+        takes as long as several blocks, too long for lengths that come once.
         """
         if self.device.type != "cuda" or self._no_graphs:
             return None
-        if tokens not in self._seen:
-            self._seen.add(tokens)
+        before, self._last_block = self._last_block, tokens
+        if self._prompt_graph is not None and self._prompt_graph[0] == tokens:
+            return self._prompt_graph[1]
+        if tokens != before:
             return None
-        if tokens not in self._prompt_graphs:
-            self._prompt_graphs.clear()  # one at a time: each keeps its work space
-            try:
-                graph = PromptGraph(self.forward, self.shape, tokens, self._scratch(tokens))
-            except (RuntimeError, ValueError) as error:
-                self._no_graphs = True
-                warnings.warn(
-                    f"prompts are launched kernel by kernel: {describe(error)}",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-                return None
-            self._prompt_graphs[tokens] = graph
-        return self._prompt_graphs[tokens]
+        self._prompt_graph = None  # its memory serves the next one
+        try:
+            graph = PromptGraph(self.forward, self.shape, tokens, self._scratch(tokens))
+        except (RuntimeError, ValueError) as error:
+            self._no_graphs = True
+            warnings.warn(
+                f"prompts are launched kernel by kernel: {describe(error)}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
+        self._prompt_graph = tokens, graph
+        return graph
 
     def _decode_one(self, decoder: Decoder, state: DeviceState, token: int, want: Want) -> Float:
         """One token of one sequence; the new state is kept only if the step succeeded."""

@@ -25,11 +25,12 @@ class Graph:
         self.ids_S = torch.zeros(count, dtype=torch.int32, device=device)
         self.states_SLD = torch.zeros((count, *shape), dtype=torch.float32, device=device)
         numbers = torch.arange(count + 1, dtype=torch.int32, device=device)
-        stretches = Stretches(numbers[:count], numbers, 1)
+        # kept, as all that a replay reads: a graph knows addresses, not tensors
+        self.stretches = Stretches(numbers[:count], numbers, 1)
 
         def run() -> Any:
             x_SD = forward.embed(self.ids_S)
-            return forward.head(forward.blocks(x_SD, self.states_SLD, stretches))
+            return forward.head(forward.blocks(x_SD, self.states_SLD, self.stretches))
 
         try:
             self.graph, self.logits_SV = captured(run, device)
