@@ -141,7 +141,7 @@ def test_a_failed_step_changes_nothing() -> None:
 
 
 def test_too_little_memory_is_told_in_one_line() -> None:
-    huge = ModelConfig(hidden_size=65536, num_layers=400, vocab_size=1000)
+    huge = ModelConfig(hidden_size=32768, intermediate_size=65536, num_layers=400, vocab_size=1000)
     with pytest.raises(ValueError, match=r"needs .* GB of device memory, cuda:0 has .* GB free"):
         random_model(huge, device="cuda")
 

@@ -79,6 +79,8 @@ class GraphedMicroStep(MicroStep):
             # What the cache holds was made outside: the graph must make it anew at every replay.
             self.clear_cache()
             torch.cuda.empty_cache()
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        random_state = generator.clone_state()
         graph = torch.cuda.CUDAGraph()
         pool = self.graphs[True][0].pool() if self.graphs else None
         try:
@@ -99,6 +101,9 @@ class GraphedMicroStep(MicroStep):
                 stacklevel=4,
             )
             torch.cuda.synchronize()
+            # A recording that breaks off leaves torch's generator in the state of one that goes on,
+            # and every later random number on the device would be refused.
+            generator.graphsafe_set_state(random_state)
             # Nothing recorded has run: what it left in the cache and in fresh gradients is noise.
             self.clear_cache()
             if first and self.optimizer is not None:
