@@ -69,8 +69,9 @@ def training(folder: Path, link: Callable[[str], str]) -> list[str]:
         cells.append(
             [
                 row["size"].replace("m", "M").replace("b", "B"), path_of(row),
-                f"{row['peak_bytes'] / 1e9:.1f}", f"{row['reserved_bytes'] / 1e9:.1f}",
-                f"{row['tokens_per_second']:,}", f"{row['utilisation']:.0%}", row["steps"],
+                f"{row['peak_bytes'] / 1e9:.1f}",
+                f"{row['reserved_bytes'] / 1e9:.1f}" if "reserved_bytes" in row else None,
+                f"{row['tokens_per_second']:,}", f"{row['utilisation']:.0%}", row.get("steps"),
             ]
         )  # fmt: skip
     header = ["size", "path", "peak GB", "reserved GB", "tokens/s", "FLOP/s used", "steps"]
@@ -78,6 +79,9 @@ def training(folder: Path, link: Callable[[str], str]) -> list[str]:
     lines.append(f"![Peak memory and tokens/s of every path]({link('gpu-training.png')})")
     failed = [row for row in latest(rows, "size", "variant").values() if "error" in row]
     lines += ["", *(f"- {row['size']} {path_of(row)}: {row['error']}" for row in failed)]
+    lines += [
+        f"- Rows from {text}." for text in sorted({r["source"] for r in found if "source" in r})
+    ]
     if (folder / "training-profile.txt").exists():
         lines += ["", f"The longest kernels of a fused step: [{'training-profile.txt'}]"]
         lines[-1] += f"({link('training-profile.txt')})."
