@@ -128,3 +128,10 @@ def test_token_directories_are_data(
     mixed = [str(finished / "tokens/train"), str(text_file)]
     with pytest.raises(ValueError, match="give one kind"):
         run(one, mixed, tmp_path / "mixed", device="cpu")
+
+
+def test_a_graph_needs_a_gpu(tmp_path: Path, text_file: Path, config: TrainConfig) -> None:
+    graphed = dataclasses.replace(config, compile="graph")
+    out = tmp_path / "run"
+    refused(graphed, text_file, out, "needs one GPU and one process", device="cpu")
+    assert not out.exists()

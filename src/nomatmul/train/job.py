@@ -22,6 +22,7 @@ from nomatmul.train.config import TrainConfig, differences
 from nomatmul.train.files import new_directory
 from nomatmul.train.memory import MemoryPlan, plan_memory
 from nomatmul.train.metrics import Console, read_metrics
+from nomatmul.train.micro_step import wants_graph
 from nomatmul.train.model import build_model
 from nomatmul.train.optimizer import build_optimizer, set_deterministic
 from nomatmul.train.parallelize import shard_model
@@ -116,6 +117,7 @@ class _Job:
 
     def run(self, device: torch.device, resume: str, override: bool) -> RunResult:
         check_ranks(self.config, self.ranks.size)
+        wants_graph(self.config, device, self.ranks.many)  # refuses one that is impossible
         plan = plan_memory(self.config, device, self.ranks)
         step = 0
         with StopSignals(_ECHO if self.ranks.many else 0.0) as signals:
