@@ -17,6 +17,7 @@ import torch
 from nomatmul.formats.config import ModelConfig
 from nomatmul.ops import choose
 from nomatmul.train.config import TrainConfig
+from nomatmul.train.parallelize import blocks_in_group
 from nomatmul.train.ranks import Ranks
 
 MODES = ("none", "mlp", "block")
@@ -78,8 +79,9 @@ def estimate(config: TrainConfig, ranks: int, recompute: str, fused: bool = True
     tokens = config.micro_batch_size * config.sequence_length
     root, block = _group_sizes(model)
     ternary = parameters - model.vocab_size * model.hidden_size if model.linear == "ternary" else 0
-    # Sharded: weights and gradients of the root and of two blocks (one is fetched ahead) are whole.
-    gathered = 8 * (root + 2 * block) if ranks > 1 else 0
+    # Sharded: weights and gradients of the root and of two groups (one is fetched ahead) are whole.
+    joined = min(2 * block * blocks_in_group(block), block * model.num_layers)
+    gathered = 8 * (root + joined) if ranks > 1 else 0
     kind = _kind(model, fused)
     kept, working = _KEPT[kind][recompute], _WORKING[kind]
     layer = kept[0] * model.hidden_size + kept[1] * model.mlp_size

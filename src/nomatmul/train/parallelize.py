@@ -1,8 +1,9 @@
 """Spread a single-device model over many: FSDP2 (`fully_shard`) over a device mesh.
 
-The model's code knows nothing of this. Each block is a group, and what is left (embedding, lower
-bounds, final norm, head) is the root's group. Every parameter is sharded by rows; a group is
-gathered before it computes and freed after, the next one being fetched meanwhile.
+The model's code knows nothing of this. Each block is a group, or several small ones together, and
+what is left (embedding, lower bounds, final norm, head) is the root's group. Every parameter is
+sharded by rows; a group is gathered before it computes and freed after, the next one being fetched
+meanwhile.
 
 Parameters are gathered in float32 as they are: a ternary decision and its absmean scale are then
 those of the whole tensor, on any number of devices. Autocast lowers the arithmetic, not the
@@ -26,20 +27,29 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+_GROUP_BYTES = 256 << 20  # joining blocks up to this spares the host collectives and hooks
+
+
+def blocks_in_group(parameters: int) -> int:
+    """How many blocks of so many parameters are gathered together."""
+    return max(1, _GROUP_BYTES // (4 * parameters))
+
 
 def shard_model(model: nn.Module, device: torch.device, size: int) -> None:
     """Shard the parameters of `model` in place over `size` devices.
 
     The model may still lie on the CPU: one group after the other is moved and cut, so a device
-    never holds more than one whole block. Every process must hold the same weights. Optimisers are
+    never holds more than one whole group. Every process must hold the same weights. Optimisers are
     made after this, for the parameters are others then.
     """
     mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
     policy = MixedPrecisionPolicy(
         param_dtype=None, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    for block in model.layers:  # type: ignore[union-attr]
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+    blocks = list(model.layers)  # type: ignore[arg-type]
+    count = blocks_in_group(sum(p.numel() for p in blocks[0].parameters()))
+    for start in range(0, len(blocks), count):
+        fully_shard(blocks[start : start + count], mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     # The trainer calls `loss`, not the module: without this nothing would be gathered for it.
     register_fsdp_forward_method(model, "loss")
