@@ -155,7 +155,24 @@ def many(folder: Path, link: Callable[[str], str]) -> list[str]:
         return []
     lines = file.read_text("utf-8").strip().splitlines()
     lines = lines[1:] if lines and lines[0].startswith("# ") else lines
-    return [f"#{line}" if line.startswith("##") else line for line in lines]
+    lines = [f"#{line}" if line.startswith("##") else line for line in lines]
+    return [*lines, *_many_again(read_rows(folder / "many-gpus-again.jsonl"))]
+
+
+def _many_again(rows: Rows) -> list[str]:
+    """Later runs of many_gpus_speed.py alone, whose rows were kept beside the page."""
+    cells = [
+        [
+            row["size"], row["ranks"], row["recompute"], f"{row['tokens_per_second']:,.0f}",
+            f"{row['step_ms']:.1f}", f"{row['peak_bytes'] / 1e9:.2f}",
+        ]
+        for row in rows
+        if "size" in row and "error" not in row
+    ]  # fmt: skip
+    if not cells:
+        return []
+    header = ["size", "GPUs", "recompute", "tokens/s", "step ms", "peak GB a GPU"]
+    return ["", "Part (b) later: " + describe(machine_of(rows) or {}), "", *table(header, cells)]
 
 
 def targets(folder: Path, link: Callable[[str], str]) -> list[str]:
