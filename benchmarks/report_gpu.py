@@ -25,7 +25,6 @@ PAGE = ROOT / "docs/gpu.md"
 PATHS = {
     "fused": "fused kernels",
     "fused-launched": "fused kernels",
-    "fused-compiled": "fused kernels, under torch.compile",
     "naive-compiled": "plain PyTorch, compiled",
     "naive": "plain PyTorch, eager",
     "transformer": "Transformer++, compiled",

@@ -110,7 +110,7 @@ class Bench:
             began = time.monotonic()
             try:
                 self._prepare(choice)
-            except Exception as error:
+            except Exception as error:  # whatever a compiler raises; the last choice has none
                 if choice == COMPILE[-1]:
                     raise
                 say(cell, f"compile={choice} failed: {type(error).__name__}: {error}"[:600])

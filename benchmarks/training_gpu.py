@@ -328,7 +328,7 @@ def main() -> None:
         jobs = list(dict.fromkeys(("tiny", name) for _, name in jobs))
         args.profile = "tiny:fused"
     append_row(args.out / "training-rows.jsonl", {"machine": environment(args.commit)})
-    todo = waves(jobs, args.memory_gb, args.processes)  # type: ignore[arg-type]
+    todo = waves(jobs, args.memory_gb, args.processes)  # type: ignore[arg-type]  # split gives lists
     for wave in todo:
         if time.monotonic() + 15 > deadline:
             print(f"no time for {wave}", flush=True)

@@ -123,7 +123,7 @@ def footprint_of(lm: LanguageModel) -> dict[str, int]:
     parts = dict.fromkeys(("embedding", "core", "head", "norms"), 0)
     if lm.backend.name == "cuda":
         parts = weights.footprint()
-        scratch = lm.backend.scratch_bytes  # type: ignore[attr-defined]
+        scratch = lm.backend.scratch_bytes  # type: ignore[attr-defined]  # CudaBackend has it
         return _footprint(lm, parts, scratch)
     for name, array in weights.arrays.items():
         if name.startswith("embedding."):
@@ -133,6 +133,7 @@ def footprint_of(lm: LanguageModel) -> dict[str, int]:
         else:
             part = "norms"
         parts[part] += array.nbytes
+    # NativeBackend alone has a `model` that counts its scratch; the protocol of backends does not.
     return _footprint(lm, parts, int(lm.backend.model.scratch_bytes))  # type: ignore[attr-defined]
 
 
@@ -168,7 +169,7 @@ def footprint(
     resident, peak = memory_of_process()
     report = {**footprint_of(lm), "resident": resident, "peak": peak}
     if device != "cpu":
-        report["device_peak"] = lm.backend.peak_bytes()  # type: ignore[attr-defined]
+        report["device_peak"] = lm.backend.peak_bytes()  # type: ignore[attr-defined]  # of CudaBackend
     return report
 
 

@@ -25,7 +25,7 @@ def torch_device(device: str) -> Any:
             f"device {device!r} needs torch ({error}): pip install 'nomatmul[train]'"
         ) from None
     try:
-        import triton  # noqa: F401
+        import triton  # noqa: F401 (only whether it is there)
     except ImportError as error:
         raise ValueError(
             f"device {device!r} needs triton ({error}); torch's GPU wheels bring it on Linux"
