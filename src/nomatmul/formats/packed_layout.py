@@ -1,7 +1,8 @@
 """What a packed model directory holds: names, dtypes, shapes and order of its tensors.
 
-Legend: V vocabulary, D hidden size, N/K rows and columns of a linear layer. docs/formats.md
-tells the format in prose; this file and that page are the only two places.
+Legend: V vocabulary (of an FFF: rows, trees * nodes), D hidden size, N/K rows and columns of a
+linear layer. docs/formats.md tells the format in prose; this file and that page are the only two
+places.
 """
 
 from __future__ import annotations
@@ -22,7 +23,31 @@ WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 CARD_FILE = "README.md"
 
+# The rows of an FFF are read one by one, at random: always in the form that is quickest to unpack.
+FFF_PACKING = "2bit"
+
 _CONFIG_KEYS = {"format", "format_version", "packing", "embedding", "model"}
+
+
+def packed_matrices(config: ModelConfig, packing: str) -> dict[str, tuple[int, str]]:
+    """Return {name of a packed tensor: (true length of its rows, "2bit" or "1.6bit")}."""
+    found = {f"{name}.packed": (k, packing) for name, (_, k) in linear_shapes(config).items()}
+    for name, (_, columns) in fff_rows(config).items():
+        found[f"{name}.packed"] = (columns, FFF_PACKING)
+    return found
+
+
+def fff_rows(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Return {name of an FFF's rows: (V, D)}; empty without ternary FFF.
+
+    Row v holds the node's input weights and, beside them, its output weights, because a visit
+    reads both: "layers.N.channel.rows.packed" is [V, 2, bytes of a row of D].
+    """
+    if config.channel_mixer != "fff" or config.fff_trees is None or config.fff_depth is None:
+        return {}
+    rows = config.fff_trees * (2 ** (config.fff_depth + 1) - 1)
+    chosen = config.fff_layers if config.fff_layers is not None else range(config.num_layers)
+    return {f"layers.{layer}.channel.rows": (rows, config.hidden_size) for layer in chosen}
 
 
 def packed_tensors(
@@ -40,9 +65,17 @@ def packed_tensors(
         f"{name}.packed": ("U8", (rows, row_bytes(columns, packing)))
         for name, (rows, columns) in linears.items()
     }
+    trees = fff_rows(config)
+    for name, (rows, columns) in trees.items():
+        tensors[f"{name}.packed"] = ("U8", (rows, 2, row_bytes(columns, FFF_PACKING)))
     for name, (_, columns) in linears.items():
         tensors[f"{name}.scale"] = ("F32", (1,))
         tensors[f"{name}.norm.weight"] = ("F32", (columns,))
+    for name, (rows, columns) in trees.items():
+        channel = name.removesuffix(".rows")
+        tensors[f"{name}.scale"] = ("F32", (2,))
+        tensors[f"{channel}.norm_in.weight"] = ("F32", (columns,))
+        tensors[f"{channel}.norm_out.weight"] = ("F32", (rows,))
     for name, shape in norm_shapes(config).items():
         tensors[name] = ("F32", shape)
     if config.token_mixer == "mlgru":
@@ -63,8 +96,11 @@ def check_packable(config: ModelConfig, packing: str, embedding_form: str) -> No
         raise ValueError(
             f"only linear 'ternary' models can be packed, this one is {config.linear!r}"
         )
-    if config.channel_mixer == "fff":
-        raise ValueError("channel_mixer 'fff' cannot be packed in this version")
+    if config.channel_mixer == "fff" and config.fff_leaf_width is not None:
+        raise ValueError(
+            f"fff_leaf_width {config.fff_leaf_width}: leaves of networks cannot be packed as"
+            " ternary rows; only trees whose every node is a neuron can (fff_leaf_width null)"
+        )
     if packing not in PACKINGS:
         raise ValueError(f"packing {packing!r} is unknown; legal values are '2bit', '1.6bit'")
     if embedding_form not in EMBEDDING_FORMS:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from nomatmul.formats import packed_layout as layout
 from nomatmul.formats.config import read_json_object
 from nomatmul.formats.errors import FormatError
-from nomatmul.formats.names import linear_shapes
 from nomatmul.formats.packing import check_codes, unpack_ternary
 from nomatmul.formats.quantise import from_bfloat16
 from nomatmul.formats.safetensors_file import NUMPY_DTYPES, SafetensorsFile, check_finite
@@ -31,6 +30,7 @@ class PackedReader:
 
     config: ModelConfig. packing: "2bit" | "1.6bit". embedding_form: "bf16" | "int8" | "f32".
     infos: {name: TensorInfo(dtype, shape, byte offset in `weights_path`, nbytes)}.
+    matrices: {name of a packed tensor: (true length of its rows, form of its codes)}.
     Tensor data is checked when it is read (`read`), or by `verify` on bytes that the caller
     has read itself. Raises FormatError (a ValueError) for anything missing, damaged, foreign
     or unknown.
@@ -53,7 +53,7 @@ class PackedReader:
         self.infos = self._file.infos
         self._check_metadata(config_bytes)
         self._check_shapes()
-        self._columns = {f"{n}.packed": k for n, (_, k) in linear_shapes(self.config).items()}
+        self.matrices = layout.packed_matrices(self.config, self.packing)
 
     @property
     def tokenizer_path(self) -> Path | None:
@@ -87,7 +87,7 @@ class PackedReader:
         where = f"{self.weights_path}: {name}"
         if info.dtype == "U8" and codes:
             try:
-                check_codes(array, self._columns[name], self.packing)
+                check_codes(array.reshape(-1, info.shape[-1]), *self.matrices[name])
             except ValueError as error:
                 raise FormatError(f"{where}: {error}") from None
         elif info.dtype == "BF16" and not _finite_bfloat16(array.reshape(-1)):
@@ -123,9 +123,20 @@ class PackedReader:
 
     def ternary(self, linear: str) -> tuple[NDArray[np.int8], np.float32]:
         """Return (int8 [N, K] of -1, 0, 1, scale) of a linear layer such as "head"."""
-        packed = self.read(f"{linear}.packed")
-        columns = self._columns[f"{linear}.packed"]
-        return unpack_ternary(packed, columns, self.packing), self.read(f"{linear}.scale")[0]
+        name = f"{linear}.packed"
+        return unpack_ternary(self.read(name), *self.matrices[name]), self.read(f"{linear}.scale")[
+            0
+        ]
+
+    def ternary_rows(self, rows: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """Return (int8 [V, 2, D], scales float32 [2]: of input and output weights) of an FFF.
+
+        rows: its name, such as "layers.0.channel.rows".
+        """
+        packed = self.read(f"{rows}.packed")
+        columns, form = self.matrices[f"{rows}.packed"]
+        t_ND = unpack_ternary(packed.reshape(-1, packed.shape[-1]), columns, form)
+        return t_ND.reshape(len(packed), 2, columns), self.read(f"{rows}.scale")
 
     def verify_all(self) -> None:
         """Read and verify every tensor; raises FormatError at the first that fails."""

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from nomatmul.formats import packed_layout as layout
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.errors import FormatError, WriteError
-from nomatmul.formats.names import linear_shapes
 from nomatmul.formats.packing import check_codes, pack_ternary
 from nomatmul.formats.safetensors_file import NUMPY_DTYPES, bytes_of, check_finite
 from nomatmul.formats.tokenizer import tokenizer_from_bytes
@@ -55,7 +54,7 @@ class PackedWriter:
         self.packing = packing
         self.embedding_form = embedding_form
         self._tensors = layout.packed_tensors(config, packing, embedding_form)
-        self._columns = {f"{n}.packed": k for n, (_, k) in linear_shapes(config).items()}
+        self._matrices = layout.packed_matrices(config, packing)
         self.names = list(self._tensors)
         self._pending = list(reversed(self.names))
         self._crc = dict.fromkeys(self.names, 0)
@@ -99,9 +98,17 @@ class PackedWriter:
             self._pending.pop()
 
     def add_packed(self, name: str, blocks: Iterable[NDArray[np.int8]]) -> None:
-        """Pack and write a ternary matrix, given whole or in blocks of rows (int8 [n, K])."""
+        """Pack and write a ternary matrix, given whole or in blocks of rows.
+
+        Rows are int8 [n, K]; those of an FFF [n, 2, K], input beside output weights.
+        """
         parts = [blocks] if isinstance(blocks, np.ndarray) else blocks
-        self.add(name, (pack_ternary(t_NK, self.packing) for t_NK in parts))
+        self.add(name, (self._packed(name, part) for part in parts))
+
+    def _packed(self, name: str, part: NDArray[np.int8]) -> NDArray[np.uint8]:
+        _, form = self._matrices.get(name, (0, self.packing))  # `add` refuses a foreign name
+        rows = pack_ternary(part.reshape(-1, part.shape[-1]) if part.ndim == 3 else part, form)
+        return rows.reshape(*part.shape[:-1], rows.shape[-1]) if part.ndim == 3 else rows
 
     def close(self) -> None:
         """Finish the directory and give it its name; raises ValueError if a tensor is missing."""
@@ -199,7 +206,7 @@ class PackedWriter:
                 f"{name} must be {dtype} {list(shape)}, got {block.dtype} {list(block.shape)}"
             )
         if dtype == "U8":
-            check_codes(block, self._columns[name], self.packing)
+            check_codes(block.reshape(-1, shape[-1]), *self._matrices[name])
         elif dtype == "BF16" and np.any((block & 0x7F80) == 0x7F80):
             raise FormatError(f"{name} holds a value that is not finite (NaN or infinity)")
         elif dtype == "F32":

@@ -17,10 +17,12 @@ from nomatmul.formats.checkpoint import Checkpoint, open_checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.gates import cumulative_lower_bounds
 from nomatmul.formats.names import has_lower_bounds
+from nomatmul.formats.packed_layout import fff_rows
 from nomatmul.formats.packed_reader import PackedReader
 from nomatmul.formats.quantise import quantise_weight
 from nomatmul.reference import ops
 from nomatmul.reference.ops import BitLinear, DenseLinear, Float, Linear
+from nomatmul.reference.ternary_fff import TernaryFFF, check_fff
 
 
 @dataclass
@@ -55,29 +57,32 @@ class Output:
     hidden: list[Float] = field(default_factory=list)
 
 
-class ReferenceModel:
-    """A model of any dials but "fff", computed in numpy float32 with exact accumulators.
+@dataclass(frozen=True)
+class Parts:
+    """How a model gets its weights: a float32 tensor, a linear layer or an FFF by its name."""
 
+    vector: Callable[[str], Float]
+    linear: Callable[[str], Linear]
+    fff: Callable[[str], TernaryFFF]
+
+
+class ReferenceModel:
+    """A model of any dials, computed in numpy float32 with exact accumulators.
+
+    An FFF must be ternary, and trees of neurons: no leaves of networks, no master leaf.
     Made by `from_checkpoint` or `from_packed` (or `load` for a directory of either kind).
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        vectors: Callable[[str], Float],
-        linear: Callable[[str], Linear],
-        lower_bounds_LD: Float,
-    ) -> None:
-        if config.channel_mixer == "fff":
-            raise ValueError('channel_mixer "fff" is not built in this version')
+    def __init__(self, config: ModelConfig, parts: Parts, lower_bounds_LD: Float) -> None:
+        check_fff(config)
         self.config = config
-        self.embedding_VD = vectors("embedding.weight")
+        self.embedding_VD = parts.vector("embedding.weight")
         self.blocks = [
-            Block(config, layer, vectors, linear, lower_bounds_LD[layer])
+            Block(config, layer, parts, lower_bounds_LD[layer])
             for layer in range(config.num_layers)
         ]
-        self.final_norm = vectors("final_norm.weight")
-        self.head = linear("head")
+        self.final_norm = parts.vector("final_norm.weight")
+        self.head = parts.linear("head")
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> ReferenceModel:
@@ -95,10 +100,16 @@ class ReferenceModel:
             norm = checkpoint.read(f"{name}.norm.weight")
             return BitLinear(t_NK, scale, norm, config.linear_norm_eps)
 
+        def fff(name: str) -> TernaryFFF:
+            weights = [quantise_weight(checkpoint.read(f"{name}.w_{way}")) for way in ("in", "out")]
+            (t_in_VD, scale_in), (t_out_VD, scale_out) = weights
+            scales = np.array([scale_in, scale_out], dtype=np.float32)
+            return TernaryFFF.build(config, name, t_in_VD, t_out_VD, scales, checkpoint.read)
+
         bounds = np.zeros((config.num_layers, config.hidden_size), dtype=np.float32)
         if has_lower_bounds(config):
             bounds = cumulative_lower_bounds(checkpoint.read("lower_bounds"))
-        return cls(config, checkpoint.read, linear, bounds)
+        return cls(config, Parts(checkpoint.read, linear, fff), bounds)
 
     @classmethod
     def from_packed(cls, reader: PackedReader) -> ReferenceModel:
@@ -110,11 +121,16 @@ class ReferenceModel:
             norm = reader.read_float32(f"{name}.norm.weight")
             return BitLinear(t_NK, scale, norm, config.linear_norm_eps)
 
+        def fff(name: str) -> TernaryFFF:
+            t_V2D, scales = reader.ternary_rows(f"{name}.rows")
+            t_in_VD, t_out_VD = np.ascontiguousarray(t_V2D.swapaxes(0, 1))
+            return TernaryFFF.build(config, name, t_in_VD, t_out_VD, scales, reader.read_float32)
+
         bounds = np.zeros((config.num_layers, config.hidden_size), dtype=np.float32)
         if config.token_mixer == "mlgru":
             for layer in range(config.num_layers):
                 bounds[layer] = reader.read_float32(f"layers.{layer}.mixer.lower_bound")
-        return cls(config, reader.read_float32, linear, bounds)
+        return cls(config, Parts(reader.read_float32, linear, fff), bounds)
 
     @classmethod
     def load(cls, directory: str | Path) -> ReferenceModel:
@@ -183,25 +199,29 @@ class Block:
         self,
         config: ModelConfig,
         layer: int,
-        vectors: Callable[[str], Float],
-        linear: Callable[[str], Linear],
+        parts: Parts,
         lower_bound_D: Float,
     ) -> None:
         self.config = config
         at = f"layers.{layer}"
-        self.mixer_norm = vectors(f"{at}.mixer_norm.weight")
+        self.mixer_norm = parts.vector(f"{at}.mixer_norm.weight")
         letters = "ifgo" if config.token_mixer == "mlgru" else "qkvo"
-        self.mixer = {c: linear(f"{at}.mixer.{c}_proj") for c in letters}
+        self.mixer = {c: parts.linear(f"{at}.mixer.{c}_proj") for c in letters}
         if config.token_mixer == "mlgru":
-            self.g_norm = vectors(f"{at}.mixer.g_norm.weight")
+            self.g_norm = parts.vector(f"{at}.mixer.g_norm.weight")
         # The first layer has no bound, and neither has a model without the table.
         bounded = has_lower_bounds(config) and layer > 0
         self.lower_bound_D = lower_bound_D if bounded else None
         self.channel: dict[str, Linear] = {}
-        if config.channel_mixer != "none":
-            self.channel_norm = vectors(f"{at}.channel_norm.weight")
-            first = "gate" if config.channel_mixer == "glu" else "up"
-            self.channel = {c: linear(f"{at}.channel.{c}_proj") for c in (first, "down")}
+        self.fff: TernaryFFF | None = None
+        if config.channel_mixer == "none":
+            return
+        self.channel_norm = parts.vector(f"{at}.channel_norm.weight")
+        if f"{at}.channel.rows" in fff_rows(config):
+            self.fff = parts.fff(f"{at}.channel")
+            return
+        first = "gate" if config.channel_mixer == "glu" else "up"
+        self.channel = {c: parts.linear(f"{at}.channel.{c}_proj") for c in (first, "down")}
 
     def new_state(self, batch: int) -> LayerState:
         """Return this layer's empty memory."""
@@ -271,6 +291,8 @@ class Block:
         return self.mixer["o"](mixed), LayerState(k_BSHE=k_BSHE, v_BSHE=v_BSHE, seen_BS=seen_BS)
 
     def _channel(self, x_BTD: Float) -> Float:
+        if self.fff is not None:
+            return self.fff(x_BTD)
         if self.config.channel_mixer == "glu":
             gate, up = np.split(self.channel["gate"](x_BTD), 2, axis=-1)
             return self.channel["down"](ops.silu(gate) * up)
