@@ -18,6 +18,9 @@ from nomatmul.formats.errors import FormatError
 TOKEN_MIXERS = ("mlgru", "attention")
 CHANNEL_MIXERS = ("glu", "ffn", "fff", "none")
 LINEARS = ("ternary", "dense")
+NORMS = ("rms", "layer")
+POSITIONS = ("rotary", "sinusoidal", "none")
+ACTIVATIONS = ("gelu", "silu", "relu")
 
 # An accumulator sums `in_features` products of magnitude <= 128. At this limit it still is an
 # integer that float32 holds exactly (128 * 131072 = 2^24), which docs/numerics.md promises.
@@ -26,10 +29,24 @@ MAX_VOCAB = 1 << 24
 MAX_LAYERS = 4096
 MAX_POSITIONS = 1 << 31
 MAX_TREE_DEPTH = 24
+MAX_TREE_ROWS = (1 << 31) - 1  # rows of all trees of a layer are numbered by int32
 
 _EPS_FIELDS = ("norm_eps", "linear_norm_eps", "gate_norm_eps")
-_BOOL_FIELDS = ("causal", "use_lower_bound", "tie_embeddings")
+_BOOL_FIELDS = ("causal", "use_lower_bound", "tie_embeddings", "embedding_norm", "fff_bias")
 _TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+# Fields that came after packed format 1. `to_dict` leaves them out at their default, so what an
+# older nomatmul can compute it can also read.
+_LATER_FIELDS = (
+    "norm",
+    "positions",
+    "embedding_norm",
+    "activation",
+    "fff_bias",
+    "fff_leaf_width",
+    "fff_master_width",
+    "fff_layers",
+)
 
 
 def default_intermediate_size(hidden_size: int, hidden_ratio: float = 4) -> int:
@@ -49,7 +66,19 @@ class ModelConfig:
     is an int ever after. `norm_eps` belongs to the block norms and the final norm,
     `linear_norm_eps` to the norm inside each BitLinear, `gate_norm_eps` to MLGRU's g_norm.
     `num_heads` are attention heads; MLGRU is element-wise, so there it only has to divide
-    `hidden_size`. `fff_depth` counts decisions: a tree has 2^(depth+1) - 1 nodes.
+    `hidden_size`.
+
+    norm is "rms" or "layer" (with bias) for block norms, final norm and, if `embedding_norm`, the
+    norm behind the embedding. positions belong to attention: "rotary", "sinusoidal" (crammed
+    BERT's, with one learned scale, added to the embedding) or "none". activation is that of
+    "ffn" and "fff": "gelu" (the exact form), "silu" or "relu"; a "glu" always has silu.
+
+    "fff" walks `fff_trees` trees (arXiv 2311.10770); `fff_depth` counts decisions, so a tree has
+    depth + 1 levels and 2^(depth+1) - 1 nodes. `fff_bias`: the nodes have a bias (dense only).
+    `fff_leaf_width` (arXiv 2308.14711): trees of hyperplanes with depth levels, and a small
+    network of this width in each of 2^depth leaves. `fff_master_width`: an ffn of this width
+    beside the trees, active for every token (arXiv 2405.16836). `fff_layers`: the layers that hold
+    an fff, the others an ffn of `intermediate_size`; None for all.
 
     Raises ValueError naming the value and the limit.
     """
@@ -76,11 +105,22 @@ class ModelConfig:
     pad_token_id: int | None = None
     fff_trees: int | None = None
     fff_depth: int | None = None
+    norm: str = "rms"
+    positions: str = "rotary"
+    embedding_norm: bool = False
+    activation: str = "gelu"
+    fff_bias: bool = False
+    fff_leaf_width: int | None = None
+    fff_master_width: int = 0
+    fff_layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_dial("token_mixer", self.token_mixer, TOKEN_MIXERS)
         _check_dial("channel_mixer", self.channel_mixer, CHANNEL_MIXERS)
         _check_dial("linear", self.linear, LINEARS)
+        _check_dial("norm", self.norm, NORMS)
+        _check_dial("positions", self.positions, POSITIONS)
+        _check_dial("activation", self.activation, ACTIVATIONS)
         for name in _BOOL_FIELDS:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
@@ -109,21 +149,89 @@ class ModelConfig:
                 f"num_heads {self.num_heads} does not divide hidden_size {self.hidden_size}"
             )
         head_size = self.hidden_size // self.num_heads
-        if self.token_mixer == "attention" and head_size % 2:
+        attention = self.token_mixer == "attention"
+        if attention and self.positions == "rotary" and head_size % 2:
             raise ValueError(
                 f"rotary positions need an even head size, got hidden_size {self.hidden_size}"
                 f" / num_heads {self.num_heads} = {head_size}"
             )
+        if not attention and self.positions == "sinusoidal":
+            raise ValueError(
+                "positions 'sinusoidal' belong to token_mixer 'attention', "
+                f"got {self.token_mixer!r}"
+            )
+        if self.positions == "sinusoidal" and self.hidden_size % 2:
+            raise ValueError(
+                f"sinusoidal positions need an even hidden_size, got {self.hidden_size}"
+            )
 
     def _check_trees(self) -> None:
-        if self.channel_mixer == "fff":
-            _check_int("fff_trees", self.fff_trees, 1, MAX_FEATURES)
-            _check_int("fff_depth", self.fff_depth, 0, MAX_TREE_DEPTH)
-        elif self.fff_trees is not None or self.fff_depth is not None:
+        if self.channel_mixer != "fff":
+            self._check_no_trees()
+            return
+        _check_int("fff_trees", self.fff_trees, 1, MAX_FEATURES)
+        leaves = self.fff_leaf_width is not None
+        # a leaf form without decisions is an ffn, which has its own dial
+        _check_int("fff_depth", self.fff_depth, 1 if leaves else 0, MAX_TREE_DEPTH)
+        _check_int("fff_master_width", self.fff_master_width, 0, MAX_FEATURES)
+        if leaves:
+            _check_int("fff_leaf_width", self.fff_leaf_width, 1, MAX_FEATURES)
+        if self.fff_bias and self.linear == "ternary":
+            raise ValueError("fff_bias belongs to linear 'dense'; ternary layers have no bias")
+        assert self.fff_trees is not None
+        assert self.fff_depth is not None
+        rows = self.fff_trees * (2 << self.fff_depth) * (self.fff_leaf_width or 1)
+        if rows > MAX_TREE_ROWS:
+            raise ValueError(
+                f"{self.fff_trees} trees of depth {self.fff_depth} have more rows than int32 can"
+                f" number ({MAX_TREE_ROWS})"
+            )
+        active = self.fff_trees * (self.fff_leaf_width or self.fff_depth + 1)
+        _check_int("active neurons of fff_trees and fff_depth:", active, 1, MAX_FEATURES)
+        self._check_tree_layers()
+
+    def _check_no_trees(self) -> None:
+        if self.fff_trees is not None or self.fff_depth is not None:
             raise ValueError(
                 'fff_trees and fff_depth belong to channel_mixer "fff",'
                 f" got channel_mixer {self.channel_mixer!r}"
             )
+        for name in ("fff_bias", "fff_leaf_width", "fff_master_width", "fff_layers"):
+            if getattr(self, name):
+                raise ValueError(
+                    f'{name} belongs to channel_mixer "fff", got channel_mixer '
+                    f"{self.channel_mixer!r}"
+                )
+
+    def _check_tree_layers(self) -> None:
+        if self.fff_layers is None:
+            return
+        if not isinstance(self.fff_layers, (list, tuple)):
+            raise ValueError(f"fff_layers must be a list of layers, got {self.fff_layers!r}")
+        for layer in self.fff_layers:
+            _check_int("a layer in fff_layers:", layer, 0, self.num_layers - 1)
+        layers = tuple(sorted(set(self.fff_layers)))
+        if not layers or len(layers) != len(self.fff_layers):
+            raise ValueError(f"fff_layers {self.fff_layers!r} must name layers, each of them once")
+        object.__setattr__(self, "fff_layers", layers)
+
+    def channel_of(self, layer: int) -> str:
+        """The channel mixer of one layer: the dial, or "ffn" where `fff_layers` leaves it out."""
+        if self.fff_layers is not None and layer not in self.fff_layers:
+            return "ffn"
+        return self.channel_mixer
+
+    @property
+    def tree_nodes(self) -> int:
+        """Nodes of one tree: 2^(depth+1) - 1, in the leaf form the 2^depth - 1 hyperplanes."""
+        assert self.fff_depth is not None
+        return (1 << (self.fff_depth + (self.fff_leaf_width is None))) - 1
+
+    @property
+    def tree_rows(self) -> int:
+        """Nodes of all trees of a layer, V in the trees' tensors: row t * tree_nodes + j."""
+        assert self.fff_trees is not None
+        return self.fff_trees * self.tree_nodes
 
     @property
     def mlp_size(self) -> int:
@@ -144,7 +252,12 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain dict that `from_dict` turns back into an equal config."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in _LATER_FIELDS:
+            if values[name] == defaults[name]:
+                del values[name]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
