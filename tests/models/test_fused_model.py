@@ -9,7 +9,7 @@ import pytest
 import torch
 from dials import DIALS
 
-from nomatmul.models import CausalLM, block, causal_lm
+from nomatmul.models import CausalLM, base, block
 from nomatmul.models.diagnostics import ActivationMaxima
 from nomatmul.ops.bitlinear import ternary_cache
 
@@ -19,7 +19,7 @@ def fuse(monkeypatch):
     """Call it: from then on fused operations serve every device."""
 
     def switch() -> None:
-        for module in (block, causal_lm):
+        for module in (block, base):
             monkeypatch.setattr(module, "fused_wanted", lambda x: x.dtype != torch.float64)
 
     return switch

@@ -1,0 +1,149 @@
+"""What the language model and the encoders share: files, tokenizer, head loss, training dials.
+
+Shape suffixes: B sequences, T steps, D hidden.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from nomatmul.models.block import RECOMPUTE, Block, fused_wanted, watched
+from nomatmul.models.layers import BitLinear, DenseLinear
+from nomatmul.models.loading import load_pretrained, save_tokenizer
+from nomatmul.ops.loss import chunked_cross_entropy, linear_cross_entropy
+
+_ID_TYPES = (torch.int64, torch.int32)  # what nn.Embedding takes
+
+
+class TextModel(PreTrainedModel):
+    """A stack of blocks over token embeddings; subclasses add `hidden` and what reads it.
+
+    They own `embedding`, `layers` (of Block) and, where they predict tokens, `head`.
+    """
+
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _no_split_modules = ["Block"]  # noqa: RUF012 (transformers' form)
+    _supports_sdpa = True
+
+    embedding: nn.Embedding
+    layers: nn.ModuleList
+    head: BitLinear | DenseLinear
+    _tokenizer: Any = None
+
+    residual_dtype: torch.dtype | None = None
+    """Type of the residual stream under autocast: None for autocast's own, or torch.float32.
+
+    For every dial alike. Without autocast the stream has the embedding's type.
+    """
+
+    # -- what transformers asks for -------------------------------------------------------------
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        assert isinstance(value, nn.Embedding)
+        self.embedding = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        assert isinstance(new_embeddings, BitLinear | DenseLinear)
+        self.head = new_embeddings
+
+    # -- files ----------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load an own or a published checkpoint: a directory or a hub name.
+
+        Takes transformers' arguments; `dtype` (a torch dtype, its name, or "auto" for the file's
+        own) is honoured for both, and is float32 unless given. Raises ValueError for a packed
+        directory (the engine loads those), missing, unknown or misshapen tensors and values that
+        are not finite.
+        """
+        return load_pretrained(
+            cls, super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs
+        )
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Write config.json and safetensors (sharded when large); tokenizer.json if known."""
+        result = super().save_pretrained(save_directory, *args, **kwargs)
+        save_tokenizer(self, Path(save_directory))
+        return result
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer.json beside the weights as a `tokenizers.Tokenizer`, None if absent."""
+        if self._tokenizer is None:
+            path = Path(self.config._name_or_path or ".") / "tokenizer.json"
+            if self.config._name_or_path and path.is_file():
+                from tokenizers import Tokenizer
+
+                self._tokenizer = Tokenizer.from_file(str(path))
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, value: Any) -> None:
+        self._tokenizer = value
+
+    # -- what the trainer sets ------------------------------------------------------------------
+
+    def set_recompute(self, mode: str, layers: int | None = None) -> None:
+        """What training computes again in the backward pass instead of remembering it.
+
+        "none": nothing that costs a product; "mlp": the channel mixer, of a fused one only the
+        product of gate and up; "block": everything, each block remembers its input (a fused
+        block also its middle). layers: only the first so many, the others keep everything, for
+        memory that is between two modes; None for all. Raises ValueError for another mode.
+        """
+        if mode not in RECOMPUTE:
+            raise ValueError(f"recompute {mode!r} is not known: use one of {', '.join(RECOMPUTE)}")
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, Block)
+            layer.recompute = mode if layers is None or index < layers else "none"
+
+    # -- inputs and the head's loss -------------------------------------------------------------
+
+    def _check_ids(self, input_ids_BT: Tensor) -> None:
+        if not isinstance(input_ids_BT, Tensor) or input_ids_BT.dtype not in _ID_TYPES:
+            kind = getattr(input_ids_BT, "dtype", type(input_ids_BT).__name__)
+            raise ValueError(f"input_ids must be a tensor of whole numbers, got {kind}")
+        if input_ids_BT.dim() != 2 or input_ids_BT.numel() == 0:
+            raise ValueError(
+                f"input_ids must be [batch, length] with at least one token, got shape "
+                f"{tuple(input_ids_BT.shape)}"
+            )
+        # Looking at the values makes a GPU wait, so training on one leaves it to the data loader.
+        if torch.compiler.is_compiling() or (self.training and input_ids_BT.is_cuda):
+            return
+        low, high = (int(v) for v in torch.aminmax(input_ids_BT))
+        if low < 0 or high >= self.config.vocab_size:
+            bad = low if low < 0 else high
+            raise ValueError(
+                f"token id {bad} is out of range: the vocabulary has {self.config.vocab_size}"
+            )
+
+    def loss_of_hidden(
+        self, hidden: Tensor, targets: Tensor, *, chunk: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy and z of targets (not shifted), see `chunked_cross_entropy`."""
+        head = self.head
+        hooked = bool(head._forward_hooks) and not torch.compiler.is_compiling()
+        if fused_wanted(hidden) and not hooked and not watched(head):
+            if isinstance(head, BitLinear):
+                norm, eps, slot = head.norm.weight, head.norm.eps, head.slot
+                return linear_cross_entropy(
+                    hidden, targets, head.weight, norm, eps=eps, slot=slot, chunk=chunk
+                )
+            return linear_cross_entropy(hidden, targets, head.weight, chunk=chunk)
+        return chunked_cross_entropy(hidden, targets, self.head, chunk=chunk)
