@@ -171,8 +171,12 @@ class PackedReader:
                 )
             self._crc[name] = int(text, 16)
 
+    def _expected(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """{name: (dtype, shape)} that the config asks for."""
+        return layout.packed_tensors(self.config, self.packing, self.embedding_form)
+
     def _check_shapes(self) -> None:
-        expected = layout.packed_tensors(self.config, self.packing, self.embedding_form)
+        expected = self._expected()
         for name, (dtype, shape) in expected.items():
             info = self._file.info(name)
             if (info.dtype, info.shape) != (dtype, shape):

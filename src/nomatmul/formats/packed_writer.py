@@ -50,19 +50,33 @@ class PackedWriter:
     ) -> None:
         self._temporary: Path | None = None
         self._file: Any = None
-        self.dst = Path(dst)
         self.packing = packing
         self.embedding_form = embedding_form
-        self._tensors = layout.packed_tensors(config, packing, embedding_form)
+        tensors = layout.packed_tensors(config, packing, embedding_form)
         self._matrices = layout.packed_matrices(config, packing)
+        document = layout.packed_config_dict(config, packing, embedding_form)
+        self._start(
+            dst, tensors, document, tokenizer_path, readme or _default_card(config, packing)
+        )
+
+    def _start(
+        self,
+        dst: str | Path,
+        tensors: dict[str, tuple[str, tuple[int, ...]]],
+        document: dict[str, Any],
+        tokenizer_path: str | Path | None,
+        readme: str,
+    ) -> None:
+        """Open the temporary directory: what config.json says, and {name: (dtype, shape)}."""
+        self.dst = Path(dst)
+        self._tensors = tensors
         self.names = list(self._tensors)
         self._pending = list(reversed(self.names))
         self._crc = dict.fromkeys(self.names, 0)
         _refuse_existing(self.dst)
-        document = layout.packed_config_dict(config, packing, embedding_form)
         files = {
             layout.CONFIG_FILE: (json.dumps(document, indent=2) + "\n").encode(),
-            layout.CARD_FILE: (readme or _default_card(config, packing)).encode(),
+            layout.CARD_FILE: readme.encode(),
         }
         self._metadata = {
             "format": layout.FORMAT,
