@@ -95,11 +95,16 @@ def packed_values(
             linear = name.removesuffix(".weight")
             values[f"{linear}.packed"] = t_NK
             values[f"{linear}.scale"] = np.array([scale], dtype=np.float32)
+        elif name.endswith(".w_in"):
+            rows = name.removesuffix("w_in") + "rows"
+            both = [quantise_weight(checkpoint.read(name[:-2] + way)) for way in ("in", "out")]
+            values[f"{rows}.packed"] = np.stack([t_VD for t_VD, _ in both], axis=1)
+            values[f"{rows}.scale"] = np.array([scale for _, scale in both], dtype=np.float32)
         elif name == "embedding.weight" and embedding_form == "int8":
             values[name], values["embedding.scale"] = quantise_rows(checkpoint.read(name))
         elif name == "embedding.weight" and embedding_form == "bf16":
             values[name] = to_bfloat16(checkpoint.read(name))
-        elif name != "lower_bounds":
+        elif name != "lower_bounds" and not name.endswith(".w_out"):
             values[name] = checkpoint.read(name)
     return values
 

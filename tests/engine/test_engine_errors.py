@@ -125,14 +125,21 @@ def test_bad_load_arguments(packed: Path, options: dict[str, Any], message: str)
         load(packed, **options)
 
 
+TREES = {"channel_mixer": "fff", "fff_trees": 2, "fff_depth": 2, "activation": "silu"}
+
+
 @pytest.mark.parametrize(
     ("dials", "message"),
     [
         ({"token_mixer": "attention"}, "token_mixer 'mlgru', this one has 'attention'"),
         ({"linear": "dense"}, "linear 'ternary', this one has 'dense'"),
         ({"causal": False}, "causal True, this one has False"),
-        ({"channel_mixer": "ffn"}, "channel_mixer 'glu' or 'none', this one has 'ffn'"),
-        ({"channel_mixer": "fff", "fff_trees": 2, "fff_depth": 2}, "this one has 'fff'"),
+        ({"channel_mixer": "ffn"}, "channel_mixer 'glu' or 'fff' or 'none', this one has 'ffn'"),
+        ({"norm": "layer"}, "norm 'rms', this one has 'layer'"),
+        ({**TREES, "activation": "gelu"}, "activation 'silu', this one has 'gelu'"),
+        ({**TREES, "fff_leaf_width": 3}, "fff_leaf_width None, this one has 3"),
+        ({**TREES, "fff_master_width": 8}, "fff_master_width 0, this one has 8"),
+        ({**TREES, "fff_layers": (0,)}, r"fff_layers None, this one has \(0,\)"),
     ],
 )
 def test_models_that_others_run(dials: dict[str, Any], message: str) -> None:

@@ -115,15 +115,20 @@ def _write_tensors(
     checkpoint: Checkpoint, writer: PackedWriter, progress: Callable[[int, int, str], None]
 ) -> None:
     """Write every tensor in the file's order; a linear layer's codes come before its scale."""
-    scales: dict[str, np.float32] = {}
+    scales: dict[str, list[np.float32]] = {}
     bounds_LD = _lower_bounds(checkpoint)
     for done, name in enumerate(writer.names):
         progress(done, len(writer.names), name)
         layer, _, kind = name.rpartition(".")
-        if kind == "packed":
-            scales[layer] = absmean_scale(_blocks(checkpoint, f"{layer}.weight"))
+        if kind == "packed" and layer.endswith(".rows"):
+            sources = [layer.removesuffix("rows") + part for part in ("w_in", "w_out")]
+            scales[layer] = [absmean_scale(_blocks(checkpoint, source)) for source in sources]
+            writer.add_packed(name, _fff_blocks(checkpoint, sources, scales[layer]))
+        elif kind == "packed":
+            scale = absmean_scale(_blocks(checkpoint, f"{layer}.weight"))
+            scales[layer] = [scale]
             blocks = _blocks(checkpoint, f"{layer}.weight")
-            writer.add_packed(name, (ternarise(block, scales[layer]) for block in blocks))
+            writer.add_packed(name, (ternarise(block, scale) for block in blocks))
         elif name == "embedding.scale":
             blocks = _blocks(checkpoint, "embedding.weight")
             writer.add(name, (quantise_rows(block)[1] for block in blocks))
@@ -131,7 +136,7 @@ def _write_tensors(
             to_form = EMBEDDING_TO[writer.embedding_form]
             writer.add(name, (to_form(block) for block in _blocks(checkpoint, name)))
         elif kind == "scale":
-            writer.add(name, np.array([scales[layer]], dtype=np.float32))
+            writer.add(name, np.array(scales[layer], dtype=np.float32))
         elif kind == "lower_bound":
             writer.add(name, bounds_LD[int(name.split(".")[1])])
         else:
@@ -159,6 +164,15 @@ def _blocks(checkpoint: Checkpoint, name: str) -> Iterator[np.ndarray]:
         step = max(1, _BLOCK_ELEMENTS // max(1, block[0].size))
         for at in range(0, len(block), step):
             yield block[at : at + step]
+
+
+def _fff_blocks(
+    checkpoint: Checkpoint, sources: list[str], scales: list[np.float32]
+) -> Iterator[np.ndarray]:
+    """Rows of an FFF, ternary int8 [n, 2, D]: a node's input and output weights side by side."""
+    for parts in zip(*(_blocks(checkpoint, source) for source in sources), strict=True):
+        pairs = zip(parts, scales, strict=True)
+        yield np.stack([ternarise(part, scale) for part, scale in pairs], axis=1)
 
 
 def _lower_bounds(checkpoint: Checkpoint) -> np.ndarray:

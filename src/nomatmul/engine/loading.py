@@ -107,10 +107,19 @@ def check_runnable(config: ModelConfig) -> None:
     """Raise ValueError, naming the dial and what does run it, for a model not of our kind."""
     wanted: dict[str, tuple[Any, ...]] = {
         "token_mixer": ("mlgru",),
-        "channel_mixer": ("glu", "none"),
+        "channel_mixer": ("glu", "fff", "none"),
         "linear": ("ternary",),
         "causal": (True,),
+        "norm": ("rms",),
+        "embedding_norm": (False,),
     }
+    if config.channel_mixer == "fff":
+        wanted |= {
+            "activation": ("silu",),
+            "fff_leaf_width": (None,),
+            "fff_master_width": (0,),
+            "fff_layers": (None,),
+        }
     for dial, legal in wanted.items():
         value = getattr(config, dial)
         if value not in legal:

@@ -11,9 +11,9 @@ from nomatmul.engine.backend import NativeBackend
 from nomatmul.engine.loading import check_runnable, checked_threads, cuda_part
 from nomatmul.engine.model import LanguageModel
 from nomatmul.engine.native import native
-from nomatmul.engine.weights import Weights, allocate, columns_of
+from nomatmul.engine.weights import Weights, allocate
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.packed_layout import check_packable, packed_tensors
+from nomatmul.formats.packed_layout import check_packable, packed_matrices, packed_tensors
 
 
 def random_model(
@@ -68,13 +68,20 @@ def _random_on_device(
     )
 
 
+def active_rows(config: ModelConfig) -> int:
+    """Rows of an FFF that a token visits: (depth + 1) of each tree."""
+    return (config.fff_trees or 0) * ((config.fff_depth or 0) + 1)
+
+
 def _fill(weights: Weights, config: ModelConfig, packing: str, seed: int) -> None:
     core, rng = native(), np.random.default_rng(seed)
+    matrices = packed_matrices(config, packing)
     for number, (name, array) in enumerate(weights.arrays.items()):
         part = (seed << 40) + (number << 32)  # a stretch of the generator for each tensor
         part &= (1 << 64) - 1
         if name.endswith(".packed"):
-            core.random_codes(packing, array, columns_of(config, name), part)
+            columns, form = matrices[name]
+            core.random_codes(form, array.reshape(-1, array.shape[-1]), columns, part)
         elif name == "embedding.weight" and array.dtype == np.int8:
             core.random_bytes(array.reshape(-1).view(np.uint8), part)
             np.maximum(array, -127, out=array)
@@ -84,9 +91,10 @@ def _fill(weights: Weights, config: ModelConfig, packing: str, seed: int) -> Non
         elif name == "embedding.scale":
             array[...] = 1 / 64
         elif name.endswith(".scale"):
-            linear = name[: -len(".scale")]
-            columns = columns_of(config, f"{linear}.packed")
+            columns, _ = matrices[name.removesuffix("scale") + "packed"]
             array[...] = 1 / math.sqrt(columns * 2 / 3)
+            if len(array) == 2:  # of an FFF: its output sums the active rows, not D columns
+                array[1] = 1 / math.sqrt(active_rows(config) * 2 / 3)
         elif name.endswith(".lower_bound"):
             layer = int(name.split(".")[1])
             array[...] = layer / config.num_layers if config.use_lower_bound else 0.0

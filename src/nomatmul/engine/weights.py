@@ -19,7 +19,6 @@ from nomatmul.engine.native import native
 from nomatmul.formats.errors import FormatError
 
 if TYPE_CHECKING:
-    from nomatmul.formats.config import ModelConfig
     from nomatmul.formats.packed_reader import PackedReader
 
 ALIGN = 64  # a cache line
@@ -111,16 +110,11 @@ def verify_tensor(reader: PackedReader, name: str, array: NDArray[Any]) -> None:
     """Check one tensor's bytes; the codes of packed rows natively. Raises FormatError."""
     reader.verify(name, array.reshape(-1), codes=False)
     if name.endswith(".packed"):
-        columns = columns_of(reader.config, name)
-        if not native().rows_ok(reader.packing, array, columns):
+        columns, form = reader.matrices[name]
+        if not native().rows_ok(form, array.reshape(-1, array.shape[-1]), columns):
             raise FormatError(
                 f"{reader.weights_path}: {name} holds an illegal code or wrong padding"
             )
-
-
-def columns_of(config: ModelConfig, packed_name: str) -> int:
-    """True length of the rows of "<linear>.packed"."""
-    return config.mlp_size if ".down_proj." in packed_name else config.hidden_size
 
 
 def _largest_first(reader: PackedReader) -> list[str]:

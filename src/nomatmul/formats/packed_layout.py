@@ -38,16 +38,16 @@ def packed_matrices(config: ModelConfig, packing: str) -> dict[str, tuple[int, s
 
 
 def fff_rows(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """Return {name of an FFF's rows: (V, D)}; empty without ternary FFF.
+    """Return {name of an FFF's rows: (V, D)}; empty for a model without FFF layers.
 
     Row v holds the node's input weights and, beside them, its output weights, because a visit
     reads both: "layers.N.channel.rows.packed" is [V, 2, bytes of a row of D].
     """
-    if config.channel_mixer != "fff" or config.fff_trees is None or config.fff_depth is None:
-        return {}
-    rows = config.fff_trees * (2 ** (config.fff_depth + 1) - 1)
-    chosen = config.fff_layers if config.fff_layers is not None else range(config.num_layers)
-    return {f"layers.{layer}.channel.rows": (rows, config.hidden_size) for layer in chosen}
+    return {
+        f"layers.{layer}.channel.rows": (config.tree_rows, config.hidden_size)
+        for layer in range(config.num_layers)
+        if config.channel_of(layer) == "fff"
+    }
 
 
 def packed_tensors(

@@ -17,12 +17,11 @@ from nomatmul.formats.checkpoint import Checkpoint, open_checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.gates import cumulative_lower_bounds
 from nomatmul.formats.names import has_lower_bounds
-from nomatmul.formats.packed_layout import fff_rows
 from nomatmul.formats.packed_reader import PackedReader
 from nomatmul.formats.quantise import quantise_weight
 from nomatmul.reference import ops
 from nomatmul.reference.ops import BitLinear, DenseLinear, Float, Linear
-from nomatmul.reference.ternary_fff import TernaryFFF, check_fff
+from nomatmul.reference.ternary_fff import TernaryFFF, check_computable
 
 
 @dataclass
@@ -69,12 +68,12 @@ class Parts:
 class ReferenceModel:
     """A model of any dials, computed in numpy float32 with exact accumulators.
 
-    An FFF must be ternary, and trees of neurons: no leaves of networks, no master leaf.
+    Norms are "rms" ones, positions rotary or none, and an FFF is ternary, of trees of neurons.
     Made by `from_checkpoint` or `from_packed` (or `load` for a directory of either kind).
     """
 
     def __init__(self, config: ModelConfig, parts: Parts, lower_bounds_LD: Float) -> None:
-        check_fff(config)
+        check_computable(config)
         self.config = config
         self.embedding_VD = parts.vector("embedding.weight")
         self.blocks = [
@@ -217,11 +216,14 @@ class Block:
         if config.channel_mixer == "none":
             return
         self.channel_norm = parts.vector(f"{at}.channel_norm.weight")
-        if f"{at}.channel.rows" in fff_rows(config):
-            self.fff = parts.fff(f"{at}.channel")
-            return
-        first = "gate" if config.channel_mixer == "glu" else "up"
-        self.channel = {c: parts.linear(f"{at}.channel.{c}_proj") for c in (first, "down")}
+        kind, where = config.channel_of(layer), f"{at}.channel"
+        if kind == "fff":
+            self.fff = parts.fff(where)
+            where += ".master"
+            if not config.fff_master_width:
+                return
+        first = "gate" if kind == "glu" else "up"
+        self.channel = {c: parts.linear(f"{where}.{c}_proj") for c in (first, "down")}
 
     def new_state(self, batch: int) -> LayerState:
         """Return this layer's empty memory."""
@@ -291,12 +293,15 @@ class Block:
         return self.mixer["o"](mixed), LayerState(k_BSHE=k_BSHE, v_BSHE=v_BSHE, seen_BS=seen_BS)
 
     def _channel(self, x_BTD: Float) -> Float:
-        if self.fff is not None:
-            return self.fff(x_BTD)
-        if self.config.channel_mixer == "glu":
+        trees = self.fff(x_BTD) if self.fff is not None else None
+        if trees is not None and not self.channel:
+            return trees
+        if "gate" in self.channel:
             gate, up = np.split(self.channel["gate"](x_BTD), 2, axis=-1)
             return self.channel["down"](ops.silu(gate) * up)
-        return self.channel["down"](ops.gelu(self.channel["up"](x_BTD)))
+        act = ops.ACTIVATIONS[self.config.activation]
+        out = self.channel["down"](act(self.channel["up"](x_BTD)))
+        return out if trees is None else trees + out
 
 
 def _checked_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> NDArray[np.bool_]:

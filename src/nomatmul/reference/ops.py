@@ -35,6 +35,14 @@ def gelu(x: Float) -> Float:
     return (0.5 * x * (1.0 + phi.reshape(x.shape))).astype(np.float32)
 
 
+def relu(x: Float) -> Float:
+    """Return max(x, 0)."""
+    return np.maximum(x, np.float32(0.0))
+
+
+ACTIVATIONS = {"gelu": gelu, "silu": silu, "relu": relu}
+
+
 def rms_norm(x: Float, weight: Float, eps: float) -> Float:
     """Return (x / sqrt(mean(x^2) + eps)) * weight over the last axis.
 

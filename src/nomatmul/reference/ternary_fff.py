@@ -17,20 +17,18 @@ from nomatmul.formats.quantise import quantise_activation
 from nomatmul.reference.ops import Float, rms_norm, silu, ternary_product
 
 
-def check_fff(config: ModelConfig) -> None:
-    """Raise ValueError, naming the dial, for an FFF that this file does not compute."""
-    if config.channel_mixer != "fff":
-        return
-    wanted = {
-        "linear": "ternary",
-        "activation": "silu",
-        "fff_leaf_width": None,
-        "fff_master_width": 0,
-    }
+def check_computable(config: ModelConfig) -> None:
+    """Raise ValueError, naming the dial, for a model that the oracle does not compute."""
+    wanted: dict[str, tuple[object, ...]] = {"norm": ("rms",), "embedding_norm": (False,)}
+    if config.token_mixer == "attention":
+        wanted["positions"] = ("rotary",)
+    if config.channel_mixer == "fff":
+        wanted |= {"linear": ("ternary",), "activation": ("silu",), "fff_leaf_width": (None,)}
     for dial, legal in wanted.items():
-        if getattr(config, dial) != legal:
+        if getattr(config, dial) not in legal:
+            names = " or ".join(map(repr, legal))
             raise ValueError(
-                f"the numpy oracle computes an FFF with {dial} {legal!r}, this one has"
+                f"the numpy oracle computes models with {dial} {names}, this one has"
                 f" {getattr(config, dial)!r}; nomatmul.models runs it with torch"
             )
 
