@@ -10,8 +10,10 @@ from nomatmul.train import RECIPES, TrainArgs, TrainConfig, apply_overrides, rec
 from nomatmul.train.config import FREE_FIELDS, differences
 
 OPTIONS = """
-recipe model sequence_length batch_size micro_batch_size steps time_limit seed learning_rate
-schedule warmup_steps final_rate beta1 beta2 epsilon weight_decay clip_norm z_loss precision compile
+recipe model sequence_length batch_size micro_batch_size batch_ramp steps time_limit seed
+learning_rate schedule warmup_steps final_rate beta1 beta2 epsilon weight_decay clip_norm z_loss
+mask_share fff_balance fff_hardening fff_region_leak fff_route_gradient fff_soft_share
+precision compile
 deterministic recompute loss_chunks valid_fraction log_interval eval_interval
 eval_tokens sample_interval sample_tokens sample_prompt diagnostics_interval checkpoint_interval
 checkpoint_seconds checkpoint_keep
@@ -56,7 +58,14 @@ def test_published_settings(
     assert millions[0] < model.param_count() / 1e6 < millions[1]
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if not name.startswith("transformer")])
+MATMUL_FREE = [
+    name
+    for name in RECIPES
+    if (recipe(name).model.linear, recipe(name).model.channel_mixer) == ("ternary", "glu")
+]
+
+
+@pytest.mark.parametrize("name", MATMUL_FREE)
 def test_each_recipe_has_a_transformer_twin_on_the_same_tokens(name: str) -> None:
     config = recipe(name)
     twin = recipe("transformer_" + name.removeprefix("mmfree_"))
@@ -65,6 +74,33 @@ def test_each_recipe_has_a_transformer_twin_on_the_same_tokens(name: str) -> Non
         assert getattr(twin, field) == getattr(config, field)
     for field in ("num_layers", "hidden_size", "vocab_size", "intermediate_size"):
         assert getattr(twin.model, field) == getattr(config.model, field)
+
+
+@pytest.mark.parametrize(
+    ("name", "twin"),
+    [("encoder_cpu_minute", "bert_cpu_minute"), ("ultrafastbert_1x11", "crammedbert")],
+)
+def test_an_encoder_and_its_dense_twin_differ_in_the_channel_mixer_only(
+    name: str, twin: str
+) -> None:
+    fast, dense = recipe(name), recipe(twin)
+    assert (fast.model.channel_mixer, dense.model.channel_mixer) == ("fff", "ffn")
+    differ = {text.split(":")[0] for text in differences(fast, dense)}
+    trees = {"channel_mixer", "fff_trees", "fff_depth", "fff_bias"}
+    assert differ == {"recipe"} | {f"model.{field}" for field in trees}
+
+
+def test_published_encoder_settings() -> None:
+    """config/arch/crammed-bert-fff.yaml and config/train/bert-o4.yaml of the authors."""
+    config = recipe("ultrafastbert_1x11")
+    model = config.model
+    assert (model.num_layers, model.hidden_size, model.num_heads) == (16, 768, 12)
+    assert (model.vocab_size, model.max_position_embeddings, model.tree_rows) == (32_768, 128, 4095)
+    assert (model.norm, model.norm_eps, model.positions) == ("layer", 1e-12, "sinusoidal")
+    assert (config.learning_rate, config.schedule, config.clip_norm) == (1e-3, "triangle", 0.5)
+    assert (config.beta2, config.epsilon, config.weight_decay) == (0.98, 1e-12, 0.01)
+    assert (config.batch_size, config.batch_ramp, config.masked_tokens) == (8192, 0.6, 32)
+    assert recipe("ultrafastbert_128x4").model.tree_rows == 3968
 
 
 def test_published_transformer_rate() -> None:
@@ -97,7 +133,7 @@ def test_a_new_width_gets_its_own_intermediate_size(config: TrainConfig) -> None
     ("assignment", "message"),
     [
         ("steps", "not of the form name=value"),
-        ("speed=3", "unknown option in 'speed=3'; the options are batch_size, "),
+        ("speed=3", "unknown option in 'speed=3'; the options are batch_ramp, "),
         ("model.width=3", "unknown option in 'model.width=3'; the options are "),
         ("steps=many", "'many' is not a int"),
         ("steps=1.5", "'1.5' is not a int"),
@@ -111,7 +147,9 @@ def test_a_new_width_gets_its_own_intermediate_size(config: TrainConfig) -> None
         ("valid_fraction=1", "valid_fraction 1.0 must be in"),
         ("loss_chunks=5", "loss_chunks 5 must divide"),
         ("model.token_mixer=rnn", "token_mixer 'rnn' is unknown"),
-        ("model.causal=false", "trains causal models only"),
+        ("batch_ramp=1.5", "batch_ramp 1.5 must be at most 1"),
+        ("fff_balance=0.1", "fff_balance 0.1 belongs to fast feedforward layers"),
+        ("model.fff_layers=0,x", "'0,x' is no list of whole numbers"),
     ],
 )
 def test_bad_overrides_name_the_culprit(config: TrainConfig, assignment: str, message: str) -> None:
@@ -124,6 +162,30 @@ def test_attention_cannot_be_longer_than_its_positions(config: TrainConfig) -> N
         apply_overrides(
             config, ["model.token_mixer=attention", "model.linear=dense", "sequence_length=4096"]
         )
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["mask_share=0"], "mask_share 0.0 must be in"),
+        (["mask_share=1"], "mask_share 1.0 must be in"),
+        (["mask_share=0.001"], "mask_share 0.001 of sequence_length 64 masks no token"),
+        (["sequence_length=65"], "sequence_length 65 is above model.max_position_embeddings 64"),
+        (["loss_chunks=5"], "loss_chunks 5 must divide masked tokens x micro_batch_size (512)"),
+        (["fff_soft_share=2"], "fff_soft_share 2.0 must be at most 1"),
+        (["model.fff_depth=-1"], "fff_depth -1 is out of range"),
+        (["model.fff_trees=0"], "fff_trees 0 is out of range"),
+    ],
+)
+def test_bad_settings_of_encoders(assignments: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")):
+        apply_overrides(recipe("encoder_cpu_minute"), assignments)
+
+
+def test_some_layers_may_hold_the_trees() -> None:
+    config = apply_overrides(recipe("encoder_cpu_minute"), ["model.fff_layers=2,0"])
+    assert config.model.fff_layers == (0, 2)
+    assert differences(recipe("encoder_cpu_minute"), config) == ["model.fff_layers: None -> (0, 2)"]
 
 
 def test_differences_ignore_what_only_changes_reports(config: TrainConfig) -> None:

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from nomatmul.train import TrainConfig
-from nomatmul.train.schedule import learning_rate
+from nomatmul.train.schedule import batch_size, learning_rate
 
 
 def rates(config: TrainConfig) -> list[float]:
@@ -42,3 +42,20 @@ def test_final_rate_is_a_floor(config: TrainConfig, schedule: str) -> None:
 
 def test_progress_beyond_the_end_stays_at_the_end(config: TrainConfig) -> None:
     assert learning_rate(config, 500, 1.7) == learning_rate(config, 500, 1.0)
+
+
+def test_triangle_is_the_authors_budget_triangle2(config: TrainConfig) -> None:
+    """min(0.25 + x, 4 (1 - x)): their base_percentage 0.25 and falloff 0.25."""
+    config = dataclasses.replace(
+        config, steps=8, warmup_steps=0, schedule="triangle", learning_rate=1.0
+    )
+    assert rates(config) == pytest.approx([0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0, 0.5, 0.0])
+
+
+def test_the_batch_grows_in_a_line_by_micro_batches(config: TrainConfig) -> None:
+    config = dataclasses.replace(config, batch_size=16, micro_batch_size=2, batch_ramp=0.5)
+    sizes = [batch_size(config, step / 16, 2) for step in range(17)]
+    assert sizes == [2, 4, 6, 8, 10, 12, 14, 16, *[16] * 9]
+    assert [batch_size(config, step / 16, 8) for step in range(9)] == [8] * 4 + [16] * 5
+    plain = dataclasses.replace(config, batch_ramp=0.0)
+    assert {batch_size(plain, step / 16, 2) for step in range(17)} == {16}

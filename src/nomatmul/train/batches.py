@@ -7,7 +7,8 @@ window `order[s mod windows]` of epoch `s div windows`.
 Many processes cut each step's batch into equal slices, one for each rank, so that the batch is the
 same on any number of them.
 
-Shapes: B rows of a micro-batch, T tokens. Inputs x_BT are tokens p..p+T-1, targets y_BT p+1..p+T.
+Shapes: B rows of a micro-batch, T tokens. Inputs x_BT are tokens p..p+T-1, targets y_BT p+1..p+T;
+of an encoder both are tokens p..p+T-1, the inputs with some of them hidden (masking.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from nomatmul.train.masking import HELD_OUT_SEED, Masking
 from nomatmul.train.tokens import TokenStream
 
 _ON_DEVICE_BYTES = 4 << 30  # streams up to here live on the GPU, where a batch is one gather
@@ -85,7 +87,8 @@ class Slice:
 class Batches:
     """Micro-batches of one rank on its device, without waiting for it.
 
-    share: this rank's slice of each batch, of a multiple of `rows` rows; None: all of it.
+    share: this rank's slice of each batch, of a multiple of `rows` rows; None: all of it. masking:
+    of an encoder; None: the next token is the target.
 
     A small stream is copied to the GPU once; a large one is read by a thread into pinned memory
     and copied while the GPU computes.
@@ -98,7 +101,10 @@ class Batches:
         rows: int,
         device: torch.device,
         share: Slice | None = None,
+        masking: Masking | None = None,
     ) -> None:
+        self.masking = masking
+        self.length = order.sequence_length + (1 if masking is None else 0)
         self.stream, self.order, self.rows, self.device = stream, order, rows, device
         self.share = share if share is not None else Slice(rows)
         assert self.share.rows % rows == 0
@@ -106,7 +112,7 @@ class Batches:
         self._resident = None
         if device.type == "cuda" and size <= _ON_DEVICE_BYTES:
             self._resident = _signed(stream.read(0, len(stream))).to(device)
-            self._steps_T = torch.arange(order.sequence_length + 1, device=device)
+            self._steps_T = torch.arange(self.length, device=device)
 
     def run(self, first_sample: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(x_BT, y_BT) int64 without end, from the batch at sample first_sample on.
@@ -125,42 +131,61 @@ class Batches:
         assert self._resident is not None
         while True:
             # One copy of starts for many batches, so that the host seldom talks to the device.
-            starts = self._starts(sample, 64)
-            starts_NB = torch.from_numpy(starts).pin_memory().to(self.device, non_blocking=True)
-            for starts_B in starts_NB.view(64, self.rows):
-                ids_BT = _unsigned(self._resident[starts_B[:, None] + self._steps_T])
-                yield ids_BT[:, :-1].contiguous(), ids_BT[:, 1:].contiguous()
+            table = np.stack([self._starts(sample, 64), self._numbers(sample, 64)])
+            table_2NB = torch.from_numpy(table).pin_memory().to(self.device, non_blocking=True)
+            starts_NB, numbers_NB = table_2NB.view(2, 64, self.rows)
+            for starts_B, numbers_B in zip(starts_NB, numbers_NB, strict=True):
+                ids = _unsigned(self._resident[starts_B[:, None] + self._steps_T])
+                yield self._pair(ids, numbers_B)
             sample += 64 * self.rows
+
+    def _pair(
+        self, ids: torch.Tensor, numbers_B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets of the windows ids [B, length], samples numbers_B of the run."""
+        if self.masking is not None:
+            return self.masking(ids, numbers_B)
+        return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+
+    def _firsts(self, sample: int, micro_batches: int) -> list[int]:
+        """The run's numbers of the first samples of the next micro-batches of this rank."""
+        own = range(sample, sample + micro_batches * self.rows, self.rows)
+        return [self.share.sample(first) for first in own]
 
     def _starts(self, sample: int, micro_batches: int) -> np.ndarray:
         """Where the windows of the next micro-batches start; sample: number among this rank's."""
-        firsts = range(sample, sample + micro_batches * self.rows, self.rows)
         if self.share.size == 1:
-            return self.order.starts(sample, len(firsts) * self.rows)
+            return self.order.starts(sample, micro_batches * self.rows)
         return np.concatenate(
-            [self.order.starts(self.share.sample(first), self.rows) for first in firsts]
+            [self.order.starts(first, self.rows) for first in self._firsts(sample, micro_batches)]
         )
 
-    def _host_batch(self, sample: int) -> torch.Tensor:
-        length = self.order.sequence_length + 1
-        ids = self.stream.windows(self._starts(sample, 1), length)
-        return torch.from_numpy(ids.astype(np.int64))
+    def _numbers(self, sample: int, micro_batches: int) -> np.ndarray:
+        """int64 numbers in the run of the samples at `_starts`."""
+        firsts = np.asarray(self._firsts(sample, micro_batches), dtype=np.int64)
+        return (firsts[:, None] + np.arange(self.rows)).reshape(-1)
+
+    def _host_batch(self, sample: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(windows int64 [B, length], numbers int64 [B])."""
+        ids = self.stream.windows(self._starts(sample, 1), self.length)
+        return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(self._numbers(sample, 1))
 
     def _from_host(self, sample: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         while True:
-            ids_BT = self._host_batch(sample).to(self.device)
-            yield ids_BT[:, :-1].contiguous(), ids_BT[:, 1:].contiguous()
+            ids, numbers_B = self._host_batch(sample)
+            yield self._pair(ids.to(self.device), numbers_B.to(self.device))
             sample += self.rows
 
     def _from_thread(self, sample: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        ready: queue.Queue[torch.Tensor | BaseException] = queue.Queue(maxsize=4)
+        ready: queue.Queue[list[torch.Tensor] | BaseException] = queue.Queue(maxsize=4)
         stop = threading.Event()
 
         def read() -> None:
             position = sample
             try:
                 while not stop.is_set():
-                    _put(ready, self._host_batch(position).pin_memory(), stop)
+                    pinned = [part.pin_memory() for part in self._host_batch(position)]
+                    _put(ready, pinned, stop)
                     position += self.rows
             except BaseException as error:
                 _put(ready, error, stop)
@@ -172,8 +197,8 @@ class Batches:
                 item = ready.get()
                 if isinstance(item, BaseException):
                     raise item
-                ids_BT = item.to(self.device, non_blocking=True)
-                yield ids_BT[:, :-1].contiguous(), ids_BT[:, 1:].contiguous()
+                ids, numbers_B = (part.to(self.device, non_blocking=True) for part in item)
+                yield self._pair(ids, numbers_B)
         finally:
             stop.set()
             thread.join()
@@ -199,6 +224,35 @@ def held_out_batches(
         yield x.to(device), y.to(device), last - first - 1
 
 
+def held_out_masked(
+    stream: TokenStream,
+    sequence_length: int,
+    rows: int,
+    max_tokens: int,
+    masking: Masking,
+    device: torch.device,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+    """The stream's head once, in order, for an encoder: (x_BT, y_BT, targets that count).
+
+    Whole windows only, the same tokens hidden in every run. Raises ValueError when the stream is
+    shorter than one window.
+    """
+    windows = min(len(stream), max(max_tokens, sequence_length)) // sequence_length
+    if windows < 1:
+        raise ValueError(
+            f"sequence_length {sequence_length} is too long for {len(stream)} held-out tokens"
+        )
+    masking = dataclasses.replace(masking, seed=HELD_OUT_SEED)
+    for first in range(0, windows, rows):
+        numbers_B = np.arange(first, first + rows)
+        count = min(rows, windows - first)
+        starts_B = np.minimum(numbers_B, windows - 1) * sequence_length
+        ids = stream.windows(starts_B, sequence_length).astype(np.int64)
+        x, y = masking(torch.from_numpy(ids), torch.from_numpy(numbers_B))
+        y[count:] = -100
+        yield x.to(device), y.to(device), count * masking.count
+
+
 def held_out_length(stream: TokenStream, max_tokens: int) -> int:
     """Tokens that an evaluation reads."""
     return min(len(stream), max_tokens + 1)
@@ -213,7 +267,9 @@ def _unsigned(ids: torch.Tensor) -> torch.Tensor:
     return ids.to(torch.int64) & (0xFFFF if ids.dtype == torch.int16 else 0xFFFFFFFF)
 
 
-def _put(ready: queue.Queue, item: torch.Tensor | BaseException, stop: threading.Event) -> None:
+def _put(
+    ready: queue.Queue, item: list[torch.Tensor] | BaseException, stop: threading.Event
+) -> None:
     while not stop.is_set():
         try:
             ready.put(item, timeout=0.1)

@@ -48,10 +48,14 @@ class CheckpointError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a run is: optimiser steps taken and seconds spent in the training loop."""
+    """How far a run is: optimiser steps taken, seconds spent in the training loop, samples read.
+
+    samples: None for as many as that many whole batches have.
+    """
 
     step: int = 0
     elapsed: float = 0.0
+    samples: int | None = None
 
 
 class Checkpoints:
@@ -89,6 +93,7 @@ class Checkpoints:
             "version": 1,
             "step": progress.step,
             "elapsed": progress.elapsed,
+            "samples": progress.samples,
             "config": config.to_dict(),
         }
         try:
@@ -217,7 +222,8 @@ def read_state(path: Path) -> tuple[TrainConfig, Progress]:
     state = json.loads((path / "state.json").read_text("utf-8"))
     if state.get("format") != "nomatmul-checkpoint" or state.get("version") != 1:
         raise ValueError(f"{path} is no checkpoint that this version reads")
-    return TrainConfig.from_dict(state["config"]), Progress(state["step"], state["elapsed"])
+    progress = Progress(state["step"], state["elapsed"], state.get("samples"))
+    return TrainConfig.from_dict(state["config"]), progress
 
 
 def restore(
@@ -260,10 +266,11 @@ def write_model(
 
 def _without_weights(model: torch.nn.Module) -> Any:
     """A model of the same config that holds nothing: it only knows how to be written."""
-    from nomatmul.models import CausalLM
+    from nomatmul.train.model import model_class
 
+    config: Any = model.config
     with torch.device("meta"):
-        return CausalLM(model.config)  # type: ignore[arg-type]
+        return model_class(config.model_config)(config)
 
 
 @torch.no_grad()

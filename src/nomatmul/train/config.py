@@ -15,13 +15,21 @@ from typing import Any
 
 from nomatmul.formats.config import ModelConfig
 
-SCHEDULES = ("cosine_halved", "cosine", "linear", "constant")
+SCHEDULES = ("cosine_halved", "cosine", "linear", "constant", "triangle")
 PRECISIONS = ("auto", "float32", "bfloat16")
 RECOMPUTES = ("auto", "none", "mlp", "block")
 
 # How a step is cut to fit a machine. The batch stays the same, results differ by float rounding:
 # a run may go on with other values on another machine.
 MACHINE_FIELDS = frozenset({"micro_batch_size", "recompute", "loss_chunks"})
+
+FFF_FIELDS = (
+    "fff_balance",
+    "fff_hardening",
+    "fff_region_leak",
+    "fff_route_gradient",
+    "fff_soft_share",
+)
 
 # Fields that change what is printed and kept, never what is learnt: free to differ on a resume.
 FREE_FIELDS = MACHINE_FIELDS | frozenset(
@@ -53,6 +61,7 @@ class TrainConfig:
     sequence_length: int = 2048
     batch_size: int = 8  # sequences an optimiser step
     micro_batch_size: int = 8  # sequences a forward pass of one device
+    batch_ramp: float = 0.0  # share of the run over which the batch grows to batch_size
     steps: int = 1000  # optimiser steps; with a time limit the most that are taken
     time_limit: float = 0.0  # seconds in the training loop; > 0: the schedule follows the clock
     seed: int = 0
@@ -67,6 +76,13 @@ class TrainConfig:
     weight_decay: float = 0.01  # matrices only
     clip_norm: float = 1.0  # 0: no clipping
     z_loss: float = 0.0  # weight of the mean squared log-partition, which keeps logits small
+    mask_share: float = 0.25  # encoders: share of each sequence that is to be guessed
+    # fast feedforward layers, in training only
+    fff_balance: float = 0.0  # weight of the loss for unequal use of the two sides of each node
+    fff_hardening: float = 0.0  # leaf form: weight of the entropy of the nodes' decisions
+    fff_region_leak: float = 0.0  # leaf form: share of decisions whose sides are swapped
+    fff_route_gradient: bool = False  # let the gradient reach the decisions of the node form
+    fff_soft_share: float = 0.0  # share of the run in which decisions are soft
     # execution
     precision: str = "auto"
     compile: str = "auto"  # auto (on CUDA), graph, on, off, or a torch.compile mode
@@ -97,7 +113,8 @@ class TrainConfig:
             _at_least(self, name, 1)
         for name in (
             "time_limit", "seed", "warmup_steps", "final_rate", "weight_decay", "clip_norm",
-            "z_loss",
+            "z_loss", "batch_ramp", "fff_balance", "fff_hardening", "fff_region_leak",
+            "fff_soft_share",
             "eval_interval", "eval_tokens", "sample_interval", "sample_tokens",
             "diagnostics_interval", "checkpoint_interval", "checkpoint_seconds",
         ):  # fmt: skip
@@ -108,6 +125,9 @@ class TrainConfig:
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ValueError(f"{name} {value} must be in [0, 1)")
+        for name in ("batch_ramp", "fff_region_leak", "fff_soft_share"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at most 1")
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of "
@@ -123,18 +143,46 @@ class TrainConfig:
 
     def _check_against_model(self) -> None:
         if not self.model.causal:
-            raise ValueError("model.causal is False: this trainer trains causal models only")
+            self._check_masking()
+        if self.model.channel_mixer != "fff":
+            set_ = [name for name in FFF_FIELDS if getattr(self, name)]
+            if set_:
+                raise ValueError(
+                    f"{set_[0]} {getattr(self, set_[0])} belongs to fast feedforward layers, but "
+                    f"model.channel_mixer is {self.model.channel_mixer!r}"
+                )
         limit = self.model.max_position_embeddings
         if self.model.token_mixer == "attention" and self.sequence_length > limit:
             raise ValueError(
                 f"sequence_length {self.sequence_length} is above "
                 f"model.max_position_embeddings {limit}"
             )
-        if self.sequence_length * self.micro_batch_size % self.loss_chunks:
+        if self.targets % self.loss_chunks:
+            what = "sequence_length" if self.model.causal else "masked tokens"
             raise ValueError(
-                f"loss_chunks {self.loss_chunks} must divide sequence_length x micro_batch_size "
-                f"({self.sequence_length * self.micro_batch_size})"
+                f"loss_chunks {self.loss_chunks} must divide {what} x micro_batch_size "
+                f"({self.targets})"
             )
+
+    def _check_masking(self) -> None:
+        if not 0 < self.mask_share < 1:
+            raise ValueError(f"mask_share {self.mask_share} must be in (0, 1)")
+        if self.masked_tokens < 1:
+            raise ValueError(
+                f"mask_share {self.mask_share} of sequence_length {self.sequence_length} "
+                "masks no token"
+            )
+
+    @property
+    def masked_tokens(self) -> int:
+        """Tokens of each sequence that an encoder is to guess; the same number in all."""
+        return round(self.mask_share * self.sequence_length)
+
+    @property
+    def targets(self) -> int:
+        """Tokens that a micro-batch predicts."""
+        length = self.sequence_length if self.model.causal else self.masked_tokens
+        return length * self.micro_batch_size
 
     @property
     def accumulation(self) -> int:
@@ -184,9 +232,11 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
 
 
 def _flat(config: TrainConfig) -> dict[str, Any]:
-    values = config.to_dict()
-    model = values.pop("model")
-    return values | {f"model.{name}": value for name, value in model.items()}
+    values = config.to_dict() | {"model": None}
+    # not ModelConfig.to_dict, which leaves out newer fields at their default
+    for field in dataclasses.fields(config.model):
+        values[f"model.{field.name}"] = getattr(config.model, field.name)
+    return values
 
 
 def apply_overrides(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
@@ -223,6 +273,13 @@ def _parse_value(owner: type, field: str, text: str, assignment: str) -> Any:
     kinds = typing.get_args(hints[field]) or (hints[field],)
     if text.lower() in ("none", "null") and type(None) in kinds:
         return None
+    if any(typing.get_origin(kind) is tuple for kind in kinds):
+        try:
+            return tuple(_to_int(part) for part in text.split(","))
+        except ValueError:
+            raise ValueError(
+                f"override {assignment!r}: {text!r} is no list of whole numbers (1,2,3)"
+            ) from None
     for kind, convert in ((bool, _to_bool), (int, _to_int), (float, float), (str, str)):
         if kind in kinds:
             try:

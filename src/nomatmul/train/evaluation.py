@@ -11,11 +11,13 @@ from collections.abc import Callable
 
 import torch
 from tokenizers import Tokenizer
-from torch import nn
+from torch import Tensor, nn
 
-from nomatmul.train.batches import held_out_batches, held_out_length
+from nomatmul.train.batches import held_out_batches, held_out_length, held_out_masked
 from nomatmul.train.config import TrainConfig
+from nomatmul.train.masking import Masking
 from nomatmul.train.optimizer import Loss, uses_bfloat16
+from nomatmul.train.parallelize import eager
 from nomatmul.train.ranks import Ranks
 from nomatmul.train.tokens import TokenStream
 
@@ -28,6 +30,42 @@ class HeldOut:
     bits_per_byte: float
     tokens: int
     text_bytes: int
+
+    def row(self) -> dict[str, float]:
+        """What metrics.jsonl gets."""
+        return {
+            "valid_loss": self.loss,
+            "valid_bits_per_byte": self.bits_per_byte,
+            "valid_tokens": self.tokens,
+            "valid_bytes": self.text_bytes,
+        }
+
+    def text(self) -> str:
+        return f"loss {self.loss:.4f}, {self.bits_per_byte:.4f} bits per byte"
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedHeldOut:
+    """Of an encoder: loss in nats a hidden token, share of them that were guessed right."""
+
+    loss: float
+    accuracy: float
+    tokens: int
+
+    def row(self) -> dict[str, float]:
+        """What metrics.jsonl gets."""
+        return {
+            "valid_loss": self.loss,
+            "valid_perplexity": math.exp(min(self.loss, 700.0)),
+            "valid_accuracy": self.accuracy,
+            "valid_tokens": self.tokens,
+        }
+
+    def text(self) -> str:
+        return (
+            f"masked loss {self.loss:.4f}, perplexity {math.exp(min(self.loss, 700.0)):.2f}, "
+            f"accuracy {self.accuracy:.4f}"
+        )
 
 
 class Evaluator:
@@ -62,7 +100,7 @@ class Evaluator:
         ranks, number = self.ranks, 0
         for number, (x_BT, y_BT, count) in enumerate(batches, 1):
             if (number - 1) % ranks.size == ranks.rank:
-                mean, _ = loss(x_BT, y_BT)
+                mean, *_ = loss(x_BT, y_BT)
                 total += mean.double() * count
         # Parameters are gathered by all ranks together, so all take the same number of passes.
         if ranks.rank >= number % ranks.size > 0:
@@ -70,6 +108,66 @@ class Evaluator:
         nats, tokens = ranks.sum(total).item(), self.length - 1
         bits = nats / math.log(2) / max(self.text_bytes, 1)
         return HeldOut(nats / tokens, bits, tokens, self.text_bytes)
+
+
+class MaskedEvaluator:
+    """Guesses hidden tokens in the first eval_tokens of the held-out stream.
+
+    The windows and what is hidden of them are the same every time and in every run, whatever its
+    seed. Many ranks take turns at the batches.
+    """
+
+    def __init__(
+        self,
+        stream: TokenStream,
+        config: TrainConfig,
+        device: torch.device,
+        model: nn.Module,
+        masking: Masking,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.stream, self.config, self.device = stream, config, device
+        self.model, self.masking = model, masking
+        self.ranks = ranks if ranks is not None else Ranks.alone()
+
+    @torch.no_grad()
+    def evaluate(self, loss: Loss | None = None) -> MaskedHeldOut:
+        """One pass, the model in evaluation mode. loss: not used, there for `Evaluator`'s sake."""
+        config, ranks, number = self.config, self.ranks, 0
+        totals = torch.zeros(3, dtype=torch.float64, device=self.device)
+        training = self.model.training
+        self.model.eval()
+        batches = held_out_masked(
+            self.stream,
+            config.sequence_length,
+            config.micro_batch_size,
+            config.eval_tokens,
+            self.masking,
+            self.device,
+        )
+        for number, (x_BT, y_BT, _) in enumerate(batches, 1):
+            if (number - 1) % ranks.size == ranks.rank:
+                totals += self._score(x_BT, y_BT)
+        # Parameters are gathered by all ranks together, so all take the same number of passes.
+        if ranks.rank >= number % ranks.size > 0:
+            self._score(x_BT, torch.full_like(y_BT, -100))
+        self.model.train(training)
+        nats, right, tokens = ranks.sum(totals).tolist()
+        return MaskedHeldOut(nats / tokens, right / tokens, int(tokens))
+
+    def _score(self, x_BT: Tensor, y_BT: Tensor) -> Tensor:
+        """[3] float64: summed loss, right guesses, guesses."""
+        total = torch.zeros(3, dtype=torch.float64, device=self.device)
+        use = uses_bfloat16(self.config, self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=use), eager(self.model):
+            logits_BTV = self.model(input_ids=x_BT).logits
+        for logits_TV, y_T in zip(logits_BTV, y_BT, strict=True):
+            log_p = torch.log_softmax(logits_TV.float(), dim=-1)
+            counts = y_T != -100
+            picked = log_p.gather(-1, y_T.clamp(min=0)[:, None])[:, 0]
+            right = (log_p.argmax(-1) == y_T) & counts
+            total += torch.stack([-(picked * counts).sum(), right.sum(), counts.sum()]).double()
+        return total
 
 
 @torch.no_grad()

@@ -184,7 +184,7 @@ class _Job:
         if ranks.many:
             shard_model(model, device, ranks.size)
         else:
-            model.to(device)  # type: ignore[arg-type]  # transformers wraps it
+            model.to(device)
         optimizer = build_optimizer(model, config)
         checkpoints = Checkpoints(self.out, config.checkpoint_keep, ranks)
         progress = self._resume(checkpoints, model, optimizer, override)

@@ -25,11 +25,15 @@ class MicroStep:
 
     def __init__(self, loss: Loss, z_loss: float, scale: float) -> None:
         self.loss, self.z_loss, self.scale = loss, z_loss, scale
+        self.auxiliary: Tensor | None = None  # the last micro-batch's auxiliary loss, detached
 
     def __call__(self, x_BT: Tensor, y_BT: Tensor, weight: Tensor, first: bool) -> Tensor:
         """The unweighted loss, detached. first: of the optimiser step, whose gradients are new."""
-        loss, z = self.loss(x_BT, y_BT)
+        loss, z, *auxiliary = self.loss(x_BT, y_BT)
         target = loss + self.z_loss * z if self.z_loss else loss
+        if auxiliary:
+            target = target + auxiliary[0]
+            self.auxiliary = auxiliary[0].detach()
         (target * (weight * self.scale)).backward()
         return loss.detach()
 
@@ -55,7 +59,7 @@ class GraphedMicroStep(MicroStep):
         self.optimizer: torch.optim.Optimizer | None = None  # known once a step has ended
         self.failed: str | None = None
         self.stream = torch.cuda.Stream()
-        self.graphs: dict[bool, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self.graphs: dict[bool, tuple[torch.cuda.CUDAGraph, Tensor, Tensor | None]] = {}
         self.inputs: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __call__(self, x_BT: Tensor, y_BT: Tensor, weight: Tensor, first: bool) -> Tensor:
@@ -68,7 +72,7 @@ class GraphedMicroStep(MicroStep):
             buffer.copy_(value)
         if first not in self.graphs and not self._record(first):
             return super().__call__(x_BT, y_BT, weight, first)
-        graph, loss = self.graphs[first]
+        graph, loss, self.auxiliary = self.graphs[first]
         graph.replay()
         return loss
 
@@ -109,7 +113,7 @@ class GraphedMicroStep(MicroStep):
             if first and self.optimizer is not None:
                 self.optimizer.zero_grad(set_to_none=True)
             return False
-        self.graphs[first] = (graph, loss)
+        self.graphs[first] = (graph, loss, self.auxiliary)
         return True
 
     def end(self, optimizer: torch.optim.Optimizer) -> None:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nomatmul.formats.config import ModelConfig
-from nomatmul.models import CausalLM, CausalLMConfig
+from nomatmul.models import CausalLM
 
 
-def build_model(config: ModelConfig) -> CausalLM:
+def model_class(config: ModelConfig) -> Any:
+    """CausalLM, or MaskedLM for an encoder."""
+    if config.causal:
+        return CausalLM
+    from nomatmul.models import MaskedLM
+
+    return MaskedLM
+
+
+def build_model(config: ModelConfig) -> Any:
     """A fresh model on the CPU in float32, its weights drawn from torch's global random state.
 
     Drawn on the CPU, so that one seed gives one model on every device.
     """
-    return CausalLM(CausalLMConfig.from_model_config(config)).float().train()
+    kind = model_class(config)
+    return kind(kind.config_class.from_model_config(config)).float().train()

@@ -13,7 +13,7 @@ from nomatmul.ops.choose import triton_wanted
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.parallelize import compile_parts, is_sharded, local
 
-Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Loss = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 
 class ShardedAdamW(torch.optim.AdamW):

@@ -18,8 +18,10 @@ from nomatmul.train.shards import Progress, build_shards, is_token_directory
 from nomatmul.train.tokenizer import (
     fingerprint,
     load_tokenizer,
+    mask_id,
     special_ids,
     train_tokenizer,
+    train_word_piece,
 )
 from nomatmul.train.tokens import TokenStream, join_streams, open_stream, token_directory_sha256
 
@@ -77,6 +79,8 @@ def check_inputs(config: TrainConfig, args: DataArgs) -> _Checked:
     if tokenizer is not None:
         _check_vocabulary(config, tokenizer, args.tokenizer or str(directories[0]))
         special_ids(tokenizer)
+        if not config.model.causal:
+            mask_id(tokenizer)
     if args.workers is not None and args.workers < 1:
         raise ValueError(f"workers {args.workers} must be at least 1")
     return _Checked(directories, sources, valid_directories, valid_sources, tokenizer)
@@ -175,6 +179,8 @@ def _own_tokenizer(
         "vocab_size": config.model.vocab_size,
         "sources": [source.stamp() | source.settings() for source in sources],
     }
+    if not config.model.causal:
+        origin["kind"] = "wordpiece"
     file, origin_file = tokens / "tokenizer.json", tokens / "tokenizer-origin.json"
     try:
         if json.loads(origin_file.read_text("utf-8")) == origin:
@@ -182,7 +188,8 @@ def _own_tokenizer(
     except (OSError, ValueError):
         pass
     progress("training a tokenizer", 0, 0)
-    tokenizer = train_tokenizer(sources, config.model.vocab_size)
+    train = train_tokenizer if config.model.causal else train_word_piece
+    tokenizer = train(sources, config.model.vocab_size)
     tokens.mkdir(parents=True, exist_ok=True)
     origin_file.unlink(missing_ok=True)
     write_file(file, tokenizer.to_str().encode("utf-8"))

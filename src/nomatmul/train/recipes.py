@@ -4,18 +4,33 @@ Published settings (arXiv 2406.02528 and its code): 370M = 24 layers of width 10
 1.3B = 24 x 2048 and 2.7B = 32 x 2560 on 100B tokens; sequences of 2048; a vocabulary of 32,000;
 peak rates 4e-3, 2.5e-3 and 1.5e-3 (Transformer++ 3e-4), cosine, halved midway. The published batch
 size is not stated in the code; 0.5M tokens a step is assumed here.
+
+Encoders follow crammed BERT (arXiv 2212.14034) and UltraFastBERT (2311.10770): 16 layers of width
+768 with 12 heads, sequences of 128, 32,768 WordPieces, a tied head, LayerNorm, scaled sinusoidal
+positions; a day of training, the batch growing to 8192 over 60 % of it, AdamW (0.9, 0.98, 1e-12)
+with rate 1e-3 in a triangle, decay 0.01, clipping at 0.5, no dropout, 25 % of the tokens hidden.
+The authors' day is of one A6000; the clock of this recipe counts a day of whatever it runs on.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from nomatmul.formats.config import ModelConfig
 from nomatmul.train.config import TrainConfig
 
 _VOCABULARY = 32_000
 _TOKENS_A_STEP = 524_288
+_CRAMMED: dict[str, Any] = {
+    "token_mixer": "attention", "linear": "dense", "causal": False, "norm": "layer",
+    "norm_eps": 1e-12, "positions": "sinusoidal", "embedding_norm": True, "tie_embeddings": True,
+}  # fmt: skip
+_CRAMMED_TRAINING: dict[str, Any] = {
+    "schedule": "triangle", "warmup_steps": 0, "beta2": 0.98, "epsilon": 1e-12,
+    "weight_decay": 0.01, "clip_norm": 0.5, "mask_share": 0.25, "sample_interval": 0,
+}  # fmt: skip
 
 
 def cpu_minute() -> TrainConfig:
@@ -87,12 +102,49 @@ def transformer_2_7b() -> TrainConfig:
     return _twin(mmfree_2_7b(), num_heads=20, learning_rate=3e-4)
 
 
+def encoder_cpu_minute() -> TrainConfig:
+    """UltraFastBERT in small, with eight trees of six levels: a minute on two CPU cores."""
+    return TrainConfig(
+        recipe="encoder_cpu_minute",
+        model=ModelConfig(
+            vocab_size=2048, hidden_size=128, num_layers=4, num_heads=4,
+            max_position_embeddings=64, intermediate_size=504,
+            channel_mixer="fff", fff_trees=8, fff_depth=5, fff_bias=True, **_CRAMMED,
+        ),
+        sequence_length=64, batch_size=64, micro_batch_size=32, batch_ramp=0.3, steps=250,
+        learning_rate=2e-3, valid_fraction=0.05, **_CRAMMED_TRAINING,
+        eval_interval=100, eval_tokens=20_000, diagnostics_interval=100, checkpoint_interval=100,
+    )  # fmt: skip
+
+
+def bert_cpu_minute() -> TrainConfig:
+    """The dense twin of `encoder_cpu_minute`: as many neurons in each layer, all of them active."""
+    return _dense_twin(encoder_cpu_minute(), "bert_cpu_minute")
+
+
+def ultrafastbert_1x11() -> TrainConfig:
+    """UltraFastBERT-1x11: one tree of depth 11, 12 of 4095 neurons active."""
+    return _ultrafastbert("ultrafastbert_1x11", trees=1, depth=11)
+
+
+def ultrafastbert_128x4() -> TrainConfig:
+    """UltraFastBERT with 128 trees of depth 4: 640 of 3968 neurons active."""
+    return _ultrafastbert("ultrafastbert_128x4", trees=128, depth=4)
+
+
+def crammedbert() -> TrainConfig:
+    """Crammed BERT, the dense twin of the UltraFastBERTs: 3072 neurons in each layer."""
+    return _dense_twin(ultrafastbert_1x11(), "crammedbert")
+
+
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     function.__name__: function
     for function in (
         cpu_minute, transformer_cpu_minute, box, transformer_box,
         mmfree_370m, mmfree_1_3b, mmfree_2_7b,
         transformer_370m, transformer_1_3b, transformer_2_7b,
+        encoder_cpu_minute, bert_cpu_minute,
+        ultrafastbert_1x11, ultrafastbert_128x4, crammedbert,
     )
 }  # fmt: skip
 
@@ -127,3 +179,25 @@ def _twin(config: TrainConfig, *, num_heads: int, learning_rate: float) -> Train
     )
     name = "transformer_" + config.recipe.removeprefix("mmfree_")
     return dataclasses.replace(config, recipe=name, model=model, learning_rate=learning_rate)
+
+
+def _ultrafastbert(name: str, *, trees: int, depth: int) -> TrainConfig:
+    return TrainConfig(
+        recipe=name,
+        model=ModelConfig(
+            vocab_size=32_768, hidden_size=768, num_layers=16, num_heads=12,
+            max_position_embeddings=128, intermediate_size=3072,
+            channel_mixer="fff", fff_trees=trees, fff_depth=depth, fff_bias=True, **_CRAMMED,
+        ),
+        sequence_length=128, batch_size=8192, micro_batch_size=128, batch_ramp=0.6,
+        steps=900_000, time_limit=86_400.0, learning_rate=1e-3, **_CRAMMED_TRAINING,
+        valid_fraction=0.001, eval_interval=1000, diagnostics_interval=1000,
+    )  # fmt: skip
+
+
+def _dense_twin(config: TrainConfig, name: str) -> TrainConfig:
+    """The same encoder and run with dense feed-forward layers of `intermediate_size`."""
+    model = dataclasses.replace(
+        config.model, channel_mixer="ffn", fff_trees=None, fff_depth=None, fff_bias=False
+    )
+    return dataclasses.replace(config, recipe=name, model=model)

@@ -1,8 +1,10 @@
-"""The tokenizer of a run: taken from a file, or trained on the data as byte-level BPE.
+"""The tokenizer of a run: taken from a file, or trained on the data.
 
-The trained one loses nothing: no normaliser, all 256 bytes in the alphabet, single digits. Its
-special tokens are `<|endoftext|>` (id 0: ends a document, and stands before the first word of the
-next one) and `<|pad|>` (id 1). Text that spells a special token is encoded as ordinary text.
+Causal models get byte-level BPE, encoders WordPiece as BERT has it (a plain vocab.txt of it is
+read too). The trained BPE loses nothing: no normaliser, all 256 bytes in the alphabet, single
+digits. Its special tokens are `<|endoftext|>` (id 0: ends a document, and stands before the first
+word of the next one) and `<|pad|>` (id 1). Text that spells a special token is encoded as ordinary
+text.
 """
 
 from __future__ import annotations
@@ -12,7 +14,16 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from nomatmul.train.documents import Source, read_pieces
 
@@ -20,9 +31,11 @@ END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
 SAMPLE_BYTES = 64 << 20  # more text hardly changes the merges, and costs minutes
 _SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-_BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "[CLS]", END_OF_TEXT)
-_EOS_NAMES = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
+_BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "[CLS]", "<cls>", END_OF_TEXT)
+_EOS_NAMES = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "[SEP]", "<sep>")
 _PAD_NAMES = (PAD, "<pad>", "[PAD]")
+_MASK_NAMES = ("[MASK]", "<mask>")
+WORD_PIECE_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +48,16 @@ class SpecialIds:
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read a tokenizer.json (or a directory that has one). Raises ValueError or OSError."""
+    """Read a tokenizer.json or a WordPiece vocab.txt, or a directory that has one of them.
+
+    Raises ValueError or OSError.
+    """
     path = Path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
+    if path.is_dir() and not file.exists() and (path / "vocab.txt").exists():
+        file = path / "vocab.txt"
+    if file.name.endswith("vocab.txt"):
+        return read_vocabulary(file)
     with open(file, "rb") as stream:
         text = stream.read()
     try:
@@ -47,6 +67,45 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise ValueError(f"{file} is no tokenizer.json{hint}: {error}") from None
     prepare(tokenizer)
     return tokenizer
+
+
+def read_vocabulary(file: Path) -> Tokenizer:
+    """BERT's tokenizer from its vocab.txt, one entry a line; lower-cased unless it has capitals.
+
+    Raises ValueError for what is no such list, OSError.
+    """
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text ({error.reason})") from None
+    ids = {line.strip(): number for number, line in enumerate(lines)}
+    missing = [name for name in WORD_PIECE_SPECIAL if name not in ids]
+    if missing:
+        raise ValueError(f"{file} is no vocabulary of WordPiece: it lacks {missing[0]}")
+    if len(ids) != len(lines):
+        raise ValueError(f"{file} names an entry twice: {len(lines)} lines, {len(ids)} entries")
+    words = (word for word in ids if not word.startswith("["))
+    return word_piece(ids, lowercase=not any(word != word.lower() for word in words))
+
+
+def word_piece(ids: dict[str, int], *, lowercase: bool = True) -> Tokenizer:
+    """WordPiece with BERT's normaliser and cuts; a text becomes [CLS] A [SEP], a pair A [SEP] B."""
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    _finish_word_piece(tokenizer)
+    return tokenizer
+
+
+def _finish_word_piece(tokenizer: Tokenizer) -> None:
+    tokenizer.add_special_tokens(list(WORD_PIECE_SPECIAL))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
+    )
+    prepare(tokenizer)
 
 
 def prepare(tokenizer: Tokenizer) -> None:
@@ -64,14 +123,50 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 def special_ids(tokenizer: Tokenizer) -> SpecialIds:
     """Find the special tokens by their customary names. Raises ValueError without an end token."""
 
-    def first(names: Iterable[str]) -> int | None:
-        ids = (tokenizer.token_to_id(name) for name in names)
-        return next((id_ for id_ in ids if id_ is not None), None)
-
-    eos = first(_EOS_NAMES)
+    eos = _first_id(tokenizer, _EOS_NAMES)
     if eos is None:
         raise ValueError(f"the tokenizer has no end token: one of {', '.join(_EOS_NAMES)}")
-    return SpecialIds(bos=first(_BOS_NAMES), eos=eos, pad=first(_PAD_NAMES))
+    bos, pad = _first_id(tokenizer, _BOS_NAMES), _first_id(tokenizer, _PAD_NAMES)
+    return SpecialIds(bos=bos, eos=eos, pad=pad)
+
+
+def mask_id(tokenizer: Tokenizer) -> int:
+    """Id of the token that hides another one. Raises ValueError when there is none."""
+    found = _first_id(tokenizer, _MASK_NAMES)
+    if found is None:
+        raise ValueError(
+            "the tokenizer has no mask token, which an encoder is trained with: one of "
+            f"{', '.join(_MASK_NAMES)}"
+        )
+    return found
+
+
+def _first_id(tokenizer: Tokenizer, names: Iterable[str]) -> int | None:
+    ids = (tokenizer.token_to_id(name) for name in names)
+    return next((id_ for id_ in ids if id_ is not None), None)
+
+
+def train_word_piece(sources: list[Source], vocab_size: int) -> Tokenizer:
+    """Train lower-cased WordPiece with at most vocab_size entries, on as much as `train_tokenizer`.
+
+    Raises ValueError when vocab_size has no room for the special tokens and some letters.
+    """
+    least = 128
+    if vocab_size < least:
+        raise ValueError(f"vocab_size {vocab_size} is below {least} (special tokens and letters)")
+    tokenizer = Tokenizer(models.WordPiece({}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(WORD_PIECE_SPECIAL),
+        limit_alphabet=vocab_size // 4,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_sample(sources), trainer)
+    _finish_word_piece(tokenizer)
+    return tokenizer
 
 
 def train_tokenizer(sources: list[Source], vocab_size: int) -> Tokenizer:

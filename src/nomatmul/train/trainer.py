@@ -25,13 +25,16 @@ from nomatmul.train.batches import Batches, Slice, WindowOrder
 from nomatmul.train.checkpoints import Checkpoints, Progress
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.diagnostics import Diagnostics
-from nomatmul.train.evaluation import Evaluator, sample_text
+from nomatmul.train.evaluation import Evaluator, MaskedEvaluator, sample_text
+from nomatmul.train.fff_training import FFFSchedule
+from nomatmul.train.masking import Masking
 from nomatmul.train.metrics import Console, MetricsLog, NoMetrics
 from nomatmul.train.micro_step import build_micro_step
 from nomatmul.train.optimizer import build_loss, clip_gradients
 from nomatmul.train.parallelize import eager, free_gathered
 from nomatmul.train.ranks import Ranks
-from nomatmul.train.schedule import learning_rate
+from nomatmul.train.schedule import batch_size, learning_rate
+from nomatmul.train.tokenizer import mask_id
 from nomatmul.train.tokens import TokenStream
 
 
@@ -88,25 +91,35 @@ class Trainer:
         self.checkpoints, self.stop_requested = checkpoints, stop_requested
         self.ranks = ranks = ranks if ranks is not None else Ranks.alone()
         order = WindowOrder(len(train), config.sequence_length, config.seed)
-        share = Slice(config.batch_size, ranks.rank, ranks.size)
-        self.accumulation = share.rows // config.micro_batch_size
-        self.batches = Batches(train, order, config.micro_batch_size, device, share)
-        self.evaluator = Evaluator(valid, config, device, ranks) if valid is not None else None
+        # While the batch grows its size is not fixed: then ranks take turns at micro-batches.
+        self.unit = config.micro_batch_size * ranks.size
+        share = Slice(self.unit if config.batch_ramp else config.batch_size, ranks.rank, ranks.size)
+        masking = _masking(config, tokenizer)
+        self.batches = Batches(train, order, config.micro_batch_size, device, share, masking)
+        self.evaluator: Evaluator | MaskedEvaluator | None = None
+        if valid is not None and masking is not None:
+            self.evaluator = MaskedEvaluator(valid, config, device, model, masking, ranks)
+        elif valid is not None:
+            self.evaluator = Evaluator(valid, config, device, ranks)
+        self.fff = FFFSchedule(model, config)
         self.loss = build_loss(model, config, device)
         self._ternary = ternary_cache()
         self.micro_step = build_micro_step(
-            self.loss, config, device, self.accumulation, self._ternary.clear, many=ranks.many
+            self.loss, config, device, 1, self._ternary.clear, many=ranks.many
         )
         self.diagnostics = Diagnostics(model, ranks)
         self.metrics = MetricsLog(out, progress.step) if ranks.first else NoMetrics()
         if not self.metrics.has_tensorboard:
             console.say("note: tensorboard is not installed, metrics go to metrics.jsonl only")
         self.step = progress.step
+        samples = progress.samples
+        self.samples = progress.step * config.batch_size if samples is None else samples
         self.clock = _Clock(progress.elapsed)
         self.stopped_by = 0  # the signal that ended the run early
         self._agreed = progress.elapsed  # the clock that all ranks go by
-        self._pending: list[tuple[float, Tensor, Tensor]] = []  # rate, loss, gradient norm
-        self._flushed_at = self.clock.working()
+        # rate, samples so far, [loss, gradient norm, auxiliary loss if there is one]
+        self._pending: list[tuple[float, int, list[Tensor]]] = []
+        self._flushed_at, self._flushed_samples = self.clock.working(), self.samples
         self._saved_step = progress.step
         self._saved_at = progress.elapsed
 
@@ -116,7 +129,7 @@ class Trainer:
         Raises NonFiniteError, CheckpointError.
         """
         self.model.train()
-        batches = self.batches.run(self.step * self.config.batch_size)
+        batches = self.batches.run(self.samples)
         self.clock = _Clock(self.clock.before)
         self._flushed_at = self.clock.working()
         self._saved_at = self._elapsed()
@@ -159,21 +172,32 @@ class Trainer:
     def _train_step(self, batches: Any) -> Tensor:
         """One optimiser step, all of it queued on the device. Returns the last inputs."""
         config = self.config
-        rate = learning_rate(config, self.step, self.share_done())
+        progress = self.share_done()
+        rate = learning_rate(config, self.step, progress)
+        self.fff.set(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         total = torch.zeros((), device=self.device)
-        micro_batches = [next(batches) for _ in range(self.accumulation)]
+        auxiliary: Tensor | None = None
+        samples = batch_size(config, progress, self.unit)
+        accumulation = samples // self.unit
+        micro_batches = [next(batches) for _ in range(accumulation)]
         weights = self._weights([y_BT for _, y_BT in micro_batches])
         for number, (x_BT, y_BT) in enumerate(micro_batches):
-            loss = self.micro_step(x_BT, y_BT, weights[number], number == 0)
-            total += loss * weights[number] / self.accumulation
+            scaled = weights[number] * (1.0 / accumulation)
+            loss = self.micro_step(x_BT, y_BT, scaled, number == 0)
+            total += loss * weights[number] / accumulation
+            if self.micro_step.auxiliary is not None:
+                part = self.micro_step.auxiliary * scaled
+                auxiliary = part if auxiliary is None else auxiliary + part
         norm = clip_gradients(self.model, config.clip_norm)
         self.optimizer.step()
         self._ternary.clear()
         self.micro_step.end(self.optimizer)
-        self._pending.append((rate, total, norm))
         self.step += 1
+        self.samples += samples
+        column = [total, norm] if auxiliary is None else [total, norm, auxiliary]
+        self._pending.append((rate, self.samples, column))
         return x_BT
 
     def _weights(self, targets: list[Tensor]) -> list[Tensor]:
@@ -204,7 +228,7 @@ class Trainer:
         for work, name, interval, possible in (
             (self._evaluate, "evaluating", config.eval_interval, self.evaluator is not None),
             (lambda: self._diagnose(x_BT), "diagnostics", config.diagnostics_interval, True),
-            (self._sample, "sampling", config.sample_interval, config.sample_tokens > 0),
+            (self._sample, "sampling", config.sample_interval, self._can_sample()),
         ):
             if interval > 0 and possible and due(interval):
                 self._aside(work, name)
@@ -232,26 +256,28 @@ class Trainer:
         """Fetch losses and norms of the steps since the last time, check and write them."""
         if not self._pending:
             return
-        rates, losses, norms = zip(*self._pending, strict=True)
-        column = torch.stack([*losses, *norms])
+        table = torch.stack([torch.stack(column) for _, _, column in self._pending])
         if self.ranks.many:  # losses: of each rank's slice; norms: the same at all
-            column = self.ranks.sum(column) / self.ranks.size
-        values = column.tolist()  # the one wait for the device
+            table = self.ranks.sum(table) / self.ranks.size
+        values = table.tolist()  # the one wait for the device
         peak = self._peak_bytes()
-        count, first = len(rates), self.step - len(rates) + 1
-        self._pending.clear()
-        now = self.clock.working()
-        speed = count * self.config.tokens_per_step / max(now - self._flushed_at, 1e-9)
-        self._flushed_at = now
+        pending, self._pending = self._pending, []
+        count, first = len(pending), self.step - len(pending) + 1
+        now, length = self.clock.working(), self.config.sequence_length
+        read = (self.samples - self._flushed_samples) * length
+        speed = read / max(now - self._flushed_at, 1e-9)
+        self._flushed_at, self._flushed_samples = now, self.samples
         row: dict[str, Any] = {}
-        for index, rate in enumerate(rates):
-            loss, norm = values[index], values[count + index]
+        for index, (rate, samples, _) in enumerate(pending):
+            loss, norm, *auxiliary = values[index]
             row = {"step": first + index, "loss": loss, "grad_norm": norm, "learning_rate": rate}
+            if auxiliary:
+                row["auxiliary_loss"] = auxiliary[0]
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self._stop_non_finite(row)
             if index == count - 1:
                 row |= {
-                    "tokens": self.step * self.config.tokens_per_step,
+                    "tokens": samples * length,
                     "tokens_per_second": round(speed, 1),
                     "elapsed": round(self.clock.elapsed(), 3),
                 }
@@ -289,22 +315,15 @@ class Trainer:
     def _evaluate(self) -> None:
         assert self.evaluator is not None
         result = self.evaluator.evaluate(self.loss)
-        row = {
-            "step": self.step,
-            "valid_loss": result.loss,
-            "valid_bits_per_byte": result.bits_per_byte,
-            "valid_tokens": result.tokens,
-            "valid_bytes": result.text_bytes,
-        }
-        self.metrics.write(row, "valid")
-        self.console.say(
-            f"step {self.step}: held-out loss {result.loss:.4f}, "
-            f"{result.bits_per_byte:.4f} bits per byte"
-        )
+        self.metrics.write({"step": self.step, **result.row()}, "valid")
+        self.console.say(f"step {self.step}: held-out {result.text()}")
 
     def _diagnose(self, x_BT: Tensor) -> None:
         if row := self.diagnostics.report(x_BT[:1]):
             self.metrics.write({"step": self.step, **row}, "diagnostics")
+
+    def _can_sample(self) -> bool:
+        return self.config.sample_tokens > 0 and self.config.model.causal
 
     def _sample(self) -> None:
         agree = self.ranks.from_first if self.ranks.many else int
@@ -321,9 +340,17 @@ class Trainer:
         if self._saved_step == self.step and self.ranks.from_first(self._has_checkpoint()):
             return
         self.metrics.sync()
-        progress = Progress(self.step, self.clock.elapsed())
+        progress = Progress(self.step, self.clock.elapsed(), self.samples)
         self.checkpoints.save(self.model, self.optimizer, self.tokenizer, self.config, progress)
         self._saved_step, self._saved_at = self.step, self._elapsed()
 
     def _has_checkpoint(self) -> bool:
         return bool(self.checkpoints.candidates())
+
+
+def _masking(config: TrainConfig, tokenizer: Tokenizer) -> Masking | None:
+    """How an encoder's batches are masked; None for a causal model."""
+    if config.model.causal:
+        return None
+    vocabulary = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+    return Masking(config.masked_tokens, mask_id(tokenizer), vocabulary, config.seed)
