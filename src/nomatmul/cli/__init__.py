@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("generate", "continue a prompt, streaming the text"),
     "chat": ("chat", "write a text together with a model; its state is kept between turns"),
     "train": ("train", "train a model on your own text"),
+    "compare": ("compare", "does a layer pay? train its controls beside it and report"),
     "pack": ("pack", "turn a training checkpoint or a published model into a packed one"),
     "eval": ("evaluate", "loss, perplexity and bits per byte of a text"),
     "bench": ("bench", "decode and prefill speed, memory, fraction of the bandwidth limit"),

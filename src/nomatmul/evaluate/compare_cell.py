@@ -1,0 +1,317 @@
+"""The runs of one cell: one variant of a model, trained from new weights with each of its seeds.
+
+`python -m nomatmul.evaluate.compare_cell` reads a cell as JSON from its first line of input, builds
+and compiles, and waits for a second line before it trains, so that a pool of processes can compile
+on the host while another trains. The parts are the trainer's own (model, optimiser, batches,
+masking, schedule), without its checkpoints and reports.
+
+Shapes: B rows of a batch, T tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nomatmul.evaluate.compare_course import Course, Say
+from nomatmul.evaluate.compare_flops import training_flops
+from nomatmul.evaluate.compare_plan import Cell, append_row, find_row, identity, read_rows
+from nomatmul.evaluate.compare_texts import Texts
+from nomatmul.ops import choose
+from nomatmul.ops.bitlinear import TernaryCache, ternary_cache
+from nomatmul.train.config import TrainConfig
+from nomatmul.train.fff_training import FFFSchedule
+from nomatmul.train.micro_step import build_micro_step
+from nomatmul.train.model import build_model
+from nomatmul.train.optimizer import build_loss, build_optimizer, clip_gradients, runs_fused
+from nomatmul.train.schedule import learning_rate
+from nomatmul.train.tokens import TokenStream
+
+LOOK = 25  # steps between looks at the loss and the clock
+COMPILE = ("graph", "blocks", "off")
+
+
+class Trainee:
+    """A compiled model of the cell's shape: every run draws new weights into it."""
+
+    def __init__(self, cell: Cell, ternary: TernaryCache, say: Say) -> None:
+        self.cell, self.say, self.ternary = cell, say, ternary
+        self.device = torch.device(cell.device)
+        self.config = dataclasses.replace(cell.train_config, deterministic=False, compile="off")
+        self.texts = Texts(cell, self.config, self.device)
+        self.one = torch.ones((), device=self.device)
+        self.speed = 0.0  # tokens a second of the last run
+        self._start(cell.compile)
+
+    def _new_model(self) -> Any:
+        model: Any = build_model(self.config.model).to(self.device)
+        choose_implementation(model, self.cell.implementation)
+        FFFSchedule(model, self.config).set(0.0)
+        return model
+
+    def _start(self, mode: str) -> None:
+        """Build and compile; a mode that fails gives way to the next one, with its reason."""
+        if mode == "auto":
+            mode = pick_mode(self.config, self.device)
+        for choice in COMPILE[COMPILE.index(mode) :]:
+            began = time.monotonic()
+            self.model = self._new_model()
+            try:
+                self._prepare(choice)
+            except Exception as error:  # whatever a compiler raises; the last choice has none
+                if choice == COMPILE[-1]:
+                    raise
+                self.say(f"compile={choice} failed: {type(error).__name__}: {error}"[:600])
+                torch._dynamo.reset()
+                continue
+            self.say(f"compiled: {self.compiled}, {time.monotonic() - began:.0f} s")
+            return
+
+    def _prepare(self, choice: str) -> None:
+        """Compile, and take two steps that nobody counts."""
+        config = dataclasses.replace(self.config, compile="graph" if choice == "graph" else "off")
+        if choice == "blocks":
+            compile_blocks(self.model)
+        elif choice == "graph":
+            compile_trees(self.model)
+        self.loss = build_loss(self.model, config, self.device)
+        self.micro = build_micro_step(self.loss, config, self.device, 1, self.ternary.clear)
+        self.compiled = choice
+        optimizer = build_optimizer(self.model, config)
+        batches = self.texts.batches(0)
+        for _ in range(2):
+            x_BT, y_BT = next(batches)
+            loss = float(self.micro(x_BT, y_BT, self.one, True))
+            self.micro.end(optimizer)
+            self.ternary.clear()
+        if choice == "graph":
+            self._check_graph(*next(batches))
+        elif not math.isfinite(loss):
+            raise RuntimeError(f"the first loss is {loss}")
+
+    def _check_graph(self, x_BT: Tensor, y_BT: Tensor) -> None:
+        """A replay must follow weights that changed since the recording."""
+        if reason := choose.fallback_reason():
+            raise RuntimeError(f"the kernels fell back: {reason}")
+        if getattr(self.micro, "failed", None) is not None:
+            raise RuntimeError(f"no graph: {self.micro.failed}")  # type: ignore[attr-defined]
+        self._new_weights(1)
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.mul_(1.1)
+        self.ternary.clear()
+        plain = float(self.loss(x_BT, y_BT)[0].detach())
+        self.ternary.clear()
+        replayed = float(self.micro(x_BT, y_BT, self.one, True))
+        self.ternary.clear()
+        if not abs(plain - replayed) < 2e-3 * abs(plain):
+            raise RuntimeError(f"a replayed step has loss {replayed}, a launched one {plain}")
+
+    @torch.no_grad()
+    def _new_weights(self, seed: int) -> None:
+        torch.manual_seed(seed)
+        fresh = build_model(self.config.model).state_dict()
+        for name, tensor in self.model.state_dict().items():
+            tensor.copy_(fresh[name])
+
+    def run(self, seed: int) -> dict[str, Any]:
+        """Train from new weights, look at the held-out text now and then; the run's row.
+
+        The seed draws the weights, and the order of the tokens alike for all variants.
+        """
+        config = dataclasses.replace(self.config, seed=seed)
+        self._new_weights(seed)
+        optimizer, batches = build_optimizer(self.model, config), self.texts.batches(seed)
+        course, trees = Course(self.cell, config), FFFSchedule(self.model, config)
+        self.ternary.clear()
+        for step in range(config.steps):
+            trees.set(step / config.steps)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step, step / config.steps)
+            x_BT, y_BT = next(batches)
+            course.losses.append(self.micro(x_BT, y_BT, self.one, True).clone())
+            clip_gradients(self.model, config.clip_norm)
+            optimizer.step()
+            self.micro.end(optimizer)
+            self.ternary.clear()
+            if (step + 1) % LOOK == 0 or step + 1 == config.steps:
+                course.look(step + 1, self.say)
+            if course.status == "ok" and course.due(step + 1):
+                began = time.monotonic()
+                course.held_out(step + 1, self.score(self.cell.eval_tokens // 4)["loss"], began)
+            if course.status != "ok":
+                break
+        seconds = course.seconds()
+        self.speed = course.step * config.tokens_per_step / max(seconds, 1e-9)
+        scores = self.score(self.cell.eval_tokens) if course.status == "ok" else {}
+        return self._row(config, course, seconds, scores)
+
+    def _row(
+        self, config: TrainConfig, course: Course, seconds: float, scores: dict[str, Any]
+    ) -> dict[str, Any]:
+        cell, model = self.cell, config.model
+        predicted = 1.0 if model.causal else config.masked_tokens / config.sequence_length
+        flops = {
+            key: training_flops(model, config.sequence_length, predicted=predicted, masked=masked)
+            for key, masked in (("flops", False), ("flops_masked", True))
+        }
+        total = sum(p.numel() for p in self.model.parameters())
+        return {
+            "section": cell.section,
+            "variant": cell.variant,
+            "label": cell.label,
+            "stage": cell.stage,
+            "status": course.status,
+            "seed": config.seed,
+            "identity": identity(cell),
+            "learning_rate": config.learning_rate,
+            "steps": course.step,
+            "steps_planned": config.steps,
+            "tokens": course.step * config.tokens_per_step,
+            "parameters": total,
+            "neurons": cell.neurons,
+            "active": cell.active,
+            "flops_per_token": flops["flops"],
+            "flops_masked_per_token": flops["flops_masked"],
+            "seconds": round(seconds, 2),
+            "tokens_per_second": round(self.speed),
+            "compiled": self.compiled,
+            "implementation": cell.implementation or "auto",
+            "ops": os.environ.get("NOMATMUL_OPS", ""),
+            "fallback": choose.fallback_reason(),
+            "commit": cell.commit,
+            "curve": course.curve,
+            "held_out_curve": course.held,
+            **scores,
+        }
+
+    def score(self, limit: int) -> dict[str, Any]:
+        """Held-out loss (nats a predicted token), and bits per byte for a causal model.
+
+        With gradients on: the graphs that training compiled serve here too.
+        """
+        scores: dict[str, Any] = {}
+        nats = count = size = 0.0
+        for name, stream in self.texts.held.items():
+            one, predicted = self._nats(stream, limit)
+            nats, count = nats + one, count + predicted
+            scores[f"loss_{name}"] = one / max(predicted, 1)
+            if self.config.model.causal and limit >= self.cell.eval_tokens:
+                scores[f"bpb_{name}"] = one / math.log(2) / self.texts.bytes[name]
+                size += self.texts.bytes[name]
+        scores["loss"] = nats / max(count, 1)
+        if size:
+            scores["bpb"] = nats / math.log(2) / size
+        return scores
+
+    def _nats(self, stream: TokenStream, limit: int) -> tuple[float, int]:
+        total, predicted = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        for x_BT, y_BT, count in self.texts.held_out(stream, limit):
+            total += self.loss(x_BT, y_BT)[0].detach().double() * count
+            predicted += count
+        return total.item(), predicted
+
+
+def pick_mode(config: TrainConfig, device: torch.device) -> str:
+    """graph: CUDA graphs of fused ternary blocks; blocks: torch.compile; off: on a CPU."""
+    if device.type != "cuda":
+        return "off"
+    ternary = config.model.token_mixer == "mlgru" and config.model.linear == "ternary"
+    fused = runs_fused(config, device) or (ternary and choose.triton_wanted(device.type))
+    return "graph" if fused else "blocks"
+
+
+def choose_implementation(model: Any, name: str) -> None:
+    """How the trees of all layers are computed; "" leaves it to them."""
+    for module in model.modules():
+        if hasattr(module, "implementation"):
+            module.implementation = name or None
+
+
+def compile_blocks(model: Any) -> None:
+    """Compile one block, one norm and the loss: blocks of one shape share the code."""
+    torch._dynamo.config.recompile_limit = 64
+    for block in model.layers:
+        block.compile(dynamic=False)
+    model.final_norm.compile(dynamic=False)
+    model.loss_of_hidden = torch.compile(model.loss_of_hidden, dynamic=False)
+
+
+def compile_trees(model: Any) -> None:
+    """Compile what the fused kernels leave: channel mixers with trees, or ternary `ffn`s."""
+    torch._dynamo.config.recompile_limit = 64
+    for block in model.layers:
+        if block.channel is not None and not getattr(block, "_fusable_channel", False):
+            block.channel.compile(dynamic=False)
+
+
+def run_cell(cell: Cell, wait: Callable[[], object] = lambda: None) -> list[dict[str, Any]]:
+    """Every seed in turn; each run is a row of the file as soon as it ends. Returns the rows.
+
+    wait: called once all is compiled, before the first run.
+    """
+
+    def say(text: str) -> None:
+        print(f"[{cell.section} {cell.variant}] {text}", file=sys.stderr, flush=True)
+
+    file, rows = Path(cell.rows), []
+    with ExitStack() as stack:
+        cache = stack.enter_context(ternary_cache())
+        trainee = Trainee(cell, cache, say)
+        wait()
+        for seed in cell.seeds:
+            if find_row(read_rows(file), cell, seed) is not None:
+                continue
+            steps = cell.config["steps"] * trainee.config.tokens_per_step
+            expected = steps / trainee.speed if trainee.speed else 0.0
+            if cell.deadline and time.time() + 1.05 * expected > cell.deadline:
+                say(f"seed {seed}: no time left, not started")
+                continue
+            row = trainee.run(seed)
+            append_row(file, row)
+            rows.append(row)
+            say(_summary(row))
+            if cell.keep and row["status"] == "ok":
+                save_model(trainee, Path(cell.keep) / f"{cell.section}-{cell.variant}-{seed}")
+    return rows
+
+
+def _summary(row: dict[str, Any]) -> str:
+    score = row["status"]
+    if "loss" in row:
+        score = f"held-out loss {row['loss']:.4f}"
+        if "bpb" in row:
+            score += f", {row['bpb']:.4f} bits per byte"
+    return (
+        f"seed {row['seed']}: {score}, {row['tokens'] / 1e6:.2f}M tokens, {row['seconds']:.1f} s, "
+        f"{row['tokens_per_second']:,} tokens/s"
+    )
+
+
+def save_model(trainee: Trainee, directory: Path) -> None:
+    """The trained model as a directory that `nomatmul` commands and transformers read."""
+    from nomatmul.train.checkpoints import write_model
+
+    directory.mkdir(parents=True, exist_ok=True)
+    write_model(trainee.model, trainee.texts.train.tokenizer, directory)
+
+
+def main() -> None:
+    cell = Cell.from_json(sys.stdin.readline())
+    if cell.device == "cpu":
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    run_cell(cell, sys.stdin.readline)
+
+
+if __name__ == "__main__":
+    main()

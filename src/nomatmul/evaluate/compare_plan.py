@@ -1,0 +1,139 @@
+"""Cells of a comparison, and the rows that their runs leave.
+
+A cell is one variant of the model with all its seeds, as plain values that go to another process
+as JSON. A run is one seed of a cell; it becomes one row of rows.jsonl when it ends, so that a
+comparison which is stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nomatmul.evaluate.compare_variants import Variant
+from nomatmul.train.config import FFF_FIELDS, FREE_FIELDS, TrainConfig
+
+# Of a TrainConfig, what a run's identity leaves out: it has columns of its own, or decides nothing.
+_NOT_IDENTITY = FREE_FIELDS | {"recipe", "seed", "steps"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What one process is to train.
+
+    section: the study it belongs to (its rows share tokens, texts and token mixer). config: a
+    TrainConfig as a dict; steps, seed and learning rate are its own. train and valid: token
+    directories, the held-out ones by name. eval_points: looks at the held-out text during a run.
+    implementation: of the trees ("" leaves the choice to the layer). deadline: seconds since the
+    epoch, 0 for none. keep: a directory for the trained models ("" keeps none).
+    """
+
+    section: str
+    variant: str
+    label: str
+    config: dict[str, Any]
+    seeds: tuple[int, ...]
+    neurons: int
+    active: int
+    train: tuple[str, ...]
+    valid: dict[str, str]
+    rows: str
+    eval_tokens: int = 2_000_000
+    eval_points: int = 8
+    device: str = "cpu"
+    compile: str = "auto"
+    implementation: str = ""
+    deadline: float = 0.0
+    keep: str = ""
+    stage: str = "final"
+    commit: str = "unknown"
+
+    @property
+    def train_config(self) -> TrainConfig:
+        return TrainConfig.from_dict(self.config)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Cell:
+        values = json.loads(text)
+        for name in ("seeds", "train"):
+            values[name] = tuple(values[name])
+        return cls(**values)
+
+
+def make_cell(base: TrainConfig, variant: Variant, **values: Any) -> Cell:
+    """The cell of a variant: `base` with its model and its own training options."""
+    options = {} if variant.model.channel_mixer == "fff" else _without_trees()
+    config = dataclasses.replace(base, model=variant.model, **{**options, **variant.train})
+    return Cell(
+        variant=variant.name,
+        label=variant.label,
+        neurons=variant.neurons,
+        active=variant.active,
+        config=config.to_dict(),
+        **values,
+    )
+
+
+def _without_trees() -> dict[str, Any]:
+    """Training options of trees at their defaults: a model without trees refuses others."""
+    fields = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    return {name: fields[name] for name in FFF_FIELDS}
+
+
+def identity(cell: Cell) -> str:
+    """A short hash of all that decides the result of a seed, apart from seed and steps."""
+    config = {k: v for k, v in cell.config.items() if k not in _NOT_IDENTITY}
+    facts = [config, list(cell.train), cell.valid, cell.eval_tokens]
+    # Directories differ between machines, what lies in them does not: names only.
+    facts[1] = [Path(path).name for path in cell.train]
+    facts[2] = sorted(cell.valid)
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def find_row(rows: Iterable[dict[str, Any]], cell: Cell, seed: int) -> dict[str, Any] | None:
+    """The row of this very run, if it has ended: cut runs do not count, diverged ones do."""
+    wanted = (cell.section, cell.variant, cell.stage, seed, identity(cell), cell.config["steps"])
+    for row in rows:
+        keys = ("section", "variant", "stage", "seed", "identity", "steps_planned")
+        if tuple(row.get(key) for key in keys) == wanted and row["status"] != "cut":
+            return row
+    return None
+
+
+def missing(rows: list[dict[str, Any]], cells: Iterable[Cell]) -> list[Cell]:
+    """The cells with the seeds that no row has yet; finished cells are left out."""
+    todo = []
+    for cell in cells:
+        seeds = tuple(seed for seed in cell.seeds if find_row(rows, cell, seed) is None)
+        if seeds:
+            todo.append(dataclasses.replace(cell, seeds=seeds))
+    return todo
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Add one JSON line; several processes may write to one file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = (json.dumps(row) + "\n").encode()
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line)
+    finally:
+        os.close(descriptor)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, [] if it is absent; a line that was cut is left out."""
+    rows = []
+    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows

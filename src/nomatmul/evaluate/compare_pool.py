@@ -1,0 +1,172 @@
+"""Processes that train cells: on each GPU some train while the next ones start and compile.
+
+A cell has a process of its own (`nomatmul.evaluate.compare_cell`), so that what one leaves behind,
+or its crash, touches no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from nomatmul.evaluate.compare_plan import Cell
+
+_GRACE = 15.0  # seconds that cut runs have to write their rows
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolOptions:
+    """devices: "cpu", "cuda:0", ...; lanes: cells that train at once on a GPU; ahead: further ones
+    that start and compile meanwhile. deadline: seconds since the epoch, 0 for none."""
+
+    devices: tuple[str, ...]
+    lanes: int = 2
+    ahead: int = 2
+    deadline: float = 0.0
+    cache: Path | None = None
+    threads: int = 1
+
+
+def run_pool(
+    cells: Sequence[Cell],
+    options: PoolOptions,
+    log: IO[bytes] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[str]:
+    """Train all cells, in order; the reasons of those that failed.
+
+    Every device takes the next cell as soon as it has room. log: where the processes write, the
+    own stderr if None. Ctrl-C ends them, and what they have written as rows stays.
+    """
+    waiting: deque[Cell] = deque(cells)
+    lock, failed = threading.Lock(), list[str]()
+    devices = [_Device(options, d, waiting, lock, log, say, failed) for d in options.devices]
+    threads = [threading.Thread(target=device.run, daemon=True) for device in devices]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(timeout=0.5)  # with a limit, so that Ctrl-C is seen
+    except BaseException:
+        for device in devices:
+            device.interrupted = True
+        for thread in threads:
+            thread.join(timeout=_GRACE)
+        raise
+    return failed
+
+
+class _Device:
+    """The processes of one device."""
+
+    def __init__(
+        self,
+        options: PoolOptions,
+        device: str,
+        waiting: deque[Cell],
+        lock: threading.Lock,
+        log: IO[bytes] | None,
+        say: Callable[[str], None],
+        failed: list[str],
+    ) -> None:
+        self.options, self.device, self.log, self.say = options, device, log, say
+        self.waiting, self.lock, self.failed = waiting, lock, failed
+        self.ready: deque[tuple[Cell, subprocess.Popen[bytes]]] = deque()
+        self.running: list[tuple[Cell, subprocess.Popen[bytes]]] = []
+        self.interrupted = False
+
+    def run(self) -> None:
+        """Until all is done, or some seconds after the deadline."""
+        gpu = self.device != "cpu"
+        lanes, ahead = (self.options.lanes, self.options.ahead) if gpu else (1, 0)
+        deadline = self.options.deadline
+        while True:
+            self.running = [pair for pair in self.running if not self._ended(*pair)]
+            if self.interrupted or (deadline and time.time() > deadline):
+                self._stop()
+                return
+            while len(self.ready) + len(self.running) < lanes + ahead and (cell := self._next()):
+                self.ready.append((cell, self._start(cell)))
+            while self.ready and len(self.running) < lanes:
+                pair = self.ready.popleft()
+                _tell(pair[1], b"go\n", close=True)
+                self.running.append(pair)
+            if not self.running and not self.ready:
+                return
+            time.sleep(0.1)
+
+    def _next(self) -> Cell | None:
+        with self.lock:
+            return self.waiting.popleft() if self.waiting else None
+
+    def _start(self, cell: Cell) -> subprocess.Popen[bytes]:
+        device = "cpu" if self.device == "cpu" else "cuda"
+        cell = dataclasses.replace(cell, device=device, deadline=self.options.deadline)
+        self.say(f"{self.device}: {cell.section} {cell.variant}, seeds {list(cell.seeds)}")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "nomatmul.evaluate.compare_cell"],
+            env=self._environment(),
+            stdin=subprocess.PIPE,
+            stdout=self.log if self.log is not None else subprocess.DEVNULL,
+            stderr=self.log,
+            start_new_session=True,  # Ctrl-C is ours to pass on
+        )
+        _tell(process, cell.to_json().encode() + b"\n")
+        return process
+
+    def _environment(self) -> dict[str, str]:
+        values: dict[str, Any] = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        source = str(Path(__file__).resolve().parents[2])
+        values["PYTHONPATH"] = os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])
+        if self.device == "cpu":
+            values["OMP_NUM_THREADS"] = str(self.options.threads)
+            return values
+        values["CUDA_VISIBLE_DEVICES"] = self.device.removeprefix("cuda:").replace("cuda", "0")
+        values["OMP_NUM_THREADS"] = values["TORCHINDUCTOR_COMPILE_THREADS"] = "6"
+        if self.options.cache is not None:
+            values["TORCHINDUCTOR_CACHE_DIR"] = str(self.options.cache / "inductor")
+            values["TRITON_CACHE_DIR"] = str(self.options.cache / "triton")
+        return values
+
+    def _ended(self, cell: Cell, process: subprocess.Popen[bytes]) -> bool:
+        code = process.poll()
+        if code:
+            text = f"{cell.section} {cell.variant} ended with exit status {code}"
+            self.failed.append(text)
+            self.say(text)
+        return code is not None
+
+    def _stop(self) -> None:
+        """Cut runs have some seconds to write their rows; what has not begun ends at once."""
+        for _, process in self.ready:
+            process.kill()
+        if self.interrupted:
+            for _, process in self.running:
+                process.send_signal(signal.SIGTERM)
+        end = time.time() + _GRACE
+        for _, process in [*self.running, *self.ready]:
+            try:
+                process.wait(timeout=max(end - time.time(), 0.1))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _tell(process: subprocess.Popen[bytes], words: bytes, close: bool = False) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it failed already: its exit status tells
+        process.stdin.write(words)
+        process.stdin.flush()
+        if close:
+            process.stdin.close()

@@ -1,0 +1,152 @@
+"""Channel mixers to compare: one model, and what takes its feed-forward layer's place.
+
+A variant is named by a short word that a command line takes:
+
+    dense               the whole layer: the recipe's own `ffn` or `glu`, or one of equal size
+    dense-112           an `ffn` of 112 neurons (the control for 112 active ones)
+    none                no channel mixer at all
+    fff-16x7            16 trees of 7 levels (6 decisions): 16 * (2^7 - 1) neurons, 16 * 7 active
+    fff-16x7-balanced   the same, trained with a load-balancing loss
+    fff-16x7-master64   the same beside a small layer of 64 neurons that is always active
+    fff-16x7-every2     the same in every second layer; the others keep the dense layer
+    fff-1x6-leaf64      the leaf form: 5 decisions, then one of 2^5 layers of 64 neurons
+
+Levels count neurons on a path, as tables of this project do; `fff_depth` and the papers count
+decisions, one less. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from nomatmul.formats.config import ModelConfig
+
+BALANCE = 0.01  # weight of the load-balancing loss of "-balanced"
+HARDENING = 0.1  # weight of the decisions' entropy in "-leafWIDTH"
+_FFF = re.compile(r"fff-(\d+)x(\d+)((?:-balanced|-master\d+|-every\d+|-leaf\d+)*)")
+_DENSE = re.compile(r"dense-(\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A model that differs from its siblings in the channel mixer only.
+
+    train: training options (fields of TrainConfig) that belong to it. neurons and active: of one
+    layer with the mixer, all and on a token's path; a GLU's row counts as 1.5 neurons, which is
+    what its weights would make.
+    """
+
+    name: str
+    label: str
+    model: ModelConfig
+    train: dict[str, Any]
+    neurons: int
+    active: int
+
+
+def rows_of(model: ModelConfig) -> int:
+    """Neurons (a row in and a row out each) that the weights of a layer's channel mixer make."""
+    if model.channel_mixer == "fff":
+        assert model.fff_trees is not None
+        assert model.fff_depth is not None
+        return model.fff_trees * (2 ** (model.fff_depth + 1) - 1)
+    if model.channel_mixer == "none":
+        raise ValueError(
+            "channel_mixer 'none' has no size to compare at: take a recipe with a channel mixer, "
+            "or --set model.channel_mixer=ffn"
+        )
+    return model.mlp_size * 3 // 2 if model.channel_mixer == "glu" else model.mlp_size
+
+
+def tree_shapes(rows: int) -> list[tuple[int, int]]:
+    """(trees, levels) of at most `rows` neurons: one deep tree, some, many shallow ones."""
+    top = max((rows + 1).bit_length() - 1, 1)
+    levels = sorted({top, min(7, (top + 4) // 2), min(4, top)}, reverse=True)
+    return [(max(rows // (2**count - 1), 1), count) for count in levels]
+
+
+def default_names(model: ModelConfig) -> list[str]:
+    """The controls: whole layer, none, trees, their active widths, one with balancing."""
+    shapes = tree_shapes(rows_of(model))
+    trees = [f"fff-{count}x{levels}" for count, levels in shapes]
+    active = [f"dense-{count * levels}" for count, levels in shapes]
+    middle = trees[len(trees) // 2]
+    return list(dict.fromkeys(["dense", "none", *trees, *active, f"{middle}-balanced"]))
+
+
+def make_variant(base: ModelConfig, name: str) -> Variant:
+    """The model of `base` with the channel mixer that `name` says.
+
+    Raises ValueError for a name of another form and for sizes that are no legal model.
+    """
+    rows = rows_of(base)
+    if name == "dense":
+        return _whole(base, rows)
+    if name == "none":
+        return Variant(name, "none", _with(base, channel_mixer="none"), {}, 0, 0)
+    if found := _DENSE.fullmatch(name):
+        width = int(found[1])
+        model = _with(base, channel_mixer="ffn", intermediate_size=width)
+        return Variant(name, f"dense {width}", model, {}, width, width)
+    if found := _FFF.fullmatch(name):
+        return _trees(base, name, int(found[1]), int(found[2]), found[3].split("-")[1:], rows)
+    raise ValueError(
+        f"variant {name!r} is not known: use dense, none, dense-WIDTH or fff-TREESxLEVELS with "
+        "-balanced, -masterWIDTH or -everyN behind it"
+    )
+
+
+def _whole(base: ModelConfig, rows: int) -> Variant:
+    glu = base.channel_mixer == "glu" or base.token_mixer == "mlgru"
+    size = base.mlp_size
+    if base.channel_mixer == "fff":
+        size = rows * 2 // 3 if glu else rows
+    mixer = "glu" if glu else "ffn"
+    model = _with(base, channel_mixer=mixer, intermediate_size=size)
+    label = f"GLU {size}" if glu else f"dense {size}"
+    return Variant("dense", label, model, {}, rows, rows)
+
+
+def _trees(
+    base: ModelConfig, name: str, trees: int, levels: int, options: list[str], rows: int
+) -> Variant:
+    if levels < 1 or trees < 1:
+        raise ValueError(f"variant {name!r}: trees and levels must be at least 1")
+    values: dict[str, Any] = {"fff_trees": trees, "fff_depth": levels - 1}
+    train: dict[str, Any] = {}
+    neurons, active, label = trees * (2**levels - 1), trees * levels, f"FFF {trees} x {levels}"
+    for kind, number in re.findall(r"(balanced|master|every|leaf)(\d*)", "-".join(options)):
+        size = int(number or 0)
+        if kind == "balanced":
+            train["fff_balance"] = BALANCE
+            label += ", balanced"
+        elif kind == "master":
+            values["fff_master_width"] = size
+            neurons, active, label = neurons + size, active + size, f"{label} + {size}"
+        elif kind == "leaf":
+            values["fff_leaf_width"] = size
+            train["fff_hardening"] = HARDENING
+            neurons += trees * (2 ** (levels - 1) * size - 2**levels + 1)
+            active += trees * (size - levels)
+            label += f", leaves of {size}"
+        else:
+            if size < 2:
+                raise ValueError(f"variant {name!r}: every{size} must be at least every2")
+            values["fff_layers"] = tuple(range(size - 1, base.num_layers, size))
+            values["intermediate_size"] = rows
+            label += ", every second layer" if size == 2 else f", one layer in {size}"
+    model = _with(base, channel_mixer="fff", **values)
+    return Variant(name, label, model, train, neurons, active)
+
+
+def _with(base: ModelConfig, **values: Any) -> ModelConfig:
+    """`base` with another channel mixer; what belongs to trees only is dropped with the trees."""
+    plain = {k: v for k, v in base.to_dict().items() if not k.startswith("fff_")}
+    if values["channel_mixer"] == "fff" and base.fff_bias:
+        plain["fff_bias"] = True
+    if base.linear == "ternary" and values["channel_mixer"] in ("fff", "ffn"):
+        # The engine's exponential is equal on every machine; an erf is not.
+        plain["activation"] = "silu"
+    return ModelConfig.from_dict({**plain, **values})
