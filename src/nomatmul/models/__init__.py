@@ -5,8 +5,14 @@ from nomatmul.models.auto import register
 from nomatmul.models.block import Block
 from nomatmul.models.cache import RecurrentCache
 from nomatmul.models.causal_lm import CausalLM
-from nomatmul.models.config import CausalLMConfig
+from nomatmul.models.classifiers import (
+    EncoderForSequenceClassification,
+    EncoderForTokenClassification,
+)
+from nomatmul.models.config import CausalLMConfig, EncoderConfig
+from nomatmul.models.encoder import Encoder
 from nomatmul.models.layers import FFN, GLU, BitLinear, DenseLinear, RMSNorm
+from nomatmul.models.masked_lm import MaskedLM
 from nomatmul.models.mlgru import MLGRU
 
 register()
@@ -21,6 +27,11 @@ __all__ = [
     "CausalLM",
     "CausalLMConfig",
     "DenseLinear",
+    "Encoder",
+    "EncoderConfig",
+    "EncoderForSequenceClassification",
+    "EncoderForTokenClassification",
+    "MaskedLM",
     "RMSNorm",
     "RecurrentCache",
 ]

@@ -1,4 +1,4 @@
-"""Causal self-attention with rotary positions: the token mixer of the Transformer++ twin.
+"""Self-attention: the token mixer of the Transformer++ twin (causal, rotary) and of the encoders.
 
 Shape suffixes: B sequences, T new steps, S steps attended to, H heads, E elements of a head.
 """
@@ -45,8 +45,26 @@ def attention_bias(mask_BS: Tensor, new: int) -> Tensor:
     return ((causal_TS & mask_BS.bool()[:, None, :]) | itself_TS).unsqueeze(1)
 
 
+def padding_bias(mask_BT: Tensor) -> Tensor:
+    """Boolean [B, 1, 1, T] for attention without direction: may anybody look at key t?
+
+    mask_BT: 1 for real positions, 0 for padding, anywhere in the row. Padded queries look at the
+    real keys too, and a row without any real position looks everywhere, as in crammed BERT, whose
+    mask is a large negative number added to the scores of padded keys.
+    """
+    keep_BT = mask_BT.bool()
+    return (keep_BT | ~keep_BT.any(-1, keepdim=True))[:, None, None, :]
+
+
 class Attention(nn.Module):
-    """Multi-head causal attention, no biases; x: [B, T, D] -> [B, T, D]."""
+    """Multi-head attention, no biases; x: [B, T, D] -> [B, T, D].
+
+    causal: each position sees itself and what lies before it; otherwise all positions. positions:
+    "rotary" turns queries and keys; with "sinusoidal" and "none" they stay as they are, for the
+    position, if any, is in x. `dropout` is applied in training to the attention's weights.
+    """
+
+    dropout: float = 0.0
 
     def __init__(
         self,
@@ -57,12 +75,17 @@ class Attention(nn.Module):
         eps: float = 1e-6,
         rope_theta: float = 10000.0,
         layer: int = 0,
+        causal: bool = True,
+        positions: str = "rotary",
     ) -> None:
         super().__init__()
-        if hidden_size % num_heads or (hidden_size // num_heads) % 2:
+        self.rotary = positions == "rotary"
+        if hidden_size % num_heads or (self.rotary and (hidden_size // num_heads) % 2):
+            even = "even" if self.rotary else "equal"
             raise ValueError(
-                f"{num_heads} heads do not cut hidden_size {hidden_size} into even parts"
+                f"{num_heads} heads do not cut hidden_size {hidden_size} into {even} parts"
             )
+        self.causal = causal
         self.num_heads = num_heads
         self.head_size = hidden_size // num_heads
         self.rope_theta = rope_theta
@@ -79,13 +102,13 @@ class Attention(nn.Module):
         rotary: tuple[Tensor, Tensor] | None = None,
         cache: Any = None,
     ) -> Tensor:
-        """bias: from `attention_bias`, None for plain causal attention without a past.
+        """bias: from `attention_bias` or `padding_bias`, None without padding and without a past.
 
         rotary: from `rotary_angles`, None for positions 0..T-1. cache: a transformers Cache that
         keeps keys and values of this layer, None for none.
         """
         batch, steps, _ = x.shape
-        if rotary is None:
+        if rotary is None and self.rotary:
             positions = torch.arange(steps, device=x.device).unsqueeze(0)
             rotary = rotary_angles(positions, self.head_size, self.rope_theta)
         rms = None
@@ -96,12 +119,17 @@ class Attention(nn.Module):
             y = projection(x, rms)
             return y.view(batch, steps, self.num_heads, self.head_size).transpose(1, 2)
 
-        q_BHTE = _rotate(split(self.q_proj), *rotary)
-        k_BHSE = _rotate(split(self.k_proj), *rotary)
-        v_BHSE = split(self.v_proj)
+        q_BHTE, k_BHSE, v_BHSE = split(self.q_proj), split(self.k_proj), split(self.v_proj)
+        if rotary is not None and self.rotary:
+            q_BHTE, k_BHSE = _rotate(q_BHTE, *rotary), _rotate(k_BHSE, *rotary)
         if cache is not None:
             k_BHSE, v_BHSE = cache.update(k_BHSE, v_BHSE, self.layer)
         y_BHTE = F.scaled_dot_product_attention(
-            q_BHTE, k_BHSE, v_BHSE, attn_mask=bias, is_causal=bias is None
+            q_BHTE,
+            k_BHSE,
+            v_BHSE,
+            attn_mask=bias,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=self.causal and bias is None,
         )
         return self.o_proj(y_BHTE.transpose(1, 2).reshape(batch, steps, -1))

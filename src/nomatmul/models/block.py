@@ -54,6 +54,8 @@ def make_token_mixer(config: ModelConfig, layer: int) -> MLGRU | Attention:
         eps=config.linear_norm_eps,
         rope_theta=config.rope_theta,
         layer=layer,
+        causal=config.causal,
+        positions=config.positions,
     )
 
 

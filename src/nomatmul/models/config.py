@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.encoder import ENCODER_DEFAULTS, ENCODER_MODEL_TYPE, HEAD_FIELDS, EncoderHead
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 _ALIASES = {
@@ -74,7 +75,7 @@ class CausalLMConfig(PretrainedConfig):
     @classmethod
     def from_model_config(cls, config: ModelConfig, **kwargs: Any) -> CausalLMConfig:
         """Wrap a `ModelConfig`; kwargs are transformers' own settings."""
-        return cls(**config.to_dict(), **kwargs)
+        return cls(**{name: getattr(config, name) for name in _FIELDS}, **kwargs)
 
 
 class PublishedConfig(CausalLMConfig):
@@ -92,3 +93,47 @@ class PublishedConfig(CausalLMConfig):
         if dtype is not None:
             translated["dtype"] = dtype
         return CausalLMConfig.from_dict(translated, **kwargs)
+
+
+class EncoderConfig(CausalLMConfig):
+    """The same for encoders, and what their classification heads need (`EncoderHead`).
+
+    What is not given is crammed BERT's (arXiv 2212.14034): attention without direction, a dense
+    `ffn`, LayerNorm, scaled sinusoidal positions, a tied head.
+    """
+
+    model_type = ENCODER_MODEL_TYPE
+
+    def __init__(self, **kwargs: Any) -> None:
+        given = {_ALIASES.get(name, name) for name in kwargs}
+        values = {name: v for name, v in ENCODER_DEFAULTS.items() if name not in given} | kwargs
+        head = EncoderHead.of(values)
+        values = {name: v for name, v in values.items() if name not in HEAD_FIELDS}
+        values.setdefault("use_cache", False)
+        super().__init__(**values)
+        for name in HEAD_FIELDS:
+            setattr(self, name, getattr(head, name))
+
+    @property
+    def head(self) -> EncoderHead:
+        """The description of the heads; ValueError if an attribute was set to something illegal."""
+        return EncoderHead.of({name: getattr(self, name) for name in HEAD_FIELDS})
+
+
+class PublishedEncoderConfig(EncoderConfig):
+    """Registered for the published `crammedBERT` model type; reading one gives an EncoderConfig."""
+
+    model_type = "crammedBERT"
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Translate a published config.json. Raises ValueError for options not supported."""
+        from nomatmul.formats.crammed import translate_config
+
+        config, head = translate_config(config_dict)
+        translated = {name: getattr(config, name) for name in _FIELDS}
+        translated |= {name: getattr(head, name) for name in HEAD_FIELDS}
+        for key in ("dtype", "torch_dtype", "id2label", "label2id", "problem_type"):
+            if config_dict.get(key) is not None:
+                translated[key] = config_dict[key]
+        return EncoderConfig.from_dict(translated, **kwargs)

@@ -1,0 +1,151 @@
+"""Encoders that classify whole sequences or every token (GLUE, tagging).
+
+Shape suffixes: B sequences, T steps, D hidden, C labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
+
+from nomatmul.formats.config import ModelConfig
+from nomatmul.models.encoder import EncoderBase
+from nomatmul.ops.loss import IGNORE_INDEX
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+class _Classifier(EncoderBase):
+    """What both classifiers share; a checkpoint of the masked model gives them a fresh head."""
+
+    _pools = False
+    new_tensors = ("pooler.", "classifier.")
+    spare_tensors = ("head.",)
+
+    def _build_head(self, model: ModelConfig) -> None:
+        head, size = self.config.head, model.hidden_size
+        if self._pools and head.pooler_size is not None:
+            self.pooler = nn.Linear(size, head.pooler_size)
+            size = head.pooler_size
+        self.classifier = nn.Linear(size, self.num_labels)
+        self.set_dropout(head.hidden_dropout)
+
+    @property
+    def num_labels(self) -> int:
+        """Labels that the classifier knows; two where the config says nothing."""
+        return int(self.config.num_labels or 0)
+
+    def _classify(self, x: Tensor) -> Tensor:
+        x = F.dropout(x, self.config.classifier_dropout, self.training)
+        return self.classifier(x)
+
+    def _check_classes(self, labels: Tensor) -> None:
+        if torch.compiler.is_compiling() or (self.training and labels.is_cuda):
+            return
+        low, high = (int(v) for v in torch.aminmax(torch.where(labels == IGNORE_INDEX, 0, labels)))
+        if low < 0 or high >= self.num_labels:
+            raise ValueError(
+                f"label {low if low < 0 else high} is out of range: the model has "
+                f"{self.num_labels} labels"
+            )
+
+
+class EncoderForSequenceClassification(_Classifier):
+    """One answer a sequence: pooled hidden states, a dense layer, tanh, and the classifier.
+
+    One label is a regression (mean squared error); several with whole-number labels are classes
+    (cross-entropy), with float labels [B, C] independent yes-or-no questions. `config.problem_type`
+    decides where it is set.
+    """
+
+    _pools = True
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Logits [B, C], and the loss if labels are given: [B], or [B, C] for several questions.
+
+        Returns SequenceClassifierOutput, or its tuple when return_dict is False. Raises ValueError
+        for labels out of range.
+        """
+        collect: list[Tensor] | None = [] if output_hidden_states else None
+        hidden = self.hidden(
+            input_ids, attention_mask, inputs_embeds=inputs_embeds, collect=collect
+        )
+        x = self.pool(hidden, attention_mask)
+        if hasattr(self, "pooler"):
+            x = self.pooler(x)
+        logits = self._classify(_ACTIVATIONS[self.config.pooler_activation](x))
+        loss = None if labels is None else self._loss(logits.float(), labels)
+        states = None if collect is None else tuple(collect)
+        output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=states)
+        return output.to_tuple() if return_dict is False else output
+
+    def _loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
+        kind: str | None = self.config.problem_type
+        if kind is None:
+            whole = not labels.is_floating_point()
+            several = "single_label_classification" if whole else "multi_label_classification"
+            kind = "regression" if self.num_labels == 1 else several
+        if kind == "regression":
+            return F.mse_loss(
+                logits_BC.squeeze(-1), labels.float().reshape(logits_BC.squeeze(-1).shape)
+            )
+        if kind == "multi_label_classification":
+            return F.binary_cross_entropy_with_logits(logits_BC, labels.float())
+        self._check_classes(labels)
+        return F.cross_entropy(logits_BC, labels.reshape(-1).long())
+
+
+class EncoderForTokenClassification(_Classifier):
+    """One answer a token: the classifier on every hidden state."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Logits [B, T, C], and the mean loss of the labels [B, T] that are not -100.
+
+        Returns TokenClassifierOutput, or its tuple when return_dict is False. Raises ValueError for
+        labels out of range.
+        """
+        collect: list[Tensor] | None = [] if output_hidden_states else None
+        hidden = self.hidden(
+            input_ids, attention_mask, inputs_embeds=inputs_embeds, collect=collect
+        )
+        logits, loss = self._classify(hidden), None
+        if labels is not None:
+            self._check_classes(labels)
+            flat = logits.float().flatten(0, 1)
+            loss = F.cross_entropy(flat, labels.reshape(-1).long(), ignore_index=IGNORE_INDEX)
+        states = None if collect is None else tuple(collect)
+        output = TokenClassifierOutput(loss=loss, logits=logits, hidden_states=states)
+        return output.to_tuple() if return_dict is False else output

@@ -1,0 +1,228 @@
+"""Encoders: embedding with positions, blocks that look both ways, final norm; no head yet.
+
+Shape suffixes: B sequences, T steps, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from nomatmul.formats.config import ModelConfig
+from nomatmul.models.attention import Attention, padding_bias, rotary_angles
+from nomatmul.models.base import TextModel
+from nomatmul.models.block import Block
+from nomatmul.models.config import EncoderConfig
+from nomatmul.models.layers import BitLinear, DenseLinear, RMSNorm
+
+
+def sinusoids(steps: int, size: int, device: torch.device | None = None) -> Tensor:
+    """float32 [steps, size]: sin(t * f_i) in even elements 2i, cos(t * f_i) in odd ones 2i + 1.
+
+    f_i = exp(-2i ln(10000) / size), all in float32 (arXiv 1706.03762, as crammed BERT has it).
+    """
+    step = -math.log(10000.0) / size
+    frequency = torch.exp(torch.arange(0, size, 2, device=device).float() * step)
+    angle = torch.arange(steps, device=device).float().unsqueeze(1) * frequency
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).reshape(steps, size)
+
+
+def check_encoder(config: ModelConfig) -> None:
+    """Raises ValueError for dials of which no encoder is built."""
+    if config.causal:
+        raise ValueError("an encoder needs causal=False; this config describes a decoder")
+    if config.token_mixer != "attention":
+        raise ValueError(
+            f"token_mixer {config.token_mixer!r} sees one direction only: an encoder needs "
+            "'attention'"
+        )
+
+
+class EncoderBase(TextModel):
+    """What all encoders share: everything but what reads the hidden states.
+
+    Tensor names are those of nomatmul's training checkpoints. `from_pretrained` reads own
+    directories and published `crammedBERT` ones. Initial weights follow the authors' code: after
+    its layers have drawn their own, a last pass makes every matrix normal with
+    `initializer_range`, biases zero, norms one and the padding token's embedding zero; that
+    includes the trees of an `fff`.
+    """
+
+    config_class = EncoderConfig
+    config: EncoderConfig
+    accepts_loss_kwargs = False
+    new_tensors: tuple[str, ...] = ()
+    """Prefixes of tensors that a checkpoint of another task may lack: they are drawn anew."""
+    spare_tensors: tuple[str, ...] = ("head.", "pooler.", "classifier.")
+    """Prefixes of tensors that a checkpoint of another task may have too many."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(config)
+        model = config.model_config
+        check_encoder(model)
+        self.model_config = model
+        self.embedding = nn.Embedding(model.vocab_size, model.hidden_size)
+        if model.positions == "sinusoidal":
+            self.position_scale = nn.Parameter(torch.full((1,), model.hidden_size**-0.5))
+        if model.embedding_norm:
+            self.embedding_norm = _norm(model)
+        self.layers = nn.ModuleList(Block(model, layer) for layer in range(model.num_layers))
+        self.final_norm = _norm(model)
+        self.gradient_checkpointing = False
+        self.dropout = 0.0
+        self._build_head(model)
+        self.post_init()
+
+    def _build_head(self, model: ModelConfig) -> None:
+        """Modules of the subclass, made before weights are drawn."""
+
+    def get_output_embeddings(self) -> nn.Module | None:  # type: ignore[override]
+        return None
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, 0.0, std)
+            if self.config.pad_token_id is not None:
+                module.weight[self.config.pad_token_id].zero_()
+        elif isinstance(module, RMSNorm | nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        elif isinstance(module, BitLinear | DenseLinear | nn.Linear):
+            nn.init.normal_(module.weight, 0.0, std)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        elif isinstance(module, EncoderBase) and hasattr(module, "position_scale"):
+            nn.init.constant_(module.position_scale, module.model_config.hidden_size**-0.5)
+
+    def set_dropout(self, share: float) -> None:
+        """Dropout in training of embeddings, attention weights and both sublayers' outputs.
+
+        0 (masked pre-training, as the authors') unless a classification model sets its
+        `hidden_dropout`. Raises ValueError outside [0, 1).
+        """
+        if not 0 <= share < 1:
+            raise ValueError(f"dropout {share!r} must lie in [0, 1)")
+        self.dropout = share
+        for module in self.modules():
+            if isinstance(module, Block | Attention):
+                module.dropout = share
+
+    def hidden(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        collect: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Final-normed hidden states [B, T, D].
+
+        attention_mask: [B, T], 0 for padding, anywhere in a row; nobody looks there. Padding takes
+        its position all the same. inputs_embeds: [B, T, D] in place of the tokens' embeddings
+        (positions are still added). collect, a list, receives the input of every block and the
+        result. Raises ValueError for ids out of range, a sequence that is empty or longer than
+        `max_position_embeddings`, or a wrong mask.
+        """
+        x = self._embed(input_ids, inputs_embeds)
+        bias = None
+        if attention_mask is not None:
+            if attention_mask.shape != x.shape[:2]:
+                raise ValueError(
+                    f"attention_mask has shape {tuple(attention_mask.shape)}, expected "
+                    f"{tuple(x.shape[:2])}"
+                )
+            bias = padding_bias(attention_mask)
+        rotary = None
+        if self.model_config.positions == "rotary":
+            steps = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
+            rotary = rotary_angles(steps, self.model_config.head_size, self.model_config.rope_theta)
+        for layer in self.layers:
+            if collect is not None:
+                collect.append(x)
+            if self.gradient_checkpointing and self.training:
+                x = self._gradient_checkpointing_func(layer.__call__, x, bias, None, rotary)
+            else:
+                x = layer(x, bias, None, rotary)
+        x = self.final_norm(x)
+        if collect is not None:
+            collect.append(x)
+        return x
+
+    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            assert input_ids is not None
+            self._check_ids(input_ids)
+            inputs_embeds = self.embedding(input_ids)
+        if inputs_embeds.dim() != 3 or inputs_embeds.shape[1] == 0:
+            raise ValueError(f"embeddings must be [B, T >= 1, D], got {tuple(inputs_embeds.shape)}")
+        x, steps = inputs_embeds, inputs_embeds.shape[1]
+        if steps > self.config.max_position_embeddings:
+            raise ValueError(
+                f"a sequence of {steps} tokens is longer than max_position_embeddings "
+                f"{self.config.max_position_embeddings}"
+            )
+        if self.model_config.positions == "sinusoidal":
+            table_TD = sinusoids(steps, x.shape[-1], x.device)
+            x = x + (self.position_scale * table_TD).to(x.dtype)
+        if self.model_config.embedding_norm:
+            x = self.embedding_norm(x)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.residual_dtype or torch.get_autocast_dtype(x.device.type))
+        return F.dropout(x, self.dropout, self.training)
+
+    def pool(self, hidden_BTD: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """[B, D] of hidden states, as the config's `pooler` says (see `EncoderHead`)."""
+        head = self.config.head
+        if head.pooler == "zero_index":
+            return hidden_BTD[:, 0]
+        if attention_mask is None or head.pool_padding:
+            if head.pooler == "avg":
+                return hidden_BTD.mean(1)
+            return hidden_BTD.amax(1) if head.pooler == "max" else hidden_BTD.logsumexp(1)
+        keep_BT1 = attention_mask.bool().unsqueeze(-1)
+        if head.pooler == "avg":
+            kept = torch.where(keep_BT1, hidden_BTD, 0.0).sum(1)
+            return kept / keep_BT1.sum(1).clamp(min=1).to(kept.dtype)
+        lowest = torch.finfo(hidden_BTD.dtype).min
+        kept = torch.where(keep_BT1, hidden_BTD, lowest)
+        return kept.amax(1) if head.pooler == "max" else kept.logsumexp(1)
+
+    def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Sentence embeddings [B, D]: the pooled hidden states, without the head's layers."""
+        return self.pool(self.hidden(input_ids, attention_mask), attention_mask)
+
+
+def _norm(config: ModelConfig) -> nn.Module:
+    if config.norm == "layer":
+        return nn.LayerNorm(config.hidden_size, config.norm_eps)
+    return RMSNorm(config.hidden_size, config.norm_eps)
+
+
+class Encoder(EncoderBase):
+    """The encoder by itself, for hidden states and sentence embeddings (`embed`)."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Hidden states, in transformers' BaseModelOutput. Token types, if given, mean nothing."""
+        collect: list[Tensor] | None = [] if output_hidden_states else None
+        x = self.hidden(input_ids, attention_mask, inputs_embeds=inputs_embeds, collect=collect)
+        states = None if collect is None else tuple(collect)
+        output = BaseModelOutput(last_hidden_state=x, hidden_states=states)
+        return output.to_tuple() if return_dict is False else output
