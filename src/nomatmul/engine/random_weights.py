@@ -13,7 +13,12 @@ from nomatmul.engine.model import LanguageModel
 from nomatmul.engine.native import native
 from nomatmul.engine.weights import Weights, allocate
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.packed_layout import check_packable, packed_matrices, packed_tensors
+from nomatmul.formats.packed_layout import (
+    active_rows,
+    check_packable,
+    packed_matrices,
+    packed_tensors,
+)
 
 
 def random_model(
@@ -66,11 +71,6 @@ def _random_on_device(
         packing=packing,
         embedding_form=embedding,
     )
-
-
-def active_rows(config: ModelConfig) -> int:
-    """Rows of an FFF that a token visits: (depth + 1) of each tree."""
-    return (config.fff_trees or 0) * ((config.fff_depth or 0) + 1)
 
 
 def _fill(weights: Weights, config: ModelConfig, packing: str, seed: int) -> None:

@@ -50,6 +50,13 @@ def fff_rows(config: ModelConfig) -> dict[str, tuple[int, int]]:
     }
 
 
+def active_rows(config: ModelConfig) -> int:
+    """Return how many rows of an FFF a token visits: depth + 1 of each tree; 0 without trees."""
+    if config.fff_trees is None or config.fff_depth is None:
+        return 0
+    return config.fff_trees * (config.fff_depth + 1)
+
+
 def packed_tensors(
     config: ModelConfig, packing: str, embedding_form: str
 ) -> dict[str, tuple[str, tuple[int, ...]]]:

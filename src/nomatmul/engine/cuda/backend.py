@@ -21,6 +21,8 @@ from nomatmul.engine.cuda.forward import Forward
 from nomatmul.engine.cuda.graphs import Graph, PromptGraph
 from nomatmul.engine.cuda.launch import UNPACK_TOKENS, Stretches
 from nomatmul.engine.cuda.nvrtc import CompileError
+from nomatmul.engine.cuda.probes import Probes
+from nomatmul.formats.packed_layout import active_rows
 
 if TYPE_CHECKING:
     from nomatmul.engine.backend import Float, Ids, Want
@@ -42,7 +44,7 @@ class DeviceState:
         self.h_LD = h_LD
 
 
-class CudaBackend:
+class CudaBackend(Probes):
     """One model on one GPU; safe to call from several threads (steps run one after another)."""
 
     name = "cuda"
@@ -74,6 +76,10 @@ class CudaBackend:
         choice = os.environ.get("NOMATMUL_DECODE", "")
         if choice not in ("", "persistent", "triton"):
             raise ValueError(f"NOMATMUL_DECODE={choice!r} is not known: use persistent or triton")
+        if self.config.channel_mixer == "fff":
+            if choice == "persistent":
+                raise ValueError("NOMATMUL_DECODE=persistent: that kernel has no channel_mixer fff")
+            return None
         if self.device.type != "cuda" or choice == "triton":
             return None
         if torch.cuda.get_device_capability(self.device) < (8, 0) and choice == "":
@@ -314,37 +320,28 @@ class CudaBackend:
             return torch.cuda.device(self.device)
         return contextlib.nullcontext()
 
-    def accumulate(self, linear: str, q_TK: np.ndarray) -> np.ndarray:
-        """Exact int32 [T, N] of int8 [T, K] and one linear layer: for tests."""
-        from nomatmul.engine.cuda import launch
-
-        place = self.weights.slot(f"{linear}.packed")
-        row_bytes = place.shape[-1]
-        quantised = launch.Quantised(1, len(q_TK), row_bytes, self.device)
-        padded = np.zeros((len(q_TK), 4 * row_bytes), np.int8)
-        padded[:, : q_TK.shape[1]] = q_TK
-        planes = padded.reshape(len(q_TK), row_bytes, 4).transpose(0, 2, 1)
-        quantised.q_CTK[0] = self._put(np.ascontiguousarray(planes).reshape(len(q_TK), -1))
-        scratch = self._scratch(len(q_TK))
-        with self._on_device():
-            return launch.product(quantised, place[None], scratch)[0].cpu().numpy()
-
 
 def scratch_bytes(config: ModelConfig) -> int:
     """Bytes of the largest piece of a matrix as int8."""
     from nomatmul.engine.cuda.weights import device_row_bytes
 
-    short, long = device_row_bytes(config.hidden_size), device_row_bytes(config.mlp_size)
-    size, inner = config.hidden_size, config.mlp_size
+    size, inner = config.hidden_size, _inner(config)
+    short, long = device_row_bytes(size), device_row_bytes(inner)
     return min(UNPACKED_BYTES, 4 * max(size * short, 2 * inner * short, size * long))
 
 
 def token_bytes(config: ModelConfig) -> int:
     """Bytes of work space that a token of a block takes at the widest place."""
-    size, inner = config.hidden_size, config.mlp_size
+    size, inner = config.hidden_size, _inner(config)
     mixer = 4 * 3 * size + 3 * size + 4 * size
-    channel = 4 * 2 * inner + inner + 2 * size
+    # a GLU's products and int8; an FFF's visited rows, their accumulators and int8
+    channel = 4 * 2 * inner + inner + 2 * size + 9 * active_rows(config)
     return 4 * size + 4 * size + max(mixer, channel)
+
+
+def _inner(config: ModelConfig) -> int:
+    """Inner size of the GLU, 0 without one."""
+    return config.mlp_size if config.channel_mixer == "glu" else 0
 
 
 def chunk_tokens(config: ModelConfig) -> int:

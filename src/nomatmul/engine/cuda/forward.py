@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nomatmul.engine.cuda import launch
+from nomatmul.engine.cuda import fff, launch
 
 if TYPE_CHECKING:
     from nomatmul.engine.cuda.weights import DeviceWeights
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Forward:
     """Launches the kernels of the general path. `flag` int32 [1] becomes 1 for values not finite.
 
-    record: None, or a dict that takes every linear's int8 inputs and accumulators (for tests).
+    record: None, or a dict that takes every linear's int8 inputs and accumulators (for tests); of
+    an FFF three pairs: (inputs, accumulators) of the walk, (rows, their int8), and of the sum.
     """
 
     def __init__(self, config: ModelConfig, weights: DeviceWeights) -> None:
@@ -43,16 +44,13 @@ class Forward:
         added = None
         for layer in range(self.config.num_layers):
             added = self.mixer(layer, x_TD, added, states_SLD, stretches, scratch)
-            if self.config.channel_mixer == "glu":
-                added = self.channel(layer, x_TD, added, scratch)
+            added = self.channel(layer, x_TD, added, scratch)
         return self._add(x_TD, added)
 
     def block(self, layer: int, x_TD: Any, states_SLD: Any, stretches: launch.Stretches) -> Any:
         """One block alone, in place on x and the states."""
         added = self.mixer(layer, x_TD, None, states_SLD, stretches, None)
-        if self.config.channel_mixer == "glu":
-            added = self.channel(layer, x_TD, added, None)
-        return self._add(x_TD, added)
+        return self._add(x_TD, self.channel(layer, x_TD, added, None))
 
     def mixer(
         self, layer: int, x_TD: Any, added: Any, states_SLD: Any, stretches: launch.Stretches,
@@ -84,7 +82,36 @@ class Forward:
     def channel(
         self, layer: int, x_TD: Any, added: Any, scratch: Any
     ) -> tuple[Any, Any, float]:  # fmt: skip
-        """GLU of one layer, as `mixer`."""
+        """The channel mixer of one layer, as `mixer`; without one, `added` is still to be added."""
+        if self.config.channel_mixer == "glu":
+            return self._glu(layer, x_TD, added, scratch)
+        if self.config.channel_mixer == "fff":
+            return self._fff(layer, x_TD, added)
+        return added
+
+    def _fff(self, layer: int, x_TD: Any, added: Any) -> tuple[Any, Any, float]:
+        config, stack, beta = self.config, self.weights.stack, self.weights.beta
+        assert config.fff_trees is not None
+        assert config.fff_depth is not None
+        rows_V2R, name = stack["rows"][layer], f"layers.{layer}.channel.rows"
+        inputs = launch.residual_norm(
+            x_TD, added, stack["channel_norm"][layer], config.norm_eps,
+            stack["norm_in"][layer][None], config.linear_norm_eps, rows_V2R.shape[-1], self.flag,
+        )  # fmt: skip
+        rows_TA, acc_TA = fff.walk(inputs, rows_V2R, config.fff_trees, config.fff_depth)
+        q_TA, step_1T = fff.hidden(
+            acc_TA, rows_TA, inputs.step_CT, beta[f"{name}.in"], stack["norm_out"][layer],
+            config.linear_norm_eps, self.flag,
+        )  # fmt: skip
+        acc_TD = fff.combine(q_TA, rows_TA, rows_V2R, config.hidden_size)
+        self._note(f"{name}.in", inputs.q_CTK[0], acc_TA)
+        self._note(f"{name}.path", rows_TA, q_TA)
+        self._note(f"{name}.out", q_TA, acc_TD)
+        return acc_TD, step_1T, beta[f"{name}.out"]
+
+    def _glu(
+        self, layer: int, x_TD: Any, added: Any, scratch: Any
+    ) -> tuple[Any, Any, float]:  # fmt: skip
         config, stack, beta = self.config, self.weights.stack, self.weights.beta
         at = f"layers.{layer}.channel"
         inputs = launch.residual_norm(

@@ -74,6 +74,19 @@ def _root(x, eps, SIZE: tl.constexpr):
 
 
 @triton.jit
+def _to_int8(z):
+    """(int8 values of a row, their step, 0 or NaN where a value is not finite)."""
+    bad = tl.sum(z * 0.0, axis=0)  # 0 * inf and 0 * NaN are NaN
+    absmax = tl.maximum(tl.max(tl.abs(z), axis=0), 1e-5)
+    limit = tl.full((), 127.0, tl.float32)
+    v = z * tl.div_rn(limit, absmax)
+    # half away from zero: with the float below 0.5, 0.49999997 stays 0 and 0.5 becomes 1
+    whole = (v + tl.where(v < 0.0, -0.49999997, 0.49999997)).to(tl.int32)
+    whole = tl.minimum(tl.maximum(whole, -128), 127)
+    return whole.to(tl.int8), tl.div_rn(absmax, limit), bad
+
+
+@triton.jit
 def _emit(y, eps, w2_ptr, q_ptr, step_ptr, flag_ptr, t, tokens, e, inside, C: tl.constexpr,
           D: tl.constexpr, RB: tl.constexpr):  # fmt: skip
     """Norm and int8 values of one row for each of C linears; padding gets zeros."""
@@ -82,17 +95,11 @@ def _emit(y, eps, w2_ptr, q_ptr, step_ptr, flag_ptr, t, tokens, e, inside, C: tl
     place = (e % 4) * RB + e // 4
     for c in tl.static_range(C):
         z = base * tl.load(w2_ptr + c * D + e, mask=inside, other=0.0)
-        bad = tl.sum(z * 0.0, axis=0)  # 0 * inf and 0 * NaN are NaN
-        absmax = tl.maximum(tl.max(tl.abs(z), axis=0), 1e-5)
-        scale = tl.div_rn(tl.full((), 127.0, tl.float32), absmax)
-        v = z * scale
-        # half away from zero: with the float below 0.5, 0.49999997 stays 0 and 0.5 becomes 1
-        whole = (v + tl.where(v < 0.0, -0.49999997, 0.49999997)).to(tl.int32)
-        whole = tl.minimum(tl.maximum(whole, -128), 127)
+        whole, step, bad = _to_int8(z)
         row = c * tokens + t
         at = q_ptr + row.to(tl.int64) * (4 * RB) + place
-        tl.store(at, whole.to(tl.int8), mask=e < 4 * RB)
-        tl.store(step_ptr + row, tl.div_rn(absmax, tl.full((), 127.0, tl.float32)))
+        tl.store(at, whole, mask=e < 4 * RB)
+        tl.store(step_ptr + row, step)
         tl.store(flag_ptr, 1, mask=bad != 0.0)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from nomatmul.formats.names import linear_shapes
+from nomatmul.formats.packed_layout import active_rows, fff_rows
 from nomatmul.formats.packing import row_bytes
 
 if TYPE_CHECKING:
@@ -54,6 +55,12 @@ def shapes(config: ModelConfig, embedding_form: str) -> dict[str, tuple[tuple[in
     }
     if embedding_form == "int8":
         table["embedding_scale"] = ((config.vocab_size,), f32)
+    if config.channel_mixer == "fff":
+        rows = config.tree_rows
+        table["rows"] = ((layers, rows, 2, short), u8)
+        table["channel_norm"] = ((layers, size), f32)
+        table["norm_in"] = ((layers, size), f32)
+        table["norm_out"] = ((layers, rows), f32)
     if config.channel_mixer == "glu":
         table["gate"] = ((layers, 1, 2 * inner, short), u8)
         table["down"] = ((layers, 1, size, long), u8)
@@ -107,6 +114,8 @@ class DeviceWeights:
         rest = ".".join(parts[2:] if parts[0] == "layers" else parts)
         rest = rest.replace("mixer.", "").replace("channel.", "").replace("_proj", "")
         linear, _, what = rest.partition(".")
+        if linear in ("rows", "norm_in", "norm_out"):
+            return self.stack[linear][layer]
         if what in ("packed", "norm.weight"):
             stack = linear if what == "packed" else f"{linear}_norm"
             if linear in ("i", "f", "g"):
@@ -114,23 +123,29 @@ class DeviceWeights:
             return self.stack[stack][layer, 0]
         return self.stack["bound" if rest == "lower_bound" else linear][layer]
 
-    def put(self, name: str, array: np.ndarray, packing: str, columns: int | None) -> None:
-        """Copy a tensor as the file holds it (bfloat16 as uint16 bits) to its place."""
+    def put(self, name: str, array: np.ndarray, matrix: tuple[int, str] | None) -> None:
+        """Copy a tensor as the file holds it (bfloat16 as uint16 bits) to its place.
+
+        matrix: (columns, packing) of packed rows, None for all else.
+        """
         if name.endswith(".scale") and not name.startswith("embedding."):
-            self.beta[name[: -len(".scale")]] = float(array[0])
+            ends = ("",) if len(array) == 1 else (".in", ".out")  # an FFF has two scales
+            for end, value in zip(ends, array, strict=True):
+                self.beta[name.removesuffix(".scale") + end] = float(value)
             return
         place = self.slot(name)
-        if columns is None:
+        if matrix is None:
             host = torch.from_numpy(array.view(np.int16) if array.dtype == np.uint16 else array)
             place.copy_(host.view(place.dtype).reshape(place.shape))
             return
+        columns, packing = matrix
         for start in range(0, len(array), _BLOCK_ROWS):
             rows = torch.from_numpy(array[start : start + _BLOCK_ROWS]).to(self.device)
             if packing == "1.6bit":
                 rows = two_bits(rows, columns)
             part = place[start : start + len(rows)]
-            part[:, : rows.shape[1]] = rows
-            part[:, rows.shape[1] :] = _ZEROS
+            part[..., : rows.shape[-1]] = rows
+            part[..., rows.shape[-1] :] = _ZEROS
 
 
 def two_bits(rows: torch.Tensor, columns: int) -> torch.Tensor:
@@ -157,14 +172,13 @@ def read_weights(reader: PackedReader, device: Any, verify: bool = True) -> Devi
     from nomatmul.engine.weights import DTYPES
 
     weights = DeviceWeights(reader.config, reader.embedding_form, device)
-    columns = {f"{name}.packed": k for name, (_, k) in linear_shapes(reader.config).items()}
     check = _verifier()
     for name, info in reader.infos.items():
         array = np.empty(info.shape, DTYPES[info.dtype])
         reader.read_into(name, array.reshape(-1))
         if verify:
             check(reader, name, array)
-        weights.put(name, array, reader.packing, columns.get(name))
+        weights.put(name, array, reader.matrices.get(name))
     return weights
 
 
@@ -190,8 +204,9 @@ def random_weights(
     for name, tensor in weights.stack.items():
         if tensor.dtype == torch.uint8:
             columns = inner if name == "down" else config.hidden_size
-            for matrix in tensor.flatten(0, 1):
-                _random_codes(matrix, columns, random)
+            stacks = tensor if name == "rows" else tensor.flatten(0, 1)
+            for matrix in stacks:
+                _random_codes(matrix.view(-1, matrix.shape[-1]), columns, random)
         elif tensor.dtype == torch.int8:
             tensor.random_(-127, 128, generator=random)
         elif name == "embedding_scale":
@@ -204,8 +219,16 @@ def random_weights(
         else:
             tensor.normal_(1.0, 0.1, generator=random)
     for name, (_, columns) in linear_shapes(config).items():
-        weights.beta[name] = float(np.float32(1 / math.sqrt(columns * 2 / 3)))
+        weights.beta[name] = _even(columns)
+    for name, (_, columns) in fff_rows(config).items():
+        weights.beta[f"{name}.in"] = _even(columns)
+        weights.beta[f"{name}.out"] = _even(active_rows(config))
     return weights
+
+
+def _even(terms: int) -> float:
+    """The scale that keeps a sum of so many random ternary terms near 1."""
+    return float(np.float32(1 / math.sqrt(terms * 2 / 3)))
 
 
 def _random_codes(matrix: torch.Tensor, columns: int, random: torch.Generator) -> None:
