@@ -16,7 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from nomatmul.formats.config import ModelConfig
 from nomatmul.models.attention import Attention
-from nomatmul.models.layers import FFN, GLU, BitLinear, RMSNorm
+from nomatmul.models.fff import FFF
+from nomatmul.models.fff_leaf import LeafFFF
+from nomatmul.models.layers import FFN, GLU, BitLinear, make_norm
 from nomatmul.models.mlgru import MLGRU
 from nomatmul.ops import choose, fused
 
@@ -59,22 +61,30 @@ def make_token_mixer(config: ModelConfig, layer: int) -> MLGRU | Attention:
     )
 
 
-def make_channel_mixer(config: ModelConfig) -> GLU | FFN | None:
-    """The channel mixer that the dials name, None for "none".
-
-    Raises ValueError for "fff", which this version does not train.
-    """
-    if config.channel_mixer == "none":
+def make_channel_mixer(config: ModelConfig, layer: int) -> GLU | FFN | FFF | LeafFFF | None:
+    """The channel mixer of this layer that the dials name, None for "none"."""
+    kind = config.channel_of(layer)
+    size, linear, eps = config.hidden_size, config.linear, config.linear_norm_eps
+    if kind == "glu":
+        return GLU(size, config.mlp_size, linear=linear, eps=eps)
+    if kind == "ffn":
+        return FFN(size, config.mlp_size, linear=linear, eps=eps, activation=config.activation)
+    if kind == "none":
         return None
-    if config.channel_mixer == "fff":
-        raise ValueError(
-            "channel_mixer 'fff' is not supported by the torch model of this version; "
-            "use 'glu', 'ffn' or 'none'"
-        )
-    kind = GLU if config.channel_mixer == "glu" else FFN
-    return kind(
-        config.hidden_size, config.mlp_size, linear=config.linear, eps=config.linear_norm_eps
-    )
+    assert config.fff_trees is not None
+    assert config.fff_depth is not None
+    options: dict[str, Any] = {
+        "trees": config.fff_trees,
+        "depth": config.fff_depth,
+        "linear": linear,
+        "activation": config.activation,
+        "bias": config.fff_bias,
+        "master_width": config.fff_master_width,
+        "eps": eps,
+    }
+    if config.fff_leaf_width is not None:
+        return LeafFFF(size, leaf_width=config.fff_leaf_width, **options)
+    return FFF(size, **options)
 
 
 class Block(nn.Module):
@@ -83,13 +93,13 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.mixer_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mixer_norm = make_norm(config.hidden_size, config.norm, config.norm_eps)
         self.mixer = make_token_mixer(config, layer)
-        self.channel = make_channel_mixer(config)
+        self.channel = make_channel_mixer(config, layer)
         if self.channel is not None:
-            self.channel_norm = RMSNorm(config.hidden_size, config.norm_eps)
+            self.channel_norm = make_norm(config.hidden_size, config.norm, config.norm_eps)
         self.recompute = "none"
-        ternary = config.linear == "ternary"
+        ternary = config.linear == "ternary" and config.norm == "rms"
         self._fusable_mixer = ternary and isinstance(self.mixer, MLGRU)
         self._fusable_channel = ternary and isinstance(self.channel, GLU)
 
@@ -109,7 +119,7 @@ class Block(nn.Module):
         plain = attention_mask is None and cache is None and not watched(self)
         fuse = plain and self._fusable_mixer and fused_wanted(x)
         saving = self.training and torch.is_grad_enabled() and cache is None
-        if saving and self.recompute == "block" and not (fuse and self._fusable_channel):
+        if saving and self.recompute == "block" and not fuse:
             arguments = (x, attention_mask, lower_bound, rotary)
             return checkpoint(self._mix, *arguments, use_reentrant=False)
         if fuse:
@@ -120,7 +130,7 @@ class Block(nn.Module):
             return x
         if fuse and self._fusable_channel:
             return self._fused_channel(x)
-        if saving and self.recompute == "mlp":
+        if saving and self.recompute != "none":
             return checkpoint(self._channel_mixer, x, use_reentrant=False)
         return self._channel_mixer(x)
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nomatmul.ops.activations import activate, check_activation
 from nomatmul.ops.bitlinear import bit_linear, new_slot, root_mean_square
 
 XAVIER_GAIN = 2**-2.5
@@ -33,6 +34,30 @@ class RMSNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+class LayerNorm(nn.LayerNorm):
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis, in float32.
+
+    float64 stays float64; the result has x's dtype (autocast does not lower it).
+    """
+
+    def __init__(self, size: int, eps: float = 1e-12) -> None:
+        super().__init__(size, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+        weight, bias = self.weight.to(kind), self.bias.to(kind)
+        return F.layer_norm(x.to(kind), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
+def make_norm(size: int, kind: str = "rms", eps: float = 1e-6) -> RMSNorm | LayerNorm:
+    """The norm that the dial `norm` names: "rms" or "layer". Raises ValueError for another."""
+    if kind == "rms":
+        return RMSNorm(size, eps)
+    if kind == "layer":
+        return LayerNorm(size, eps)
+    raise ValueError(f"norm {kind!r} is not known: use 'rms' or 'layer'")
 
 
 class BitLinear(nn.Module):
@@ -122,7 +147,10 @@ class GLU(nn.Module):
 
 
 class FFN(nn.Module):
-    """down(gelu(up(x))), BERT's feed-forward layer; [..., D] -> [..., D]."""
+    """down(activation(up(x))), BERT's feed-forward layer; [..., D] -> [..., out_size].
+
+    activation: "gelu" (the exact form), "silu" or "relu". out_size: None for D.
+    """
 
     def __init__(
         self,
@@ -131,11 +159,15 @@ class FFN(nn.Module):
         *,
         linear: str = "ternary",
         eps: float = 1e-6,
+        activation: str = "gelu",
+        out_size: int | None = None,
     ) -> None:
         super().__init__()
+        check_activation(activation)
+        self.activation = activation
         self.up_proj = make_linear(hidden_size, intermediate_size, linear, eps)
-        self.down_proj = make_linear(intermediate_size, hidden_size, linear, eps)
+        self.down_proj = make_linear(intermediate_size, out_size or hidden_size, linear, eps)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.up_proj(x)
-        return self.down_proj(F.gelu(y)).to(y.dtype)
+        return self.down_proj(activate(y, self.activation)).to(y.dtype)

@@ -22,21 +22,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nomatmul.ops.activations import ACTIVATIONS, activate, check_activation
 from nomatmul.ops.fff import masked
 from nomatmul.ops.fff.operators import check_logits, combine_op, fff_op, walk_op
-from nomatmul.ops.fff.surrogate import (
-    ACTIVATIONS,
-    activate,
-    activate_routed,
-    check_activation,
-    route_factor,
-)
+from nomatmul.ops.fff.surrogate import activate_routed, route_factor
 
 __all__ = [
     "ACTIVATIONS",
     "IMPLEMENTATIONS",
+    "MAX_DEPTH",
+    "MAX_ROWS",
     "activate",
     "activate_routed",
+    "check_activation",
     "combine",
     "fff",
     "route_factor",
@@ -45,6 +43,7 @@ __all__ = [
 
 IMPLEMENTATIONS = ("naive", "masked", "triton", "native")
 MAX_DEPTH = 24
+MAX_ROWS = (1 << 31) - 1  # rows are int32
 
 
 def _check(

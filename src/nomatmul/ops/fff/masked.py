@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nomatmul.ops.activations import activate
 from nomatmul.ops.fff.naive import child_rows, roots, wide
-from nomatmul.ops.fff.surrogate import activate, route_factor
+from nomatmul.ops.fff.surrogate import route_factor
 
 
 def all_logits(x_NK: Tensor, w_in_VK: Tensor, bias_V: Tensor | None) -> Tensor:

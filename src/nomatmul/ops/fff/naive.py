@@ -75,7 +75,8 @@ def walk(
     x = wide(x_NK)
     first_T = roots(trees, depth, x.device)
     rows_NT = first_T.expand(len(x), trees)
-    logits, rows = [], []
+    logits: list[Tensor] = []
+    rows: list[Tensor] = []
     for level in range(depth + 1):
         if level:
             rows_NT = child_rows(rows_NT, first_T, logits[-1] > 0)

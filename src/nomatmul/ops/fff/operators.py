@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from nomatmul.ops import choose
+from nomatmul.ops.activations import activate
 from nomatmul.ops.fff import naive
-from nomatmul.ops.fff.surrogate import activate, activate_backward
+from nomatmul.ops.fff.surrogate import activate_backward
 
 _FAST = "nomatmul.ops.fff.triton"
 _NATIVE = "nomatmul.ops.fff.native"
