@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nomatmul.formats import published
+from nomatmul.formats import encoder, published, published_encoder
 from nomatmul.formats.config import ModelConfig, read_json_object
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.names import tensor_shapes
@@ -30,8 +30,9 @@ _BLOCK_ELEMENTS = 1 << 22
 class Checkpoint:
     """A model on disk, seen through our own names.
 
-    `kind` is "published", "training" or "packed"; `config` a ModelConfig. Tensors of a packed
-    directory are named as stored there (see docs/formats.md) and `packed` holds its reader.
+    `kind` is "published", "training" or "packed"; `config` a ModelConfig; `reading` says what an
+    encoder is for, None for decoders and packed directories. Tensors of a packed directory are
+    named as stored there (see docs/formats.md) and `packed` holds its reader.
     """
 
     def __init__(
@@ -41,15 +42,19 @@ class Checkpoint:
         config: ModelConfig,
         source: TensorSource | None,
         packed: PackedReader | None = None,
+        reading: encoder.EncoderReading | None = None,
     ) -> None:
         self.directory = directory
         self.kind = kind
         self.config = config
         self.packed = packed
+        self.reading = reading
         self._source = source
         self._stored_names: dict[str, str] = {}
         if source is not None:
             self._shapes = tensor_shapes(config)
+            if reading is not None:
+                self._shapes = encoder.with_classifier(self._shapes, config, reading)
             self._map_names(source)
         else:
             assert packed is not None
@@ -57,8 +62,12 @@ class Checkpoint:
 
     def _map_names(self, source: TensorSource) -> None:
         """Pair our names with the stored ones; refuse what is missing, extra or misshapen."""
+        decoder = self.kind == "published" and self.reading is None
+        translate = published.published_name if decoder else str
+        if self.kind == "published" and self.reading is not None:
+            source = published_encoder.EncoderSource(source, self.config, self._shapes)
+            self._source = source
         stored = source.shapes()
-        translate = published.published_name if self.kind == "published" else str
         self._stored_names = {name: translate(name) for name in self._shapes}
         tied_head = translate("head.weight")
         for name, other in self._stored_names.items():
@@ -73,7 +82,7 @@ class Checkpoint:
         if self.config.tie_embeddings and tied_head in extra:
             self._check_tied(source, tied_head)
             extra.discard(tied_head)
-        if self.kind == "published" and not self.config.use_lower_bound:
+        if decoder and not self.config.use_lower_bound:
             extra.discard("model.lower_bounds")  # the authors' code ignores it as well
         if extra:
             raise FormatError(f"{self.directory} holds the unknown tensor {min(extra)!r}")
@@ -147,18 +156,8 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
             raise FormatError(f"{directory}: unknown format {values['format']!r}")
         reader = PackedReader(directory)
         return Checkpoint(directory, "packed", reader.config, None, reader)
-    model_type = values.get("model_type")
     try:
-        if model_type == published.MODEL_TYPE:
-            config, kind = published.config_from_published(values), "published"
-        elif model_type == TRAINING_MODEL_TYPE:
-            config, kind = config_from_training(values), "training"
-        else:
-            raise FormatError(
-                f"model_type {model_type!r} is unknown; legal are {TRAINING_MODEL_TYPE!r},"
-                f" {published.MODEL_TYPE!r} and packed directories"
-            )
-        return Checkpoint(directory, kind, config, open_source(directory))
+        return _open_unpacked(directory, values)
     except FormatError as error:
         if str(directory) in str(error):
             raise
@@ -167,19 +166,40 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
         raise FormatError(f"{directory}: {error}") from None
 
 
+def _open_unpacked(directory: Path, values: dict[str, Any]) -> Checkpoint:
+    model_type, reading = values.get("model_type"), None
+    if model_type == published.MODEL_TYPE:
+        config, kind = published.config_from_published(values), "published"
+    elif model_type == published_encoder.MODEL_TYPE:
+        config, head = published_encoder.encoder_from_published(values)
+        reading, kind = encoder.reading_of(values, head), "published"
+    elif model_type == TRAINING_MODEL_TYPE:
+        config, kind = config_from_training(values), "training"
+    elif model_type == encoder.ENCODER_MODEL_TYPE:
+        config, kind = config_from_training(values), "training"
+        reading = encoder.reading_of(values, encoder.EncoderHead.of(values))
+    else:
+        raise FormatError(
+            f"model_type {model_type!r} is unknown; legal are {TRAINING_MODEL_TYPE!r},"
+            f" {encoder.ENCODER_MODEL_TYPE!r}, {published.MODEL_TYPE!r},"
+            f" {published_encoder.MODEL_TYPE!r} and packed directories"
+        )
+    return Checkpoint(directory, kind, config, open_source(directory), reading=reading)
+
+
 def config_from_training(values: dict[str, Any]) -> ModelConfig:
     """Translate the config.json of our own training checkpoint.
 
-    It holds the fields of ModelConfig, "model_type": "nomatmul", and whatever harmless keys
-    the Hugging Face classes add. Raises ValueError naming an unknown key or an illegal value.
+    It holds the fields of ModelConfig, "model_type": "nomatmul" or "nomatmul-encoder", and
+    whatever harmless keys the Hugging Face classes add. Raises ValueError naming an unknown key or
+    an illegal value.
     """
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
-    kept = {
-        key: value
-        for key, value in values.items()
-        if key in fields
-        or key not in {"model_type", "tie_word_embeddings", *published.HARMLESS_KEYS}
-    }
+    dropped = {"model_type", "tie_word_embeddings", *published.HARMLESS_KEYS}
+    if values.get("model_type") == encoder.ENCODER_MODEL_TYPE:
+        dropped |= {"num_labels", *encoder.HEAD_FIELDS}
+        values = {**encoder.ENCODER_DEFAULTS, **values}
+    kept = {key: value for key, value in values.items() if key in fields or key not in dropped}
     tied = values.get("tie_word_embeddings")
     if tied is not None and tied != kept.setdefault("tie_embeddings", tied):
         raise ValueError(

@@ -12,6 +12,7 @@ from nomatmul.formats.config import ModelConfig
 ENCODER_MODEL_TYPE = "nomatmul-encoder"
 TASKS = ("masked", "sequence", "token")
 POOLERS = ("avg", "zero_index", "max", "lse")
+MAX_LABELS = 1 << 20
 POOLER_ACTIVATIONS = ("tanh", "gelu", "relu", "silu")
 
 # What a config.json of ours that leaves a field out means; crammed BERT (arXiv 2212.14034).
@@ -39,6 +40,8 @@ TASK_OF_CLASS = {
     "MaskedLM": "masked",
     "EncoderForSequenceClassification": "sequence",
     "EncoderForTokenClassification": "token",
+    "Encoder": "masked",
+    "ScriptableLM": "masked",
     "ScriptableLMForPreTraining": "masked",
     "ScriptableLMForSequenceClassification": "sequence",
     "ScriptableLMForTokenClassification": "token",
@@ -93,14 +96,60 @@ class EncoderHead:
 HEAD_FIELDS = tuple(field.name for field in dataclasses.fields(EncoderHead))
 
 
-def classifier_shapes(
-    config: ModelConfig, head: EncoderHead, task: str, labels: int
+@dataclass(frozen=True)
+class EncoderReading:
+    """What an encoder's checkpoint is for.
+
+    task is "masked", "sequence" or "token"; head describes the classification head, also where it
+    is still to be trained; labels are the classes' names, empty for task "masked".
+    """
+
+    task: str
+    head: EncoderHead
+    labels: tuple[str, ...]
+
+
+def reading_of(values: dict[str, Any], head: EncoderHead) -> EncoderReading:
+    """Read from a config.json what the encoder is for. Raises ValueError for an unknown class."""
+    names = values.get("architectures") or ["MaskedLM"]
+    if not isinstance(names, list) or len(names) != 1 or names[0] not in TASK_OF_CLASS:
+        raise ValueError(
+            f"architectures {names!r} is unknown; legal is one of {', '.join(TASK_OF_CLASS)}"
+        )
+    task = TASK_OF_CLASS[names[0]]
+    return EncoderReading(task, head, () if task == "masked" else _labels(values))
+
+
+def _labels(values: dict[str, Any]) -> tuple[str, ...]:
+    """The classes' names: of `id2label`, else "LABEL_0" and so on as transformers names them."""
+    names = values.get("id2label")
+    if isinstance(names, dict) and names:
+        try:
+            found = {int(key): str(name) for key, name in names.items()}
+        except ValueError:
+            raise ValueError(f"id2label {names!r} must map numbers to names") from None
+        if sorted(found) != list(range(len(found))):
+            raise ValueError(f"id2label {names!r} must name the labels 0..{len(found) - 1}")
+        return tuple(found[label] for label in range(len(found)))
+    arch = values.get("arch")
+    count = values.get("num_labels", arch.get("num_labels") if isinstance(arch, dict) else None)
+    if count is None:
+        count = 2  # transformers' default, which it does not write
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= MAX_LABELS:
+        raise ValueError(f"num_labels {count!r} must be a whole number in 1..{MAX_LABELS}")
+    return tuple(f"LABEL_{label}" for label in range(count))
+
+
+def with_classifier(
+    shapes: dict[str, tuple[int, ...]], config: ModelConfig, reading: EncoderReading
 ) -> dict[str, tuple[int, ...]]:
-    """Return {tensor name: shape} of a classification head; nothing for task "masked"."""
-    if task == "masked":
-        return {}
-    size, shapes = config.hidden_size, dict[str, tuple[int, ...]]()
-    if task == "sequence" and head.pooler_size is not None:
-        shapes = {"pooler.weight": (head.pooler_size, size), "pooler.bias": (head.pooler_size,)}
-        size = head.pooler_size
-    return {**shapes, "classifier.weight": (labels, size), "classifier.bias": (labels,)}
+    """{tensor name: shape} of an encoder for its task, from that of the masked model."""
+    if reading.task == "masked":
+        return shapes
+    kept = {name: shape for name, shape in shapes.items() if not name.startswith("head.")}
+    size, wide = config.hidden_size, reading.head.pooler_size
+    if reading.task == "sequence" and wide is not None:
+        kept |= {"pooler.weight": (wide, size), "pooler.bias": (wide,)}
+        size = wide
+    labels = len(reading.labels)
+    return {**kept, "classifier.weight": (labels, size), "classifier.bias": (labels,)}

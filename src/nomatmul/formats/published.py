@@ -74,7 +74,7 @@ def config_from_published(values: dict[str, Any]) -> ModelConfig:
     if unknown:
         raise FormatError(f"unknown published config key {', '.join(map(repr, unknown))}")
     for key, legal in _ONLY_VALUES.items():
-        if key in values and not _is_one_of(values[key], legal):
+        if key in values and not is_one_of(values[key], legal):
             choices = " or ".join(map(repr, legal))
             raise FormatError(f"{key} {values[key]!r} is not supported; it must be {choices}")
     return _translate({**_DEFAULTS, **{k: v for k, v in values.items() if k in _DEFAULTS}})
@@ -119,7 +119,7 @@ def _token_id(value: Any) -> Any:
     return None if value == -1 else value
 
 
-def _is_one_of(value: Any, legal: tuple[Any, ...]) -> bool:
+def is_one_of(value: Any, legal: tuple[Any, ...]) -> bool:
     return any(
         value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in legal
     )

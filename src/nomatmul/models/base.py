@@ -37,6 +37,10 @@ class TextModel(PreTrainedModel):
     layers: nn.ModuleList
     head: BitLinear | DenseLinear
     _tokenizer: Any = None
+    new_tensors: tuple[str, ...] = ()
+    """Prefixes of tensors that a checkpoint of another task may lack: they are drawn anew."""
+    spare_tensors: tuple[str, ...] = ()
+    """Prefixes of tensors that a checkpoint of another task may have too many."""
 
     residual_dtype: torch.dtype | None = None
     """Type of the residual stream under autocast: None for autocast's own, or torch.float32.

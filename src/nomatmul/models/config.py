@@ -128,9 +128,9 @@ class PublishedEncoderConfig(EncoderConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Translate a published config.json. Raises ValueError for options not supported."""
-        from nomatmul.formats.crammed import translate_config
+        from nomatmul.formats.published_encoder import encoder_from_published
 
-        config, head = translate_config(config_dict)
+        config, head = encoder_from_published(config_dict)
         translated = {name: getattr(config, name) for name in _FIELDS}
         translated |= {name: getattr(head, name) for name in HEAD_FIELDS}
         for key in ("dtype", "torch_dtype", "id2label", "label2id", "problem_type"):

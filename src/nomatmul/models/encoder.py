@@ -56,10 +56,6 @@ class EncoderBase(TextModel):
     config_class = EncoderConfig
     config: EncoderConfig
     accepts_loss_kwargs = False
-    new_tensors: tuple[str, ...] = ()
-    """Prefixes of tensors that a checkpoint of another task may lack: they are drawn anew."""
-    spare_tensors: tuple[str, ...] = ("head.", "pooler.", "classifier.")
-    """Prefixes of tensors that a checkpoint of another task may have too many."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
@@ -210,6 +206,8 @@ def _norm(config: ModelConfig) -> nn.Module:
 
 class Encoder(EncoderBase):
     """The encoder by itself, for hidden states and sentence embeddings (`embed`)."""
+
+    spare_tensors = ("head.", "pooler.", "classifier.")
 
     def forward(
         self,

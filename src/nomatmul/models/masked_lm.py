@@ -24,7 +24,6 @@ class MaskedLM(EncoderBase):
     In training only the tokens that are to be guessed go through the head.
     """
 
-    spare_tensors = ()
     _tied_weights_keys = {"head.weight": "embedding.weight"}  # noqa: RUF012 (transformers' form)
 
     def _build_head(self, model: ModelConfig) -> None:

@@ -1,0 +1,324 @@
+"""The published `crammedBERT` checkpoints (UltraFastBERT, arXiv 2311.10770): config and tensors.
+
+Facts follow the authors' code. Its attention keeps q, k and v of one head side by side, its
+feed-forward trees store the output matrix with a column a node, `intermed_size` of an "fff" is the
+number of trees and `intermed_depth` their depth in decisions.
+
+Legend: D hidden size, H heads, E = D / H, V rows of all trees.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.encoder import EncoderHead
+from nomatmul.formats.errors import FormatError
+from nomatmul.formats.published import HARMLESS_KEYS, is_one_of
+from nomatmul.formats.weights import TensorSource
+
+MODEL_TYPE = "crammedBERT"
+
+# Option (a dot for each level of nesting) -> the values under which the model is the one that we
+# compute. All are below "arch".
+_ONLY_VALUES: dict[str, tuple[Any, ...]] = {
+    "architectures": (["ScriptableCrammedBERT"],),
+    "norm": ("LayerNorm",),
+    "norm_scheme": ("pre",),
+    "tie_weights": (True,),
+    "decoder_bias": (False,),
+    "objective_layout": ("MLM",),
+    "loss": ("cross-entropy",),
+    "ffn_layer_frequency": (1,),
+    "skip_head_transform": (True,),
+    "use_bias": (False,),
+    "final_norm": (True,),
+    "attention.type": ("self-attention",),
+    "attention.causal_attention": (False,),
+    "attention.qkv_bias": (False,),
+    "attention.rotary_embedding": (False,),
+    "attention.sequence_op": ("torch-softmax",),
+    "attention.skip_output_projection": (False,),
+}
+_POSITIONS = {"scaled-sinusoidal": "sinusoidal", None: "none", "none": "none"}
+_NONLINEARITIES = {
+    "GELU": ("ffn", "gelu"),
+    "SiLU": ("ffn", "silu"),
+    "ReLU": ("ffn", "relu"),
+    "SiLUglu": ("glu", "gelu"),  # a glu always has silu; "gelu" is the idle default
+}
+_REQUIRED = (
+    "hidden_size",
+    "num_transformer_layers",
+    "intermed_size",
+    "nonlin",
+    "norm_eps",
+    "embedding.vocab_size",
+    "embedding.embedding_dim",
+    "embedding.max_seq_length",
+    "embedding.pos_embedding",
+    "embedding.normalization",
+    "attention.num_attention_heads",
+)
+# Read, or without effect on what the forward pass computes in float32.
+_OTHER = frozenset(
+    """
+    attention.dropout_prob attention.high_level_fusion attention.low_level_fusion
+    attention.seq_op_in_fp32 classification_head.classifier_dropout classification_head.head_dim
+    classification_head.include_ff_layer classification_head.nonlin classification_head.pooler
+    embedding.dropout_prob embedding.pad_token_id embedding.stable_low_precision hidden_dropout_prob
+    init.std init.type intermed_depth intermed_type num_labels sparse_prediction
+    """.split()  # noqa: SIM905 - a list of these would be three times as long
+)
+
+
+def encoder_from_published(values: dict[str, Any]) -> tuple[ModelConfig, EncoderHead]:
+    """Translate the dict of a published config.json.
+
+    Raises FormatError naming the option for one that we do not compute, an unknown key or an
+    illegal value.
+    """
+    if values.get("model_type") != MODEL_TYPE:
+        raise FormatError(
+            f"model_type {values.get('model_type')!r} is not the published {MODEL_TYPE!r}"
+        )
+    top = {"arch", "model_type", "tie_word_embeddings", "pad_token_id", "bos_token_id"}
+    unknown = sorted(set(values) - top - {"eos_token_id"} - HARMLESS_KEYS)
+    if unknown:
+        raise FormatError(f"unknown published config key {', '.join(map(repr, unknown))}")
+    if not isinstance(values.get("arch"), dict):
+        raise FormatError("a published crammedBERT config needs the object 'arch'")
+    arch = _flat(values["arch"])
+    known = {*_ONLY_VALUES, *_REQUIRED, *_OTHER}
+    unknown = sorted(key for key in arch if key not in known)
+    if unknown:
+        raise FormatError(f"unknown published config key 'arch.{unknown[0]}'")
+    for key, legal in _ONLY_VALUES.items():
+        if key in arch and not is_one_of(arch[key], legal):
+            choices = " or ".join(map(repr, legal))
+            raise FormatError(f"arch.{key} {arch[key]!r} is not supported; it must be {choices}")
+    missing = [key for key in _REQUIRED if key not in arch]
+    if missing:
+        raise FormatError(f"the published config lacks 'arch.{missing[0]}'")
+    try:
+        trained = values.get("architectures") == ["ScriptableLMForSequenceClassification"]
+        return _model(arch, values), _head(arch, pool_padding=trained)
+    except FormatError:
+        raise
+    except ValueError as error:
+        raise FormatError(f"published config: {error}") from None
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _model(arch: dict[str, Any], values: dict[str, Any]) -> ModelConfig:
+    hidden, positions = arch["hidden_size"], arch["embedding.pos_embedding"]
+    if arch["embedding.embedding_dim"] != hidden:
+        raise FormatError(
+            f"arch.embedding.embedding_dim {arch['embedding.embedding_dim']!r} is not supported; "
+            f"it must be hidden_size {hidden!r}"
+        )
+    if positions not in _POSITIONS:
+        raise FormatError(
+            f"arch.embedding.pos_embedding {positions!r} is not supported; it must be "
+            "'scaled-sinusoidal' or null"
+        )
+    std = arch.get("init.std", 0.02) if arch.get("init.type", "normal") == "normal" else 0.02
+    return ModelConfig(
+        vocab_size=arch["embedding.vocab_size"],
+        hidden_size=hidden,
+        num_layers=arch["num_transformer_layers"],
+        token_mixer="attention",
+        linear="dense",
+        causal=False,
+        num_heads=arch["attention.num_attention_heads"],
+        max_position_embeddings=arch["embedding.max_seq_length"],
+        norm="layer",
+        norm_eps=arch["norm_eps"],
+        positions=_POSITIONS[positions],
+        embedding_norm=arch["embedding.normalization"],
+        tie_embeddings=True,
+        initializer_range=std,
+        pad_token_id=arch.get("embedding.pad_token_id"),
+        bos_token_id=values.get("bos_token_id"),
+        eos_token_id=values.get("eos_token_id"),
+        **_channel(arch),
+    )
+
+
+def _channel(arch: dict[str, Any]) -> dict[str, Any]:
+    kind, nonlinearity, size = (
+        arch.get("intermed_type", "ff"),
+        arch["nonlin"],
+        arch["intermed_size"],
+    )
+    if nonlinearity not in _NONLINEARITIES:
+        choices = ", ".join(map(repr, _NONLINEARITIES))
+        raise FormatError(f"arch.nonlin {nonlinearity!r} is not supported; it must be {choices}")
+    mixer, activation = _NONLINEARITIES[nonlinearity]
+    if kind == "fff":
+        if mixer == "glu":
+            raise FormatError(f"arch.nonlin {nonlinearity!r} is not supported in an 'fff'")
+        return {
+            "channel_mixer": "fff",
+            "activation": activation,
+            "fff_trees": size,
+            "fff_depth": arch.get("intermed_depth"),
+            "fff_bias": True,
+        }
+    if kind != "ff":
+        raise FormatError(f"arch.intermed_type {kind!r} is not supported; it must be 'ff' or 'fff'")
+    if mixer == "glu":
+        if not isinstance(size, int) or size % 2:
+            raise FormatError(f"arch.intermed_size {size!r} of a glu must be an even number")
+        size //= 2  # the authors count gate and up together
+    return {"channel_mixer": mixer, "activation": activation, "intermediate_size": size}
+
+
+def _head(arch: dict[str, Any], pool_padding: bool) -> EncoderHead:
+    """The authors' code pools over padding too: a classifier that it has trained expects that."""
+    prefix = "classification_head."
+    wide = arch.get(f"{prefix}include_ff_layer", True)
+    nonlinearity = str(arch.get(f"{prefix}nonlin", "Tanh")).removesuffix("glu").lower()
+    return EncoderHead(
+        pooler=arch.get(f"{prefix}pooler", "avg"),
+        pooler_size=arch.get(f"{prefix}head_dim", 1024) if wide else None,
+        pooler_activation=nonlinearity,
+        pool_padding=pool_padding,
+        hidden_dropout=arch.get("hidden_dropout_prob", 0.1),
+        classifier_dropout=arch.get(f"{prefix}classifier_dropout", 0.1),
+    )
+
+
+_OUTER = {
+    "embedding.weight": "encoder.embedding.word_embedding.weight",
+    "position_scale": "encoder.embedding.pos_embedding.scale_factor",
+    "embedding_norm": "encoder.embedding.norm",
+    "final_norm": "encoder.final_norm",
+    "pooler": "pooler.dense",
+    "classifier": "head",
+}
+_INNER = {
+    "mixer_norm": "norm1",
+    "channel_norm": "norm2",
+    "mixer.q_proj": "attn.self_attention.query_key_value",
+    "mixer.k_proj": "attn.self_attention.query_key_value",
+    "mixer.v_proj": "attn.self_attention.query_key_value",
+    "mixer.o_proj": "attn.dense",
+    "channel.up_proj": "ffn.dense_in",
+    "channel.gate_proj": "ffn.dense_in",
+    "channel.down_proj": "ffn.dense_out",
+    "channel.w_in": "ffn.linear_in.weight",
+    "channel.bias": "ffn.linear_in.bias",
+    "channel.w_out": "ffn.linear_out.weight",
+}
+_TIED = "decoder.weight"
+_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
+
+
+def published_encoder_name(name: str) -> str:
+    """Return the stored tensor in which our tensor `name` lies.
+
+    "layers.3.mixer.k_proj.weight" -> "encoder.layers.3.attn.self_attention.query_key_value.weight".
+    """
+    match = _LAYER.fullmatch(name)
+    table, start, rest = (
+        (_INNER, f"encoder.layers.{match[1]}.", match[2]) if match else (_OUTER, "", name)
+    )
+    if rest in table:
+        return start + table[rest]
+    stem, _, leaf = rest.rpartition(".")
+    assert stem in table, f"no published name for {name!r}"
+    return f"{start}{table[stem]}.{leaf}"
+
+
+class EncoderSource:
+    """A published encoder's tensors under our names, cut and turned as our layers want them.
+
+    `expected` gives our names and shapes. Raises FormatError for tensors that are missing,
+    misshapen or unknown, and for a tied head that differs from the embedding.
+    """
+
+    def __init__(
+        self, stored: TensorSource, config: ModelConfig, expected: dict[str, tuple[int, ...]]
+    ) -> None:
+        self._stored, self._config, self._expected = stored, config, expected
+        shapes = stored.shapes()
+        # The authors' bare encoder (AutoModel) has no "encoder." before its names.
+        bare = "embedding.word_embedding.weight" in shapes
+        self._names = {
+            name: published_encoder_name(name).removeprefix("encoder." if bare else "")
+            for name in expected
+        }
+        for name, other in self._names.items():
+            if other not in shapes:
+                raise FormatError(f"the tensor {other!r} is missing")
+            wanted = self._stored_shape(name)
+            if shapes[other] != wanted:
+                raise FormatError(
+                    f"{other!r} has shape {list(shapes[other])}, the config asks for {list(wanted)}"
+                )
+        extra = set(shapes) - set(self._names.values())
+        for name in sorted(extra):
+            if name.endswith(".self_attention.norm_factor"):
+                self._check_factor(name)
+            elif name == _TIED:
+                self._check_tied()
+            else:
+                raise FormatError(f"the tensor {name!r} is unknown")
+
+    def _stored_shape(self, name: str) -> tuple[int, ...]:
+        shape = self._expected[name]
+        if _part(name) is not None:
+            return (3 * shape[0], *shape[1:])
+        return shape[::-1] if name.endswith(".w_out") else shape
+
+    def _check_factor(self, name: str) -> None:
+        """The scale of attention scores is a stored constant; ours is computed."""
+        value = float(np.asarray(self._stored.read(name)).reshape(-1)[0])
+        wanted = 1 / math.sqrt(self._config.head_size)
+        if not math.isclose(value, wanted, rel_tol=2**-7):  # as close as bfloat16 holds it
+            raise FormatError(f"{name!r} is {value:.6g}; the number of heads asks for {wanted:.6g}")
+
+    def _check_tied(self) -> None:
+        if not np.array_equal(
+            self._stored.read(_TIED), self._stored.read(self._names["embedding.weight"])
+        ):
+            raise FormatError(f"{_TIED!r} differs from the embedding, to which the head is tied")
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return dict(self._expected)
+
+    def read(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
+        other, part = self._names[name], _part(name)
+        if part is None and not name.endswith((".w_out", ".gate_proj.weight")):
+            return self._stored.read(other, rows)
+        values = self._stored.read(other)
+        if part is not None:
+            heads, size = self._config.num_heads, self._config.head_size
+            values = values.reshape(heads, 3, size, -1)[:, part].reshape(heads * size, -1)
+        elif name.endswith(".w_out"):
+            values = values.T
+        else:  # theirs is up, then gate
+            values = np.concatenate(np.split(values, 2)[::-1])
+        return np.ascontiguousarray(values if rows is None else values[rows])
+
+
+def _part(name: str) -> int | None:
+    """Which third of a head's rows of query_key_value a tensor of ours is, None for others."""
+    match = re.search(r"\.mixer\.([qkv])_proj\.weight$", name)
+    return "qkv".index(match[1]) if match else None
