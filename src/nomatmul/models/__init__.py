@@ -11,13 +11,16 @@ from nomatmul.models.classifiers import (
 )
 from nomatmul.models.config import CausalLMConfig, EncoderConfig
 from nomatmul.models.encoder import Encoder
-from nomatmul.models.layers import FFN, GLU, BitLinear, DenseLinear, RMSNorm
+from nomatmul.models.fff import FFF, FFFTraining, auxiliary_loss, set_fff_training
+from nomatmul.models.fff_leaf import LeafFFF
+from nomatmul.models.layers import FFN, GLU, BitLinear, DenseLinear, LayerNorm, RMSNorm
 from nomatmul.models.masked_lm import MaskedLM
 from nomatmul.models.mlgru import MLGRU
 
 register()
 
 __all__ = [
+    "FFF",
     "FFN",
     "GLU",
     "MLGRU",
@@ -31,7 +34,12 @@ __all__ = [
     "EncoderConfig",
     "EncoderForSequenceClassification",
     "EncoderForTokenClassification",
+    "FFFTraining",
+    "LayerNorm",
+    "LeafFFF",
     "MaskedLM",
     "RMSNorm",
     "RecurrentCache",
+    "auxiliary_loss",
+    "set_fff_training",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nomatmul.models.block import RECOMPUTE, Block, fused_wanted, watched
+from nomatmul.models.fff import FFFTraining, auxiliary_loss, set_fff_training
 from nomatmul.models.layers import BitLinear, DenseLinear
 from nomatmul.models.loading import load_pretrained, save_tokenizer
 from nomatmul.ops.loss import chunked_cross_entropy, linear_cross_entropy
@@ -115,6 +116,14 @@ class TextModel(PreTrainedModel):
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Block)
             layer.recompute = mode if layers is None or index < layers else "none"
+
+    def set_fff_training(self, plan: FFFTraining) -> None:
+        """How the FFF layers train from now on; nothing changes in a model without them."""
+        set_fff_training(self, plan)
+
+    def auxiliary_loss(self) -> Tensor:
+        """The weighted auxiliary losses of the last forward pass, a scalar; see `models.fff`."""
+        return auxiliary_loss(self)
 
     # -- inputs and the head's loss -------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -88,7 +89,12 @@ def make_channel_mixer(config: ModelConfig, layer: int) -> GLU | FFN | FFF | Lea
 
 
 class Block(nn.Module):
-    """A token mixer and a channel mixer, each behind a norm and added to the residual stream."""
+    """A token mixer and a channel mixer, each behind a norm and added to the residual stream.
+
+    `dropout` is applied in training to what each of them adds.
+    """
+
+    dropout: float = 0.0
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -117,7 +123,8 @@ class Block(nn.Module):
         a RecurrentCache or a transformers Cache, changed in place.
         """
         plain = attention_mask is None and cache is None and not watched(self)
-        fuse = plain and self._fusable_mixer and fused_wanted(x)
+        dropped = self.training and self.dropout > 0
+        fuse = plain and self._fusable_mixer and not dropped and fused_wanted(x)
         saving = self.training and torch.is_grad_enabled() and cache is None
         if saving and self.recompute == "block" and not fuse:
             arguments = (x, attention_mask, lower_bound, rotary)
@@ -160,11 +167,11 @@ class Block(nn.Module):
                 cache.states[self.layer] = last
         else:
             mixed = self.mixer(y, attention_mask, rotary, cache)
-        return x + mixed
+        return x + F.dropout(mixed, self.dropout, self.training)
 
     def _channel_mixer(self, x: Tensor) -> Tensor:
         assert self.channel is not None
-        return x + self.channel(self.channel_norm(x))
+        return x + F.dropout(self.channel(self.channel_norm(x)), self.dropout, self.training)
 
     def _fused_mixer(self, x: Tensor, lower_bound: Tensor | None) -> Tensor:
         mixer = self.mixer

@@ -20,14 +20,18 @@ from nomatmul.models.base import TextModel
 from nomatmul.models.block import Block
 from nomatmul.models.cache import RecurrentCache
 from nomatmul.models.config import CausalLMConfig
+from nomatmul.models.fff import FFF
+from nomatmul.models.fff_leaf import LeafFFF
 from nomatmul.models.layers import (
     FFN,
     GLU,
     XAVIER_GAIN,
     BitLinear,
     DenseLinear,
+    LayerNorm,
     RMSNorm,
     make_linear,
+    make_norm,
 )
 
 _LOGPROB_CHUNK = 512
@@ -54,7 +58,8 @@ class CausalLM(TextModel, GenerationMixin):
     normal with `initializer_range`; their loop over "o_proj.weight" and "down_proj.weight" sees
     names relative to each sub-module and so takes effect once, on the channel mixer's
     `down_proj`, which is divided by sqrt(2 L). Attention (the Transformer++ twin) is normal with
-    `o_proj` divided by sqrt(2 L), as in GPT-2. Lower bounds start at zero, norms at one.
+    `o_proj` divided by sqrt(2 L), as in GPT-2. Trees are normal, too, as in the authors' whole
+    models (2311.10770). Lower bounds and biases start at zero, norms at one.
     """
 
     config_class = CausalLMConfig
@@ -67,12 +72,16 @@ class CausalLM(TextModel, GenerationMixin):
         model = config.model_config
         if not model.causal:
             raise ValueError("CausalLM needs causal=True; this config describes an encoder")
+        if model.positions == "sinusoidal":
+            raise ValueError("CausalLM has positions 'rotary' or 'none', not 'sinusoidal'")
         self.model_config = model
         self.embedding = nn.Embedding(model.vocab_size, model.hidden_size)
         if model.token_mixer == "mlgru" and model.use_lower_bound:
             self.lower_bounds = nn.Parameter(torch.zeros(model.num_layers, model.hidden_size))
+        if model.embedding_norm:
+            self.embedding_norm = make_norm(model.hidden_size, model.norm, model.norm_eps)
         self.layers = nn.ModuleList(Block(model, layer) for layer in range(model.num_layers))
-        self.final_norm = RMSNorm(model.hidden_size, model.norm_eps)
+        self.final_norm = make_norm(model.hidden_size, model.norm, model.norm_eps)
         self.head = make_linear(
             model.hidden_size, model.vocab_size, model.linear, model.linear_norm_eps
         )
@@ -96,6 +105,8 @@ class CausalLM(TextModel, GenerationMixin):
         residual_std = std / math.sqrt(2 * self.config.num_layers)
         self.head.initial_std = std
         for module in self.modules():
+            if isinstance(module, FFF | LeafFFF):
+                module.initial_std = std
             if not isinstance(module, Attention | GLU | FFN):
                 continue
             for name, linear in module.named_children():
@@ -109,6 +120,8 @@ class CausalLM(TextModel, GenerationMixin):
             nn.init.normal_(module.weight, 0.0, self.config.initializer_range)
         elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
+        elif isinstance(module, LayerNorm | FFF | LeafFFF):
+            module.reset_parameters()
         elif isinstance(module, BitLinear | DenseLinear):
             if module.initial_std is None:
                 nn.init.xavier_uniform_(module.weight, gain=XAVIER_GAIN)
@@ -167,6 +180,8 @@ class CausalLM(TextModel, GenerationMixin):
                 inputs_embeds = inputs_embeds.to(kind)
         if inputs_embeds.dim() != 3 or inputs_embeds.shape[1] == 0:
             raise ValueError(f"embeddings must be [B, T >= 1, D], got {tuple(inputs_embeds.shape)}")
+        if hasattr(self, "embedding_norm"):
+            inputs_embeds = self.embedding_norm(inputs_embeds)
         return inputs_embeds
 
     def _positions(
@@ -189,6 +204,8 @@ class CausalLM(TextModel, GenerationMixin):
         if mask_BS is None and past:
             mask_BS = torch.ones(batch, past + new, device=x.device)
         bias = None if mask_BS is None else attention_bias(mask_BS, new)
+        if self.config.positions != "rotary":
+            return bias, None
         head_size = self.config.hidden_size // self.config.num_heads
         return bias, rotary_angles(position_ids, head_size, self.config.rope_theta)
 

@@ -18,6 +18,8 @@ from nomatmul.models.attention import Attention, padding_bias, rotary_angles
 from nomatmul.models.base import TextModel
 from nomatmul.models.block import Block
 from nomatmul.models.config import EncoderConfig
+from nomatmul.models.fff import FFF
+from nomatmul.models.fff_leaf import LeafFFF
 from nomatmul.models.layers import BitLinear, DenseLinear, RMSNorm
 
 
@@ -95,6 +97,9 @@ class EncoderBase(TextModel):
             nn.init.normal_(module.weight, 0.0, std)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        elif isinstance(module, FFF | LeafFFF):
+            module.initial_std = std
+            module.reset_parameters()
         elif isinstance(module, EncoderBase) and hasattr(module, "position_scale"):
             nn.init.constant_(module.position_scale, module.model_config.hidden_size**-0.5)
 

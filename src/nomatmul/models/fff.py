@@ -310,14 +310,15 @@ def set_fff_training(model: nn.Module, plan: FFFTraining) -> int:
     return len(layers)
 
 
-def auxiliary_loss(model: nn.Module) -> Tensor | None:
-    """The weighted auxiliary losses of the last forward pass of every FFF layer, summed.
+def auxiliary_loss(model: nn.Module) -> Tensor:
+    """The weighted auxiliary losses of the last forward pass of every FFF layer, summed; a scalar.
 
-    None if no layer has one. They are taken away, so that nothing stale is added twice.
+    They are taken away, so that nothing stale is added twice; zero if no layer has one.
     """
-    total = None
-    for module in model.modules():
-        if isinstance(module, TreeLayer) and module.auxiliary is not None:
-            part, module.auxiliary = module.auxiliary, None
-            total = part if total is None else total + part
-    return total
+    layers = [module for module in model.modules() if isinstance(module, TreeLayer)]
+    losses = [layer.auxiliary for layer in layers if layer.auxiliary is not None]
+    for layer in layers:
+        layer.auxiliary = None
+    if not losses:
+        return torch.zeros((), device=next(model.parameters()).device)
+    return torch.stack(losses).sum()

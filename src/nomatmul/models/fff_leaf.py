@@ -55,6 +55,7 @@ class LeafFFF(TreeLayer):
     """
 
     initial_std: float | None = None  # set by models: normal weights instead of the authors' own
+    one_leaf = False  # in training too
 
     def __init__(
         self,
@@ -122,6 +123,9 @@ class LeafFFF(TreeLayer):
         if self.hardness is None:
             self.hardness = torch.zeros((), device=self._device())
         self.hardness.fill_(plan.hardness)
+        # decided here, not in `forward`: a compiled model would see a new number at every step
+        extra = plan.balance or plan.hardening or plan.region_leak
+        self.one_leaf = plan.hardness >= 1 and not extra
 
     def _counted(self) -> int:
         return self.leaf_in.shape[0]
@@ -283,9 +287,8 @@ class LeafFFF(TreeLayer):
         flat = x.reshape(-1, x.shape[-1])
         if flat.shape[-1] != self.hidden:
             raise ValueError(f"FFF: x must be [..., {self.hidden}], got {tuple(x.shape)}")
-        plan, kind = self.training_plan, result_type(flat)
-        extra = plan.balance or plan.hardening or plan.region_leak
-        soft = self.training and (plan.hardness < 1 or bool(extra))
+        kind = result_type(flat)
+        soft = self.training and not self.one_leaf
         self.auxiliary = None
         with torch.autocast(x.device.type, enabled=False):
             y = self._soft(flat.to(kind)) if soft else self._hard(flat.to(kind))
