@@ -1,0 +1,270 @@
+// nomatmul._native.encoder: the encoder's kernels over numpy arrays, spread over threads. Every
+// shape is checked here; long calls run without the GIL.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernel_bindings.h"
+#include "kernels/encoder_ops.h"
+#include "kernels/kernels.h"
+#include "thread_pool.h"
+
+namespace nb = nanobind;
+using nb::literals::operator""_a;
+
+namespace nomatmul {
+
+const EncoderKernels* encoder_kernels(const char* isa) {
+#if defined(NOMATMUL_HAVE_AVX512VNNI)
+  if (std::strcmp(isa, "avx512vnni") == 0 || std::strcmp(isa, "amx") == 0) {
+    return &kAvx512VnniEncoder;
+  }
+#endif
+#if defined(NOMATMUL_HAVE_AVX2)
+  if (std::strcmp(isa, "avx2") == 0) return &kAvx2Encoder;
+#endif
+  (void)isa;
+  return &kScalarEncoder;
+}
+
+namespace {
+
+using Table = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using ConstTable = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Offsets = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Flags = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Weights = nb::ndarray<const int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Panels = nb::ndarray<const int8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+constexpr int kRowChunk = 96;  // tokens of one task of a product: their int16 fit a core's L2
+
+void require(bool good, const char* message) {
+  if (!good) throw std::invalid_argument(message);
+}
+
+struct Isa {
+  const Kernels* core;
+  const EncoderKernels* encoder;
+};
+
+Isa find(const std::optional<std::string>& isa) {
+  std::string error;
+  const Kernels* core = isa ? kernels_for(isa->c_str()) : best_kernels(&error);
+  if (core == nullptr) {
+    if (isa) error = "isa \"" + *isa + "\" is not available here";
+    throw std::invalid_argument(error);
+  }
+  return {core, encoder_kernels(core->name)};
+}
+
+// Pools by size, made when first asked for. A pool serves one caller at a time: a second one
+// works alone. In a forked child the workers do not exist, so it starts afresh.
+class Pools {
+ public:
+  template <class F>
+  void run(int threads, int tasks, F&& fn) {
+    if (threads <= 1 || tasks <= 1) {
+      for (int task = 0; task < tasks; ++task) fn(task, 0);
+      return;
+    }
+    std::unique_lock<std::mutex> lock(*mutex_, std::try_to_lock);
+    if (!lock.owns_lock()) {
+      for (int task = 0; task < tasks; ++task) fn(task, 0);
+      return;
+    }
+    std::unique_ptr<ThreadPool>& pool = pools_[threads];
+    if (pool == nullptr) pool = std::make_unique<ThreadPool>(threads);
+    pool->run(tasks, fn);
+  }
+
+  void own_process() {  // with the GIL held
+    if (getpid() == owner_) return;
+    for (auto& [threads, pool] : pools_) ThreadPool::abandon(std::move(pool));
+    pools_.clear();
+    (void)mutex_.release();
+    mutex_.reset(new std::mutex);
+    owner_ = getpid();
+  }
+
+ private:
+  std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();
+  std::map<int, std::unique_ptr<ThreadPool>> pools_;
+  pid_t owner_ = getpid();
+};
+
+Pools& pools() {
+  static Pools* const instance = new Pools;  // never destroyed: threads may outlive statics
+  instance->own_process();
+  return *instance;
+}
+
+int checked_threads(int threads) {
+  require(threads >= 1 && threads <= 1024, "threads must lie in 1..1024");
+  return threads;
+}
+
+void add_norm(Table x, std::optional<ConstTable> delta, Vector weight, std::optional<Vector> bias,
+              float eps, Table out, int threads, std::optional<std::string> isa) {
+  const int rows = static_cast<int>(x.shape(0)), d = static_cast<int>(x.shape(1));
+  require(d >= 1 && out.shape(0) == x.shape(0) && out.shape(1) == x.shape(1), "out is like x");
+  require(!delta || (delta->shape(0) == x.shape(0) && delta->shape(1) == x.shape(1)),
+          "delta is like x");
+  require(weight.shape(0) == x.shape(1), "weight has a value for each column of x");
+  require(!bias || bias->shape(0) == x.shape(1), "bias has a value for each column of x");
+  require(out.data() != x.data(), "out must not be x");
+  const EncoderKernels* kernels = find(isa).encoder;
+  Pools& pool = pools();
+  std::atomic<bool> finite{true};
+  {
+    const float* add = delta ? delta->data() : nullptr;
+    const float* shift = bias ? bias->data() : nullptr;
+    nb::gil_scoped_release release;
+    const int step = 32, tasks = (rows + step - 1) / step;
+    pool.run(checked_threads(threads), tasks, [&](int task, int) {
+      for (int t = task * step; t < std::min(rows, (task + 1) * step); ++t) {
+        const size_t at = static_cast<size_t>(t) * d;
+        if (!kernels->add_norm(x.data() + at, add != nullptr ? add + at : nullptr, weight.data(),
+                               shift, eps, d, out.data() + at)) {
+          finite = false;
+        }
+      }
+    });
+  }
+  if (!finite) throw std::invalid_argument("a value inside the model is not finite");
+}
+
+void activate(Table x, const std::string& kind, int threads, std::optional<std::string> isa) {
+  const EncoderKernels* kernels = find(isa).encoder;
+  void (*fn)(float*, size_t) = kind == "gelu"   ? kernels->gelu
+                               : kind == "silu" ? kernels->silu
+                               : kind == "relu" ? kernels->relu
+                                                : nullptr;
+  require(fn != nullptr, "the activation is gelu, silu or relu");
+  Pools& pool = pools();
+  nb::gil_scoped_release release;
+  const size_t count = x.size(), step = 1 << 14;
+  pool.run(checked_threads(threads), static_cast<int>((count + step - 1) / step),
+           [&](int task, int) { fn(x.data() + task * step, std::min(step, count - task * step)); });
+}
+
+void attention(ConstTable qkv, Offsets offsets, std::optional<Flags> seen, int heads, Table out,
+               int threads, std::optional<std::string> isa) {
+  const size_t n = out.shape(0), d = out.shape(1);
+  require(heads >= 1 && d >= 1 && d % heads == 0, "heads divide the columns of out");
+  require(qkv.shape(0) == n && qkv.shape(1) == 3 * d, "qkv is [tokens, 3 * columns of out]");
+  require(!seen || seen->shape(0) == n, "seen has a value for each token");
+  require(offsets.shape(0) >= 1 && offsets.data()[0] == 0, "offsets begin with 0");
+  const int sequences = static_cast<int>(offsets.shape(0)) - 1;
+  const int64_t* at = offsets.data();
+  int64_t longest = 0;
+  for (int b = 0; b < sequences; ++b) {
+    require(at[b + 1] > at[b], "offsets rise: no sequence is empty");
+    longest = std::max(longest, at[b + 1] - at[b]);
+  }
+  require(static_cast<size_t>(at[sequences]) == n && longest < (1 << 24), "offsets end at tokens");
+  const EncoderKernels* kernels = find(isa).encoder;
+  const int e = static_cast<int>(d) / heads, count = checked_threads(threads);
+  Pools& pool = pools();
+  nb::gil_scoped_release release;
+  const size_t floats = kernels->attention_scratch(static_cast<int>(longest), e);
+  std::vector<float> scratch(floats * std::min(count, std::max(1, sequences * heads)));
+  pool.run(std::min(count, sequences * heads), sequences * heads, [&](int task, int thread) {
+    const int64_t first = at[task / heads];
+    const size_t column = static_cast<size_t>(task % heads) * e;
+    const float* q = qkv.data() + first * 3 * d + column;
+    kernels->attention(q, q + d, q + 2 * d, 3 * d, seen ? seen->data() + first : nullptr,
+                       static_cast<int>(at[task / heads + 1] - first), e,
+                       scratch.data() + thread * floats, out.data() + first * d + column, d);
+  });
+}
+
+nb::ndarray<nb::numpy, int8_t> panels_of(Weights weight, std::optional<std::string> isa) {
+  const size_t m = weight.shape(0), k = weight.shape(1);
+  require(m >= 1 && k >= 1, "a weight has rows and columns");
+  const size_t columns = find(isa).encoder->columns;
+  const size_t pairs = (k + 1) / 2, count = (m + columns - 1) / columns;
+  int8_t* data = new int8_t[count * pairs * 2 * columns]();
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<int8_t*>(p); });
+  const int8_t* from = weight.data();
+  for (size_t j = 0; j < m; ++j) {
+    int8_t* panel = data + j / columns * pairs * 2 * columns + j % columns * 2;
+    for (size_t i = 0; i < k; ++i) panel[i / 2 * 2 * columns + i % 2] = from[j * k + i];
+  }
+  return nb::ndarray<nb::numpy, int8_t>(data, {count * pairs * 2 * columns}, owner);
+}
+
+// q = the absmax quantiser of docs/numerics.md by token; out = x W^T through int32.
+void linear_int8(ConstTable x, Panels panels, Vector row_scale, Table out, int threads,
+                 std::optional<std::string> isa) {
+  const Isa found = find(isa);
+  const int rows = static_cast<int>(x.shape(0)), k = static_cast<int>(x.shape(1));
+  const int m = static_cast<int>(out.shape(1)), columns = found.encoder->columns;
+  require(out.shape(0) == x.shape(0) && row_scale.shape(0) == out.shape(1), "out is [n, m]");
+  // 127 * 127 * k must not leave int32
+  require(k >= 1 && k <= 131072 && m >= 1, "a weight has 1 to 131072 columns");
+  const size_t ldq = static_cast<size_t>(k + 1) / 2 * 2;
+  const int count = (m + columns - 1) / columns;
+  require(panels.shape(0) == static_cast<size_t>(count) * ldq * columns, "panels do not fit");
+  Pools& pool = pools();
+  std::atomic<bool> finite{true};
+  {
+    nb::gil_scoped_release release;
+    const int workers = checked_threads(threads);
+    std::vector<int16_t> q(ldq * rows);
+    std::vector<float> step(rows);
+    const std::vector<float> ones(k, 1.0f);
+    const int chunks = (rows + kRowChunk - 1) / kRowChunk;
+    pool.run(workers, (rows + 15) / 16, [&](int task, int) {
+      std::vector<int8_t> narrow(k);
+      for (int t = task * 16; t < std::min(rows, task * 16 + 16); ++t) {
+        step[t] = found.core->scale_quantize(x.data() + static_cast<size_t>(t) * k, ones.data(), k,
+                                             narrow.data());
+        if (!std::isfinite(step[t])) finite = false;
+        std::copy(narrow.begin(), narrow.end(), q.begin() + t * ldq);
+      }
+    });
+    const int groups = workers == 1 ? 1 : std::min(count, std::max(1, 8 * workers / chunks));
+    pool.run(workers, chunks * groups, [&](int task, int) {
+      const int t = task / groups * kRowChunk, group = task % groups;
+      found.encoder->product(q.data() + t * ldq, ldq, std::min(kRowChunk, rows - t), k,
+                             panels.data(), count * group / groups, count * (group + 1) / groups, m,
+                             row_scale.data(), step.data() + t,
+                             out.data() + static_cast<size_t>(t) * m, m);
+    });
+  }
+  if (!finite) throw std::invalid_argument("a value inside the model is not finite");
+}
+
+}  // namespace
+
+void bind_encoder(nb::module_& parent) {
+  nb::module_ m = parent.def_submodule("encoder", "Steps of the encoder engine");
+  m.def("add_norm", &add_norm, "x"_a, "delta"_a.none(), "weight"_a, "bias"_a.none(), "eps"_a,
+        "out"_a, "threads"_a = 1, "isa"_a = nb::none(),
+        "x += delta; out = layer norm of x (with a bias) or RMS norm (without).");
+  m.def("activate", &activate, "x"_a, "kind"_a, "threads"_a = 1, "isa"_a = nb::none(),
+        "x = gelu, silu or relu of x.");
+  m.def("attention", &attention, "qkv"_a, "offsets"_a, "seen"_a.none(), "heads"_a, "out"_a,
+        "threads"_a = 1, "isa"_a = nb::none(),
+        "out = softmax(q k^T / sqrt(e)) v of each sequence offsets[b]..offsets[b + 1].");
+  m.def("panels", &panels_of, "weight"_a, "isa"_a = nb::none(),
+        "An int8 matrix [m, k] in the layout that linear_int8 reads.");
+  m.def("linear_int8", &linear_int8, "x"_a, "panels"_a, "row_scale"_a, "out"_a, "threads"_a = 1,
+        "isa"_a = nb::none(), "out = x W^T, x quantised to int8 by token, sums exact.");
+}
+
+}  // namespace nomatmul
