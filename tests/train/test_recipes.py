@@ -12,7 +12,7 @@ from nomatmul.train.config import FREE_FIELDS, differences
 OPTIONS = """
 recipe model sequence_length batch_size micro_batch_size batch_ramp steps time_limit seed
 learning_rate schedule warmup_steps final_rate beta1 beta2 epsilon weight_decay clip_norm z_loss
-mask_share fff_balance fff_hardening fff_region_leak fff_route_gradient fff_soft_share
+mask_share fff_balance fff_hardening fff_region_leak fff_route_gradient fff_hard_at
 precision compile
 deterministic recompute loss_chunks valid_fraction log_interval eval_interval
 eval_tokens sample_interval sample_tokens sample_prompt diagnostics_interval checkpoint_interval
@@ -171,8 +171,8 @@ def test_attention_cannot_be_longer_than_its_positions(config: TrainConfig) -> N
         (["mask_share=1"], "mask_share 1.0 must be in"),
         (["mask_share=0.001"], "mask_share 0.001 of sequence_length 64 masks no token"),
         (["sequence_length=65"], "sequence_length 65 is above model.max_position_embeddings 64"),
-        (["loss_chunks=5"], "loss_chunks 5 must divide masked tokens x micro_batch_size (512)"),
-        (["fff_soft_share=2"], "fff_soft_share 2.0 must be at most 1"),
+        (["loss_chunks=5"], "loss_chunks 5 must divide masked tokens x micro_batch_size (256)"),
+        (["fff_hard_at=2"], "fff_hard_at 2.0 must be at most 1"),
         (["model.fff_depth=-1"], "fff_depth -1 is out of range"),
         (["model.fff_trees=0"], "fff_trees 0 is out of range"),
     ],

@@ -23,13 +23,8 @@ RECOMPUTES = ("auto", "none", "mlp", "block")
 # a run may go on with other values on another machine.
 MACHINE_FIELDS = frozenset({"micro_batch_size", "recompute", "loss_chunks"})
 
-FFF_FIELDS = (
-    "fff_balance",
-    "fff_hardening",
-    "fff_region_leak",
-    "fff_route_gradient",
-    "fff_soft_share",
-)
+LEAF_FIELDS = ("fff_hardening", "fff_region_leak", "fff_hard_at")
+FFF_FIELDS = ("fff_balance", "fff_route_gradient", *LEAF_FIELDS)
 
 # Fields that change what is printed and kept, never what is learnt: free to differ on a resume.
 FREE_FIELDS = MACHINE_FIELDS | frozenset(
@@ -78,11 +73,11 @@ class TrainConfig:
     z_loss: float = 0.0  # weight of the mean squared log-partition, which keeps logits small
     mask_share: float = 0.25  # encoders: share of each sequence that is to be guessed
     # fast feedforward layers, in training only
-    fff_balance: float = 0.0  # weight of the loss for unequal use of the two sides of each node
+    fff_balance: float = 0.0  # weight of the loss for unequal use of the sides of each decision
     fff_hardening: float = 0.0  # leaf form: weight of the entropy of the nodes' decisions
     fff_region_leak: float = 0.0  # leaf form: share of decisions whose sides are swapped
-    fff_route_gradient: bool = False  # let the gradient reach the decisions of the node form
-    fff_soft_share: float = 0.0  # share of the run in which decisions are soft
+    fff_route_gradient: bool = False  # let the gradient reach hard decisions
+    fff_hard_at: float = 0.0  # leaf form: share of the run after which one leaf serves; 0: never
     # execution
     precision: str = "auto"
     compile: str = "auto"  # auto (on CUDA), graph, on, off, or a torch.compile mode
@@ -114,7 +109,7 @@ class TrainConfig:
         for name in (
             "time_limit", "seed", "warmup_steps", "final_rate", "weight_decay", "clip_norm",
             "z_loss", "batch_ramp", "fff_balance", "fff_hardening", "fff_region_leak",
-            "fff_soft_share",
+            "fff_hard_at",
             "eval_interval", "eval_tokens", "sample_interval", "sample_tokens",
             "diagnostics_interval", "checkpoint_interval", "checkpoint_seconds",
         ):  # fmt: skip
@@ -125,7 +120,7 @@ class TrainConfig:
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ValueError(f"{name} {value} must be in [0, 1)")
-        for name in ("batch_ramp", "fff_region_leak", "fff_soft_share"):
+        for name in ("batch_ramp", "fff_region_leak", "fff_hard_at"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be at most 1")
         if self.batch_size % self.micro_batch_size:
@@ -144,13 +139,7 @@ class TrainConfig:
     def _check_against_model(self) -> None:
         if not self.model.causal:
             self._check_masking()
-        if self.model.channel_mixer != "fff":
-            set_ = [name for name in FFF_FIELDS if getattr(self, name)]
-            if set_:
-                raise ValueError(
-                    f"{set_[0]} {getattr(self, set_[0])} belongs to fast feedforward layers, but "
-                    f"model.channel_mixer is {self.model.channel_mixer!r}"
-                )
+        self._check_trees()
         limit = self.model.max_position_embeddings
         if self.model.token_mixer == "attention" and self.sequence_length > limit:
             raise ValueError(
@@ -163,6 +152,21 @@ class TrainConfig:
                 f"loss_chunks {self.loss_chunks} must divide {what} x micro_batch_size "
                 f"({self.targets})"
             )
+
+    def _check_trees(self) -> None:
+        trees = self.model.channel_mixer == "fff"
+        for name in FFF_FIELDS if not trees else ():
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} {getattr(self, name)} belongs to fast feedforward layers, but "
+                    f"model.channel_mixer is {self.model.channel_mixer!r}"
+                )
+        for name in LEAF_FIELDS if self.model.fff_leaf_width is None else ():
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} {getattr(self, name)} belongs to the leaf form: set "
+                    "model.fff_leaf_width too"
+                )
 
     def _check_masking(self) -> None:
         if not 0 < self.mask_share < 1:

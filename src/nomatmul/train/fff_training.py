@@ -1,15 +1,22 @@
-"""What fast feedforward layers are told in training, step by step, and what they add to the loss.
+"""What fast feedforward layers are told in training, what they add to the loss, how they are used.
 
-The knobs are TrainConfig's `fff_...`; the layers themselves are in models/fff.py. Decisions may be
-soft at the start: over the first `fff_soft_share` of the run their softness falls in a line from 1
-to 0, and from then on training computes what inference does.
+The knobs are TrainConfig's `fff_...`; the layers themselves are in models/fff.py. The leaf form
+mixes all its leaves in training. With `fff_hard_at` decisions harden in a line, from the start of
+the run until that share of it is over; from then on training computes what inference does.
 """
 
 from __future__ import annotations
 
-from torch import nn
+import contextlib
+from collections.abc import Iterator
+from typing import Any
 
-from nomatmul.train.config import FFF_FIELDS, TrainConfig
+import torch
+from torch import Tensor, nn
+
+from nomatmul.models import fff
+from nomatmul.train.config import TrainConfig
+from nomatmul.train.ranks import Ranks
 
 
 def wants_auxiliary(config: TrainConfig) -> bool:
@@ -17,19 +24,86 @@ def wants_auxiliary(config: TrainConfig) -> bool:
     return config.fff_balance > 0 or config.fff_hardening > 0
 
 
-def softness(config: TrainConfig, progress: float) -> float:
-    """How soft decisions are when the share `progress` of the run is over, in [0, 1]."""
-    if config.fff_soft_share <= 0:
+def hardness(config: TrainConfig, progress: float) -> float:
+    """How hard decisions are when the share `progress` of the run is over, in [0, 1]."""
+    if config.fff_hard_at <= 0:
         return 0.0
-    return max(0.0, 1.0 - progress / config.fff_soft_share)
+    return min(progress / config.fff_hard_at, 1.0)
+
+
+def plan(config: TrainConfig, progress: float = 0.0) -> fff.FFFTraining:
+    """What the layers are told at `progress`."""
+    return fff.FFFTraining(
+        balance=config.fff_balance,
+        hardening=config.fff_hardening,
+        region_leak=config.fff_region_leak,
+        hardness=hardness(config, progress),
+        route_gradient=config.fff_route_gradient,
+    )
 
 
 class FFFSchedule:
-    """Hands the knobs to the model, and the softness before every step."""
+    """Hands the plan to the model, and again before every step while it changes."""
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         self.model, self.config = model, config
-        self.active = any(getattr(config, name) for name in FFF_FIELDS)
+        self.layers = fff.set_fff_training(model, plan(config))
+        self._told = 0.0
 
     def set(self, progress: float) -> None:
         """To be called before each step. progress: share of the run that is over."""
+        wanted = hardness(self.config, progress)
+        if self.layers and wanted != self._told:
+            fff.set_fff_training(self.model, plan(self.config, progress))
+            self._told = wanted
+
+
+def tree_layers(model: nn.Module) -> dict[str, fff.TreeLayer]:
+    """The layers with trees by name, "layers.0.channel"."""
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, fff.TreeLayer)
+    }
+
+
+@contextlib.contextmanager
+def counting(model: nn.Module) -> Iterator[None]:
+    """Count which nodes are visited inside the block; `usage_row` reads it before the end."""
+    layers = tree_layers(model).values()
+    for layer in layers:
+        layer.count_usage()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.count_usage(False)
+
+
+@torch.no_grad()
+def usage_row(model: nn.Module, ranks: Ranks) -> dict[str, Any]:
+    """What was visited since counting began, over all ranks; empty without trees.
+
+    fff_dead: share of nodes (leaves) without a visitor; fff_entropy: of the ends of the walks, 1
+    for even use; both the mean of the layers, which "fff_layers" has one by one; fff_tokens.
+    """
+    layers = tree_layers(model)
+    if not layers:
+        return {}
+    facts = {}
+    for name, layer in layers.items():
+        assert layer.visits is not None
+        if ranks.many:
+            layer.visits.copy_(ranks.sum(layer.visits))
+        facts[name] = layer.usage()
+    return {
+        "fff_dead": sum(use.dead for use in facts.values()) / len(facts),
+        "fff_entropy": sum(use.entropy for use in facts.values()) / len(facts),
+        "fff_tokens": max(use.tokens for use in facts.values()),
+        "fff_layers": {
+            name: {"dead": use.dead, "entropy": use.entropy} for name, use in facts.items()
+        },
+    }
+
+
+def auxiliary_loss(model: nn.Module) -> Tensor | None:
+    """The weighted auxiliary losses of all layers in the last forward pass; None without any."""
+    return fff.auxiliary_loss(model)

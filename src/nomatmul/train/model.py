@@ -12,7 +12,7 @@ def model_class(config: ModelConfig) -> Any:
     """CausalLM, or MaskedLM for an encoder."""
     if config.causal:
         return CausalLM
-    from nomatmul.models import MaskedLM
+    from nomatmul.models.masked_lm import MaskedLM
 
     return MaskedLM
 

@@ -9,8 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from nomatmul.models.fff import set_fff_training
 from nomatmul.ops.choose import triton_wanted
 from nomatmul.train.config import TrainConfig
+from nomatmul.train.fff_training import auxiliary_loss, plan, wants_auxiliary
 from nomatmul.train.parallelize import compile_parts, is_sharded, local
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
@@ -35,13 +37,13 @@ class ShardedAdamW(torch.optim.AdamW):
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices only, fused on CUDA.
 
-    Norm weights and the lower bounds (a table of gates, not a matrix) are not decayed.
+    Norm weights, biases and the lower bounds (a table of gates, not a matrix) are not decayed.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            matrix = parameter.dim() >= 2 and not name.endswith("lower_bounds")
+            matrix = parameter.dim() >= 2 and not name.endswith(("lower_bounds", "bias"))
             (decayed if matrix else plain).append(parameter)
     device = next(model.parameters()).device
     groups = [
@@ -62,14 +64,21 @@ def build_loss(model: nn.Module, config: TrainConfig, device: torch.device) -> L
     """The function (x_BT, y_BT) -> (mean of -ln p(y), mean squared log-partition), float32 scalars.
 
     Targets of -100 do not count. It is compiled, runs under autocast and splits the head and the
-    cross-entropy as the config says.
+    cross-entropy as the config says. An encoder's head sees the hidden tokens only. If the config
+    asks for an auxiliary loss of its trees, that is a third scalar, already weighted.
     """
-    tokens = config.micro_batch_size * config.sequence_length
-    chunk = tokens // config.loss_chunks if config.loss_chunks > 1 else 0
+    chunk = config.targets // config.loss_chunks if config.loss_chunks > 1 else 0
+    options: dict[str, Any] = {"chunk": chunk}
+    if not config.model.causal:
+        options["predicted"] = config.targets
     autocast = uses_bfloat16(config, device)
+    auxiliary = wants_auxiliary(config)
+    set_fff_training(model, plan(config))
 
-    def loss(x_BT: Tensor, y_BT: Tensor) -> tuple[Tensor, Tensor]:
-        return model.loss(x_BT, y_BT, chunk=chunk)  # type: ignore[operator]
+    def loss(x_BT: Tensor, y_BT: Tensor) -> tuple[Tensor, ...]:
+        result = model.loss(x_BT, y_BT, **options)  # type: ignore[operator]
+        more = auxiliary_loss(model) if auxiliary else None  # none without gradients
+        return result if more is None else (*result, more)
 
     if _compiles(config, device):
         mode = config.compile if config.compile not in ("auto", "on") else None
@@ -78,7 +87,7 @@ def build_loss(model: nn.Module, config: TrainConfig, device: torch.device) -> L
         else:
             loss = torch.compile(loss, dynamic=False, mode=mode)
 
-    def run(x_BT: Tensor, y_BT: Tensor) -> tuple[Tensor, Tensor]:
+    def run(x_BT: Tensor, y_BT: Tensor) -> tuple[Tensor, ...]:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
             return loss(x_BT, y_BT)
 

@@ -26,7 +26,7 @@ from nomatmul.train.checkpoints import Checkpoints, Progress
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.diagnostics import Diagnostics
 from nomatmul.train.evaluation import Evaluator, MaskedEvaluator, sample_text
-from nomatmul.train.fff_training import FFFSchedule
+from nomatmul.train.fff_training import FFFSchedule, counting, usage_row
 from nomatmul.train.masking import Masking
 from nomatmul.train.metrics import Console, MetricsLog, NoMetrics
 from nomatmul.train.micro_step import build_micro_step
@@ -314,9 +314,15 @@ class Trainer:
 
     def _evaluate(self) -> None:
         assert self.evaluator is not None
-        result = self.evaluator.evaluate(self.loss)
+        with counting(self.model):
+            result = self.evaluator.evaluate(self.loss)
+            used = usage_row(self.model, self.ranks)
         self.metrics.write({"step": self.step, **result.row()}, "valid")
-        self.console.say(f"step {self.step}: held-out {result.text()}")
+        said = f"step {self.step}: held-out {result.text()}"
+        if used:
+            self.metrics.write({"step": self.step, **used}, "diagnostics")
+            said += f"; nodes never visited {used['fff_dead']:.1%}"
+        self.console.say(said)
 
     def _diagnose(self, x_BT: Tensor) -> None:
         if row := self.diagnostics.report(x_BT[:1]):
