@@ -94,9 +94,14 @@ class TreeLayer(nn.Module):
 
     @torch.no_grad()
     def _count(self, rows: Tensor) -> None:
-        if self.visits is not None:
+        if self.visits is not None and not recomputing():
             flat = rows.flatten().long()
             self.visits.index_add_(0, flat, torch.ones_like(flat))
+
+    def _keep(self, loss: Tensor | None) -> None:
+        # a recomputed loss has no reader, and would keep what recomputing gave up
+        if not recomputing():
+            self.auxiliary = loss
 
     @torch.no_grad()
     def usage(self) -> Usage:
@@ -218,9 +223,10 @@ class FFF(TreeLayer):
         y, logits, nodes = self.walk_and_sum(flat)
         self._count(nodes)
         plan = self.training_plan
-        self.auxiliary = None
+        loss = None
         if self.training and plan.balance and torch.is_grad_enabled():
-            self.auxiliary = plan.balance * balance_loss(logits, nodes, self.w_in.shape[0])
+            loss = plan.balance * balance_loss(logits, nodes, self.w_in.shape[0])
+        self._keep(loss)
         if self.master is not None:
             y = y + self.master(flat)
         return y.view(*x.shape[:-1], self.out)
@@ -261,6 +267,11 @@ class FFF(TreeLayer):
             f"{self.hidden}, {self.out}, trees={self.trees}, depth={self.depth}, {self.linear}, "
             f"{self.activation}, bias={self.bias is not None}"
         )
+
+
+def recomputing() -> bool:
+    """Does this forward pass run inside a backward pass, for activation checkpointing?"""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def result_type(x: Tensor) -> torch.dtype:

@@ -277,7 +277,7 @@ class LeafFFF(TreeLayer):
         if plan.hardening:
             entropy_NTM = F.softplus(z_NTM) - z_NTM * torch.sigmoid(z_NTM)
             loss = loss + plan.hardening * entropy_NTM.mean(0).sum()
-        self.auxiliary = loss
+        self._keep(loss)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., hidden] -> [..., out] in x's type, or autocast's. ValueError for NaN logits.
@@ -289,7 +289,7 @@ class LeafFFF(TreeLayer):
             raise ValueError(f"FFF: x must be [..., {self.hidden}], got {tuple(x.shape)}")
         kind = result_type(flat)
         soft = self.training and not self.one_leaf
-        self.auxiliary = None
+        self._keep(None)
         with torch.autocast(x.device.type, enabled=False):
             y = self._soft(flat.to(kind)) if soft else self._hard(flat.to(kind))
         y = y.to(kind)
