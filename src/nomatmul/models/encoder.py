@@ -20,7 +20,7 @@ from nomatmul.models.block import Block
 from nomatmul.models.config import EncoderConfig
 from nomatmul.models.fff import FFF
 from nomatmul.models.fff_leaf import LeafFFF
-from nomatmul.models.layers import BitLinear, DenseLinear, RMSNorm
+from nomatmul.models.layers import BitLinear, DenseLinear, RMSNorm, make_norm
 
 
 def sinusoids(steps: int, size: int, device: torch.device | None = None) -> Tensor:
@@ -68,9 +68,9 @@ class EncoderBase(TextModel):
         if model.positions == "sinusoidal":
             self.position_scale = nn.Parameter(torch.full((1,), model.hidden_size**-0.5))
         if model.embedding_norm:
-            self.embedding_norm = _norm(model)
+            self.embedding_norm = make_norm(model.hidden_size, model.norm, model.norm_eps)
         self.layers = nn.ModuleList(Block(model, layer) for layer in range(model.num_layers))
-        self.final_norm = _norm(model)
+        self.final_norm = make_norm(model.hidden_size, model.norm, model.norm_eps)
         self.gradient_checkpointing = False
         self.dropout = 0.0
         self._build_head(model)
@@ -87,7 +87,9 @@ class EncoderBase(TextModel):
         std = self.config.initializer_range
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, 0.0, std)
-            if self.config.pad_token_id is not None:
+            # transformers draws anew only what was not loaded, and marks the rest so
+            loaded = getattr(module.weight, "_is_hf_initialized", False)
+            if self.config.pad_token_id is not None and not loaded:
                 module.weight[self.config.pad_token_id].zero_()
         elif isinstance(module, RMSNorm | nn.LayerNorm):
             nn.init.ones_(module.weight)
@@ -201,12 +203,6 @@ class EncoderBase(TextModel):
     def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Sentence embeddings [B, D]: the pooled hidden states, without the head's layers."""
         return self.pool(self.hidden(input_ids, attention_mask), attention_mask)
-
-
-def _norm(config: ModelConfig) -> nn.Module:
-    if config.norm == "layer":
-        return nn.LayerNorm(config.hidden_size, config.norm_eps)
-    return RMSNorm(config.hidden_size, config.norm_eps)
 
 
 class Encoder(EncoderBase):
