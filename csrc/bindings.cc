@@ -271,6 +271,7 @@ void bind_tools(nb::module_& m) {
 NB_MODULE(_native, m) {
   m.doc() = "Native core of nomatmul; use it through nomatmul.load()";
   nomatmul::bind_kernels(m);
+  nomatmul::bind_fff(m);
   nomatmul::bind_memory(m);
   nomatmul::bind_model(m);
   nomatmul::bind_tools(m);

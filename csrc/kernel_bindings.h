@@ -6,5 +6,6 @@
 namespace nomatmul {
 
 void bind_kernels(nanobind::module_& m);
+void bind_fff(nanobind::module_& m);  // fff_bindings.cc
 
 }  // namespace nomatmul
