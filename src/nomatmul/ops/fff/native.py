@@ -1,11 +1,109 @@
 """The walk and the sum on a CPU by the native core; names and arguments as in `naive`.
 
-This file is filled when the core has the functions; until then `available` says no.
+Everything is float32 inside. Logits are summed in one fixed order on every instruction set
+(docs/numerics.md), weight gradients row by row over the visits sorted by row: the same bits in
+every run, on any number of threads.
+
+Shape suffixes: N tokens, K inputs, D outputs, T trees, L levels, V rows, A = T * L.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@functools.cache
+def _core() -> Any:
+    """`nomatmul._native.fff`, None where the core is not built or has no such part."""
+    try:
+        native = importlib.import_module("nomatmul._native")
+    except ImportError:  # the package works without: `naive` serves
+        return None
+    return getattr(native, "fff", None)
+
 
 def available() -> bool:
     """Is the native core built, with the primitives of training?"""
-    return False
+    return hasattr(_core(), "segment_sum")
+
+
+def _ready() -> Any:
+    if not available():
+        raise ValueError("fff: implementation 'native' needs the native core, which is not built")
+    return _core()
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.detach().float().contiguous().numpy()
+
+
+def _rows(nodes_NTL: Tensor) -> np.ndarray:
+    return nodes_NTL.flatten(1).contiguous().numpy()
+
+
+def walk(
+    x_NK: Tensor, w_in_VK: Tensor, bias_V: Tensor | None, trees: int, depth: int
+) -> tuple[Tensor, Tensor]:
+    """As `naive.walk`. Raises ValueError for a logit that is not finite, too."""
+    logits_NTL = torch.empty(len(x_NK), trees, depth + 1)
+    rows_NTL = torch.empty(logits_NTL.shape, dtype=torch.int32)
+    if len(x_NK):
+        bias = None if bias_V is None else _array(bias_V)
+        outputs = logits_NTL.numpy(), rows_NTL.numpy()
+        threads = torch.get_num_threads()
+        _ready().walk(_array(x_NK), _array(w_in_VK), bias, *outputs, trees, depth, threads)
+    return logits_NTL, rows_NTL
+
+
+def _weighted_rows(weights_NTL: Tensor, nodes_NTL: Tensor, table_VD: Tensor) -> Tensor:
+    y_ND = torch.empty(len(weights_NTL), table_VD.shape[1])
+    if len(y_ND):
+        weights = _array(weights_NTL.flatten(1))
+        arguments = weights, _rows(nodes_NTL), _array(table_VD), y_ND.numpy()
+        _ready().combine(*arguments, torch.get_num_threads())
+    return y_ND
+
+
+def _outer_sums(
+    weights_NTL: Tensor, nodes_NTL: Tensor, x_ND: Tensor, like_VD: Tensor, sums_V: Tensor | None
+) -> Tensor:
+    total_VD = torch.zeros(like_VD.shape)
+    if len(x_ND):
+        arguments = _array(weights_NTL.flatten(1)), _rows(nodes_NTL), _array(x_ND)
+        sums = None if sums_V is None else sums_V.numpy()
+        _ready().segment_sum(*arguments, total_VD.numpy(), sums, torch.get_num_threads())
+    return total_VD.to(like_VD.dtype)
+
+
+def walk_backward(
+    dlogits_NTL: Tensor, nodes_NTL: Tensor, x_NK: Tensor, w_in_VK: Tensor, with_bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `naive.walk_backward`."""
+    dx_NK = _weighted_rows(dlogits_NTL, nodes_NTL, w_in_VK)
+    dbias = torch.zeros(len(w_in_VK) if with_bias else 0)
+    sums = dbias if with_bias else None
+    dw_VK = _outer_sums(dlogits_NTL, nodes_NTL, x_NK, w_in_VK, sums)
+    return dx_NK.to(x_NK.dtype), dw_VK, dbias
+
+
+def combine(h_NTL: Tensor, nodes_NTL: Tensor, w_out_VD: Tensor) -> Tensor:
+    """As `naive.combine`."""
+    return _weighted_rows(h_NTL, nodes_NTL, w_out_VD)
+
+
+def combine_backward(
+    dy_ND: Tensor, h_NTL: Tensor, nodes_NTL: Tensor, w_out_VD: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `naive.combine_backward`."""
+    dh_NA = torch.zeros(h_NTL.flatten(1).shape)
+    if len(dy_ND):
+        arguments = _array(dy_ND), _rows(nodes_NTL), _array(w_out_VD), dh_NA.numpy()
+        _ready().gather_dot(*arguments, torch.get_num_threads())
+    dw_VD = _outer_sums(h_NTL, nodes_NTL, dy_ND, w_out_VD, None)
+    return dh_NA.view(h_NTL.shape).to(h_NTL.dtype), dw_VD
