@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -94,11 +95,8 @@ def word_piece(ids: dict[str, int], *, lowercase: bool = True) -> Tokenizer:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
-    _finish_word_piece(tokenizer)
-    return tokenizer
-
-
-def _finish_word_piece(tokenizer: Tokenizer) -> None:
+    if "[CLS]" not in ids:  # about to be trained
+        return tokenizer
     tokenizer.add_special_tokens(list(WORD_PIECE_SPECIAL))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -106,6 +104,7 @@ def _finish_word_piece(tokenizer: Tokenizer) -> None:
         special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
     )
     prepare(tokenizer)
+    return tokenizer
 
 
 def prepare(tokenizer: Tokenizer) -> None:
@@ -149,24 +148,29 @@ def _first_id(tokenizer: Tokenizer, names: Iterable[str]) -> int | None:
 def train_word_piece(sources: list[Source], vocab_size: int) -> Tokenizer:
     """Train lower-cased WordPiece with at most vocab_size entries, on as much as `train_tokenizer`.
 
-    Raises ValueError when vocab_size has no room for the special tokens and some letters.
+    The same sources give the same tokenizer. Raises ValueError when vocab_size has no room for the
+    special tokens and some letters.
     """
     least = 128
     if vocab_size < least:
         raise ValueError(f"vocab_size {vocab_size} is below {least} (special tokens and letters)")
-    tokenizer = Tokenizer(models.WordPiece({}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer = word_piece({"[UNK]": 0})
+    counts: Counter[str] = Counter()
+    for text in _sample(sources):
+        counts.update(tokenizer.normalizer.normalize_str(text))
+    letters = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
+    letters = sorted(letters[: vocab_size // 8])
+    # Left alone the trainer numbers letters inside words in an order that changes from run to run.
+    inner = [f"##{letter}" for letter in letters]
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(WORD_PIECE_SPECIAL),
-        limit_alphabet=vocab_size // 4,
+        special_tokens=[*WORD_PIECE_SPECIAL, *inner],
+        initial_alphabet=letters,
+        limit_alphabet=len(letters),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_sample(sources), trainer)
-    _finish_word_piece(tokenizer)
-    return tokenizer
+    return word_piece(tokenizer.get_vocab(with_added_tokens=True))
 
 
 def train_tokenizer(sources: list[Source], vocab_size: int) -> Tokenizer:
