@@ -3,6 +3,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -150,6 +151,22 @@ class BoundModel {
     return out;
   }
 
+  // (rows, accumulators) of a layer's FFF
+  std::pair<nb::ndarray<nb::numpy, int32_t>, nb::ndarray<nb::numpy, int32_t>> walk(int layer,
+                                                                                   Quants q) {
+    model_.check_complete();
+    const ModelSpec& spec = model_.spec();
+    if (layer < 0 || layer >= spec.layers || spec.trees == 0 ||
+        q.shape(1) != static_cast<size_t>(spec.hidden)) {
+      throw std::invalid_argument("walk takes a layer that has trees, and q [T, hidden]");
+    }
+    auto rows = new_array<int32_t>(q.shape(0), model_.active());
+    auto acc = new_array<int32_t>(q.shape(0), model_.active());
+    model_.own_process();
+    model_.walk(layer, q.data(), static_cast<int>(q.shape(0)), rows.data(), acc.data());
+    return {rows, acc};
+  }
+
   const Model& model() const { return model_; }
 
  private:
@@ -179,13 +196,20 @@ class BoundModel {
 
 ModelSpec make_spec(int vocab, int hidden, int layers, int intermediate, const std::string& packing,
                     const std::string& embedding, float norm_eps, float linear_norm_eps,
-                    float gate_norm_eps, int chunk) {
+                    float gate_norm_eps, int chunk, int trees, int depth) {
   const int limit = kMaxElements;
   if (vocab < 1 || hidden < 1 || layers < 1 || intermediate < 0 || hidden > limit ||
       intermediate > limit / 2 || chunk < 1 || chunk > 65536) {
     throw std::invalid_argument("a size of the model is out of range");
   }
+  // rows are numbered by int32, and a sum of active rows is an integer that float32 holds
+  if (trees < 0 || depth < 0 || depth > 24 || (trees > 0 && intermediate > 0) ||
+      static_cast<int64_t>(trees) * (2 << depth) > INT32_MAX ||
+      static_cast<int64_t>(trees) * (depth + 1) > 131072) {
+    throw std::invalid_argument("trees or depth is out of range");
+  }
   ModelSpec spec;
+  spec.trees = trees, spec.depth = depth;
   spec.vocab = vocab, spec.hidden = hidden, spec.layers = layers;
   spec.intermediate = intermediate, spec.packing = packing_of(packing);
   spec.embedding = embedding_of(embedding);
@@ -215,20 +239,22 @@ void bind_model(nb::module_& m) {
           [](BoundModel* self, int vocab, int hidden, int layers, int intermediate,
              const std::string& packing, const std::string& embedding, float norm_eps,
              float linear_norm_eps, float gate_norm_eps, int chunk, std::optional<std::string> isa,
-             int threads) {
-            new (self) BoundModel(make_spec(vocab, hidden, layers, intermediate, packing, embedding,
-                                            norm_eps, linear_norm_eps, gate_norm_eps, chunk),
-                                  isa, threads);
+             int threads, int trees, int depth) {
+            new (self)
+                BoundModel(make_spec(vocab, hidden, layers, intermediate, packing, embedding,
+                                     norm_eps, linear_norm_eps, gate_norm_eps, chunk, trees, depth),
+                           isa, threads);
           },
           "vocab"_a, "hidden"_a, "layers"_a, "intermediate"_a, "packing"_a, "embedding"_a,
           "norm_eps"_a, "linear_norm_eps"_a, "gate_norm_eps"_a, "chunk"_a, "isa"_a.none(),
-          "threads"_a)
+          "threads"_a, "trees"_a = 0, "depth"_a = 0)
       .def("set", &BoundModel::set, "name"_a, "array"_a, nb::keep_alive<1, 3>())
       .def("check_complete", [](const BoundModel& b) { b.model().check_complete(); })
       .def("step", &BoundModel::step, "states"_a, "ids"_a, "want"_a)
       .def("block", &BoundModel::block, "layer"_a, "x"_a, "state"_a)
       .def("logits_of", &BoundModel::logits_of, "x"_a)
       .def("accumulate", &BoundModel::accumulate, "name"_a, "q"_a)
+      .def("walk", &BoundModel::walk, "layer"_a, "q"_a)
       .def_prop_ro("isa", [](const BoundModel& b) { return b.model().kernels().name; })
       .def_prop_ro("threads", [](const BoundModel& b) { return b.model().threads(); })
       .def_prop_ro("scratch_bytes", [](const BoundModel& b) { return b.model().scratch_bytes(); });
@@ -272,6 +298,7 @@ NB_MODULE(_native, m) {
   m.doc() = "Native core of nomatmul; use it through nomatmul.load()";
   nomatmul::bind_kernels(m);
   nomatmul::bind_fff(m);
+  nomatmul::bind_encoder(m);
   nomatmul::bind_memory(m);
   nomatmul::bind_model(m);
   nomatmul::bind_tools(m);

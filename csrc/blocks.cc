@@ -18,8 +18,6 @@ constexpr int kTokenBlock = 256;
 constexpr size_t kTaskBytes = 48 * 1024;
 // Up to so many tokens a product waits for memory, not for arithmetic.
 constexpr int kFewTokens = 16;
-// Below this many values the float steps of several tokens are not worth a parallel region.
-constexpr int kInlineValues = 4096;
 
 int blocks_of(int tokens) { return (tokens + kTokenBlock - 1) / kTokenBlock; }
 
@@ -39,6 +37,7 @@ void Model::begin(int tokens) {
                              rows_per_task(spec_.hidden, layer.o.row_bytes, 1, tokens),
                              rows_per_task(spec_.intermediate, layer.i.row_bytes, 2, tokens)});
   floats_ = std::max<size_t>(D, static_cast<size_t>(2) * block * rows);
+  if (spec_.trees != 0) floats_ = std::max(floats_, 2 * D + 2 * static_cast<size_t>(active()));
   floats_ = (floats_ + 15) / 16 * 16;
   thread_floats_.need<float>(floats_ * threads_);
   product_bytes_ = 0;
@@ -69,15 +68,6 @@ void Model::announce(std::initializer_list<const uint8_t*> weights, size_t row_b
   pool_->hint(bases, matrices, step * row_bytes, n / step);
 }
 
-template <class F>
-void Model::for_tokens(int tokens, int width, F&& fn) {
-  if (tokens * width <= kInlineValues) {
-    for (int t = 0; t < tokens; ++t) fn(t, 0);
-  } else {
-    pool_->run(tokens, fn);
-  }
-}
-
 void Model::expect(Input* input, const Ternary& linear, int tokens) {
   input->linear = &linear;
   input->q.need<int8_t>(static_cast<size_t>(tokens) * linear.k);
@@ -96,13 +86,16 @@ void Model::quantise(Input* input, int token, const float* x) {
   input->scale.need<float>(0)[token] = linear.scale * step;
 }
 
+void Model::check_finite(const char* where, int layer) const {
+  if (!not_finite_.load(std::memory_order_relaxed)) return;
+  throw std::domain_error(
+      std::string("the activations before the ") + where +
+      (layer < 0 ? std::string() : " of layer " + std::to_string(layer)) +
+      " are not finite (NaN or infinity): the model's weights are damaged or out of range");
+}
+
 void Model::prepare(Input* const* inputs, int count, int tokens, const char* where, int layer) {
-  if (not_finite_.load(std::memory_order_relaxed)) {
-    throw std::domain_error(
-        std::string("the activations before the ") + where +
-        (layer < 0 ? std::string() : " of layer " + std::to_string(layer)) +
-        " are not finite (NaN or infinity): the model's weights are damaged or out of range");
-  }
+  check_finite(where, layer);
   const int blocks = blocks_of(tokens);
   const auto task = [&](int index, int) {
     Input& input = *inputs[index / blocks];
@@ -133,6 +126,7 @@ void Model::product(const Input& input, int row, int rows, int token, int tokens
 void Model::run_layer(int layer, int tokens) {
   mixer(layer, tokens);
   if (spec_.intermediate != 0) channel(layer, tokens);
+  if (spec_.trees != 0) trees(layer, tokens);
 }
 
 void Model::mixer(int l, int tokens) {

@@ -62,6 +62,18 @@ void Model::declare() {
     declare_linear(at + "mixer.f_proj", &layer.f, D, D);
     declare_linear(at + "mixer.g_proj", &layer.g, D, D);
     declare_linear(at + "mixer.o_proj", &layer.o, D, D);
+    if (spec_.trees != 0) {
+      const std::string rows = at + "channel.rows";
+      const size_t count = static_cast<size_t>(spec_.trees) * tree_nodes();
+      floats(at + "channel_norm.weight", &layer.channel_norm, D);
+      floats(at + "channel.norm_in.weight", &layer.trees.norm_in, D);
+      floats(at + "channel.norm_out.weight", &layer.trees.norm_out, count);
+      slots_[rows + ".scale"] = {DType::kF32, sizeof layer.trees.scales, nullptr,
+                                 layer.trees.scales};
+      slots_[rows + ".packed"] = {DType::kU8, 2 * count * row_bytes_of(Packing::kTwoBit, D),
+                                  reinterpret_cast<const void**>(&layer.trees.rows), nullptr};
+      continue;
+    }
     if (M == 0) continue;
     floats(at + "channel_norm.weight", &layer.channel_norm, D);
     declare_linear(at + "channel.gate_proj", &layer.gate, 2 * M, D);
@@ -82,7 +94,7 @@ void Model::set(const std::string& name, const void* data, size_t bytes, DType d
                                 std::to_string(slot.bytes));
   }
   if (slot.value != nullptr) {
-    std::memcpy(slot.value, data, sizeof(float));
+    std::memcpy(slot.value, data, slot.bytes);
   } else {
     if (dtype == DType::kF32 && reinterpret_cast<uintptr_t>(data) % alignof(float) != 0) {
       throw std::invalid_argument(name + " is not aligned to 4 bytes");
@@ -106,7 +118,9 @@ const Ternary& Model::linear(const std::string& name) const {
 
 size_t Model::scratch_bytes() const {
   size_t bytes = states_.size() + x_.size() + g_.size() + h_.size() + y_.size() +
-                 thread_floats_.size() + thread_bytes_.size();
+                 thread_floats_.size() + thread_bytes_.size() + fff_prepared_.size() +
+                 fff_steps_.size() + fff_sums_.size() + fff_logits_.size() + fff_rows_.size() +
+                 fff_q_.size() + fff_scales_.size();
   for (const Input& input : inputs_) {
     bytes += input.q.size() + input.prepared.size() + input.scale.size();
   }

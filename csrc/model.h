@@ -2,7 +2,8 @@
 // of the per-ISA primitives in kernels/; the float steps there have the same bits on every ISA and
 // the products are exact integers, so logits do not depend on ISA, threads, chunks or batch.
 //
-// Legend: T tokens of a chunk, D hidden size, M intermediate size, V vocabulary, L layers.
+// Legend: T tokens of a chunk, D hidden size, M intermediate size, V vocabulary, L layers; of an
+// FFF: A active rows of a token (trees * levels).
 #pragma once
 
 #include <sys/types.h>
@@ -18,6 +19,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/fff.h"
 #include "kernels/kernels.h"
 #include "memory.h"
 #include "pacer.h"
@@ -29,7 +31,9 @@ enum class DType { kU8, kI8, kBF16, kF32 };
 
 struct ModelSpec {
   int vocab = 0, hidden = 0, layers = 0;
-  int intermediate = 0;  // 0: blocks without a channel mixer
+  int intermediate = 0;  // of a GLU; 0: blocks without one
+  int trees = 0;         // of an FFF in its place; 0: none
+  int depth = 0;         // decisions on the way down a tree
   Packing packing = Packing::kTwoBit;
   DType embedding = DType::kBF16;  // kI8 (with a scale a row), kBF16 or kF32
   float norm_eps = 1e-6f, linear_norm_eps = 1e-6f, gate_norm_eps = 1e-5f;
@@ -45,10 +49,18 @@ struct Ternary {
   size_t row_bytes = 0;
 };
 
+// A ternary FFF: packed 2-bit rows [V, 2, row bytes], a node's input weights, then its output ones.
+struct Trees {
+  const uint8_t* rows = nullptr;
+  const float *norm_in = nullptr, *norm_out = nullptr;
+  float scales[2] = {};  // of input and output weights
+};
+
 struct Layer {
   const float *mixer_norm = nullptr, *g_norm = nullptr, *lower_bound = nullptr;
   const float* channel_norm = nullptr;
   Ternary i, f, g, o, gate, down;
+  Trees trees;
 };
 
 // What one sequence brings to a step. The state, float32 [L, D], is advanced in place, and only
@@ -90,6 +102,9 @@ class Model {
   // acc[t][n] = sum_k q[t][k] * w[n][k] of the linear of that name; q int8 [T, k].
   void accumulate(const std::string& linear, const int8_t* q, int tokens, int32_t* acc);
   const Ternary& linear(const std::string& name) const;
+  // A layer's FFF alone: rows and accumulators, int32 [T, A], of q int8 [T, D].
+  void walk(int layer, const int8_t* q, int tokens, int32_t* rows, int32_t* acc);
+  int active() const { return spec_.trees * (spec_.depth + 1); }
 
   const ModelSpec& spec() const { return spec_; }
   const Kernels& kernels() const { return *kernels_; }
@@ -101,7 +116,7 @@ class Model {
     DType dtype;
     size_t bytes;
     const void** pointer;  // where the address goes, or
-    float* value;          // where the single float goes
+    float* value;          // where a few floats are copied to
   };
   // The quantised input of one linear for all tokens of a chunk.
   struct Input {
@@ -119,6 +134,11 @@ class Model {
   void run_layer(int layer, int tokens);
   void mixer(int layer, int tokens);
   void channel(int layer, int tokens);
+  void trees(int layer, int tokens);
+  void walk_all(const FffTree& tree, int tokens);
+  void activate_all(const Layer& layer, int tokens);
+  FffTree tree_of(const Layer& layer) const;
+  int tree_nodes() const { return (2 << spec_.depth) - 1; }
   void add_product(const Input& input, int tokens);
   void head(const int* rows, int count, float* logits);
 
@@ -126,6 +146,7 @@ class Model {
   void for_tokens(int tokens, int width, F&& fn);
   void expect(Input* input, const Ternary& linear, int tokens);
   void quantise(Input* input, int token, const float* x);
+  void check_finite(const char* where, int layer) const;
   void prepare(Input* const* inputs, int count, int tokens, const char* where, int layer);
   void product(const Input& input, int row, int rows, int token, int tokens, float* out, size_t ldo,
                int thread);
@@ -155,7 +176,23 @@ class Model {
   std::vector<float*> token_state_;  // token -> state row of its sequence (layer 0)
   size_t floats_ = 0, product_bytes_ = 0;
   Input inputs_[3];
+  // Of an FFF, for each token: prepared int8 [fff_bytes_], its step, the sum of its int8; logits
+  // and rows [T, A]; int8 of the active rows [T, A] and their scale.
+  Scratch fff_prepared_, fff_steps_, fff_sums_, fff_logits_, fff_rows_, fff_q_, fff_scales_;
+  size_t fff_bytes_ = 0;
   std::atomic<bool> not_finite_{false};
 };
+
+// Below this many values the float steps of several tokens are not worth a parallel region.
+constexpr int kInlineValues = 4096;
+
+template <class F>
+void Model::for_tokens(int tokens, int width, F&& fn) {
+  if (tokens * width <= kInlineValues) {
+    for (int t = 0; t < tokens; ++t) fn(t, 0);
+  } else {
+    pool_->run(tokens, fn);
+  }
+}
 
 }  // namespace nomatmul

@@ -91,6 +91,7 @@ class NativeBackend(_HostStates):
             threads = core.default_threads()
         self.weights = weights
         self.shape = (config.num_layers, config.hidden_size)
+        trees = {"trees": config.fff_trees, "depth": config.fff_depth} if config.fff_trees else {}
         self.model: Any = core.Model(
             vocab=config.vocab_size,
             hidden=config.hidden_size,
@@ -104,6 +105,7 @@ class NativeBackend(_HostStates):
             chunk=chunk,
             isa=isa,
             threads=threads,
+            **trees,
         )
         for name, array in weights.arrays.items():
             self.model.set(name, array)
