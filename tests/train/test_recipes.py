@@ -90,6 +90,20 @@ def test_an_encoder_and_its_dense_twin_differ_in_the_channel_mixer_only(
     assert differ == {"recipe"} | {f"model.{field}" for field in trees}
 
 
+@pytest.mark.parametrize(("name", "plain"), [("union", "box"), ("union_cpu_minute", "cpu_minute")])
+def test_a_union_differs_from_its_matmul_free_twin_in_the_channel_mixer_only(
+    name: str, plain: str
+) -> None:
+    trees, glu = recipe(name), recipe(plain)
+    assert (trees.model.linear, trees.model.token_mixer, trees.model.causal) == (
+        "ternary", "mlgru", True,
+    )  # fmt: skip
+    differ = {text.split(":")[0] for text in differences(trees, glu)}
+    fields = {"channel_mixer", "fff_trees", "fff_depth", "activation"}
+    assert differ == {"recipe"} | {f"model.{field}" for field in fields}
+    assert 0.75 < trees.model.param_count() / glu.model.param_count() <= 1.0
+
+
 def test_published_encoder_settings() -> None:
     """config/arch/crammed-bert-fff.yaml and config/train/bert-o4.yaml of the authors."""
     config = recipe("ultrafastbert_1x11")
