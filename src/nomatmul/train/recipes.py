@@ -82,8 +82,8 @@ def union() -> TrainConfig:
 
 
 def union_cpu_minute() -> TrainConfig:
-    """`cpu_minute` with trees in place of the GLU: 48 of 240 rows active in each layer."""
-    return _with_trees(cpu_minute(), "union_cpu_minute", fff_trees=16, fff_depth=3)
+    """`cpu_minute` with trees in place of the GLU: 120 of 744 rows active in each layer."""
+    return _with_trees(cpu_minute(), "union_cpu_minute", fff_trees=24, fff_depth=4)
 
 
 def mmfree_370m() -> TrainConfig:
