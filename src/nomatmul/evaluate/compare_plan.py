@@ -30,7 +30,8 @@ class Cell:
     section: the study it belongs to (its rows share tokens, texts and token mixer). config: a
     TrainConfig as a dict; steps, seed and learning rate are its own. train and valid: token
     directories, the held-out ones by name. eval_points: looks at the held-out text during a run.
-    implementation: of the trees ("" leaves the choice to the layer). deadline: seconds since the
+    implementation: of the trees, ops: of everything else (NOMATMUL_OPS); "" leaves the choice to
+    them. deadline: seconds since the
     epoch, 0 for none. keep: a directory for the trained models ("" keeps none).
     """
 
@@ -49,6 +50,7 @@ class Cell:
     device: str = "cpu"
     compile: str = "auto"
     implementation: str = ""
+    ops: str = ""
     deadline: float = 0.0
     keep: str = ""
     stage: str = "final"

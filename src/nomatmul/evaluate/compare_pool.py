@@ -116,7 +116,7 @@ class _Device:
         self.say(f"{self.device}: {cell.section} {cell.variant}, seeds {list(cell.seeds)}")
         process = subprocess.Popen(
             [sys.executable, "-m", "nomatmul.evaluate.compare_cell"],
-            env=self._environment(),
+            env=self._environment(cell),
             stdin=subprocess.PIPE,
             stdout=self.log if self.log is not None else subprocess.DEVNULL,
             stderr=self.log,
@@ -125,10 +125,12 @@ class _Device:
         _tell(process, cell.to_json().encode() + b"\n")
         return process
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, cell: Cell) -> dict[str, str]:
         values: dict[str, Any] = {**os.environ, "PYTHONUNBUFFERED": "1"}
         source = str(Path(__file__).resolve().parents[2])
         values["PYTHONPATH"] = os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])
+        if cell.ops:
+            values["NOMATMUL_OPS"] = cell.ops
         if self.device == "cpu":
             values["OMP_NUM_THREADS"] = str(self.options.threads)
             return values

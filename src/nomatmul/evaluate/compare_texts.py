@@ -30,6 +30,7 @@ class Texts:
     def __init__(self, cell: Cell, config: TrainConfig, device: torch.device) -> None:
         self.config, self.device, self.eval_tokens = config, device, cell.eval_tokens
         self.train = join_streams([open_stream(path) for path in cell.train])
+        self._cut: dict[tuple[str, int], list[tuple[Tensor, Tensor, int]]] = {}
         self.held = {name: open_stream(path) for name, path in cell.valid.items()}
         self.bytes = {
             name: stream.bytes_of(0, held_out_length(stream, cell.eval_tokens))
@@ -45,8 +46,13 @@ class Texts:
         )
         return batches.run(0)
 
-    def held_out(self, stream: TokenStream, limit: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+    def held_out(self, name: str, limit: int) -> list[tuple[Tensor, Tensor, int]]:
         """(x_BT, y_BT, targets that count) of at most `limit` tokens, the same ones every time."""
+        if (name, limit) not in self._cut:
+            self._cut[name, limit] = list(self._held_out(self.held[name], limit))
+        return self._cut[name, limit]
+
+    def _held_out(self, stream: TokenStream, limit: int) -> Iterator[tuple[Tensor, Tensor, int]]:
         length, rows = self.config.sequence_length, self.config.batch_size
         masking = self._masking(0)
         if masking is None:

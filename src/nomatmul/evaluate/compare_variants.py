@@ -24,7 +24,8 @@ from typing import Any
 from nomatmul.formats.config import ModelConfig
 
 BALANCE = 0.01  # weight of the load-balancing loss of "-balanced"
-HARDENING = 0.1  # weight of the decisions' entropy in "-leafWIDTH"
+HARDENING = 0.01  # "-leafWIDTH": weight of the decisions' entropy, and the share of the run after
+HARD_AT = 0.75  # which training computes one leaf, as inference does
 _FFF = re.compile(r"fff-(\d+)x(\d+)((?:-balanced|-master\d+|-every\d+|-leaf\d+)*)")
 _DENSE = re.compile(r"dense-(\d+)")
 
@@ -127,7 +128,7 @@ def _trees(
             neurons, active, label = neurons + size, active + size, f"{label} + {size}"
         elif kind == "leaf":
             values["fff_leaf_width"] = size
-            train["fff_hardening"] = HARDENING
+            train |= {"fff_hardening": HARDENING, "fff_hard_at": HARD_AT}
             neurons += trees * (2 ** (levels - 1) * size - 2**levels + 1)
             active += trees * (size - levels)
             label += f", leaves of {size}"

@@ -1,0 +1,233 @@
+"""What do fast feedforward layers give, and what do they cost? The controls, trained.
+
+    python benchmarks/fff_study.py plan
+    python benchmarks/fff_study.py all --data ../shared/data --work runs/fff --out runs/out
+    python benchmarks/fff_study.py report --out benchmarks/results/DATE-DEVICE
+
+`all` is prepare (texts to token shards, byte pairs for the causal models and WordPiece for the
+encoders), train (every cell of fff_study_plan.py through `nomatmul compare`'s own code, two at a
+time on each GPU), glue (the kept encoders on SST-2 and CoLA) and ship (the best union model beside
+its GLU twin at equal parameters and tokens), and ends --seconds after its start. Rows go to
+OUT/fff-study-rows.jsonl as they are measured and are not measured again: the same command goes on
+where an earlier one ran out of time. `report` needs the rows only (fff_study_page.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import fff_study_page
+import fff_study_ship
+from box_model import _write_documents
+from fff_study_glue import fine_tune
+from fff_study_plan import FINE_TUNED, MAIN, VOCABULARY, plan
+from gpu_common import ROOT, environment, git_commit, table
+
+from nomatmul.evaluate.compare_plan import missing, read_rows
+from nomatmul.evaluate.compare_pool import PoolOptions, run_pool
+
+TRAIN = ("wikipedia-en-2015/train-00", "wikipedia-en-2015/train-01", "english-novels-98/train")
+HELD_OUT = {"wikipedia": "wikipedia-en-2015/valid", "novels": "english-novels-98/valid"}
+BYTE_PAIRS = ROOT / "src/nomatmul/box/tokenizer.json"
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Texts to JSONL (a row a document), then both kinds of tokens, side by side."""
+    began = time.monotonic()
+    texts = args.work / "texts"
+    texts.mkdir(parents=True, exist_ok=True)
+    names = (*(args.train or TRAIN), *HELD_OUT.values())
+    jobs = [(args.data / f"{name}.txt.bz2", _target(texts, name)) for name in names]
+    jobs = [job for job in jobs if not job[1].exists()]
+    with ProcessPoolExecutor(min(len(jobs) or 1, os.cpu_count() or 1)) as pool:
+        list(pool.map(_write_documents, jobs))
+    print(f"texts: {time.monotonic() - began:.0f} s", flush=True)
+    # Two processes: each of them has a pool of its own, and neither may be a daemon of the other.
+    words = [sys.executable, str(Path(__file__)), "tokens", *sys.argv[2:], "--kind"]
+    children = [subprocess.Popen([*words, kind]) for kind in ("bytes", "pieces")]
+    codes = [child.wait() for child in children]
+    if any(codes):
+        raise SystemExit("the texts could not be made into tokens; see above")
+    print(f"tokens: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def _target(texts: Path, name: str) -> Path:
+    return texts / (name.replace("/", "-") + ".jsonl")
+
+
+def tokens(args: argparse.Namespace) -> None:
+    """The shards of one kind: "bytes" (byte pairs, the box's tokenizer) or "pieces" (WordPiece)."""
+    from nomatmul.train.documents import find_sources
+    from nomatmul.train.shards import build_shards, read_index
+    from nomatmul.train.tokenizer import load_tokenizer, train_word_piece
+
+    texts = args.work / "texts"
+    sources = find_sources([str(_target(texts, name)) for name in args.train or TRAIN])
+    if args.kind == "bytes":
+        tokenizer = load_tokenizer(BYTE_PAIRS)
+    elif (args.data / "wordpiece-8192.json").exists():
+        # Made by the line below from the same texts: half a minute that a GPU need not wait for.
+        tokenizer = load_tokenizer(args.data / "wordpiece-8192.json")
+    else:
+        tokenizer = train_word_piece(sources, VOCABULARY)
+    workers = max((os.cpu_count() or 2) // 2, 1)
+    build_shards(sources, tokenizer, args.work / f"train-{args.kind}", workers=workers)
+    for label, name in HELD_OUT.items():
+        held = find_sources([str(_target(texts, name))])
+        build_shards(held, tokenizer, args.work / f"valid-{args.kind}-{label}", workers=1)
+    count = read_index(args.work / f"train-{args.kind}")["tokens"]
+    print(f"{args.kind}: {count:,} tokens", flush=True)
+
+
+def show_plan(args: argparse.Namespace) -> None:
+    """Print the cells in the order in which they are trained."""
+    rows = []
+    total = 0.0
+    for cell in plan(args):
+        config = cell.train_config
+        amount = config.steps * config.tokens_per_step * len(cell.seeds)
+        total += amount
+        seeds = ", ".join(map(str, cell.seeds))
+        rate = f"{config.learning_rate:g}"
+        numbers = [cell.neurons, cell.active, f"{amount / 1e6:.0f}M"]
+        rows.append([cell.section, cell.stage, cell.label, *numbers, seeds, rate])
+    header = ["section", "stage", "channel mixer", "neurons", "active", "tokens", "seeds", "rate"]
+    print("\n".join(table(header, rows)))
+    print(f"\n{len(rows)} cells, {total / 1e6:.0f}M tokens; at most {args.seconds:.0f} s")
+
+
+def train(args: argparse.Namespace) -> None:
+    """All runs that --out has no row of yet, until the time that the later stages need."""
+    rows_file = args.out / "fff-study-rows.jsonl"
+    todo = missing(read_rows(rows_file), plan(args))
+    print(f"to do: {sum(len(cell.seeds) for cell in todo)} runs", flush=True)
+    with open(args.out / "fff-study.log", "ab") as log:
+        options = PoolOptions(
+            args.devices,
+            lanes=args.lanes,
+            ahead=args.ahead,
+            deadline=args.began + args.seconds - args.after,
+            cache=args.work,
+        )
+        if failed := run_pool(todo, options, log, lambda text: _say(args, text)):
+            print(f"{len(failed)} cells failed; the log's end:", flush=True)
+            print((args.out / "fff-study.log").read_text("utf-8", "replace")[-3000:], flush=True)
+    done = [row for row in read_rows(rows_file) if row["status"] == "ok"]
+    print(f"{_clock(args)} {len(done)} runs have ended", flush=True)
+
+
+def glue_and_ship(args: argparse.Namespace) -> None:
+    """The last stage: fine-tuning on all GPUs, and the two long runs beside it."""
+    jobs = [subprocess.Popen(command, env=env) for command, env in fff_study_ship.commands(args)]
+    try:
+        fine_tune(args)
+    finally:
+        for job in jobs:
+            try:
+                job.wait(timeout=max(args.began + args.seconds + 25 - time.time(), 1))
+            except subprocess.TimeoutExpired:
+                job.kill()
+                job.wait()
+
+
+def _say(args: argparse.Namespace, text: str) -> None:
+    print(f"{_clock(args)} {text}", flush=True)
+
+
+def _clock(args: argparse.Namespace) -> str:
+    return f"[{time.time() - args.began:4.0f} s]"
+
+
+def write_machine(args: argparse.Namespace) -> None:
+    """What the rows were measured on; machines of earlier runs are kept beside it."""
+    file = args.out / "fff-study-machine.json"
+    about: dict[str, Any] = environment(args.commit)
+    about["devices"] = list(args.devices)
+    if file.exists():
+        earlier = json.loads(file.read_text())
+        about["earlier"] = [*earlier.pop("earlier", []), earlier]
+    file.write_text(json.dumps(about, indent=1) + "\n")
+
+
+def report(args: argparse.Namespace) -> None:
+    """docs/fff.md and the plots from the rows in --out."""
+    fff_study_page.write(args.out, args.page)
+
+
+def everything(args: argparse.Namespace) -> None:
+    """prepare, train, glue and ship; a short table last."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_machine(args)
+    prepare(args)
+    print(f"{_clock(args)} prepared", flush=True)
+    train(args)
+    glue_and_ship(args)
+    fff_study_page.short_table(args.out)
+    print(f"{_clock(args)} end", flush=True)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    steps = {
+        "prepare": prepare, "tokens": tokens, "plan": show_plan, "train": train,
+        "last": glue_and_ship, "all": everything, "report": report,
+    }  # fmt: skip
+    parser.add_argument("step", choices=steps)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data")
+    parser.add_argument("--work", type=Path, default=Path("runs/fff"), help="tokens, caches")
+    parser.add_argument("--out", type=Path, default=Path("runs/out"), help="rows, models")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/fff.md", help="of `report`")
+    parser.add_argument("--devices", default="cuda:0,cuda:1", help="cuda:0,cuda:1 or cpu")
+    parser.add_argument("--lanes", type=int, default=2, help="runs at a time on a GPU")
+    parser.add_argument("--ahead", type=int, default=2, help="further cells that compile")
+    parser.add_argument("--sections", default=",".join(MAIN))
+    parser.add_argument("--tokens", type=float, default=26e6, help="of a causal run")
+    parser.add_argument("--mlm-tokens", type=float, default=26e6, help="of an encoder's run")
+    parser.add_argument("--rate-tokens", type=float, default=7e6, help="of a try of a rate")
+    parser.add_argument("--seeds", type=int, default=2, help="runs of each main variant")
+    parser.add_argument("--more-seeds", type=int, default=1, help="at most, if there is time")
+    parser.add_argument("--length", type=int, default=512, help="causal; an encoder has a quarter")
+    parser.add_argument("--batch", type=int, default=64, help="causal; an encoder has four times")
+    parser.add_argument("--warmup", type=int, default=80, help="optimiser steps")
+    parser.add_argument("--eval-tokens", type=float, default=1e6, help="at most, a held-out text")
+    parser.add_argument("--points", type=int, default=8, help="looks at the held-out text")
+    parser.add_argument("--implementation", default="masked", help="of trees in training")
+    parser.add_argument("--compile", choices=("auto", "graph", "blocks", "off"), default="auto")
+    parser.add_argument("--seconds", type=float, default=560, help="of all stages")
+    parser.add_argument("--after", type=float, default=115, help="of these, for the last stage")
+    parser.add_argument("--glue-seeds", type=int, default=3, help="fine-tuning runs of a task")
+    parser.add_argument("--glue-models", default=",".join(FINE_TUNED))
+    parser.add_argument("--jobs", type=int, default=6, help="fine-tuning processes a GPU")
+    parser.add_argument("--ship-rate", type=float, default=3.4e-3)
+    parser.add_argument("--kind", choices=("bytes", "pieces"), default="bytes")
+    parser.add_argument("--train", nargs="+", help="other training texts, below --data")
+    parser.add_argument("--commit", help="name of the commit, where there is no .git")
+    parser.add_argument("--tiny", action="store_true", help="toy sizes, for a dry run")
+    args = parser.parse_args()
+    args.began = time.time()
+    args.sections = args.sections.split(",")
+    args.devices = tuple(args.devices.split(","))
+    args.commit = args.commit or git_commit()
+    args.action = steps[args.step]
+    if unknown := set(args.sections) - set(MAIN):
+        parser.error(f"unknown section {unknown.pop()!r}: choose of {', '.join(MAIN)}")
+    return args
+
+
+def main() -> None:
+    args = parse()
+    args.action(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""The words of docs/fff.md, and the verdicts that the rows allow."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from typing import Any
+
+from nomatmul.evaluate.compare_report import compared
+from nomatmul.evaluate.compare_summary import Entry, difference
+
+INTRODUCTION = """\
+A fast feedforward layer (FFF) keeps the neurons of a feed-forward layer in binary trees. A token
+computes one node, goes left or right by the sign of its logit, and so on: of a tree of 7 levels it
+computes 7 of 127 neurons (arXiv 2311.10770). Nothing else of the layer is read. This page asks what
+that costs in quality, with the controls that were never published: a dense layer of the same
+*active* width, and no layer at all. Levels count neurons on a path, so UltraFastBERT-1x11 (11
+decisions) is "1 x 12" here."""
+
+METHOD = """\
+`benchmarks/fff_study.py` trains every variant through the code of `nomatmul compare`: 8 layers of
+width 512, the same texts (two parts of `wikipedia-en-2015` and `english-novels-98`), the same order
+of tokens for equal seeds, the same learning rate, one pass or less; only the channel mixer differs.
+Causal models have 8,192 byte-pair tokens and sequences of 512, encoders 8,192 WordPieces and
+sequences of 128 with 25 % of the tokens hidden; 32,768 tokens a step, AdamW, cosine, bfloat16
+autocast. Held-out scores are of the valid parts of both texts, of all of the model's layers as
+trained (hard paths). Trees were trained in the masked form under torch.compile, which computes all
+nodes and multiplies by a mask: on a GPU and at this width it trains faster than visiting nodes
+one by one, and its gradients are equal to the conditional form's (tests/ops, tests/models).
+± is one standard error over seeds; with two or three seeds it is rough.
+
+*neurons*: of one layer; *active*: of these, on a token's path; *worth*: the width of the dense
+layer that would score the same, between the dense controls of the same table (a dash: outside of
+them); *FLOPs*: of the path, whole model, relative to the whole layer's model. A GLU's weights count
+as 1.5 neurons for each of its units."""
+
+BUDGETS = """\
+Held-out nats a token where each curve had used as many FLOPs (of the path) or seconds as the
+cheapest variant did in all. The dearer runs are read before their learning rate has come down, so
+these columns flatter the cheap variants. Seconds are of training in the masked form, two runs to
+a GPU: they say what training costs today, not what inference costs."""
+
+RATES = """\
+One rate for all variants of a section could favour some of them. Short runs at half and twice the
+rate (7M tokens, one seed; lower is better):"""
+
+SPEED = """\
+What the layers gain in time is in tables of their own under `benchmarks/results`: one layer on a
+CPU (`fff_cpu`), a whole encoder (`bert_cpu`), one layer on a GPU (`fff_gpu`), and the union
+beside the plain MatMul-free LM (`union_cpu`)."""
+
+_SHAPE = re.compile(r"fff-(\d+)x(\d+)(.*)")
+
+
+def name_of(variant: str) -> str:
+    """The short name of a command line as it stands in the tables."""
+    if found := _SHAPE.fullmatch(variant):
+        rest = found[3].replace("-balanced", ", balanced").replace("-master", " + ")
+        return f"FFF {found[1]} x {found[2]}{rest}"
+    return variant.replace("-", " ")
+
+
+def setting(section: str, entries: list[Entry]) -> str:
+    """Tokens, seeds and rate of a section in a line."""
+    seeds = [len(e.values) for e in entries]
+    count = str(min(seeds)) if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
+    return (
+        f"{entries[0].tokens / 1e6:.1f}M tokens each, rate {entries[0].learning_rate:g}, {count} "
+        f"seeds, {entries[0].parameters / 1e6:.1f}M to "
+        f"{max(e.parameters for e in entries) / 1e6:.1f}M parameters in all."
+        if section
+        else ""
+    )
+
+
+def _pick(entries: list[Entry], name: str) -> Entry | None:
+    return next((e for e in entries if e.variant == name), None)
+
+
+def trees_of(entries: list[Entry]) -> list[Entry]:
+    return [e for e in entries if e.kind == "fff"]
+
+
+def verdicts(section: str, entries: list[Entry]) -> list[str]:
+    """Trees against the dense layer of their active width, against none, and what options do."""
+    lines = []
+    none = _pick(entries, "none")
+    for entry in trees_of(entries):
+        bare = entry.variant.count("-") == 1
+        same = _pick(entries, f"dense-{entry.active}")
+        if bare and same is not None:
+            lines.append(
+                f"{entry.label} against dense {same.active}, its active width: "
+                f"{compared(entry, same)}."
+            )
+        if bare and none is not None and entry.label.startswith("FFF 1 x"):
+            lines.append(f"{entry.label} against no channel mixer: {compared(entry, none)}.")
+        base = _pick(entries, "-".join(entry.variant.split("-")[:2]))
+        if not bare and base is not None:
+            words = entry.label.removeprefix(base.label).strip(", +")
+            extra = f"a master leaf of {words}" if words.isdigit() else words
+            lines.append(f"{base.label}, {extra}: {compared(entry, base)} than without.")
+    del section
+    return lines
+
+
+def doubt(entries: list[Entry]) -> str | None:
+    """Is a tree as good as no layer at all? The claim of the authors' issue 19."""
+    none, whole = _pick(entries, "none"), _pick(entries, "dense")
+    single = [e for e in trees_of(entries) if re.fullmatch(r"fff-1x\d+", e.variant)]
+    if none is None or whole is None or not single:
+        return None
+    tree = single[0]
+    gain, error = difference(none, tree)
+    span = none.score - whole.score
+    share = gain / span if span else math.nan
+    unit = "bits per byte" if tree.metric == "bpb" else "nats"
+    clear = error is not None and gain > 2 * error
+    start = f"one deep tree ({tree.label.removeprefix('FFF ')}, {tree.active} active neurons)"
+    if not clear:
+        return f"{start} is not distinguishable from no channel mixer ({gain:+.3f} {unit})"
+    return (
+        f"{start} is better than no channel mixer by {gain:.3f} {unit}, {share:.0%} of what the "
+        "whole layer gives"
+    )
+
+
+def summary(entries: dict[str, list[Entry]], glue: list[dict[str, Any]]) -> list[str]:
+    """The page's answer in a few lines, each as strong as its numbers."""
+    lines = ["## In short", ""]
+    for name, found in entries.items():
+        if text := gain_line(name, found):
+            lines.append(f"- {text}")
+    doubts = [(name, text) for name, found in entries.items() if (text := doubt(found))]
+    if doubts:
+        told = "; ".join(f"{_where(name)}, {text}" for name, text in doubts)
+        lines.append(
+            "- The doubt of the authors' users (issue 19: a language model with FFF is no better "
+            f"than one without any feed-forward layer): {told}."
+        )
+    lines += [f"- {text}" for text in glue_verdict(glue)]
+    lines += [f"- {text}" for text in balance_lines(entries)]
+    if text := advice(entries):
+        lines.append(f"- {text}")
+    return [*lines, ""]
+
+
+def _where(section: str) -> str:
+    return {
+        "causal": "in the causal model",
+        "mlm": "in the encoder",
+        "union": "in the ternary union",
+    }[section]
+
+
+def gain_line(section: str, entries: list[Entry]) -> str | None:
+    """Trees of equal parameters: share of the whole layer's gain, and against equal width."""
+    none, whole = _pick(entries, "none"), _pick(entries, "dense")
+    plain = [
+        e
+        for e in trees_of(entries)
+        if whole is not None and e.variant.count("-") == 1 and e.neurons <= whole.neurons * 1.05
+    ]
+    if whole is None or not plain:
+        return None
+    parts = []
+    for e in sorted(plain, key=lambda e: e.active):
+        gap, error = difference(e, whole)
+        shown = f"{gap:+.3f}" + ("" if error is None else f" ± {error:.3f}")
+        share = ""
+        if none is not None and none.score > whole.score:
+            share = f", {(none.score - e.score) / (none.score - whole.score):.0%} of the gain"
+        parts.append(f"{e.label.removeprefix('FFF ')} ({e.active} active) {shown}{share}")
+    unit = "bits per byte" if whole.metric == "bpb" else "nats a hidden token"
+    return (
+        f"{_where(section).capitalize()}, against the whole layer ({whole.label}, "
+        f"{whole.score:.3f}) at equal parameters, {unit}: " + "; ".join(parts) + "."
+    )
+
+
+def balance_lines(entries: dict[str, list[Entry]]) -> list[str]:
+    """What load balancing did, all sections in one line."""
+    parts = []
+    for name, found in entries.items():
+        for entry in found:
+            if not entry.variant.endswith("-balanced"):
+                continue
+            base = _pick(found, entry.variant.removesuffix("-balanced"))
+            if base is not None:
+                parts.append(f"{base.label} {_where(name)} {compared(entry, base)}")
+    return [f"Load balancing (weight 0.01): {'; '.join(parts)}."] if parts else []
+
+
+def glue_verdict(glue: list[dict[str, Any]]) -> list[str]:
+    """Trees against the whole layer and against none, after fine-tuning."""
+    lines = []
+    for task in dict.fromkeys(row["task"] for row in glue):
+        medians = {
+            variant: statistics.median(
+                [r["score"] * 100 for r in glue if (r["variant"], r["task"]) == (variant, task)]
+            )
+            for variant in dict.fromkeys(r["variant"] for r in glue if r["task"] == task)
+        }
+        if "dense" not in medians:
+            continue
+        shown = ", ".join(
+            f"{name_of(v)} {score:.1f}"
+            for v, score in sorted(medians.items(), key=lambda pair: -pair[1])
+        )
+        lines.append(f"{task}, median over seeds: {shown}.")
+    return lines
+
+
+def advice(entries: dict[str, list[Entry]]) -> str | None:
+    """What a user should pick, by a rule that is stated: most gain kept for each active neuron."""
+    picks = []
+    for name, found in entries.items():
+        none, whole = _pick(found, "none"), _pick(found, "dense")
+        if none is None or whole is None:
+            continue
+        good = [
+            e
+            for e in trees_of(found)
+            if (none.score - e.score) >= 0.75 * (none.score - whole.score)
+        ]
+        if good:
+            best = min(good, key=lambda e: e.active)
+            picks.append(
+                f"{_where(name)} {best.label.removeprefix('FFF ')} ({best.active} active neurons)"
+            )
+        else:
+            picks.append(f"{_where(name)} none of them")
+    if not picks:
+        return None
+    return (
+        "What to pick: the fewest active neurons that keep three quarters of the whole layer's "
+        f"gain: {'; '.join(picks)}."
+    )
