@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from nomatmul import _transformers
 
 if TYPE_CHECKING:
+    from nomatmul.engine.encoder import EncoderModel
     from nomatmul.engine.info import footprint
     from nomatmul.engine.loading import load
     from nomatmul.engine.model import LanguageModel
@@ -23,10 +24,19 @@ if TYPE_CHECKING:
     from nomatmul.formats.config import ModelConfig
 
 __version__ = "0.1.0"
-__all__ = ["LanguageModel", "ModelConfig", "Session", "__version__", "footprint", "load"]
+__all__ = [
+    "EncoderModel",
+    "LanguageModel",
+    "ModelConfig",
+    "Session",
+    "__version__",
+    "footprint",
+    "load",
+]
 
 _HOMES = {
     "load": "nomatmul.engine.loading",
+    "EncoderModel": "nomatmul.engine.encoder",
     "LanguageModel": "nomatmul.engine.model",
     "Session": "nomatmul.engine.session",
     "footprint": "nomatmul.engine.info",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.encoder import EncoderReading
+from nomatmul.formats.packed_encoder import Forms
 
 EMBEDDINGS = {"f32": "float32", "bf16": "bfloat16", "int8": "int8, one scale a row"}
 
@@ -45,6 +47,57 @@ import nomatmul
 
 lm = nomatmul.load(".")
 print(lm.generate("Once upon a time", max_tokens=50))
+```
+
+Data, training and licence of the weights: see the model that this was packed from.
+"""
+
+
+_USES = {
+    "masked": ("fill-mask", 'print(model.fill_mask("Paris is the [MASK] of France."))'),
+    "sequence": ("text-classification", 'print(model.classify(["what a fine day"]))'),
+    "token": ("token-classification", 'print(model.classify(["Ada Lovelace lived in London"]))'),
+}
+
+
+def encoder_card(config: ModelConfig, forms: Forms, reading: EncoderReading) -> str:
+    """The text of an encoder's card, from its config alone."""
+    use, line = _USES[reading.task]
+    rows = [
+        ("channel mixer", config.channel_mixer),
+        ("layers", str(config.num_layers)),
+        ("hidden size", str(config.hidden_size)),
+        ("heads", str(config.num_heads)),
+        ("vocabulary", str(config.vocab_size)),
+        ("positions", str(config.max_position_embeddings)),
+        ("parameters", f"{config.param_count():,}"),
+        ("dense matrices", EMBEDDINGS[forms.dense]),
+        ("embedding", EMBEDDINGS[forms.embedding]),
+    ]
+    if config.channel_mixer == "fff":
+        trees = f"{config.fff_trees} of depth {config.fff_depth}, {EMBEDDINGS[forms.rows]}"
+        rows.insert(1, ("trees a layer", trees))
+    if reading.labels:
+        rows.append(("labels", ", ".join(reading.labels[:20])))
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return f"""---
+library_name: nomatmul
+pipeline_tag: {use}
+---
+# A packed encoder
+
+Written by `nomatmul pack` (fast feedforward networks: arXiv 2311.10770).
+
+| | |
+|---|---|
+{table}
+
+```python
+import nomatmul
+
+model = nomatmul.load(".")
+{line}
+print(model.embed(["one text", "another"]).shape)
 ```
 
 Data, training and licence of the weights: see the model that this was packed from.

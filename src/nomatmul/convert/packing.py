@@ -8,6 +8,7 @@ Shapes: L layers, D hidden size.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ import numpy as np
 
 from nomatmul.convert.card import card_text
 from nomatmul.convert.check import CheckText, PackCheck, check_packed
+from nomatmul.convert.encoder import EncoderCheck, check_encoder_packed, pack_encoder
 from nomatmul.convert.source import find_checkpoint, prepare_tokenizer
 from nomatmul.formats.checkpoint import Checkpoint, open_checkpoint
 from nomatmul.formats.gates import cumulative_lower_bounds
 from nomatmul.formats.names import has_lower_bounds
 from nomatmul.formats.packed import EMBEDDING_FORMS, PackedWriter
+from nomatmul.formats.packed_encoder import FORMS, Forms
 from nomatmul.formats.packing import PACKINGS
 from nomatmul.formats.quantise import absmean_scale, quantise_rows, ternarise, to_bfloat16
 
@@ -30,7 +33,10 @@ _BLOCK_ELEMENTS = 1 << 18
 
 @dataclass(frozen=True)
 class PackResult:
-    """What `pack` did. Sizes are bytes of files; `tokenizer` is "copied", "converted" or "none"."""
+    """What `pack` did. Sizes are bytes of files; `tokenizer` is "copied", "converted" or "none".
+
+    Of an encoder `packing` is "none", and rows and dense say how those are kept.
+    """
 
     destination: str
     packing: str
@@ -40,7 +46,9 @@ class PackResult:
     packed_bytes: int
     tokenizer: str
     seconds: float
-    check: PackCheck | None
+    check: PackCheck | EncoderCheck | None
+    rows: str | None = None
+    dense: str | None = None
 
 
 def pack(
@@ -49,6 +57,8 @@ def pack(
     *,
     packing: str = "2bit",
     embedding: str = "auto",
+    rows: str = "auto",
+    dense: str = "auto",
     check: bool = True,
     check_text: str | Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
@@ -59,6 +69,9 @@ def pack(
     published model. packing: "2bit" or "1.6bit". embedding: "f32", "bf16", "int8" (one scale a
     row), or "auto": bf16 where that loses nothing, else f32. Rounding an embedding of 32 bits
     moves logits by some percent, because the int8 activations behind it round differently.
+    rows, dense: of an encoder, how the rows of its FFFs and its dense matrices are kept: "f32",
+    "bf16" or "int8" (one scale a row); "auto" is f32 or, where that loses nothing, bf16. `packing`
+    does not concern encoders.
     check: compare packed and source logits on `check_text` (a file; None: a built-in paragraph).
     progress: called with (done, total, tensor name).
     Raises ValueError when `src` is damaged, already packed, dense, or holds weights that are not
@@ -66,12 +79,33 @@ def pack(
     """
     _check_choice("packing", packing, PACKINGS)
     _check_choice("embedding", embedding, (*EMBEDDING_FORMS, "auto"))
+    _check_choice("rows", rows, (*FORMS, "auto"))
+    _check_choice("dense", dense, (*FORMS, "auto"))
     start = time.perf_counter()
     # A wrong file name should be told before the work, not after it.
     text = CheckText.read(check_text) if check else None
     source_dir, target = find_checkpoint(Path(src)), Path(dst)
     checkpoint = open_checkpoint(source_dir)
     _refuse_unsuitable(checkpoint, src)
+    if checkpoint.reading is not None:
+        forms = _encoder_forms(checkpoint, rows, dense, embedding)
+        kind = pack_encoder(checkpoint, target, forms, progress or _silent)
+        return PackResult(
+            destination=str(target),
+            packing="none",
+            embedding=forms.embedding,
+            parameters=sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names()),
+            source_bytes=_directory_bytes(source_dir),
+            packed_bytes=_directory_bytes(target),
+            tokenizer=kind,
+            seconds=time.perf_counter() - start,
+            check=check_encoder_packed(checkpoint, target, text) if text is not None else None,
+            rows=forms.rows if checkpoint.config.channel_mixer == "fff" else None,
+            dense=forms.dense,
+        )
+    for name, value in (("rows", rows), ("dense", dense)):
+        if value != "auto":
+            raise ValueError(f"{name} {value!r} is for encoders; {src} is a ternary language model")
     if embedding == "auto":
         embedding = "bf16" if _is_bfloat16(checkpoint) else "f32"
     config = checkpoint.config
@@ -103,7 +137,7 @@ def _refuse_unsuitable(checkpoint: Checkpoint, src: str | Path) -> None:
         raise ValueError(
             f"{src} is packed already; packing it again would quantise ternary weights twice"
         )
-    if checkpoint.config.linear != "ternary":
+    if checkpoint.reading is None and checkpoint.config.linear != "ternary":
         raise ValueError(f"{src} is a dense model: there is nothing ternary to pack")
 
 
@@ -152,9 +186,29 @@ EMBEDDING_TO: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def _is_bfloat16(checkpoint: Checkpoint) -> bool:
-    """Whether every value of the embedding is one of bfloat16's."""
-    blocks = _blocks(checkpoint, "embedding.weight")
+def _encoder_forms(checkpoint: Checkpoint, rows: str, dense: str, embedding: str) -> Forms:
+    """ "auto" is what loses nothing: bf16 where every value is one of bfloat16's, else f32."""
+    names = checkpoint.names()
+    parts = {
+        "rows": (rows, [name for name in names if name.endswith((".w_in", ".w_out"))]),
+        "dense": (dense, [name for name in names if name.endswith("_proj.weight")]),
+        "embedding": (embedding, ["embedding.weight"]),
+    }
+    return Forms(
+        **{
+            part: form
+            if form != "auto"
+            else "bf16"
+            if all(_is_bfloat16(checkpoint, name) for name in stored)
+            else "f32"
+            for part, (form, stored) in parts.items()
+        }
+    )
+
+
+def _is_bfloat16(checkpoint: Checkpoint, name: str = "embedding.weight") -> bool:
+    """Whether every value of a tensor is one of bfloat16's."""
+    blocks = _blocks(checkpoint, name)
     return not any(np.any(block.view(np.uint32) & 0xFFFF) for block in blocks)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 _HOMES = {
     "load": "loading",
+    "EncoderModel": "encoder",
     "LanguageModel": "model",
     "Session": "session",
     "TextStream": "generation",

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nomatmul.engine.backend import Backend, NativeBackend, NumpyBackend
 from nomatmul.engine.model import LanguageModel
 from nomatmul.engine.native import native
 from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.packed_encoder import EncoderReader, is_packed_encoder
 from nomatmul.formats.packed_reader import PackedReader
+
+if TYPE_CHECKING:
+    from nomatmul.engine.encoder import EncoderModel
 
 # The model in the box lies in the package itself.
 BOX = Path(__file__).resolve().parent.parent / "box"
@@ -26,8 +30,11 @@ def load(
     verify: bool = True,
     device: str = "cpu",
     backend: str | None = None,
-) -> LanguageModel:
+) -> Any:
     """Load a packed model directory; without a path, the model in the box.
+
+    Returns a LanguageModel, or an EncoderModel where the directory holds an encoder (then isa,
+    threads and backend have the same meaning, and there is no device but the CPU).
 
     threads: default the physical cores that this process may use. isa: an instruction set of
     `nomatmul doctor` (default the best one, or NOMATMUL_ISA). mmap: map the file, which several
@@ -40,6 +47,13 @@ def load(
     Raises ValueError for a bad argument, and FormatError (a ValueError) for a directory that is
     missing, damaged, or holds a model that this engine does not run.
     """
+    if path is not None and is_packed_encoder(path):
+        if device != "cpu" or mmap:
+            wrong = f"device {device!r}" if device != "cpu" else "mmap"
+            raise ValueError(
+                f"{path} is an encoder: the engine runs it on the CPU, without {wrong}"
+            )
+        return load_encoder(path, threads=threads, isa=isa, backend=backend)
     if device != "cpu":
         cpu_only = {"threads": threads, "isa": isa, "mmap": mmap or None, "backend": backend}
         return _load_on_device(_directory(path), device, verify, cpu_only)
@@ -66,6 +80,36 @@ def load(
         path=directory,
         tokenizer_path=reader.tokenizer_path,
     )
+
+
+def load_encoder(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    isa: str | None = None,
+    backend: str | None = None,
+) -> EncoderModel:
+    """Load a packed encoder; arguments and errors as of `load`."""
+    from nomatmul.engine.encoder import EncoderModel
+    from nomatmul.engine.encoder_forward import EncoderForward
+    from nomatmul.engine.encoder_steps import NativeSteps, NumpySteps, Steps
+
+    if backend not in (None, "native", "numpy"):
+        raise ValueError(f'backend is {backend!r}; it must be "native" or "numpy"')
+    threads = checked_threads(threads)
+    reader = EncoderReader(path)
+    steps: Steps
+    if (backend or _available_backend()) == "numpy":
+        if isa is not None:
+            raise ValueError(f'backend "numpy" has no instruction sets, got isa {isa!r}')
+        count, steps = threads or 1, NumpySteps()
+    else:
+        if isa is not None and isa not in native().kernels.isas():
+            available = ", ".join(native().kernels.isas())
+            raise ValueError(f"isa {isa!r} is not available here; available: {available}")
+        count = threads if threads is not None else native().default_threads()
+        steps = NativeSteps(count, isa)
+    return EncoderModel(reader, EncoderForward(reader, steps), count)
 
 
 def cuda_part(device: Any, **cpu_only: Any) -> Any:

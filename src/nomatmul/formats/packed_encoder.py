@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from nomatmul.formats import packed_layout as layout
 from nomatmul.formats.config import ModelConfig, read_json_object
+from nomatmul.formats.encoder import MAX_LABELS, TASKS, EncoderHead, EncoderReading
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.names import norm_shapes
 from nomatmul.formats.packed_reader import PackedReader, _read_file
@@ -27,11 +28,10 @@ from nomatmul.formats.safetensors_file import SafetensorsFile
 FORMAT = "nomatmul-packed-encoder"
 FORMAT_VERSION = 1
 FORMS = ("f32", "bf16", "int8")
-TASKS = ("masked-lm", "sequence-classification", "token-classification", "features")
-POOLINGS = ("mean", "first")
-MAX_CLASSES = 1 << 20
 
 _CONFIG_KEYS = {"format", "format_version", "forms", "head", "model"}
+# Of an EncoderHead; its dropouts are for training.
+_HEAD_KEYS = ("pooler", "pooler_size", "pooler_activation", "pool_padding")
 _DTYPES = {"f32": "F32", "bf16": "BF16", "int8": "I8"}
 
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
@@ -55,44 +55,6 @@ class Forms:
                 raise ValueError(f"{name} form {value!r} is unknown; legal are {', '.join(FORMS)}")
 
 
-@dataclass(frozen=True)
-class Head:
-    """What stands on the encoder: its task, and for classifiers labels and pooler.
-
-    labels: a name for each class. pooling: what a sequence classifier reads, the mean over the
-    tokens or the first one. pooler_size: rows of the pooler (a dense layer and tanh), 0 for none.
-    Raises ValueError naming what does not fit.
-    """
-
-    task: str = "masked-lm"
-    labels: tuple[str, ...] = ()
-    pooling: str = "mean"
-    pooler_size: int = 0
-
-    def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise ValueError(f"task {self.task!r} is unknown; legal are {', '.join(TASKS)}")
-        if self.pooling not in POOLINGS:
-            raise ValueError(
-                f"pooling {self.pooling!r} is unknown; legal are {', '.join(POOLINGS)}"
-            )
-        labels = self.labels
-        if not isinstance(labels, list | tuple) or not all(isinstance(x, str) for x in labels):
-            raise ValueError(f"labels must be a list of names, got {labels!r}")
-        object.__setattr__(self, "labels", tuple(labels))
-        if self.is_classifier != bool(labels) or len(labels) > MAX_CLASSES:
-            raise ValueError(f"task {self.task!r} does not go with {len(labels)} labels")
-        size = self.pooler_size
-        if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= 131_072:
-            raise ValueError(f"pooler_size {size!r} is out of range; it must lie in 0..131072")
-        if size and self.task != "sequence-classification":
-            raise ValueError(f"task {self.task!r} has no pooler, got pooler_size {size}")
-
-    @property
-    def is_classifier(self) -> bool:
-        return self.task.endswith("-classification")
-
-
 def check_encoder(config: ModelConfig) -> None:
     """Raise ValueError, naming the dial, for a model that no packed encoder can hold."""
     for dial, wanted in (("causal", False), ("token_mixer", "attention"), ("linear", "dense")):
@@ -107,7 +69,7 @@ def check_encoder(config: ModelConfig) -> None:
         )
 
 
-def encoder_tensors(config: ModelConfig, forms: Forms, head: Head) -> Tensors:
+def encoder_tensors(config: ModelConfig, forms: Forms, reading: EncoderReading) -> Tensors:
     """Return {name: (safetensors dtype, shape)} in the order in which the file holds them.
 
     Matrices and rows by layer, then float32 vectors, the embedding last.
@@ -116,7 +78,7 @@ def encoder_tensors(config: ModelConfig, forms: Forms, head: Head) -> Tensors:
     check_encoder(config)
     matrices: Tensors = {}
     vectors: Tensors = {}
-    for name, shape in dense_shapes(config, head).items():
+    for name, shape in dense_shapes(config, reading).items():
         matrices[f"{name}.weight"] = (_DTYPES[forms.dense], shape)
         if forms.dense == "int8":
             vectors[f"{name}.scale"] = ("F32", shape[:1])
@@ -130,17 +92,17 @@ def encoder_tensors(config: ModelConfig, forms: Forms, head: Head) -> Tensors:
     vectors |= {name: ("F32", shape) for name, shape in norm_shapes(config).items()}
     if config.positions == "sinusoidal":
         vectors["position_scale"] = ("F32", (1,))
-    if head.pooler_size:
-        vectors["pooler.bias"] = ("F32", (head.pooler_size,))
-    if head.is_classifier:
-        vectors["classifier.bias"] = ("F32", (len(head.labels),))
+    if pooler_size(reading):
+        vectors["pooler.bias"] = ("F32", (pooler_size(reading),))
+    if reading.task != "masked":
+        vectors["classifier.bias"] = ("F32", (len(reading.labels),))
     if forms.embedding == "int8":
         vectors["embedding.scale"] = ("F32", (config.vocab_size,))
     table = (config.vocab_size, config.hidden_size)
     return {**matrices, **vectors, "embedding.weight": (_DTYPES[forms.embedding], table)}
 
 
-def dense_shapes(config: ModelConfig, head: Head) -> dict[str, tuple[int, int]]:
+def dense_shapes(config: ModelConfig, reading: EncoderReading) -> dict[str, tuple[int, int]]:
     """Return {name: (rows, columns)} of the dense matrices; q, k and v are one, in this order."""
     size, shapes = config.hidden_size, {}
     for layer in range(config.num_layers):
@@ -154,13 +116,18 @@ def dense_shapes(config: ModelConfig, head: Head) -> dict[str, tuple[int, int]]:
             shapes[f"{at}.{first[kind]}"] = (rows, size)
             last = "master.down_proj" if kind == "fff" else "down_proj"
             shapes[f"{at}.{last}"] = (size, inner[kind])
-    if head.task == "masked-lm" and not config.tie_embeddings:
+    if reading.task == "masked" and not config.tie_embeddings:
         shapes["head"] = (config.vocab_size, size)
-    if head.pooler_size:
-        shapes["pooler"] = (head.pooler_size, size)
-    if head.is_classifier:
-        shapes["classifier"] = (len(head.labels), head.pooler_size or size)
+    if pooler_size(reading):
+        shapes["pooler"] = (pooler_size(reading), size)
+    if reading.task != "masked":
+        shapes["classifier"] = (len(reading.labels), pooler_size(reading) or size)
     return shapes
+
+
+def pooler_size(reading: EncoderReading) -> int:
+    """Rows of the dense layer in front of a sequence classifier, 0 where there is none."""
+    return (reading.head.pooler_size or 0) if reading.task == "sequence" else 0
 
 
 def fff_names(config: ModelConfig) -> list[str]:
@@ -172,18 +139,24 @@ def fff_names(config: ModelConfig) -> list[str]:
     ]
 
 
-def encoder_config_dict(config: ModelConfig, forms: Forms, head: Head) -> dict[str, Any]:
+def encoder_config_dict(
+    config: ModelConfig, forms: Forms, reading: EncoderReading
+) -> dict[str, Any]:
     """Return what config.json of a packed encoder says."""
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "forms": asdict(forms),
-        "head": {**asdict(head), "labels": list(head.labels)},
+        "head": {
+            "task": reading.task,
+            "labels": list(reading.labels),
+            **{key: getattr(reading.head, key) for key in _HEAD_KEYS},
+        },
         "model": config.to_dict(),
     }
 
 
-def parse_encoder_config(values: dict[str, Any]) -> tuple[ModelConfig, Forms, Head]:
+def parse_encoder_config(values: dict[str, Any]) -> tuple[ModelConfig, Forms, EncoderReading]:
     """Return what `encoder_config_dict` was given.
 
     Raises ValueError for another format, an unknown version, or keys unknown or missing.
@@ -197,10 +170,21 @@ def parse_encoder_config(values: dict[str, Any]) -> tuple[ModelConfig, Forms, He
         )
     _check_keys("config key", values, _CONFIG_KEYS)
     _check_keys("key of forms", values["forms"], set(Forms.__dataclass_fields__))
-    _check_keys("key of head", values["head"], set(Head.__dataclass_fields__))
+    _check_keys("key of head", values["head"], {"task", "labels", *_HEAD_KEYS})
     config = ModelConfig.from_dict(values["model"])
     check_encoder(config)
-    return config, Forms(**values["forms"]), Head(**values["head"])
+    return config, Forms(**values["forms"]), _parse_head(values["head"])
+
+
+def _parse_head(values: dict[str, Any]) -> EncoderReading:
+    task, labels = values["task"], values["labels"]
+    if task not in TASKS:
+        raise FormatError(f"task {task!r} is unknown; legal are {', '.join(TASKS)}")
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise FormatError(f"labels must be a list of names, got {labels!r}")
+    if (task == "masked") != (not labels) or len(labels) > MAX_LABELS:
+        raise FormatError(f"task {task!r} does not go with {len(labels)} labels")
+    return EncoderReading(task, EncoderHead.of(values), tuple(labels))
 
 
 def _check_keys(what: str, values: Any, legal: set[str]) -> None:
@@ -227,8 +211,8 @@ def is_packed_encoder(directory: str | Path) -> bool:
 class EncoderReader(PackedReader):
     """A packed encoder's directory, its small parts verified; tensors are checked when read.
 
-    config: ModelConfig. forms: Forms. head: Head. Raises FormatError (a ValueError) for anything
-    missing, damaged, foreign or unknown.
+    config: ModelConfig. forms: Forms. reading: EncoderReading (without dropouts). Raises
+    FormatError (a ValueError) for anything missing, damaged, foreign or unknown.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -237,7 +221,7 @@ class EncoderReader(PackedReader):
         config_bytes = _read_file(config_path)
         values = read_json_object(config_path, config_bytes)
         try:
-            self.config, self.forms, self.head = parse_encoder_config(values)
+            self.config, self.forms, self.reading = parse_encoder_config(values)
         except (ValueError, TypeError) as error:
             raise FormatError(f"{config_path}: {error}") from None
         self.packing, self.embedding_form = "none", self.forms.embedding
@@ -249,7 +233,7 @@ class EncoderReader(PackedReader):
         self.matrices = {}
 
     def _expected(self) -> Tensors:
-        return encoder_tensors(self.config, self.forms, self.head)
+        return encoder_tensors(self.config, self.forms, self.reading)
 
     def verify(self, name: str, buffer: Any, codes: bool = True) -> None:
         super().verify(name, buffer, codes)
@@ -283,7 +267,7 @@ class EncoderWriter(PackedWriter):
         dst: str | Path,
         config: ModelConfig,
         forms: Forms,
-        head: Head,
+        reading: EncoderReading,
         tokenizer_path: str | Path | None,
         readme: str,
     ) -> None:
@@ -291,6 +275,6 @@ class EncoderWriter(PackedWriter):
         self._file = None
         self.packing, self.embedding_form = "none", forms.embedding
         self._matrices = {}
-        document = encoder_config_dict(config, forms, head)
-        tensors = encoder_tensors(config, forms, head)
+        document = encoder_config_dict(config, forms, reading)
+        tensors = encoder_tensors(config, forms, reading)
         self._start(dst, tensors, document, tokenizer_path, readme)

@@ -86,8 +86,8 @@ class ReferenceEncoder:
             (x_BTD @ self.tensor(f"{at}.mixer.{c}_proj.weight").T).reshape(shape) for c in "qkv"
         )
         if config.positions == "rotary":
-            counted = np.maximum(np.cumsum(seen_BT, axis=1) - 1, 0)
-            q, k = (ops.rotate(part, counted, config.rope_theta) for part in (q, k))
+            places_BT = np.broadcast_to(np.arange(seen_BT.shape[1]), seen_BT.shape)
+            q, k = (ops.rotate(part, places_BT, config.rope_theta) for part in (q, k))
         allowed = np.broadcast_to(seen_BT[:, None], (*seen_BT.shape, seen_BT.shape[1]))
         return ops.attend(q, k, v, allowed) @ self.tensor(f"{at}.mixer.o_proj.weight").T
 

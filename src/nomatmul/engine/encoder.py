@@ -1,0 +1,345 @@
+"""`EncoderModel`: embeddings, masked words and classes from a packed encoder, without torch.
+
+    model = nomatmul.load("my-encoder-packed")
+    model.embed(["The river", "The sea"])              # float32 [2, D]
+    model.fill_mask("Paris is the [MASK] of France.")
+
+Legend: B sequences, T tokens, N tokens of all sequences, D hidden size, V vocabulary, C classes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nomatmul.engine.blas import blas_name, blas_threads
+from nomatmul.engine.encoder_forward import EncoderForward, Float, Profile, pooled
+from nomatmul.engine.encoder_text import Text, TextSide, best, softmax
+from nomatmul.formats.packed_encoder import EncoderReader
+
+# Tokens of one pass: enough for the matrix products, few enough that what is between two of
+# them stays in the last cache.
+PASS_TOKENS = 2048
+POOLINGS = {"mean": "avg", "first": "zero_index", "max": "max"}
+
+
+class EncoderModel:
+    """A packed encoder; made by `nomatmul.load`.
+
+    Texts are strings; where a model has learned pairs, a text may also be a pair (a, b) of
+    strings. Sequences of different lengths are computed side by side without padding, so a text's
+    result does not depend on its company (up to the last bits of a matrix product, whose order of
+    summation is the BLAS's own). One call at a time computes; others wait.
+    """
+
+    def __init__(self, reader: EncoderReader, forward: EncoderForward, threads: int) -> None:
+        self.config, self.reading = reader.config, reader.reading
+        self.path: Path = reader.directory
+        self.fingerprint = reader.fingerprint
+        self.threads = threads
+        self._forward = forward
+        self._text = TextSide(reader.tokenizer_path, reader.config)
+        self._lock = threading.Lock()
+
+    @property
+    def task(self) -> str:
+        """ "masked", "sequence" or "token": what the head on the encoder is for."""
+        return self.reading.task
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes; empty without a classifier."""
+        return self.reading.labels
+
+    @property
+    def tokenizer(self) -> Any:
+        """The `tokenizers.Tokenizer`; raises ValueError for a model packed without one."""
+        return self._text.tokenizer
+
+    # -- texts ----------------------------------------------------------------------------------
+
+    def embed(
+        self,
+        texts: Text | Sequence[Text],
+        pooling: str = "mean",
+        *,
+        normalize: bool = False,
+        truncate: bool = False,
+    ) -> Float:
+        """Return one vector a text, float32 [B, D], from the hidden states of its tokens.
+
+        pooling: "mean" or "max" over the tokens ([CLS] and [SEP] too), or "first" ([CLS]).
+        normalize: divide by the length, so that a dot product is the cosine. truncate: cut a text
+        that is longer than the model's positions instead of refusing it. Raises ValueError.
+        """
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling {pooling!r} is unknown; legal are {', '.join(POOLINGS)}")
+        out: list[Float] = []
+        for hidden_ND, offsets in self._passes(self._text.encode(texts, truncate)):
+            for first, last in itertools.pairwise(offsets):
+                part, seen = hidden_ND[first:last], np.ones(last - first, bool)
+                out.append(pooled(part, seen, self.reading, POOLINGS[pooling]))
+        vectors = np.stack(out)
+        if normalize:
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors
+
+    def fill_mask(self, text: str, top_k: int = 5) -> list[list[dict[str, Any]]]:
+        """Return, for each mask token in the text, its most likely fillings, best first.
+
+        A filling is {"token", "token_id", "score" (probability), "text" (the text with it)}.
+        Raises ValueError for a text without a mask, or a model without this head.
+        """
+        self._need("masked", "fill_mask")
+        if not 1 <= top_k <= self.config.vocab_size:
+            raise ValueError(f"top_k is {top_k}, it must lie in 1..{self.config.vocab_size}")
+        ids, places = self._text.encode_masked(text)
+        with self._lock, blas_threads(self.threads):
+            hidden_ND = self._hidden([ids])
+            scores = softmax(self._checked(self._forward.vocabulary_logits(hidden_ND[places])))
+        fillings = []
+        for place, row in zip(places, scores, strict=True):
+            chosen = best(row, top_k)
+            fillings.append(
+                [
+                    {
+                        "token": self.tokenizer.id_to_token(int(token)) or "",
+                        "token_id": int(token),
+                        "score": float(row[token]),
+                        "text": self._text.filled(ids, place, int(token)),
+                    }
+                    for token in chosen
+                ]
+            )
+        return fillings
+
+    def classify(
+        self, texts: Text | Sequence[Text], *, truncate: bool = False
+    ) -> list[dict[str, Any]]:
+        """Return one answer a text: by a sequence classifier its class, by a token classifier all.
+
+        Sequence: {"label", "score", "scores" {label: probability}}; with a single label (a
+        regression) {"label", "value"}. Token: {"tokens": [{"text", "start", "end", "label",
+        "score"}, ...]} without special tokens. Raises ValueError for a model without classifier.
+        """
+        if self.task == "masked":
+            self._need("sequence", "classify")
+        encodings = self._text.encode(texts, truncate)
+        answers: list[dict[str, Any]] = []
+        if self.task == "sequence":
+            logits_BC = self._sequence_logits([e.ids for e in encodings])
+            return [self._class_answer(row) for row in logits_BC]
+        for start, (hidden_ND, offsets) in _counted(self._passes(encodings)):
+            with self._lock, blas_threads(self.threads):
+                scores = softmax(self._checked(self._forward.classes(hidden_ND)))
+            for b, (first, last) in enumerate(itertools.pairwise(offsets)):
+                found = self._text.tagged(encodings[start + b], scores[first:last], self.labels)
+                answers.append({"tokens": found})
+        return answers
+
+    # -- token ids ------------------------------------------------------------------------------
+
+    def logits(self, ids: ArrayLike, mask: ArrayLike | None = None) -> Float:
+        """Return the head's logits for ids [B, T] (or [T]), float32.
+
+        [B, T, V] of a masked language model (large: 4 V bytes a token), [B, C] of a sequence
+        classifier, [B, T, C] of a token classifier. mask [B, T]: 0 hides a token from all others,
+        as for padding. Raises ValueError for ids or a mask that do not fit.
+        """
+        hidden_BTD, seen_BT = self._padded(ids, mask)
+        with self._lock, blas_threads(self.threads):
+            if self.task == "sequence":
+                rows = [
+                    pooled(h, s, self.reading) for h, s in zip(hidden_BTD, seen_BT, strict=True)
+                ]
+                return self._checked(self._forward.classes(np.stack(rows)))
+            flat = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+            head = self._forward.vocabulary_logits if self.task == "masked" else None
+            logits = head(flat) if head is not None else self._forward.classes(flat)
+        return self._checked(logits).reshape(*hidden_BTD.shape[:2], -1)
+
+    def hidden(self, ids: ArrayLike, mask: ArrayLike | None = None) -> Float:
+        """Return the final-normed hidden states [B, T, D]; arguments as of `logits`."""
+        return self._padded(ids, mask)[0]
+
+    def paths(self, ids: ArrayLike, mask: ArrayLike | None = None) -> dict[int, NDArray[np.int32]]:
+        """Return {layer: visited rows int32 [B, T, trees, levels]} of the layers of trees."""
+        found: dict[int, NDArray[np.int32]] = {}
+        hidden_BTD, _ = self._padded(ids, mask, paths=found)
+        return {
+            layer: rows.reshape(*hidden_BTD.shape[:2], *rows.shape[1:])
+            for layer, rows in found.items()
+        }
+
+    def profile(self, ids: ArrayLike) -> dict[str, float]:
+        """Return seconds of each part of one forward pass over ids [B, T], the head included."""
+        profile = Profile()
+        hidden_BTD, _ = self._padded(ids, None, profile=profile)
+        profile.start()
+        if self.task == "masked":
+            with self._lock, blas_threads(self.threads):
+                self._forward.vocabulary_logits(hidden_BTD.reshape(-1, hidden_BTD.shape[-1]))
+            profile.mark("vocabulary head")
+        return profile.seconds
+
+    def info(self) -> dict[str, Any]:
+        """Return what this model is and what runs it, as plain values."""
+        config, forms = self.config, self._forward.forms
+        trees = None
+        if config.channel_mixer == "fff":
+            trees = {"trees": config.fff_trees, "depth": config.fff_depth}
+        return {
+            "kind": "encoder",
+            "task": self.task,
+            "labels": list(self.labels),
+            "path": str(self.path),
+            "layers": config.num_layers,
+            "hidden_size": config.hidden_size,
+            "heads": config.num_heads,
+            "channel_mixer": config.channel_mixer,
+            "fff": trees,
+            "vocabulary": config.vocab_size,
+            "positions": config.max_position_embeddings,
+            "parameters": config.param_count(),
+            "forms": {"rows": forms.rows, "dense": forms.dense, "embedding": forms.embedding},
+            "threads": self.threads,
+            "kernels": self._forward.steps.name,
+            "blas": blas_name(),
+        }
+
+    def weight_bytes(self) -> dict[str, int]:
+        """Return bytes of the weights in memory, by part."""
+        return dict(self._forward.weight_bytes)
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _need(self, task: str, method: str) -> None:
+        if self.task != task:
+            have = f'its head is for task "{self.task}"'
+            raise ValueError(f'{method} needs a model with a head for task "{task}"; {have}')
+
+    def _checked(self, logits: Float) -> Float:
+        # A float64 sum of finite float32 cannot overflow.
+        if not np.isfinite(np.sum(logits, dtype=np.float64)):
+            raise ValueError("the logits are not finite (NaN or infinity)")
+        return logits
+
+    def _class_answer(self, logits_C: Float) -> dict[str, Any]:
+        if len(self.labels) == 1:
+            return {"label": self.labels[0], "value": float(logits_C[0])}
+        scores = softmax(logits_C[None])[0]
+        top = int(scores.argmax())
+        named = dict(zip(self.labels, map(float, scores), strict=True))
+        return {"label": self.labels[top], "score": float(scores[top]), "scores": named}
+
+    def _sequence_logits(self, sequences: list[list[int]]) -> Float:
+        """[B, C]; sequences share padded rows only if the head was trained to pool over them."""
+        if self.reading.head.pool_padding:
+            length = max(map(len, sequences))
+            ids_BT = np.zeros((len(sequences), length), np.int64)
+            for row, ids in zip(ids_BT, sequences, strict=True):
+                row[: len(ids)] = ids
+            mask_BT = np.arange(length) < np.array([[len(ids)] for ids in sequences])
+            return self.logits(ids_BT, mask_BT)
+        states: list[Float] = []
+        for hidden_ND, offsets in self._id_passes(sequences):
+            for first, last in itertools.pairwise(offsets):
+                seen = np.ones(last - first, bool)
+                states.append(pooled(hidden_ND[first:last], seen, self.reading))
+        with self._lock, blas_threads(self.threads):
+            return self._checked(self._forward.classes(np.stack(states)))
+
+    def _passes(self, encodings: Sequence[Any]) -> Iterator[tuple[Float, NDArray[np.int64]]]:
+        return self._id_passes([encoding.ids for encoding in encodings])
+
+    def _id_passes(self, sequences: list[list[int]]) -> Iterator[tuple[Float, NDArray[np.int64]]]:
+        """(hidden [N, D], offsets) of as many sequences at a time as a pass holds."""
+        group: list[list[int]] = []
+        for ids in sequences:
+            if group and sum(map(len, group)) + len(ids) > PASS_TOKENS:
+                yield self._group(group)
+                group = []
+            group.append(ids)
+        if group:
+            yield self._group(group)
+
+    def _group(self, group: list[list[int]]) -> tuple[Float, NDArray[np.int64]]:
+        offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in group])]).astype(np.int64)
+        with self._lock, blas_threads(self.threads):
+            return self._hidden(group), offsets
+
+    def _hidden(self, group: list[list[int]]) -> Float:
+        lengths = [len(ids) for ids in group]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        ids_N = np.fromiter((i for ids in group for i in ids), np.int64, int(offsets[-1]))
+        return self._forward.hidden(ids_N, offsets)
+
+    def _padded(
+        self, ids: ArrayLike, mask: ArrayLike | None, **more: Any
+    ) -> tuple[Float, NDArray[np.bool_]]:
+        ids_BT = self._checked_ids(ids)
+        seen_BT = _checked_mask(mask, ids_BT.shape)
+        batch, length = ids_BT.shape
+        step = max(1, PASS_TOKENS // length) if "paths" not in more else batch
+        parts = []
+        for at in range(0, batch, step):
+            rows = ids_BT[at : at + step]
+            offsets = np.arange(len(rows) + 1, dtype=np.int64) * length
+            seen = None if mask is None else seen_BT[at : at + step].reshape(-1).astype(np.uint8)
+            with self._lock, blas_threads(self.threads):
+                if "profile" in more:
+                    more["profile"].start()
+                parts.append(self._forward.hidden(rows.reshape(-1), offsets, seen, **more))
+        return np.concatenate(parts).reshape(batch, length, -1), seen_BT
+
+    def _checked_ids(self, ids: ArrayLike) -> NDArray[np.int64]:
+        array = np.asarray(ids)
+        array = array[None] if array.ndim == 1 else array
+        if array.ndim != 2 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(
+                f"token ids must be whole numbers [B, T], got {array.dtype} {list(array.shape)}"
+            )
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high >= self.config.vocab_size:
+            bad = low if low < 0 else high
+            raise ValueError(
+                f"token id {bad} is out of range; the vocabulary is 0..{self.config.vocab_size - 1}"
+            )
+        if array.shape[1] > self.config.max_position_embeddings:
+            raise ValueError(
+                f"a sequence of {array.shape[1]} tokens is longer than the model's"
+                f" {self.config.max_position_embeddings} positions"
+            )
+        return array.astype(np.int64)
+
+
+def _checked_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    if mask is None:
+        return np.ones(shape, bool)
+    array = np.asarray(mask)
+    array = array[None] if array.ndim == 1 else array
+    if array.shape != shape:
+        raise ValueError(f"the mask has shape {list(array.shape)}, the token ids {list(shape)}")
+    if not np.all((array == 0) | (array == 1)):
+        raise ValueError("the mask must hold 0 and 1 only")
+    seen = array.astype(bool)
+    if not seen.any(axis=1).all():
+        empty = int(np.argmin(seen.any(axis=1)))
+        raise ValueError(f"sequence {empty} has no token: its mask is 0 everywhere")
+    return seen
+
+
+def _counted(
+    passes: Iterator[tuple[Float, NDArray[np.int64]]],
+) -> Iterator[tuple[int, tuple[Float, NDArray[np.int64]]]]:
+    """Each pass with the number of sequences before it."""
+    start = 0
+    for hidden_ND, offsets in passes:
+        yield start, (hidden_ND, offsets)
+        start += len(offsets) - 1

@@ -1,0 +1,168 @@
+"""The text side of an encoder: tokens of texts, mask tokens, and answers back as text.
+
+Legend: T tokens of one text, C classes, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.tokenizer import load_tokenizer
+
+Text = str | tuple[str, str]
+Float = NDArray[np.float32]
+MASK_NAMES = ("[MASK]", "<mask>", "<|mask|>")
+
+
+class TextSide:
+    """A model's tokenizer with the checks that its texts need. The tokenizer is loaded at once.
+
+    Raises FormatError for a damaged tokenizer.json; methods raise ValueError without one.
+    """
+
+    def __init__(self, path: Path | None, config: ModelConfig) -> None:
+        self._config = config
+        self._tokenizer: Any = None
+        if path is not None:
+            self._tokenizer = load_tokenizer(path, config.vocab_size)
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
+
+    @property
+    def tokenizer(self) -> Any:
+        """The `tokenizers.Tokenizer`; raises ValueError for a model packed without one."""
+        if self._tokenizer is None:
+            raise ValueError(
+                "this model was packed without a tokenizer, so it takes token ids only: logits(ids)"
+            )
+        return self._tokenizer
+
+    @property
+    def mask_token(self) -> str:
+        """How the mask is spelt; raises ValueError for a tokenizer without one."""
+        for name in MASK_NAMES:
+            if self.tokenizer.token_to_id(name) is not None:
+                return name
+        raise ValueError(f"the tokenizer has no mask token: none of {', '.join(MASK_NAMES)}")
+
+    def encode(self, texts: Text | Sequence[Text], truncate: bool) -> list[Any]:
+        """Return an encoding a text (or pair), special tokens added; words like [SEP] are text."""
+        batch = self._checked_texts(texts)
+        # Like the trainer's: what is typed is text, even where it spells a special token.
+        self.tokenizer.encode_special_tokens = True
+        encodings = self.tokenizer.encode_batch(batch)
+        return [self._fitting(e, number, truncate) for number, e in enumerate(encodings)]
+
+    def encode_masked(self, text: str) -> tuple[list[int], list[int]]:
+        """Return (ids, places of the mask token); here special tokens are told from text."""
+        if not isinstance(text, str):
+            raise ValueError(f"the text must be a string, got {type(text).__name__}")
+        mask = self.mask_token
+        self.tokenizer.encode_special_tokens = False
+        encoding = self._fitting(self.tokenizer.encode(_checked(text, 0)), 0, False)
+        mask_id = self.tokenizer.token_to_id(mask)
+        places = [place for place, token in enumerate(encoding.ids) if token == mask_id]
+        if not places:
+            raise ValueError(f"the text has no {mask} to fill in")
+        return list(encoding.ids), places
+
+    def filled(self, ids: list[int], place: int, token: int) -> str:
+        """The text of ids with a token put in at a place; other masks stay as they are spelt."""
+        mask_id = self.tokenizer.token_to_id(self.mask_token)
+        special = {token for token, added in _added(self.tokenizer).items() if added.special}
+        kept = [token if at == place else i for at, i in enumerate(ids)]
+        kept = [i for i in kept if i in (mask_id, token) or i not in special]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
+
+    def tagged(
+        self, encoding: Any, scores_TC: Float, labels: tuple[str, ...]
+    ) -> list[dict[str, Any]]:
+        """The tokens of one text with their labels, without special tokens."""
+        found = []
+        special = encoding.special_tokens_mask
+        for t, (start, end) in enumerate(encoding.offsets):
+            if special[t]:
+                continue
+            top = int(scores_TC[t].argmax())
+            found.append(
+                {
+                    "text": encoding.tokens[t],
+                    "start": start,
+                    "end": end,
+                    "label": labels[top],
+                    "score": float(scores_TC[t, top]),
+                }
+            )
+        return found
+
+    def _checked_texts(self, texts: Text | Sequence[Text]) -> list[Any]:
+        single = isinstance(texts, str) or (
+            isinstance(texts, tuple) and len(texts) == 2 and all(isinstance(x, str) for x in texts)
+        )
+        batch = [texts] if single else list(texts)
+        if not batch:
+            raise ValueError("there are no texts")
+        for number, text in enumerate(batch):
+            parts = text if isinstance(text, tuple | list) else (text,)
+            if len(parts) > 2 or not parts or not all(isinstance(part, str) for part in parts):
+                raise ValueError(f"text {number} must be a string or a pair of them, got {text!r}")
+            for part in parts:
+                _checked(part, number)
+        return [tuple(text) if isinstance(text, list) else text for text in batch]
+
+    def _fitting(self, encoding: Any, number: int, truncate: bool) -> Any:
+        limit = self._config.max_position_embeddings
+        if len(encoding.ids) == 0:
+            raise ValueError(f"text {number} is empty")
+        if len(encoding.ids) > limit:
+            if not truncate:
+                raise ValueError(
+                    f"text {number} has {len(encoding.ids)} tokens, the model has {limit}"
+                    " positions; shorten it, or ask for truncation"
+                )
+            return _Cut(encoding, limit)
+        return encoding
+
+
+class _Cut:
+    """The first tokens of an encoding, with its last one (a separator) kept if it is special."""
+
+    def __init__(self, encoding: Any, limit: int) -> None:
+        count = len(encoding.ids)
+        keep = list(range(limit))
+        if encoding.special_tokens_mask[count - 1]:
+            keep[-1] = count - 1
+        self.ids = [encoding.ids[i] for i in keep]
+        self.tokens = [encoding.tokens[i] for i in keep]
+        self.offsets = [encoding.offsets[i] for i in keep]
+        self.special_tokens_mask = [encoding.special_tokens_mask[i] for i in keep]
+
+
+def softmax(logits: Float) -> Float:
+    """Probabilities over the last axis."""
+    e = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    result: Float = e / e.sum(axis=-1, keepdims=True)
+    return result
+
+
+def best(scores: Float, count: int) -> NDArray[np.intp]:
+    """The indices of the highest scores, best first; equal ones in the order of their index."""
+    return np.argsort(-scores, kind="stable")[:count]
+
+
+def _added(tokenizer: Any) -> dict[int, Any]:
+    return dict(tokenizer.get_added_tokens_decoder())
+
+
+def _checked(text: str, number: int) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"text {number} is not UTF-8 (character {error.start})") from None
+    return text
