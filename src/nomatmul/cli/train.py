@@ -1,8 +1,10 @@
-"""Train a MatMul-free language model, or its Transformer++ twin, on your own text.
+"""Train a MatMul-free language model, its Transformer++ twin, or an encoder, on your own text.
 
 RECIPE names the sizes and the schedule: cpu_minute (a million parameters, a minute on two cores),
 box (packs to 16 MB), mmfree_370m, mmfree_1_3b, mmfree_2_7b (the published ones), and the baseline
-of each under transformer_...; a wrong name lists them all. Single settings are changed by
+of each under transformer_...; a wrong name lists them all. Encoders guess hidden words:
+encoder_cpu_minute (a minute), ultrafastbert_1x11, ultrafastbert_128x4, and the dense bert_cpu_minute
+and crammedbert; `nomatmul finetune` then teaches them a task. Single settings are changed by
 --set NAME=VALUE (fields of the model: --set model.NAME=VALUE).
 
 Texts are UTF-8 files, JSONL, parquet, a data set saved by Hugging Face datasets, or hf:NAME from
@@ -27,6 +29,8 @@ examples:
   nomatmul train box --data wiki-*.txt.bz2 --valid wiki.valid.txt.bz2 --out runs/box
   nomatmul train mmfree_370m --data hf:roneneldan/TinyStories --out runs/370m --seed 1
   nomatmul train cpu_minute --data novel.txt --out runs/wide --set model.hidden_size=256 --steps 500
+  nomatmul train encoder_cpu_minute --data novel.txt --out runs/encoder
+  nomatmul train ultrafastbert_1x11 --data corpus/*.txt.bz2 --tokenizer vocab.txt --out runs/ufb
   torchrun --nproc-per-node 4 -m nomatmul train mmfree_1_3b --data corpus/*.txt.zst --out runs/1b
   nomatmul pack runs/first packed/first        and then: nomatmul generate --model packed/first ...
 """
@@ -41,7 +45,9 @@ class Options:
         (), metavar="FILE", nargs="+", help="held-out texts (default: the end of the data)"
     )
     tokenizer: str | None = option(
-        None, metavar="FILE", help="a tokenizer.json (default: one is trained on the data)"
+        None,
+        metavar="FILE",
+        help="a tokenizer.json or BERT's vocab.txt (default: one is trained on the data)",
     )
     text_field: str = option("text", metavar="NAME", help="field of JSONL and parquet rows")
     document_start: str | None = option(

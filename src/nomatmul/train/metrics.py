@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from nomatmul.formats.atomic import named, write_file
-from nomatmul.train.config import TrainConfig
 
 
 class MetricsLog:
@@ -139,8 +138,8 @@ class Console:
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def start(self, config: TrainConfig, step: int) -> None:
-        """Begin showing training progress from `step` on."""
+    def start(self, title: str) -> None:
+        """Begin showing progress."""
         if self.quiet or not sys.stderr.isatty():
             return
         try:
@@ -155,14 +154,10 @@ class Console:
             console=RichConsole(stderr=True),
         )
         self._bar.start()
-        self._task = self._bar.add_task(config.recipe, total=1.0, completed=0.0, text="starting")
+        self._task = self._bar.add_task(title, total=1.0, completed=0.0, text="starting")
 
-    def progress(self, share: float, step: int, row: dict[str, Any], remaining: float) -> None:
-        """Show the newest training row. share: of the run that is done; remaining: seconds."""
-        text = (
-            f"step {step}  loss {row['loss']:.4f}  {row.get('tokens_per_second', 0):,.0f} tokens/s"
-            f"  {_duration(remaining)} left"
-        )
+    def progress(self, share: float, text: str) -> None:
+        """Show how far the work is. share: of it that is done."""
         if self._bar is not None:
             self._bar.update(self._task, completed=share, text=text)
         elif not self.quiet and time.monotonic() - self._last_line >= 5:
@@ -181,7 +176,7 @@ class Console:
             self._bar = None
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     seconds = max(int(seconds), 0)
     hours, minutes = seconds // 3600, seconds // 60 % 60
     return f"{hours}:{minutes:02d}:{seconds % 60:02d}"

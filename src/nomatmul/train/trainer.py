@@ -28,7 +28,7 @@ from nomatmul.train.diagnostics import Diagnostics
 from nomatmul.train.evaluation import Evaluator, MaskedEvaluator, sample_text
 from nomatmul.train.fff_training import FFFSchedule, counting, usage_row
 from nomatmul.train.masking import Masking
-from nomatmul.train.metrics import Console, MetricsLog, NoMetrics
+from nomatmul.train.metrics import Console, MetricsLog, NoMetrics, duration
 from nomatmul.train.micro_step import build_micro_step
 from nomatmul.train.optimizer import build_loss, clip_gradients
 from nomatmul.train.parallelize import eager, free_gathered
@@ -133,7 +133,7 @@ class Trainer:
         self.clock = _Clock(self.clock.before)
         self._flushed_at = self.clock.working()
         self._saved_at = self._elapsed()
-        self.console.start(self.config, self.step)
+        self.console.start(self.config.recipe)
         x_BT = None
         try:
             with self._ternary, self.ranks.speaking():
@@ -301,7 +301,11 @@ class Trainer:
         else:
             left = (config.steps - self.step) * config.tokens_per_step
             remaining = left / max(row["tokens_per_second"], 1e-9)
-        self.console.progress(share, self.step, row, remaining)
+        self.console.progress(
+            share,
+            f"step {self.step}  loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tokens/s  "
+            f"{duration(remaining)} left",
+        )
 
     def _stop_non_finite(self, row: dict[str, Any]) -> None:
         self.metrics.flush()

@@ -1,0 +1,108 @@
+"""Rows as token ids on the device: encoded once, padded, cut into batches.
+
+A text becomes [CLS] A [SEP], a pair [CLS] A [SEP] B [SEP]; of what is too long the longer text
+loses its last tokens. Shapes: R rows, B rows of a batch, T tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from nomatmul.finetune.tsv import Rows
+from nomatmul.train.tokenizer import special_ids
+
+_STEP = 8  # batches are padded to a multiple of it, so that there are few shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """ids int32 [R, T] and labels [R] on the device, lengths int64 [R] on the host.
+
+    labels: int64 class ids or float32 numbers. truncated: rows that were too long.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    lengths: np.ndarray
+    truncated: int
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self, places: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """(ids int64 [B, T], attention mask bool [B, T], labels [B]) of the rows at `places`."""
+        longest = int(self.lengths[places].max())
+        width = min(-(-longest // _STEP) * _STEP, self.ids.shape[1])
+        device = self.ids.device
+        table = torch.from_numpy(np.stack([places, self.lengths[places]]))
+        table = table.to(device, non_blocking=True)
+        ids_BT = self.ids[table[0], :width].long()
+        mask_BT = torch.arange(width, device=device)[None, :] < table[1][:, None]
+        return ids_BT, mask_BT, self.labels[table[0]]
+
+
+def encode(
+    rows: Rows, tokenizer: Tokenizer, max_length: int, regression: bool, device: torch.device
+) -> Encoded:
+    """Encode all rows, at most max_length tokens each. Raises ValueError if it has no room."""
+    special = special_ids(tokenizer)
+    start = special.eos if special.bos is None else special.bos
+    parts = len(rows.texts[0])
+    room = max_length - 1 - parts
+    if room < parts:
+        raise ValueError(f"max_length {max_length} leaves no room for {parts} text(s)")
+    columns = [
+        [e.ids for e in tokenizer.encode_batch([text[i] for text in rows.texts],
+                                               add_special_tokens=False)]
+        for i in range(parts)
+    ]  # fmt: skip
+    sequences, truncated = [], 0
+    for texts in zip(*columns, strict=True):
+        kept = _cut(list(texts), room)
+        truncated += sum(map(len, kept)) < sum(map(len, texts))
+        sequences.append([start, *(id_ for ids in kept for id_ in (*ids, special.eos))])
+    lengths = np.asarray([len(ids) for ids in sequences], dtype=np.int64)
+    table = np.full((len(sequences), int(lengths.max())), special.pad or 0, dtype=np.int32)
+    for row, ids in zip(table, sequences, strict=True):
+        row[: len(ids)] = ids
+    kind = torch.float32 if regression else torch.int64
+    return Encoded(
+        torch.from_numpy(table).to(device),
+        torch.tensor(rows.labels, dtype=kind, device=device),
+        lengths,
+        truncated,
+    )
+
+
+def _cut(texts: list[list[int]], room: int) -> list[list[int]]:
+    """Cut the longer text until both fit into `room` tokens together."""
+    over = sum(map(len, texts)) - room
+    if over <= 0:
+        return texts
+    if len(texts) == 1:
+        return [texts[0][:room]]
+    long, short = (0, 1) if len(texts[0]) >= len(texts[1]) else (1, 0)
+    keep = max(len(texts[long]) - over, min(len(texts[short]), (room + 1) // 2))
+    texts[long] = texts[long][:keep]
+    texts[short] = texts[short][: room - keep]
+    return texts
+
+
+def training_batches(data: Encoded, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
+    """Places of each batch of an epoch: all rows once, in an order of (seed, epoch) only."""
+    order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(len(data))
+    for first in range(0, len(order), batch_size):
+        yield order[first : first + batch_size]
+
+
+def scoring_batches(data: Encoded, batch_size: int) -> Iterator[np.ndarray]:
+    """Places of each batch, rows of like length together."""
+    order = np.argsort(data.lengths, kind="stable")
+    for first in range(0, len(order), batch_size):
+        yield order[first : first + batch_size]

@@ -1,0 +1,150 @@
+"""Fine-tuning with one seed: a fresh head on the given encoder, some epochs, scores after each."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nomatmul.evaluate.glue import glue_scores
+from nomatmul.finetune.data import Encoded, scoring_batches, training_batches
+from nomatmul.finetune.tasks import Task
+
+_SCORING_ROWS = 128
+_LOOK = 50  # steps between reports of the loss
+
+Report = Callable[[float, str], None]  # share of the seed that is done, words
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How one seed is trained; the authors' values (arXiv 2311.10770, eval/GLUE_sane)."""
+
+    learning_rate: float = 4e-5
+    batch_size: int = 16
+    epochs: int = 5
+    warmup: float = 0.1  # share of all steps
+    weight_decay: float = 0.0
+    beta2: float = 0.98
+    epsilon: float = 1e-6
+    bfloat16: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedResult:
+    """Scores of one seed after its last epoch, on each held-out file; the first one decides."""
+
+    seed: int
+    scores: dict[str, dict[str, float]]
+    losses: list[float]  # mean training loss of each epoch
+    history: list[dict[str, float]]  # scores of the first held-out file after each epoch
+    seconds: float
+
+
+def rate_at(settings: Settings, step: int, steps: int) -> float:
+    """Linear warm-up over the first share of the steps, then half a cosine to zero."""
+    warm = round(settings.warmup * steps)
+    if step < warm:
+        return settings.learning_rate * (step + 1) / warm
+    progress = (step - warm) / max(steps - warm, 1)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def train_seed(
+    model: Any,
+    task: Task,
+    train: Encoded,
+    held_out: dict[str, Encoded],
+    settings: Settings,
+    seed: int,
+    report: Report = lambda share, words: None,
+) -> SeedResult:
+    """Train `model`, in place, on its device. torch's random state decides its dropout.
+
+    Raises RuntimeError when the loss is no longer finite.
+    """
+    began = time.monotonic()
+    optimizer = _optimizer(model, settings)
+    per_epoch = -(-len(train) // settings.batch_size)
+    steps, step = per_epoch * settings.epochs, 0
+    losses: list[float] = []
+    history: list[dict[str, float]] = []
+    scores: dict[str, dict[str, float]] = {}
+    for epoch in range(settings.epochs):
+        model.train()
+        total = torch.zeros((), dtype=torch.float64, device=train.ids.device)
+        for places in training_batches(train, settings.batch_size, seed, epoch):
+            for group in optimizer.param_groups:
+                group["lr"] = rate_at(settings, step, steps)
+            loss = _loss(model, *train.batch(places), settings.bfloat16)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            total += loss.detach().double() * len(places)
+            step += 1
+            if step % _LOOK == 0:
+                report(step / steps, f"epoch {epoch + 1}/{settings.epochs}  loss {_finite(loss)}")
+        losses.append(float(_finite(total / len(train))))
+        last = epoch + 1 == settings.epochs
+        names = list(held_out) if last else list(held_out)[:1]
+        scores = {name: score(model, task, held_out[name], settings.bfloat16) for name in names}
+        history.append(next(iter(scores.values())))
+        report(step / steps, f"epoch {epoch + 1}: {words_of(history[-1])}")
+    return SeedResult(seed, scores, losses, history, time.monotonic() - began)
+
+
+def _optimizer(model: Any, settings: Settings) -> torch.optim.AdamW:
+    decayed = [p for p in model.parameters() if p.dim() >= 2]
+    plain = [p for p in model.parameters() if p.dim() < 2]
+    device = next(model.parameters()).device
+    return torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": settings.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+        betas=(0.9, settings.beta2),
+        eps=settings.epsilon,
+        fused=device.type == "cuda",
+    )
+
+
+def _loss(model: Any, ids_BT: Tensor, mask_BT: Tensor, labels_B: Tensor, low: bool) -> Tensor:
+    with torch.autocast(ids_BT.device.type, torch.bfloat16, enabled=low):
+        return model(input_ids=ids_BT, attention_mask=mask_BT, labels=labels_B).loss
+
+
+def _finite(loss: Tensor) -> str:
+    value = loss.item()
+    if not math.isfinite(value):
+        raise RuntimeError(f"the loss became {value}: try a lower --learning-rate")
+    return f"{value:.4f}"
+
+
+@torch.no_grad()
+def predict(model: Any, data: Encoded, low: bool = False) -> np.ndarray:
+    """float64 [R]: the class with the largest logit, or the number of a regression."""
+    model.eval()
+    found = np.zeros(len(data))
+    for places in scoring_batches(data, _SCORING_ROWS):
+        ids_BT, mask_BT, _ = data.batch(places)
+        with torch.autocast(ids_BT.device.type, torch.bfloat16, enabled=low):
+            logits_BC = model(input_ids=ids_BT, attention_mask=mask_BT).logits
+        answer = logits_BC[:, 0] if logits_BC.shape[1] == 1 else logits_BC.argmax(-1)
+        found[places] = answer.double().cpu().numpy()
+    return found
+
+
+def score(model: Any, task: Task, data: Encoded, low: bool = False) -> dict[str, float]:
+    """The task's metrics on these rows."""
+    return glue_scores(task.metrics, predict(model, data, low), data.labels.cpu().numpy())
+
+
+def words_of(scores: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())

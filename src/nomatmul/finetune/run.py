@@ -1,0 +1,379 @@
+"""Fine-tuning a model on a task with several seeds: data, seeds, median, report, best model.
+
+OUT/TASK gets seed-N.json as each seed ends, report.json, and model/, the best seed's model as a
+directory that `from_pretrained` and `nomatmul pack` read. The same command goes on after the last
+finished seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import statistics
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nomatmul.finetune.data import Encoded, encode
+from nomatmul.finetune.loop import SeedResult, Settings, train_seed, words_of
+from nomatmul.finetune.tasks import Task
+from nomatmul.finetune.tsv import Rows, read_hub, read_rows
+from nomatmul.models.classifiers import EncoderForSequenceClassification
+from nomatmul.train.files import new_directory, write_json
+from nomatmul.train.metrics import Console
+from nomatmul.train.tokenizer import load_tokenizer
+
+HUB = "hub"
+_HELD_OUT_SHARE = 10  # of a file without a held-out one every tenth row is held out
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+    """What decides a result, apart from model and data. epochs: None for the task's own number.
+
+    max_length: tokens of a row; rows: use so many training rows only (None: all). pooler: how the
+    head reads the hidden states, None for what the model says. precision: auto (bfloat16 on a GPU),
+    float32 or bfloat16. Raises ValueError naming the value and the limit.
+    """
+
+    learning_rate: float = 4e-5
+    batch_size: int = 16
+    epochs: int | None = None
+    seeds: int = 5
+    max_length: int = 128
+    rows: int | None = None
+    weight_decay: float = 0.0
+    pooler: str | None = None
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs", "seeds", "max_length", "rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} {value} must be at least 1")
+        if not 0 < self.learning_rate < 1:
+            raise ValueError(f"learning_rate {self.learning_rate} must be above 0 and below 1")
+        if not 0 <= self.weight_decay < 1:
+            raise ValueError(f"weight_decay {self.weight_decay} must lie in [0, 1)")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"precision {self.precision!r}: choose auto, float32 or bfloat16")
+
+    def settings(self, task: Task, device: torch.device) -> Settings:
+        low = self.precision == "bfloat16" or (self.precision == "auto" and device.type == "cuda")
+        return Settings(
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            epochs=self.epochs or task.epochs,
+            weight_decay=self.weight_decay,
+            bfloat16=low,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskReport:
+    """What a task gave. median, low, high: of `metric` over the seeds, on the first held-out file.
+
+    medians: of every metric on every held-out file. model: directory of the best seed's model.
+    """
+
+    task: str
+    metric: str
+    median: float
+    low: float
+    high: float
+    medians: dict[str, dict[str, float]]
+    seeds: list[dict[str, Any]]
+    best_seed: int
+    model: str
+    settings: dict[str, Any]
+    data: dict[str, Any]
+
+
+def finetune(
+    model: str | Path,
+    task: Task,
+    data: str | Path,
+    out: str | Path,
+    config: FinetuneConfig | None = None,
+    *,
+    held_out: str | Path | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+) -> TaskReport:
+    """Fine-tune the encoder in directory `model` (or a training run's) into OUT/TASK.
+
+    data: GLUE's folder, the task's own folder in it, a TSV file, or "hub". held_out: a TSV file to
+    score on, in place of the task's. Raises ValueError or OSError for bad input before any work,
+    ValueError for a directory with results of other settings, RuntimeError for a loss that is not
+    finite.
+    """
+    from nomatmul.train.job import pick_device
+
+    config = config or FinetuneConfig()
+    console, place = Console(quiet), pick_device(device)
+    source = model_directory(model)
+    rows, names = load_rows(task, data, held_out)
+    work = _Work(source, task, config, Path(out) / task.name, place, console, names)
+    return work.run(rows)
+
+
+def model_directory(path: str | Path) -> Path:
+    """The directory itself, or the finished model of a training run."""
+    path = Path(path)
+    if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
+        return path / "model"
+    return path
+
+
+def load_rows(
+    task: Task, data: str | Path, held_out: str | Path | None = None
+) -> tuple[dict[str, Rows], tuple[str, ...]]:
+    """Training rows under "train", held-out ones under their files' names; and the classes."""
+    if str(data) == HUB:
+        parts = {split: read_hub(task, split) for split in task.hub_splits}
+        names = next(iter(parts.values()))[1]
+        found = {split: rows for split, (rows, _) in parts.items()}
+        return {"train": found.pop(task.hub_splits[0]), **found}, names
+    files = _files(task, Path(data), held_out)
+    train, names = read_rows(files[0], task)
+    known = dataclasses.replace(task, labels=names)
+    rows = {"train": train}
+    for file in files[1:]:
+        rows[file.stem] = read_rows(file, known)[0]
+    if len(rows) == 1:
+        places = range(len(train))
+        held = [i for i in places if i % _HELD_OUT_SHARE == _HELD_OUT_SHARE - 1]
+        if not held:
+            raise ValueError(
+                f"{files[0]} has {len(train)} rows: too few to hold some out, give --valid"
+            )
+        rest = [i for i in places if i % _HELD_OUT_SHARE != _HELD_OUT_SHARE - 1]
+        rows = {"train": train.part(rest), "held_out": train.part(held)}
+    return rows, names
+
+
+def _files(task: Task, data: Path, held_out: str | Path | None) -> list[Path]:
+    """The training file and the held-out ones. Raises ValueError naming what is missing."""
+    if data.is_file():
+        return [data, *([Path(held_out)] if held_out else [])]
+    folder = data / task.folder if (data / task.folder / task.files[0]).is_file() else data
+    if not (folder / task.files[0]).is_file():
+        raise ValueError(
+            f"{data} has no {task.files[0]} and no {task.folder}/{task.files[0]}: "
+            f"give the folder of {task.name}'s files, or --data hub"
+        )
+    if held_out:
+        return [folder / task.files[0], Path(held_out)]
+    files = [folder / name for name in task.files]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing: give another held-out file with --valid")
+    return files
+
+
+@dataclasses.dataclass
+class _Work:
+    """One task's seeds in one directory."""
+
+    source: Path
+    task: Task
+    config: FinetuneConfig
+    out: Path
+    device: torch.device
+    console: Console
+    names: tuple[str, ...]
+
+    def run(self, rows: dict[str, Rows]) -> TaskReport:
+        if self.config.rows is not None:
+            rows["train"] = rows["train"].part(
+                list(range(min(self.config.rows, len(rows["train"]))))
+            )
+        tokenizer = load_tokenizer(self.source)
+        first = self._model(0)  # a model that does not load is found before the data is encoded
+        length = min(self.config.max_length, first.config.max_position_embeddings)
+        data = {
+            name: encode(part, tokenizer, length, self.task.regression, self.device)
+            for name, part in rows.items()
+        }
+        self._check_vocabulary(first, data)
+        facts = self._facts(data, length)
+        settings = self.config.settings(self.task, self.device)
+        described = dataclasses.asdict(settings) | {
+            "task": self.task.name,
+            "max_length": length,
+            "pooler": first.config.pooler,
+            "model": _sha256(self.source),
+            "data": _digest(data),
+        }
+        self._notice(data, length)
+        results: list[SeedResult] = []
+        for seed in range(self.config.seeds):
+            results.append(self._seed(seed, described, settings, data, results, tokenizer))
+        return self._report(results, described, facts)
+
+    def _model(self, seed: int) -> Any:
+        """The encoder with a head drawn from the seed, on the device."""
+        torch.manual_seed(seed)
+        options: dict[str, Any] = {"num_labels": max(len(self.names), 1)}
+        if self.task.regression:
+            options["problem_type"] = "regression"
+        else:
+            options["id2label"] = dict(enumerate(self.names))
+            options["label2id"] = {name: i for i, name in enumerate(self.names)}
+        if self.config.pooler is not None:
+            options["pooler"] = self.config.pooler
+        with _quiet_transformers():
+            model = EncoderForSequenceClassification.from_pretrained(self.source, **options)
+        return model.to(self.device)
+
+    def _check_vocabulary(self, model: Any, data: dict[str, Encoded]) -> None:
+        top = max(int(part.ids.max()) for part in data.values())
+        if top >= model.config.vocab_size:
+            raise ValueError(
+                f"{self.source}: its tokenizer gives token {top}, the model's vocabulary is "
+                f"{model.config.vocab_size}"
+            )
+
+    def _facts(self, data: dict[str, Encoded], length: int) -> dict[str, Any]:
+        return {
+            name: {"rows": len(part), "truncated": part.truncated, "max_length": length}
+            for name, part in data.items()
+        } | {"labels": list(self.names)}
+
+    def _notice(self, data: dict[str, Encoded], length: int) -> None:
+        for name, part in data.items():
+            if part.truncated:
+                self.console.warn(
+                    f"{self.task.name}, {name}: {part.truncated} of {len(part)} rows are longer "
+                    f"than {length} tokens and were cut"
+                )
+
+    def _seed(
+        self,
+        seed: int,
+        described: dict[str, Any],
+        settings: Settings,
+        data: dict[str, Encoded],
+        before: list[SeedResult],
+        tokenizer: Any,
+    ) -> SeedResult:
+        """The result of a seed: from its file if an earlier start has finished it."""
+        file = self.out / f"seed-{seed}.json"
+        if file.is_file():
+            return _read_result(file, described)
+        model = self._model(seed)
+        title = f"{self.task.name} seed {seed}"
+        self.console.start(title)
+        held = {name: part for name, part in data.items() if name != "train"}
+        try:
+            result = train_seed(
+                model, self.task, data["train"], held, settings, seed,
+                lambda share, words: self.console.progress(share, f"{title}  {words}"),
+            )  # fmt: skip
+        finally:
+            self.console.stop()
+        self.console.say(f"{title}: {words_of(result.history[-1])}, {result.seconds:.0f} s")
+        if all(self._main(result) > self._main(other) for other in before):
+            self._save(model, tokenizer)
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_json(file, {"settings": described, **dataclasses.asdict(result)})
+        return result
+
+    def _main(self, result: SeedResult) -> float:
+        return next(iter(result.scores.values()))[self.task.metrics[0]]
+
+    def _save(self, model: Any, tokenizer: Any) -> None:
+        from nomatmul.train.checkpoints import write_model
+
+        with new_directory(self.out / "model") as temporary:
+            write_model(model, tokenizer, temporary)
+
+    def _report(
+        self, results: list[SeedResult], described: dict[str, Any], facts: dict[str, Any]
+    ) -> TaskReport:
+        main = [self._main(result) for result in results]
+        medians = {
+            name: {
+                metric: statistics.median(result.scores[name][metric] for result in results)
+                for metric in self.task.metrics
+            }
+            for name in results[0].scores
+        }
+        report = TaskReport(
+            task=self.task.name,
+            metric=self.task.metrics[0],
+            median=statistics.median(main),
+            low=min(main),
+            high=max(main),
+            medians=medians,
+            seeds=[dataclasses.asdict(result) for result in results],
+            best_seed=results[main.index(max(main))].seed,
+            model=str(self.out / "model"),
+            settings=described | {"device": str(self.device), "torch": torch.__version__},
+            data=facts,
+        )
+        write_json(self.out / "report.json", dataclasses.asdict(report))
+        return report
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without its bar, and without its report that the head is new, which is meant so."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*drawn at random.*")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _read_result(file: Path, described: dict[str, Any]) -> SeedResult:
+    """Raises ValueError for a damaged file, or one with other settings."""
+    try:
+        values = json.loads(file.read_text("utf-8"))
+        old = values.pop("settings")
+        result = SeedResult(**values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{file} is damaged ({error}): remove it to train this seed again"
+        ) from None
+    differ = [name for name in described if old.get(name) != described[name]]
+    if differ:
+        name = differ[0]
+        raise ValueError(
+            f"{file} was made with another {name} ({old.get(name)}, now {described[name]}): "
+            "choose another directory"
+        )
+    return result
+
+
+def _sha256(directory: Path) -> str:
+    """One checksum of a model's weights and config."""
+    digest = hashlib.sha256()
+    patterns = ("config.json", "*.safetensors", "pytorch_model*.bin")
+    for path in sorted(file for pattern in patterns for file in directory.glob(pattern)):
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _digest(data: dict[str, Encoded]) -> str:
+    digest = hashlib.sha256()
+    for name, part in data.items():
+        digest.update(name.encode())
+        digest.update(part.ids.cpu().numpy().tobytes())
+        digest.update(part.labels.double().cpu().numpy().tobytes())
+    return digest.hexdigest()
