@@ -2,9 +2,9 @@
 
 RECIPE names the sizes and the schedule: cpu_minute (a million parameters, a minute on two cores),
 box (packs to 16 MB), mmfree_370m, mmfree_1_3b, mmfree_2_7b (the published ones), and the baseline
-of each under transformer_...; a wrong name lists them all. Encoders guess hidden words:
-encoder_cpu_minute (a minute), ultrafastbert_1x11, ultrafastbert_128x4, and the dense bert_cpu_minute
-and crammedbert; `nomatmul finetune` then teaches them a task. Single settings are changed by
+of each under transformer_...; encoders, which guess hidden words and which `nomatmul finetune` then
+teaches a task: encoder_cpu_minute, ultrafastbert_1x11, ultrafastbert_128x4, and their dense twins
+bert_cpu_minute and crammedbert. A wrong name lists them all. Single settings are changed by
 --set NAME=VALUE (fields of the model: --set model.NAME=VALUE).
 
 Texts are UTF-8 files, JSONL, parquet, a data set saved by Hugging Face datasets, or hf:NAME from
