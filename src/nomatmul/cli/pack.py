@@ -3,7 +3,9 @@
 SRC is a checkpoint directory, the directory of a training run (its finished model, else its latest
 checkpoint), or a published MatMul-free LM (hgrn_bit; float32, float16 or bfloat16; one file or
 shards). The weights become ternary once, by the absmean rule of the model's training; a model that
-is packed already is refused, because quantising twice would break it. DST must not exist. Nothing
+is packed already is refused, because quantising twice would break it. An encoder (our own, or a
+published crammedBERT: BERT, UltraFastBERT) keeps its weights as they are unless --rows, --dense or
+--embedding asks for less; the check then says what that costs. DST must not exist. Nothing
 is left under DST when packing fails. Memory stays at a few blocks of rows, whatever the size; the
 check afterwards loads both models (--no-check leaves it out).
 """
@@ -20,13 +22,14 @@ from nomatmul.cli.options import json_option, option
 from nomatmul.cli.show import hide_progress_bars, print_json, print_table, size
 
 if TYPE_CHECKING:
-    from nomatmul.convert import PackCheck, PackResult
+    from nomatmul.convert import PackResult
 
 EXAMPLES = """
 examples:
   nomatmul pack runs/mine packed/mine
   nomatmul pack ridger-mmfreelm-370M packed/370M --check-text wiki.valid.txt.bz2
   nomatmul pack runs/mine packed/mine-small --packing 1.6bit --embedding int8
+  nomatmul pack my-bert packed/bert --dense int8
   nomatmul pack huge-checkpoint packed/huge --no-check --json
 """
 
@@ -42,6 +45,16 @@ class Options:
         "auto",
         choices=("auto", "f32", "bf16", "int8"),
         help="how the embedding is kept; auto: bf16 where that loses nothing, else f32",
+    )
+    rows: str = option(
+        "auto",
+        choices=("auto", "f32", "bf16", "int8"),
+        help="encoders: how rows of fast feedforward trees are kept; rounding them changes paths",
+    )
+    dense: str = option(
+        "auto",
+        choices=("auto", "f32", "bf16", "int8"),
+        help="encoders: how dense matrices are kept; int8 computes on int8 too and is the fastest",
     )
     check: bool = option(True, help="compare the packed model with its source")
     check_text: str | None = option(
@@ -62,6 +75,8 @@ def run(options: Options) -> int:
         options.dst,
         packing=options.packing,
         embedding=options.embedding,
+        rows=options.rows,
+        dense=options.dense,
         check=options.check,
         check_text=options.check_text,
         progress=None if quiet else _show_progress,
@@ -91,12 +106,31 @@ def _show(result: PackResult) -> None:
         ("embedding", result.embedding),
         ("tokenizer", result.tokenizer),
     ]
+    if result.dense is not None:
+        rows.insert(3, ("dense matrices", result.dense))
+    if result.rows is not None:
+        rows.insert(4, ("rows of trees", result.rows))
     if result.check is not None:
-        rows += _check_rows(result.check)
+        encoder = result.dense is not None
+        rows += _encoder_rows(result.check) if encoder else _check_rows(result.check)
     print_table(rows)
 
 
-def _check_rows(check: PackCheck) -> list[tuple[str, str]]:
+def _encoder_rows(check: Any) -> list[tuple[str, str]]:
+    rows = [
+        ("checked on", f"{check.tokens} tokens, {check.text}"),
+        ("error of hidden states", f"{check.hidden_error:.2e}"),
+        ("error of logits", f"{check.logit_error:.2e}"),
+        ("largest logit difference", f"{check.largest_difference:.3g}"),
+        ("  of logits up to", f"{check.largest_logit:.3g}"),
+        ("same prediction", f"{100 * check.same_argmax:.1f} %"),
+    ]
+    if check.same_path is not None:
+        rows.append(("tokens on the same path", f"{100 * check.same_path:.2f} %"))
+    return rows
+
+
+def _check_rows(check: Any) -> list[tuple[str, str]]:
     return [
         ("checked on", f"{check.tokens} tokens, {check.text}"),
         ("backends", f"{check.source_backend} against {check.packed_backend}"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from nomatmul.engine.model import LanguageModel
@@ -35,7 +35,13 @@ def load_model(options: Any) -> LanguageModel:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import nomatmul
 
-    return nomatmul.load(options.model, threads=options.threads, device=options.device)
+    lm = nomatmul.load(options.model, threads=options.threads, device=options.device)
+    if not hasattr(lm, "stream"):
+        raise ValueError(
+            f"{options.model} is an encoder, which continues no text; use nomatmul embed,"
+            " fill-mask or classify"
+        )
+    return cast("LanguageModel", lm)
 
 
 def sampling_arguments(options: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 from nomatmul.engine.native import native
 
 if TYPE_CHECKING:
+    from nomatmul.engine.encoder import EncoderModel
     from nomatmul.engine.model import LanguageModel
 
 # CPU features that a kernel of ours asks for, as Linux spells them.
@@ -163,14 +164,35 @@ def footprint(
     from nomatmul.engine.loading import load
 
     lm = load(path, device=device)
+    if not hasattr(lm, "session"):
+        return _encoder_footprint(lm)
     session = lm.session()
     for token in range(tokens):
         session.append([token % lm.config.vocab_size])
     resident, peak = memory_of_process()
     report = {**footprint_of(lm), "resident": resident, "peak": peak}
     if device != "cpu":
-        report["device_peak"] = lm.backend.peak_bytes()  # type: ignore[attr-defined]  # of CudaBackend
+        report["device_peak"] = lm.backend.peak_bytes()
     return report
+
+
+def _encoder_footprint(model: EncoderModel) -> dict[str, Any]:
+    """As `footprint`, of an encoder after one pass over its longest sequence.
+
+    Matrices that are kept as bfloat16 count as the float32 that they are computed with.
+    """
+    length = min(model.config.max_position_embeddings, 512)
+    model.hidden(np.zeros((1, length), np.int64))
+    parts = model.weight_bytes()
+    resident, peak = memory_of_process()
+    return {
+        **parts,
+        "weights": sum(parts.values()),
+        "disk": _disk_bytes(model.path),
+        "dense_bf16": 2 * model.config.param_count(),
+        "resident": resident,
+        "peak": peak,
+    }
 
 
 def gpu_report(test: bool = True) -> dict[str, Any]:

@@ -1,0 +1,84 @@
+"""Turn texts into vectors with a packed encoder, for search, clustering or a classifier of yours.
+
+Every text becomes one vector: the mean (or the first, or the largest) of the hidden states of its
+tokens. Texts of any lengths go together; their order is kept. Without --json the vectors are
+printed one a line, numbers separated by spaces; --out writes them as a NumPy file instead, which
+`numpy.load` reads. --normalize makes every vector's length 1, so that a dot product of two is
+their cosine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from nomatmul.cli.encoding import load_encoder, read_texts
+from nomatmul.cli.options import json_option, option
+from nomatmul.cli.show import print_json
+
+EXAMPLES = """
+examples:
+  nomatmul embed --model my-encoder --text "The river" --text "The sea" --normalize
+  nomatmul embed --model my-encoder --file sentences.txt --out vectors.npy
+  cat sentences.txt | nomatmul embed --model my-encoder --file - --json | jq .dimension
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    model: str = option(metavar="DIR", help="packed encoder (nomatmul pack makes one)")
+    text: tuple[str, ...] = option((), metavar="TEXT", help="a text; may be repeated")
+    file: str | None = option(
+        None, metavar="FILE", help="texts, one a line; - reads standard input"
+    )
+    pooling: str = option(
+        "mean", choices=("mean", "first", "max"), help="how tokens become one vector"
+    )
+    normalize: bool = option(False, help="divide each vector by its length")
+    truncate: bool = option(False, help="cut texts that are too long instead of refusing them")
+    out: str | None = option(None, metavar="FILE", help="write the vectors to this .npy file")
+    threads: int | None = option(None, metavar="N", help="threads (default: one a core)")
+    json: bool = json_option()
+
+
+def run(options: Options) -> int:
+    texts = read_texts(options.text, options.file)
+    model = load_encoder(options)
+    vectors_BD = model.embed(
+        texts, options.pooling, normalize=options.normalize, truncate=options.truncate
+    )
+    if options.out is not None:
+        _write(options.out, vectors_BD)
+    if options.json:
+        print_json(
+            {
+                "model": str(model.path),
+                "pooling": options.pooling,
+                "texts": len(texts),
+                "dimension": int(vectors_BD.shape[1]),
+                **(
+                    {"out": options.out}
+                    if options.out is not None
+                    else {"embeddings": vectors_BD.tolist()}
+                ),
+            }
+        )
+    elif options.out is not None:
+        print(f"wrote {len(texts)} vectors of {vectors_BD.shape[1]} numbers to {options.out}")
+    else:
+        for row in vectors_BD:
+            print(" ".join(f"{value:.6g}" for value in row))
+    return 0
+
+
+def _write(path: str, vectors_BD: Any) -> None:
+    import io
+    from pathlib import Path
+
+    import numpy as np
+
+    from nomatmul.formats.atomic import write_file
+
+    buffer = io.BytesIO()
+    np.save(buffer, vectors_BD)
+    write_file(Path(path), buffer.getvalue())

@@ -1,0 +1,56 @@
+"""What `embed`, `fill-mask` and `classify` share: opening the encoder, and reading texts."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from nomatmul.cli.sampling import checked_text
+
+if TYPE_CHECKING:
+    from nomatmul.engine.encoder import EncoderModel
+
+
+def load_encoder(options: Any) -> EncoderModel:
+    """The encoder that the options name; raises ValueError for a language model."""
+    import nomatmul
+    from nomatmul.engine.encoder import EncoderModel
+    from nomatmul.formats.packed_encoder import is_packed_encoder
+    from nomatmul.formats.packed_reader import PackedReader
+
+    if not is_packed_encoder(options.model):
+        PackedReader(options.model)  # a directory that is no packed model at all says so itself
+        raise ValueError(
+            f"{options.model} is a language model, not an encoder; `nomatmul generate` runs it"
+        )
+    model = nomatmul.load(options.model, threads=options.threads)
+    assert isinstance(model, EncoderModel)
+    return model
+
+
+def read_texts(texts: tuple[str, ...], file: str | None) -> list[str]:
+    """Texts of --text and of --file (one a line; - is standard input; empty lines are left out).
+
+    Raises ValueError when there is none, or for bytes that are no UTF-8.
+    """
+    found = [checked_text(text) for text in texts]
+    if file == "-":
+        found += [checked_text(line) for line in sys.stdin.read().splitlines() if line.strip()]
+    elif file is not None:
+        from nomatmul.formats.textfiles import read_text
+
+        found += [line for line in read_text(file).splitlines() if line.strip()]
+    if not found:
+        raise ValueError("there is no text; give --text TEXT, or --file FILE (- is standard input)")
+    return found
+
+
+def as_pairs(texts: list[str]) -> list[str | tuple[str, str]]:
+    """Each text cut in two at its tab; raises ValueError, naming the text, where there is none."""
+    pairs: list[str | tuple[str, str]] = []
+    for number, text in enumerate(texts, 1):
+        parts = text.split("\t")
+        if len(parts) != 2:
+            raise ValueError(f"text {number} must be two texts with one tab between, got {text!r}")
+        pairs.append((parts[0], parts[1]))
+    return pairs
