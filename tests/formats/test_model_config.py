@@ -6,6 +6,7 @@ import pytest
 
 from nomatmul.formats.config import ModelConfig, default_intermediate_size
 
+TREES = {"channel_mixer": "fff", "fff_trees": 2, "fff_depth": 3}
 SIZES = {"vocab_size": 100, "hidden_size": 64, "num_layers": 2}
 
 
@@ -14,6 +15,26 @@ def test_round_trip_through_dict_and_file(tmp_path):
     assert ModelConfig.from_dict(config.to_dict()) == config
     config.save(tmp_path / "c.json")
     assert ModelConfig.load(tmp_path / "c.json") == config
+
+
+def test_what_older_versions_know_is_written_as_they_wrote_it():
+    written = ModelConfig(**SIZES).to_dict()
+    assert "norm" not in written
+    assert not [name for name in written if name.startswith("fff_") and written[name] is not None]
+    config = ModelConfig(**SIZES, **TREES, norm="layer", fff_layers=[1, 0], fff_master_width=3)
+    assert config.fff_layers == (0, 1)
+    assert ModelConfig.from_dict(config.to_dict()) == config
+    assert config.to_dict()["norm"] == "layer"
+
+
+def test_rows_of_trees_and_the_mixer_of_each_layer():
+    config = ModelConfig(**SIZES, **TREES, fff_layers=[1])
+    assert (config.tree_nodes, config.tree_rows) == (15, 30)
+    assert [config.channel_of(layer) for layer in range(2)] == ["ffn", "fff"]
+    leaves = ModelConfig(**SIZES, **TREES, fff_leaf_width=4)
+    assert (leaves.tree_nodes, leaves.tree_rows) == (7, 14)
+    glu = ModelConfig(**SIZES)
+    assert [glu.channel_of(layer) for layer in range(2)] == ["glu", "glu"]
 
 
 @pytest.mark.parametrize(
@@ -55,6 +76,26 @@ def test_a_tied_head_is_counted_once():
         ({"eos_token_id": 100}, r"eos_token_id 100 is out of range; it must lie in 0\.\.99"),
         ({"fff_trees": 2}, 'fff_trees and fff_depth belong to channel_mixer "fff"'),
         ({"channel_mixer": "fff"}, "fff_trees must be a whole number, got None"),
+        ({"norm": "batch"}, "norm 'batch' is unknown; legal values are 'rms', 'layer'"),
+        ({"positions": "learned"}, "positions 'learned' is unknown"),
+        ({"positions": "sinusoidal"}, "positions 'sinusoidal' belong to token_mixer 'attention'"),
+        ({"activation": "tanh"}, "legal values are 'gelu', 'silu', 'relu'"),
+        ({"embedding_norm": 1}, "embedding_norm must be true or false, got 1"),
+        ({"fff_layers": [0]}, 'fff_layers belongs to channel_mixer "fff"'),
+        ({"fff_master_width": 4}, 'fff_master_width belongs to channel_mixer "fff"'),
+        ({**TREES, "fff_depth": 25}, r"fff_depth 25 is out of range; it must lie in 0\.\.24"),
+        ({**TREES, "fff_depth": -1}, r"fff_depth -1 is out of range; it must lie in 0\.\.24"),
+        ({**TREES, "fff_trees": 0}, r"fff_trees 0 is out of range; it must lie in 1\.\."),
+        ({**TREES, "fff_trees": 200, "fff_depth": 24}, "have more rows than int32 can number"),
+        ({**TREES, "fff_trees": 100_000, "fff_depth": 3}, "400000 is out of range"),
+        ({**TREES, "fff_leaf_width": 0}, "fff_leaf_width 0 is out of range"),
+        ({**TREES, "fff_leaf_width": 4, "fff_depth": 0}, r"fff_depth 0 .* must lie in 1\.\.24"),
+        ({**TREES, "fff_master_width": -1}, "fff_master_width -1 is out of range"),
+        ({**TREES, "fff_bias": True}, "fff_bias belongs to linear 'dense'"),
+        ({**TREES, "fff_layers": [2]}, r"a layer in fff_layers: 2 is out of range; .* 0\.\.1"),
+        ({**TREES, "fff_layers": [1, 1]}, "must name layers, each of them once"),
+        ({**TREES, "fff_layers": []}, "must name layers, each of them once"),
+        ({**TREES, "fff_layers": 1}, "fff_layers must be a list of layers, got 1"),
         ({"token_mixer": "attention", "num_heads": 64}, "rotary positions need an even head"),
     ],
 )

@@ -189,8 +189,8 @@ def test_bad_input_is_named(build, ids):
         model(ids, past_key_values=object())
     with pytest.raises(ValueError, match="at least one token"):
         model.token_logprobs([])
-    with pytest.raises(ValueError, match="fff"):
-        build(channel_mixer="fff", fff_trees=2, fff_depth=3)
+    with pytest.raises(ValueError, match="'rotary' or 'none', not 'sinusoidal'"):
+        build("transformer++", positions="sinusoidal")
     with pytest.raises(ValueError, match="encoder"):
         build(causal=False)
 
