@@ -25,12 +25,13 @@ from torch import Tensor
 
 from nomatmul.ops.fff import triton_gather as gather
 from nomatmul.ops.fff import triton_tiles as tiles
+from nomatmul.ops.fff.triton_combine import combine as combine_tiles
 from nomatmul.ops.fff.triton_parts import ACTIVATIONS, Trees
 from nomatmul.ops.fff.triton_weights import weight_gradient
 
-DEEP_FROM = 4096
+DEEP_FROM = 2048
 """Tokens from which grouping by path beats one program a token, one deep tree (H200)."""
-SHALLOW_FROM = 16
+SHALLOW_FROM = 32
 """Tokens from which tiles beat gathering rows, shallow trees (H200)."""
 
 
@@ -81,7 +82,7 @@ def walk_backward(
         return torch.zeros_like(x), torch.zeros_like(w), dbias
     order = tiles.order_of(nodes, shape, w)
     dw, dbias = weight_gradient(d, nodes, x, w, shape, order, with_bias)
-    return tiles.combine(d, nodes, w, shape, order, x.dtype), dw, dbias
+    return combine_tiles(d, nodes, w, shape, order, x.dtype), dw, dbias
 
 
 def combine(h_NTL: Tensor, nodes_NTL: Tensor, w_out_VD: Tensor) -> Tensor:
@@ -94,7 +95,7 @@ def combine(h_NTL: Tensor, nodes_NTL: Tensor, w_out_VD: Tensor) -> Tensor:
     if not len(h):
         return w.new_zeros((0, w.shape[1]), dtype=torch.float32)
     if _by_tiles(len(h), shape):
-        return tiles.combine(h, nodes, w, shape, tiles.order_of(nodes, shape, w), torch.float32)
+        return combine_tiles(h, nodes, w, shape, tiles.order_of(nodes, shape, w), torch.float32)
     return gather.combine(h, nodes, w, torch.float32)
 
 
@@ -130,7 +131,7 @@ def fff(
     bias = None if bias_V is None else bias_V.contiguous()
     if _by_tiles(len(x), shape):
         logits, nodes, h, order = tiles.walk(x, w_in, bias, shape, act)
-        return tiles.combine(h, nodes, w_out, shape, order, x.dtype), logits, nodes
+        return combine_tiles(h, nodes, w_out, shape, order, x.dtype), logits, nodes
     logits, nodes, h, y = gather.walk(x, w_in, bias, shape, act, w_out)
     if y is None:
         y = gather.combine(h, nodes, w_out, x.dtype)

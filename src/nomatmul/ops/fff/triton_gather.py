@@ -111,11 +111,8 @@ def _sum_rows_kernel(
     tl.store(y_ptr + n * outputs + d, total, mask=d < outputs)
 
 
-def _steps(tokens: int, shape: Trees) -> tuple[int, int]:
-    """(levels at once, warps): more of both when few programs share the chip."""
-    many = tokens * shape.trees
-    levels, warps = (4, 8) if many <= 16 else (3, 8) if many <= 256 else (2, 4)
-    return min(levels, shape.levels), warps
+_STEPS = (2, 4)
+"""Levels at once and warps that measured best on an H200 from 1 to 4096 tokens (docs/log.md)."""
 
 
 def walk(
@@ -142,7 +139,8 @@ def walk(
     h = torch.empty_like(logits) if act and not whole else logits
     outputs = w_out_VD.shape[1] if w_out_VD is not None and whole else 1
     y = x_NK.new_empty(tokens, outputs) if whole else None
-    levels, warps = steps or _steps(tokens, shape)
+    levels, warps = steps or _STEPS
+    levels = min(levels, shape.levels)
     with on_device(x_NK):
         _gather_kernel[(tokens * shape.trees,)](
             x_NK,

@@ -73,6 +73,12 @@ class Trees:
         return max(16, min(COLUMNS, wanted)) >> first_size
 
     @property
+    def row(self) -> int:
+        """Levels of a stage as a power of two, so that the trees of a tile fill 16 columns."""
+        size = triton.next_power_of_2(self.stages[0][1])
+        return max(size, 16 // self.together)
+
+    @property
     def keys(self) -> int:
         """Nodes at which the last stage can be entered: what tokens are sorted by."""
         return 1 << self.stages[-1][0]
@@ -161,11 +167,12 @@ def tile_tokens(
     """(tokens of a tile, which exist, their group): sorted ones of one tree, or just the next."""
     i = tl.arange(0, BT)
     if SORTED:
-        entry = table_ptr + (tree.to(tl.int64) * tiles + tile) * 3
+        of = tile.to(tl.int64) * 0 + tree  # a number that is 1 may come as a constant
+        entry = table_ptr + (of * tiles + tile) * 3
         group = tl.load(entry)
         at = tl.load(entry + 1) + i
         live = at < tl.load(entry + 2)
-        n = tl.load(perm_ptr + tree.to(tl.int64) * tokens + at, mask=live, other=0)
+        n = tl.load(perm_ptr + of * tokens + at, mask=live, other=0)
         return n, live, group
     else:
         at = tile * BT + i
@@ -177,6 +184,7 @@ def tile_tokens(
 def path_tile(
     values_ptr,
     nodes_ptr,
+    like_ptr,
     n,
     live,
     tree,
@@ -186,17 +194,31 @@ def path_tile(
     FIRST: tl.constexpr,
     G: tl.constexpr,
     P: tl.constexpr,
-    BT: tl.constexpr,
+    A: tl.constexpr,
 ):
-    """[BT, P * 2^G] float32: values [N, T, L] at the columns of visited nodes, zero elsewhere."""
-    n_R, tree_R, live_R = tile_rows(n, live, tree, trees, P, BT)
-    base = (n_R.to(tl.int64) * trees + tree_R) * LEVELS
-    last = tl.load(nodes_ptr + base + (LEVELS - 1), mask=live_R, other=0)
-    last = last - tree_R * ((1 << LEVELS) - 1) + 1
-    j = tl.arange(0, 1 << G)
-    level = level_of(j, G)
-    heap = ((root + j * 0) << level) + j + 1 - ((j * 0 + 1) << level)
-    on = (last[:, None] >> (LEVELS - 1 - FIRST - level)[None, :]) == heap[None, :]
-    on = on & live_R[:, None] & (j < (1 << G) - 1)[None, :]
-    value = tl.load(values_ptr + base[:, None] + (FIRST + level)[None, :], mask=on, other=0.0)
-    return tl.reshape(value.to(tl.float32), (BT, P << G))
+    """[BT, P * 2^G]: values [N, T, L] at the columns of visited nodes, zero elsewhere.
+
+    A: levels of a tree, as a power of two, at least 16 for all P trees together. A token's values
+    and its nodes' local numbers (below 2^7, exact in 16 bits) are copied to the columns of their
+    level by a product with ones and zeros; a column keeps its value where the number is its own.
+    The type is that of like_ptr's elements.
+    """
+    kind: tl.constexpr = like_ptr.dtype.element_ty
+    a = tl.arange(0, P * A)
+    level = a % A
+    of = tree + a // A
+    real = live[:, None] & ((level < G) & (of < trees))[None, :]
+    at = (n.to(tl.int64) * trees)[:, None] + of[None, :]
+    at = at * LEVELS + (FIRST + level)[None, :]
+    value = tl.load(values_ptr + at, mask=real, other=0.0)
+    node = tl.load(nodes_ptr + at, mask=real, other=0) - (of * ((1 << LEVELS) - 1))[None, :]
+    level = tl.where(level < G, level, 0)
+    node = node + (((a * 0 + 1) << level) - ((root + a * 0) << level))[None, :]
+    node = tl.where(real, node, -1)
+    c = tl.arange(0, P << G)
+    j = c % (1 << G)
+    same = (a // A)[:, None] == (c // (1 << G))[None, :]
+    to = (same & ((a % A)[:, None] == level_of(j, G)[None, :])).to(kind)
+    spread = tl.dot(value.to(kind), to, input_precision="ieee")
+    number = tl.dot(node.to(kind), to, input_precision="ieee")
+    return tl.where(number == j.to(tl.float32)[None, :], spread, 0.0).to(kind)

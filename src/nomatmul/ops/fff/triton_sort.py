@@ -18,7 +18,7 @@ from torch import Tensor
 from nomatmul.ops.fff.triton_parts import Trees
 
 _BLOCK = 128
-_BLOCKS = 64
+_BLOCKS = 128
 _MOST_KEYS = 128
 
 
@@ -58,7 +58,7 @@ def _one_hot(
     return n, live, hot.to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "each"])
 def _count_kernel(
     rows_ptr,
     counts_ptr,
@@ -83,7 +83,7 @@ def _count_kernel(
     tl.store(counts_ptr + at, total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "each", "tiles"])
 def _scatter_kernel(
     rows_ptr,
     counts_ptr,

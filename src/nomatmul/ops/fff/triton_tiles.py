@@ -1,9 +1,8 @@
 """Triton, FFF: products of a tile of tokens with the nodes of one stage of a tree, kept on chip.
 
-Three uses of two kernels: the walk of a stage (all logits of a tile, the path read off them), the
-gradient of what visited nodes added (the same product, picked along a known path), and sums of
-visited rows (a tile that is zero beside the path, times the rows). The only memory written is that
-of visited nodes; the arithmetic is that of one stage, at most 127 nodes a token and stage.
+Two uses of one product: the walk of a stage (all logits of a tile, the path read off them), and
+the gradient of what visited nodes added (picked along a known path). The only memory written is
+that of visited nodes; the arithmetic is that of one stage, at most 127 nodes a token.
 
 A shallow tree (at most seven levels) is one stage, so here it costs what its dense tile costs.
 
@@ -22,10 +21,7 @@ from nomatmul.ops.fff.triton_parts import (
     Trees,
     activate,
     column_rows,
-    device_of,
-    level_of,
     major_of,
-    path_tile,
     tile_rows,
     tile_tokens,
 )
@@ -55,7 +51,7 @@ def _product(
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "tiles"])
 def _walk_kernel(
     x_ptr,
     w_ptr,
@@ -112,7 +108,7 @@ def _walk_kernel(
         tl.store(next_ptr + to, tree_R * ((1 << LEVELS) - 1) + heap - 1, mask=live_R)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "tiles"])
 def _pick_kernel(
     x_ptr,
     w_ptr,
@@ -155,78 +151,6 @@ def _pick_kernel(
         tl.store(out_ptr + at + FIRST + level, value, mask=live_R)
 
 
-@triton.jit
-def _add_stage(
-    acc, h_ptr, nodes_ptr, w_ptr, n, live, tree, trees, group, d, features,
-    LEVELS: tl.constexpr, LAST: tl.constexpr, FIRST: tl.constexpr, G: tl.constexpr,
-    P: tl.constexpr, BT: tl.constexpr, EVEN: tl.constexpr,
-):  # fmt: skip
-    # the stage's root is the ancestor of the last stage's root, by which the tokens are sorted
-    root = (group + (1 << LAST)) >> (LAST - FIRST)
-    h = path_tile(h_ptr, nodes_ptr, n, live, tree, trees, root, LEVELS, FIRST, G, P, BT)
-    row, valid = column_rows(tree, trees, root, LEVELS, G, P)
-    at = w_ptr + row.to(tl.int64)[:, None] * features + d[None, :]
-    if EVEN:
-        w = tl.load(at, mask=valid[:, None], other=0.0)
-    else:
-        w = tl.load(at, mask=valid[:, None] & (d < features)[None, :], other=0.0)
-    return tl.dot(h.to(w.dtype), w, acc, input_precision="ieee")
-
-
-@triton.jit
-def _combine_kernel(
-    h_ptr,
-    nodes_ptr,
-    w_ptr,
-    y_ptr,
-    perm_ptr,
-    table_ptr,
-    tokens,
-    features,
-    trees,
-    tiles,
-    only,
-    each,
-    LEVELS: tl.constexpr,
-    STAGES: tl.constexpr,
-    FIRSTS: tl.constexpr,
-    SIZES: tl.constexpr,
-    P: tl.constexpr,
-    SORTED: tl.constexpr,
-    ADD: tl.constexpr,
-    EVEN: tl.constexpr,
-    BT: tl.constexpr,
-    BD: tl.constexpr,
-):
-    d = tl.program_id(0) * BD + tl.arange(0, BD)
-    part = tl.program_id(2)
-    n, live, group = tile_tokens(
-        perm_ptr, table_ptr, tl.program_id(1), only, tiles, tokens, SORTED, BT
-    )
-    if group < 0:
-        return
-    acc = tl.zeros((BT, BD), dtype=tl.float32)
-    LAST: tl.constexpr = (FIRSTS >> (8 * (STAGES - 1))) & 255
-    if SORTED:
-        for s in tl.static_range(STAGES):
-            acc = _add_stage(
-                acc, h_ptr, nodes_ptr, w_ptr, n, live, only, trees, group, d, features, LEVELS,
-                LAST, (FIRSTS >> (8 * s)) & 255, (SIZES >> (8 * s)) & 255, P, BT, EVEN,
-            )  # fmt: skip
-    else:
-        for tree in range(part * each, tl.minimum(part * each + each, trees), P):
-            acc = _add_stage(
-                acc, h_ptr, nodes_ptr, w_ptr, n, live, tree, trees, group, d, features, LEVELS,
-                0, 0, SIZES & 255, P, BT, EVEN,
-            )  # fmt: skip
-    row = part.to(tl.int64) * tokens + n
-    at = y_ptr + row[:, None] * features + d[None, :]
-    mask = live[:, None] & (d < features)[None, :]
-    if ADD:
-        acc += tl.load(at, mask=mask, other=0.0)
-    tl.store(at, acc.to(y_ptr.dtype.element_ty), mask=mask)
-
-
 def tile_size(like: Tensor, tokens: int, groups: int) -> int:
     """Tokens of a tile: as many as a group has on average, 16 to 64 (32 for float32)."""
     if not like.is_cuda:
@@ -242,7 +166,7 @@ def _launch(like: Tensor) -> dict[str, int]:
     return {"BK": 64, "num_warps": 4, "num_stages": 4 if major == 9 else 2 if major < 8 else 3}
 
 
-class _Grid:
+class Grid:
     """What the launches over tiles of tokens have in common."""
 
     def __init__(self, like: Tensor, tokens: int, shape: Trees, order: Order | None, groups: int):
@@ -275,7 +199,7 @@ def walk(
                 order = sort_tokens(after.t(), shape, first, tile_size(w_VK, tokens, 1 << first))
             more = first + levels < shape.levels
             after = nodes.new_empty(shape.trees, tokens) if more else nodes
-            plan = _Grid(w_VK, tokens, shape, order, 1)
+            plan = Grid(w_VK, tokens, shape, order, 1)
             _walk_kernel[plan.grid](
                 x_NK,
                 w_VK,
@@ -321,7 +245,7 @@ def pick(
         for stage, (first, levels) in enumerate(shape.stages):
             # a middle stage takes the last one's groups, finer than it needs: its own cost a sort
             sorted_by = order if stage else None
-            plan = _Grid(w_VD, len(x_ND), shape, sorted_by, 1)
+            plan = Grid(w_VD, len(x_ND), shape, sorted_by, 1)
             _pick_kernel[plan.grid](
                 x_ND,
                 w_VD,
@@ -340,60 +264,3 @@ def pick(
                 **options,
             )
     return out
-
-
-def combine(
-    h_NTL: Tensor,
-    nodes_NTL: Tensor,
-    w_VD: Tensor,
-    shape: Trees,
-    order: Order | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Sum over visited nodes of h * w[row], [N, D] in `dtype`; sums in float32.
-
-    h: float32, contiguous. Trees of several stages are added one after the other, in float32.
-    """
-    tokens, features = len(h_NTL), w_VD.shape[1]
-    block = min(128, max(16, triton.next_power_of_2(features)))
-    plan = _Grid(w_VD, tokens, shape, order, 1)
-    grid = (triton.cdiv(features, block), plan.tiles)
-    parts, each = 1, shape.trees
-    if order is None and w_VD.is_cuda:
-        tree_tiles = triton.cdiv(shape.trees, shape.together)
-        room = device_of(w_VD.get_device())[1] // (grid[0] * grid[1])
-        parts = max(1, min(room, tree_tiles, 8))
-        each = triton.cdiv(tree_tiles, parts) * shape.together
-        parts = triton.cdiv(shape.trees, each)
-    one_by_one = order is not None and shape.trees > 1
-    wide = parts > 1 or one_by_one
-    y = torch.empty(
-        (parts, tokens, features), dtype=torch.float32 if wide else dtype, device=w_VD.device
-    )
-    firsts = sum(first << (8 * s) for s, (first, _) in enumerate(shape.stages))
-    sizes = sum(size << (8 * s) for s, (_, size) in enumerate(shape.stages))
-    with on_device(w_VD):
-        for tree in range(shape.trees if one_by_one else 1):
-            _combine_kernel[(*grid, parts)](
-                h_NTL,
-                nodes_NTL,
-                w_VD,
-                y,
-                *plan.pointers,
-                *plan.sizes,
-                tree,
-                each,
-                LEVELS=shape.levels,
-                STAGES=len(shape.stages),
-                FIRSTS=firsts,
-                SIZES=sizes,
-                P=shape.together,
-                SORTED=order is not None,
-                ADD=tree > 0,
-                EVEN=features % block == 0,
-                BT=plan.tile,
-                BD=block,
-                num_warps=4,
-                num_stages=2,
-            )
-    return (y.sum(0) if parts > 1 else y[0]).to(dtype)

@@ -19,7 +19,7 @@ from nomatmul.ops.fff.triton_parts import Trees, column_rows, device_of, path_ti
 from nomatmul.ops.fff.triton_sort import Order
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "parts"])
 def _weights_kernel(
     values_ptr,
     nodes_ptr,
@@ -38,6 +38,7 @@ def _weights_kernel(
     FIRST: tl.constexpr,
     G: tl.constexpr,
     P: tl.constexpr,
+    A: tl.constexpr,
     SORTED: tl.constexpr,
     PARTS: tl.constexpr,
     BIAS: tl.constexpr,
@@ -71,11 +72,12 @@ def _weights_kernel(
             n = tl.load(perm_ptr + tree.to(tl.int64) * tokens + n, mask=live, other=0)
         at = x_ptr + n.to(tl.int64)[:, None] * features + d[None, :]
         x = tl.load(at, mask=live[:, None] & (d < features)[None, :], other=0.0)
-        v = path_tile(values_ptr, nodes_ptr, n, live, tree, trees, root, LEVELS, FIRST, G, P, BT)
-        kind = like_ptr.dtype.element_ty
-        acc = tl.dot(tl.trans(v.to(kind)), x.to(kind), acc, input_precision="ieee")
+        v = path_tile(
+            values_ptr, nodes_ptr, like_ptr, n, live, tree, trees, root, LEVELS, FIRST, G, P, A
+        )
+        acc = tl.dot(tl.trans(v), x.to(v.dtype), acc, input_precision="ieee")
         if BIAS:
-            total += tl.sum(v, axis=0)
+            total += tl.sum(v.to(tl.float32), axis=0)
     row, valid = column_rows(tree, trees, root, LEVELS, G, P)
     if PARTS:
         c = tl.arange(0, P << G)
@@ -86,6 +88,11 @@ def _weights_kernel(
     tl.store(at, acc.to(out_ptr.dtype.element_ty), mask=mask)
     if BIAS and tl.program_id(1) == 0:
         tl.store(bias_ptr + row, total, mask=valid)
+
+
+def _launch(like: Tensor) -> dict[str, int]:
+    tile = 16 if not like.is_cuda else 64 if like.element_size() == 2 else 32
+    return {"BT": tile, "BD": 128, "num_warps": 4, "num_stages": 2}
 
 
 def weight_gradient(
@@ -106,9 +113,9 @@ def weight_gradient(
     tokens, features = x_ND.shape
     dw = torch.empty_like(like_VD)
     dbias = torch.empty(len(like_VD) if bias else 0, dtype=torch.float32, device=x_ND.device)
-    block = min(128, max(16, triton.next_power_of_2(features)))
-    half = like_VD.element_size() == 2
-    tile = 16 if not x_ND.is_cuda else 64 if half else 32
+    options = _launch(like_VD)
+    tile = options["BT"]
+    block = options["BD"] = min(options["BD"], max(16, triton.next_power_of_2(features)))
     for stage, (first, levels) in enumerate(shape.stages):
         sorted_by = order if stage else None
         members = triton.cdiv(shape.trees, shape.together) << first
@@ -143,13 +150,11 @@ def weight_gradient(
                 FIRST=first,
                 G=levels,
                 P=shape.together,
+                A=shape.row,
                 SORTED=sorted_by is not None,
                 PARTS=parts > 1,
                 BIAS=bias,
-                BT=tile,
-                BD=block,
-                num_warps=4,
-                num_stages=2,
+                **options,
             )
         if parts > 1:
             _keep(dw, out.sum(0), shape, levels)
