@@ -64,7 +64,7 @@ def rows_of(model: ModelConfig) -> int:
 def tree_shapes(rows: int) -> list[tuple[int, int]]:
     """(trees, levels) of at most `rows` neurons: one deep tree, some, many shallow ones."""
     top = max((rows + 1).bit_length() - 1, 1)
-    levels = sorted({top, min(7, (top + 4) // 2), min(4, top)}, reverse=True)
+    levels = sorted({top, min(7, (top + 4) // 2, top), min(4, top)}, reverse=True)
     return [(max(rows // (2**count - 1), 1), count) for count in levels]
 
 

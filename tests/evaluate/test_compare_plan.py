@@ -1,0 +1,217 @@
+"""Variants, counted products, cells and rows of a comparison: no training."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+import pytest
+
+from nomatmul.cli.compare import tokens
+from nomatmul.evaluate.compare_flops import channel_products, mixer_products, training_flops
+from nomatmul.evaluate.compare_plan import (
+    Cell,
+    append_row,
+    find_row,
+    identity,
+    make_cell,
+    missing,
+    read_rows,
+)
+from nomatmul.evaluate.compare_variants import default_names, make_variant, rows_of, tree_shapes
+from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.names import tensor_shapes
+from nomatmul.train.config import TrainConfig
+
+BASE = ModelConfig(
+    vocab_size=64, hidden_size=32, num_layers=4, token_mixer="attention", linear="dense",
+    channel_mixer="ffn", intermediate_size=2048, num_heads=2,
+)  # fmt: skip
+UNION = ModelConfig(vocab_size=64, hidden_size=32, num_layers=4, intermediate_size=1360)
+
+
+def _channel_weights(model: ModelConfig) -> int:
+    """Elements of the channel mixers' matrices, from the list of tensors."""
+    return sum(
+        shape[0] * shape[1]
+        for name, shape in tensor_shapes(model).items()
+        if ".channel." in name and len(shape) == 2
+    )
+
+
+def test_default_controls_have_equal_parameters_and_equal_active_widths():
+    names = default_names(BASE)
+    assert names[:2] == ["dense", "none"]
+    assert "fff-16x7" in names
+    assert "dense-112" in names
+    assert "fff-16x7-balanced" in names
+    for trees, levels in tree_shapes(2048):
+        rows = trees * (2**levels - 1)
+        assert 0.9 * 2048 < rows <= 2048
+        assert f"dense-{trees * levels}" in names
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 14, 15, 127, 504, 4095, 13824])
+def test_tree_shapes_fit_any_size(rows):
+    for trees, levels in tree_shapes(rows):
+        assert trees >= 1
+        assert levels >= 1
+        assert trees * (2**levels - 1) <= rows
+
+
+@pytest.mark.parametrize("base", [BASE, UNION])
+def test_variants_differ_in_the_channel_mixer_only(base):
+    for name in [*default_names(base), "fff-4x3-every2", "fff-4x3-master8", "fff-1x3-leaf8"]:
+        model = make_variant(base, name).model
+        for field in ("token_mixer", "linear", "hidden_size", "num_layers", "vocab_size", "norm"):
+            assert getattr(model, field) == getattr(base, field)
+
+
+def test_neurons_and_active_of_the_forms():
+    def sizes(name):
+        variant = make_variant(BASE, name)
+        return variant.neurons, variant.active
+
+    assert sizes("dense") == (2048, 2048)
+    assert sizes("dense-112") == (112, 112)
+    assert sizes("none") == (0, 0)
+    assert sizes("fff-16x7") == (16 * 127, 16 * 7)
+    assert sizes("fff-16x7-master64") == (16 * 127 + 64, 16 * 7 + 64)
+    assert sizes("fff-1x6-leaf64") == (32 * 64, 64)
+    assert make_variant(BASE, "fff-16x7-every2").model.fff_layers == (1, 3)
+    assert make_variant(BASE, "fff-16x7").model.fff_depth == 6
+
+
+def test_a_glu_counts_as_the_rows_that_its_weights_would_make():
+    whole = make_variant(UNION, "dense")
+    assert whole.model.channel_mixer == "glu"
+    assert whole.neurons == 2040
+    trees = make_variant(UNION, "fff-16x7").model
+    assert abs(_channel_weights(trees) / _channel_weights(whole.model) - 1) < 0.01
+    # From trees to the whole layer and back: the same size.
+    again = make_variant(trees, "dense")
+    assert abs(again.neurons / 2032 - 1) < 0.01
+    assert trees.activation == "silu"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fff-16", "variant 'fff-16' is not known"),
+        ("fff-0x7", "trees and levels must be at least 1"),
+        ("fff-16x7-every1", "every1 must be at least every2"),
+        ("fff-16x7-balance", "is not known"),
+        ("dense-0", "intermediate_size"),
+        ("fff-1x40", "fff_depth"),
+    ],
+)
+def test_bad_names_are_value_errors(name, message):
+    with pytest.raises(ValueError, match=message):
+        make_variant(BASE, name)
+
+
+def test_a_recipe_without_channel_mixer_has_nothing_to_compare():
+    bare = dataclasses.replace(BASE, channel_mixer="none")
+    with pytest.raises(ValueError, match="has no size to compare at"):
+        rows_of(bare)
+
+
+@pytest.mark.parametrize("name", ["dense", "dense-112", "fff-16x7", "fff-16x7-master64"])
+@pytest.mark.parametrize("base", [BASE, UNION])
+def test_products_of_all_neurons_are_the_weights(base, name):
+    model = make_variant(base, name).model
+    assert channel_products(model, masked=True) == _channel_weights(model)
+
+
+def test_products_of_the_path():
+    trees = make_variant(BASE, "fff-16x7").model
+    assert channel_products(trees) == 4 * 2 * 32 * 112
+    assert channel_products(make_variant(BASE, "dense-112").model) == channel_products(trees)
+    every = make_variant(BASE, "fff-16x7-every2").model
+    assert channel_products(every) == 2 * 2 * 32 * 112 + 2 * 2 * 32 * 2048
+    leaf = make_variant(BASE, "fff-1x6-leaf64").model
+    assert channel_products(leaf) == 4 * 2 * 32 * (64 + 5 / 2)
+    none = make_variant(BASE, "none").model
+    assert channel_products(none) == 0
+    head = 64 * 32
+    assert training_flops(none, 16) == 6 * (mixer_products(none, 16) + head)
+    assert training_flops(none, 16, predicted=0.25) == 6 * (mixer_products(none, 16) + head / 4)
+
+
+def _cell(name: str = "fff-4x3-balanced", **values) -> Cell:
+    config = TrainConfig(recipe="r", model=BASE, sequence_length=16, batch_size=2,
+                         micro_batch_size=2, steps=10)  # fmt: skip
+    given = {
+        "section": "r", "seeds": (1, 2), "train": ("/a/train",), "valid": {"v": "/a/valid"},
+        "rows": "rows.jsonl", **values,
+    }  # fmt: skip
+    return make_cell(config, make_variant(BASE, name), **given)
+
+
+def test_cells_travel_as_json():
+    cell = _cell()
+    assert Cell.from_json(cell.to_json()) == cell
+    assert cell.train_config.fff_balance > 0
+
+
+def test_options_of_trees_stay_with_trees():
+    trained = TrainConfig(
+        recipe="r", model=make_variant(BASE, "fff-4x3").model, sequence_length=16, batch_size=2,
+        micro_batch_size=2, steps=10, fff_balance=0.5,
+    )  # fmt: skip
+    values = {"section": "r", "seeds": (1,), "train": (), "valid": {}, "rows": "x"}
+    dense = make_cell(trained, make_variant(trained.model, "dense"), **values)
+    assert dense.train_config.fff_balance == 0.0
+    assert make_cell(trained, make_variant(trained.model, "fff-4x3"), **values).train_config == (
+        trained
+    )
+
+
+def _row(cell: Cell, seed: int, status: str = "ok") -> dict:
+    return {
+        "section": cell.section, "variant": cell.variant, "stage": cell.stage, "seed": seed,
+        "identity": identity(cell), "steps_planned": cell.config["steps"], "status": status,
+    }  # fmt: skip
+
+
+def test_only_what_has_no_row_is_to_do():
+    cell = _cell()
+    assert missing([], [cell]) == [cell]
+    assert missing([_row(cell, 1)], [cell])[0].seeds == (2,)
+    assert missing([_row(cell, 1), _row(cell, 2, "diverged")], [cell]) == []
+    assert missing([_row(cell, 1, "cut")], [cell])[0].seeds == (1, 2)
+
+
+def test_what_decides_the_result_makes_another_run():
+    cell = _cell()
+    rows = [_row(cell, 1)]
+    assert find_row(rows, cell, 1) is not None
+    assert find_row(rows, _cell(train=("/elsewhere/train",)), 1) is not None
+    for name, value in (("learning_rate", 0.5), ("sequence_length", 8), ("clip_norm", 0.5)):
+        other = dataclasses.replace(cell, config={**cell.config, name: value})
+        assert find_row(rows, other, 1) is None
+    longer = dataclasses.replace(cell, config={**cell.config, "steps": 11})
+    assert find_row(rows, longer, 1) is None
+    assert find_row(rows, _cell("fff-4x3"), 1) is None
+
+
+def test_a_line_that_was_cut_is_left_out(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    assert read_rows(file) == []
+    append_row(file, {"a": 1})
+    with open(file, "a") as stream:
+        stream.write('{"a": 2, "b"')
+    assert read_rows(file) == [{"a": 1}]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("300k", 300_000), ("26M", 26_000_000), ("1.5e6", 1_500_000), ("2b", 2e9)]
+)
+def test_budgets_are_read_as_people_write_them(text, value):
+    assert tokens(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "M", "0", "-3", "many", "nan", "1e30"])
+def test_budgets_that_are_none_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a number of tokens"):
+        tokens(text)
