@@ -80,12 +80,16 @@ class Options:
     points: int = option(8, metavar="N", help="looks at the held-out text during a run")
     devices: str = option("auto", metavar="LIST", help="cpu, or cuda:0,cuda:1; auto: all GPUs")
     lanes: int = option(1, metavar="N", help="runs at a time on each GPU; two fill small models")
-    threads: int = option(0, metavar="N", help="threads of a run on the CPU (default: one a core)")
-    time_limit: float = option(
-        0.0, metavar="SECONDS", help="stop then; the same command goes on (default: no limit)"
+    threads: int | None = option(
+        None, metavar="N", help="threads of a run on the CPU (default: one a core)"
     )
-    implementation: str = option(
-        "", metavar="NAME", help="how trees are computed: naive, masked, triton, native"
+    time_limit: float | None = option(
+        None, metavar="SECONDS", help="stop then; the same command goes on (default: no limit)"
+    )
+    implementation: str | None = option(
+        None,
+        choices=("naive", "masked", "triton", "native"),
+        help="how trees are computed (default: what serves the device best)",
     )
     keep: bool = option(False, help="keep the trained models in DIR/models")
     report_only: bool = option(False, help="write the report from rows that lie there, no training")
@@ -149,10 +153,10 @@ def _train(options: Options, out: Path) -> dict:
         devices=options.devices,
         lanes=options.lanes,
         threads=options.threads or os.cpu_count() or 1,
-        seconds=options.time_limit,
+        seconds=options.time_limit or 0.0,
         eval_tokens=options.eval_tokens,
         points=options.points,
-        implementation=options.implementation,
+        implementation=options.implementation or "",
         keep=options.keep,
     )
     quiet = options.quiet

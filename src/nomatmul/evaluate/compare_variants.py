@@ -95,7 +95,7 @@ def make_variant(base: ModelConfig, name: str) -> Variant:
         return _trees(base, name, int(found[1]), int(found[2]), found[3].split("-")[1:], rows)
     raise ValueError(
         f"variant {name!r} is not known: use dense, none, dense-WIDTH or fff-TREESxLEVELS with "
-        "-balanced, -masterWIDTH or -everyN behind it"
+        "-balanced, -masterWIDTH, -everyN or -leafWIDTH behind it"
     )
 
 
