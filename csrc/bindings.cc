@@ -151,20 +151,20 @@ class BoundModel {
     return out;
   }
 
-  // (rows, accumulators) of a layer's FFF
-  std::pair<nb::ndarray<nb::numpy, int32_t>, nb::ndarray<nb::numpy, int32_t>> walk(int layer,
-                                                                                   Quants q) {
+  // (rows, logits) of the walk of a layer's FFF
+  std::pair<nb::ndarray<nb::numpy, int32_t>, nb::ndarray<nb::numpy, float>> walk(int layer,
+                                                                                 Floats x) {
     model_.check_complete();
     const ModelSpec& spec = model_.spec();
     if (layer < 0 || layer >= spec.layers || spec.trees == 0 ||
-        q.shape(1) != static_cast<size_t>(spec.hidden)) {
-      throw std::invalid_argument("walk takes a layer that has trees, and q [T, hidden]");
+        x.shape(1) != static_cast<size_t>(spec.hidden)) {
+      throw std::invalid_argument("walk takes a layer that has trees, and x [T, hidden]");
     }
-    auto rows = new_array<int32_t>(q.shape(0), model_.active());
-    auto acc = new_array<int32_t>(q.shape(0), model_.active());
+    auto rows = new_array<int32_t>(x.shape(0), model_.active());
+    auto logits = new_array<float>(x.shape(0), model_.active());
     model_.own_process();
-    model_.walk(layer, q.data(), static_cast<int>(q.shape(0)), rows.data(), acc.data());
-    return {rows, acc};
+    model_.walk(layer, x.data(), static_cast<int>(x.shape(0)), rows.data(), logits.data());
+    return {rows, logits};
   }
 
   const Model& model() const { return model_; }
@@ -202,10 +202,10 @@ ModelSpec make_spec(int vocab, int hidden, int layers, int intermediate, const s
       intermediate > limit / 2 || chunk < 1 || chunk > 65536) {
     throw std::invalid_argument("a size of the model is out of range");
   }
-  // rows are numbered by int32, and a sum of active rows is an integer that float32 holds
+  // rows are numbered by int32; the other limit is fff.cc's, of active rows
   if (trees < 0 || depth < 0 || depth > 24 || (trees > 0 && intermediate > 0) ||
       static_cast<int64_t>(trees) * (2 << depth) > INT32_MAX ||
-      static_cast<int64_t>(trees) * (depth + 1) > 131072) {
+      static_cast<int64_t>(trees) * (depth + 1) > 65536) {
     throw std::invalid_argument("trees or depth is out of range");
   }
   ModelSpec spec;
@@ -254,7 +254,7 @@ void bind_model(nb::module_& m) {
       .def("block", &BoundModel::block, "layer"_a, "x"_a, "state"_a)
       .def("logits_of", &BoundModel::logits_of, "x"_a)
       .def("accumulate", &BoundModel::accumulate, "name"_a, "q"_a)
-      .def("walk", &BoundModel::walk, "layer"_a, "q"_a)
+      .def("walk", &BoundModel::walk, "layer"_a, "x"_a)
       .def_prop_ro("isa", [](const BoundModel& b) { return b.model().kernels().name; })
       .def_prop_ro("threads", [](const BoundModel& b) { return b.model().threads(); })
       .def_prop_ro("scratch_bytes", [](const BoundModel& b) { return b.model().scratch_bytes(); });

@@ -37,7 +37,6 @@ void Model::begin(int tokens) {
                              rows_per_task(spec_.hidden, layer.o.row_bytes, 1, tokens),
                              rows_per_task(spec_.intermediate, layer.i.row_bytes, 2, tokens)});
   floats_ = std::max<size_t>(D, static_cast<size_t>(2) * block * rows);
-  if (spec_.trees != 0) floats_ = std::max(floats_, 2 * D + 2 * static_cast<size_t>(active()));
   floats_ = (floats_ + 15) / 16 * 16;
   thread_floats_.need<float>(floats_ * threads_);
   product_bytes_ = 0;

@@ -64,7 +64,7 @@ void Model::declare() {
     declare_linear(at + "mixer.o_proj", &layer.o, D, D);
     if (spec_.trees != 0) {
       const std::string rows = at + "channel.rows";
-      const size_t count = static_cast<size_t>(spec_.trees) * tree_nodes();
+      const size_t count = static_cast<size_t>(fff_rows(spec_.trees, spec_.depth));
       floats(at + "channel_norm.weight", &layer.channel_norm, D);
       floats(at + "channel.norm_in.weight", &layer.trees.norm_in, D);
       floats(at + "channel.norm_out.weight", &layer.trees.norm_out, count);
@@ -118,9 +118,12 @@ const Ternary& Model::linear(const std::string& name) const {
 
 size_t Model::scratch_bytes() const {
   size_t bytes = states_.size() + x_.size() + g_.size() + h_.size() + y_.size() +
-                 thread_floats_.size() + thread_bytes_.size() + fff_prepared_.size() +
-                 fff_steps_.size() + fff_sums_.size() + fff_logits_.size() + fff_rows_.size() +
-                 fff_q_.size() + fff_scales_.size();
+                 thread_floats_.size() + thread_bytes_.size();
+  const FffWork& work = fff_work_;
+  for (const Scratch* part : {&work.prepared, &work.steps, &work.sums, &work.logits, &work.rows,
+                              &work.order, &work.keys, &work.threads}) {
+    bytes += part->size();
+  }
   for (const Input& input : inputs_) {
     bytes += input.q.size() + input.prepared.size() + input.scale.size();
   }

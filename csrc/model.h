@@ -19,7 +19,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/fff.h"
+#include "fff.h"
 #include "kernels/kernels.h"
 #include "memory.h"
 #include "pacer.h"
@@ -102,8 +102,8 @@ class Model {
   // acc[t][n] = sum_k q[t][k] * w[n][k] of the linear of that name; q int8 [T, k].
   void accumulate(const std::string& linear, const int8_t* q, int tokens, int32_t* acc);
   const Ternary& linear(const std::string& name) const;
-  // A layer's FFF alone: rows and accumulators, int32 [T, A], of q int8 [T, D].
-  void walk(int layer, const int8_t* q, int tokens, int32_t* rows, int32_t* acc);
+  // The walk of a layer's FFF alone: rows and logits [T, A] of x float32 [T, D] behind the norm.
+  void walk(int layer, const float* x, int tokens, int32_t* rows, float* logits);
   int active() const { return spec_.trees * (spec_.depth + 1); }
 
   const ModelSpec& spec() const { return spec_; }
@@ -135,10 +135,7 @@ class Model {
   void mixer(int layer, int tokens);
   void channel(int layer, int tokens);
   void trees(int layer, int tokens);
-  void walk_all(const FffTree& tree, int tokens);
-  void activate_all(const Layer& layer, int tokens);
-  FffTree tree_of(const Layer& layer) const;
-  int tree_nodes() const { return (2 << spec_.depth) - 1; }
+  FffLayer fff_of(const Layer& layer) const;
   void add_product(const Input& input, int tokens);
   void head(const int* rows, int count, float* logits);
 
@@ -176,10 +173,7 @@ class Model {
   std::vector<float*> token_state_;  // token -> state row of its sequence (layer 0)
   size_t floats_ = 0, product_bytes_ = 0;
   Input inputs_[3];
-  // Of an FFF, for each token: prepared int8 [fff_bytes_], its step, the sum of its int8; logits
-  // and rows [T, A]; int8 of the active rows [T, A] and their scale.
-  Scratch fff_prepared_, fff_steps_, fff_sums_, fff_logits_, fff_rows_, fff_q_, fff_scales_;
-  size_t fff_bytes_ = 0;
+  FffWork fff_work_;
   std::atomic<bool> not_finite_{false};
 };
 

@@ -51,15 +51,16 @@ def test_paths_and_accumulators_equal_the_oracles(
 ) -> None:
     directory = make_packed(config)
     lm, oracle = load(directory, isa=isa, threads=2), ReferenceModel.load(directory)
-    rng = np.random.default_rng(5)
-    q_TD = rng.integers(-128, 128, (67, config.hidden_size)).astype(np.int8)
-    q_TD[0] = 0  # nothing but ties
+    x_TD = np.random.default_rng(5).standard_normal((67, config.hidden_size), dtype=np.float32)
+    x_TD[0] = 0  # nothing but ties
     for layer, block in enumerate(oracle.blocks):
+        q_TD, step_T1 = block.fff.quantised_input(x_TD)
+        expected_rows, acc_TA = block.fff.walk(q_TD)
+        expected_TA = acc_TA.astype(np.float32) * (block.fff.scales[0] * step_T1)
         for tokens in (1, 2, 67):
-            rows_TA, acc_TA = lm.backend.model.walk(layer, q_TD[:tokens])
-            expected_rows, expected_acc = block.fff.walk(q_TD[:tokens])
-            np.testing.assert_array_equal(rows_TA, expected_rows)
-            np.testing.assert_array_equal(acc_TA, expected_acc)
+            rows_TA, logits_TA = lm.backend.model.walk(layer, x_TD[:tokens])
+            np.testing.assert_array_equal(rows_TA, expected_rows[:tokens])
+            np.testing.assert_array_equal(logits_TA, expected_TA[:tokens])
 
 
 def test_logits_agree_with_the_oracle(make_packed: Callable[..., Path]) -> None:
