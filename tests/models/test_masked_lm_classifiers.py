@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from encoders import build, some_ids
+from transformers import AutoModelForSequenceClassification
 
 from nomatmul.models import (
     EncoderForSequenceClassification,
@@ -99,6 +100,20 @@ def test_labels_out_of_range():
         model(ids, labels=labels)
 
 
+def test_labels_of_another_shape():
+    ids = some_ids()
+    model = build(EncoderForSequenceClassification, num_labels=3)
+    with pytest.raises(ValueError, match="3 labels do not fit 2 sequences"):
+        model(ids, labels=torch.tensor([1, 2, 0]))
+    with pytest.raises(ValueError, match=r"labels have shape \(2,\), expected \(2, 3\)"):
+        model(ids, labels=torch.tensor([0.5, 1.0]))
+    model = build(EncoderForTokenClassification, num_labels=3)
+    with pytest.raises(ValueError, match=r"labels have shape \(2, 16\), expected \(2, 17\)"):
+        model(ids, labels=torch.zeros(2, 16, dtype=torch.long))
+    with pytest.raises(ValueError, match="num_labels is 0, it must be at least 1"):
+        build(EncoderForTokenClassification, num_labels=0)
+
+
 def test_dropout_is_for_training_classifiers_only():
     ids = some_ids()
     for kind, dropped in ((EncoderForSequenceClassification, True), (MaskedLM, False)):
@@ -164,3 +179,5 @@ def test_a_published_classifier(tmp_path):
     logits = model(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits
     assert np.allclose(logits.numpy(), expected, atol=1e-5)
     assert model.config.num_labels == 3
+    auto = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert torch.equal(auto(torch.from_numpy(ids)).logits, model(torch.from_numpy(ids)).logits)

@@ -20,6 +20,7 @@ from nomatmul.formats.errors import FormatError
 from nomatmul.formats.names import tensor_shapes
 from nomatmul.formats.packed_layout import FORMAT as PACKED_FORMAT
 from nomatmul.formats.packed_reader import PackedReader
+from nomatmul.formats.published_encoder_tensors import EncoderSource
 from nomatmul.formats.tokenizer import find_tokenizer_file
 from nomatmul.formats.weights import TensorSource, open_source
 
@@ -65,7 +66,7 @@ class Checkpoint:
         decoder = self.kind == "published" and self.reading is None
         translate = published.published_name if decoder else str
         if self.kind == "published" and self.reading is not None:
-            source = published_encoder.EncoderSource(source, self.config, self._shapes)
+            source = EncoderSource(source, self.config, self._shapes)
             self._source = source
         stored = source.shapes()
         self._stored_names = {name: translate(name) for name in self._shapes}

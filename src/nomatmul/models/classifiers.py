@@ -37,6 +37,8 @@ class _Classifier(EncoderBase):
         if self._pools and head.pooler_size is not None:
             self.pooler = nn.Linear(size, head.pooler_size)
             size = head.pooler_size
+        if self.num_labels < 1:
+            raise ValueError(f"num_labels is {self.num_labels}, it must be at least 1")
         self.classifier = nn.Linear(size, self.num_labels)
         self.set_dropout(head.hidden_dropout)
 
@@ -104,12 +106,20 @@ class EncoderForSequenceClassification(_Classifier):
             whole = not labels.is_floating_point()
             several = "single_label_classification" if whole else "multi_label_classification"
             kind = "regression" if self.num_labels == 1 else several
+        if kind != "single_label_classification" and labels.numel() != logits_BC.numel():
+            raise ValueError(
+                f"labels have shape {tuple(labels.shape)}, expected {tuple(logits_BC.shape)}"
+            )
         if kind == "regression":
             return F.mse_loss(
                 logits_BC.squeeze(-1), labels.float().reshape(logits_BC.squeeze(-1).shape)
             )
         if kind == "multi_label_classification":
-            return F.binary_cross_entropy_with_logits(logits_BC, labels.float())
+            return F.binary_cross_entropy_with_logits(
+                logits_BC, labels.float().reshape(logits_BC.shape)
+            )
+        if labels.numel() != len(logits_BC):
+            raise ValueError(f"{labels.numel()} labels do not fit {len(logits_BC)} sequences")
         self._check_classes(labels)
         return F.cross_entropy(logits_BC, labels.reshape(-1).long())
 
@@ -138,6 +148,10 @@ class EncoderForTokenClassification(_Classifier):
         )
         logits, loss = self._classify(hidden), None
         if labels is not None:
+            if labels.shape != logits.shape[:2]:
+                raise ValueError(
+                    f"labels have shape {tuple(labels.shape)}, expected {tuple(logits.shape[:2])}"
+                )
             self._check_classes(labels)
             flat = logits.float().flatten(0, 1)
             loss = F.cross_entropy(flat, labels.reshape(-1).long(), ignore_index=IGNORE_INDEX)

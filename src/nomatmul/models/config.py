@@ -8,7 +8,13 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.encoder import ENCODER_DEFAULTS, ENCODER_MODEL_TYPE, HEAD_FIELDS, EncoderHead
+from nomatmul.formats.encoder import (
+    ENCODER_DEFAULTS,
+    ENCODER_MODEL_TYPE,
+    HEAD_FIELDS,
+    EncoderHead,
+    reading_of,
+)
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 _ALIASES = {
@@ -133,7 +139,9 @@ class PublishedEncoderConfig(EncoderConfig):
         config, head = encoder_from_published(config_dict)
         translated = {name: getattr(config, name) for name in _FIELDS}
         translated |= {name: getattr(head, name) for name in HEAD_FIELDS}
-        for key in ("dtype", "torch_dtype", "id2label", "label2id", "problem_type"):
+        if labels := reading_of(config_dict, head).labels:
+            translated["id2label"] = dict(enumerate(labels))
+        for key in ("dtype", "torch_dtype", "problem_type"):
             if config_dict.get(key) is not None:
                 translated[key] = config_dict[key]
         return EncoderConfig.from_dict(translated, **kwargs)

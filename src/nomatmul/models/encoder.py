@@ -57,7 +57,6 @@ class EncoderBase(TextModel):
 
     config_class = EncoderConfig
     config: EncoderConfig
-    accepts_loss_kwargs = False
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
