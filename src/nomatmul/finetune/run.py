@@ -193,8 +193,8 @@ class _Work:
             rows["train"] = rows["train"].part(
                 list(range(min(self.config.rows, len(rows["train"]))))
             )
-        tokenizer = load_tokenizer(self.source)
         first = self._model(0)  # a model that does not load is found before the data is encoded
+        tokenizer = load_tokenizer(self.source)
         length = min(self.config.max_length, first.config.max_position_embeddings)
         data = {
             name: encode(part, tokenizer, length, self.task.regression, self.device)

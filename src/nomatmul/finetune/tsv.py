@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,15 +104,14 @@ class _Reader:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines with their numbers from 1 on. Only line feeds end one: texts may hold U+2028."""
-    with io.TextIOWrapper(open_binary(str(path)), encoding="utf-8", newline="\n") as file:
-        number = 0
-        try:
-            for number, line in enumerate(file, 1):
-                yield number, line.rstrip("\n").rstrip("\r")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{path}, after line {number}: not UTF-8 text ({error.reason})"
-            ) from None
+    with open_binary(str(path)) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield number, line.decode("utf-8").rstrip("\n").rstrip("\r")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path}, line {number}: not UTF-8 text ({error.reason})"
+                ) from None
 
 
 def _number(path: str | Path, number: int, word: str) -> float:
