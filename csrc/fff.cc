@@ -57,9 +57,9 @@ int64_t fff_rows(int trees, int depth) {
   require(trees >= 1, "trees is " + std::to_string(trees) + ", expected at least 1");
   require(depth >= 0, "depth is " + std::to_string(depth) + ", expected at least 0");
   const int64_t nodes = depth < 31 ? (int64_t{1} << (depth + 1)) - 1 : INT64_MAX;
-  require(nodes <= INT_MAX / 2 / trees,
-          std::to_string(trees) + " trees of depth " + std::to_string(depth) +
-              " have more rows than " + std::to_string(INT_MAX / 2));
+  require(nodes <= INT_MAX / 2 / trees, std::to_string(trees) + " trees of depth " +
+                                            std::to_string(depth) + " have more rows than " +
+                                            std::to_string(INT_MAX / 2));
   return nodes * trees;
 }
 
@@ -124,11 +124,12 @@ FffLayer::FffLayer(const FffSpec& spec, const Kernels& kernels, const FffKernels
   as_is_ = !integers && spec.hidden % 64 == 0;
 }
 
-FffLayer FffLayer::apart(const FffSpec& spec, const float* w_in, const Kernels& kernels) {
+FffLayer FffLayer::apart(const FffSpec& spec, const float* w_in, const Kernels& kernels,
+                         const FffKernels& fff) {
   FffSpec whole = spec;
   whole.form = FffForm::kF32;
   whole.rows = w_in;
-  FffLayer layer(whole, kernels);
+  FffLayer layer(whole, kernels, fff);
   layer.tree_.out = layer.tree_.in;
   layer.tree_.stride = layer.tree_.side_bytes;
   return layer;
@@ -167,6 +168,10 @@ void FffLayer::run(Batch& batch) const {
   return run_blocks(batch);
 }
 
+size_t FffLayer::ready_bytes() const {
+  return round64(spec_.hidden * sizeof(float)) + round64(spec_.hidden);
+}
+
 // The level at which a batch is cut into subtrees that fit into a cache; 0: it is not.
 int FffLayer::split_level(int tokens) const {
   if (tokens < kGroupTokens || nodes_ * tree_.stride < kGroupBytes) return 0;
@@ -178,7 +183,7 @@ int FffLayer::split_level(int tokens) const {
   return split;
 }
 
-// Quantises or pads one token; false where it is not finite.
+// Quantises or pads one token; false where it is not finite. q: ready_bytes() of scratch.
 bool FffLayer::ready(const float* x, uint8_t* prepared, float* step, int32_t* sum,
                      int8_t* q) const {
   if (as_is_) return true;
@@ -187,11 +192,12 @@ bool FffLayer::ready(const float* x, uint8_t* prepared, float* step, int32_t* su
     fff_->prepare(spec_.form, x, k, prepared);
     return true;
   }
-  if (spec_.form == FffForm::kInt8) {
-    *step = fff_->quantise(x, k, q);
-  } else {
-    *step = kernels_->rms_norm_quantize(x, spec_.norm_in, spec_.eps, k, q);
+  if (spec_.form == FffForm::kTernary) {  // what rms_norm_quantize gives, with half the divisions
+    auto* normed = reinterpret_cast<float*>(q + round64(static_cast<size_t>(k)));
+    kernels_->rms_norm(x, spec_.norm_in, spec_.eps, k, normed);
+    x = normed;
   }
+  *step = fff_->quantise(x, k, q);
   const bool good = std::isfinite(*step);
   if (!good) std::memset(q, 0, static_cast<size_t>(k));
   int32_t total = 0;
@@ -204,8 +210,8 @@ bool FffLayer::ready(const float* x, uint8_t* prepared, float* step, int32_t* su
 // Moves the piece's tokens through levels from .. to - 1 of some trees.
 void FffLayer::walk(const Batch& batch, const Piece& piece, int tree, int trees, int from,
                     int to) const {
-  const int wide = std::min(piece.count, kWalkers);         // tokens that descend together
-  const int deep = std::min(trees, kWalkers / wide);        // and trees of each
+  const int wide = std::min(piece.count, kWalkers);   // tokens that descend together
+  const int deep = std::min(trees, kWalkers / wide);  // and trees of each
   const bool near = tree_.side_bytes * active() * piece.count <= kCacheBytes / 2;
   FffWalker walkers[kWalkers];
   for (int t = 0; t < trees; t += deep) {
@@ -216,9 +222,9 @@ void FffLayer::walk(const Batch& batch, const Piece& piece, int tree, int trees,
           const int token = piece.token(j);
           const size_t at = token - piece.origin;
           const size_t visit = at * active() + static_cast<size_t>(tree + u) * levels_;
-          const void* x = as_is_ ? static_cast<const void*>(
-                                       batch.x + static_cast<size_t>(token) * spec_.hidden)
-                                 : piece.prepared + at * prepared_bytes_;
+          const void* x =
+              as_is_ ? static_cast<const void*>(batch.x + static_cast<size_t>(token) * spec_.hidden)
+                     : piece.prepared + at * prepared_bytes_;
           const int32_t base = (tree + u) * nodes_;
           FffWalker& walker = walkers[count];
           walker = {x, 0.0f, 0, base, 0, piece.logits + visit, piece.rows + visit};
@@ -281,9 +287,8 @@ void FffLayer::combine(const Batch& batch, const Piece& piece, int tree, int tre
       } else if (t + 2 * step <= trees) {
         next = rows_of(0, t + step);
       }
-      fff_->combine(tree_, rows_of(i, t),
-                    h + (static_cast<size_t>(i) * trees + t) * levels_, visits,
-                    batch.y + static_cast<size_t>(token) * spec_.hidden, 0, spec_.hidden,
+      fff_->combine(tree_, rows_of(i, t), h + (static_cast<size_t>(i) * trees + t) * levels_,
+                    visits, batch.y + static_cast<size_t>(token) * spec_.hidden, 0, spec_.hidden,
                     tree + t > 0, next);
     }
   }
@@ -329,7 +334,7 @@ void FffLayer::run_blocks(Batch& batch) const {
   const size_t h_bytes = round64((visits + active()) * sizeof(float) + active());
   const size_t visit_bytes = round64(visits * sizeof(float)), token_bytes = round64(block * 4u);
   const size_t prepared = as_is_ ? 0 : prepared_bytes_ * block;
-  const size_t all = h_bytes + 2 * visit_bytes + 2 * token_bytes + prepared + round64(k);
+  const size_t all = h_bytes + 2 * visit_bytes + 2 * token_bytes + prepared + ready_bytes();
   uint8_t* buffers = batch.work.threads.need<uint8_t>(all * threads);
   batch.pool.run((tokens + block - 1) / block, [&](int task, int thread) {
     uint8_t* at = buffers + all * thread;
@@ -344,7 +349,7 @@ void FffLayer::run_blocks(Batch& batch) const {
     auto* steps = reinterpret_cast<float*>(take(token_bytes));
     auto* sums = reinterpret_cast<int32_t*>(take(token_bytes));
     uint8_t* ready_tokens = take(prepared);
-    auto* q = reinterpret_cast<int8_t*>(take(round64(k)));
+    auto* q = reinterpret_cast<int8_t*>(take(ready_bytes()));
     const int first = task * block, count = std::min(block, tokens - first);
     const size_t from = static_cast<size_t>(first) * active();
     if (batch.logits != nullptr) logits = batch.logits + from;
@@ -372,9 +377,10 @@ void FffLayer::run_trees(Batch& batch) const {
   int32_t* sums = work.sums.need<int32_t>(tokens);
   float* logits = batch.logits != nullptr ? batch.logits : work.logits.need<float>(visits);
   int32_t* rows = batch.rows != nullptr ? batch.rows : work.rows.need<int32_t>(visits);
-  const size_t extra = (static_cast<size_t>(active()) * 5 + k + 64) / sizeof(float) + 1;
-  float* h = work.threads.need<float>(visits + extra);
-  auto* q = reinterpret_cast<int8_t*>(h + visits);
+  const size_t h_bytes = round64((visits + active()) * sizeof(float) + active());
+  uint8_t* buffer = work.threads.need<uint8_t>(h_bytes + ready_bytes());
+  auto* h = reinterpret_cast<float*>(buffer);
+  auto* q = reinterpret_cast<int8_t*>(buffer + h_bytes);
   for (int i = 0; i < tokens; ++i) {
     if (!ready(batch.x + i * k, prepared + prepared_bytes_ * i, steps + i, sums + i, q)) {
       batch.poison.report(batch.first + i);
@@ -410,9 +416,9 @@ void FffLayer::run_groups(Batch& batch, int split) const {
   int32_t* order = work.order.need<int32_t>(tokens);
   const int groups = 1 << split, tasks = (tokens + kMaxBlock - 1) / kMaxBlock;
   int32_t* next = work.keys.need<int32_t>(groups + 1);
-  const size_t h_floats = static_cast<size_t>(kMaxBlock + 2) * active() + (k + 64) / sizeof(float);
-  const size_t h_size = round64(h_floats * sizeof(float)) / sizeof(float);
-  float* buffers = work.threads.need<float>(h_size * batch.pool.size());
+  const size_t h_size = round64(static_cast<size_t>(kMaxBlock + 2) * active() * sizeof(float));
+  const size_t buffer = std::max(h_size, ready_bytes());
+  uint8_t* buffers = work.threads.need<uint8_t>(buffer * batch.pool.size());
   const bool ternary = spec_.form == FffForm::kTernary;
   const Piece all{0, tokens, nullptr, 0, prepared, steps, sums, rows, logits};
   const auto part_of = [&](int task, const int32_t* index) {
@@ -425,7 +431,7 @@ void FffLayer::run_groups(Batch& batch, int split) const {
   for (int tree = 0; tree < spec_.trees; ++tree) {
     batch.pool.run(tasks, [&](int task, int thread) {
       const Piece part = part_of(task, nullptr);
-      auto* q = reinterpret_cast<int8_t*>(buffers + h_size * thread);
+      auto* q = reinterpret_cast<int8_t*>(buffers + buffer * thread);
       for (int i = part.begin; tree == 0 && i < part.begin + part.count; ++i) {
         if (!ready(batch.x + i * k, prepared + prepared_bytes_ * i, steps + i, sums + i, q)) {
           batch.poison.report(batch.first + i);
@@ -436,8 +442,8 @@ void FffLayer::run_groups(Batch& batch, int split) const {
     // A counting sort by the node on level `split`.
     std::fill(next, next + groups + 1, 0);
     const auto key_of = [&](int token) {
-      const size_t at = static_cast<size_t>(token) * active() +
-                        static_cast<size_t>(tree) * levels_ + split - 1;
+      const size_t at =
+          static_cast<size_t>(token) * active() + static_cast<size_t>(tree) * levels_ + split - 1;
       const int32_t above = rows[at] - tree * nodes_ - (groups / 2 - 1);  // its place on its level
       return 2 * above + (logits[at] > 0.0f ? 1 : 0);
     };
@@ -446,7 +452,7 @@ void FffLayer::run_groups(Batch& batch, int split) const {
     for (int i = 0; i < tokens; ++i) order[next[key_of(i)]++] = i;
     batch.pool.run(tasks, [&](int task, int thread) {
       const Piece part = part_of(task, order);
-      float* h = buffers + h_size * thread;
+      auto* h = reinterpret_cast<float*>(buffers + buffer * thread);
       walk(batch, part, tree, 1, split, levels_);
       if (ternary && spec_.trees > 1) return;
       if (!activate(batch, part, tree, 1, h) || batch.y == nullptr) return;
@@ -457,7 +463,7 @@ void FffLayer::run_groups(Batch& batch, int split) const {
   if (!ternary || spec_.trees == 1) return;
   batch.pool.run(tasks, [&](int task, int thread) {
     const Piece part = part_of(task, nullptr);
-    float* h = buffers + h_size * thread;
+    auto* h = reinterpret_cast<float*>(buffers + buffer * thread);
     if (!activate(batch, part, 0, spec_.trees, h) || batch.y == nullptr) return;
     combine_ternary(batch, part, h);
   });

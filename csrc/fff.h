@@ -23,12 +23,12 @@ struct FffSpec {
   FffForm form = FffForm::kF32;
   Activation activation = Activation::kGelu;
   int hidden = 0, trees = 0, depth = 0;
-  const void* rows = nullptr;        // [V, 2, hidden]; ternary: [V, 2, row_bytes_of(kTwoBit)]
-  const float* scales = nullptr;     // int8: [V, 2]; ternary: [2]
-  const float* bias = nullptr;       // [V] or nullptr
-  const float* norm_in = nullptr;    // ternary: [hidden]
-  const float* norm_out = nullptr;   // ternary: [V]
-  float eps = 1e-6f;                 // of both norms
+  const void* rows = nullptr;       // [V, 2, hidden]; ternary: [V, 2, row_bytes_of(kTwoBit)]
+  const float* scales = nullptr;    // int8: [V, 2]; ternary: [2]
+  const float* bias = nullptr;      // [V] or nullptr
+  const float* norm_in = nullptr;   // ternary: [hidden]
+  const float* norm_out = nullptr;  // ternary: [V]
+  float eps = 1e-6f;                // of both norms
 };
 
 // Rows of `trees` trees of `depth` decisions. Throws std::invalid_argument, naming value and limit,
@@ -44,9 +44,8 @@ class FffWork {
 class FffLayer {
  public:
   // Throws std::invalid_argument for sizes out of range or weights that are missing.
+  // fff: fff_kernels_of(kernels), or others under test.
   FffLayer(const FffSpec& spec, const Kernels& kernels, const FffKernels& fff);
-  FffLayer(const FffSpec& spec, const Kernels& kernels)
-      : FffLayer(spec, kernels, fff_kernels_of(kernels)) {}
 
   int levels() const { return levels_; }
   int active() const { return levels_ * spec_.trees; }
@@ -60,7 +59,8 @@ class FffLayer {
                FffWork& work) const;
 
   // float32 weights that lie apart, for training: input and output rows of `hidden` floats each.
-  static FffLayer apart(const FffSpec& spec, const float* w_in, const Kernels& kernels);
+  static FffLayer apart(const FffSpec& spec, const float* w_in, const Kernels& kernels,
+                        const FffKernels& fff);
 
  private:
   struct Batch;
@@ -71,6 +71,7 @@ class FffLayer {
   void run_trees(Batch& batch) const;
   void run_groups(Batch& batch, int split) const;
   int split_level(int tokens) const;
+  size_t ready_bytes() const;
   bool ready(const float* x, uint8_t* prepared, float* step, int32_t* sum, int8_t* q) const;
   void walk(const Batch& batch, const Piece& piece, int tree, int trees, int from, int to) const;
   void combine(const Batch& batch, const Piece& piece, int tree, int trees, float* h) const;
@@ -82,10 +83,10 @@ class FffLayer {
   const Kernels* kernels_;
   const FffKernels* fff_;
   int levels_;
-  int32_t nodes_;       // of one tree
+  int32_t nodes_;  // of one tree
   int64_t row_count_;
   size_t prepared_bytes_;
-  bool as_is_;          // x needs no preparation
+  bool as_is_;  // x needs no preparation
 };
 
 // --- training, float32 --------------------------------------------------------------------------

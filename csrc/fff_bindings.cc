@@ -47,8 +47,8 @@ const Kernels& kernels_of(const std::optional<std::string>& isa) {
   throw std::invalid_argument(error);
 }
 
-// One pool for all calls of this module, remade when a call wants another number of threads and
-// forgotten in a forked child, where its threads do not exist.
+// One pool, and the buffers, for all calls of this module; remade when a call wants another number
+// of threads and forgotten in a forked child, where its threads do not exist.
 class Pool {
  public:
   template <class F>
@@ -59,7 +59,7 @@ class Pool {
     nb::gil_scoped_release released;
     const std::lock_guard<std::mutex> lock(*mutex_);
     if (pool_ == nullptr || pool_->size() != threads) pool_.reset(new ThreadPool(threads));
-    work(*pool_);
+    work(*pool_, buffers_);
   }
 
  private:
@@ -74,6 +74,7 @@ class Pool {
   pid_t owner_ = getpid();
   std::unique_ptr<std::mutex> mutex_{new std::mutex};
   std::unique_ptr<ThreadPool> pool_;
+  FffWork buffers_;
 };
 
 // Never destroyed: at exit its threads may be gone before the destructors run.
@@ -122,8 +123,8 @@ void require_rows(size_t there, int trees, int depth) {
 
 int checked(size_t value, const char* what) {
   const size_t limit = static_cast<size_t>(kMaxElements);
-  require(value <= limit, std::string(what) + " is " + std::to_string(value) + ", above " +
-                              std::to_string(limit));
+  require(value <= limit,
+          std::string(what) + " is " + std::to_string(value) + ", above " + std::to_string(limit));
   return static_cast<int>(value);
 }
 
@@ -140,13 +141,14 @@ class Layer {
         norm_out_(norm_out),
         threads_(threads),
         kernels_(&kernels_of(isa)),
-        layer_(checked_spec(form, trees, depth, activation, eps), *kernels_) {}
+        layer_(checked_spec(form, trees, depth, activation, eps), *kernels_,
+               fff_kernels_of(*kernels_)) {}
 
   void forward(In<float, 2> x, std::optional<Out<float, 2>> y, std::optional<Out<int32_t, 3>> rows,
                std::optional<Out<float, 3>> logits) {
     const size_t tokens = x.shape(0), hidden = layer_.spec().hidden;
-    require(x.shape(1) == hidden, "x has " + std::to_string(x.shape(1)) +
-                                      " columns, the layer " + std::to_string(hidden));
+    require(x.shape(1) == hidden, "x has " + std::to_string(x.shape(1)) + " columns, the layer " +
+                                      std::to_string(hidden));
     require(!y || (y->shape(0) == tokens && y->shape(1) == hidden), "y must have the shape of x");
     const auto require_visits = [&](const auto& array, const char* name) {
       require(!array || (array->shape(0) == tokens &&
@@ -161,8 +163,8 @@ class Layer {
     float* to = y ? y->data() : nullptr;
     int32_t* path = rows ? rows->data() : nullptr;
     float* values = logits ? logits->data() : nullptr;
-    shared_pool().with(threads_, [&](ThreadPool& pool) {
-      layer_.forward(from, count, to, path, values, pool, work_);
+    shared_pool().with(threads_, [&](ThreadPool& pool, FffWork& work) {
+      layer_.forward(from, count, to, path, values, pool, work);
     });
   }
 
@@ -180,12 +182,12 @@ class Layer {
     const int count = checked(tokens, "tokens");
     std::vector<float> y(tokens * hidden);
     std::vector<double> seconds;
-    shared_pool().with(layers[0]->threads_, [&](ThreadPool& pool) {
+    shared_pool().with(layers[0]->threads_, [&](ThreadPool& pool, FffWork& work) {
       for (int r = 0; r < repeats; ++r) {
-        Layer& layer = *layers[r % layers.size()];
+        const FffLayer& layer = layers[r % layers.size()]->layer_;
         const float* from = x.data() + r % x.shape(0) * tokens * hidden;
         const auto start = std::chrono::steady_clock::now();
-        layer.layer_.forward(from, count, y.data(), nullptr, nullptr, pool, layer.work_);
+        layer.forward(from, count, y.data(), nullptr, nullptr, pool, work);
         const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
         seconds.push_back(spent.count());
       }
@@ -197,8 +199,8 @@ class Layer {
   int threads() const { return threads_; }
 
  private:
-  FffSpec checked_spec(const std::string& form, int trees, int depth,
-                       const std::string& activation, float eps) const {
+  FffSpec checked_spec(const std::string& form, int trees, int depth, const std::string& activation,
+                       float eps) const {
     FffSpec spec;
     spec.form = form_of(form);
     spec.activation = activation_of(activation);
@@ -235,9 +237,9 @@ class Layer {
 
   void require_scales(FffForm form, size_t count) const {
     if (form == FffForm::kInt8) {
-      require(scales_ && scales_->ndim() == 2 && scales_->shape(0) == count &&
-                  scales_->shape(1) == 2,
-              "int8 rows need scales [rows, 2]");
+      require(
+          scales_ && scales_->ndim() == 2 && scales_->shape(0) == count && scales_->shape(1) == 2,
+          "int8 rows need scales [rows, 2]");
     } else if (form == FffForm::kTernary) {
       require(scales_ && scales_->ndim() == 1 && scales_->shape(0) == 2,
               "ternary rows need scales [2]");
@@ -252,7 +254,6 @@ class Layer {
   int threads_;
   const Kernels* kernels_;
   FffLayer layer_;
-  FffWork work_;
 };
 
 // --- training primitives ------------------------------------------------------------------------
@@ -269,12 +270,12 @@ void require_paths(In<int32_t, 2> rows, size_t tokens, size_t active, size_t cou
           "a row index is outside 0 .. " + std::to_string(static_cast<int64_t>(count) - 1));
 }
 
-void walk(In<float, 2> x, In<float, 2> w_in, std::optional<In<float, 1>> bias,
-          Out<float, 3> logits, Out<int32_t, 3> rows, int trees, int depth, int threads,
+void walk(In<float, 2> x, In<float, 2> w_in, std::optional<In<float, 1>> bias, Out<float, 3> logits,
+          Out<int32_t, 3> rows, int trees, int depth, int threads,
           const std::optional<std::string>& isa) {
   require_rows(w_in.shape(0), trees, depth);
-  require(x.shape(1) == w_in.shape(1), "x has " + std::to_string(x.shape(1)) +
-                                           " columns, w_in " + std::to_string(w_in.shape(1)));
+  require(x.shape(1) == w_in.shape(1), "x has " + std::to_string(x.shape(1)) + " columns, w_in " +
+                                           std::to_string(w_in.shape(1)));
   require_length(bias, w_in.shape(0), "bias");
   const auto fits = [&](const auto& array) {
     return array.shape(0) == x.shape(0) && array.shape(1) == static_cast<size_t>(trees) &&
@@ -286,10 +287,10 @@ void walk(In<float, 2> x, In<float, 2> w_in, std::optional<In<float, 1>> bias,
   spec.hidden = checked(x.shape(1), "columns");
   spec.trees = trees, spec.depth = depth;
   spec.bias = bias ? bias->data() : nullptr;
-  const FffLayer layer = FffLayer::apart(spec, w_in.data(), kernels_of(isa));
+  const Kernels& kernels = kernels_of(isa);
+  const FffLayer layer = FffLayer::apart(spec, w_in.data(), kernels, fff_kernels_of(kernels));
   const int tokens = checked(x.shape(0), "tokens");
-  FffWork work;
-  shared_pool().with(threads, [&](ThreadPool& pool) {
+  shared_pool().with(threads, [&](ThreadPool& pool, FffWork& work) {
     layer.forward(x.data(), tokens, nullptr, rows.data(), logits.data(), pool, work);
   });
 }
@@ -301,19 +302,19 @@ void combine(In<float, 2> h, In<int32_t, 2> rows, In<float, 2> w, Out<float, 2> 
   const int tokens = checked(h.shape(0), "tokens"), active = checked(h.shape(1), "active");
   const int columns = checked(w.shape(1), "columns");
   const FffKernels& fff = fff_kernels_of(kernels_of(isa));
-  shared_pool().with(threads, [&](ThreadPool& pool) {
+  shared_pool().with(threads, [&](ThreadPool& pool, FffWork&) {
     fff_combine(h.data(), rows.data(), tokens, active, w.data(), columns, y.data(), fff, pool);
   });
 }
 
-void gather_dot(In<float, 2> g, In<int32_t, 2> rows, In<float, 2> w, Out<float, 2> out,
-                int threads, const std::optional<std::string>& isa) {
+void gather_dot(In<float, 2> g, In<int32_t, 2> rows, In<float, 2> w, Out<float, 2> out, int threads,
+                const std::optional<std::string>& isa) {
   require_paths(rows, out.shape(0), out.shape(1), w.shape(0));
   require(g.shape(0) == out.shape(0) && g.shape(1) == w.shape(1), "g must be [tokens, columns]");
   const int tokens = checked(g.shape(0), "tokens"), active = checked(out.shape(1), "active");
   const int columns = checked(w.shape(1), "columns");
   const FffKernels& fff = fff_kernels_of(kernels_of(isa));
-  shared_pool().with(threads, [&](ThreadPool& pool) {
+  shared_pool().with(threads, [&](ThreadPool& pool, FffWork&) {
     fff_gather_dot(g.data(), rows.data(), tokens, active, w.data(), columns, out.data(), fff, pool);
   });
 }
@@ -328,7 +329,7 @@ void segment_sum(In<float, 2> h, In<int32_t, 2> rows, In<float, 2> a, Out<float,
   const int columns = checked(a.shape(1), "columns"), count = checked(out.shape(0), "rows");
   const FffKernels& fff = fff_kernels_of(kernels_of(isa));
   float* totals = sums ? sums->data() : nullptr;
-  shared_pool().with(threads, [&](ThreadPool& pool) {
+  shared_pool().with(threads, [&](ThreadPool& pool, FffWork&) {
     fff_segment_sum(h.data(), rows.data(), tokens, active, a.data(), columns, count, out.data(),
                     totals, fff, pool);
   });
@@ -338,8 +339,8 @@ bool activate(const std::string& isa, const std::string& activation, In<float, 1
               Out<float, 1> h) {
   require(logits.shape(0) == h.shape(0), "logits and h differ in length");
   const FffKernels& fff = fff_kernels_of(kernels_of(isa));
-  return fff.activate(activation_of(activation), logits.data(),
-                      checked(logits.shape(0), "count"), h.data());
+  return fff.activate(activation_of(activation), logits.data(), checked(logits.shape(0), "count"),
+                      h.data());
 }
 
 }  // namespace
@@ -348,10 +349,9 @@ bool activate(const std::string& isa, const std::string& activation, In<float, 1
 void bind_fff(nb::module_& parent) {
   nb::module_ m = parent.def_submodule("fff", "Conditional feed-forward layers.");
   nb::class_<Layer>(m, "Layer", "One layer; reads the arrays in place and keeps them alive.")
-      .def(nb::init<const std::string&, Stored, int, int, const std::string&,
-                    std::optional<Scales>, std::optional<In<float, 1>>,
-                    std::optional<In<float, 1>>, std::optional<In<float, 1>>, float, int,
-                    const std::optional<std::string>&>(),
+      .def(nb::init<const std::string&, Stored, int, int, const std::string&, std::optional<Scales>,
+                    std::optional<In<float, 1>>, std::optional<In<float, 1>>,
+                    std::optional<In<float, 1>>, float, int, const std::optional<std::string>&>(),
            "form"_a, "rows"_a, "trees"_a, "depth"_a, "activation"_a, "scales"_a.none() = nb::none(),
            "bias"_a.none() = nb::none(), "norm_in"_a.none() = nb::none(),
            "norm_out"_a.none() = nb::none(), "eps"_a = 1e-6f, "threads"_a = 1,

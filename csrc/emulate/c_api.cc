@@ -2,7 +2,9 @@
 // Buffers are made here, with their exact size, so that AddressSanitizer sees a step past them.
 #include <cstring>
 #include <new>
+#include <stdexcept>
 
+#include "../fff.h"
 #include "../kernels/isa.h"
 
 namespace {
@@ -64,6 +66,28 @@ void emulated_silu_mul(int table, const float* gate, const float* up, int d, flo
 void emulated_add(int table, float* x, const float* y, int d) { kTables[table]->add(x, y, d); }
 bool emulated_codes_ok(int table, int packing, const uint8_t* w, size_t nbytes) {
   return kTables[table]->codes_ok(static_cast<Packing>(packing), w, nbytes);
+}
+
+// The conditional layer on emulated kernels. Returns 0, 1 where a logit is not finite.
+int emulated_fff_forward(int table, int form, int activation, int hidden, int trees, int depth,
+                         const void* rows, const float* scales, const float* bias,
+                         const float* norm_in, const float* norm_out, float eps, int threads,
+                         const float* x, int tokens, float* y, int32_t* paths, float* logits) {
+  nomatmul::FffSpec spec;
+  spec.form = static_cast<nomatmul::FffForm>(form);
+  spec.activation = static_cast<nomatmul::Activation>(activation);
+  spec.hidden = hidden, spec.trees = trees, spec.depth = depth, spec.eps = eps;
+  spec.rows = rows, spec.scales = scales, spec.bias = bias;
+  spec.norm_in = norm_in, spec.norm_out = norm_out;
+  const nomatmul::FffLayer layer(spec, *kTables[table], nomatmul::kAvx512VnniFff);
+  nomatmul::ThreadPool pool(threads);
+  nomatmul::FffWork work;
+  try {
+    layer.forward(x, tokens, y, paths, logits, pool, work);
+  } catch (const std::domain_error&) {
+    return 1;
+  }
+  return 0;
 }
 
 }  // extern "C"

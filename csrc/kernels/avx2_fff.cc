@@ -77,8 +77,8 @@ struct Avx2 {
       std::memcpy(last, row + e, static_cast<size_t>(k - e));
       block(last, x + e);
     }
-    return sum_of_lanes(_mm256_add_epi32(_mm256_add_epi32(sums[0], sums[1]),
-                                         _mm256_add_epi32(sums[2], sums[3])));
+    return sum_of_lanes(
+        _mm256_add_epi32(_mm256_add_epi32(sums[0], sums[1]), _mm256_add_epi32(sums[2], sums[3])));
   }
 
   static size_t ternary_bytes(int k) {
@@ -101,13 +101,12 @@ struct Avx2 {
         const __m256i packed = nomatmul::load(row);
         unrolled<4>([&](auto p) NOMATMUL_INLINE {
           const __m256i codes = _mm256_and_si256(_mm256_srli_epi16(packed, 2 * p), three);
-          sums[p] = _mm256_add_epi16(
-              sums[p], _mm256_maddubs_epi16(codes, nomatmul::load(q + p * kVec)));
+          sums[p] =
+              _mm256_add_epi16(sums[p], _mm256_maddubs_epi16(codes, nomatmul::load(q + p * kVec)));
         });
       }
-      unrolled<4>([&](auto p) NOMATMUL_INLINE {
-        total = _mm256_add_epi32(total, widened_pairs(sums[p]));
-      });
+      unrolled<4>([&](auto p)
+                      NOMATMUL_INLINE { total = _mm256_add_epi32(total, widened_pairs(sums[p])); });
     }
     return sum_of_lanes(total);
   }
@@ -123,9 +122,8 @@ struct Avx2 {
       for (int first = 0; first < count; first += kMaxRun) {
         const int last = at_most(first + kMaxRun, count);
         __m256i sums[4][2];
-        unrolled<4>([&](auto p) NOMATMUL_INLINE {
-          sums[p][0] = sums[p][1] = _mm256_setzero_si256();
-        });
+        unrolled<4>([&](auto p)
+                        NOMATMUL_INLINE { sums[p][0] = sums[p][1] = _mm256_setzero_si256(); });
         for (int r = first; r < last; r += 2) {
           const bool pair = r + 1 < last;  // else the row once more, times 0
           const __m256i a = nomatmul::load(out + static_cast<size_t>(rows[r]) * tree.stride);

@@ -61,8 +61,8 @@ struct Avx512 {
     const auto block = [&](const int8_t* w, const int16_t* v) NOMATMUL_INLINE {
       unrolled<2>([&](auto i) NOMATMUL_INLINE {
         const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 32 * i));
-        sums[i] = _mm512_dpwssd_epi32(sums[i], _mm512_cvtepi8_epi16(bytes),
-                                      nomatmul::load(v + 32 * i));
+        sums[i] =
+            _mm512_dpwssd_epi32(sums[i], _mm512_cvtepi8_epi16(bytes), nomatmul::load(v + 32 * i));
       });
     };
     int e = 0;

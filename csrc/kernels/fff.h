@@ -4,7 +4,8 @@
 // Results have the same bits on every ISA and equal nomatmul.reference.fff:
 //   - a float logit is summed in 64 lanes (element k in lane k % 64, from zero, one product and one
 //     addition each) that are folded by halves (lane i + lane i + 32, then 16, ... 1); then + bias;
-//   - int8 and ternary logits are exact int32 sums, scaled by (scale of the row * the token's step);
+//   - int8 and ternary logits are exact int32 sums, scaled by (scale of the row * the token's
+//   step);
 //   - an output is summed row by row in the order given: y = y + c * w, rounded twice.
 #pragma once
 
@@ -26,27 +27,27 @@ struct FffTree {
   const uint8_t* in;
   const uint8_t* out;
   size_t stride;
-  size_t side_bytes;         // of the input or output weights of one row
-  const float* row_scale;    // int8: [V, 2]
-  float scale_in;            // ternary
-  const float* bias;         // [V] or nullptr
+  size_t side_bytes;       // of the input or output weights of one row
+  const float* row_scale;  // int8: [V, 2]
+  float scale_in;          // ternary
+  const float* bias;       // [V] or nullptr
 };
 
 // One token on its way down one tree.
 struct FffWalker {
-  const void* x;     // the token as prepare() left it
-  float step;        // int8, ternary: the token's quantisation step
-  int32_t sum;       // ternary: sum of its q
-  int32_t base;      // row of the tree's root
-  int32_t node;      // where it is, within the tree; walk() moves it
-  float* logits;     // [levels]
-  int32_t* rows;     // [levels]
+  const void* x;  // the token as prepare() left it
+  float step;     // int8, ternary: the token's quantisation step
+  int32_t sum;    // ternary: sum of its q
+  int32_t base;   // row of the tree's root
+  int32_t node;   // where it is, within the tree; walk() moves it
+  float* logits;  // [levels]
+  int32_t* rows;  // [levels]
 };
 
 // What walk() calls into cache beyond what it reads.
 struct FffFetch {
-  bool out;         // the visited rows' output weights
-  bool both;        // both children before the decision; else the chosen one after it
+  bool out;   // the visited rows' output weights
+  bool both;  // both children before the decision; else the chosen one after it
 };
 
 struct FffKernels {
@@ -54,8 +55,8 @@ struct FffKernels {
   size_t (*prepared_bytes)(FffForm, int k);
   // f32, bf16: x float [k]. int8, ternary: q int8 [k]. Writes prepared_bytes(form, k) bytes.
   void (*prepare)(FffForm, const void* x, int k, void* prepared);
-  // q = int8 of x by its absmax, as docs/numerics.md rounds; returns absmax / 127, NaN where x is not
-  // finite.
+  // q = int8 of x by its absmax, as docs/numerics.md rounds; returns absmax / 127, NaN where x is
+  // not finite.
   float (*quantise)(const float* x, int k, int8_t* q);
   // Moves count walkers through levels from..to - 1 of their trees.
   void (*walk)(const FffTree&, FffWalker*, int count, int from, int to, FffFetch);

@@ -298,20 +298,20 @@ struct PlainIntegers {
 
 // Vectors of floats as the compiler lowers them. No template: GCC 12 checks the arguments of
 // __builtin_convertvector before it knows a template's types.
-#define NOMATMUL_PLAIN_FLOATS(floats)                                                     \
-  static constexpr int kWidth = floats;                                                   \
-  using F = float __attribute__((vector_size(floats * 4)));                               \
-  using Words = uint32_t __attribute__((vector_size(floats * 4)));                        \
-  using Ints = int32_t __attribute__((vector_size(floats * 4)));                          \
-  using Halves = uint16_t __attribute__((vector_size(floats * 2)));                       \
-  using Bytes = int8_t __attribute__((vector_size(floats)));                              \
-  static F load(const float* p) { return load_as<F>(p); }                                 \
-  static F load_wide(const uint16_t* p) {                                                 \
-    const Words words = __builtin_convertvector(load_as<Halves>(p), Words);               \
-    return reinterpret_cast<F>(words << 16);                                              \
-  }                                                                                       \
-  static F load_wide(const int8_t* p) {                                                   \
-    return __builtin_convertvector(__builtin_convertvector(load_as<Bytes>(p), Ints), F);  \
+#define NOMATMUL_PLAIN_FLOATS(floats)                                                    \
+  static constexpr int kWidth = floats;                                                  \
+  using F = float __attribute__((vector_size(floats * 4)));                              \
+  using Words = uint32_t __attribute__((vector_size(floats * 4)));                       \
+  using Ints = int32_t __attribute__((vector_size(floats * 4)));                         \
+  using Halves = uint16_t __attribute__((vector_size(floats * 2)));                      \
+  using Bytes = int8_t __attribute__((vector_size(floats)));                             \
+  static F load(const float* p) { return load_as<F>(p); }                                \
+  static F load_wide(const uint16_t* p) {                                                \
+    const Words words = __builtin_convertvector(load_as<Halves>(p), Words);              \
+    return reinterpret_cast<F>(words << 16);                                             \
+  }                                                                                      \
+  static F load_wide(const int8_t* p) {                                                  \
+    return __builtin_convertvector(__builtin_convertvector(load_as<Bytes>(p), Ints), F); \
   }
 
 template <class V>
@@ -324,6 +324,6 @@ NOMATMUL_INLINE inline V load_as(const void* p) {
 }  // namespace
 }  // namespace nomatmul
 
-#define NOMATMUL_FFF(Isa)                                                                 \
-  {fff_prepared_bytes<Isa>, fff_prepare<Isa>,     quantise_plain, walk_trees<Isa>,        \
+#define NOMATMUL_FFF(Isa)                                                          \
+  {fff_prepared_bytes<Isa>, fff_prepare<Isa>,     quantise_plain, walk_trees<Isa>, \
    combine_floats<Isa>,     Isa::combine_ternary, activate_all,   dots_of<Isa>}

@@ -3,7 +3,8 @@
 // Contract: results have the same bits on every ISA (a NaN is a NaN, its payload is not promised).
 // Three things make it so: sums run in 16 fixed lanes (element e in lane e % 16) and are folded by
 // a fixed tree; every step is a plain IEEE +, -, *, / or sqrt (files are compiled with
-// -ffp-contract=off and without fast-math); exp is the polynomial of float_vectors.h, not the C library's.
+// -ffp-contract=off and without fast-math); exp is the polynomial of float_vectors.h, not the C
+// library's.
 //
 // Everything sits in an anonymous namespace, as float_vectors.h explains.
 #pragma once

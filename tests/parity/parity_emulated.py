@@ -18,7 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("csrc/kernels/avx512vnni.cc", "csrc/kernels/amx.cc", "csrc/emulate/c_api.cc")
+SOURCES = (
+    *("csrc/kernels/avx512vnni.cc", "csrc/kernels/amx.cc", "csrc/kernels/avx512vnni_fff.cc"),
+    *("csrc/emulate/c_api.cc", "csrc/fff.cc", "csrc/memory.cc", "csrc/thread_pool.cc"),
+)
 FLAGS: tuple[str, ...] = (
     *("-std=c++17", "-O1", "-fPIC", "-w", "-ffp-contract=off"),
     "-fwrapv",  # vector sums wrap; SIMDe writes them as plain sums of signed integers
@@ -135,6 +138,28 @@ class EmulatedKernels:
         """x += y."""
         self._lib.emulated_add(TABLES[isa], _pointer(x), _pointer(y), len(x))
 
+    def fff_forward(self, isa: str, layer: Any, x_NK: Array, threads: int) -> tuple[Array, ...]:
+        """Return (y, logits, rows) of a `reference.fff.FFFRows`; ValueError if not finite."""
+        visits = (len(x_NK), layer.trees, layer.depth + 1)
+        out = (np.empty_like(x_NK), np.empty(visits, np.float32), np.empty(visits, np.int32))
+        sizes = (layer.hidden, layer.trees, layer.depth)
+        arrays = (layer.rows, layer.scales, layer.bias, layer.norm_in, layer.norm_out)
+        bad = self._lib.emulated_fff_forward(
+            TABLES[isa],
+            ("f32", "bf16", "int8", "ternary").index(layer.form),
+            ("gelu", "silu", "relu").index(layer.activation),
+            *sizes,
+            *(_pointer(array) for array in arrays),
+            ctypes.c_float(layer.eps),
+            threads,
+            _pointer(x_NK),
+            len(x_NK),
+            *(_pointer(array) for array in (out[0], out[2], out[1])),
+        )
+        if bad:
+            raise ValueError("a logit is not finite (NaN or infinity)")
+        return out
+
     def codes_ok(self, isa: str, packing: str, w: Array) -> bool:
         """Whether each byte is a legal code."""
         return bool(
@@ -149,6 +174,8 @@ def _source_hash() -> str:
     for folder in ("csrc/kernels", "csrc/emulate"):
         for path in sorted((ROOT / folder).glob("*")):
             digest.update(path.read_bytes())
+    for name in (*SOURCES, "csrc/fff.h", "csrc/memory.h", "csrc/thread_pool.h"):
+        digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()[:16]
 
 

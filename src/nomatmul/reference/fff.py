@@ -170,7 +170,9 @@ def _walk_int8(layer: FFFRows, x_NK: Float) -> Any:
 
 def _forward_ternary(layer: FFFRows, x_NK: Float) -> tuple[Float, Float, Nodes]:
     """Both quantisers of BitLinear, the second over the A visited values (docs/numerics.md)."""
-    assert layer.scales is not None and layer.norm_in is not None and layer.norm_out is not None
+    assert layer.scales is not None
+    assert layer.norm_in is not None
+    assert layer.norm_out is not None
     scale_in, scale_out = layer.scales
     flat = layer.rows.reshape(-1, layer.rows.shape[-1])
     t_V2K = unpack_ternary(flat, layer.hidden, "2bit").reshape(len(layer.rows), 2, -1)

@@ -52,11 +52,14 @@ def silu(x: Float) -> Float:
 def gelu(x: Float) -> Float:
     """Return x * Phi(x) with the error function, no tanh; 0 below -12.9."""
     size = np.abs(x)
-    a = np.minimum(size, _F(12.9))
-    high = (a.view(np.int32) & np.int32(~0xFFF)).view(np.float32)
-    rest = (a - high) * (a + high)
+    a: Float = np.minimum(size, _F(12.9))
+    high: Float = (a.view(np.int32) & np.int32(~0xFFF)).view(np.float32)
+    below: Float = a - high
+    above: Float = a + high
+    rest: Float = below * above
     bell = exp_poly(high * high * _F(-0.5)) * _polynomial(_LITTLE, rest * _F(-0.5))
-    tail = bell * _polynomial(_TAIL, (a - _F(3.0)) / (a + _F(3.0)))
+    u: Float = (a - _F(3.0)) / (a + _F(3.0))
+    tail = bell * _polynomial(_TAIL, u)
     tail = np.where(size > _F(12.9), _F(0.0), tail)
     return x * np.where(x > 0, _F(1.0) - tail, tail)
 

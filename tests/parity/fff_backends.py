@@ -1,0 +1,84 @@
+"""Random conditional layers, and every backend that can run them, behind one function.
+
+Legend: N tokens, V rows, K = D hidden size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import parity_emulated
+import pytest
+from numpy.typing import NDArray
+from parity_backends import kernels_of
+
+from nomatmul.engine.fff import pack_rows
+from nomatmul.reference.fff import FFFRows
+
+F32 = NDArray[np.float32]
+
+
+def random_layer(
+    form: str, hidden: int, trees: int, depth: int, activation: str, integers: bool = False
+) -> FFFRows:
+    """Return a layer of random weights; with `integers` many logits are exactly 0 (ties)."""
+    rng = np.random.default_rng([hidden, trees, depth])
+    count = trees * (2 ** (depth + 1) - 1)
+    if integers:
+        w_2VK = rng.integers(-1, 2, (2, count, hidden)).astype(np.float32)
+        w_2VK *= rng.random((2, count, hidden)) < 2 / hidden
+    else:
+        w_2VK = rng.standard_normal((2, count, hidden)).astype(np.float32)
+    rows, scales = pack_rows(w_2VK[0], w_2VK[1], form)
+    if form == "ternary":
+        norm_in = rng.uniform(0.5, 1.5, hidden).astype(np.float32)
+        norm_out = rng.uniform(0.5, 1.5, count).astype(np.float32)
+        return FFFRows(
+            form, rows, trees, depth, hidden, activation, scales, None, norm_in, norm_out
+        )
+    bias = None if integers else (0.3 * rng.standard_normal(count)).astype(np.float32)
+    return FFFRows(form, rows, trees, depth, hidden, activation, scales, bias)
+
+
+def random_tokens(layer: FFFRows, tokens: int, integers: bool = False) -> F32:
+    """Return x float32 [N, K]."""
+    rng = np.random.default_rng([tokens, layer.hidden])
+    if integers:
+        return rng.integers(-2, 3, (tokens, layer.hidden)).astype(np.float32)
+    return rng.standard_normal((tokens, layer.hidden)).astype(np.float32)
+
+
+def native_fff() -> Any:
+    """Return the module `nomatmul._native.fff`; skips the test where it is not built."""
+    return pytest.importorskip("nomatmul._native", reason="the native core is not built").fff
+
+
+def native_layer(layer: FFFRows, isa: str | None = None, threads: int = 1) -> Any:
+    """Return the native core's layer over the same arrays."""
+    names = ("scales", "bias", "norm_in", "norm_out")
+    arrays = {name: getattr(layer, name) for name in names}
+    return native_fff().Layer(
+        layer.form,
+        layer.rows,
+        layer.trees,
+        layer.depth,
+        layer.activation,
+        **arrays,
+        eps=layer.eps,
+        threads=threads,
+        isa=isa,
+    )
+
+
+def run(isa: str, layer: FFFRows, x_NK: F32, threads: int = 1) -> tuple[NDArray[Any], ...]:
+    """Return (y [N, K], logits [N, T, L], rows [N, T, L]); skips where the ISA is not at hand."""
+    kernels = kernels_of(isa)
+    if isinstance(kernels, parity_emulated.EmulatedKernels):
+        return kernels.fff_forward(isa, layer, x_NK, threads)
+    visits = (len(x_NK), layer.trees, layer.depth + 1)
+    # NaN-filled: what is not written shows
+    y_NK, logits = np.full_like(x_NK, np.nan), np.full(visits, np.nan, np.float32)
+    rows = np.full(visits, -1, np.int32)
+    native_layer(layer, isa, threads).forward(x_NK, y_NK, rows, logits)
+    return y_NK, logits, rows
