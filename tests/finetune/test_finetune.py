@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ pytest.importorskip("sklearn", reason="fine-tuning needs the extra `train`")
 from nomatmul import cli  # noqa: E402
 from nomatmul.finetune import FinetuneConfig, TaskReport, find_task, finetune  # noqa: E402
 from nomatmul.finetune.data import encode, scoring_batches, training_batches  # noqa: E402
-from nomatmul.finetune.loop import Settings, rate_at, score  # noqa: E402
-from nomatmul.finetune.run import load_rows, model_directory  # noqa: E402
+from nomatmul.finetune.loop import Settings, loss_of, rate_at, score  # noqa: E402
+from nomatmul.finetune.run import model_directory  # noqa: E402
+from nomatmul.finetune.sources import load_rows  # noqa: E402
 from nomatmul.finetune.tsv import Rows  # noqa: E402
 from nomatmul.models import EncoderForSequenceClassification, MaskedLM  # noqa: E402
 from nomatmul.models.config import EncoderConfig  # noqa: E402
@@ -185,13 +187,30 @@ def test_pairs_are_cut_at_the_longer_text() -> None:
         [2, old, 3, *[river] * 6, 3],
         [2, *[river] * 4, 3, *[old] * 3, 3],
     ]
-    assert data.ids[3].tolist() == [2, old, 3, old, 3, 0, 0, 0, 0, 0]
-    ids_BT, mask_BT, labels_B = data.batch(np.asarray([3]))
+    assert data.ids[3].tolist() == [2, old, 3, old, 3, *[-1] * 5]
+    ids_BT, labels_B = data.batch(np.asarray([3]))
     assert ids_BT.shape == (1, 8)
-    assert mask_BT.sum().item() == 5
+    assert (ids_BT >= 0).sum().item() == 5
     assert labels_B.tolist() == [1]
+    ids_BT, labels_B = data.batch(np.asarray([3]), rows=4)
+    assert ids_BT.shape == (4, 10)
+    assert labels_B.tolist() == [1, -100, -100, -100]
+    assert data.labels.tolist() == [0, 1, 0, 1]
     with pytest.raises(ValueError, match=r"max_length 4 leaves no room for 2 text"):
         encode(Rows(texts, [0] * 4), tokenizer, 4, False, CPU)
+
+
+def test_padded_rows_do_not_count() -> None:
+    logits_BC = torch.randn(4, 3)
+    labels_B = torch.tensor([2, 0, -100, -100])
+    assert torch.equal(loss_of(logits_BC, labels_B), loss_of(logits_BC[:2], labels_B[:2]))
+    numbers_B = torch.tensor([0.5, -1.0, math.nan, math.nan])
+    one = logits_BC[:, :1].requires_grad_()
+    assert torch.equal(loss_of(one, numbers_B), (one[:2, 0] - numbers_B[:2]).square().mean())
+    loss_of(one, numbers_B).backward()
+    assert one.grad is not None
+    assert one.grad[2:].tolist() == [[0.0], [0.0]]
+    assert one.grad.isfinite().all()
 
 
 def test_every_row_is_visited_once_an_epoch() -> None:

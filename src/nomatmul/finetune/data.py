@@ -7,6 +7,7 @@ loses its last tokens. Shapes: R rows, B rows of a batch, T tokens.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -24,7 +25,8 @@ _STEP = 8  # batches are padded to a multiple of it, so that there are few shape
 class Encoded:
     """ids int32 [R, T] and labels [R] on the device, lengths int64 [R] on the host.
 
-    labels: int64 class ids or float32 numbers. truncated: rows that were too long.
+    ids: -1 behind a row's end. labels: int64 class ids or float32 numbers. truncated: rows that
+    were too long.
     """
 
     ids: Tensor
@@ -35,16 +37,23 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def batch(self, places: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """(ids int64 [B, T], attention mask bool [B, T], labels [B]) of the rows at `places`."""
+    def batch(self, places: np.ndarray, rows: int = 0) -> tuple[Tensor, Tensor]:
+        """(ids int64 [B, T], -1 behind a row's end; labels [B]) of the rows at `places`.
+
+        rows: pad to so many rows of the full width, so that all batches have one shape; the label
+        of a padded row does not count (-100, or NaN in a regression).
+        """
         longest = int(self.lengths[places].max())
-        width = min(-(-longest // _STEP) * _STEP, self.ids.shape[1])
-        device = self.ids.device
-        table = torch.from_numpy(np.stack([places, self.lengths[places]]))
-        table = table.to(device, non_blocking=True)
-        ids_BT = self.ids[table[0], :width].long()
-        mask_BT = torch.arange(width, device=device)[None, :] < table[1][:, None]
-        return ids_BT, mask_BT, self.labels[table[0]]
+        width = self.ids.shape[1]
+        if not rows:
+            width = min(-(-longest // _STEP) * _STEP, width)
+        missing = max(rows - len(places), 0)
+        taken = np.concatenate([places, np.repeat(places[:1], missing)])
+        index_B = torch.from_numpy(taken).to(self.ids.device, non_blocking=True)
+        labels_B = self.labels[index_B]
+        if missing:
+            labels_B[len(places) :] = math.nan if labels_B.is_floating_point() else -100
+        return self.ids[index_B, :width].long(), labels_B
 
 
 def encode(
@@ -68,7 +77,7 @@ def encode(
         truncated += sum(map(len, kept)) < sum(map(len, texts))
         sequences.append([start, *(id_ for ids in kept for id_ in (*ids, special.eos))])
     lengths = np.asarray([len(ids) for ids in sequences], dtype=np.int64)
-    table = np.full((len(sequences), int(lengths.max())), special.pad or 0, dtype=np.int32)
+    table = np.full((len(sequences), int(lengths.max())), -1, dtype=np.int32)
     for row, ids in zip(table, sequences, strict=True):
         row[: len(ids)] = ids
     kind = torch.float32 if regression else torch.int64

@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nomatmul.evaluate.glue import glue_scores
 from nomatmul.finetune.data import Encoded, scoring_batches, training_batches
 from nomatmul.finetune.tasks import Task
+from nomatmul.ops.bitlinear import ternary_cache
+from nomatmul.train.micro_step import GraphedMicroStep, MicroStep
 
 _SCORING_ROWS = 128
 _LOOK = 50  # steps between reports of the loss
@@ -70,7 +73,11 @@ def train_seed(
     Raises RuntimeError when the loss is no longer finite.
     """
     began = time.monotonic()
-    optimizer = _optimizer(model, settings)
+    optimizer, cache = _optimizer(model, settings), ternary_cache()
+    device = train.ids.device
+    graphed = device.type == "cuda"
+    micro = _micro_step(model, settings, device, cache.clear)
+    one = torch.ones((), device=device)
     per_epoch = -(-len(train) // settings.batch_size)
     steps, step = per_epoch * settings.epochs, 0
     losses: list[float] = []
@@ -78,18 +85,21 @@ def train_seed(
     scores: dict[str, dict[str, float]] = {}
     for epoch in range(settings.epochs):
         model.train()
-        total = torch.zeros((), dtype=torch.float64, device=train.ids.device)
-        for places in training_batches(train, settings.batch_size, seed, epoch):
-            for group in optimizer.param_groups:
-                group["lr"] = rate_at(settings, step, steps)
-            loss = _loss(model, *train.batch(places), settings.bfloat16)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            total += loss.detach().double() * len(places)
-            step += 1
-            if step % _LOOK == 0:
-                report(step / steps, f"epoch {epoch + 1}/{settings.epochs}  loss {_finite(loss)}")
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        with cache:
+            for places in training_batches(train, settings.batch_size, seed, epoch):
+                for group in optimizer.param_groups:
+                    group["lr"] = rate_at(settings, step, steps)
+                x_BT, y_B = train.batch(places, settings.batch_size if graphed else 0)
+                loss = micro(x_BT, y_B, one, True)
+                total += loss.double() * len(places)
+                optimizer.step()
+                cache.clear()
+                micro.end(optimizer)
+                step += 1
+                if step % _LOOK == 0:
+                    words = f"epoch {epoch + 1}/{settings.epochs}  loss {_finite(loss)}"
+                    report(step / steps, words)
         losses.append(float(_finite(total / len(train))))
         last = epoch + 1 == settings.epochs
         names = list(held_out) if last else list(held_out)[:1]
@@ -115,9 +125,39 @@ def _optimizer(model: Any, settings: Settings) -> torch.optim.AdamW:
     )
 
 
-def _loss(model: Any, ids_BT: Tensor, mask_BT: Tensor, labels_B: Tensor, low: bool) -> Tensor:
+def _micro_step(
+    model: Any, settings: Settings, device: torch.device, clear_cache: Callable[[], Any]
+) -> MicroStep:
+    """Forward and backward of a batch; on a GPU recorded once and replayed in one launch.
+
+    Small batches leave a GPU waiting for the host, so there all batches have one shape.
+    """
+
+    def loss(ids_BT: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        logits_BC = _logits(model, ids_BT, settings.bfloat16)
+        value = loss_of(logits_BC, labels_B)
+        return value, value
+
+    if device.type == "cuda":
+        return GraphedMicroStep(loss, 0.0, 1.0, clear_cache)
+    return MicroStep(loss, 0.0, 1.0)
+
+
+def _logits(model: Any, ids_BT: Tensor, low: bool) -> Tensor:
+    """float32 [B, C] of ids with -1 behind each row's end."""
+    mask_BT = ids_BT >= 0
     with torch.autocast(ids_BT.device.type, torch.bfloat16, enabled=low):
-        return model(input_ids=ids_BT, attention_mask=mask_BT, labels=labels_B).loss
+        output = model(input_ids=ids_BT.clamp(min=0), attention_mask=mask_BT)
+    return output.logits.float()
+
+
+def loss_of(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """Mean cross-entropy, or mean squared error of a regression, of the labels that count."""
+    if not labels_B.is_floating_point():
+        return F.cross_entropy(logits_BC, labels_B, ignore_index=-100)
+    counts_B = ~labels_B.isnan()
+    error_B = torch.where(counts_B, logits_BC[:, 0] - labels_B.nan_to_num(), 0.0)
+    return error_B.square().sum() / counts_B.sum()
 
 
 def _finite(loss: Tensor) -> str:
@@ -133,9 +173,7 @@ def predict(model: Any, data: Encoded, low: bool = False) -> np.ndarray:
     model.eval()
     found = np.zeros(len(data))
     for places in scoring_batches(data, _SCORING_ROWS):
-        ids_BT, mask_BT, _ = data.batch(places)
-        with torch.autocast(ids_BT.device.type, torch.bfloat16, enabled=low):
-            logits_BC = model(input_ids=ids_BT, attention_mask=mask_BT).logits
+        logits_BC = _logits(model, data.batch(places)[0], low)
         answer = logits_BC[:, 0] if logits_BC.shape[1] == 1 else logits_BC.argmax(-1)
         found[places] = answer.double().cpu().numpy()
     return found

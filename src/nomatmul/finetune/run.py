@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import statistics
 import warnings
 from collections.abc import Iterator
@@ -21,15 +19,14 @@ import torch
 
 from nomatmul.finetune.data import Encoded, encode
 from nomatmul.finetune.loop import SeedResult, Settings, train_seed, words_of
+from nomatmul.finetune.results import data_digest, model_sha256, read_result
+from nomatmul.finetune.sources import load_rows
 from nomatmul.finetune.tasks import Task
-from nomatmul.finetune.tsv import Rows, read_hub, read_rows
+from nomatmul.finetune.tsv import Rows
 from nomatmul.models.classifiers import EncoderForSequenceClassification
 from nomatmul.train.files import new_directory, write_json
 from nomatmul.train.metrics import Console
 from nomatmul.train.tokenizer import load_tokenizer
-
-HUB = "hub"
-_HELD_OUT_SHARE = 10  # of a file without a held-out one every tenth row is held out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,52 +127,6 @@ def model_directory(path: str | Path) -> Path:
     return path
 
 
-def load_rows(
-    task: Task, data: str | Path, held_out: str | Path | None = None
-) -> tuple[dict[str, Rows], tuple[str, ...]]:
-    """Training rows under "train", held-out ones under their files' names; and the classes."""
-    if str(data) == HUB:
-        parts = {split: read_hub(task, split) for split in task.hub_splits}
-        names = next(iter(parts.values()))[1]
-        found = {split: rows for split, (rows, _) in parts.items()}
-        return {"train": found.pop(task.hub_splits[0]), **found}, names
-    files = _files(task, Path(data), held_out)
-    train, names = read_rows(files[0], task)
-    known = dataclasses.replace(task, labels=names)
-    rows = {"train": train}
-    for file in files[1:]:
-        rows[file.stem] = read_rows(file, known)[0]
-    if len(rows) == 1:
-        places = range(len(train))
-        held = [i for i in places if i % _HELD_OUT_SHARE == _HELD_OUT_SHARE - 1]
-        if not held:
-            raise ValueError(
-                f"{files[0]} has {len(train)} rows: too few to hold some out, give --valid"
-            )
-        rest = [i for i in places if i % _HELD_OUT_SHARE != _HELD_OUT_SHARE - 1]
-        rows = {"train": train.part(rest), "held_out": train.part(held)}
-    return rows, names
-
-
-def _files(task: Task, data: Path, held_out: str | Path | None) -> list[Path]:
-    """The training file and the held-out ones. Raises ValueError naming what is missing."""
-    if data.is_file():
-        return [data, *([Path(held_out)] if held_out else [])]
-    folder = data / task.folder if (data / task.folder / task.files[0]).is_file() else data
-    if not (folder / task.files[0]).is_file():
-        raise ValueError(
-            f"{data} has no {task.files[0]} and no {task.folder}/{task.files[0]}: "
-            f"give the folder of {task.name}'s files, or --data hub"
-        )
-    if held_out:
-        return [folder / task.files[0], Path(held_out)]
-    files = [folder / name for name in task.files]
-    missing = [file for file in files if not file.is_file()]
-    if missing:
-        raise ValueError(f"{missing[0]} is missing: give another held-out file with --valid")
-    return files
-
-
 @dataclasses.dataclass
 class _Work:
     """One task's seeds in one directory."""
@@ -207,8 +158,8 @@ class _Work:
             "task": self.task.name,
             "max_length": length,
             "pooler": first.config.pooler,
-            "model": _sha256(self.source),
-            "data": _digest(data),
+            "model": model_sha256(self.source),
+            "data": data_digest(data),
         }
         self._notice(data, length)
         results: list[SeedResult] = []
@@ -265,7 +216,7 @@ class _Work:
         """The result of a seed: from its file if an earlier start has finished it."""
         file = self.out / f"seed-{seed}.json"
         if file.is_file():
-            return _read_result(file, described)
+            return read_result(file, described)
         model = self._model(seed)
         title = f"{self.task.name} seed {seed}"
         self.console.start(title)
@@ -337,43 +288,3 @@ def _quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _read_result(file: Path, described: dict[str, Any]) -> SeedResult:
-    """Raises ValueError for a damaged file, or one with other settings."""
-    try:
-        values = json.loads(file.read_text("utf-8"))
-        old = values.pop("settings")
-        result = SeedResult(**values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{file} is damaged ({error}): remove it to train this seed again"
-        ) from None
-    differ = [name for name in described if old.get(name) != described[name]]
-    if differ:
-        name = differ[0]
-        raise ValueError(
-            f"{file} was made with another {name} ({old.get(name)}, now {described[name]}): "
-            "choose another directory"
-        )
-    return result
-
-
-def _sha256(directory: Path) -> str:
-    """One checksum of a model's weights and config."""
-    digest = hashlib.sha256()
-    patterns = ("config.json", "*.safetensors", "pytorch_model*.bin")
-    for path in sorted(file for pattern in patterns for file in directory.glob(pattern)):
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def _digest(data: dict[str, Encoded]) -> str:
-    digest = hashlib.sha256()
-    for name, part in data.items():
-        digest.update(name.encode())
-        digest.update(part.ids.cpu().numpy().tobytes())
-        digest.update(part.labels.double().cpu().numpy().tobytes())
-    return digest.hexdigest()

@@ -1,0 +1,51 @@
+"""A seed's result on disk, and the checksums that say whether it still belongs to the run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from nomatmul.finetune.data import Encoded
+from nomatmul.finetune.loop import SeedResult
+
+
+def read_result(file: Path, described: dict[str, Any]) -> SeedResult:
+    """Raises ValueError for a damaged file, or one with other settings."""
+    try:
+        values = json.loads(file.read_text("utf-8"))
+        old = values.pop("settings")
+        result = SeedResult(**values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{file} is damaged ({error}): remove it to train this seed again"
+        ) from None
+    differ = [name for name in described if old.get(name) != described[name]]
+    if differ:
+        name = differ[0]
+        raise ValueError(
+            f"{file} was made with another {name} ({old.get(name)}, now {described[name]}): "
+            "choose another directory"
+        )
+    return result
+
+
+def model_sha256(directory: Path) -> str:
+    """One checksum of a model's weights and config."""
+    digest = hashlib.sha256()
+    patterns = ("config.json", "*.safetensors", "pytorch_model*.bin")
+    for path in sorted(file for pattern in patterns for file in directory.glob(pattern)):
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def data_digest(data: dict[str, Encoded]) -> str:
+    digest = hashlib.sha256()
+    for name, part in data.items():
+        digest.update(name.encode())
+        digest.update(part.ids.cpu().numpy().tobytes())
+        digest.update(part.labels.double().cpu().numpy().tobytes())
+    return digest.hexdigest()
