@@ -89,12 +89,16 @@ def test_first_weights_are_the_authors():
     assert not layer.bias.any()
 
 
-def test_any_leading_shape_and_no_tokens():
-    layer = make(master_width=3, out=5)
+@pytest.mark.parametrize("linear", ["dense", "ternary"])
+def test_any_leading_shape_and_no_tokens(linear):
+    layer = make(master_width=3, out=5, linear=linear)
     x = torch.randn(2, 3, 4, 6, dtype=torch.float64)
     assert layer(x).shape == (2, 3, 4, 5)
     torch.testing.assert_close(layer(x)[1, 2], layer(x[1, 2]))
-    assert layer(x[:0]).shape == (0, 3, 4, 5)
+    nothing = layer(x[:0].requires_grad_())
+    assert nothing.shape == (0, 3, 4, 5)
+    nothing.sum().backward()
+    assert not layer.w_in.grad.any()
 
 
 @pytest.mark.parametrize("options", [{"bias": True}, {"linear": "ternary", "master_width": 3}])
@@ -239,9 +243,10 @@ def test_bad_sizes_are_named(kind, options, message):
 
 @pytest.mark.parametrize("kind", [FFF, LeafFFF])
 @pytest.mark.parametrize("train", [False, True])
-def test_bad_inputs_are_named(kind, train):
-    layer = make(kind, **({"leaf_width": 2} if kind is LeafFFF else {})).train(train)
-    with pytest.raises(ValueError, match=r"x must be \[.*6\], got"):
+@pytest.mark.parametrize("linear", ["dense", "ternary"])
+def test_bad_inputs_are_named(kind, train, linear):
+    layer = make(kind, linear=linear, **({"leaf_width": 2} if kind is LeafFFF else {})).train(train)
+    with pytest.raises(ValueError, match=r"x must be \[.*6\], got \(3, 5\)"):
         layer(torch.ones(3, 5, dtype=torch.float64))
     x = torch.ones(3, 6, dtype=torch.float64)
     x[1, 2] = torch.nan

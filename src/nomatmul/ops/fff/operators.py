@@ -49,7 +49,8 @@ def _named(implementation: str) -> ModuleType:
     )
 
 
-def _call(name: str, implementation: str, x: Tensor, *args: Any) -> Any:
+def call(name: str, implementation: str, x: Tensor, *args: Any) -> Any:
+    """Run a function of the implementation that serves x; `implementation` "" picks."""
     # operators of torch inside would be lowered by autocast once more
     with torch.autocast(x.device.type, enabled=False):
         if implementation:
@@ -91,7 +92,7 @@ def _float(x: Tensor) -> torch.dtype:
 def walk_op(
     x: Tensor, w_in: Tensor, bias: Tensor | None, trees: int, depth: int, implementation: str
 ) -> tuple[Tensor, Tensor]:
-    logits, nodes = _call("walk", implementation, x, w_in, bias, trees, depth)
+    logits, nodes = call("walk", implementation, x, w_in, bias, trees, depth)
     return check_logits(logits), nodes
 
 
@@ -112,7 +113,7 @@ def _(
 def _walk_backward(
     dlogits: Tensor, nodes: Tensor, x: Tensor, w_in: Tensor, with_bias: bool, implementation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _call("walk_backward", implementation, dlogits, nodes, x, w_in, with_bias)
+    return call("walk_backward", implementation, dlogits, nodes, x, w_in, with_bias)
 
 
 @_walk_backward.register_fake
@@ -129,7 +130,7 @@ def _(
     schema="(Tensor h, Tensor nodes, Tensor w_out, str implementation) -> Tensor",
 )
 def combine_op(h: Tensor, nodes: Tensor, w_out: Tensor, implementation: str) -> Tensor:
-    return _call("combine", implementation, h, nodes, w_out)
+    return call("combine", implementation, h, nodes, w_out)
 
 
 @combine_op.register_fake
@@ -146,7 +147,7 @@ def _(h: Tensor, nodes: Tensor, w_out: Tensor, implementation: str) -> Tensor:
 def _combine_backward(
     dy: Tensor, h: Tensor, nodes: Tensor, w_out: Tensor, implementation: str
 ) -> tuple[Tensor, Tensor]:
-    return _call("combine_backward", implementation, dy, h, nodes, w_out)
+    return call("combine_backward", implementation, dy, h, nodes, w_out)
 
 
 @_combine_backward.register_fake
@@ -178,10 +179,10 @@ def fff_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if _fused(implementation, x):
         shape = (trees, depth, activation)
-        y, logits, nodes = _call("fff", implementation, x, w_in, w_out, bias, *shape)
+        y, logits, nodes = call("fff", implementation, x, w_in, w_out, bias, *shape)
     else:
-        logits, nodes = _call("walk", implementation, x, w_in, bias, trees, depth)
-        y = _call("combine", implementation, activate(logits, activation), nodes, w_out)
+        logits, nodes = call("walk", implementation, x, w_in, bias, trees, depth)
+        y = call("combine", implementation, activate(logits, activation), nodes, w_out)
     return y.to(x.dtype), check_logits(logits), nodes
 
 

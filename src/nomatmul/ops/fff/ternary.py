@@ -14,11 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nomatmul.ops.bitlinear import root_mean_square, round_half_away, ternary_weights
-from nomatmul.ops.bitlinear.naive import INT8_MAX, INT8_MIN, SCALE_FLOOR
-from nomatmul.ops.fff import combine, walk
+from nomatmul.ops import choose
+from nomatmul.ops.bitlinear import steps, ternary_weights
+from nomatmul.ops.fff import combine, hidden, walk
+from nomatmul.ops.fff.hidden import int8, root
 from nomatmul.ops.fff.naive import wide
-from nomatmul.ops.fff.surrogate import activate_routed
+from nomatmul.ops.fff.operators import call, check_logits
+
+__all__ = ["int8", "operand_type", "root", "straight_int8", "straight_ternary", "ternary_fff"]
+
+_ROWS = "nomatmul.ops.bitlinear.rows"
+_ROWS_BACKWARD = "nomatmul.ops.bitlinear.rows_backward"
+_HIDDEN = "nomatmul.ops.fff.hidden_triton"
 
 
 class _Straight(torch.autograd.Function):
@@ -38,23 +45,13 @@ class _Straight(torch.autograd.Function):
         return (d.to(scale.dtype) / scale).to(ctx.dtype), None, None, None
 
 
-def root(x: Tensor, eps: float) -> Tensor:
-    """sqrt(mean(x^2) + eps) over the last axis, kept; as `root_mean_square`, or float64."""
-    if x.dtype == torch.float64:
-        return (x.square().mean(-1, keepdim=True) + eps).sqrt()
-    return root_mean_square(x, eps)
-
-
 def straight_int8(y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(q, step): int8 values in dtype and the value of one unit [..., 1], a scale a row.
 
     y: float32 or float64. The gradient of y is that of y / step.
     """
     with torch.no_grad():
-        absmax = y.abs().amax(-1, keepdim=True).clamp(min=SCALE_FLOOR)
-        limit = torch.full_like(absmax, INT8_MAX)
-        q = round_half_away(y * (limit / absmax)).clamp(INT8_MIN, INT8_MAX)
-        step = absmax / limit
+        q, step = int8(y)
     return _Straight.apply(y, q, step, dtype), step
 
 
@@ -80,6 +77,143 @@ def operand_type(x: Tensor, implementation: str | None = None) -> torch.dtype:
     return torch.bfloat16 if half else torch.float32
 
 
+# -- the two quantisers as operators ---------------------------------------------------------------
+
+
+@torch.library.custom_op(
+    "nomatmul::fff_quantize",
+    mutates_args=(),
+    schema="(Tensor x, Tensor norm, float eps, ScalarType dtype) -> (Tensor, Tensor)",
+)
+def _quantize(x: Tensor, norm: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    norms_1K = norm.unsqueeze(0)
+    arguments = x, None, norms_1K, 0.0, eps, torch.int8
+    if len(x):
+        q, step = choose.run("norm_quantize", _ROWS, steps, *arguments)
+    else:  # a grid of no programs is an error
+        q, step = steps.norm_quantize(*arguments)
+    return q[0].to(dtype), step.squeeze(0).unsqueeze(-1)
+
+
+@_quantize.register_fake
+def _(x: Tensor, norm: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty((x.shape[0], 1), dtype=kind)
+
+
+@torch.library.custom_op(
+    "nomatmul::fff_quantize_backward",
+    mutates_args=(),
+    schema="(Tensor d, Tensor x, Tensor norm, Tensor step, float eps) -> (Tensor, Tensor)",
+)
+def _quantize_backward(
+    d: Tensor, x: Tensor, norm: Tensor, step: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    d_1NK = (d.to(step.dtype) / step).unsqueeze(0)
+    arguments = x, None, norm.unsqueeze(0), d_1NK, step.new_ones(1), None, 0.0, eps
+    if len(x):
+        dx, _, dnorm = choose.run("norm_backward", _ROWS_BACKWARD, steps, *arguments)
+    else:
+        dx, _, dnorm = steps.norm_backward(*arguments)
+    return dx, dnorm.to(norm.dtype, copy=True)
+
+
+@_quantize_backward.register_fake
+def _(d: Tensor, x: Tensor, norm: Tensor, step: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(norm)
+
+
+def _quantize_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, norm, ctx.eps, _ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, norm, output[1])
+
+
+def _quantize_gradient(ctx: Any, d: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    return *_quantize_backward(d, *ctx.saved_tensors, ctx.eps), None, None
+
+
+_quantize.register_autograd(_quantize_gradient, setup_context=_quantize_context)
+
+
+def _hidden_step(name: str, implementation: str, x: Tensor, *arguments: Any) -> Any:
+    if implementation in ("", "triton") and len(x):
+        return choose.run(name, _HIDDEN, hidden, x, *arguments)
+    return getattr(hidden, name)(x, *arguments)
+
+
+@torch.library.custom_op(
+    "nomatmul::fff_hidden",
+    mutates_args=(),
+    schema="(Tensor logits, Tensor nodes, Tensor norm, float eps, str activation,"
+    " bool route_gradient, str implementation) -> (Tensor, Tensor)",
+)
+def _hidden(
+    logits: Tensor,
+    nodes: Tensor,
+    norm: Tensor,
+    eps: float,
+    activation: str,
+    route_gradient: bool,
+    implementation: str,
+) -> tuple[Tensor, Tensor]:
+    arguments = check_logits(logits), nodes, norm, eps, activation
+    return _hidden_step("hidden_quantize", implementation, *arguments)
+
+
+@_hidden.register_fake
+def _(logits: Tensor, nodes: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(logits), logits.new_empty(logits.shape[0], 1)
+
+
+@torch.library.custom_op(
+    "nomatmul::fff_hidden_backward",
+    mutates_args=(),
+    schema="(Tensor d, Tensor logits, Tensor nodes, Tensor norm, Tensor step, float eps,"
+    " str activation, bool route_gradient, str implementation) -> (Tensor, Tensor)",
+)
+def _hidden_backward(
+    d: Tensor,
+    logits: Tensor,
+    nodes: Tensor,
+    norm: Tensor,
+    step: Tensor,
+    eps: float,
+    activation: str,
+    route_gradient: bool,
+    implementation: str,
+) -> tuple[Tensor, Tensor]:
+    arguments = d, logits, nodes, norm, step, eps, activation, route_gradient
+    dlogits, dvisits = _hidden_step("hidden_backward", implementation, *arguments)
+    # the sum by rows is that of `combine`'s weight gradient, for an output of one column
+    ones, column = dvisits.new_ones(len(d), 1), wide(norm).unsqueeze(-1)
+    name = "naive" if implementation == "masked" else implementation
+    _, dnorm = call("combine_backward", name, ones, dvisits, nodes, column)
+    return dlogits, dnorm.squeeze(-1).to(norm.dtype, copy=True)
+
+
+@_hidden_backward.register_fake
+def _(d: Tensor, logits: Tensor, nodes: Tensor, norm: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(logits), torch.empty_like(norm)
+
+
+def _hidden_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    logits, nodes, norm, *ctx.options = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(logits, nodes, norm, output[1])
+
+
+def _hidden_gradient(ctx: Any, d: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    dlogits, dnorm = _hidden_backward(d.contiguous(), *ctx.saved_tensors, *ctx.options)
+    return dlogits, None, dnorm, None, None, None, None
+
+
+_hidden.register_autograd(_hidden_gradient, setup_context=_hidden_context)
+
+
+# -- the layer -------------------------------------------------------------------------------------
+
+
 def ternary_fff(
     x: Tensor,
     w_in: Tensor,
@@ -101,20 +235,18 @@ def ternary_fff(
     `new_slot`, for w_in and w_out. Returns (y [N, D], logits [N, T, L], rows int32 [N, T, L]),
     y and logits float32 (float64 for float64). Raises ValueError as `walk`.
     """
+    if x.dim() != 2 or x.shape[1] != w_in.shape[-1]:
+        raise ValueError(f"fff: x must be [N, {w_in.shape[-1]}], got {tuple(x.shape)}")
     dtype = operand_type(x, implementation)
     with torch.autocast(x.device.type, enabled=False):
-        x_NK = wide(x)
-        y_NK = x_NK / root(x_NK, eps) * wide(norm_in)
-        q_NK, step_N1 = straight_int8(y_NK, dtype)
+        q_NK, step_N1 = _quantize(x, norm_in, eps, dtype)
         t_VK, beta_in = straight_ternary(w_in, slots[0], dtype)
         shape: dict[str, Any] = {"trees": trees, "depth": depth, "implementation": implementation}
         acc_NTL, nodes_NTL = walk(q_NK, t_VK, **shape)
         logits_NTL = acc_NTL * (beta_in * step_N1).unsqueeze(-1)
 
-        h_NA = activate_routed(logits_NTL, activation, route_gradient).flatten(1)
-        rows_NA = nodes_NTL.flatten(1).long()
-        z_NA = h_NA / root(h_NA, eps) * wide(norm_out)[rows_NA]
-        q_NA, step_N1 = straight_int8(z_NA, z_NA.dtype)
+        options = eps, activation, route_gradient, implementation or ""
+        q_NTL, step_N1 = _hidden(logits_NTL, nodes_NTL, norm_out, *options)
         t_VD, beta_out = straight_ternary(w_out, slots[1], dtype)
-        acc_ND = combine(q_NA.view(nodes_NTL.shape), nodes_NTL, t_VD, implementation=implementation)
+        acc_ND = combine(q_NTL, nodes_NTL, t_VD, implementation=implementation)
         return acc_ND * (beta_out * step_N1), logits_NTL, nodes_NTL
