@@ -163,7 +163,5 @@ def test_a_depth_that_does_not_match_the_weights_is_refused(tmp_path):
     stored = crammed.tensors(values)
     values["arch"]["intermed_depth"] = 3
     crammed.write(tmp_path, values, stored)
-    with pytest.raises(
-        ValueError, match=r"has shape \[21, 16\], the config asks for \[45, 16"
-    ):
+    with pytest.raises(ValueError, match=r"has shape \[21, 16\], the config asks for \[45, 16"):
         MaskedLM.from_pretrained(tmp_path)
