@@ -91,3 +91,17 @@ def test_runs_of_before_the_recompute_dial_are_read() -> None:
         assert not differences(config, tiny_config())
     with pytest.raises(ValueError, match="recompute 'some': choose one of auto, none, mlp, block"):
         tiny_config(recompute="some")
+
+
+def test_trees_count_what_a_token_visits() -> None:
+    """UltraFastBERT's one tree keeps less for the backward pass than its dense twin."""
+    fast, dense = recipe("ultrafastbert_1x11"), recipe("crammedbert")
+    small, large = (estimate(config, 1, "none") for config in (fast, dense))
+    tokens, layers = 128 * 128, 16
+    assert large.activations - small.activations >= tokens * layers * 14 * (3072 - 12)
+    # of the hidden tokens only the logits are made, and in chunks where the fused loss serves
+    whole = estimate(fast, 1, "none", fused=False)
+    assert whole.logits == 128 * 32 * 32_768 * 10
+    leaves = dataclasses.replace(fast.model, fff_depth=4, fff_leaf_width=8)
+    soft = estimate(dataclasses.replace(fast, model=leaves), 1, "none")
+    assert soft.activations - small.activations >= tokens * layers * 14 * (8 * 16 + 15 - 12)

@@ -84,11 +84,12 @@ def estimate(config: TrainConfig, ranks: int, recompute: str, fused: bool = True
     gathered = 8 * (root + joined) if ranks > 1 else 0
     kind = _kind(model, fused)
     kept, working = _KEPT[kind][recompute], _WORKING[kind]
-    layer = kept[0] * model.hidden_size + kept[1] * model.mlp_size
-    busy = max(working[0] * model.hidden_size, working[1] * model.mlp_size)
-    chunk = tokens // config.loss_chunks
+    inner = _inner_size(model)
+    layer = kept[0] * model.hidden_size + kept[1] * inner
+    busy = max(working[0] * model.hidden_size, working[1] * inner)
+    chunk = config.targets // config.loss_chunks
     if fused and config.loss_chunks == 1:
-        chunk = min(tokens, _FUSED_CHUNK)
+        chunk = min(config.targets, _FUSED_CHUNK)
     head = 6 * model.vocab_size * model.hidden_size if fused else 0  # its gradient, made early
     return Estimate(
         states=16 * parameters // ranks,
@@ -103,6 +104,23 @@ def _kind(model: ModelConfig, fused: bool) -> str:
     if model.linear == "dense":
         return "dense"
     return "fused" if fused and model.token_mixer == "mlgru" else "plain"
+
+
+def _inner_size(model: ModelConfig) -> int:
+    """Neurons of the channel mixer that a token computes in training.
+
+    Of trees the visited nodes; the leaf form mixes all its leaves.
+    """
+    if model.channel_mixer == "none":
+        return 0
+    if model.channel_mixer != "fff":
+        return model.mlp_size
+    assert model.fff_trees is not None
+    assert model.fff_depth is not None
+    active = model.fff_depth + 1
+    if model.fff_leaf_width is not None:
+        active = (model.fff_leaf_width << model.fff_depth) + model.tree_nodes
+    return model.fff_trees * active + model.fff_master_width
 
 
 def _group_sizes(model: ModelConfig) -> tuple[int, int]:

@@ -186,7 +186,7 @@ def _published(
     )  # fmt: skip
 
 
-def _with_trees(config: TrainConfig, name: str, **trees: int) -> TrainConfig:
+def _with_trees(config: TrainConfig, name: str, **trees: Any) -> TrainConfig:
     """The same run with ternary trees in place of the GLU; silu, the engine's own activation."""
     model = dataclasses.replace(config.model, **_UNION, **trees)
     return dataclasses.replace(config, recipe=name, model=model)
