@@ -24,7 +24,7 @@ from nomatmul.formats.checkpoint import Checkpoint, open_checkpoint
 from nomatmul.formats.gates import cumulative_lower_bounds
 from nomatmul.formats.names import has_lower_bounds
 from nomatmul.formats.packed import EMBEDDING_FORMS, PackedWriter
-from nomatmul.formats.packed_encoder import FORMS, Forms
+from nomatmul.formats.packed_encoder import FORMS, Forms, is_packed_encoder
 from nomatmul.formats.packing import PACKINGS
 from nomatmul.formats.quantise import absmean_scale, quantise_rows, ternarise, to_bfloat16
 
@@ -85,6 +85,8 @@ def pack(
     # A wrong file name should be told before the work, not after it.
     text = CheckText.read(check_text) if check else None
     source_dir, target = find_checkpoint(Path(src)), Path(dst)
+    if is_packed_encoder(source_dir):
+        raise ValueError(f"{src} is packed already; give the checkpoint that it was made of")
     checkpoint = open_checkpoint(source_dir)
     _refuse_unsuitable(checkpoint, src)
     if checkpoint.reading is not None:

@@ -97,19 +97,20 @@ class EncoderModel:
         Raises ValueError for a text without a mask, or a model without this head.
         """
         self._need("masked", "fill_mask")
-        if not 1 <= top_k <= self.config.vocab_size:
-            raise ValueError(f"top_k is {top_k}, it must lie in 1..{self.config.vocab_size}")
+        limit = int(self._text.named_ids.sum())
+        if not 1 <= top_k <= limit:
+            raise ValueError(f"top_k is {top_k}, it must lie in 1..{limit}")
         ids, places = self._text.encode_masked(text)
         with self._lock, blas_threads(self.threads):
             hidden_ND = self._hidden([ids])
             scores = softmax(self._checked(self._forward.vocabulary_logits(hidden_ND[places])))
         fillings = []
         for place, row in zip(places, scores, strict=True):
-            chosen = best(row, top_k)
+            chosen = best(np.where(self._text.named_ids, row, -1), top_k)
             fillings.append(
                 [
                     {
-                        "token": self.tokenizer.id_to_token(int(token)) or "",
+                        "token": self.tokenizer.id_to_token(int(token)),
                         "token_id": int(token),
                         "score": float(row[token]),
                         "text": self._text.filled(ids, place, int(token)),

@@ -5,6 +5,7 @@ Legend: T tokens of one text, C classes, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,13 @@ class TextSide:
                 "this model was packed without a tokenizer, so it takes token ids only: logits(ids)"
             )
         return self._tokenizer
+
+    @functools.cached_property
+    def named_ids(self) -> NDArray[np.bool_]:
+        """Which ids of the model's vocabulary the tokenizer has a token for, bool [V]."""
+        named = np.zeros(self._config.vocab_size, bool)
+        named[list(self.tokenizer.get_vocab(with_added_tokens=True).values())] = True
+        return named
 
     @property
     def mask_token(self) -> str:

@@ -18,6 +18,7 @@ from nomatmul.formats import encoder, published, published_encoder
 from nomatmul.formats.config import ModelConfig, read_json_object
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.names import tensor_shapes
+from nomatmul.formats.packed_encoder import FORMAT as PACKED_ENCODER_FORMAT
 from nomatmul.formats.packed_layout import FORMAT as PACKED_FORMAT
 from nomatmul.formats.packed_reader import PackedReader
 from nomatmul.formats.published_encoder_tensors import EncoderSource
@@ -153,6 +154,8 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
         raise FormatError(f"{directory} {what}; a model is a directory with a config.json")
     values = read_json_object(directory / "config.json")
     if "format" in values:
+        if values["format"] == PACKED_ENCODER_FORMAT:
+            raise FormatError(f"{directory} is a packed encoder; nomatmul.load() opens it")
         if values["format"] != PACKED_FORMAT:
             raise FormatError(f"{directory}: unknown format {values['format']!r}")
         reader = PackedReader(directory)
