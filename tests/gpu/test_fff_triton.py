@@ -17,8 +17,8 @@ kernels = pytest.importorskip("nomatmul.ops.fff.triton")
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 
-BOUND = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 8e-3}
-"""Sums in float32; 16 bit operands: four roundings of 2^-8 (2^-11) on the way."""
+BOUND = {torch.float32: 1e-5, torch.bfloat16: 8e-3}
+"""Sums in float32; 16 bit operands: four roundings of 2^-8 on the way."""
 
 SHAPES = [  # trees, depth, inputs, outputs
     (1, 0, 64, 96),
@@ -39,6 +39,13 @@ SHAPES = [  # trees, depth, inputs, outputs
 def _only_triton(monkeypatch):
     """A kernel that cannot run is an error here, not a fallback."""
     monkeypatch.setenv("NOMATMUL_OPS", "triton")
+    torch.manual_seed(1)
+
+
+def _far(ours, expected):
+    """Error relative to the norm, or to 1: one token may visit activations near zero only."""
+    gap = (ours.double() - expected).norm() / expected.norm().clamp(min=1.0)
+    return float(gap) if bool(gap == gap) else float("inf")
 
 
 def _force(monkeypatch, form):
@@ -60,10 +67,10 @@ def _inputs(trees, depth, inputs, outputs, tokens, dtype):
     return x, w_in, w_out, _whole(-2, 2, rows), dy
 
 
-def _run(values, dtype, shape, implementation, **options):
+def _run(values, dtype, shape, implementation, call=fff.fff, **options):
     x, w_in, w_out, bias, dy = (v.to(dtype).requires_grad_() for v in values)
     leaves = [x, w_in, w_out, bias]
-    y, logits, nodes = fff.fff(
+    y, logits, nodes = call(
         *leaves, trees=shape[0], depth=shape[1], implementation=implementation, **options
     )
     loss = (y * dy.detach()).sum(dtype=torch.float64) + logits.sum(dtype=torch.float64) * 0.01
@@ -84,7 +91,7 @@ def test_layer_and_gradients_equal_the_masked_form(monkeypatch, shape, dtype, fo
         assert torch.equal(ours[1].double(), expected[1])
         for a, b in zip(ours, expected, strict=True):
             assert a.dtype == (torch.float32 if a is ours[1] else dtype)
-            assert error(a, b) < BOUND[dtype]
+            assert _far(a, b) < BOUND[dtype]
 
 
 @pytest.mark.parametrize("form", ["gather", "tiles"])
@@ -149,8 +156,8 @@ def test_torch_compile_takes_the_layer_whole_and_autocast_lowers_it():
     values = _inputs(*shape, 2100, torch.bfloat16)
     expected, path = _run(values, torch.float64, shape, "masked")
     with torch.autocast("cuda", torch.bfloat16):
-        compiled = torch.compile(_run, fullgraph=True)
-        ours, nodes = compiled(values, torch.float32, shape, "triton")
+        compiled = torch.compile(fff.fff, fullgraph=True)
+        ours, nodes = _run(values, torch.float32, shape, "triton", call=compiled)
     assert torch.equal(nodes, path)
     assert ours[0].dtype == torch.bfloat16
     assert all(error(a, b) < BOUND[torch.bfloat16] for a, b in zip(ours, expected, strict=True))

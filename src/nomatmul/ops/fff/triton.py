@@ -29,10 +29,10 @@ from nomatmul.ops.fff.triton_combine import combine as combine_tiles
 from nomatmul.ops.fff.triton_parts import ACTIVATIONS, Trees
 from nomatmul.ops.fff.triton_weights import weight_gradient
 
-DEEP_FROM = 2048
-"""Tokens from which grouping by path beats one program a token, one deep tree (H200)."""
-SHALLOW_FROM = 32
-"""Tokens from which tiles beat gathering rows, shallow trees (H200)."""
+DEEP_FROM = 3072
+"""Tokens from which grouping by path beats one program a token, deep trees (H200)."""
+SHALLOW_FROM = 3500
+"""Rows to visit, of all tokens, from which tiles beat gathering them, shallow trees (H200)."""
 
 
 def _shape_of(nodes_NTL: Tensor) -> Trees:
@@ -40,7 +40,11 @@ def _shape_of(nodes_NTL: Tensor) -> Trees:
 
 
 def _by_tiles(tokens: int, shape: Trees) -> bool:
-    return tokens >= (SHALLOW_FROM if len(shape.stages) == 1 else DEEP_FROM)
+    if len(shape.stages) > 1:
+        return tokens >= DEEP_FROM
+    if shape.trees == 1:  # a small tree: its rows stay in the nearest cache
+        return tokens >= DEEP_FROM
+    return tokens * shape.trees * shape.levels >= SHALLOW_FROM
 
 
 def _operands(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:

@@ -11,7 +11,14 @@ import triton.language as tl
 from torch import Tensor
 
 from nomatmul.ops.bitlinear.rows import on_device
-from nomatmul.ops.fff.triton_parts import Trees, column_rows, device_of, path_tile, tile_tokens
+from nomatmul.ops.fff.triton_parts import (
+    Trees,
+    column_rows,
+    device_of,
+    major_of,
+    path_tile,
+    tile_tokens,
+)
 from nomatmul.ops.fff.triton_sort import Order
 from nomatmul.ops.fff.triton_tiles import Grid
 
@@ -121,20 +128,31 @@ def _combine_deep_kernel(
 
 
 @triton.jit(do_not_specialize=["parts"])
-def _sum_parts_kernel(parts_ptr, y_ptr, size, parts, BLOCK: tl.constexpr):
+def _sum_parts_kernel(parts_ptr, y_ptr, size, parts, PARTS: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), dtype=tl.float32)
-    for part in range(parts):
-        total += tl.load(parts_ptr + part * size + at, mask=at < size, other=0.0)
-    tl.store(y_ptr + at, total.to(y_ptr.dtype.element_ty), mask=at < size)
+    part = tl.arange(0, PARTS)
+    mask = (part < parts)[:, None] & (at < size)[None, :]
+    rows = tl.load(parts_ptr + part[:, None] * size + at[None, :], mask=mask, other=0.0)
+    tl.store(y_ptr + at, tl.sum(rows, axis=0).to(y_ptr.dtype.element_ty), mask=at < size)
 
 
-def _shallow_launch(like: Tensor) -> dict[str, int]:
+_MOST_PARTS = 16
+_PROGRAMS = 3
+"""Programs a multiprocessor that few tokens are spread over."""
+
+
+def _shallow_launch(like: Tensor, tokens: int, shape: Trees) -> dict[str, int]:
+    if major_of(like) < 8:
+        return {"BD": 32, "num_warps": 4, "num_stages": 1}
+    if like.element_size() == 2 and shape.together == 1 and tokens >= 4096:
+        return {"BD": 256, "num_warps": 8, "num_stages": 2}
     return {"BD": 128, "num_warps": 4, "num_stages": 2}
 
 
 def _deep_launch(like: Tensor) -> dict[str, int]:
-    return {"BD": 128, "num_warps": 4, "num_stages": 2}
+    if major_of(like) < 8:
+        return {"BD": 32, "num_warps": 4, "num_stages": 1, "SHARES": 1}
+    return {"BD": 64, "num_warps": 4, "num_stages": 3, "SHARES": 3}
 
 
 def combine(
@@ -164,13 +182,14 @@ def _combine_shallow(
 ) -> Tensor:
     """Every tree is one tile; few tokens: trees are shared out, the parts added in order."""
     tokens, features = len(h_NTL), w_VD.shape[1]
-    options = _shallow_launch(w_VD)
+    options = _shallow_launch(w_VD, tokens, shape)
     options["BD"] = _block(options, features)
     plan = Grid(w_VD, tokens, shape, None, 1)
     grid = (triton.cdiv(features, options["BD"]), plan.tiles)
     tree_tiles = triton.cdiv(shape.trees, shape.together)
-    room = device_of(w_VD.get_device())[1] // (grid[0] * grid[1]) if w_VD.is_cuda else 2
-    each = triton.cdiv(tree_tiles, max(1, min(room, tree_tiles, 8))) * shape.together
+    programs = _PROGRAMS * device_of(w_VD.get_device())[1] if w_VD.is_cuda else 8
+    room = min(programs // (grid[0] * grid[1]), tree_tiles, _MOST_PARTS)
+    each = triton.cdiv(tree_tiles, max(1, room)) * shape.together
     parts = triton.cdiv(shape.trees, each)
     y = torch.empty(tokens, features, dtype=dtype, device=w_VD.device)
     out = y if parts == 1 else y.new_empty(parts, tokens, features, dtype=torch.float32)
@@ -191,9 +210,10 @@ def _combine_shallow(
         **options,
     )
     if parts > 1:
-        block = 512
-        grid_1 = (triton.cdiv(y.numel(), block),)
-        _sum_parts_kernel[grid_1](out, y, y.numel(), parts, BLOCK=block, num_warps=4)
+        size, block = y.numel(), 256
+        _sum_parts_kernel[(triton.cdiv(size, block),)](
+            out, y, size, parts, PARTS=_MOST_PARTS, BLOCK=block, num_warps=4
+        )
     return y
 
 
@@ -203,9 +223,9 @@ def _combine_deep(
     """Tokens of one group share every stage's nodes; trees are added one after the other."""
     tokens, features = len(h_NTL), w_VD.shape[1]
     options = _deep_launch(w_VD)
-    halves = options.pop("SHARES", 2)
+    shares = options.pop("SHARES")
     block = options["BD"] = _block(options, features)
-    each = triton.cdiv(triton.cdiv(features, block), halves) * block
+    each = triton.cdiv(triton.cdiv(features, block), shares) * block
     plan = Grid(w_VD, tokens, shape, order, 1)
     wide = torch.float32 if shape.trees > 1 else dtype
     y = torch.empty(tokens, features, dtype=wide, device=w_VD.device)

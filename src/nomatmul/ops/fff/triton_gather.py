@@ -111,8 +111,9 @@ def _sum_rows_kernel(
     tl.store(y_ptr + n * outputs + d, total, mask=d < outputs)
 
 
-_STEPS = (2, 4)
-"""Levels at once and warps that measured best on an H200 from 1 to 4096 tokens (docs/log.md)."""
+def _steps(pairs: int) -> tuple[int, int]:
+    """Levels at once and warps, as measured on an H200 from 1 to 4096 tokens (docs/log.md)."""
+    return 2, 4 if pairs <= 256 else 2
 
 
 def walk(
@@ -139,7 +140,7 @@ def walk(
     h = torch.empty_like(logits) if act and not whole else logits
     outputs = w_out_VD.shape[1] if w_out_VD is not None and whole else 1
     y = x_NK.new_empty(tokens, outputs) if whole else None
-    levels, warps = steps or _STEPS
+    levels, warps = steps or _steps(tokens * shape.trees)
     levels = min(levels, shape.levels)
     with on_device(x_NK):
         _gather_kernel[(tokens * shape.trees,)](

@@ -153,17 +153,18 @@ def _pick_kernel(
 
 def tile_size(like: Tensor, tokens: int, groups: int) -> int:
     """Tokens of a tile: as many as a group has on average, 16 to 64 (32 for float32)."""
-    if not like.is_cuda:
+    if major_of(like) < 8:  # the interpreter, and chips whose matrix units Triton does not use
         return 16
     most = 64 if like.element_size() == 2 else 32
     return max(16, min(most, triton.next_power_of_2(max(1, tokens // groups))))
 
 
-def _launch(like: Tensor) -> dict[str, int]:
-    if like.element_size() == 4:
-        return {"BK": 32, "num_warps": 4, "num_stages": 2}
+def launch_options(like: Tensor) -> dict[str, int]:
+    """Block of the inner dimension, warps and stages of the products."""
     major = major_of(like)
-    return {"BK": 64, "num_warps": 4, "num_stages": 4 if major == 9 else 2 if major < 8 else 3}
+    if like.element_size() == 4 or major < 8:
+        return {"BK": 32, "num_warps": 4, "num_stages": 2}
+    return {"BK": 64, "num_warps": 4, "num_stages": 4 if major == 9 else 3}
 
 
 class Grid:
@@ -191,7 +192,7 @@ def walk(
     nodes = torch.empty(size, dtype=torch.int32, device=x_NK.device)
     h = torch.empty_like(logits) if act else logits
     order = None
-    options = _launch(w_VK)
+    options = launch_options(w_VK)
     with on_device(x_NK):
         after = nodes
         for first, levels in shape.stages:
@@ -240,7 +241,7 @@ def pick(
 ) -> Tensor:
     """x[n] . w[nodes[n, t, l]] as float32 [N, T, L]: gradients of what visited nodes added."""
     out = torch.empty(nodes_NTL.shape, dtype=torch.float32, device=x_ND.device)
-    options = _launch(w_VD)
+    options = launch_options(w_VD)
     with on_device(x_ND):
         for stage, (first, levels) in enumerate(shape.stages):
             # a middle stage takes the last one's groups, finer than it needs: its own cost a sort

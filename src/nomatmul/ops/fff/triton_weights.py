@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nomatmul.ops.bitlinear.rows import on_device
-from nomatmul.ops.fff.triton_parts import Trees, column_rows, device_of, path_tile
+from nomatmul.ops.fff.triton_parts import Trees, column_rows, device_of, major_of, path_tile
 from nomatmul.ops.fff.triton_sort import Order
 
 
@@ -90,9 +90,14 @@ def _weights_kernel(
         tl.store(bias_ptr + row, total, mask=valid)
 
 
-def _launch(like: Tensor) -> dict[str, int]:
-    tile = 16 if not like.is_cuda else 64 if like.element_size() == 2 else 32
-    return {"BT": tile, "BD": 128, "num_warps": 4, "num_stages": 2}
+def _launch(like: Tensor, shape: Trees) -> dict[str, int]:
+    if major_of(like) < 8:
+        return {"BT": 16, "BD": 32, "num_warps": 4, "num_stages": 1}
+    if like.element_size() == 4:
+        return {"BT": 32, "BD": 64, "num_warps": 4, "num_stages": 2}
+    if len(shape.stages) == 1 and shape.trees > 1:
+        return {"BT": 64, "BD": 256, "num_warps": 8, "num_stages": 2}
+    return {"BT": 64, "BD": 128, "num_warps": 4, "num_stages": 2}
 
 
 def weight_gradient(
@@ -113,7 +118,7 @@ def weight_gradient(
     tokens, features = x_ND.shape
     dw = torch.empty_like(like_VD)
     dbias = torch.empty(len(like_VD) if bias else 0, dtype=torch.float32, device=x_ND.device)
-    options = _launch(like_VD)
+    options = _launch(like_VD, shape)
     tile = options["BT"]
     block = options["BD"] = min(options["BD"], max(16, triton.next_power_of_2(features)))
     for stage, (first, levels) in enumerate(shape.stages):

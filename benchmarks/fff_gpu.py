@@ -1,0 +1,238 @@
+"""FFF layers on a GPU against dense layers and the masked form: time and memory, in CUDA graphs.
+
+    PYTHONPATH=src python benchmarks/fff_gpu.py --out benchmarks/results/DATE-gpu
+
+A layer 768 -> nodes -> 768 in bf16, forward alone and forward with backward (gradients of input
+and both weights), one CUDA graph of 16 layers with weights of their own, so that no layer finds its
+weights in cache; microseconds a layer, the median of many replays. Peers: the dense layer
+768 -> 4096 -> 768 with gelu (two cuBLAS products), the same under torch.compile, and the masked
+form of FFF (all nodes, then a mask, as the authors train). Saved bytes: what stays allocated after
+the forward pass for the backward one, beside inputs, weights and the output.
+
+Writes fff-gpu.jsonl (one row a figure, as soon as it is there) and fff-gpu.md to --out. Kernels are
+compiled by helper processes first, so that the whole takes little over a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from gpu_common import append_row, describe, environment, read_rows, table
+from torch import Tensor
+
+from nomatmul.ops import fff
+
+WIDTH = 768
+DENSE = 4096
+LAYERS = 16
+BATCHES = (1, 16, 128, 1024, 16384)
+SHAPES = {"1 x 12": (1, 11), "16 x 7": (16, 6), "128 x 4": (128, 3)}
+"""Trees x levels: (trees, depth)."""
+Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def dense(x: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
+    return F.linear(F.gelu(F.linear(x, w_in)), w_out)
+
+
+def tree_layer(shape: str, implementation: str) -> Layer:
+    trees, depth = SHAPES[shape]
+
+    def layer(x: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
+        return fff.fff(x, w_in, w_out, trees=trees, depth=depth, implementation=implementation)[0]
+
+    return layer
+
+
+def weights(form: str, shape: str | None, layers: int) -> list[tuple[Tensor, Tensor]]:
+    """bf16 (w_in, w_out) of each layer."""
+    found = []
+    for _ in range(layers):
+        if shape is None:
+            size_in, size_out = (DENSE, WIDTH), (WIDTH, DENSE)
+        else:
+            trees, depth = SHAPES[shape]
+            size_in = size_out = (trees * (2 ** (depth + 1) - 1), WIDTH)
+        w_in = torch.randn(size_in, device="cuda", dtype=torch.bfloat16) * WIDTH**-0.5
+        w_out = torch.randn(size_out, device="cuda", dtype=torch.bfloat16) * 0.1
+        found.append((w_in.requires_grad_(), w_out.requires_grad_()))
+    return found
+
+
+def calls(layer: Layer, batch: int, pairs: list, backward: bool) -> list[Callable[[], Any]]:
+    """One function a layer, forward or forward and backward."""
+    x = torch.randn(batch, WIDTH, device="cuda", dtype=torch.bfloat16).requires_grad_(backward)
+    dy = torch.randn(batch, WIDTH, device="cuda", dtype=torch.bfloat16)
+
+    def run(w_in: Tensor, w_out: Tensor) -> Any:
+        with torch.set_grad_enabled(backward):
+            y = layer(x, w_in, w_out)
+        return torch.autograd.grad(y, (x, w_in, w_out), dy) if backward else y
+
+    return [lambda pair=pair: run(*pair) for pair in pairs]
+
+
+def time_graph(functions: list[Callable[[], Any]], seconds: float = 0.25) -> float:
+    """Median microseconds of one function in a graph of all, 10 to 60 replays."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            functions[0]()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for function in functions:
+            function()
+    graph.replay()
+    torch.cuda.synchronize()
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < 10 or (len(times) < 60 and time.perf_counter() - began < seconds):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times) * 1e3 / len(functions)
+
+
+def saved_bytes(layer: Layer, batch: int, pair: tuple[Tensor, Tensor]) -> int:
+    """Bytes that a forward pass leaves allocated for its backward pass, without its output."""
+    x = torch.randn(batch, WIDTH, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    layer(x, *pair)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    y = layer(x, *pair)
+    return torch.cuda.memory_allocated() - before - y.numel() * y.element_size()
+
+
+def jobs(seconds_left: Callable[[], float]) -> Iterator[tuple[str, str | None, Layer]]:
+    """(name, shape or None for dense, layer), what matters most first."""
+    yield "dense 4096", None, dense
+    for shape in SHAPES:
+        yield f"FFF {shape}", shape, tree_layer(shape, "triton")
+    yield "masked 1 x 12", "1 x 12", tree_layer("1 x 12", "masked")
+    if seconds_left() > 15:
+        yield "dense 4096, compiled", None, torch.compile(dense, dynamic=False)
+    for shape in ("16 x 7", "128 x 4"):
+        yield f"masked {shape}", shape, tree_layer(shape, "masked")
+
+
+def measure(path: Path, about: dict[str, Any], seconds: float) -> None:
+    began = time.perf_counter()
+
+    def left() -> float:
+        return seconds - (time.perf_counter() - began)
+
+    for name, shape, layer in jobs(left):
+        pairs = weights(name, shape, LAYERS)
+        for backward in (False, True):
+            for batch in BATCHES:
+                if left() < 3 or (name.startswith("masked") and batch < 128):
+                    continue
+                count = LAYERS if batch < 16384 or not name.startswith("masked") else 4
+                us = time_graph(calls(layer, batch, pairs[:count], backward))
+                row = {"layer": name, "batch": batch, "backward": backward, "us": round(us, 2)}
+                if backward:
+                    row["saved_bytes"] = saved_bytes(layer, batch, pairs[0])
+                append_row(path, {**row, "commit": about["commit"], "device": about["device"]})
+        torch.cuda.empty_cache()
+
+
+def warm(part: int) -> None:
+    """Compile what one helper process is given: kernels land in the caches on disk."""
+    work = [
+        (batch, backward, name, shape, layer)
+        for name, shape, layer in jobs(lambda: 1e9)
+        for batch in BATCHES
+        for backward in (False, True)
+        if not name.startswith("masked") and name != "dense 4096"
+    ]
+    for index, (batch, backward, name, shape, layer) in enumerate(work):
+        if index % HELPERS == part:
+            calls(layer, batch, weights(name, shape, 1), backward)[0]()
+    torch.cuda.synchronize()
+
+
+HELPERS = 10
+
+
+def page(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
+    names = list(dict.fromkeys(row["layer"] for row in rows))
+    lines = ["# FFF layers on a GPU", "", describe(about), ""]
+    lines += [
+        "Microseconds a layer 768 -> nodes -> 768, bf16, in a CUDA graph of 16 layers (masked form",
+        "at batch 16384: 4) with weights of their own, median of 10 to 60 replays; in brackets,",
+        "how many times as fast as the dense layer of 4096. Written by `benchmarks/fff_gpu.py`.",
+    ]
+    for backward, title in ((False, "Forward"), (True, "Forward and backward")):
+        found = {(r["layer"], r["batch"]): r for r in rows if r["backward"] == backward}
+        body = []
+        for name in names:
+            cells = [name]
+            for batch in BATCHES:
+                row, base = found.get((name, batch)), found.get(("dense 4096", batch))
+                ratio = f" ({base['us'] / row['us']:.2f})" if row and base else ""
+                cells.append(f"{row['us']:.1f}{ratio}" if row else "-")
+            body.append(cells)
+        lines += ["", f"## {title}", ""]
+        lines += table(["layer", *(f"batch {b}" for b in BATCHES)], body)
+    lines += ["", "## Bytes kept for the backward pass, batch 16384", ""]
+    lines += ["Beside input, weights and output; every form keeps its input (25.2 MB), too.", ""]
+    kept = [r for r in rows if r["batch"] == 16384 and "saved_bytes" in r]
+    lines += table(["layer", "MB"], [[r["layer"], f"{r['saved_bytes'] / 1e6:.1f}"] for r in kept])
+    lines += [
+        "",
+        "A masked row has all of its shape's nodes as dense arithmetic: what the conditional form",
+        "must equal. FFF 16 x 7 and 128 x 4 hold 2032 and 1920 nodes, half of the dense layer.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--seconds", type=float, default=78, help="stop measuring after so long")
+    parser.add_argument("--commit", help="name of the commit, where there is no .git")
+    parser.add_argument("--warm", type=int, help="for helper processes: compile this part only")
+    args = parser.parse_args()
+    if args.warm is not None:
+        warm(args.warm)
+        return 0
+    if args.out is None:
+        parser.error("--out is needed")
+    if not torch.cuda.is_available():
+        parser.error("needs a GPU: torch.cuda.is_available() is False")
+    began = time.perf_counter()
+    helpers = [
+        subprocess.Popen([sys.executable, __file__, "--warm", str(part)]) for part in range(HELPERS)
+    ]
+    for helper in helpers:
+        if helper.wait() != 0:
+            print("a helper process failed; its kernels are compiled here", file=sys.stderr)
+    about = environment(args.commit)
+    path = args.out / "fff-gpu.jsonl"
+    path.unlink(missing_ok=True)
+    measure(path, about, args.seconds - (time.perf_counter() - began))
+    text = page(read_rows(path), about)
+    (args.out / "fff-gpu.md").write_text(text)
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
