@@ -17,7 +17,7 @@ def patched(tensor, scope):
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 interpreter._patch_lang_tensor = patched
 """
-_STEPS = f"""{_PATCH}
+_INTERPRETED = f"""{_PATCH}
 from nomatmul.ops.fff import hidden, hidden_triton
 torch.manual_seed(0)
 for activation in ("gelu", "silu", "relu"):
@@ -35,9 +35,7 @@ for activation in ("gelu", "silu", "relu"):
             pairs = zip(hidden_triton.hidden_backward(*second), hidden.hidden_backward(*second))
             for ours, theirs in pairs:
                 assert (ours - theirs).norm() <= 2e-6 * theirs.norm(), (activation, route)
-print("equal")
-"""
-_LAYER = f"""{_PATCH}
+
 import os
 from nomatmul.models import FFF, FFFTraining, auxiliary_loss
 results = []
@@ -85,12 +83,8 @@ def _run(script: str, *arguments: str, **environment: str) -> str:
     return done.stdout or done.stderr[-2000:]
 
 
-def test_kernels_equal_their_references_in_the_interpreter():
-    assert _run(_STEPS, TRITON_INTERPRET="1") == "equal\n"
-
-
-def test_a_layer_trains_alike_in_the_interpreter():
-    assert _run(_LAYER, TRITON_INTERPRET="1") == "equal\n"
+def test_kernels_and_a_layer_equal_their_references_in_the_interpreter():
+    assert _run(_INTERPRETED, TRITON_INTERPRET="1") == "equal\n"
 
 
 def test_kernels_compile(tmp_path):
