@@ -9,7 +9,7 @@ import pytest
 from engine_models import CONFIG
 
 from nomatmul import engine
-from nomatmul.engine import LanguageModel, info, load, random_model
+from nomatmul.engine import LanguageModel, doctor, load, random_model
 from nomatmul.engine.native import native
 from nomatmul.formats.names import linear_shapes
 from nomatmul.formats.packing import row_bytes
@@ -29,16 +29,16 @@ def test_self_test_notices_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> No
             def isas() -> list[str]:
                 return ["other", "scalar"]
 
-    monkeypatch.setattr(info, "native", lambda: Core)
+    monkeypatch.setattr(doctor, "native", lambda: Core)
     monkeypatch.setattr(
-        info,
+        doctor,
         "_all_operations",
         lambda kernels, isa, seed: {
             "add": [np.ones(3, np.float32) * (2 if isa == "other" else 1)],
             "codes": [np.zeros(1)],
         },
     )
-    results = {(r["isa"], r["operation"]): r["ok"] for r in info.self_test()}
+    results = {(r["isa"], r["operation"]): r["ok"] for r in doctor.self_test()}
     assert results == {
         ("other", "add"): False,
         ("other", "codes"): True,

@@ -21,7 +21,7 @@ _HOMES = {
     "footprint": "info",
     "gpu_report": "info",
     "read_bandwidth": "info",
-    "self_test": "info",
+    "self_test": "doctor",
 }
 
 __all__ = sorted(_HOMES)

@@ -11,9 +11,15 @@ from nomatmul.engine.cuda.opening import open_random
 from nomatmul.engine.cuda.weights import device_row_bytes
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.names import linear_shapes
+from nomatmul.formats.packed_layout import fff_rows
+from nomatmul.reference.ternary_fff import walk_trees
 
 # No size is a multiple of a tile.
 CONFIG = ModelConfig(vocab_size=307, hidden_size=200, num_layers=2, intermediate_size=333)
+UNION = ModelConfig(
+    vocab_size=307, hidden_size=200, num_layers=2, channel_mixer="fff", activation="silu",
+    fff_trees=9, fff_depth=3,
+)  # fmt: skip
 
 
 def devices() -> list[dict[str, Any]]:
@@ -35,34 +41,59 @@ def devices() -> list[dict[str, Any]]:
 def run_self_test(device: Any = None) -> tuple[str, list[dict[str, Any]]]:
     """Return (the path that decodes, [{"operation", "ok"}]); equality is asked for."""
     device = torch.device("cuda", torch.cuda.current_device()) if device is None else device
-    backend = open_random(CONFIG, "int8", 0, device)
     rng = np.random.default_rng(0)
+    backend = open_random(CONFIG, "int8", 0, device)
     results = [
         {"operation": f"accumulators, {tokens} tokens", "ok": _accumulators(backend, rng, tokens)}
         for tokens in (3, 130)
     ]
-    ids = rng.integers(0, CONFIG.vocab_size, 150).astype(np.int32)
+    results += _paths_agree(backend, rng, "")
+    trees = open_random(UNION, "int8", 0, device)
+    results.append({"operation": "paths through trees", "ok": _walks(trees, rng)})
+    return backend.isa, results + _paths_agree(trees, rng, ", trees")
+
+
+def _paths_agree(backend: Any, rng: np.random.Generator, what: str) -> list[dict[str, Any]]:
+    ids = rng.integers(0, backend.config.vocab_size, 150).astype(np.int32)
     whole = backend.step([backend.new_state()], [ids], "all")
-    results.append({"operation": "finite logits", "ok": bool(np.isfinite(whole).all())})
     state = backend.new_state()
     rows = [backend.step([state], [ids[t : t + 1]], "last")[0] for t in range(8)]
-    results.append({"operation": "decode equals prefill", "ok": np.array_equal(rows, whole[:8])})
     states = [backend.new_state() for _ in range(3)]
     batch = backend.step(states, [ids[:1]] * 3, "last")
-    same = all(np.array_equal(row, whole[0]) for row in batch)
-    results.append({"operation": "batch equals alone", "ok": same})
-    return backend.isa, results
+    tests = {
+        "finite logits": bool(np.isfinite(whole).all()),
+        "decode equals prefill": np.array_equal(rows, whole[:8]),
+        "batch equals alone": all(np.array_equal(row, whole[0]) for row in batch),
+    }
+    return [{"operation": name + what, "ok": ok} for name, ok in tests.items()]
+
+
+def _ternary(backend: Any, name: str, columns: int) -> np.ndarray:
+    """int64 [..., columns] of packed rows on the device."""
+    packed = backend.weights.slot(f"{name}.packed").cpu().numpy()
+    codes = (packed[..., None] >> np.array([0, 2, 4, 6], np.uint8) & 3).astype(np.int64)
+    return codes.reshape(*packed.shape[:-1], 4 * device_row_bytes(columns))[..., :columns] - 1
+
+
+def _walks(backend: Any, rng: np.random.Generator) -> bool:
+    config, same = backend.config, True
+    for name, (_, size) in fff_rows(config).items():
+        t_V2D = _ternary(backend, name, size)
+        q_TD = rng.integers(-128, 128, (5, size)).astype(np.int8)
+        rows_TA, acc_TA = backend.walk(name, q_TD)
+        expected_TV = q_TD.astype(np.int64) @ t_V2D[:, 0].T
+        same &= np.array_equal(rows_TA, walk_trees(expected_TV, config.fff_trees, config.fff_depth))
+        same &= np.array_equal(acc_TA, np.take_along_axis(expected_TV, rows_TA, axis=1))
+        q_TA = rng.integers(-128, 128, rows_TA.shape).astype(np.int8)
+        expected_TD = np.einsum("ta,tad->td", q_TA.astype(np.int64), t_V2D[rows_TA, 1])
+        same &= np.array_equal(backend.combine(name, q_TA, rows_TA), expected_TD)
+    return bool(same)
 
 
 def _accumulators(backend: Any, rng: np.random.Generator, tokens: int) -> bool:
     for name, (_, columns) in linear_shapes(CONFIG).items():
         q_TK = rng.integers(-128, 128, (tokens, columns)).astype(np.int8)
-        packed = backend.weights.slot(f"{name}.packed").cpu().numpy()
-        shifts = np.array([0, 2, 4, 6], np.uint8)
-        codes = (packed[..., None] >> shifts & 3).reshape(
-            len(packed), 4 * device_row_bytes(columns)
-        )
-        expected = q_TK.astype(np.int64) @ (codes[:, :columns].astype(np.int64) - 1).T
+        expected = q_TK.astype(np.int64) @ _ternary(backend, name, columns).T
         if not np.array_equal(backend.accumulate(name, q_TK), expected):
             return False
     return True
