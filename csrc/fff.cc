@@ -19,7 +19,9 @@ constexpr int kMaxBlock = 64;
 // Bytes that surely stay in a core's own cache while other things pass through it.
 constexpr size_t kCacheBytes = 256 * 1024;
 // Above so many bytes of one tree, and from so many tokens on, tokens are sorted by their paths.
-constexpr size_t kGroupBytes = 1024 * 1024;
+// Measured at 16,384 tokens, 32 MiB of third-level cache: sorting takes 15 % off a tree of 25 MB,
+// nothing off one of 12.5 MB, and costs 10 % at 6 MB and below.
+constexpr size_t kGroupBytes = 8 * 1024 * 1024;
 constexpr int kGroupTokens = 1024;
 // Visits of one batch that are held at a time.
 constexpr int64_t kMaxVisits = 4 * 1024 * 1024;
@@ -207,6 +209,17 @@ bool FffLayer::ready(const float* x, uint8_t* prepared, float* step, int32_t* su
   return good;
 }
 
+void FffLayer::call_in(const Batch& batch, const Piece& piece, int i) const {
+  const size_t token = piece.token(i);
+  const auto* at = reinterpret_cast<const uint8_t*>(batch.x + token * spec_.hidden);
+  size_t bytes = spec_.hidden * sizeof(float);
+  if (!as_is_) {
+    at = piece.prepared + (token - piece.origin) * prepared_bytes_;
+    bytes = prepared_bytes_;
+  }
+  for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(at + line);
+}
+
 // Moves the piece's tokens through levels from .. to - 1 of some trees.
 void FffLayer::walk(const Batch& batch, const Piece& piece, int tree, int trees, int from,
                     int to) const {
@@ -216,6 +229,10 @@ void FffLayer::walk(const Batch& batch, const Piece& piece, int tree, int trees,
   FffWalker walkers[kWalkers];
   for (int t = 0; t < trees; t += deep) {
     for (int i = 0; i < piece.count; i += wide) {
+      if (piece.index != nullptr) {  // tokens lie anywhere: the next ones are called into cache
+        for (int j = i + wide; j < std::min(i + 2 * wide, piece.count); ++j)
+          call_in(batch, piece, j);
+      }
       int count = 0;
       for (int u = t; u < std::min(t + deep, trees); ++u) {
         for (int j = i; j < std::min(i + wide, piece.count); ++j, ++count) {

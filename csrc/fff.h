@@ -73,6 +73,7 @@ class FffLayer {
   int split_level(int tokens) const;
   size_t ready_bytes() const;
   bool ready(const float* x, uint8_t* prepared, float* step, int32_t* sum, int8_t* q) const;
+  void call_in(const Batch& batch, const Piece& piece, int i) const;
   void walk(const Batch& batch, const Piece& piece, int tree, int trees, int from, int to) const;
   void combine(const Batch& batch, const Piece& piece, int tree, int trees, float* h) const;
   void combine_ternary(const Batch& batch, const Piece& piece, float* h) const;

@@ -23,6 +23,8 @@ inline __m256i widened_pairs(__m256i sums16) {
 constexpr int kBlockColumns = 4 * kVec;
 // A pair of rows adds at most 2 * 2 * 128 to an int16 lane.
 constexpr int kMaxRun = 2 * 63;
+// Blocks between widenings of a logit's sums.
+constexpr int kDotRun = 7;
 
 // sums[plane][half] of int16, half 0: packed bytes 0-7 and 16-23, half 1: 8-15 and 24-31; added to
 // sums32 in the order of the columns.
@@ -88,27 +90,31 @@ struct Avx2 {
     split_row<kVec, 4>(q, k, prepared);
   }
 
-  // One sum a plane, so 63 blocks fit into int16 (2 * 2 * 128 * 63 < 2^15).
+  // Planes 1 and 3 are masked where they stand, so their sum is 4 times too large: in each block it
+  // adds at most 2 * 2 * 8 * 128 = 2^12 to an int16 lane, and 7 blocks fit.
   static int32_t dot_ternary(const uint8_t* row, const int8_t* q, int k) {
     const int blocks = PlaneLayout(Packing::kTwoBit, kVec, 1, k).blocks;
-    const __m256i three = _mm256_set1_epi8(3);
-    __m256i total = _mm256_setzero_si256();
-    for (int first = 0; first < blocks; first += 63) {
-      __m256i sums[4];
-      unrolled<4>([&](auto p) NOMATMUL_INLINE { sums[p] = _mm256_setzero_si256(); });
-      const int last = at_most(first + 63, blocks);
+    const __m256i low = _mm256_set1_epi8(3), high = _mm256_set1_epi8(12);
+    const auto products = [](__m256i codes, const int8_t* v) NOMATMUL_INLINE {
+      return _mm256_maddubs_epi16(codes, nomatmul::load(v));
+    };
+    __m256i once = _mm256_setzero_si256(), fourfold = _mm256_setzero_si256();
+    for (int first = 0; first < blocks; first += kDotRun) {
+      __m256i even = _mm256_setzero_si256(), odd = _mm256_setzero_si256();
+      const int last = at_most(first + kDotRun, blocks);
       for (int b = first; b < last; ++b, row += kVec, q += 4 * kVec) {
-        const __m256i packed = nomatmul::load(row);
-        unrolled<4>([&](auto p) NOMATMUL_INLINE {
-          const __m256i codes = _mm256_and_si256(_mm256_srli_epi16(packed, 2 * p), three);
-          sums[p] =
-              _mm256_add_epi16(sums[p], _mm256_maddubs_epi16(codes, nomatmul::load(q + p * kVec)));
-        });
+        const __m256i packed = nomatmul::load(row), upper = _mm256_srli_epi16(packed, 4);
+        const __m256i p0 = products(_mm256_and_si256(packed, low), q);
+        const __m256i p1 = products(_mm256_and_si256(packed, high), q + kVec);
+        const __m256i p2 = products(_mm256_and_si256(upper, low), q + 2 * kVec);
+        const __m256i p3 = products(_mm256_and_si256(upper, high), q + 3 * kVec);
+        even = _mm256_add_epi16(even, _mm256_add_epi16(p0, p2));
+        odd = _mm256_add_epi16(odd, _mm256_add_epi16(p1, p3));
       }
-      unrolled<4>([&](auto p)
-                      NOMATMUL_INLINE { total = _mm256_add_epi32(total, widened_pairs(sums[p])); });
+      once = _mm256_add_epi32(once, widened_pairs(even));
+      fourfold = _mm256_add_epi32(fourfold, widened_pairs(odd));
     }
-    return sum_of_lanes(total);
+    return sum_of_lanes(_mm256_add_epi32(once, _mm256_srai_epi32(fourfold, 2)));
   }
 
   // Two rows' bytes are interleaved, so that one vpmaddubsw adds both rows' codes times their q.

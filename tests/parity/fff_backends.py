@@ -14,38 +14,55 @@ from numpy.typing import NDArray
 from parity_backends import kernels_of
 
 from nomatmul.engine.fff import pack_rows
+from nomatmul.formats.packing import row_bytes
 from nomatmul.reference.fff import FFFRows
 
 F32 = NDArray[np.float32]
 
 
-def random_layer(
-    form: str, hidden: int, trees: int, depth: int, activation: str, integers: bool = False
-) -> FFFRows:
-    """Return a layer of random weights; with `integers` many logits are exactly 0 (ties)."""
+def random_layer(form: str, hidden: int, trees: int, depth: int, activation: str) -> FFFRows:
+    """Return a layer of random weights, made in their stored form."""
     rng = np.random.default_rng([hidden, trees, depth])
     count = trees * (2 ** (depth + 1) - 1)
-    if integers:
-        w_2VK = rng.integers(-1, 2, (2, count, hidden)).astype(np.float32)
-        w_2VK *= rng.random((2, count, hidden)) < 2 / hidden
-    else:
-        w_2VK = rng.standard_normal((2, count, hidden)).astype(np.float32)
-    rows, scales = pack_rows(w_2VK[0], w_2VK[1], form)
+    sizes = (trees, depth, hidden, activation)
     if form == "ternary":
+        rows = np.zeros((count, 2, row_bytes(hidden, "2bit")), np.uint8)
+        random_codes(rows.reshape(2 * count, -1), hidden)
         norm_in = rng.uniform(0.5, 1.5, hidden).astype(np.float32)
         norm_out = rng.uniform(0.5, 1.5, count).astype(np.float32)
-        return FFFRows(
-            form, rows, trees, depth, hidden, activation, scales, None, norm_in, norm_out
-        )
-    bias = None if integers else (0.3 * rng.standard_normal(count)).astype(np.float32)
-    return FFFRows(form, rows, trees, depth, hidden, activation, scales, bias)
+        scales = np.array([0.04, 0.03], np.float32)
+        return FFFRows(form, rows, *sizes, scales, None, norm_in, norm_out)
+    bias = (0.3 * rng.standard_normal(count)).astype(np.float32)
+    if form == "int8":
+        q = rng.integers(-128, 128, (count, 2, hidden), np.int8)
+        scales = rng.uniform(0.001, 0.02, (count, 2)).astype(np.float32)
+        return FFFRows(form, q, *sizes, scales, bias)
+    values = rng.standard_normal((count, 2, hidden), np.float32)
+    rows, _ = pack_rows(values[:, 0], values[:, 1], form)
+    return FFFRows(form, rows, *sizes, None, bias)
 
 
-def random_tokens(layer: FFFRows, tokens: int, integers: bool = False) -> F32:
+def sparse_layer(form: str, hidden: int, trees: int, depth: int) -> FFFRows:
+    """Return a layer of few ones and minus ones: many logits are exactly 0 (ties)."""
+    rng = np.random.default_rng([hidden, trees, depth])
+    count = trees * (2 ** (depth + 1) - 1)
+    w_2VK = rng.integers(-1, 2, (2, count, hidden)).astype(np.float32)
+    w_2VK *= rng.random(w_2VK.shape) < 2 / hidden
+    rows, scales = pack_rows(w_2VK[0], w_2VK[1], form)
+    norms = (np.ones(hidden, np.float32), np.ones(count, np.float32))
+    ours = norms if form == "ternary" else (None, None)
+    return FFFRows(form, rows, trees, depth, hidden, "relu", scales, None, *ours)
+
+
+def random_codes(rows: NDArray[np.uint8], hidden: int) -> None:
+    """Fill packed rows with legal random codes."""
+    module = pytest.importorskip("nomatmul._native", reason="the native core is not built")
+    module.random_codes("2bit", rows, hidden, 7)
+
+
+def random_tokens(layer: FFFRows, tokens: int) -> F32:
     """Return x float32 [N, K]."""
     rng = np.random.default_rng([tokens, layer.hidden])
-    if integers:
-        return rng.integers(-2, 3, (tokens, layer.hidden)).astype(np.float32)
     return rng.standard_normal((tokens, layer.hidden)).astype(np.float32)
 
 

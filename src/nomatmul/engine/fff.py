@@ -35,7 +35,7 @@ class FFFLayer:
 
     form: "f32" (rows float32 [V, 2, D]), "bf16" (uint16 bits), "int8" (int8, with scales float32
     [V, 2]) or "ternary" (packed uint8 [V, 2, row_bytes(D, "2bit")], scales float32 [2],
-    norm_in [D], norm_out [V]). bias: float32 [V] on the logits; not ternary. eps: of the ternary form's norms.
+    norm_in [D], norm_out [V]). bias: float32 [V] on the logits; not ternary. eps: of the norms.
     isa: an instruction set by name, or None for the best. The arrays are read in place.
     Raises ValueError, with value and limit, for anything that does not fit together.
     """
