@@ -17,11 +17,12 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from nomatmul.engine.cuda import kernels
+from nomatmul.engine.cuda import fff_kernels, kernels
 
 kernels.FUSED = triton.language.constexpr(False)  # its two fused steps are meant; no others may be
 ROW = {"D": 2560, "RB": 640, "BLOCK": 4096}
-TYPES = {"acc_ptr": "*i32", "flag_ptr": "*i32", "q_ptr": "*i8", "w_ptr": "*u8", "tokens": "i32",
+TYPES = {"row_ptr": "*i32", "rows_ptr": "*u8", "trees": "i32", "acc_ptr": "*i32",
+         "flag_ptr": "*i32", "q_ptr": "*i8", "w_ptr": "*u8", "tokens": "i32",
          "N": "i32", "words": "i32", "sequence_ptr": "*i32", "start_ptr": "*i32",
          "state_stride": "i32", "stride": "i32",
          "eps": "fp32", "eps1": "fp32", "eps2": "fp32", "beta": "fp32",
@@ -40,9 +41,16 @@ CASES = [
     ("matmul_kernel", {"K": 2560, "BT": 128, "BN": 256, "BK": 128, "GROUP": 8},
      {"num_warps": 8, "num_stages": 3}),
     ("unpack_kernel", {"RW": 160, "BLOCK": 1024}, {}),
+    ("walk_kernel", {"NODES": 31, "LEVELS": 5, "RB": 640, "BLOCK": 1024, "TREES": 1}, {}),
+    ("walk_kernel", {"NODES": 31, "LEVELS": 5, "RB": 192, "BLOCK": 256, "TREES": 4}, {}),
+    ("hidden_kernel", {"A": 320, "BLOCK": 512}, {}),
+    ("combine_kernel", {"A": 320, "D": 2560, "RB": 640, "BLOCK": 128, "ROWS": 16, "PART": 320,
+                        "SHARED": False}, {}),
+    ("combine_kernel", {"A": 15, "D": 42, "RB": 64, "BLOCK": 64, "ROWS": 16, "PART": 16,
+                        "SHARED": True}, {}),
 ]
 for name, constants, options in CASES:
-    kernel = getattr(kernels, name)
+    kernel = getattr(kernels, name, None) or getattr(fff_kernels, name)
     signature = {
         arg: "constexpr" if arg in constants
         else "*i32" if name == "unpack_kernel" and arg.endswith("_ptr")
@@ -74,7 +82,7 @@ def test_kernels_compile_and_round_every_step(capability: str) -> None:
         [sys.executable, "-c", PROGRAM, capability], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert len(done.stdout.splitlines()) == 11
+    assert len(done.stdout.splitlines()) == 16
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)])

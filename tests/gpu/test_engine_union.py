@@ -1,0 +1,155 @@
+"""Union models (mlgru, fff, ternary) on a GPU: paths and integers equal to the numpy oracle's,
+every way through the engine equal to every other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from model_files import write_packed, write_training
+
+from nomatmul.engine import load, random_model
+from nomatmul.formats.checkpoint import open_checkpoint
+from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.names import linear_shapes
+from nomatmul.formats.packed import PackedReader
+from nomatmul.formats.packed_layout import fff_rows
+from nomatmul.reference.model import ReferenceModel
+
+MODEL_ERROR = 2e-2
+# hidden size, trees, depth, packing, embedding
+CASES = {
+    "odd sizes": (42, 5, 3, "2bit", "bf16"),
+    "one deep tree": (257, 1, 8, "1.6bit", "int8"),
+    "many trees": (640, 67, 4, "2bit", "int8"),
+    "single nodes": (1, 3, 0, "2bit", "bf16"),
+    "wide": (2600, 9, 2, "2bit", "int8"),
+}
+
+
+def union(size: int, trees: int, depth: int, vocabulary: int = 131) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=vocabulary, hidden_size=size, num_layers=2, channel_mixer="fff",
+        activation="silu", fff_trees=trees, fff_depth=depth,
+    )  # fmt: skip
+
+
+def ids_of(lm: Any, count: int) -> np.ndarray:
+    return np.random.default_rng(2).integers(0, lm.config.vocab_size, count)
+
+
+def poison() -> None:
+    """Fill memory that the allocator will hand out again with NaN."""
+    import torch
+
+    for size in (1 << 12, 1 << 16, 1 << 20, 1 << 24):
+        torch.full((size,), float("nan"), device="cuda")
+
+
+@pytest.fixture(params=list(CASES))
+def packed(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A packed directory of random weights and awkward sizes."""
+    size, trees, depth, packing, embedding = CASES[request.param]
+    write_training(tmp_path / "training", union(size, trees, depth), np.random.default_rng(1))
+    checkpoint = open_checkpoint(tmp_path / "training")
+    write_packed(tmp_path / "packed", checkpoint, packing, embedding)
+    return tmp_path / "packed"
+
+
+def test_paths_and_accumulators_equal_the_oracles(packed: Path) -> None:
+    lm, oracle = load(packed, device="cuda"), ReferenceModel.load(packed)
+    reader, rng = PackedReader(packed), np.random.default_rng(3)
+    for layer, name in enumerate(fff_rows(lm.config)):
+        block = oracle.blocks[layer]
+        assert block.fff is not None
+        for tokens in (1, 7, 200):
+            q_TD = rng.integers(-128, 128, (tokens, lm.config.hidden_size)).astype(np.int8)
+            q_TD[0] = 0  # nothing but ties
+            poison()
+            rows_TA, acc_TA = lm.backend.walk(name, q_TD)
+            expected_rows, expected_acc = block.fff.walk(q_TD)
+            np.testing.assert_array_equal(rows_TA, expected_rows)
+            np.testing.assert_array_equal(acc_TA, expected_acc)
+            q_TA = rng.integers(-128, 128, rows_TA.shape).astype(np.int8)
+            poison()
+            acc_TD = lm.backend.combine(name, q_TA, rows_TA)
+            np.testing.assert_array_equal(acc_TD, block.fff.combine(q_TA, rows_TA))
+    for name in linear_shapes(lm.config):
+        q_TK = rng.integers(-128, 128, (9, lm.config.hidden_size)).astype(np.int8)
+        t_NK, _ = reader.ternary(name)
+        expected = q_TK.astype(np.int64) @ t_NK.astype(np.int64).T
+        np.testing.assert_array_equal(lm.backend.accumulate(name, q_TK), expected)
+
+
+def test_inside_the_model_every_integer_follows_from_the_one_before(packed: Path) -> None:
+    """Paths follow from the walk's int8 inputs, sums from the int8 hidden values, in each layer."""
+    lm, oracle = load(packed, device="cuda"), ReferenceModel.load(packed)
+    lm.backend.forward.record = record = {}
+    lm.backend.chunk = 128
+    lm.logits(ids_of(lm, 100))
+    size, row_bytes = lm.config.hidden_size, lm.backend.weights.stack["rows"].shape[-1]
+    for layer, name in enumerate(fff_rows(lm.config)):
+        fff = oracle.blocks[layer].fff
+        assert fff is not None
+        planes, acc_TA = (part.cpu().numpy() for part in record[f"{name}.in"])
+        q_TD = planes.reshape(len(planes), 4, row_bytes).swapaxes(1, 2).reshape(len(planes), -1)
+        rows_TA, q_TA = (part.cpu().numpy() for part in record[f"{name}.path"])
+        expected_rows, expected_acc = fff.walk(q_TD[:, :size])
+        np.testing.assert_array_equal(rows_TA, expected_rows)
+        np.testing.assert_array_equal(acc_TA, expected_acc)
+        acc_TD = record[f"{name}.out"][1].cpu().numpy()
+        np.testing.assert_array_equal(acc_TD, fff.combine(q_TA, rows_TA))
+
+
+def test_logits_agree_with_the_oracle_and_all_paths_with_each_other(
+    packed: Path, tmp_path: Path
+) -> None:
+    lm, slow = load(packed, device="cuda"), load(packed, backend="numpy")
+    assert lm.backend.decoder is None
+    ids = ids_of(lm, 150)
+    poison()
+    whole, expected = lm.logits(ids), slow.logits(ids)
+    error = np.sqrt(np.mean((whole - expected) ** 2) / np.mean(expected**2))
+    assert error < MODEL_ERROR
+    assert np.mean(whole.argmax(axis=1) == expected.argmax(axis=1)) >= 0.97
+
+    session = lm.session()
+    np.testing.assert_array_equal([session.append([token]) for token in ids[:20]], whole[:20])
+    fork = session.fork()
+    session.save(tmp_path / "state")
+    np.testing.assert_array_equal(session.append(ids[20:140]), whole[139])
+    loaded = lm.session(tmp_path / "state")
+    np.testing.assert_array_equal(fork.append(ids[20:22]), whole[21])
+    rows = lm.step([loaded, lm.session(), lm.session()], [ids[20:21], ids[:9], ids[:149]])
+    np.testing.assert_array_equal(rows, whole[[20, 8, 148]])
+    rows = lm.step([lm.session() for _ in range(5)], [ids[:1]] * 5)
+    np.testing.assert_array_equal(rows, np.broadcast_to(whole[0], (5, whole.shape[1])))
+    for count in (150, 131, 150):  # from the second on through a captured graph, 256 tokens wide
+        np.testing.assert_array_equal(lm.logits(ids[:count]), whole[:count])
+    longer = ids_of(lm, 370)
+    whole = lm.logits(longer)
+    lm.backend.chunk = 128
+    np.testing.assert_array_equal(lm.logits(longer), whole)
+    assert lm.backend._prompt_graph is not None
+
+
+def test_a_failed_step_changes_nothing() -> None:
+    lm = random_model(union(96, 6, 3), device="cuda")
+    session = lm.session()
+    session.append([1, 2, 3])
+    before = session._state_LD.copy()
+    lm.backend.weights.stack["norm_out"].fill_(float("inf"))
+    for ids in ([4], [4, 5]):
+        with pytest.raises(ValueError, match="not finite"):
+            session.append(ids)
+        np.testing.assert_array_equal(session._state_LD, before)
+
+
+def test_the_persistent_kernel_is_refused_by_name(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOMATMUL_DECODE", "persistent")
+    with pytest.raises(ValueError, match="that kernel has no channel_mixer fff"):
+        load(packed, device="cuda")
