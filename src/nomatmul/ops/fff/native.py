@@ -40,7 +40,8 @@ def _ready() -> Any:
 
 
 def _array(x: Tensor) -> np.ndarray:
-    return x.detach().float().contiguous().numpy()
+    # not Tensor.numpy(): it forbids to resize the storage, which FSDP does to parameters
+    return np.from_dlpack(x.detach().float().contiguous())
 
 
 def _rows(nodes_NTL: Tensor) -> np.ndarray:
