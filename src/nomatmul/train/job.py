@@ -47,7 +47,8 @@ _ECHO = 5.0  # seconds in which torchrun may send Ctrl-C a second time
 class RunResult:
     """How a run ended. status: "finished", "stopped" (SIGTERM) or "interrupted" (Ctrl-C).
 
-    model: the exported model's directory once finished. valid_loss in nats a token.
+    model: the exported model's directory once finished. valid_loss in nats a token (of an encoder a
+    hidden token).
     """
 
     status: str
@@ -56,6 +57,7 @@ class RunResult:
     model: str | None = None
     valid_loss: float | None = None
     valid_bits_per_byte: float | None = None
+    valid_accuracy: float | None = None  # of an encoder
 
 
 def run(
@@ -153,6 +155,7 @@ class _Job:
             str(model),
             last.get("valid_loss"),
             last.get("valid_bits_per_byte"),
+            last.get("valid_accuracy"),
         )
 
     def _build(self, resume: str, override: bool) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nomatmul.train.config import TrainConfig
-from nomatmul.train.optimizer import Loss, runs_fused
+from nomatmul.train.optimizer import Loss, recorded_by_default
 
 
 class MicroStep:
@@ -124,7 +124,7 @@ class GraphedMicroStep(MicroStep):
 
 
 def wants_graph(config: TrainConfig, device: torch.device, many: bool) -> bool:
-    """`compile` is "graph", or "auto" for a fused model on one GPU.
+    """`compile` is "graph", or "auto" for a model with a fused token mixer on one GPU.
 
     Raises ValueError for "graph" where there is none.
     """
@@ -132,7 +132,8 @@ def wants_graph(config: TrainConfig, device: torch.device, many: bool) -> bool:
     if config.compile == "graph" and not possible:
         raise ValueError("compile 'graph' records CUDA graphs: it needs one GPU and one process")
     return possible and (
-        config.compile == "graph" or (config.compile == "auto" and runs_fused(config, device))
+        config.compile == "graph"
+        or (config.compile == "auto" and recorded_by_default(config, device))
     )
 
 

@@ -104,13 +104,28 @@ def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
 def runs_fused(config: TrainConfig, device: torch.device) -> bool:
     """Do this model's blocks run as the fused operations, which torch.compile cannot improve?"""
     model = config.model
-    ternary = model.token_mixer == "mlgru" and model.linear == "ternary"
-    return ternary and model.channel_mixer in ("glu", "none") and triton_wanted(device.type)
+    return _fused_mixer(config, device) and model.channel_mixer in ("glu", "none")
+
+
+def recorded_by_default(config: TrainConfig, device: torch.device) -> bool:
+    """Is this a model that "auto" records as a CUDA graph on one GPU?
+
+    One whose token mixer is fused. Trees behind it are operations of their own and follow; the leaf
+    form is left to torch.compile, for its soft mixture is plain products.
+    """
+    model = config.model
+    trees = model.channel_mixer == "fff" and model.fff_leaf_width is None
+    return runs_fused(config, device) or (trees and _fused_mixer(config, device))
+
+
+def _fused_mixer(config: TrainConfig, device: torch.device) -> bool:
+    ternary = config.model.token_mixer == "mlgru" and config.model.linear == "ternary"
+    return ternary and triton_wanted(device.type)
 
 
 def _compiles(config: TrainConfig, device: torch.device) -> bool:
     if config.compile == "auto":
-        return device.type == "cuda" and not runs_fused(config, device)
+        return device.type == "cuda" and not recorded_by_default(config, device)
     return config.compile not in ("off", "graph")
 
 
