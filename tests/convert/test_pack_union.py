@@ -53,6 +53,9 @@ def test_the_check_against_torch_agrees(source, tmp_path):
     assert result.check.packed_backend.startswith("engine")
     assert result.check.relative_error < 2e-2
     assert result.check.same_argmax >= 0.98
+    card = (tmp_path / "packed" / "README.md").read_text()
+    for words in ("| trees a layer | 6 of depth 3 |", "| active neurons | 24 of 90 |"):
+        assert words in card
 
 
 def test_paths_of_torch_and_the_engine_are_equal(source, tmp_path):

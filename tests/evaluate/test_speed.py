@@ -31,6 +31,17 @@ def test_a_token_reads_everything_but_the_rest_of_the_embedding():
     assert speed.bytes_read_per_token(lm) == total - (64 - 1) * 32 * 2
 
 
+def test_of_trees_a_token_reads_the_rows_that_it_visits():
+    config = ModelConfig(
+        vocab_size=64, hidden_size=32, num_layers=2, channel_mixer="fff", activation="silu",
+        fff_trees=3, fff_depth=2,
+    )  # fmt: skip
+    lm = random_model(config, embedding="bf16")
+    unvisited = 2 * 3 * (7 - 3) * 2 * 32  # layers, trees, nodes of each, sides, bytes of a row
+    expected = lm.footprint()["weights"] - (64 - 1) * 32 * 2 - unvisited
+    assert speed.bytes_read_per_token(lm) == expected
+
+
 def test_steps_and_prompts_are_timed():
     lm = random_model(CONFIG)
     assert len(speed.step_seconds(lm, 4, sequences=3)) == 4
@@ -39,7 +50,7 @@ def test_steps_and_prompts_are_timed():
 
 def test_an_unknown_size_lists_the_sizes():
     request = speed.SpeedRequest(size="9T", threads=(1,))
-    with pytest.raises(ValueError, match=r"9T is no size \(370M, 1\.3B, 2\.7B\)"):
+    with pytest.raises(ValueError, match=r"9T is no size \(370M, 1\.3B, 2\.7B, union-370M\)"):
         speed.open_model(request)
     with pytest.raises(ValueError, match=r"measuring 9T failed: 9T is no size"):
         speed.measure_in_subprocess(request)

@@ -1,9 +1,10 @@
 """Speed and memory of the engine: decode, prefill, batches, peak memory, share of the bandwidth.
 
-A size (370M, 1.3B, 2.7B: the published shapes) runs with random weights, since neither speed nor
-memory depends on them; a packed directory runs as it is. Every model is measured in a process of
-its own, warmed, figures are medians. Decoding one token must read all packed weights once: "of
-limit" is those bytes times tokens/s, over the read bandwidth measured in the same run.
+A size (370M, 1.3B, 2.7B: the published shapes; union-370M: trees in place of the GLU) runs with
+random weights, since neither speed nor memory depends on them; a packed directory runs as it is.
+Every model is measured in a process of its own, warmed, figures are medians. Decoding one token
+must read all packed weights once, of trees the visited rows: "of limit" is those bytes times
+tokens/s, over the read bandwidth measured in the same run.
 benchmarks/vs_llama.py compares with llama.cpp.
 """
 
@@ -35,7 +36,9 @@ MAX_BATCH = 1 << 12
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    size: str = option("370M", metavar="SIZE", help="370M, 1.3B, 2.7B, or a packed directory")
+    size: str = option(
+        "370M", metavar="SIZE", help="370M, 1.3B, 2.7B, union-370M, or a packed directory"
+    )
     threads: tuple[int, ...] | None = option(
         None, metavar="N,N", type=integers, help="thread counts (default: one a core)"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.encoder import EncoderReading
 from nomatmul.formats.packed_encoder import Forms
+from nomatmul.formats.packed_layout import active_rows
 
 EMBEDDINGS = {"f32": "float32", "bf16": "bfloat16", "int8": "int8, one scale a row"}
 
@@ -23,6 +24,10 @@ def card_text(config: ModelConfig, packing: str, embedding: str) -> str:
         ("ternary weights", bits[packing]),
         ("embedding", EMBEDDINGS[embedding]),
     ]
+    if config.channel_mixer == "fff":
+        trees = f"{config.fff_trees} of depth {config.fff_depth}"
+        rows[4] = ("trees a layer", trees)
+        rows.insert(5, ("active neurons", f"{active_rows(config)} of {config.tree_rows}"))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"""---
 library_name: nomatmul

@@ -138,6 +138,21 @@ def footprint_of(lm: LanguageModel) -> dict[str, int]:
     return _footprint(lm, parts, int(lm.backend.model.scratch_bytes))  # type: ignore[attr-defined]
 
 
+def unvisited_bytes(lm: LanguageModel) -> int:
+    """Return the bytes of packed rows of trees that decoding one token does not visit."""
+    from nomatmul.formats.packed_layout import active_rows
+
+    if lm.config.channel_mixer != "fff":
+        return 0
+    weights: Any = lm.backend.weights  # type: ignore[attr-defined]  # of both real backends
+    if lm.backend.name == "cuda":
+        stored = weights.stack["rows"].nbytes
+    else:
+        rows = (part for name, part in weights.arrays.items() if name.endswith(".rows.packed"))
+        stored = sum(part.nbytes for part in rows)
+    return int(stored // lm.config.tree_rows * (lm.config.tree_rows - active_rows(lm.config)))
+
+
 def _footprint(lm: LanguageModel, parts: dict[str, int], scratch: int) -> dict[str, int]:
     state = 4 * lm.config.num_layers * lm.config.hidden_size
     total = sum(parts.values())
