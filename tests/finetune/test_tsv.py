@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import bz2
 import math
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from nomatmul.finetune.sources import load_rows
 from nomatmul.finetune.tasks import TASKS, Task, find_task
 from nomatmul.finetune.tsv import read_rows
 
@@ -150,3 +153,27 @@ def test_scores_are_the_definitions() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             glue_scores(*bad)
+
+
+def test_rows_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for `datasets`: names of the set, its splits and columns."""
+    asked = []
+
+    def load_dataset(name: str, task: str, split: str) -> list[dict[str, object]]:
+        asked.append((name, task, split))
+        labels = [0, 2, 1] if split == "train" else [2, 1]
+        return [{"premise": f"p{i}", "hypothesis": "h", "label": i} for i in labels]
+
+    fake = SimpleNamespace(load_dataset=load_dataset)
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    rows, names = load_rows(TASKS["mnli"], "hub")
+    assert names == ("entailment", "neutral", "contradiction")
+    assert list(rows) == ["train", "validation_matched", "validation_mismatched"]
+    assert asked[1] == ("nyu-mll/glue", "mnli", "validation_matched")
+    assert rows["train"].labels == [0.0, 2.0, 1.0]
+    assert rows["train"].texts[0] == ("p0", "h")
+    fake.load_dataset = lambda *_, split: [{"premise": "p", "hypothesis": "h", "label": -1}]
+    with pytest.raises(ValueError, match="mnli train, row 0: label -1 is out of range"):
+        load_rows(TASKS["mnli"], "hub")
+    with pytest.raises(ValueError, match="own is no task of GLUE"):
+        load_rows(OWN, "hub")
