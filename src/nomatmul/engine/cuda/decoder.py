@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from nomatmul.engine.cuda.weights import DeviceWeights
     from nomatmul.formats.config import ModelConfig
 
-THREADS = 512
+THREADS = (256, 512)  # of a block: the first that can finish its rows, 30 a warp
 EMBEDDINGS = {torch.bfloat16: 0, torch.int8: 1, torch.float32: 2}
 _POINTERS = (
     *("embedding", "embedding_scale", "ifg", "o", "gate", "down", "head", "mixer_norm"),
     *("ifg_norm", "g_norm", "o_norm", "bound", "channel_norm", "gate_norm", "down_norm"),
     *("final_norm", "head_norm", "beta", "state_in", "state_out", "logits", "token_in"),
-    *("token_out", "items_x", "items_g", "items_s", "items_y", "best", "arrived", "flag"),
+    *("token_out", "items_x", "items_g", "items_y", "best", "arrived", "flag"),
 )
 
 
@@ -38,7 +38,11 @@ class Params(ctypes.Structure):
 
 
 def defines(
-    config: ModelConfig, embedding: int, blocks: int, threads: int = THREADS, shared: int = 232448
+    config: ModelConfig,
+    embedding: int,
+    blocks: int,
+    threads: int = THREADS[0],
+    shared: int = 232448,
 ) -> dict[str, str]:
     """Macros of decode.cu for a model on so many blocks of threads with `shared` bytes each."""
     from nomatmul.engine.cuda.weights import device_row_bytes
@@ -73,6 +77,13 @@ def best_blocks(config: ModelConfig, processors: int) -> int:
     return min(range(1, processors + 1), key=lambda blocks: (busiest(blocks), blocks))
 
 
+def best_threads(config: ModelConfig, blocks: int) -> int:
+    """The fewest threads of a block whose warps can finish its rows: they have most registers."""
+    inner = config.mlp_size if config.channel_mixer == "glu" else 0
+    rows = -(-max(config.hidden_size, inner) // blocks)
+    return next((t for t in THREADS if rows <= t // 32 * 30), THREADS[-1])
+
+
 class Decoder:
     """Launches decode.cu. Raises CompileError where it cannot be compiled or started."""
 
@@ -88,7 +99,6 @@ class Decoder:
         if emulated is not None:  # tests: a kernel on the CPU, its blocks and threads
             self.kernel, self.blocks, self.threads = emulated
         else:
-            self.threads = THREADS
             self._compile(config, weights)
         self.phases = config.num_layers * (4 if config.channel_mixer == "glu" else 2)
         self._phase = 0
@@ -97,11 +107,12 @@ class Decoder:
         for name, tensor in weights.stack.items():
             if name.endswith("_norm"):
                 size = wide if name == "down_norm" else config.hidden_size
-                self._keep[name] = _as_items(tensor, size, self.blocks, self.threads)
+                self._keep[name] = _as_pieces(tensor, size, self.blocks, self.threads)
         self._keep["beta"] = _betas(config, weights, device)
         own, wide = -(-config.hidden_size // self.blocks), -(-config.mlp_size // self.blocks)
-        for name, rows in (("x", own), ("g", own), ("s", own), ("y", wide)):
-            items = torch.zeros((self.blocks * -(-rows // 3), 4), dtype=torch.int32, device=device)
+        for name, rows, vectors in (("x", own, 1), ("g", own, 2), ("y", wide, 1)):
+            count = vectors * self.blocks * -(-rows // 3)
+            items = torch.zeros((count, 4), dtype=torch.int32, device=device)
             self._keep[f"items_{name}"] = items
         # logits, the likeliest token: one piece, so one copy brings both to the host
         self.out = torch.zeros(config.vocab_size + 1, dtype=torch.int32, device=device)
@@ -124,9 +135,10 @@ class Decoder:
         if capability < (8, 0):
             raise CompileError("the persistent kernel needs compute capability 8.0")
         self.blocks = best_blocks(config, properties.multi_processor_count)
+        self.threads = best_threads(config, self.blocks)
         form = EMBEDDINGS[weights.stack["embedding"].dtype]
         shared = getattr(properties, "shared_memory_per_block_optin", 101376)
-        macros = defines(config, form, self.blocks, THREADS, shared)
+        macros = defines(config, form, self.blocks, self.threads, shared)
         cubin = compile_cubin("decode.cu", macros, capability)
         self.kernel = Kernel(cubin, "decode")
         self.proof = cache_file("decode", cubin, "proved")
@@ -161,21 +173,26 @@ class Decoder:
         return self.host.numpy()[:-1].view(np.float32).copy()
 
 
-def _as_items(norms: torch.Tensor, size: int, blocks: int, threads: int) -> torch.Tensor:
-    """Norm weights [..., size] as items of decode.cu: float32 [..., items, 4], dead places zero.
+def _as_pieces(norms: torch.Tensor, size: int, blocks: int, threads: int) -> torch.Tensor:
+    """Norm weights [L, C * size] or [size] as decode.cu copies them: [L, pieces, threads, 4].
 
-    Item n belongs to block n // items, whose `own` elements it cuts into threes.
+    A thread meets items n = thread, thread + threads, ... of three elements; item n belongs to
+    block n // items, whose `own` elements it cuts into threes. Its floats for each of C vectors
+    follow each other, in pieces of four; places without an element are zero.
     """
     own = -(-size // blocks)
     items = -(-own // 3)
-    padded = -(-blocks * items // threads) * threads
-    number = torch.arange(padded, device=norms.device)[:, None]
-    inside = 3 * (number % items) + torch.arange(4, device=norms.device)
+    each = -(-blocks * items // threads)
+    place = torch.arange(3 * each, device=norms.device)
+    number = torch.arange(threads, device=norms.device)[:, None] + place // 3 * threads
+    inside = 3 * (number % items) + place % 3
     element = number // items * own + inside
     live = (number < blocks * items) & (inside < own) & (element < size)
-    live[:, 3] = False
-    chosen = norms.reshape(-1, size)[:, torch.where(live, element, 0).flatten()]
-    return torch.where(live.flatten(), chosen, 0.0).contiguous()
+    vectors = norms.reshape(norms.shape[0], -1, size)
+    chosen = vectors[:, :, torch.where(live, element, 0)]  # [L, C, threads, 3 * each]
+    flat = torch.where(live, chosen, 0.0).transpose(1, 2).flatten(2)
+    padded = torch.nn.functional.pad(flat, (0, -flat.shape[2] % 4))
+    return padded.unflatten(2, (-1, 4)).transpose(1, 2).contiguous()
 
 
 def _betas(config: ModelConfig, weights: DeviceWeights, device: Any) -> torch.Tensor:
