@@ -132,3 +132,30 @@ def test_ternary_weights_are_kept_from_pass_to_pass():
         run(operands, 2, 2)
         assert len(cache) == 2
         assert torch.equal(run(operands, 2, 2)[0], want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_operators_keep_what_they_promise_to_the_compiler(dtype):
+    """Schemas (nothing is changed or aliased) and the shapes and types of their fake forms."""
+    x, w_in, w_out, norm_in, norm_out = (t.detach() for t in problem(5, 6, 4, 2, 2, dtype))
+    bias, shape = torch.randn(14, dtype=dtype), (2, 2)
+    calls = torch.ops.nomatmul
+    logits, nodes = calls.fff_walk(x, w_in, bias, *shape, "naive")
+    q, step = calls.fff_quantize(x, norm_in, 1e-6, dtype)
+    options = 1e-6, "silu", True, "naive"
+    h, step_h = calls.fff_hidden(logits, nodes, norm_out, *options)
+    y = calls.fff_combine(h, nodes, w_out, "naive")
+    arguments = {
+        "fff_walk": (x, w_in, bias, *shape, "naive"),
+        "fff_walk_backward": (logits, nodes, x, w_in, True, "naive"),
+        "fff_combine": (h, nodes, w_out, "naive"),
+        "fff_combine_backward": (y, h, nodes, w_out, "naive"),
+        "fff": (x, w_in, w_out, None, *shape, "gelu", False, "naive"),
+        "fff_quantize": (x, norm_in, 1e-6, dtype),
+        "fff_quantize_backward": (q, x, norm_in, step, 1e-6),
+        "fff_hidden": (logits, nodes, norm_out, *options),
+        "fff_hidden_backward": (h, logits, nodes, norm_out, step_h, *options),
+    }
+    for name, values in arguments.items():
+        operator = getattr(calls, name).default
+        torch.library.opcheck(operator, values, test_utils=("test_schema", "test_faketensor"))
