@@ -150,9 +150,11 @@ def _shallow_launch(like: Tensor, tokens: int, shape: Trees) -> dict[str, int]:
 
 
 def _deep_launch(like: Tensor) -> dict[str, int]:
-    if major_of(like) < 8:
+    major = major_of(like)
+    if major < 8:
         return {"BD": 32, "num_warps": 4, "num_stages": 1, "SHARES": 1}
-    return {"BD": 64, "num_warps": 4, "num_stages": 3, "SHARES": 3}
+    stages = 3 if major == 9 and like.element_size() == 2 else 2
+    return {"BD": 64, "num_warps": 4, "num_stages": stages, "SHARES": 3}
 
 
 def combine(
