@@ -27,6 +27,7 @@ def test_recomputing_changes_nothing(build, ids, name):
         assert model.auxiliary_loss().item() == 0  # nothing left over from a second pass
         visits = {n: m.visits for n, m in model.named_modules() if isinstance(m, FFF | LeafFFF)}
         gradients = {n: p.grad for n, p in model.named_parameters()}
+        assert all(gradient is not None for gradient in gradients.values())
         results.append({"loss": loss, "auxiliary": auxiliary, **gradients, **visits})
     assert results[0]["auxiliary"] > 0
     torch.testing.assert_close(results[1], results[0])
