@@ -37,6 +37,9 @@ FORMS = ("f32", "bf16", "int8", "ternary")
 # A dense layer's time a token is flat from here on; larger batches are measured at this size.
 DENSE_LIMIT = 2048
 
+# A contender whose call takes so many seconds is called once.
+SLOW_CALL = 1.5
+
 Seconds = list[float]
 Contender = Callable[[float], Seconds]  # runs for about so many seconds, at least one call
 
@@ -168,17 +171,23 @@ def take_turns(
 ) -> dict[str, dict[str, float]]:
     """Return each contender's median, and the quartiles, in seconds a call."""
     found: dict[str, Seconds] = {name: [] for name in contenders}
+    slow: set[str] = set()
     for turn in range(rounds + 1):
         for name, contender in contenders.items():
+            if name in slow:
+                continue
             times = contender(seconds)
-            if turn > 0:  # the first round warms up
+            if times[0] > SLOW_CALL:  # one call must do, the warm-up
+                slow.add(name)
+            if turn > 0 or name in slow:  # the first round warms up
                 found[name] += times
     return {name: _summary(times) for name, times in found.items()}
 
 
 def _summary(times: Seconds) -> dict[str, float]:
     quarter = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
-    return {"median": statistics.median(times), "low": quarter[0], "high": quarter[2]}
+    middle = statistics.median(times)
+    return {"median": middle, "low": quarter[0], "high": quarter[2], "calls": len(times)}
 
 
 def measure_shape(name: str, batches: tuple[int, ...], options: Any) -> list[dict[str, Any]]:

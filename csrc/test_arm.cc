@@ -13,6 +13,10 @@
 
 #include "kernels/kernels.h"
 
+namespace nomatmul {
+void compare_fff(const Kernels& kernels, const Kernels& scalar);  // fff_test_arm.cc
+}
+
 namespace {
 
 using nomatmul::Kernels;
@@ -169,6 +173,7 @@ int main(int count, char** wanted) {
     const Kernels& kernels = *nomatmul::kernels_for(isa.c_str());
     compare_products(kernels, scalar);
     compare_float_steps(kernels, scalar);
+    nomatmul::compare_fff(kernels, scalar);
     std::printf("%s equals scalar\n", kernels.name);
   }
   return 0;

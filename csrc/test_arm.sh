@@ -11,10 +11,14 @@ done
 out=../build/arm
 mkdir -p "$out"
 flags="-std=c++17 -O2 -ffp-contract=off -Wall -Wextra -Wno-psabi -DNOMATMUL_HAVE_NEON"
-$cxx $flags -c kernels/scalar.cc -o "$out/scalar.o"
-$cxx $flags -c kernels/dispatch.cc -o "$out/dispatch.o"
-$cxx $flags -march=armv8.2-a+dotprod -c kernels/neon.cc -o "$out/neon.o"
-$cxx $flags -I. -static test_arm.cc "$out"/*.o -o "$out/test_arm"
+for plain in kernels/scalar kernels/dispatch kernels/scalar_fff kernels/fff_dispatch \
+  fff memory thread_pool; do
+  $cxx $flags -I. -c "$plain.cc" -o "$out/$(basename "$plain").o"
+done
+for vector in neon neon_fff; do
+  $cxx $flags -march=armv8.2-a+dotprod -c "kernels/$vector.cc" -o "$out/$vector.o"
+done
+$cxx $flags -I. -static test_arm.cc fff_test_arm.cc "$out"/*.o -o "$out/test_arm" -pthread
 "$qemu" -cpu max "$out/test_arm" neon
 # A CPU without the dot product must fall back, not trap.
 "$qemu" -cpu cortex-a53 "$out/test_arm"
