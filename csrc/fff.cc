@@ -343,8 +343,10 @@ void FffLayer::combine_ternary(const Batch& batch, const Piece& piece, float* h)
 
 void FffLayer::run_blocks(Batch& batch) const {
   const int threads = batch.pool.size(), tokens = batch.tokens;
-  int block = (tokens / (4 * threads) + kWalkers - 1) / kWalkers * kWalkers;
-  block = std::clamp(block, kWalkers, kMaxBlock);
+  // Many trees fill the walkers with few tokens, so that a small batch serves every thread.
+  const int least = threads == 1 ? kWalkers : std::max(1, kWalkers / spec_.trees);
+  int block = (tokens / (4 * threads) + least - 1) / least * least;
+  block = std::clamp(block, least, kMaxBlock);
   block = std::min(block, tokens);
   const size_t visits = static_cast<size_t>(block) * active(), k = spec_.hidden;
   // Each thread's buffers, one after the other.
