@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import statistics
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from nomatmul.finetune.tasks import Task
 from nomatmul.finetune.tsv import Rows
 from nomatmul.models.classifiers import EncoderForSequenceClassification
 from nomatmul.train.files import new_directory, write_json
-from nomatmul.train.metrics import Console
+from nomatmul.train.metrics import Console, duration
 from nomatmul.train.tokenizer import load_tokenizer
 
 
@@ -221,11 +222,14 @@ class _Work:
         title = f"{self.task.name} seed {seed}"
         self.console.start(title)
         held = {name: part for name, part in data.items() if name != "train"}
+        began = time.monotonic()
+
+        def progress(share: float, words: str) -> None:
+            left = duration((time.monotonic() - began) * (1 - share) / share)
+            self.console.progress(share, f"{title}  {words}  {left} left")
+
         try:
-            result = train_seed(
-                model, self.task, data["train"], held, settings, seed,
-                lambda share, words: self.console.progress(share, f"{title}  {words}"),
-            )  # fmt: skip
+            result = train_seed(model, self.task, data["train"], held, settings, seed, progress)
         finally:
             self.console.stop()
         self.console.say(f"{title}: {words_of(result.history[-1])}, {result.seconds:.0f} s")
