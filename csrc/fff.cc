@@ -26,7 +26,7 @@ constexpr int kGroupTokens = 1024;
 // Visits of one batch that are held at a time.
 constexpr int64_t kMaxVisits = 4 * 1024 * 1024;
 constexpr int kMaxInteger = 131072;  // inputs of int8 and ternary rows: |sum| < 2^31
-constexpr int kMaxActive = 65536;
+constexpr int kMaxActive = 131072;  // 127 * 128 * this < 2^31: the largest lane of a ternary output
 
 size_t round64(size_t value) { return (value + 63) / 64 * 64; }
 
