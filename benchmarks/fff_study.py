@@ -28,7 +28,7 @@ import fff_study_page
 import fff_study_ship
 from box_model import _write_documents
 from fff_study_glue import fine_tune
-from fff_study_plan import FINE_TUNED, MAIN, VOCABULARY, plan
+from fff_study_plan import CHECKED, FINE_TUNED, FIRST, VOCABULARY, plan
 from gpu_common import ROOT, environment, git_commit, table
 
 from nomatmul.evaluate.compare_plan import missing, read_rows
@@ -36,12 +36,26 @@ from nomatmul.evaluate.compare_pool import PoolOptions, run_pool
 
 TRAIN = ("wikipedia-en-2015/train-00", "wikipedia-en-2015/train-01", "english-novels-98/train")
 HELD_OUT = {"wikipedia": "wikipedia-en-2015/valid", "novels": "english-novels-98/valid"}
+KINDS = ("bytes", "pieces")
 BYTE_PAIRS = ROOT / "src/nomatmul/box/tokenizer.json"
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Texts to JSONL (a row a document), then both kinds of tokens, side by side."""
+    """Texts to JSONL (a row a document), then both kinds of tokens, side by side.
+
+    Where --data has tokens-bytes.tar.xz and tokens-pieces.tar.xz (see `archive`) those are taken.
+    """
     began = time.monotonic()
+    args.work.mkdir(parents=True, exist_ok=True)
+    archives = [file for kind in KINDS for file in args.data.glob(f"tokens-{kind}.tar.*")]
+    if len(archives) == len(KINDS):
+        words = [["tar", "-xf", str(file), "-C", str(args.work)] for file in archives]
+        children = [subprocess.Popen(command) for command in words]
+        codes = [child.wait() for child in children]
+        if any(codes):
+            raise SystemExit("the archives of tokens could not be read; see above")
+        print(f"tokens: {time.monotonic() - began:.0f} s", flush=True)
+        return
     texts = args.work / "texts"
     texts.mkdir(parents=True, exist_ok=True)
     names = (*(args.train or TRAIN), *HELD_OUT.values())
@@ -52,7 +66,7 @@ def prepare(args: argparse.Namespace) -> None:
     print(f"texts: {time.monotonic() - began:.0f} s", flush=True)
     # Two processes: each of them has a pool of its own, and neither may be a daemon of the other.
     words = [sys.executable, str(Path(__file__)), "tokens", *sys.argv[2:], "--kind"]
-    children = [subprocess.Popen([*words, kind]) for kind in ("bytes", "pieces")]
+    children = [subprocess.Popen([*words, kind]) for kind in KINDS]
     codes = [child.wait() for child in children]
     if any(codes):
         raise SystemExit("the texts could not be made into tokens; see above")
@@ -85,6 +99,15 @@ def tokens(args: argparse.Namespace) -> None:
         build_shards(held, tokenizer, args.work / f"valid-{args.kind}-{label}", workers=1)
     count = read_index(args.work / f"train-{args.kind}")["tokens"]
     print(f"{args.kind}: {count:,} tokens", flush=True)
+
+
+def archive(args: argparse.Namespace) -> None:
+    """tokens-KIND.tar.xz in --data from what `prepare` made in --work: a GPU need not wait."""
+    for kind in KINDS:
+        names = [f"train-{kind}", *(f"valid-{kind}-{label}" for label in HELD_OUT)]
+        file = args.data / f"tokens-{kind}.tar.xz"
+        subprocess.run(["tar", "-cJf", str(file), "-C", str(args.work), *names], check=True)
+        print(f"{file}: {file.stat().st_size / 1e6:.1f} MB", flush=True)
 
 
 def show_plan(args: argparse.Namespace) -> None:
@@ -126,7 +149,8 @@ def train(args: argparse.Namespace) -> None:
 
 def glue_and_ship(args: argparse.Namespace) -> None:
     """The last stage: fine-tuning on all GPUs, and the two long runs beside it."""
-    jobs = [subprocess.Popen(command, env=env) for command, env in fff_study_ship.commands(args)]
+    pair = fff_study_ship.commands(args) if args.ship else []
+    jobs = [subprocess.Popen(command, env=env) for command, env in pair]
     try:
         fine_tune(args)
     finally:
@@ -179,7 +203,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     steps = {
-        "prepare": prepare, "tokens": tokens, "plan": show_plan, "train": train,
+        "prepare": prepare, "tokens": tokens, "archive": archive, "plan": show_plan, "train": train,
         "last": glue_and_ship, "all": everything, "report": report,
     }  # fmt: skip
     parser.add_argument("step", choices=steps)
@@ -189,22 +213,26 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--page", type=Path, default=ROOT / "docs/fff.md", help="of `report`")
     parser.add_argument("--devices", default="cuda:0,cuda:1", help="cuda:0,cuda:1 or cpu")
     parser.add_argument("--lanes", type=int, default=2, help="runs at a time on a GPU")
-    parser.add_argument("--ahead", type=int, default=2, help="further cells that compile")
-    parser.add_argument("--sections", default=",".join(MAIN))
-    parser.add_argument("--tokens", type=float, default=26e6, help="of a causal run")
-    parser.add_argument("--mlm-tokens", type=float, default=26e6, help="of an encoder's run")
-    parser.add_argument("--rate-tokens", type=float, default=7e6, help="of a try of a rate")
+    parser.add_argument("--ahead", type=int, default=4, help="further cells that compile")
+    parser.add_argument("--sections", default=",".join(FIRST))
+    parser.add_argument("--tokens", type=float, default=26e6, help="of a run")
+    parser.add_argument("--encoder-tokens", type=float, default=16e6, help="of an encoder's run")
+    parser.add_argument("--rate-tokens", type=float, default=5e6, help="of a try of a rate")
+    parser.add_argument("--probes", default=",".join(CHECKED), help="sections to try rates in")
+    parser.add_argument("--probe-first", action="store_true", help="rates before more variants")
+    parser.add_argument("--first-only", action="store_true", help="no variants with one seed")
+    parser.add_argument("--ship", action="store_true", help="train the union pair last")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each main variant")
     parser.add_argument("--more-seeds", type=int, default=1, help="at most, if there is time")
     parser.add_argument("--length", type=int, default=512, help="causal; an encoder has a quarter")
-    parser.add_argument("--batch", type=int, default=64, help="causal; an encoder has four times")
+    parser.add_argument("--batch", type=int, default=64, help="sequences a step")
     parser.add_argument("--warmup", type=int, default=80, help="optimiser steps")
     parser.add_argument("--eval-tokens", type=float, default=1e6, help="at most, a held-out text")
     parser.add_argument("--points", type=int, default=8, help="looks at the held-out text")
     parser.add_argument("--implementation", default="masked", help="of trees in training")
     parser.add_argument("--compile", choices=("auto", "graph", "blocks", "off"), default="auto")
-    parser.add_argument("--seconds", type=float, default=560, help="of all stages")
-    parser.add_argument("--after", type=float, default=115, help="of these, for the last stage")
+    parser.add_argument("--seconds", type=float, default=300, help="of all stages")
+    parser.add_argument("--after", type=float, default=75, help="of these, for the last stage")
     parser.add_argument("--glue-seeds", type=int, default=3, help="fine-tuning runs of a task")
     parser.add_argument("--glue-models", default=",".join(FINE_TUNED))
     parser.add_argument("--jobs", type=int, default=6, help="fine-tuning processes a GPU")
@@ -216,11 +244,12 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     args.began = time.time()
     args.sections = args.sections.split(",")
+    args.probes = [name for name in args.probes.split(",") if name]
     args.devices = tuple(args.devices.split(","))
     args.commit = args.commit or git_commit()
     args.action = steps[args.step]
-    if unknown := set(args.sections) - set(MAIN):
-        parser.error(f"unknown section {unknown.pop()!r}: choose of {', '.join(MAIN)}")
+    if unknown := set(args.sections) - set(FIRST) - {"none"}:
+        parser.error(f"unknown section {unknown.pop()!r}: choose of {', '.join(FIRST)}")
     return args
 
 

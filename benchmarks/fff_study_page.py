@@ -21,7 +21,7 @@ from fff_study_glue import BATCH, RATE, TASKS
 from gpu_common import describe
 
 from nomatmul.evaluate.compare_plan import read_rows
-from nomatmul.evaluate.compare_report import compared, plot, plot_name, table, with_error
+from nomatmul.evaluate.compare_report import plot, plot_name, table, with_error
 from nomatmul.evaluate.compare_summary import Entry, summarise
 
 TITLES = {
@@ -99,12 +99,12 @@ def glue_table(glue: list[dict[str, Any]], losses: dict[str, float]) -> list[str
     for variant in sorted(variants, key=lambda v: losses.get(v, math.inf)):
         cells: list[Any] = [words.name_of(variant)]
         cells.append(f"{losses[variant]:.3f}" if variant in losses else None)
-        for task in TASKS:
+        for task, _, _ in TASKS.values():
             scores = [r["score"] for r in glue if (r["variant"], r["task"]) == (variant, task)]
             cells.append(_median(scores))
         lines.append(cells)
     header = ["channel mixer", "masked loss"]
-    header += [f"{task} ({metric})" for task, (_, metric, *_) in TASKS.items()]
+    header += [f"{task} ({metric})" for task, _, metric in TASKS.values()]
     return table(header, lines) if lines else []
 
 
@@ -119,7 +119,7 @@ def glue_section(glue: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list
     if not glue:
         return []
     losses = {entry.variant: entry.score for entry in summarise(rows, "mlm")}
-    epochs = ", ".join(f"{count} for {task}" for task, (count, *_) in TASKS.items())
+    epochs = ", ".join(f"{count} for {task}" for task, count, _ in TASKS.values())
     return [
         "## GLUE", "",
         f"The encoders of the table above, fine-tuned (epochs: {epochs}; batch {BATCH}, peak rate "
@@ -194,6 +194,3 @@ def write(out: Path, page: Path) -> None:
 
 def _relative(out: Path, page: Path) -> str:
     return os.path.relpath(out / "fff-study-rows.jsonl", page.parent)
-
-
-__all__ = ["compared", "glue_table", "load", "short_table", "write"]

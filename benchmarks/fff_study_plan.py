@@ -1,9 +1,12 @@
 """What the study of fast feedforward layers trains: sections, variants, seeds, order.
 
-Three sections share widths (8 layers x 512) and texts; in each only the channel mixer differs:
+The sections share widths (8 layers x 512) and texts; in each only the channel mixer differs:
 
 - causal: attention, dense weights, next-token prediction;
-- mlm: an encoder in the form of crammed BERT, 25 % of the tokens hidden;
+- encoder: masked language modelling, 25 % of the tokens hidden; crammed BERT's norms and tied
+  head, but rotary positions and small batches;
+- mlm: the first try of it, with crammed BERT's sinusoidal positions and large batches: its short
+  runs hardly left the plateau of guessing by frequency, so they say nothing about the layers;
 - union: MLGRU with ternary weights, the MatMul-free LM, whose GLU gives way to ternary trees.
 
 Names of variants: nomatmul/evaluate/compare_variants.py. Nothing here needs torch.
@@ -22,37 +25,40 @@ from nomatmul.formats.config import ModelConfig
 from nomatmul.train.config import TrainConfig
 
 VOCABULARY = 8192
+ENCODERS = ("mlm", "encoder")
 CRAMMED: dict[str, Any] = {
     "causal": False, "norm": "layer", "norm_eps": 1e-12, "positions": "sinusoidal",
     "embedding_norm": True, "tie_embeddings": True,
 }  # fmt: skip
-# Per section: the first names have two seeds and come first; `more` has one seed each.
-MAIN = {
-    "causal": [
-        "dense", "fff-16x7", "dense-112", "none", "fff-128x4", "fff-1x11", "dense-512", "dense-11",
-        "fff-16x7-balanced",
-    ],
-    "mlm": [
-        "dense", "none", "fff-1x12", "fff-16x7", "fff-128x4", "dense-112", "dense-12",
-        "fff-16x7-balanced",
-    ],
-    "union": ["dense", "fff-64x5", "fff-16x7", "dense-112", "none", "dense-320", "fff-128x4"],
-}  # fmt: skip
+# Per section, what matters most first: FIRST with all seeds, MORE with one each.
+FIRST = {
+    "causal": ["dense", "fff-16x7", "dense-112", "none", "fff-128x4", "fff-1x11", "dense-11"],
+    "encoder": ["dense", "fff-16x7", "fff-128x4", "none", "fff-1x12", "dense-112"],
+    "union": ["dense", "fff-64x5", "fff-16x7", "dense-112", "none", "dense-320"],
+}
 MORE = {
     "causal": [
-        "fff-16x7-master64", "fff-16x7-every2", "fff-1x11-master64", "fff-1x6-leaf64",
-        "fff-1x11-balanced", "dense-64", "fff-128x4-every2",
+        "fff-16x7-balanced", "fff-16x7-master64", "dense-512", "fff-16x7-every2",
+        "fff-1x6-leaf64", "fff-1x11-master64", "dense-64", "fff-1x11-balanced",
     ],
-    "mlm": ["fff-1x12-balanced", "dense-512", "fff-16x7-master64", "fff-1x12-master64"],
+    "encoder": [
+        "dense-12", "fff-16x7-balanced", "fff-1x12-balanced", "dense-512", "fff-16x7-master64",
+        "fff-1x12-master64",
+    ],
     "union": [
-        "fff-16x9", "fff-32x7", "fff-16x7-balanced", "fff-64x5-every2",
-        "fff-16x7-master64", "fff-64x5-balanced", "dense-512",
+        "fff-128x4", "fff-32x7", "fff-16x9", "fff-16x7-balanced", "fff-64x5-every2",
+        "fff-16x7-master64", "dense-512", "fff-64x5-balanced",
     ],
 }  # fmt: skip
 # Rates that short runs try, to see whether the one rate of a section is unfair to trees.
-RATES = {"causal": 1.5e-3, "mlm": 1e-3, "union": 3.4e-3}
-CHECKED = ("dense", "fff-16x7")
-FINE_TUNED = tuple(MAIN["mlm"])
+RATES = {"causal": 1.5e-3, "mlm": 1e-3, "encoder": 1e-3, "union": 3.4e-3}
+# (section, variants, factors of the section's rate)
+CHECKED = {
+    "union": (("none", "dense", "fff-16x7"), (0.5, 0.25)),
+    "causal": (("dense", "fff-16x7"), (0.5, 1.0, 2.0)),
+    "encoder": (("dense", "fff-16x7"), (0.5, 1.0, 2.0)),
+}
+FINE_TUNED = (*FIRST["encoder"], "dense-12", "fff-16x7-balanced")
 
 
 def base_config(section: str, args: argparse.Namespace) -> TrainConfig:
@@ -73,11 +79,15 @@ def base_config(section: str, args: argparse.Namespace) -> TrainConfig:
             "token_mixer": "attention", "linear": "dense", "num_heads": heads,
             "channel_mixer": "ffn",
         }  # fmt: skip
-    if section == "mlm":
+    warmup = args.warmup
+    if section in ENCODERS:
         length, batch = args.length // 4, args.batch * 4
         values |= {**CRAMMED, "max_position_embeddings": length}
         values |= {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
         extra = {"beta2": 0.98, "epsilon": 1e-12}
+    if section == "encoder":
+        batch, warmup = args.batch, args.warmup * 2
+        values |= {"positions": "rotary"}
     return TrainConfig(
         recipe=f"fff-study-{section}",
         model=ModelConfig.from_dict(values),
@@ -85,7 +95,7 @@ def base_config(section: str, args: argparse.Namespace) -> TrainConfig:
         batch_size=batch,
         micro_batch_size=batch,
         schedule="cosine",
-        warmup_steps=args.warmup,
+        warmup_steps=warmup,
         learning_rate=RATES[section],
         deterministic=False,
         **extra,
@@ -93,7 +103,8 @@ def base_config(section: str, args: argparse.Namespace) -> TrainConfig:
 
 
 def tokens_of(section: str, args: argparse.Namespace) -> int:
-    return int(args.mlm_tokens if section == "mlm" else args.tokens)
+    """Tokens of a run."""
+    return int(args.encoder_tokens if section == "encoder" else args.tokens)
 
 
 def study_cell(
@@ -102,7 +113,7 @@ def study_cell(
     """One cell. values: tokens, rate and stage where they are not the study's own."""
     base = base_config(section, args)
     model = base.model
-    if name.startswith("fff") and section == "mlm" and "leaf" not in name:
+    if name.startswith("fff") and section in ENCODERS and "leaf" not in name:
         model = _with_bias(model, name)
     tokens = values.pop("tokens", tokens_of(section, args))
     steps = max(tokens // base.tokens_per_step, 1)
@@ -111,7 +122,7 @@ def study_cell(
         base, steps=steps, learning_rate=rate, warmup_steps=min(base.warmup_steps, steps // 8 + 1)
     )
     variant = make_variant(model, name)
-    words = "pieces" if section == "mlm" else "bytes"
+    words = "pieces" if section in ENCODERS else "bytes"
     return make_cell(
         base,
         variant,
@@ -148,38 +159,36 @@ def _with_bias(model: ModelConfig, name: str) -> ModelConfig:
 
 def plan(args: argparse.Namespace) -> list[Cell]:
     """All cells, what matters most first, so that a run that is cut keeps the main question."""
-    cells: list[Cell] = []
-    seeds = tuple(range(1, 1 + args.seeds))
     keep = str((args.work / "models").resolve())
-    cells += _in_turn(
-        [
-            [
-                study_cell(section, name, seeds, args, keep=keep if section == "mlm" else "")
-                for name in MAIN[section]
-            ]
-            for section in args.sections
-        ]
-    )
-    cells += _in_turn(
-        [
-            [study_cell(section, name, (1,), args) for name in MORE[section]]
-            for section in args.sections
-        ]
-    )
-    for section in args.sections:
-        for name in CHECKED:
-            for factor in (0.5, 1.0, 2.0):
-                rate = RATES[section] * factor
-                extra = {"tokens": int(args.rate_tokens), "rate": rate, "stage": "rate"}
-                cells.append(study_cell(section, name, (1,), args, eval_points=0, **extra))
-    further = tuple(range(1 + args.seeds, 1 + args.seeds + args.more_seeds))
-    if further:
-        cells += [
-            study_cell(section, name, further, args)
-            for section in args.sections
-            for name in MAIN[section][:5]
-        ]
+
+    def cell(section: str, name: str, seeds: tuple[int, ...]) -> Cell:
+        kept = keep if section == "encoder" and name in FINE_TUNED else ""
+        return study_cell(section, name, seeds, args, keep=kept)
+
+    def round_of(names: dict[str, list[str]], seeds: tuple[int, ...]) -> list[Cell]:
+        return _in_turn([[cell(s, name, seeds) for name in names[s]] for s in args.sections])
+
+    cells = round_of(FIRST, tuple(range(1, 1 + args.seeds)))
+    if args.probe_first:
+        cells += rate_cells(args)
+    if not args.first_only:
+        cells += round_of(MORE, (1,))
+    if not args.probe_first:
+        cells += rate_cells(args)
+    for number in range(args.more_seeds):
+        cells += round_of(FIRST, (1 + args.seeds + number,))
     return cells
+
+
+def rate_cells(args: argparse.Namespace) -> list[Cell]:
+    """Short runs at other rates, one seed."""
+    extra = {"tokens": int(args.rate_tokens), "stage": "rate", "eval_points": 0}
+    return [
+        study_cell(section, name, (1,), args, rate=RATES[section] * factor, **extra)
+        for section in args.probes
+        for factor in CHECKED[section][1]
+        for name in CHECKED[section][0]
+    ]
 
 
 def _in_turn(lists: list[list[Cell]]) -> list[Cell]:

@@ -20,10 +20,10 @@ decisions) is "1 x 12" here."""
 
 METHOD = """\
 `benchmarks/fff_study.py` trains every variant through the code of `nomatmul compare`: 8 layers of
-width 512, the same texts (two parts of `wikipedia-en-2015` and `english-novels-98`), the same order
-of tokens for equal seeds, the same learning rate, one pass or less; only the channel mixer differs.
+width 512, the same texts (`wikipedia-en-2015` and `english-novels-98`), the same order
+of tokens for equal seeds, the same learning rate, about one pass; only the channel mixer differs.
 Causal models have 8,192 byte-pair tokens and sequences of 512, encoders 8,192 WordPieces and
-sequences of 128 with 25 % of the tokens hidden; 32,768 tokens a step, AdamW, cosine, bfloat16
+sequences of 128 with 25 % of the tokens hidden; 16,384 tokens a step, AdamW, cosine, bfloat16
 autocast. Held-out scores are of the valid parts of both texts, of all of the model's layers as
 trained (hard paths). Trees were trained in the masked form under torch.compile, which computes all
 nodes and multiplies by a mask: on a GPU and at this width it trains faster than visiting nodes
@@ -42,8 +42,8 @@ these columns flatter the cheap variants. Seconds are of training in the masked 
 a GPU: they say what training costs today, not what inference costs."""
 
 RATES = """\
-One rate for all variants of a section could favour some of them. Short runs at half and twice the
-rate (7M tokens, one seed; lower is better):"""
+One rate for all variants of a section could favour some of them. Short runs at half, once
+and twice the rate (one seed; lower is better):"""
 
 SPEED = """\
 What the layers gain in time is in tables of their own under `benchmarks/results`: one layer on a
