@@ -50,7 +50,8 @@ using Flags = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::
 using Weights = nb::ndarray<const int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Panels = nb::ndarray<const int8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-constexpr int kRowChunk = 96;  // tokens of one task of a product: their int16 fit a core's L2
+constexpr int kRowChunk = 96;  // tokens of one task of a product, at most: they fit a core's L2
+constexpr int kRowStep = 12;   // a multiple of what every kernel takes at once
 
 void require(bool good, const char* message) {
   if (!good) throw std::invalid_argument(message);
@@ -192,6 +193,57 @@ void attention(ConstTable qkv, Offsets offsets, std::optional<Flags> seen, int h
   });
 }
 
+// How a product is cut into tasks: chunks of rows times groups of panels.
+struct Tiling {
+  int rows, chunk, chunks, panels, groups;
+
+  Tiling(int rows, int panels, int workers) : rows(rows), panels(panels) {
+    const int least = std::max(1, (rows + kRowChunk - 1) / kRowChunk);
+    chunk = (rows + least * kRowStep - 1) / (least * kRowStep) * kRowStep;
+    chunks = (rows + chunk - 1) / std::max(1, chunk);
+    groups = workers == 1 ? 1 : std::min(panels, std::max(1, 8 * workers / std::max(1, chunks)));
+  }
+  int tasks() const { return chunks * groups; }
+  int first_row(int task) const { return task / groups * chunk; }
+  int row_count(int task) const { return std::min(chunk, rows - first_row(task)); }
+  int first_panel(int task) const { return panels * (task % groups) / groups; }
+  int last_panel(int task) const { return panels * (task % groups + 1) / groups; }
+};
+
+nb::ndarray<nb::numpy, float> float_panels_of(ConstTable weight, std::optional<std::string> isa) {
+  const size_t m = weight.shape(0), k = weight.shape(1);
+  require(m >= 1 && k >= 1, "a weight has rows and columns");
+  const size_t columns = find(isa).encoder->columns, count = (m + columns - 1) / columns;
+  float* data = new float[count * k * columns]();
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  const float* from = weight.data();
+  for (size_t j = 0; j < m; ++j) {
+    float* panel = data + j / columns * k * columns + j % columns;
+    for (size_t i = 0; i < k; ++i) panel[i * columns] = from[j * k + i];
+  }
+  return nb::ndarray<nb::numpy, float>(data, {count * k * columns}, owner);
+}
+
+void linear_f32(ConstTable x, Vector panels, Table out, int threads,
+                std::optional<std::string> isa) {
+  const EncoderKernels* kernels = find(isa).encoder;
+  const int rows = static_cast<int>(x.shape(0)), k = static_cast<int>(x.shape(1));
+  const int m = static_cast<int>(out.shape(1));
+  const int count = (m + kernels->columns - 1) / kernels->columns;
+  require(k >= 1 && m >= 1 && out.shape(0) == x.shape(0), "out is [n, m]");
+  require(panels.shape(0) == static_cast<size_t>(count) * k * kernels->columns,
+          "panels do not fit");
+  Pools& pool = pools();
+  nb::gil_scoped_release release;
+  const Tiling tiling(rows, count, checked_threads(threads));
+  pool.run(threads, tiling.tasks(), [&](int task, int) {
+    const size_t t = tiling.first_row(task);
+    kernels->float_product(x.data() + t * k, k, tiling.row_count(task), k, panels.data(),
+                           tiling.first_panel(task), tiling.last_panel(task), m, out.data() + t * m,
+                           m);
+  });
+}
+
 nb::ndarray<nb::numpy, int8_t> panels_of(Weights weight, std::optional<std::string> isa) {
   const size_t m = weight.shape(0), k = weight.shape(1);
   require(m >= 1 && k >= 1, "a weight has rows and columns");
@@ -227,7 +279,6 @@ void linear_int8(ConstTable x, Panels panels, Vector row_scale, Table out, int t
     std::vector<int16_t> q(ldq * rows);
     std::vector<float> step(rows);
     const std::vector<float> ones(k, 1.0f);
-    const int chunks = (rows + kRowChunk - 1) / kRowChunk;
     pool.run(workers, (rows + 15) / 16, [&](int task, int) {
       std::vector<int8_t> narrow(k);
       for (int t = task * 16; t < std::min(rows, task * 16 + 16); ++t) {
@@ -237,13 +288,12 @@ void linear_int8(ConstTable x, Panels panels, Vector row_scale, Table out, int t
         std::copy(narrow.begin(), narrow.end(), q.begin() + t * ldq);
       }
     });
-    const int groups = workers == 1 ? 1 : std::min(count, std::max(1, 8 * workers / chunks));
-    pool.run(workers, chunks * groups, [&](int task, int) {
-      const int t = task / groups * kRowChunk, group = task % groups;
-      found.encoder->product(q.data() + t * ldq, ldq, std::min(kRowChunk, rows - t), k,
-                             panels.data(), count * group / groups, count * (group + 1) / groups, m,
-                             row_scale.data(), step.data() + t,
-                             out.data() + static_cast<size_t>(t) * m, m);
+    const Tiling tiling(rows, count, workers);
+    pool.run(workers, tiling.tasks(), [&](int task, int) {
+      const size_t t = tiling.first_row(task);
+      found.encoder->product(q.data() + t * ldq, ldq, tiling.row_count(task), k, panels.data(),
+                             tiling.first_panel(task), tiling.last_panel(task), m, row_scale.data(),
+                             step.data() + t, out.data() + t * m, m);
     });
   }
   if (!finite) throw std::invalid_argument("a value inside the model is not finite");
@@ -261,6 +311,10 @@ void bind_encoder(nb::module_& parent) {
   m.def("attention", &attention, "qkv"_a, "offsets"_a, "seen"_a.none(), "heads"_a, "out"_a,
         "threads"_a = 1, "isa"_a = nb::none(),
         "out = softmax(q k^T / sqrt(e)) v of each sequence offsets[b]..offsets[b + 1].");
+  m.def("float_panels", &float_panels_of, "weight"_a, "isa"_a = nb::none(),
+        "A float32 matrix [m, k] in the layout that linear_f32 reads.");
+  m.def("linear_f32", &linear_f32, "x"_a, "panels"_a, "out"_a, "threads"_a = 1,
+        "isa"_a = nb::none(), "out = x W^T; a row's result does not depend on the other rows.");
   m.def("panels", &panels_of, "weight"_a, "isa"_a = nb::none(),
         "An int8 matrix [m, k] in the layout that linear_int8 reads.");
   m.def("linear_int8", &linear_int8, "x"_a, "panels"_a, "row_scale"_a, "out"_a, "threads"_a = 1,

@@ -227,6 +227,83 @@ void attention_head(const float* q, const float* k, const float* v, size_t ld, c
   }
 }
 
+// --- float32 product -------------------------------------------------------
+
+// Inputs of a panel at once: kWide columns of them stay in the first cache beside the rows.
+constexpr int kDeep = 2048 / kLanes;
+
+template <int kR>
+inline void float_rows(const float* x, size_t ldx, int from, int to, const float* panel,
+                       int columns, float* out, size_t ldo) {
+  float edge[kR * kWide];
+  float* c = columns == kWide ? out : edge;
+  const size_t ldc = columns == kWide ? ldo : kWide;
+  if (c == edge && from > 0) {
+    for (int r = 0; r < kR; ++r)
+      std::memcpy(edge + r * kWide, out + r * ldo, columns * sizeof(float));
+  }
+  V acc[kR][2] = {};
+  if (from > 0) {
+    for (int r = 0; r < kR; ++r) {
+      acc[r][0] = load(c + r * ldc);
+      acc[r][1] = load(c + r * ldc + kLanes);
+    }
+  }
+  for (int i = from; i < to; ++i) {
+    const V w0 = load(panel + static_cast<size_t>(i) * kWide);
+    const V w1 = load(panel + static_cast<size_t>(i) * kWide + kLanes);
+    for (int r = 0; r < kR; ++r) {
+      const V value = splat(x[r * ldx + i]);
+      acc[r][0] += value * w0;
+      acc[r][1] += value * w1;
+    }
+  }
+  for (int r = 0; r < kR; ++r) {
+    store(c + r * ldc, acc[r][0]);
+    store(c + r * ldc + kLanes, acc[r][1]);
+  }
+  if (c == edge) {
+    for (int r = 0; r < kR; ++r)
+      std::memcpy(out + r * ldo, edge + r * kWide, columns * sizeof(float));
+  }
+}
+
+void float_product_all(const float* x, size_t ldx, int rows, int k, const float* panels, int p0,
+                       int p1, int m, float* out, size_t ldo) {
+  for (int p = p0; p < p1; ++p) {  // the outputs of one panel stay in the first cache
+    const float* panel = panels + static_cast<size_t>(p) * k * kWide;
+    const int at = p * kWide, columns = std::min(kWide, m - at);
+    for (int from = 0; from < k; from += kDeep) {
+      const int to = std::min(k, from + kDeep);
+      int t = 0;
+      for (; t + kRows <= rows; t += kRows) {
+        float_rows<kRows>(x + t * ldx, ldx, from, to, panel, columns, out + t * ldo + at, ldo);
+      }
+      const float* last = x + t * ldx;
+      float* end = out + t * ldo + at;
+      switch (rows - t) {
+        case 5:
+          float_rows<5>(last, ldx, from, to, panel, columns, end, ldo);
+          break;
+        case 4:
+          float_rows<4>(last, ldx, from, to, panel, columns, end, ldo);
+          break;
+        case 3:
+          float_rows<3>(last, ldx, from, to, panel, columns, end, ldo);
+          break;
+        case 2:
+          float_rows<2>(last, ldx, from, to, panel, columns, end, ldo);
+          break;
+        case 1:
+          float_rows<1>(last, ldx, from, to, panel, columns, end, ldo);
+          break;
+        default:
+          break;
+      }
+    }
+  }
+}
+
 // --- int8 product ----------------------------------------------------------
 
 template <int kR>
@@ -272,8 +349,9 @@ void product_all(const int16_t* q, size_t ldq, int rows, int k, const int8_t* pa
 }  // namespace
 }  // namespace nomatmul
 
-#define NOMATMUL_ENCODER_TABLE(symbol, label)                                                      \
-  namespace nomatmul {                                                                             \
-  const EncoderKernels symbol = {label,          add_norm_one,     gelu_all, silu_all,   relu_all, \
-                                 attention_head, attention_floats, kWide,    product_all};         \
+#define NOMATMUL_ENCODER_TABLE(symbol, label)                                      \
+  namespace nomatmul {                                                             \
+  const EncoderKernels symbol = {                                                  \
+      label,          add_norm_one,     gelu_all, silu_all,          relu_all,     \
+      attention_head, attention_floats, kWide,    float_product_all, product_all}; \
   }

@@ -29,9 +29,16 @@ struct EncoderKernels {
                     int t, int e, float* scratch, float* out, size_t ldo);
   size_t (*attention_scratch)(int t, int e);  // floats
 
+  int columns;  // outputs of a panel
+
+  // float32 weights in panels of `columns` outputs, [k][columns]: element (i, j) of panel p is
+  // input i of row p * columns + j; rows behind m are zero. out[t * ldo + j] = x[t] . w[j] for
+  // panels p0..p1. Every sum runs over k in the same order, whatever the other rows and panels are.
+  void (*float_product)(const float* x, size_t ldx, int rows, int k, const float* panels, int p0,
+                        int p1, int m, float* out, size_t ldo);
+
   // int8 weights in panels of `columns` outputs: element (j, i) of panel p is row p * columns + j;
   // inputs in pairs, [k / 2 up][columns][2]. Rows behind m and inputs behind k are zero.
-  int columns;
   // acc[j] of rows of q (int16 holding int8, row stride ldq, even and zero-padded), panels p0..p1:
   // out[t * ldo + j] = float(acc) * (row_scale[j] * step[t]).
   void (*product)(const int16_t* q, size_t ldq, int rows, int k, const int8_t* panels, int p0,

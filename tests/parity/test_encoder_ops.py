@@ -135,4 +135,6 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="threads must lie"):
         NATIVE.activate(x, "gelu", 0)
     with pytest.raises(ValueError, match="panels do not fit"):
+        NATIVE.linear_f32(x, np.zeros(3, np.float32), np.empty((2, 4), np.float32))
+    with pytest.raises(ValueError, match="panels do not fit"):
         NATIVE.linear_int8(x, np.zeros(3, np.int8), w, np.empty((2, 4), np.float32))

@@ -33,9 +33,10 @@ class EncoderModel:
     """A packed encoder; made by `nomatmul.load`.
 
     Texts are strings; where a model has learned pairs, a text may also be a pair (a, b) of
-    strings. Sequences of different lengths are computed side by side without padding, so a text's
-    result does not depend on its company (up to the last bits of a matrix product, whose order of
-    summation is the BLAS's own). One call at a time computes; others wait.
+    strings. Sequences of different lengths are computed side by side without padding, and in the
+    native core a text's hidden states have the same bits whatever its company and the number of
+    threads. (Masked words' logits come from numpy's BLAS, which promises no such thing.) One call
+    at a time computes; others wait.
     """
 
     def __init__(self, reader: EncoderReader, forward: EncoderForward, threads: int) -> None:

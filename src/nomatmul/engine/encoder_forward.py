@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nomatmul.engine.encoder_steps import Float, Norm, Steps, expanded, float_layer
+from nomatmul.engine.encoder_steps import Float, Norm, Steps, blas_layer, expanded
 from nomatmul.formats.encoder import EncoderReading
 from nomatmul.formats.packed_encoder import EncoderReader, Forms, pooler_size
 from nomatmul.formats.quantise import from_bfloat16
@@ -88,14 +88,15 @@ class EncoderForward:
         return Norm(self._read(f"{name}.weight", "norms"), bias, self.config.norm_eps)
 
     def dense(self, name: str, part: str = "dense") -> Layer:
-        """A dense matrix as a function of [N, K]: by the BLAS, or exact on int8."""
+        """A dense matrix as a function of [N, K], in float32 or exact on int8."""
         stored = self._read(f"{name}.weight", part)
         if stored.dtype == np.int8:
             layer: Layer = self.steps.int8_layer(stored, self._read(f"{name}.scale", part))
             return layer
         values = expanded(stored)
         self.weight_bytes[part] += values.nbytes - stored.nbytes
-        return float_layer(values)
+        float_layer: Layer = self.steps.float_layer(values)
+        return float_layer
 
     def _affine(self, name: str) -> Layer:
         matrix, bias = self.dense(name, "head"), self._read(f"{name}.bias", "head")
@@ -172,7 +173,8 @@ class EncoderForward:
             if scale is not None:
                 self._head = self.steps.int8_layer(self._embedding, scale)
             else:
-                self._head = float_layer(expanded(self._embedding))
+                # by the BLAS, which reads the embedding as it lies: no second copy of it
+                self._head = blas_layer(expanded(self._embedding))
         return self._head(hidden_ND)
 
     def classes(self, x: Float) -> Float:

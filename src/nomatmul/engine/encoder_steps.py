@@ -39,6 +39,10 @@ class Steps(Protocol):
         """[N, D] of qkv [N, 3D]: every sequence offsets[b]..offsets[b + 1] on its own."""
         ...
 
+    def float_layer(self, weight: Float) -> Any:
+        """A function from x [N, K] to x W^T [N, M]."""
+        ...
+
     def int8_layer(self, weight: NDArray[np.int8], scale: Float) -> Any:
         """A function from x [N, K] to x W^T [N, M], exact sums of int8 products."""
         ...
@@ -56,7 +60,13 @@ class Norm:
 
 
 class NativeSteps:
-    """Steps by `nomatmul._native.encoder`; isa None takes the best instruction set."""
+    """Steps by `nomatmul._native.encoder`; isa None takes the best instruction set.
+
+    Every step gives a token the same bits whatever the other tokens and the threads are. That is
+    why dense products are the core's own: a BLAS sums in an order that depends on the batch, and
+    a last bit may turn a decision of a tree. Its speed is that of OpenBLAS at 128 tokens and a
+    tenth less at 1024 (docs/log.md).
+    """
 
     def __init__(self, threads: int, isa: str | None = None) -> None:
         self._core = native()
@@ -81,6 +91,16 @@ class NativeSteps:
         out = np.empty((len(qkv), qkv.shape[1] // 3), np.float32)
         self._encoder.attention(qkv, offsets, seen, heads, out, self.threads, self._isa)
         return out
+
+    def float_layer(self, weight: Float) -> Any:
+        panels, outputs = self._encoder.float_panels(weight, self._isa), len(weight)
+
+        def product(x: Float) -> Float:
+            out = np.empty((len(x), outputs), np.float32)
+            self._encoder.linear_f32(x, panels, out, self.threads, self._isa)
+            return out
+
+        return product
 
     def int8_layer(self, weight: NDArray[np.int8], scale: Float) -> Any:
         panels, outputs = self._encoder.panels(weight, self._isa), len(weight)
@@ -139,6 +159,9 @@ class NumpySteps:
             out[first:last] = ops.attend(q, k, v, allowed)[0]
         return out
 
+    def float_layer(self, weight: Float) -> Any:
+        return blas_layer(weight)
+
     def int8_layer(self, weight: NDArray[np.int8], scale: Float) -> Any:
         def product(x: Float) -> Float:
             q, step = quantise_activation(x)
@@ -170,7 +193,7 @@ class _NumpyLayer:
             rows[:] = path
 
 
-def float_layer(weight: Float) -> Any:
+def blas_layer(weight: Float) -> Any:
     """A function from x [N, K] to x W^T [N, M] by numpy's BLAS."""
     turned = weight.T  # a view: the BLAS reads it as it lies
 
