@@ -175,6 +175,7 @@ class Trainee:
             "steps": course.step,
             "steps_planned": config.steps,
             "tokens": course.step * config.tokens_per_step,
+            "tokens_per_step": config.tokens_per_step,
             "parameters": total,
             "neurons": cell.neurons,
             "active": cell.active,
