@@ -186,7 +186,7 @@ def _combine_shallow(
     tokens, features = len(h_NTL), w_VD.shape[1]
     options = _shallow_launch(w_VD, tokens, shape)
     options["BD"] = _block(options, features)
-    plan = Grid(w_VD, tokens, shape, None, 1)
+    plan = Grid(w_VD, tokens, shape, None)
     grid = (triton.cdiv(features, options["BD"]), plan.tiles)
     tree_tiles = triton.cdiv(shape.trees, shape.together)
     programs = _PROGRAMS * device_of(w_VD.get_device())[1] if w_VD.is_cuda else 8
@@ -228,7 +228,7 @@ def _combine_deep(
     shares = options.pop("SHARES")
     block = options["BD"] = _block(options, features)
     each = triton.cdiv(triton.cdiv(features, block), shares) * block
-    plan = Grid(w_VD, tokens, shape, order, 1)
+    plan = Grid(w_VD, tokens, shape, order)
     wide = torch.float32 if shape.trees > 1 else dtype
     y = torch.empty(tokens, features, dtype=wide, device=w_VD.device)
     for tree in range(shape.trees):

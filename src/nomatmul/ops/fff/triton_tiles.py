@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nomatmul.ops.bitlinear.rows import on_device
 from nomatmul.ops.fff.triton_parts import (
+    DEEPEST,
     Trees,
     activate,
     column_rows,
@@ -159,9 +160,11 @@ def tile_size(like: Tensor, tokens: int, groups: int) -> int:
     return max(16, min(most, triton.next_power_of_2(max(1, tokens // groups))))
 
 
-def launch_options(like: Tensor) -> dict[str, int]:
-    """Block of the inner dimension, warps and stages of the products."""
+def launch_options(like: Tensor, wide: bool = False) -> dict[str, int]:
+    """Block of the inner dimension, warps and stages of the products; wide: tiles of 128 x 128."""
     major = major_of(like)
+    if wide:
+        return {"BK": 64, "num_warps": 8, "num_stages": 3}
     if like.element_size() == 4 or major < 8:
         return {"BK": 32, "num_warps": 4, "num_stages": 2}
     return {"BK": 64, "num_warps": 4, "num_stages": 4 if major == 9 else 3}
@@ -170,8 +173,15 @@ def launch_options(like: Tensor) -> dict[str, int]:
 class Grid:
     """What the launches over tiles of tokens have in common."""
 
-    def __init__(self, like: Tensor, tokens: int, shape: Trees, order: Order | None, groups: int):
-        self.tile = order.tile if order else tile_size(like, tokens, groups)
+    def __init__(
+        self,
+        like: Tensor,
+        tokens: int,
+        shape: Trees,
+        order: Order | None,
+        tile: int | None = None,
+    ) -> None:
+        self.tile = order.tile if order else tile or tile_size(like, tokens, 1)
         self.tiles = order.table.shape[1] if order else triton.cdiv(tokens, self.tile)
         self.pointers = (order.perm_TN, order.table) if order else (like, like)
         self.sizes = (tokens, like.shape[1], shape.trees, self.tiles)
@@ -192,7 +202,10 @@ def walk(
     nodes = torch.empty(size, dtype=torch.int32, device=x_NK.device)
     h = torch.empty_like(logits) if act else logits
     order = None
-    options = launch_options(w_VK)
+    # whole trees of 127 nodes and many tokens: 142 us in place of 163 (16 x 7, 16384 tokens, H200)
+    wide = shape.stages == ((0, DEEPEST),) and tokens >= 4096
+    wide = wide and w_VK.element_size() == 2 and major_of(w_VK) == 9
+    options = launch_options(w_VK, wide)
     with on_device(x_NK):
         after = nodes
         for first, levels in shape.stages:
@@ -200,7 +213,7 @@ def walk(
                 order = sort_tokens(after.t(), shape, first, tile_size(w_VK, tokens, 1 << first))
             more = first + levels < shape.levels
             after = nodes.new_empty(shape.trees, tokens) if more else nodes
-            plan = Grid(w_VK, tokens, shape, order, 1)
+            plan = Grid(w_VK, tokens, shape, order, 128 if wide else None)
             _walk_kernel[plan.grid](
                 x_NK,
                 w_VK,
@@ -246,7 +259,7 @@ def pick(
         for stage, (first, levels) in enumerate(shape.stages):
             # a middle stage takes the last one's groups, finer than it needs: its own cost a sort
             sorted_by = order if stage else None
-            plan = Grid(w_VD, len(x_ND), shape, sorted_by, 1)
+            plan = Grid(w_VD, len(x_ND), shape, sorted_by)
             _pick_kernel[plan.grid](
                 x_ND,
                 w_VD,
