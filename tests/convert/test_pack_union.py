@@ -110,6 +110,8 @@ def test_damaged_rows_are_refused(source, tmp_path):
     [
         ({"linear": "dense"}, "is a dense model"),
         ({"fff_leaf_width": 4}, "leaves of networks cannot be packed"),
+        ({"activation": "gelu"}, "activation 'gelu' cannot be packed: .* activation 'silu'"),
+        ({"norm": "layer"}, "norm 'layer' cannot be packed"),
     ],
 )
 def test_what_cannot_be_packed(tmp_path, rng, dials, message):
@@ -117,6 +119,7 @@ def test_what_cannot_be_packed(tmp_path, rng, dials, message):
     write_training(tmp_path / "source", config, rng)
     with pytest.raises(ValueError, match=message):
         pack(tmp_path / "source", tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
 
 
 def test_trees_with_a_master_leaf_are_packed_and_computed_by_the_oracle(tmp_path, rng):

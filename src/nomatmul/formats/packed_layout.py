@@ -108,6 +108,15 @@ def check_packable(config: ModelConfig, packing: str, embedding_form: str) -> No
             f"fff_leaf_width {config.fff_leaf_width}: leaves of networks cannot be packed as"
             " ternary rows; only trees whose every node is a neuron can (fff_leaf_width null)"
         )
+    wanted: dict[str, object] = {"norm": "rms", "embedding_norm": False}
+    if config.channel_mixer == "fff":
+        wanted["activation"] = "silu"
+    for dial, legal in wanted.items():
+        if getattr(config, dial) != legal:
+            raise ValueError(
+                f"{dial} {getattr(config, dial)!r} cannot be packed: what runs packed ternary"
+                f" models computes {dial} {legal!r}"
+            )
     if packing not in PACKINGS:
         raise ValueError(f"packing {packing!r} is unknown; legal values are '2bit', '1.6bit'")
     if embedding_form not in EMBEDDING_FORMS:
