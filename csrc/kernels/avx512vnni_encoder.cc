@@ -1,5 +1,9 @@
 // The encoder's kernels for AVX512 with VNNI.
+#if defined(NOMATMUL_EMULATE)
+#include "../emulate/x86.h"
+#else
 #include <immintrin.h>
+#endif
 
 #include <cstdint>
 #include <cstring>
@@ -22,9 +26,15 @@ inline __m512i broadcast_pair(const int16_t* p) {
 }
 inline Acc multiply_add(Acc sum, __m512i a, __m512i b) { return _mm512_dpwssd_epi32(sum, a, b); }
 inline void scale_store(Acc acc, const float* row_scale, float step, float* out, int count) {
-  const __mmask16 lanes = static_cast<__mmask16>((1u << count) - 1);
-  const __m512 scale = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, row_scale), _mm512_set1_ps(step));
-  _mm512_mask_storeu_ps(out, lanes, _mm512_mul_ps(_mm512_cvtepi32_ps(acc), scale));
+  const __m512 sums = _mm512_cvtepi32_ps(acc);
+  if (count == 16) {
+    const __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(row_scale), _mm512_set1_ps(step));
+    _mm512_storeu_ps(out, _mm512_mul_ps(sums, scale));
+    return;
+  }
+  float floats[16];
+  _mm512_storeu_ps(floats, sums);
+  for (int i = 0; i < count; ++i) out[i] = floats[i] * (row_scale[i] * step);
 }
 
 }  // namespace
