@@ -26,7 +26,7 @@ from nomatmul.evaluate.compare_summary import Entry, summarise
 
 TITLES = {
     "causal": "Causal language model, attention, dense weights",
-    "mlm": "Encoder, masked language modelling",
+    "encoder": "Encoder, masked language modelling",
     "union": "The union: MatMul-free LM (MLGRU, ternary) with ternary trees",
 }
 
@@ -35,13 +35,15 @@ def load(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[st
     """Rows of the study, rows of fine-tuning, the machine."""
     machine = out / "fff-study-machine.json"
     about = json.loads(machine.read_text()) if machine.exists() else {}
-    return read_rows(out / "fff-study-rows.jsonl"), read_rows(out / "fff-study-glue.jsonl"), about
+    # Rows of the first try fine-tuned encoders that had learnt nothing but frequencies.
+    glue = [r for r in read_rows(out / "fff-study-glue.jsonl") if r.get("of") == "encoder"]
+    return read_rows(out / "fff-study-rows.jsonl"), glue, about
 
 
 def short_table(out: Path) -> None:
     """Scores in a few lines, for the end of a log."""
     rows, glue, _ = load(out)
-    for section in TITLES:
+    for section in (*TITLES, "mlm"):
         for entry in summarise(rows, section):
             print(f"{section:7} {entry.label:34} {entry.active:5} {with_error(entry)}")
     for line in glue_table(glue, {}):
@@ -118,7 +120,7 @@ def _median(scores: list[float]) -> str | None:
 def glue_section(glue: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[str]:
     if not glue:
         return []
-    losses = {entry.variant: entry.score for entry in summarise(rows, "mlm")}
+    losses = {entry.variant: entry.score for entry in summarise(rows, "encoder")}
     epochs = ", ".join(f"{count} for {task}" for task, count, _ in TASKS.values())
     return [
         "## GLUE", "",
@@ -147,10 +149,22 @@ def section(name: str, rows: list[dict[str, Any]], out: Path, page: Path) -> lis
     ]  # fmt: skip
 
 
+def plateau_section(rows: list[dict[str, Any]]) -> list[str]:
+    """The first try of the encoders, which says nothing about layers."""
+    found = [r for r in rows if (r["section"], r["status"]) == ("mlm", "ok")]
+    if not found:
+        return []
+    lines = [[r["label"], r["seed"], r["steps"], f"{r['loss']:.3f}"] for r in found]
+    return [
+        "## A try that says nothing", "", words.PLATEAU, "",
+        *table(["channel mixer", "seed", "steps", "masked loss"], lines), "",
+    ]  # fmt: skip
+
+
 def ship_section(rows: list[dict[str, Any]]) -> list[str]:
     """The longer pair of union models."""
     found = [r for r in rows if r["stage"] == "ship" and r["status"] == "ok"]
-    if not found:
+    if len(found) < 2:
         return []
     lines = [
         [
@@ -176,16 +190,17 @@ def write(out: Path, page: Path) -> None:
     entries = {name: summarise(rows, name) for name in TITLES}
     lines = ["# Fast feedforward layers: what they give, what they cost", ""]
     lines += [words.INTRODUCTION, ""]
-    lines += words.summary(entries, glue)
+    lines += words.summary(entries, glue, rows)
     lines += ["## How it was measured", "", words.METHOD, ""]
     if about:
         lines += [f"Machine: {describe(about)}. Rows: `{_relative(out, page)}`.", ""]
     for name in TITLES:
         lines += section(name, rows, out, page)
-        if name == "mlm":
+        if name == "encoder":
             lines += glue_section(glue, rows)
         if name == "union":
             lines += ship_section(rows)
+    lines += plateau_section(rows)
     if rates := rate_table(rows):
         lines += ["## Is one rate for all fair?", "", words.RATES, "", *rates, ""]
     lines += ["## Speed", "", words.SPEED, ""]

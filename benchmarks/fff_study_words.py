@@ -20,20 +20,27 @@ decisions) is "1 x 12" here."""
 
 METHOD = """\
 `benchmarks/fff_study.py` trains every variant through the code of `nomatmul compare`: 8 layers of
-width 512, the same texts (`wikipedia-en-2015` and `english-novels-98`), the same order
-of tokens for equal seeds, the same learning rate, about one pass; only the channel mixer differs.
-Causal models have 8,192 byte-pair tokens and sequences of 512, encoders 8,192 WordPieces and
-sequences of 128 with 25 % of the tokens hidden; 16,384 tokens a step, AdamW, cosine, bfloat16
-autocast. Held-out scores are of the valid parts of both texts, of all of the model's layers as
-trained (hard paths). Trees were trained in the masked form under torch.compile, which computes all
-nodes and multiplies by a mask: on a GPU and at this width it trains faster than visiting nodes
-one by one, and its gradients are equal to the conditional form's (tests/ops, tests/models).
-± is one standard error over seeds; with two or three seeds it is rough.
+width 512, texts of `wikipedia-en-2015` and `english-novels-98`, the same order of tokens for equal
+seeds and the same learning rate for all variants of a section; only the channel mixer differs.
+Causal models have 8,192 byte-pair tokens, sequences of 512 and 32,768 tokens a step; encoders 8,192
+WordPieces, sequences of 128, 8,192 tokens a step, 25 % of the tokens hidden. AdamW, cosine,
+bfloat16 autocast. Held-out scores are of the valid parts of both texts, with hard paths.
+Trees were trained in the masked form (under torch.compile, ternary ones without), which computes
+all nodes and multiplies by a mask: its gradients are equal to the conditional form's (tests/ops),
+and for layers of this width it was there when the runs were made. ± is one standard error; the
+spread of seeds is pooled over all variants of a table.
 
 *neurons*: of one layer; *active*: of these, on a token's path; *worth*: the width of the dense
 layer that would score the same, between the dense controls of the same table (a dash: outside of
 them); *FLOPs*: of the path, whole model, relative to the whole layer's model. A GLU's weights count
 as 1.5 neurons for each of its units."""
+
+PLATEAU = """\
+The first encoders had crammed BERT's sinusoidal positions and 32,768 tokens a step, so 26M tokens
+were 793 steps. Most of them never left the plateau near 5.9 nats where an encoder guesses by
+frequency alone; which ones did is luck of the seed at this length. Nothing is concluded from them.
+(On a CPU a toy encoder left the plateau after some 200 steps with rotary positions, not yet after
+325 with sinusoidal ones; hence the other setting of the table above.)"""
 
 BUDGETS = """\
 Held-out nats a token where each curve had used as many FLOPs (of the path) or seconds as the
@@ -113,20 +120,23 @@ def doubt(entries: list[Entry]) -> str | None:
         return None
     tree = single[0]
     gain, error = difference(none, tree)
-    span = none.score - whole.score
-    share = gain / span if span else math.nan
+    share = gain / (none.score - whole.score) if none.score != whole.score else math.nan
     unit = "bits per byte" if tree.metric == "bpb" else "nats"
-    clear = error is not None and gain > 2 * error
+    shown = f"{gain:.3f}" + ("" if error is None else f" ± {error:.3f}")
     start = f"one deep tree ({tree.label.removeprefix('FFF ')}, {tree.active} active neurons)"
-    if not clear:
-        return f"{start} is not distinguishable from no channel mixer ({gain:+.3f} {unit})"
+    if error is None or abs(gain) <= 2 * error:
+        return f"{start} is not told apart from no channel mixer ({shown} {unit} better)"
+    if gain < 0:
+        return f"{start} is worse than no channel mixer by {-gain:.3f} {unit}"
     return (
-        f"{start} is better than no channel mixer by {gain:.3f} {unit}, {share:.0%} of what the "
+        f"{start} is better than no channel mixer by {shown} {unit}, {share:.0%} of what the "
         "whole layer gives"
     )
 
 
-def summary(entries: dict[str, list[Entry]], glue: list[dict[str, Any]]) -> list[str]:
+def summary(
+    entries: dict[str, list[Entry]], glue: list[dict[str, Any]], rows: list[dict[str, Any]]
+) -> list[str]:
     """The page's answer in a few lines, each as strong as its numbers."""
     lines = ["## In short", ""]
     for name, found in entries.items():
@@ -139,17 +149,74 @@ def summary(entries: dict[str, list[Entry]], glue: list[dict[str, Any]]) -> list
             "- The doubt of the authors' users (issue 19: a language model with FFF is no better "
             f"than one without any feed-forward layer): {told}."
         )
-    lines += [f"- {text}" for text in glue_verdict(glue)]
+    if text := union_verdict(entries.get("union", []), rows):
+        lines.append(f"- {text}")
+    lines += [f"- After fine-tuning: {text}" for text in glue_verdict(glue)]
     lines += [f"- {text}" for text in balance_lines(entries)]
     if text := advice(entries):
         lines.append(f"- {text}")
     return [*lines, ""]
 
 
+def union_verdict(entries: list[Entry], rows: list[dict[str, Any]]) -> str | None:
+    """Do ternary trees in the MatMul-free LM give anything beyond no channel mixer?"""
+    none = _pick(entries, "none")
+    trees = [e for e in trees_of(entries) if e.variant.count("-") == 1]
+    if none is None or not trees:
+        return None
+    parts = []
+    helps = False
+    for tree in sorted(trees, key=lambda e: e.active):
+        gain, error = difference(none, tree)
+        helps = helps or (gain > 2 * error if error is not None else False)
+        parts.append(f"{tree.label.removeprefix('FFF ')} {-gain:+.3f}")
+    told = (
+        "The union of ternary trees and MLGRU, bits per byte against no channel mixer at all: "
+        + ", ".join(parts)
+        + "."
+    )
+    whole = _pick(entries, "dense")
+    if whole is not None:
+        told += (
+            f" The whole GLU is worth {none.score - whole.score:.3f} there: MLGRU's own gates and "
+            "projections leave little for a channel mixer to do at this size."
+        )
+    at_rates = union_rates(rows)
+    if at_rates:
+        told += f" Short runs at other rates: {at_rates}."
+    if helps:
+        return told
+    return (
+        f"{told} So here the trees give nothing that their parameters are worth: no union recipe "
+        "is recommended and no model of it is shipped. That is a result for this size, these "
+        "tokens and this training, not a proof for others."
+    )
+
+
+def union_rates(rows: list[dict[str, Any]]) -> str:
+    """Trees and GLU against none at each rate that short runs tried."""
+    scores: dict[float, dict[str, float]] = {}
+    for row in rows:
+        if (row["section"], row["stage"], row["status"]) == ("union", "rate", "ok"):
+            scores.setdefault(row["learning_rate"], {})[row["variant"]] = row["bpb"]
+    parts = []
+    for rate, found in sorted(scores.items()):
+        if "none" not in found:
+            continue
+        others = ", ".join(
+            f"{'GLU' if name == 'dense' else name_of(name)} {score - found['none']:+.3f}"
+            for name, score in sorted(found.items())
+            if name != "none"
+        )
+        if others:
+            parts.append(f"at {rate:g} {others}")
+    return "; ".join(parts)
+
+
 def _where(section: str) -> str:
     return {
         "causal": "in the causal model",
-        "mlm": "in the encoder",
+        "encoder": "in the encoder",
         "union": "in the ternary union",
     }[section]
 

@@ -41,10 +41,19 @@ def test_means_and_errors_over_seeds():
     entries = {e.variant: e for e in summarise(ROWS, "s")}
     tree = entries["fff-16x7"]
     assert tree.score == pytest.approx(1.62)
-    assert tree.error == pytest.approx(statistics.stdev([1.60, 1.64]) / math.sqrt(2))
+    pairs = ([1.50, 1.52], [1.70, 1.71], [1.80, 1.80], [1.60, 1.64])
+    pooled = math.sqrt(statistics.fmean(statistics.variance(pair) for pair in pairs))
+    assert tree.error == pytest.approx(pooled / math.sqrt(2))
     gap, error = difference(tree, entries["dense"])
     assert gap == pytest.approx(0.11)
     assert error == pytest.approx(math.hypot(tree.error, entries["dense"].error))
+
+
+def test_a_single_seed_has_the_spread_of_the_others():
+    entries = {e.variant: e for e in summarise([*ROWS, _row("fff-1x2", 1, 1.7, active=2)], "s")}
+    single, pair = entries["fff-1x2"], entries["none"]
+    assert single.error == pytest.approx(pair.error * math.sqrt(2))
+    assert all(e.error is None for e in summarise([ROWS[0], ROWS[4]], "s"))
 
 
 def test_the_same_seed_twice_is_one_seed():
@@ -115,7 +124,7 @@ def test_the_report_is_files_that_others_can_read(tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert text.startswith("# Title")
     assert "| fff-16x7 | 2032 | 112 |" in text
-    assert "1.6200 ± 0.0200" in text
+    assert "| 1.6200 ± 0.01" in text
     assert "nan" not in text
     assert "| fff-16x7 |" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "compare-s.png").stat().st_size > 1000

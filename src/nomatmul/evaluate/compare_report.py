@@ -32,10 +32,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
 
 
 def with_error(entry: Entry) -> str:
-    """The score with its standard error, "(1 seed)" where there is none."""
-    if entry.error is None:
-        return f"{entry.score:.4f} (1 seed)"
-    return f"{entry.score:.4f} ± {entry.error:.4f}"
+    """The score with its standard error, as far as one is known."""
+    error = "" if entry.error is None else f" ± {entry.error:.4f}"
+    return f"{entry.score:.4f}{error}" + (" (1 seed)" if len(entry.values) == 1 else "")
 
 
 def summary_table(entries: list[Entry]) -> list[str]:
@@ -74,7 +73,8 @@ NOTES = """\
   all that a layer has. Levels count neurons on a path: FFF 16 x 7 is 16 trees of 7 levels.
 - *worth*: the width of the dense layer that would score the same, read from the dense controls of
   this table; a dash where the score lies outside of them.
-- ± is one standard error of the mean over seeds; two seeds make it rough.
+- ± is one standard error of the mean over seeds; the seeds' spread is pooled over all variants of
+  the table.
 - *loss at equal FLOPs* and *at equal time*: held-out nats a token at the point of each curve where
   it had used as much as the cheapest variant did in all. There the learning rate of the dearer ones
   had not yet come down, so these two columns flatter the cheap ones. FLOPs count the path only.

@@ -17,7 +17,9 @@ class Entry:
     """One variant of a section, all its finished seeds together.
 
     score: held-out bits per byte of a causal model, nats a guessed token of an encoder; lower is
-    better. error: standard error of the mean, None for one seed. at_flops, at_seconds: held-out
+    better. error: standard error of the mean, from the spread of seeds pooled over all variants of
+    the section (two seeds of one variant alone would give a very rough one); None if no variant has
+    two. at_flops, at_seconds: held-out
     loss (nats a token) where the cheapest variant ended, see `equal_budgets`. worth: width of the
     dense layer that would score the same (nan: outside of the controls).
     """
@@ -62,14 +64,14 @@ def summarise(rows: list[dict[str, Any]], section: str, *, stage: str = "final")
     mine = [r for r in rows if (r["section"], r["stage"]) == (section, stage)]
     length = _usual([r["steps_planned"] for r in mine if r["status"] == "ok"])
     mine = [r for r in mine if r["steps_planned"] == length]
-    entries = []
+    entries: list[Entry] = []
     for variant in dict.fromkeys(row["variant"] for row in mine):
         of_variant = [row for row in mine if row["variant"] == variant]
         done = [row for row in of_variant if row["status"] == "ok"]
         if done:
             diverged = sum(row["status"] == "diverged" for row in of_variant)
             entries.append(_entry(done, diverged))
-    entries = equal_budgets(entries, mine)
+    entries = equal_budgets(with_errors(entries), mine)
     return sorted(with_worth(entries), key=lambda entry: entry.score)
 
 
@@ -82,14 +84,13 @@ def _entry(rows: list[dict[str, Any]], diverged: int) -> Entry:
     metric = "bpb" if "bpb" in first else "loss"
     # The same seed twice (other kernels, another machine) is one seed.
     values = list({row["seed"]: float(row[metric]) for row in rows}.values())
-    several = len(values) > 1
     return Entry(
         section=first["section"],
         variant=first["variant"],
         label=first["label"],
         metric=metric,
         score=statistics.fmean(values),
-        error=statistics.stdev(values) / len(values) ** 0.5 if several else None,
+        error=None,
         values=tuple(values),
         tokens=first["tokens"],
         parameters=first["parameters"],
@@ -101,6 +102,18 @@ def _entry(rows: list[dict[str, Any]], diverged: int) -> Entry:
         learning_rate=first["learning_rate"],
         diverged=diverged,
     )
+
+
+def with_errors(entries: list[Entry]) -> list[Entry]:
+    """The entries with their standard errors: the seeds' pooled deviation over sqrt(seeds)."""
+    degrees = sum(len(e.values) - 1 for e in entries)
+    if not degrees:
+        return entries
+    squares = sum(
+        statistics.variance(e.values) * (len(e.values) - 1) for e in entries if len(e.values) > 1
+    )
+    deviation = math.sqrt(squares / degrees)
+    return [dataclasses.replace(e, error=deviation / math.sqrt(len(e.values))) for e in entries]
 
 
 def equal_budgets(entries: list[Entry], rows: list[dict[str, Any]]) -> list[Entry]:
@@ -177,7 +190,7 @@ def _worth(score: float, controls: list[tuple[int, float]]) -> float:
 
 
 def difference(a: Entry, b: Entry) -> tuple[float, float | None]:
-    """a.score - b.score and its standard error, None where either has one seed only."""
+    """a.score - b.score and its standard error, None where none is known."""
     gap = a.score - b.score
     if a.error is None or b.error is None:
         return gap, None
