@@ -12,7 +12,7 @@ out=../build/arm
 mkdir -p "$out"
 flags="-std=c++17 -O2 -ffp-contract=off -Wall -Wextra -Wno-psabi -DNOMATMUL_HAVE_NEON"
 for plain in kernels/scalar kernels/dispatch kernels/scalar_fff kernels/fff_dispatch \
-  fff memory thread_pool; do
+  fff fff_batches memory thread_pool; do
   $cxx $flags -I. -c "$plain.cc" -o "$out/$(basename "$plain").o"
 done
 for vector in neon neon_fff; do

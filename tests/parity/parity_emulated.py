@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (
     *("csrc/kernels/avx512vnni.cc", "csrc/kernels/amx.cc", "csrc/kernels/avx512vnni_fff.cc"),
-    *("csrc/emulate/c_api.cc", "csrc/fff.cc", "csrc/memory.cc", "csrc/thread_pool.cc"),
+    *("csrc/emulate/c_api.cc", "csrc/fff.cc", "csrc/fff_batches.cc"),
+    *("csrc/memory.cc", "csrc/thread_pool.cc"),
 )
 FLAGS: tuple[str, ...] = (
     *("-std=c++17", "-O1", "-fPIC", "-w", "-ffp-contract=off"),
@@ -174,7 +175,7 @@ def _source_hash() -> str:
     for folder in ("csrc/kernels", "csrc/emulate"):
         for path in sorted((ROOT / folder).glob("*")):
             digest.update(path.read_bytes())
-    for name in (*SOURCES, "csrc/fff.h", "csrc/memory.h", "csrc/thread_pool.h"):
+    for name in (*SOURCES, "csrc/fff.h", "csrc/fff_parts.h", "csrc/memory.h", "csrc/thread_pool.h"):
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()[:16]
 
