@@ -18,7 +18,7 @@ from typing import Any
 
 import fff_study_words as words
 from fff_study_glue import BATCH, RATE, TASKS
-from gpu_common import describe
+from gpu_common import ROOT, describe
 
 from nomatmul.evaluate.compare_plan import read_rows
 from nomatmul.evaluate.compare_report import plot, plot_name, table, with_error
@@ -33,8 +33,8 @@ TITLES = {
 
 def load(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
     """Rows of the study, rows of fine-tuning, the machine."""
-    machine = out / "fff-study-machine.json"
-    about = json.loads(machine.read_text()) if machine.exists() else {}
+    machines = [json.loads(file.read_text()) for file in sorted(out.glob("fff-study-machine*"))]
+    about = {**machines[0], "commit": ", ".join(m["commit"] for m in machines)} if machines else {}
     # Rows of the first try fine-tuned encoders that had learnt nothing but frequencies.
     glue = [r for r in read_rows(out / "fff-study-glue.jsonl") if r.get("of") == "encoder"]
     return read_rows(out / "fff-study-rows.jsonl"), glue, about
@@ -55,7 +55,9 @@ def score_table(entries: list[Entry]) -> list[str]:
     whole = next((e for e in entries if e.variant == "dense"), None)
     rows = []
     for e in entries:
-        gap = None if whole is None or e is whole else f"{e.score - whole.score:+.3f}"
+        gap = None
+        if whole is not None and e is not whole:
+            gap = f"{round(e.score - whole.score, 3) + 0.0:+.3f}"
         worth = None if math.isnan(e.worth) else f"{e.worth:.0f}"
         share = None if whole is None else f"{e.flops_per_token / whole.flops_per_token:.2f}"
         rows.append([e.label, e.neurons, e.active, len(e.values), with_error(e), gap, worth, share])
@@ -114,6 +116,8 @@ def _median(scores: list[float]) -> str | None:
     if not scores:
         return None
     low, high = min(scores) * 100, max(scores) * 100
+    if len(scores) == 1:
+        return f"{low:.1f} (1 run)"
     return f"{statistics.median(scores) * 100:.1f} ({low:.1f} to {high:.1f}, {len(scores)} runs)"
 
 
@@ -127,7 +131,7 @@ def glue_section(glue: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list
         f"The encoders of the table above, fine-tuned (epochs: {epochs}; batch {BATCH}, peak rate "
         f"{RATE:g}, no search), scored on the development sets; median (lowest to highest) over "
         "fine-tuning seeds and, where two were kept, pre-training seeds. x 100.", "",
-        *glue_table(glue, losses), "", *words.glue_verdict(glue), "",
+        *glue_table(glue, losses), "", *[f"- {text}" for text in words.glue_verdict(glue)], "",
     ]  # fmt: skip
 
 
@@ -203,8 +207,19 @@ def write(out: Path, page: Path) -> None:
     lines += plateau_section(rows)
     if rates := rate_table(rows):
         lines += ["## Is one rate for all fair?", "", words.RATES, "", *rates, ""]
-    lines += ["## Speed", "", words.SPEED, ""]
+    lines += ["## What was not measured", "", words.NOT_MEASURED, ""]
+    lines += ["## Speed", "", words.SPEED, "", *speed_links(page), ""]
     page.write_text("\n".join(lines).rstrip() + "\n", "utf-8")
+
+
+def speed_links(page: Path) -> list[str]:
+    """The newest table of each kind, or the script that makes one."""
+    lines = []
+    for what, pattern, script in words.TABLES:
+        found = sorted((ROOT / "benchmarks/results").rglob(pattern))
+        target = found[-1] if found else ROOT / "benchmarks" / script
+        lines.append(f"- {what}: [{target.name}]({os.path.relpath(target, page.parent)})")
+    return lines
 
 
 def _relative(out: Path, page: Path) -> str:

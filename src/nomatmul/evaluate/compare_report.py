@@ -175,15 +175,10 @@ def plot(rows: list[dict[str, Any]], entries: list[Entry], path: Path) -> bool:
         return False
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib import ticker
 
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
-    colours = dict(
-        zip(
-            [e.variant for e in entries],
-            [plt.get_cmap("tab20")(n % 20) for n in range(len(entries))],
-            strict=True,
-        )
-    )
+    colours = dict(zip([e.variant for e in entries], _colours(plt, len(entries)), strict=True))
     _plot_scores(axes[0], entries, colours)
     for axis, label, key in (
         (axes[1], "training FLOPs (path only)", "flops"),
@@ -191,11 +186,18 @@ def plot(rows: list[dict[str, Any]], entries: list[Entry], path: Path) -> bool:
     ):
         _plot_curves(axis, rows, entries, colours, key)
         axis.set(xlabel=label, ylabel="held-out loss (nats a token)", xscale="log")
+        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
         axis.grid(alpha=0.3, which="both")
     axes[1].legend(fontsize=7, ncols=2)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return True
+
+
+def _colours(plt: Any, count: int) -> list[Any]:
+    """Strong colours first, then their pale brothers, then again."""
+    order = [*range(0, 20, 2), *range(1, 20, 2)]
+    return [plt.get_cmap("tab20")(order[n % 20]) for n in range(count)]
 
 
 def _plot_scores(axis: Any, entries: list[Entry], colours: dict[str, Any]) -> None:
