@@ -1,0 +1,139 @@
+"""The study of FFF layers: its plan, its squeezed models, and words that follow its rows."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import fff_study_plan  # noqa: E402  (found by the line above)
+import fff_study_words as words  # noqa: E402
+from fff_study_ship import choose, is_ternary  # noqa: E402
+
+from nomatmul.evaluate.compare_plan import identity  # noqa: E402
+from nomatmul.evaluate.compare_summary import Entry  # noqa: E402
+
+
+def _args(tmp_path: Path, **values) -> argparse.Namespace:
+    given = {
+        "sections": list(fff_study_plan.FIRST), "probes": list(fff_study_plan.CHECKED),
+        "tiny": False, "length": 512, "batch": 64, "warmup": 80, "tokens": 26e6,
+        "encoder_tokens": 16e6, "rate_tokens": 7e6, "eval_tokens": 1e6, "points": 8, "seeds": 2,
+        "more_seeds": 1, "first_only": False, "probe_first": False, "work": tmp_path,
+        "out": tmp_path, "compile": "auto", "implementation": "masked", "commit": "c", **values,
+    }  # fmt: skip
+    return argparse.Namespace(**given)
+
+
+def test_cells_come_in_turn_and_no_run_is_planned_twice(tmp_path):
+    cells = fff_study_plan.plan(_args(tmp_path))
+    assert [cell.section for cell in cells[:3]] == list(fff_study_plan.FIRST)
+    runs = [(c.section, c.variant, c.stage, identity(c), seed) for c in cells for seed in c.seeds]
+    assert len(runs) == len(set(runs))
+
+
+def test_sections_differ_in_the_channel_mixer_only(tmp_path):
+    cells = [c for c in fff_study_plan.plan(_args(tmp_path)) if c.stage == "final"]
+    for section in fff_study_plan.FIRST:
+        configs = [cell.train_config for cell in cells if cell.section == section]
+        for field in ("learning_rate", "steps", "batch_size", "sequence_length", "warmup_steps"):
+            assert len({getattr(config, field) for config in configs}) == 1
+        for field in ("hidden_size", "num_layers", "token_mixer", "linear", "positions", "norm"):
+            assert len({getattr(config.model, field) for config in configs}) == 1
+
+
+def test_encoders_are_kept_for_fine_tuning_and_their_trees_have_a_bias(tmp_path):
+    cells = fff_study_plan.plan(_args(tmp_path, sections=["encoder"], probes=[]))
+    kept = {cell.variant for cell in cells if cell.keep}
+    assert kept == set(fff_study_plan.FINE_TUNED)
+    for cell in cells:
+        model = cell.train_config.model
+        assert model.fff_bias == (model.channel_mixer == "fff" and model.fff_leaf_width is None)
+
+
+def _entry(variant: str, score: float, active: int, section: str = "union", **values) -> Entry:
+    given = {
+        "section": section, "variant": variant, "label": words.name_of(variant), "metric": "bpb",
+        "score": score, "error": 0.001, "values": (score, score), "tokens": 1, "parameters": 1,
+        "neurons": 2032 if active else 0, "active": active, "flops_per_token": 1.0,
+        "flops_masked_per_token": 1.0, "tokens_per_second": 1.0, "learning_rate": 1e-3, **values,
+    }  # fmt: skip
+    return Entry(**given)
+
+
+def test_the_model_to_ship_has_the_fewest_active_neurons_near_the_best():
+    entries = [
+        _entry("fff-64x5", 1.600, 320), _entry("fff-16x7", 1.615, 112),
+        _entry("fff-1x11", 1.70, 11), _entry("dense", 1.5, 2040),
+        _entry("fff-16x9", 1.58, 144, neurons=8176),
+    ]  # fmt: skip
+    assert choose(entries, 2040) == "fff-16x7"
+    assert choose([_entry("dense", 1.5, 2040)], 2040) is None
+
+
+@pytest.mark.parametrize(("score", "shipped"), [(1.58, True), (1.61, False), (1.65, False)])
+def test_no_union_is_recommended_unless_trees_beat_no_mixer(score, shipped):
+    entries = [_entry("none", 1.61, 0), _entry("dense", 1.55, 2040), _entry("fff-16x7", score, 112)]
+    text = words.union_verdict(entries, [])
+    assert text is not None
+    assert ("no union recipe is recommended" in text) != shipped
+
+
+def test_the_doubt_is_told_by_the_error_of_the_seeds():
+    def told(score: float) -> str:
+        tree = _entry("fff-1x11", score, 11)
+        return words.doubt([_entry("none", 1.80, 0), _entry("dense", 1.60, 2048), tree]) or ""
+
+    assert "is not told apart" in told(1.799)
+    assert "better than no channel mixer by 0.100 ± 0.001 bits per byte, 50%" in told(1.70)
+    assert "worse than no channel mixer by 0.050" in told(1.85)
+
+
+def test_fine_tuning_that_tells_nothing_apart_is_said_to():
+    def row(variant: str, score: float) -> dict:
+        return {"variant": variant, "task": "SST-2", "score": score}
+
+    close = words.glue_verdict([row("none", 0.826), row("fff-1x12", 0.836)])
+    assert "does not tell the layers apart" in close[0]
+    far = words.glue_verdict([row("none", 0.70), row("fff-1x12", 0.836)])
+    assert "does not tell" not in far[0]
+    assert "No run of a tree" in words.glue_verdict([row("none", 0.8)])[0]
+
+
+def test_squeezed_models_keep_ternary_values_and_scales(tmp_path):
+    torch = pytest.importorskip("torch")
+    from fff_study_ship import expand, squeeze
+    from model_files import write_tokenizer
+    from safetensors.numpy import load_file
+
+    from nomatmul.formats.config import ModelConfig
+    from nomatmul.formats.quantise import quantise_weight
+    from nomatmul.models import CausalLM, CausalLMConfig
+
+    torch.manual_seed(0)
+    config = ModelConfig(
+        vocab_size=40, hidden_size=32, num_layers=2, channel_mixer="fff", fff_trees=2, fff_depth=2,
+        activation="silu",
+    )  # fmt: skip
+    CausalLM(CausalLMConfig.from_model_config(config)).save_pretrained(tmp_path / "model")
+    write_tokenizer(tmp_path / "model")
+    squeeze(tmp_path / "model", tmp_path / "small.safetensors")
+    expand(tmp_path / "small.safetensors", tmp_path / "again")
+    before = load_file(tmp_path / "model" / "model.safetensors")
+    after = load_file(tmp_path / "again" / "model.safetensors")
+    assert set(before) == set(after)
+    ternary = [name for name in before if is_ternary(name, config)]
+    assert any(name.endswith("w_in") for name in ternary)
+    for name in ternary:
+        ours, scale = quantise_weight(before[name])
+        again, scale_again = quantise_weight(after[name])
+        np.testing.assert_array_equal(ours, again)
+        assert abs(scale_again / scale - 1) < 1e-6
+    assert not is_ternary("layers.0.channel.w_in", dataclasses.replace(config, linear="dense"))
