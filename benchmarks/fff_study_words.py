@@ -69,8 +69,10 @@ NOT_MEASURED = """\
 The device time ended before the runs with load balancing, a master leaf, trees in every second
 layer only, and the leaf form, and before second seeds of most encoders; so nothing is said about
 them at this size. Ternary trees in a model with attention, where an earlier trial with few seeds
-had looked promising, were not tried again: the union above has MLGRU. `nomatmul compare` runs them
-all on anybody's text, for example
+had looked promising, were not tried again: the union above has MLGRU. Its training steps were
+replayed as CUDA graphs, whose losses were checked against launched ones before each run; a GPU test
+of the gradients of ternary trees inside a graph had not been run by then (on a CPU they are
+tested). `nomatmul compare` runs all variants on anybody's text, for example
 `nomatmul compare transformer_box --data ... --valid ... --budget 26M --out runs/trees
 --variant dense --variant fff-16x7 --variant fff-16x7-balanced --variant fff-16x7-master64
 --variant fff-16x7-every2 --variant fff-1x6-leaf64`."""
