@@ -168,6 +168,25 @@ def test_truncation_is_asked_for(model):
     np.testing.assert_allclose(cut, fitting, atol=1e-5)  # [CLS], 18 rivers, [SEP]
 
 
+def test_special_tokens_of_a_model_that_names_its_own(tmp_path):
+    """Without a post-processor in the tokenizer: start, text, end, as the trainer writes rows."""
+    from model_files import write_tokenizer
+
+    config = encoder_config(**TREES, bos_token_id=30, eos_token_id=31)
+    write_encoder(tmp_path / "source", config)
+    write_tokenizer(tmp_path / "source", words=29)
+    pack(tmp_path / "source", tmp_path / "packed")
+    model = nomatmul.load(tmp_path / "packed")
+    for text, ids in (
+        ("w5 w6", [30, 5, 6, 31]),
+        (("w5 w6", "w7"), [30, 5, 6, 31, 7, 31]),
+        (" ".join(["w1"] * 40), [30, *[1] * 18, 31]),
+        ((" ".join(["w1"] * 40), "w2 w3"), [30, *[1] * 15, 31, 2, 3, 31]),
+    ):
+        found = model.embed(text, "first", truncate=True)[0]
+        np.testing.assert_array_equal(found, model.hidden([ids])[0, 0])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

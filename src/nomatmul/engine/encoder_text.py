@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,15 @@ class TextSide:
                 return name
         raise ValueError(f"the tokenizer has no mask token: none of {', '.join(MASK_NAMES)}")
 
-    def encode(self, texts: Text | Sequence[Text], truncate: bool) -> list[Any]:
-        """Return an encoding a text (or pair), special tokens added; words like [SEP] are text."""
+    def encode(self, texts: Text | Sequence[Text], truncate: bool) -> list[Tokens]:
+        """Return the tokens of each text (or pair), special ones added; words like [SEP] are text.
+
+        truncate: cut the longer text of what is too long for the model's positions.
+        """
         batch = self._checked_texts(texts)
         # Like the trainer's: what is typed is text, even where it spells a special token.
         self.tokenizer.encode_special_tokens = True
-        encodings = self.tokenizer.encode_batch(batch)
-        return [self._fitting(e, number, truncate) for number, e in enumerate(encodings)]
+        return [self._tokens(text, number, truncate) for number, text in enumerate(batch)]
 
     def encode_masked(self, text: str) -> tuple[list[int], list[int]]:
         """Return (ids, places of the mask token); here special tokens are told from text."""
@@ -73,12 +76,49 @@ class TextSide:
             raise ValueError(f"the text must be a string, got {type(text).__name__}")
         mask = self.mask_token
         self.tokenizer.encode_special_tokens = False
-        encoding = self._fitting(self.tokenizer.encode(_checked(text, 0)), 0, False)
+        ids = self._tokens(_checked(text, 0), 0, False).ids
         mask_id = self.tokenizer.token_to_id(mask)
-        places = [place for place, token in enumerate(encoding.ids) if token == mask_id]
+        places = [place for place, token in enumerate(ids) if token == mask_id]
         if not places:
             raise ValueError(f"the text has no {mask} to fill in")
-        return list(encoding.ids), places
+        return ids, places
+
+    def _tokens(self, text: Text, number: int, truncate: bool) -> Tokens:
+        """The tokens of one text as training had them, checked against the model's positions.
+
+        Where the config names an end token (models that we trained): a start token (the end token
+        where there is none), and every part with an end token behind it; else what the tokenizer
+        itself adds. Lengths include special tokens.
+        """
+        parts = (text,) if isinstance(text, str) else text
+        limit, end = self._config.max_position_embeddings, self._config.eos_token_id
+        if end is None:
+            whole = self.tokenizer.encode(*parts)
+            if len(whole.ids) > limit and truncate:
+                self.tokenizer.enable_truncation(limit, strategy="longest_first")
+                whole = self.tokenizer.encode(*parts)
+                self.tokenizer.no_truncation()
+            tokens = Tokens([], [], [], [])
+            tokens.add(whole)
+        else:
+            encodings = [self.tokenizer.encode(part, add_special_tokens=False) for part in parts]
+            room = limit - 1 - len(parts)
+            if truncate and room >= len(parts):
+                _cut(encodings, room)
+            start = self._config.bos_token_id
+            tokens = Tokens([], [], [], [])
+            tokens.add_special(end if start is None else start)
+            for encoding in encodings:
+                tokens.add(encoding)
+                tokens.add_special(end)
+        if not tokens.ids:
+            raise ValueError(f"text {number} is empty")
+        if len(tokens.ids) > limit:
+            raise ValueError(
+                f"text {number} has {len(tokens.ids)} tokens, the model has {limit} positions;"
+                " shorten it, or ask for truncation"
+            )
+        return tokens
 
     def filled(self, ids: list[int], place: int, token: int) -> str:
         """The text of ids with a token put in at a place; other masks stay as they are spelt."""
@@ -89,7 +129,7 @@ class TextSide:
         return str(self.tokenizer.decode(kept, skip_special_tokens=False))
 
     def tagged(
-        self, encoding: Any, scores_TC: Float, labels: tuple[str, ...]
+        self, encoding: Tokens, scores_TC: Float, labels: tuple[str, ...]
     ) -> list[dict[str, Any]]:
         """The tokens of one text with their labels, without special tokens."""
         found = []
@@ -124,32 +164,44 @@ class TextSide:
                 _checked(part, number)
         return [tuple(text) if isinstance(text, list) else text for text in batch]
 
-    def _fitting(self, encoding: Any, number: int, truncate: bool) -> Any:
-        limit = self._config.max_position_embeddings
-        if len(encoding.ids) == 0:
-            raise ValueError(f"text {number} is empty")
-        if len(encoding.ids) > limit:
-            if not truncate:
-                raise ValueError(
-                    f"text {number} has {len(encoding.ids)} tokens, the model has {limit}"
-                    " positions; shorten it, or ask for truncation"
-                )
-            return _Cut(encoding, limit)
-        return encoding
+
+@dataclass
+class Tokens:
+    """Ids of a text with their spelling, places in the text, and which of them are special."""
+
+    ids: list[int]
+    tokens: list[str]
+    offsets: list[tuple[int, int]]
+    special_tokens_mask: list[int]
+
+    def add(self, encoding: Any) -> None:
+        """Append what a tokenizer made of a text."""
+        self.ids += encoding.ids
+        self.tokens += encoding.tokens
+        self.offsets += encoding.offsets
+        self.special_tokens_mask += encoding.special_tokens_mask
+
+    def add_special(self, token: int) -> None:
+        """Append a token that stands for no text."""
+        self.ids.append(token)
+        self.tokens.append("")
+        self.offsets.append((0, 0))
+        self.special_tokens_mask.append(1)
 
 
-class _Cut:
-    """The first tokens of an encoding, with its last one (a separator) kept if it is special."""
-
-    def __init__(self, encoding: Any, limit: int) -> None:
-        count = len(encoding.ids)
-        keep = list(range(limit))
-        if encoding.special_tokens_mask[count - 1]:
-            keep[-1] = count - 1
-        self.ids = [encoding.ids[i] for i in keep]
-        self.tokens = [encoding.tokens[i] for i in keep]
-        self.offsets = [encoding.offsets[i] for i in keep]
-        self.special_tokens_mask = [encoding.special_tokens_mask[i] for i in keep]
+def _cut(encodings: list[Any], room: int) -> None:
+    """Cut the ends until the texts fit into `room` tokens, the longer first, as training does."""
+    over = sum(len(e.ids) for e in encodings) - room
+    if over <= 0:
+        return
+    if len(encodings) == 1:
+        encodings[0].truncate(room)
+        return
+    first = len(encodings[0].ids) >= len(encodings[1].ids)
+    long, short = encodings if first else encodings[::-1]
+    keep = max(len(long.ids) - over, min(len(short.ids), (room + 1) // 2))
+    long.truncate(keep)
+    short.truncate(room - keep)
 
 
 def softmax(logits: Float) -> Float:
