@@ -52,7 +52,7 @@ def walk(
     x_NK: Tensor, w_in_VK: Tensor, bias_V: Tensor | None, trees: int, depth: int
 ) -> tuple[Tensor, Tensor]:
     """As `naive.walk`. Raises ValueError for a logit that is not finite, too."""
-    logits_NTL = torch.empty(len(x_NK), trees, depth + 1)
+    logits_NTL = torch.empty(len(x_NK), trees, depth + 1, dtype=torch.float32)
     rows_NTL = torch.empty(logits_NTL.shape, dtype=torch.int32)
     if len(x_NK):
         bias = None if bias_V is None else _array(bias_V)
@@ -63,7 +63,7 @@ def walk(
 
 
 def _weighted_rows(weights_NTL: Tensor, nodes_NTL: Tensor, table_VD: Tensor) -> Tensor:
-    y_ND = torch.empty(len(weights_NTL), table_VD.shape[1])
+    y_ND = torch.empty(len(weights_NTL), table_VD.shape[1], dtype=torch.float32)
     if len(y_ND):
         weights = _array(weights_NTL.flatten(1))
         arguments = weights, _rows(nodes_NTL), _array(table_VD), y_ND.numpy()
@@ -74,7 +74,7 @@ def _weighted_rows(weights_NTL: Tensor, nodes_NTL: Tensor, table_VD: Tensor) -> 
 def _outer_sums(
     weights_NTL: Tensor, nodes_NTL: Tensor, x_ND: Tensor, like_VD: Tensor, sums_V: Tensor | None
 ) -> Tensor:
-    total_VD = torch.zeros(like_VD.shape)
+    total_VD = torch.zeros(like_VD.shape, dtype=torch.float32)
     if len(x_ND):
         arguments = _array(weights_NTL.flatten(1)), _rows(nodes_NTL), _array(x_ND)
         sums = None if sums_V is None else sums_V.numpy()
@@ -87,7 +87,7 @@ def walk_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `naive.walk_backward`."""
     dx_NK = _weighted_rows(dlogits_NTL, nodes_NTL, w_in_VK)
-    dbias = torch.zeros(len(w_in_VK) if with_bias else 0)
+    dbias = torch.zeros(len(w_in_VK) if with_bias else 0, dtype=torch.float32)
     sums = dbias if with_bias else None
     dw_VK = _outer_sums(dlogits_NTL, nodes_NTL, x_NK, w_in_VK, sums)
     return dx_NK.to(x_NK.dtype), dw_VK, dbias
@@ -102,7 +102,7 @@ def combine_backward(
     dy_ND: Tensor, h_NTL: Tensor, nodes_NTL: Tensor, w_out_VD: Tensor
 ) -> tuple[Tensor, Tensor]:
     """As `naive.combine_backward`."""
-    dh_NA = torch.zeros(h_NTL.flatten(1).shape)
+    dh_NA = torch.zeros(h_NTL.flatten(1).shape, dtype=torch.float32)
     if len(dy_ND):
         arguments = _array(dy_ND), _rows(nodes_NTL), _array(w_out_VD), dh_NA.numpy()
         _ready().gather_dot(*arguments, torch.get_num_threads())
