@@ -98,7 +98,7 @@ void FffLayer::run_trees(Batch& batch) const {
   uint8_t* buffer = work.threads.need<uint8_t>(h_bytes + ready_bytes());
   auto* h = reinterpret_cast<float*>(buffer);
   auto* q = reinterpret_cast<int8_t*>(buffer + h_bytes);
-  for (int i = 0; i < tokens; ++i) {
+  for (int i = 0; !as_is_ && i < tokens; ++i) {
     if (!ready(batch.x + i * k, prepared + prepared_bytes_ * i, steps + i, sums + i, q)) {
       batch.poison.report(batch.first + i);
     }
@@ -149,7 +149,7 @@ void FffLayer::run_groups(Batch& batch, int split) const {
     batch.pool.run(tasks, [&](int task, int thread) {
       const Piece part = part_of(task, nullptr);
       auto* q = reinterpret_cast<int8_t*>(buffers + buffer * thread);
-      for (int i = part.begin; tree == 0 && i < part.begin + part.count; ++i) {
+      for (int i = part.begin; !as_is_ && tree == 0 && i < part.begin + part.count; ++i) {
         if (!ready(batch.x + i * k, prepared + prepared_bytes_ * i, steps + i, sums + i, q)) {
           batch.poison.report(batch.first + i);
         }

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -128,6 +129,11 @@ int checked(size_t value, const char* what) {
   return static_cast<int>(value);
 }
 
+bool apart(const float* a, const float* b, size_t count) {
+  const std::less_equal<const float*> before;
+  return before(a + count, b) || before(b + count, a);
+}
+
 class Layer {
  public:
   Layer(const std::string& form, Stored rows, int trees, int depth, const std::string& activation,
@@ -156,6 +162,7 @@ class Layer {
                          array->shape(2) == static_cast<size_t>(layer_.levels())),
               std::string(name) + " must be [tokens, trees, depth + 1]");
     };
+    require(!y || apart(x.data(), y->data(), tokens * hidden), "x and y must not overlap");
     require_visits(rows, "rows");
     require_visits(logits, "logits");
     const int count = checked(tokens, "tokens");
@@ -175,6 +182,7 @@ class Layer {
     require(repeats >= 1 && repeats <= 1000000, "repeats must be 1 to 1000000");
     const size_t tokens = x.shape(1), hidden = x.shape(2);
     for (const Layer* layer : layers) {
+      require(layer != nullptr, "a layer is None");
       require(static_cast<size_t>(layer->layer_.spec().hidden) == hidden &&
                   layer->threads_ == layers[0]->threads_,
               "layers differ in size or threads, or x does not fit");
@@ -356,20 +364,21 @@ void bind_fff(nb::module_& parent) {
            "bias"_a.none() = nb::none(), "norm_in"_a.none() = nb::none(),
            "norm_out"_a.none() = nb::none(), "eps"_a = 1e-6f, "threads"_a = 1,
            "isa"_a.none() = nb::none())
-      .def("forward", &Layer::forward, "x"_a, "y"_a.none(), "rows"_a.none() = nb::none(),
-           "logits"_a.none() = nb::none())
+      // Outputs are never converted: results would go into the copy.
+      .def("forward", &Layer::forward, "x"_a, "y"_a.noconvert().none(),
+           "rows"_a.noconvert().none() = nb::none(), "logits"_a.noconvert().none() = nb::none())
       .def_prop_ro("isa", &Layer::isa)
       .def_prop_ro("threads", &Layer::threads);
   m.def("time_forward", &Layer::time_forward, "layers"_a, "x"_a, "repeats"_a);
-  m.def("walk", &walk, "x"_a, "w_in"_a, "bias"_a.none(), "logits"_a, "rows"_a, "trees"_a, "depth"_a,
-        "threads"_a, "isa"_a.none() = nb::none());
-  m.def("combine", &combine, "h"_a, "rows"_a, "w"_a, "y"_a, "threads"_a,
+  m.def("walk", &walk, "x"_a, "w_in"_a, "bias"_a.none(), "logits"_a.noconvert(),
+        "rows"_a.noconvert(), "trees"_a, "depth"_a, "threads"_a, "isa"_a.none() = nb::none());
+  m.def("combine", &combine, "h"_a, "rows"_a, "w"_a, "y"_a.noconvert(), "threads"_a,
         "isa"_a.none() = nb::none());
-  m.def("gather_dot", &gather_dot, "g"_a, "rows"_a, "w"_a, "out"_a, "threads"_a,
+  m.def("gather_dot", &gather_dot, "g"_a, "rows"_a, "w"_a, "out"_a.noconvert(), "threads"_a,
         "isa"_a.none() = nb::none());
-  m.def("segment_sum", &segment_sum, "h"_a, "rows"_a, "a"_a, "out"_a, "sums"_a.none(), "threads"_a,
-        "isa"_a.none() = nb::none());
-  m.def("activate", &activate, "isa"_a, "activation"_a, "logits"_a, "h"_a);
+  m.def("segment_sum", &segment_sum, "h"_a, "rows"_a, "a"_a, "out"_a.noconvert(),
+        "sums"_a.noconvert().none(), "threads"_a, "isa"_a.none() = nb::none());
+  m.def("activate", &activate, "isa"_a, "activation"_a, "logits"_a, "h"_a.noconvert());
 }
 
 }  // namespace nomatmul

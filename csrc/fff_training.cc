@@ -25,9 +25,9 @@ FffTree float_rows(const float* w, int columns) {
 
 template <class F>
 void for_token_blocks(int tokens, ThreadPool& pool, F&& block) {
-  pool.run((tokens + kTokensPerTask - 1) / kTokensPerTask, [&](int task, int) {
+  pool.run((tokens + kTokensPerTask - 1) / kTokensPerTask, [&](int task, int thread) {
     const int first = task * kTokensPerTask;
-    block(first, std::min(first + kTokensPerTask, tokens));
+    block(first, std::min(first + kTokensPerTask, tokens), thread);
   });
 }
 
@@ -58,7 +58,7 @@ struct Visits {
 void fff_combine(const float* h, const int32_t* rows, int tokens, int active, const float* w,
                  int columns, float* y, const FffKernels& fff, ThreadPool& pool) {
   const FffTree tree = float_rows(w, columns);
-  for_token_blocks(tokens, pool, [&](int first, int last) {
+  for_token_blocks(tokens, pool, [&](int first, int last, int) {
     for (int t = first; t < last; ++t) {
       const size_t at = static_cast<size_t>(t) * active;
       const int32_t* next = t + 1 < last ? rows + at + active : nullptr;
@@ -72,12 +72,13 @@ void fff_gather_dot(const float* g, const int32_t* rows, int tokens, int active,
                     int columns, float* out, const FffKernels& fff, ThreadPool& pool) {
   const FffTree tree = float_rows(w, columns);
   const size_t bytes = fff.prepared_bytes(FffForm::kF32, columns);
-  for_token_blocks(tokens, pool, [&](int first, int last) {
-    Block padded(bytes);
+  const Block buffers(bytes * pool.size());  // here: a task must not throw
+  for_token_blocks(tokens, pool, [&](int first, int last, int thread) {
+    auto* padded = reinterpret_cast<float*>(buffers.as<uint8_t>() + bytes * thread);
     for (int t = first; t < last; ++t) {
       const size_t at = static_cast<size_t>(t) * active;
-      fff.prepare(FffForm::kF32, g + static_cast<size_t>(t) * columns, columns, padded.data());
-      fff.dots(tree, rows + at, active, padded.as<float>(), out + at);
+      fff.prepare(FffForm::kF32, g + static_cast<size_t>(t) * columns, columns, padded);
+      fff.dots(tree, rows + at, active, padded, out + at);
     }
   });
 }
@@ -85,6 +86,7 @@ void fff_gather_dot(const float* g, const int32_t* rows, int tokens, int active,
 void fff_segment_sum(const float* h, const int32_t* rows, int tokens, int active, const float* a,
                      int columns, int count, float* out, float* sums, const FffKernels& fff,
                      ThreadPool& pool) {
+  if (count == 0) return;
   const Visits visits(h, rows, tokens, active, count);
   const FffTree tree = float_rows(a, columns);
   const int slices = (columns + kColumnsPerTask - 1) / kColumnsPerTask;

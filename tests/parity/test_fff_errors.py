@@ -74,6 +74,15 @@ def test_arrays_of_a_call() -> None:
         layer.forward(x, np.zeros((2, 96), np.float32))
     with pytest.raises(ValueError, match="rows must be"):
         layer.forward(x, x.copy(), np.zeros((3, 2, 4), np.int32))
+    with pytest.raises(ValueError, match="x and y must not overlap"):
+        layer.forward(x, x)
+    with pytest.raises(ValueError, match="x and y must not overlap"):
+        layer.forward(x[1:], x[:-1])
+    for outputs in ((x.astype(np.float64),), (None, np.zeros((3, 2, 3), np.int64))):
+        with pytest.raises(TypeError):  # a converted copy would take the results with it
+            layer.forward(x, *outputs)
+    with pytest.raises(ValueError, match="a layer is None"):
+        native_fff().time_forward([None], x[None], 1)
     with pytest.raises(ValueError, match="threads is 0, expected 1 to 1024"):
         native_layer(random_layer("f32", 96, 2, 2, "gelu"), None, 0).forward(x, x.copy())
     with pytest.raises(ValueError, match='isa "sse9" is not available here'):
@@ -117,6 +126,11 @@ def test_the_wrapper() -> None:
         pack_rows(w_in, w_out[:3], "f32")
     with pytest.raises(ValueError, match=r"rows must be \[V, 2, columns\]"):
         FFFLayer("f32", w_in, 1, 2)
+    rows, _ = pack_rows(w_in, w_out, "f32")
+    with pytest.raises(ValueError, match=r"x has shape \[33\], expected 2 dimensions"):
+        FFFLayer("f32", rows, 1, 2)(x_ND[0])
+    with pytest.raises(ValueError, match=r"bias has shape \[7, 1\], expected 1 dimensions"):
+        FFFLayer("f32", rows, 1, 2, bias=np.zeros((7, 1), np.float32))
     with pytest.raises(ValueError, match="no 32-bit index can name"):
         FFFLayer("f32", pack_rows(w_in, w_out, "f32")[0], 1, 2**40)
 

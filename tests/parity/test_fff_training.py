@@ -101,3 +101,48 @@ def test_a_walk_that_is_not_finite() -> None:
         native_fff().walk(x, w, bias, logits, rows, 1, 1, 1)
     with pytest.raises(ValueError, match="3 rows, but 1 trees of depth 2 have 7"):
         native_fff().walk(x, w, bias, logits, rows, 1, 2, 1)
+
+
+def test_no_rows_at_all() -> None:
+    nothing, rows = np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int32)
+    native_fff().segment_sum(nothing, rows, nothing, nothing.copy(), None, 2)
+
+
+def test_outputs_are_not_converted() -> None:
+    """Results for an array of another type would go into a copy, and be lost."""
+    h, rows = np.ones((2, 1), np.float32), np.zeros((2, 1), np.int32)
+    w, y = np.ones((3, 8), np.float32), np.zeros((2, 8))
+    for wrong in (y, np.zeros((8, 2), np.float32).T):
+        with pytest.raises(TypeError):
+            native_fff().combine(h, rows, w, wrong, 1)
+    with pytest.raises(TypeError):
+        native_fff().gather_dot(w[:2], rows, w, h.astype(np.float64), 1)
+    with pytest.raises(TypeError):
+        native_fff().segment_sum(h, rows, w[:2], w.copy(), np.zeros(3), 1)
+    for logits, path in ((np.float64, np.int32), (np.float32, np.int64)):
+        found = np.zeros((3, 1, 2), logits), np.zeros((3, 1, 2), path)
+        with pytest.raises(TypeError):
+            native_fff().walk(w, w, None, *found, 1, 1, 1)
+
+
+def test_default_type_of_torch_does_not_matter() -> None:
+    torch = pytest.importorskip("torch")
+    ops = pytest.importorskip("nomatmul.ops.fff")
+    _, w_in, w_out, x_NK = problem(SHAPES[0])
+    found = []
+    for default in (torch.float32, torch.float64):
+        torch.set_default_dtype(default)
+        try:
+            x, first, last = (
+                torch.from_numpy(a.copy()).requires_grad_() for a in (x_NK, w_in, w_out)
+            )
+            y, logits, _ = ops.fff(
+                x, first, last, trees=1, depth=2, activation="gelu", implementation="native"
+            )
+            (y.square().sum() + logits.sum()).backward()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        found.append([y.detach(), x.grad, first.grad, last.grad])
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype == torch.float32
+        np.testing.assert_array_equal(one.numpy(), other.numpy())

@@ -61,7 +61,10 @@ class FFFLayer:
                 raise ValueError(f"{name} is {value}, which no 32-bit index can name")
         self.form, self.trees, self.depth = form, trees, depth
         options = {"scales": scales, "bias": bias, "norm_in": norm_in, "norm_out": norm_out}
-        arrays = {k: None if v is None else _as_float(v) for k, v in options.items()}
+        ranks = {"scales": 2 if form == "int8" else 1}
+        arrays = {
+            k: None if v is None else _as_float(k, v, ranks.get(k, 1)) for k, v in options.items()
+        }
         self._layer = native().fff.Layer(
             form,
             _three_dimensional(rows),
@@ -81,14 +84,14 @@ class FFFLayer:
 
     def __call__(self, x_ND: Float) -> Float:
         """Return y [N, D]. Raises ValueError where x, or a logit, is not finite."""
-        x_ND = _as_float(x_ND)
+        x_ND = _as_float("x", x_ND, 2)
         y_ND = np.empty_like(x_ND)
         self._layer.forward(x_ND, y_ND)
         return y_ND
 
     def with_paths(self, x_ND: Float) -> tuple[Float, Paths]:
         """Return (y, paths) of x."""
-        x_ND = _as_float(x_ND)
+        x_ND = _as_float("x", x_ND, 2)
         y_ND = np.empty_like(x_ND)
         shape = (len(x_ND), self.trees, self.depth + 1)
         paths = Paths(np.empty(shape, np.int32), np.empty(shape, np.float32))
@@ -120,8 +123,11 @@ def pack_rows(w_in_VD: Float, w_out_VD: Float, form: str) -> tuple[NDArray[Any],
     raise ValueError(f"form {form!r} is unknown; legal values are {', '.join(FORMS)}")
 
 
-def _as_float(values: NDArray[Any]) -> Float:
-    return np.ascontiguousarray(values, dtype=np.float32)
+def _as_float(name: str, values: NDArray[Any], dimensions: int) -> Float:
+    array = np.asarray(values, dtype=np.float32)
+    if array.ndim != dimensions:
+        raise ValueError(f"{name} has shape {list(array.shape)}, expected {dimensions} dimensions")
+    return np.ascontiguousarray(array)
 
 
 def _three_dimensional(rows: NDArray[Any]) -> NDArray[Any]:
