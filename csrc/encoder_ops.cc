@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <climits>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -113,6 +114,11 @@ Pools& pools() {
   return *instance;
 }
 
+int checked(size_t size) {
+  require(size <= INT_MAX - 128, "an array has more than 2^31 - 129 rows or columns");
+  return static_cast<int>(size);
+}
+
 int checked_threads(int threads) {
   require(threads >= 1 && threads <= 1024, "threads must lie in 1..1024");
   return threads;
@@ -120,7 +126,7 @@ int checked_threads(int threads) {
 
 void add_norm(Table x, std::optional<ConstTable> delta, Vector weight, std::optional<Vector> bias,
               float eps, Table out, int threads, std::optional<std::string> isa) {
-  const int rows = static_cast<int>(x.shape(0)), d = static_cast<int>(x.shape(1));
+  const int rows = checked(x.shape(0)), d = checked(x.shape(1));
   require(d >= 1 && out.shape(0) == x.shape(0) && out.shape(1) == x.shape(1), "out is like x");
   require(!delta || (delta->shape(0) == x.shape(0) && delta->shape(1) == x.shape(1)),
           "delta is like x");
@@ -165,11 +171,11 @@ void activate(Table x, const std::string& kind, int threads, std::optional<std::
 void attention(ConstTable qkv, Offsets offsets, std::optional<Flags> seen, int heads, Table out,
                int threads, std::optional<std::string> isa) {
   const size_t n = out.shape(0), d = out.shape(1);
-  require(heads >= 1 && d >= 1 && d % heads == 0, "heads divide the columns of out");
+  require(heads >= 1 && checked(3 * d) >= 3 && d % heads == 0, "heads divide the columns of out");
   require(qkv.shape(0) == n && qkv.shape(1) == 3 * d, "qkv is [tokens, 3 * columns of out]");
   require(!seen || seen->shape(0) == n, "seen has a value for each token");
   require(offsets.shape(0) >= 1 && offsets.data()[0] == 0, "offsets begin with 0");
-  const int sequences = static_cast<int>(offsets.shape(0)) - 1;
+  const int sequences = checked(offsets.shape(0)) - 1;
   const int64_t* at = offsets.data();
   int64_t longest = 0;
   for (int b = 0; b < sequences; ++b) {
@@ -177,19 +183,20 @@ void attention(ConstTable qkv, Offsets offsets, std::optional<Flags> seen, int h
     longest = std::max(longest, at[b + 1] - at[b]);
   }
   require(static_cast<size_t>(at[sequences]) == n && longest < (1 << 24), "offsets end at tokens");
+  const int tasks = checked(static_cast<size_t>(sequences) * heads);
   const EncoderKernels* kernels = find(isa).encoder;
   const int e = static_cast<int>(d) / heads, count = checked_threads(threads);
   Pools& pool = pools();
   nb::gil_scoped_release release;
   const size_t floats = kernels->attention_scratch(static_cast<int>(longest), e);
-  std::vector<float> scratch(floats * std::min(count, std::max(1, sequences * heads)));
-  pool.run(std::min(count, sequences * heads), sequences * heads, [&](int task, int thread) {
+  const std::unique_ptr<float[]> scratch(new float[floats * count]);
+  pool.run(count, tasks, [&](int task, int thread) {
     const int64_t first = at[task / heads];
     const size_t column = static_cast<size_t>(task % heads) * e;
     const float* q = qkv.data() + first * 3 * d + column;
     kernels->attention(q, q + d, q + 2 * d, 3 * d, seen ? seen->data() + first : nullptr,
                        static_cast<int>(at[task / heads + 1] - first), e,
-                       scratch.data() + thread * floats, out.data() + first * d + column, d);
+                       scratch.get() + thread * floats, out.data() + first * d + column, d);
   });
 }
 
@@ -227,8 +234,8 @@ nb::ndarray<nb::numpy, float> float_panels_of(ConstTable weight, std::optional<s
 void linear_f32(ConstTable x, Vector panels, Table out, int threads,
                 std::optional<std::string> isa) {
   const EncoderKernels* kernels = find(isa).encoder;
-  const int rows = static_cast<int>(x.shape(0)), k = static_cast<int>(x.shape(1));
-  const int m = static_cast<int>(out.shape(1));
+  const int rows = checked(x.shape(0)), k = checked(x.shape(1));
+  const int m = checked(out.shape(1));
   const int count = (m + kernels->columns - 1) / kernels->columns;
   require(k >= 1 && m >= 1 && out.shape(0) == x.shape(0), "out is [n, m]");
   require(panels.shape(0) == static_cast<size_t>(count) * k * kernels->columns,
@@ -263,8 +270,8 @@ nb::ndarray<nb::numpy, int8_t> panels_of(Weights weight, std::optional<std::stri
 void linear_int8(ConstTable x, Panels panels, Vector row_scale, Table out, int threads,
                  std::optional<std::string> isa) {
   const Isa found = find(isa);
-  const int rows = static_cast<int>(x.shape(0)), k = static_cast<int>(x.shape(1));
-  const int m = static_cast<int>(out.shape(1)), columns = found.encoder->columns;
+  const int rows = checked(x.shape(0)), k = checked(x.shape(1));
+  const int m = checked(out.shape(1)), columns = found.encoder->columns;
   require(out.shape(0) == x.shape(0) && row_scale.shape(0) == out.shape(1), "out is [n, m]");
   // 127 * 127 * k must not leave int32
   require(k >= 1 && k <= 131072 && m >= 1, "a weight has 1 to 131072 columns");
@@ -279,13 +286,14 @@ void linear_int8(ConstTable x, Panels panels, Vector row_scale, Table out, int t
     std::vector<int16_t> q(ldq * rows);
     std::vector<float> step(rows);
     const std::vector<float> ones(k, 1.0f);
-    pool.run(workers, (rows + 15) / 16, [&](int task, int) {
-      std::vector<int8_t> narrow(k);
+    std::vector<int8_t> buffers(static_cast<size_t>(k) * workers);  // here: a task must not throw
+    pool.run(workers, (rows + 15) / 16, [&](int task, int thread) {
+      int8_t* narrow = buffers.data() + static_cast<size_t>(k) * thread;
       for (int t = task * 16; t < std::min(rows, task * 16 + 16); ++t) {
         step[t] = found.core->scale_quantize(x.data() + static_cast<size_t>(t) * k, ones.data(), k,
-                                             narrow.data());
+                                             narrow);
         if (!std::isfinite(step[t])) finite = false;
-        std::copy(narrow.begin(), narrow.end(), q.begin() + t * ldq);
+        std::copy(narrow, narrow + k, q.begin() + t * ldq);
       }
     });
     const Tiling tiling(rows, count, workers);
@@ -303,22 +311,24 @@ void linear_int8(ConstTable x, Panels panels, Vector row_scale, Table out, int t
 
 void bind_encoder(nb::module_& parent) {
   nb::module_ m = parent.def_submodule("encoder", "Steps of the encoder engine");
-  m.def("add_norm", &add_norm, "x"_a, "delta"_a.none(), "weight"_a, "bias"_a.none(), "eps"_a,
-        "out"_a, "threads"_a = 1, "isa"_a = nb::none(),
+  // Outputs are never converted: results would go into the copy.
+  m.def("add_norm", &add_norm, "x"_a.noconvert(), "delta"_a.none(), "weight"_a, "bias"_a.none(),
+        "eps"_a, "out"_a.noconvert(), "threads"_a = 1, "isa"_a = nb::none(),
         "x += delta; out = layer norm of x (with a bias) or RMS norm (without).");
-  m.def("activate", &activate, "x"_a, "kind"_a, "threads"_a = 1, "isa"_a = nb::none(),
+  m.def("activate", &activate, "x"_a.noconvert(), "kind"_a, "threads"_a = 1, "isa"_a = nb::none(),
         "x = gelu, silu or relu of x.");
-  m.def("attention", &attention, "qkv"_a, "offsets"_a, "seen"_a.none(), "heads"_a, "out"_a,
-        "threads"_a = 1, "isa"_a = nb::none(),
+  m.def("attention", &attention, "qkv"_a, "offsets"_a, "seen"_a.none(), "heads"_a,
+        "out"_a.noconvert(), "threads"_a = 1, "isa"_a = nb::none(),
         "out = softmax(q k^T / sqrt(e)) v of each sequence offsets[b]..offsets[b + 1].");
   m.def("float_panels", &float_panels_of, "weight"_a, "isa"_a = nb::none(),
         "A float32 matrix [m, k] in the layout that linear_f32 reads.");
-  m.def("linear_f32", &linear_f32, "x"_a, "panels"_a, "out"_a, "threads"_a = 1,
+  m.def("linear_f32", &linear_f32, "x"_a, "panels"_a, "out"_a.noconvert(), "threads"_a = 1,
         "isa"_a = nb::none(), "out = x W^T; a row's result does not depend on the other rows.");
   m.def("panels", &panels_of, "weight"_a, "isa"_a = nb::none(),
         "An int8 matrix [m, k] in the layout that linear_int8 reads.");
-  m.def("linear_int8", &linear_int8, "x"_a, "panels"_a, "row_scale"_a, "out"_a, "threads"_a = 1,
-        "isa"_a = nb::none(), "out = x W^T, x quantised to int8 by token, sums exact.");
+  m.def("linear_int8", &linear_int8, "x"_a, "panels"_a, "row_scale"_a, "out"_a.noconvert(),
+        "threads"_a = 1, "isa"_a = nb::none(),
+        "out = x W^T, x quantised to int8 by token, sums exact.");
 }
 
 }  // namespace nomatmul

@@ -138,3 +138,40 @@ def test_mistakes_are_named():
         NATIVE.linear_f32(x, np.zeros(3, np.float32), np.empty((2, 4), np.float32))
     with pytest.raises(ValueError, match="panels do not fit"):
         NATIVE.linear_int8(x, np.zeros(3, np.int8), w, np.empty((2, 4), np.float32))
+
+
+def test_outputs_are_not_converted():
+    """Results for an array of another type or order would go into a copy, and be lost."""
+    x, w = np.ones((4, 4), np.float32), np.ones(4, np.float32)
+    for wrong in (np.ones((4, 4)), np.ones((4, 4), np.float32)[:, ::-1]):
+        with pytest.raises(TypeError):
+            NATIVE.activate(wrong, "gelu")
+        with pytest.raises(TypeError):
+            NATIVE.add_norm(wrong, None, w, None, 1e-5, x.copy())
+        with pytest.raises(TypeError):
+            NATIVE.add_norm(x, None, w, None, 1e-5, wrong)
+        with pytest.raises(TypeError):
+            NATIVE.attention(np.ones((4, 12), np.float32), np.array([0, 4]), None, 2, wrong)
+        with pytest.raises(TypeError):
+            NATIVE.linear_f32(x, NATIVE.float_panels(x), wrong)
+        with pytest.raises(TypeError):
+            NATIVE.linear_int8(x, NATIVE.panels(x.astype(np.int8)), w, wrong)
+
+
+def test_sizes_beyond_an_int_are_refused():
+    """2^32 + 4 columns must not count as 4."""
+    panels = NATIVE.float_panels(np.ones((4, 4), np.float32))
+    wide = np.empty((0, 2**32 + 4), np.float32)
+    with pytest.raises(ValueError, match="more than 2"):
+        NATIVE.linear_f32(wide, panels, np.empty((0, 4), np.float32))
+
+
+@pytest.mark.parametrize("threads", [1, 3, 5])
+def test_attention_with_more_threads_than_heads(threads, rng):
+    qkv = rng.standard_normal((7, 12)).astype(np.float32)
+    found = []
+    for count in (1, threads):
+        out = np.full((7, 4), np.nan, np.float32)
+        NATIVE.attention(qkv, np.array([0, 7]), None, 2, out, count)
+        found.append(out)
+    np.testing.assert_array_equal(*found)
