@@ -136,7 +136,10 @@ class BoundModel {
     }
     auto logits = new_array<float>(x.shape(0), model_.spec().vocab);
     model_.own_process();
-    model_.logits_of(x.data(), static_cast<int>(x.shape(0)), logits.data());
+    {
+      nb::gil_scoped_release release;
+      model_.logits_of(x.data(), static_cast<int>(x.shape(0)), logits.data());
+    }
     return logits;
   }
 
@@ -163,7 +166,11 @@ class BoundModel {
     auto rows = new_array<int32_t>(x.shape(0), model_.active());
     auto logits = new_array<float>(x.shape(0), model_.active());
     model_.own_process();
-    model_.walk(layer, x.data(), static_cast<int>(x.shape(0)), rows.data(), logits.data());
+    {
+      // Without the GIL: a step of another thread holds the model's lock and asks for the GIL.
+      nb::gil_scoped_release release;
+      model_.walk(layer, x.data(), static_cast<int>(x.shape(0)), rows.data(), logits.data());
+    }
     return {rows, logits};
   }
 
