@@ -48,6 +48,11 @@ def test_classes_of_ones_own_file_are_read_off_it(tmp_path: Path) -> None:
     assert (names, rows.labels) == (("bad", "good"), [1.0, 0.0, 1.0])
     file = write(tmp_path / "b.tsv", "label\tsentence", *(f"{n}\tx" for n in (10, 9, 2)))
     assert read_rows(file, OWN)[1] == ("2", "9", "10")
+    # words that only look like whole numbers
+    file = write(tmp_path / "c.tsv", "label\tsentence", "m\u00b2\tx", "\u00b2\ty", "--1\tz")
+    assert read_rows(file, OWN)[1] == ("--1", "m\u00b2", "\u00b2")
+    file = write(tmp_path / "d.tsv", "label\tsentence", "\u00b2\tx", "--1\tz", "-1\tz")
+    assert read_rows(file, OWN)[1] == ("--1", "-1", "\u00b2")
 
 
 def test_line_ends_and_compression(tmp_path: Path) -> None:
@@ -68,6 +73,15 @@ def test_a_regression_has_numbers(tmp_path: Path) -> None:
         file = write(tmp_path / "own.tsv", "a\tb\tscore", f"x\ty\t{word}")
         with pytest.raises(ValueError, match=f"own.tsv, line 2: label '{word}' is no number"):
             read_rows(file, task)
+
+
+def test_a_held_out_file_may_be_called_train(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "train.tsv", "sentence\tlabel", f"{name}\t1", f"{name}\t0")
+    rows, _ = load_rows(OWN, tmp_path / "a/train.tsv", tmp_path / "b/train.tsv")
+    texts = {name: part.texts for name, part in rows.items()}
+    assert texts == {"train": [("a",), ("a",)], "held_out": [("b",), ("b",)]}
 
 
 HEAD = "sentence\tlabel"

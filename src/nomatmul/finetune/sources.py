@@ -26,7 +26,8 @@ def load_rows(
     known = dataclasses.replace(task, labels=names)
     rows = {"train": train}
     for file in files[1:]:
-        rows[file.stem] = read_rows(file, known)[0]
+        name = "held_out" if file.stem == "train" else file.stem  # never over the training rows
+        rows[name] = read_rows(file, known)[0]
     if len(rows) == 1:
         places = range(len(train))
         held = [i for i in places if i % _HELD_OUT_SHARE == _HELD_OUT_SHARE - 1]

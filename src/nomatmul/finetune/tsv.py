@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,7 +135,7 @@ def _names(path: str | Path, words: list[str]) -> tuple[str, ...]:
             f"{path} has {len(names)} different labels, the limit is {MAX_CLASSES}; "
             "is this a regression (--regression)?"
         )
-    whole = all(name.lstrip("-").isdigit() for name in names)
+    whole = all(re.fullmatch(r"-?\d+", name) for name in names)  # what int() reads
     return tuple(sorted(names, key=(lambda name: (int(name), name)) if whole else str))
 
 
