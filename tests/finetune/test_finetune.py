@@ -19,11 +19,11 @@ pytest.importorskip("sklearn", reason="fine-tuning needs the extra `train`")
 from nomatmul import cli  # noqa: E402
 from nomatmul.finetune import FinetuneConfig, TaskReport, find_task, finetune  # noqa: E402
 from nomatmul.finetune.data import encode, scoring_batches, training_batches  # noqa: E402
-from nomatmul.finetune.loop import Settings, loss_of, rate_at, score  # noqa: E402
+from nomatmul.finetune.loop import Settings, _optimizer, loss_of, rate_at, score  # noqa: E402
 from nomatmul.finetune.run import model_directory  # noqa: E402
 from nomatmul.finetune.sources import load_rows  # noqa: E402
 from nomatmul.finetune.tsv import Rows  # noqa: E402
-from nomatmul.models import EncoderForSequenceClassification, MaskedLM  # noqa: E402
+from nomatmul.models import EncoderForSequenceClassification, LeafFFF, MaskedLM  # noqa: E402
 from nomatmul.models.config import EncoderConfig  # noqa: E402
 from nomatmul.train.tokenizer import word_piece  # noqa: E402
 
@@ -278,3 +278,11 @@ def test_the_command(
     ):
         assert cli.main(arguments) == 1
         assert message in capsys.readouterr().err
+
+
+def test_biases_of_leaves_are_not_decayed() -> None:
+    layer = LeafFFF(8, leaf_width=4, depth=2, bias=True)
+    decayed, plain = _optimizer(layer, Settings(weight_decay=0.1)).param_groups
+    matrices = layer.nodes, layer.leaf_in, layer.leaf_out
+    assert {id(p) for p in decayed["params"]} == set(map(id, matrices))
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)

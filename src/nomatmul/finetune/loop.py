@@ -18,6 +18,7 @@ from nomatmul.finetune.data import Encoded, scoring_batches, training_batches
 from nomatmul.finetune.tasks import Task
 from nomatmul.ops.bitlinear import ternary_cache
 from nomatmul.train.micro_step import GraphedMicroStep, MicroStep
+from nomatmul.train.optimizer import decay_groups
 
 _SCORING_ROWS = 128
 _LOOK = 50  # steps between reports of the loss
@@ -110,14 +111,9 @@ def train_seed(
 
 
 def _optimizer(model: Any, settings: Settings) -> torch.optim.AdamW:
-    decayed = [p for p in model.parameters() if p.dim() >= 2]
-    plain = [p for p in model.parameters() if p.dim() < 2]
     device = next(model.parameters()).device
     return torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": settings.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ],
+        decay_groups(model, settings.weight_decay),
         lr=settings.learning_rate,
         betas=(0.9, settings.beta2),
         eps=settings.epsilon,

@@ -34,10 +34,11 @@ class ShardedAdamW(torch.optim.AdamW):
         return result
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only, fused on CUDA.
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups of trained parameters, with weight decay on matrices only; an empty one is left out.
 
-    Norm weights, biases and the lower bounds (a table of gates, not a matrix) are not decayed.
+    Norm weights, biases (those of leaves are tables) and the lower bounds (a table of gates, not a
+    matrix) are not decayed.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -45,14 +46,19 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         if parameter.requires_grad:
             matrix = parameter.dim() >= 2 and not name.endswith(("lower_bounds", "bias"))
             (decayed if matrix else plain).append(parameter)
-    device = next(model.parameters()).device
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over `decay_groups`, fused on CUDA."""
+    device = next(model.parameters()).device
     kind = ShardedAdamW if is_sharded(model) else torch.optim.AdamW
     return kind(
-        [group for group in groups if group["params"]],
+        decay_groups(model, config.weight_decay),
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,
