@@ -62,7 +62,7 @@ def test_a_whole_model_equals_its_layers_in_the_interpreter():
     assert done.stdout.startswith("equal"), done.stdout + done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("capability", [75, 80, 90])
+@pytest.mark.parametrize("capability", [75, pytest.param(80, marks=pytest.mark.slow), 90])
 def test_kernels_compile_for(capability, tmp_path):
     done = _run(str(_HERE / "triton_offline.py"), str(capability), TRITON_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
