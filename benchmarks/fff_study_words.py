@@ -72,9 +72,9 @@ them at this size. Ternary trees in a model with attention, where an earlier tri
 had looked promising, were not tried again: the union above has MLGRU. Its training steps were
 replayed as CUDA graphs, whose losses were checked against launched ones before each run; a GPU test
 of the gradients of ternary trees inside a graph had not been run by then (on a CPU they are
-tested). A toy on a CPU, without graphs, shows the same pattern, in float as in ternary weights: beside
-MLGRU a gated layer helps, a plain one of its size does not, and trees help a little ([log](log.md)).
-`nomatmul compare` runs all variants on anybody's text, for example
+tested). A toy on a CPU, without graphs, shows the same pattern, in float as in ternary weights:
+beside MLGRU a gated layer helps, a plain one of its size does not, and trees help a little
+([log](log.md)). `nomatmul compare` runs all variants on anybody's text, for example
 `nomatmul compare transformer_box --data ... --valid ... --budget 26M --out runs/trees
 --variant dense --variant fff-16x7 --variant fff-16x7-balanced --variant fff-16x7-master64
 --variant fff-16x7-every2 --variant fff-1x6-leaf64`."""
