@@ -132,6 +132,10 @@ def test_a_whole_comparison_in_processes_goes_on_where_it_was(tmp_path, capfd):
     assert "0 of 1 runs to make" in lines[-1]
     assert (options.out / "rows.jsonl").read_text() == rows
     assert again["sections"] == result["sections"]
+    config = dataclasses.replace(options.config, learning_rate=options.config.learning_rate / 2)
+    with pytest.raises(ValueError, match="holds runs of 'fff-3x3' with other settings"):
+        compare(dataclasses.replace(options, config=config), lines.append, quiet=True)
+    assert (options.out / "rows.jsonl").read_text() == rows
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from nomatmul.evaluate.compare_plan import Cell, make_cell, missing, read_rows
+from nomatmul.evaluate.compare_plan import Cell, check_same_settings, make_cell, missing, read_rows
 from nomatmul.evaluate.compare_pool import PoolOptions, run_pool
 from nomatmul.evaluate.compare_report import write_report
 from nomatmul.evaluate.compare_variants import Variant, default_names, make_variant
@@ -91,7 +91,9 @@ def compare(
     train, valid = prepare_data(options, say)
     cells = make_cells(options, variants, train, valid)
     options.out.mkdir(parents=True, exist_ok=True)
-    todo = missing(read_rows(options.out / "rows.jsonl"), cells)
+    rows = read_rows(options.out / "rows.jsonl")
+    check_same_settings(rows, cells, options.out)
+    todo = missing(rows, cells)
     left = sum(len(cell.seeds) for cell in todo)
     total = sum(len(cell.seeds) for cell in cells)
     say(f"{len(variants)} variants x {options.seeds} seeds: {left} of {total} runs to make")

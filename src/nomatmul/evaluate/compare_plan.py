@@ -121,6 +121,18 @@ def missing(rows: list[dict[str, Any]], cells: Iterable[Cell]) -> list[Cell]:
     return todo
 
 
+def check_same_settings(rows: Iterable[dict[str, Any]], cells: Iterable[Cell], out: Path) -> None:
+    """Raise ValueError where a variant has runs with other settings: a table would mix them."""
+    wanted = {(cell.section, cell.variant): identity(cell) for cell in cells}
+    for row in rows:
+        found = wanted.get((row.get("section"), row.get("variant")))
+        if found is not None and row.get("identity") not in (None, found):
+            raise ValueError(
+                f"{out} holds runs of {row['variant']!r} with other settings or other data; "
+                "give the same ones again, or another --out"
+            )
+
+
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """Add one JSON line; several processes may write to one file."""
     path.parent.mkdir(parents=True, exist_ok=True)
