@@ -125,7 +125,7 @@ def check_same_settings(rows: Iterable[dict[str, Any]], cells: Iterable[Cell], o
     """Raise ValueError where a variant has runs with other settings: a table would mix them."""
     wanted = {(cell.section, cell.variant): identity(cell) for cell in cells}
     for row in rows:
-        found = wanted.get((row.get("section"), row.get("variant")))
+        found = wanted.get((row["section"], row["variant"]))
         if found is not None and row.get("identity") not in (None, found):
             raise ValueError(
                 f"{out} holds runs of {row['variant']!r} with other settings or other data; "
