@@ -26,9 +26,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from gpu_common import append_row, describe, environment, read_rows, table
+from gpu_common import describe, environment, table
 from torch import Tensor
 
+from nomatmul.evaluate.rows import append_row, read_rows
 from nomatmul.ops import fff
 
 WIDTH = 768

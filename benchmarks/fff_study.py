@@ -31,8 +31,9 @@ from fff_study_glue import fine_tune
 from fff_study_plan import CHECKED, FINE_TUNED, FIRST, VOCABULARY, plan
 from gpu_common import ROOT, environment, git_commit, table
 
-from nomatmul.evaluate.compare_plan import missing, read_rows
+from nomatmul.evaluate.compare_plan import missing
 from nomatmul.evaluate.compare_pool import PoolOptions, run_pool
+from nomatmul.evaluate.rows import read_rows
 
 TRAIN = ("wikipedia-en-2015/train-00", "wikipedia-en-2015/train-01", "english-novels-98/train")
 HELD_OUT = {"wikipedia": "wikipedia-en-2015/valid", "novels": "english-novels-98/valid"}

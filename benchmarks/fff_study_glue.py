@@ -17,7 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpu_common import ROOT, append_row, read_rows
+from gpu_common import ROOT
+
+from nomatmul.evaluate.rows import append_row, read_rows
 
 # task of nomatmul.finetune -> (name in tables, epochs, metric)
 TASKS = {"sst2": ("SST-2", 1, "accuracy"), "cola": ("CoLA", 5, "matthews")}

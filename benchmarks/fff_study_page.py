@@ -20,9 +20,9 @@ import fff_study_words as words
 from fff_study_glue import BATCH, RATE, TASKS
 from gpu_common import ROOT, describe
 
-from nomatmul.evaluate.compare_plan import read_rows
 from nomatmul.evaluate.compare_report import plot, plot_name, table, with_error
 from nomatmul.evaluate.compare_summary import Entry, summarise
+from nomatmul.evaluate.rows import read_rows
 
 TITLES = {
     "causal": "Causal language model, attention, dense weights",

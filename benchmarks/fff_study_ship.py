@@ -23,8 +23,9 @@ import numpy as np
 from fff_study_plan import study_cell
 from gpu_common import ROOT
 
-from nomatmul.evaluate.compare_plan import Cell, missing, read_rows
+from nomatmul.evaluate.compare_plan import Cell, missing
 from nomatmul.evaluate.compare_summary import Entry, summarise
+from nomatmul.evaluate.rows import read_rows
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packing import pack_ternary, unpack_ternary
 from nomatmul.formats.quantise import quantise_weight

@@ -20,7 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gpu_common import ROOT, append_row
+from gpu_common import ROOT
+
+from nomatmul.evaluate.rows import append_row
 
 
 @dataclasses.dataclass

@@ -21,7 +21,6 @@ from typing import Any
 
 from gpu_children import Child, run_wave, start, wait_for_go
 from gpu_common import (
-    append_row,
     copy_bandwidth,
     environment,
     median,
@@ -29,6 +28,8 @@ from gpu_common import (
     synchronize,
     time_each,
 )
+
+from nomatmul.evaluate.rows import append_row
 
 # layers, width, intermediate, heads of the twin
 SHAPES = {

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gpu_common import read_rows
+from nomatmul.evaluate.rows import read_rows
 
 SIDES = {"packed": "MatMul-free, 2 bits", "dense": "Transformer++, bf16"}
 COLOURS = {"packed": "tab:blue", "dense": "tab:orange"}

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import scaling_page
-from gpu_common import ROOT, describe, read_rows, table
+from gpu_common import ROOT, describe, table
 from plot_gpu import SIDES, draw, latest, machine_of
+
+from nomatmul.evaluate.rows import read_rows
 
 PAGE = ROOT / "docs/gpu.md"
 PATHS = {

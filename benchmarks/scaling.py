@@ -34,8 +34,10 @@ from typing import Any
 
 import scaling_page
 from box_model import _write_documents
-from gpu_common import ROOT, environment, read_rows, table
+from gpu_common import ROOT, environment, table
 from scaling_plan import CENTRE, SIZES, cells, missing, order, predicted
+
+from nomatmul.evaluate.rows import read_rows
 
 TRAIN = ("wikipedia-en-2015/train-00", "wikipedia-en-2015/train-01", "english-novels-98/train")
 HELD_OUT = {"wikipedia": "wikipedia-en-2015/valid", "novels": "english-novels-98/valid"}

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_common import append_row, read_rows
 from scaling_plan import best_rate, beyond, find_run, step_count
 from torch import Tensor, nn
 
+from nomatmul.evaluate.rows import append_row, read_rows
 from nomatmul.formats.config import ModelConfig
 from nomatmul.ops import choose
 from nomatmul.ops.bitlinear import TernaryCache, ternary_cache

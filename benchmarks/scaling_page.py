@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_common import describe, read_rows, table
+from gpu_common import describe, table
 from scaling_fit import UNIT, fit_curve, fit_power, gaps, kernels, summarise
+
+from nomatmul.evaluate.rows import read_rows
 
 NAMES = {"mlgru": "MatMul-free LM", "transformer": "Transformer++"}
 TEXTS = {"bpb": "both texts", "bpb_wikipedia": "Wikipedia", "bpb_novels": "novels"}

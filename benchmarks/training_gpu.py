@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from gpu_children import Child, run_wave, start, wait_for_go
-from gpu_common import append_row, environment, median, peak_memory, synchronize
+from gpu_common import environment, median, peak_memory, synchronize
 from scaling_cell import compile_blocks, count_parameters, training_flops
+
+from nomatmul.evaluate.rows import append_row
 
 PEAK_FLOPS = 989e12  # dense bf16 of an H200 by its datasheet
 SHAPES = {"370m": (24, 1024, 16), "1.3b": (24, 2048, 16), "tiny": (2, 64, 2)}

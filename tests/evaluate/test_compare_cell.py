@@ -15,8 +15,8 @@ from train_jobs import make_text  # noqa: E402  (needs torch)
 from nomatmul.evaluate.compare import CompareOptions, compare, make_cells, plan, prepare_data  # noqa: E402
 from nomatmul.evaluate.compare_cell import run_cell  # noqa: E402
 from nomatmul.evaluate.compare_course import Course  # noqa: E402
-from nomatmul.evaluate.compare_plan import read_rows  # noqa: E402
 from nomatmul.evaluate.compare_texts import Texts  # noqa: E402
+from nomatmul.evaluate.rows import read_rows  # noqa: E402
 from nomatmul.formats.config import ModelConfig  # noqa: E402
 from nomatmul.train.config import TrainConfig  # noqa: E402
 

@@ -11,14 +11,13 @@ from nomatmul.cli.compare import tokens
 from nomatmul.evaluate.compare_flops import channel_products, mixer_products, training_flops
 from nomatmul.evaluate.compare_plan import (
     Cell,
-    append_row,
     find_row,
     identity,
     make_cell,
     missing,
-    read_rows,
 )
 from nomatmul.evaluate.compare_variants import default_names, make_variant, rows_of, tree_shapes
+from nomatmul.evaluate.rows import append_row, read_rows
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.names import tensor_shapes
 from nomatmul.train.config import TrainConfig

@@ -8,9 +8,9 @@ import statistics
 
 import pytest
 
-from nomatmul.evaluate.compare_plan import append_row
 from nomatmul.evaluate.compare_report import compared, verdicts, write_report
 from nomatmul.evaluate.compare_summary import difference, summarise
+from nomatmul.evaluate.rows import append_row
 
 
 def _row(variant: str, seed: int, score: float, **values) -> dict:

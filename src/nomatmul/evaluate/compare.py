@@ -16,10 +16,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from nomatmul.evaluate.compare_plan import Cell, check_same_settings, make_cell, missing, read_rows
+from nomatmul.evaluate.compare_plan import Cell, check_same_settings, make_cell, missing
 from nomatmul.evaluate.compare_pool import PoolOptions, run_pool
 from nomatmul.evaluate.compare_report import write_report
 from nomatmul.evaluate.compare_variants import Variant, default_names, make_variant
+from nomatmul.evaluate.rows import read_rows
 from nomatmul.formats.config import ModelConfig
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.prepare import DataArgs, build, with_token_ids

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from nomatmul.evaluate.compare_course import Course, Say
 from nomatmul.evaluate.compare_flops import training_flops
-from nomatmul.evaluate.compare_plan import Cell, append_row, find_row, identity, read_rows
+from nomatmul.evaluate.compare_plan import Cell, find_row, identity
 from nomatmul.evaluate.compare_texts import Texts
+from nomatmul.evaluate.rows import append_row, read_rows
 from nomatmul.ops import choose
 from nomatmul.ops.bitlinear import TernaryCache, ternary_cache
 from nomatmul.train.config import TrainConfig

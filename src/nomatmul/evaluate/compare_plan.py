@@ -7,11 +7,9 @@ comparison which is stopped goes on where it was.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -131,23 +129,3 @@ def check_same_settings(rows: Iterable[dict[str, Any]], cells: Iterable[Cell], o
                 f"{out} holds runs of {row['variant']!r} with other settings or other data; "
                 "give the same ones again, or another --out"
             )
-
-
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Add one JSON line; several processes may write to one file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = (json.dumps(row) + "\n").encode()
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, line)
-    finally:
-        os.close(descriptor)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file, [] if it is absent; a line that was cut is left out."""
-    rows = []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nomatmul.evaluate.compare_plan import read_rows
 from nomatmul.evaluate.compare_summary import Entry, difference, sections, summarise
+from nomatmul.evaluate.rows import read_rows
 
 METRICS = {"bpb": "bits per byte", "loss": "loss (nats a guessed token)"}
 
