@@ -195,13 +195,15 @@ def path_tile(
     G: tl.constexpr,
     P: tl.constexpr,
     A: tl.constexpr,
+    REST: tl.constexpr = False,
 ):
     """[BT, P * 2^G]: values [N, T, L] at the columns of visited nodes, zero elsewhere.
 
     A: levels of a tree, as a power of two, at least 16 for all P trees together. A token's values
     and its nodes' local numbers (below 2^7, exact in 16 bits) are copied to the columns of their
     level by a product with ones and zeros; a column keeps its value where the number is its own.
-    The type is that of like_ptr's elements.
+    The type is that of like_ptr's elements. REST: in place of the values, what rounding them to
+    that type takes away.
     """
     kind: tl.constexpr = like_ptr.dtype.element_ty
     a = tl.arange(0, P * A)
@@ -211,6 +213,8 @@ def path_tile(
     at = (n.to(tl.int64) * trees)[:, None] + of[None, :]
     at = at * LEVELS + (FIRST + level)[None, :]
     value = tl.load(values_ptr + at, mask=real, other=0.0)
+    if REST:
+        value -= value.to(kind).to(tl.float32)
     node = tl.load(nodes_ptr + at, mask=real, other=0) - (of * ((1 << LEVELS) - 1))[None, :]
     level = tl.where(level < G, level, 0)
     node = node + (((a * 0 + 1) << level) - ((root + a * 0) << level))[None, :]

@@ -78,6 +78,13 @@ def _weights_kernel(
         acc = tl.dot(tl.trans(v), x.to(v.dtype), acc, input_precision="ieee")
         if BIAS:
             total += tl.sum(v.to(tl.float32), axis=0)
+            if v.dtype != tl.float32 and tl.program_id(1) == 0:
+                # Gradients of a bias cancel: 8 bits of each term would leave a sum without any.
+                rest = path_tile(
+                    values_ptr, nodes_ptr, like_ptr, n, live, tree, trees, root,
+                    LEVELS, FIRST, G, P, A, True,
+                )  # fmt: skip
+                total += tl.sum(rest.to(tl.float32), axis=0)
     row, valid = column_rows(tree, trees, root, LEVELS, G, P)
     if PARTS:
         c = tl.arange(0, P << G)
