@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nomatmul.formats import packed_layout as layout
+from nomatmul.formats.atomic import sync_directory
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.errors import FormatError, WriteError
 from nomatmul.formats.packing import check_codes, pack_ternary
@@ -136,11 +137,11 @@ class PackedWriter:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-            _sync_directory(self._temporary)
+            sync_directory(self._temporary)
             _refuse_existing(self.dst)
             os.replace(self._temporary, self.dst)
             self._temporary = None
-            _sync_directory(self.dst.parent)
+            sync_directory(self.dst.parent)
 
     def abort(self) -> None:
         """Remove everything written so far; does nothing after `close`."""
@@ -241,16 +242,6 @@ def _tokenizer_bytes(path: Path) -> bytes:
         raise FormatError(f"cannot read {path}: {error.strerror or error}") from None
     tokenizer_from_bytes(data, path)
     return data
-
-
-def _sync_directory(path: Path) -> None:
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _default_card(config: ModelConfig, packing: str) -> str:
