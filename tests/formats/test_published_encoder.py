@@ -210,6 +210,19 @@ def test_stored_forms(tmp_path, pickled):
         assert np.array_equal(plain.read(name).astype(np.float16), fourth.read(name))
 
 
+def test_an_embedding_stored_as_the_decoder_only(tmp_path):
+    """Savers that keep one of two tied names keep this one; the authors' loader knows such files."""
+    values = crammed.config()
+    stored = crammed.tensors(values)
+    embedding = stored.pop("encoder.embedding.word_embedding.weight")
+    stored["decoder.weight"] = embedding
+    checkpoint = open_checkpoint(crammed.write(tmp_path / "tied", values, stored))
+    assert np.array_equal(checkpoint.read("embedding.weight"), embedding)
+    stored["decoder.weight"] = embedding[:-1]
+    with pytest.raises(ValueError, match=r"'decoder.weight' has shape \[47, 16\]"):
+        open_checkpoint(crammed.write(tmp_path / "short", values, stored))
+
+
 def _damage(change):
     values = crammed.config()
     stored = crammed.tensors(values)

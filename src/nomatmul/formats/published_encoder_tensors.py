@@ -76,6 +76,9 @@ class EncoderSource:
             name: published_encoder_name(name).removeprefix("encoder." if bare else "")
             for name in expected
         }
+        # Of two tied names the authors' code may store only this one, and reads such a file.
+        if self._names["embedding.weight"] not in shapes and _TIED in shapes:
+            self._names["embedding.weight"] = _TIED
         for name, other in self._names.items():
             if other not in shapes:
                 raise FormatError(f"the tensor {other!r} is missing")
