@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from engine_models import CONFIG
 from hypothesis import given
 from hypothesis import strategies as st
+from model_files import write_packed, write_published, write_tokenizer
+from tokenizers import Tokenizer
 
 from nomatmul.engine import LanguageModel, TextStream, load, random_model
 from nomatmul.engine.text import BROKEN, Detokenizer, StopCutter, checked_stop
+from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
 
 TEXT = "Zürich 東京 🦆🏳️‍🌈 naïve – done"
@@ -187,3 +191,17 @@ def test_text_needs_a_tokenizer() -> None:
     with pytest.raises(ValueError, match="no tokenizer"):
         lm.generate("Hello")
     assert len(lm.generate_ids([1, 2], max_tokens=3)) == 3
+
+
+def test_a_prompt_is_not_cut_or_padded_as_the_tokenizer_file_says(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    write_published(source, np.random.default_rng(0))
+    path = write_tokenizer(source)
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=6, pad_id=5, pad_token="w5")
+    tokenizer.save(str(path))
+    write_packed(tmp_path / "packed", open_checkpoint(source), tokenizer=path)
+    lm = load(tmp_path / "packed", threads=1)
+    assert lm.prompt_ids("w3 w2 w4 w6 w7") == [1, 3, 2, 4, 6, 7]
+    assert lm.prompt_ids("w3") == [1, 3]

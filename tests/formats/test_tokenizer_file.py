@@ -17,6 +17,20 @@ def test_directory_or_file(tmp_path):
         assert tokenizer.encode("w3 w1 nothing").ids == [3, 1, 0]
 
 
+def test_padding_and_truncation_of_the_file_are_off(tmp_path):
+    """Published files often have both; they cut prompts and texts that are scored, unseen."""
+    from tokenizers import Tokenizer
+
+    path = write_tokenizer(tmp_path)
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=6, pad_id=5, pad_token="w5")
+    tokenizer.save(str(path))
+    assert Tokenizer.from_file(str(path)).encode("w1 w2 w3 w4").ids == [1, 2, 3, 5, 5, 5]
+    assert load_tokenizer(tmp_path).encode("w1 w2 w3 w4").ids == [1, 2, 3, 4]
+    assert load_tokenizer(tmp_path).encode("w1").ids == [1]
+
+
 def test_more_tokens_than_the_model_has(tmp_path):
     write_tokenizer(tmp_path)
     message = r"token ids up to 39, but the model's vocabulary is 39"

@@ -58,12 +58,9 @@ class LanguageModel:
     def tokenizer(self) -> Any:
         """The `tokenizers.Tokenizer` of the model, or None when it has none."""
         if self._tokenizer is None and self._tokenizer_path is not None:
-            from tokenizers import Tokenizer
+            from nomatmul.formats.tokenizer import load_tokenizer
 
-            try:
-                self._tokenizer = Tokenizer.from_file(str(self._tokenizer_path))
-            except Exception as error:  # the library raises plain Exception
-                raise ValueError(f"cannot read {self._tokenizer_path}: {error}") from None
+            self._tokenizer = load_tokenizer(self._tokenizer_path)
         return self._tokenizer
 
     def session(self, path: str | Path | None = None) -> Session:

@@ -50,16 +50,22 @@ def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer
 
 
 def tokenizer_from_bytes(data: bytes, path: Path) -> Tokenizer:
-    """Build a tokenizer from the bytes of tokenizer.json; `path` names it in errors."""
+    """Build a tokenizer from the bytes of tokenizer.json; `path` names it in errors.
+
+    Padding and truncation that the file switches on are off: they would change texts unseen.
+    """
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_buffer(data)
+        tokenizer = Tokenizer.from_buffer(data)
     except BaseException as error:  # the Rust library panics on some damage: no Exception
         if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise FormatError(f"{path} is no tokenizer: {reason}") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def _missing(directory: Path) -> str:

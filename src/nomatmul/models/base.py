@@ -92,9 +92,9 @@ class TextModel(PreTrainedModel):
         if self._tokenizer is None:
             path = Path(self.config._name_or_path or ".") / "tokenizer.json"
             if self.config._name_or_path and path.is_file():
-                from tokenizers import Tokenizer
+                from nomatmul.formats.tokenizer import load_tokenizer
 
-                self._tokenizer = Tokenizer.from_file(str(path))
+                self._tokenizer = load_tokenizer(path)
         return self._tokenizer
 
     @tokenizer.setter
