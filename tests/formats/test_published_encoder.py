@@ -211,7 +211,7 @@ def test_stored_forms(tmp_path, pickled):
 
 
 def test_an_embedding_stored_as_the_decoder_only(tmp_path):
-    """Savers that keep one of two tied names keep this one; the authors' loader knows such files."""
+    """Of two tied names some savers keep only this one; the authors' loader knows such files."""
     values = crammed.config()
     stored = crammed.tensors(values)
     embedding = stored.pop("encoder.embedding.word_embedding.weight")
