@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import base64
 import struct
+import zlib
 
 import pytest
+from tokenizers import Tokenizer
 
 from nomatmul.convert.sentencepiece import convert_tokenizer, read_vocabulary
 
 SPACE = "\u2581"
+# A table compiled by SentencePiece from three rules: U+FF21 (a wide A) becomes A, a new line a
+# space, U+FB01 (a ligature) "fi".
+CHARACTER_MAP = zlib.decompress(
+    base64.b85decode(
+        b"c-ke?b&!@-6bIm!9hjkGs0F1PmPSQ-Y3c5gSOgW2ZkBG4P`VqI?nX*MloC`Flo(LDyPgm3%rn24d(Izs=A0YE4uT"
+        b"*e2;wISLMJ*VJS-R-CkR|eFOXp}o<dv_5T8(MLXwb}WF#dyyH11!DP;;$lZrHi^8sl|$A@GfJ(<Wz7BZ8KtmGg&x"
+        b"yVT#a+CM{lY{)^qaXz+Od&p^2%qpVpHh_K6r&_1C`~CMDMLBRQi1YRq9UJBnW|KwI@PF24Qf-1y40aQ^=L=~8q<i"
+        b"TG@&`oXh{n`rxk5zO*`7so+vu-1z*yUulb73bmAMj(2cJ2pgX<jNgsOCkG>3`KZ6*^;LzY1$`FP#jFF6BG@}^H7{"
+        b")V>iA-P;-!g^Ce8*I#@jWw`&Mam!huO?yE(@5?A{MfQ#VlhfD_G7dR<fEH*0P56tYae^*vuxjvW4wzV<$V<9okd&"
+        b"vWFko#{u?ph=csdVUF+<KXa5{IL2{)<s>IK%_+|C8^3dwKly{dILCSZ<{vI_k$<_&CGJGT3a-d&T;+fM;|ABc#m!"
+        b"J3x4Fk%9&n#WJmd+FdB#&-@SIn?<PERi{k_N_szdM=LfeK1"
+    )
+)
 
 
 def varint(value: int) -> bytes:
@@ -27,7 +43,11 @@ def field(number: int, value: int | float | bytes) -> bytes:
     return varint(number << 3) + varint(value)
 
 
-def vocabulary(model_type: int = 2) -> bytes:
+# As Llama and Mistral have it: a space in front, and spaces kept as they are.
+PLAIN = field(3, 1) + field(4, 0)
+
+
+def vocabulary(model_type: int = 2, normalizer: bytes = PLAIN, trainer: bytes = b"") -> bytes:
     pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
     pieces += [(f"<0x{i:02X}>", 0.0, 6) for i in range(256)]
     words = ["ab", f"{SPACE}ab", "abab", SPACE, "a", "b"]
@@ -35,7 +55,7 @@ def vocabulary(model_type: int = 2) -> bytes:
     message = b""
     for text, score, kind in pieces:
         message += field(1, field(1, text.encode()) + field(2, score) + field(3, kind))
-    return message + field(2, field(3, model_type) + field(35, 1)) + field(3, field(3, 1))
+    return message + field(2, field(3, model_type) + field(35, 1) + trainer) + field(3, normalizer)
 
 
 @pytest.fixture
@@ -60,9 +80,45 @@ def test_text_comes_back_through_bytes(model_file):
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) == text
 
 
+@pytest.mark.parametrize(
+    ("normalizer", "text", "seen"),
+    [
+        (PLAIN, " ab  ab ", f"{SPACE}{SPACE}ab{SPACE}{SPACE}ab{SPACE}"),
+        # SentencePiece's own defaults, which a field that is absent means
+        (b"", " ab  ab ", f"{SPACE}ab{SPACE}ab"),
+        (b"", "   ", ""),
+        (field(3, 0), " ab  ab ", f"ab{SPACE}ab"),
+        (field(2, CHARACTER_MAP), "\n\uff21b \n \ufb01", f"{SPACE}Ab{SPACE}fi"),
+        (field(2, CHARACTER_MAP) + PLAIN, "\uff21b\n \ufb01", f"{SPACE}Ab{SPACE}{SPACE}fi"),
+    ],
+)
+def test_texts_are_normalised_as_the_file_says(tmp_path, normalizer, text, seen):
+    """What a trained file does by default was once not done: other tokens, and no word of it."""
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(vocabulary(normalizer=normalizer))
+    tokenizer = convert_tokenizer(path)
+    assert tokenizer.normalizer.normalize_str(text) == seen
+    restored = Tokenizer.from_str(tokenizer.to_str())  # through tokenizer.json, as packing does
+    assert restored.encode(text).ids == tokenizer.encode(text).ids
+
+
+def test_normalisations_that_are_damaged_or_unknown_are_refused(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    for normalizer, trainer, message in (
+        (field(2, b"\xff" * 20), b"", "damaged table of characters"),
+        (field(2, 7), b"", "a number where bytes belong"),
+        (PLAIN, field(24, 1), "puts spaces behind words"),
+    ):
+        path.write_bytes(vocabulary(normalizer=normalizer, trainer=trainer))
+        with pytest.raises(ValueError, match=message):
+            convert_tokenizer(path)
+
+
 def test_settings_are_read(model_file):
     found = read_vocabulary(model_file)
     assert found.byte_fallback
+    assert not found.single_spaces
+    assert not found.character_map
     assert found.add_dummy_prefix
     assert len(found.pieces) == 265
 

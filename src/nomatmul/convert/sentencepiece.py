@@ -20,11 +20,17 @@ _SPACE = "\u2581"  # the mark that SentencePiece writes for a space
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the file says: pieces with score and type, in id order, and two settings."""
+    """What the file says: pieces with score and type, in id order, and its settings.
+
+    character_map is SentencePiece's compiled table of replacements (NFKC and others), empty for
+    none; single_spaces: runs of spaces count as one, those at both ends not at all.
+    """
 
     pieces: list[tuple[str, float, int]]
     byte_fallback: bool
     add_dummy_prefix: bool
+    character_map: bytes = b""
+    single_spaces: bool = False
 
 
 def convert_tokenizer(source: Path) -> Any:
@@ -46,9 +52,7 @@ def convert_tokenizer(source: Path) -> Any:
             byte_fallback=vocabulary.byte_fallback,
         )
     )
-    steps: list[Any] = [normalizers.Prepend(_SPACE)] if vocabulary.add_dummy_prefix else []
-    steps.append(normalizers.Replace(" ", _SPACE))
-    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.normalizer = normalizers.Sequence(_normalizers(vocabulary))
     back: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if vocabulary.add_dummy_prefix:
         back.append(decoders.Strip(" ", 1, 0))
@@ -60,30 +64,58 @@ def convert_tokenizer(source: Path) -> Any:
     return tokenizer
 
 
+def _normalizers(vocabulary: Vocabulary) -> list[Any]:
+    """What SentencePiece does to a text before it is cut, in its order."""
+    from tokenizers import Regex, normalizers
+
+    steps: list[Any] = []
+    if vocabulary.character_map:
+        try:
+            steps.append(normalizers.Precompiled(vocabulary.character_map))
+        except Exception as error:  # the library raises plain Exception
+            raise ValueError(
+                f"damaged table of characters in a SentencePiece file: {error}"
+            ) from None
+    if vocabulary.single_spaces:
+        steps.append(normalizers.Replace(Regex(r"\A +| +\z"), ""))
+        steps.append(normalizers.Replace(Regex(" {2,}"), " "))
+    if vocabulary.add_dummy_prefix:
+        steps.append(normalizers.Prepend(_SPACE))
+    return [*steps, normalizers.Replace(" ", _SPACE)]
+
+
 def read_vocabulary(source: Path) -> Vocabulary:
     """Read the pieces and settings of a SentencePiece file.
 
     Raises ValueError when it is damaged or no BPE vocabulary.
     """
     pieces: list[tuple[str, float, int]] = []
-    model_type, byte_fallback, add_dummy_prefix = 1, False, True
+    trainer: dict[int, Any] = {}
+    normalizer: dict[int, Any] = {}
     try:
         for field, value in _fields(source.read_bytes()):
             if field == 1:
                 pieces.append(_piece(value))
             elif field == 2:
                 trainer = dict(_fields(value))
-                model_type = trainer.get(3, 1)
-                byte_fallback = bool(trainer.get(35, 0))
             elif field == 3:
-                add_dummy_prefix = bool(dict(_fields(value)).get(3, 1))
+                normalizer = dict(_fields(value))
+        character_map = _bytes(normalizer.get(2, b""))
     except (IndexError, struct.error, UnicodeDecodeError, TypeError) as error:
         raise ValueError(f"{source} is no SentencePiece vocabulary ({error})") from None
     if not pieces:
         raise ValueError(f"{source} is no SentencePiece vocabulary (it has no pieces)")
-    if model_type != _MODEL_BPE:
+    if trainer.get(3, 1) != _MODEL_BPE:
         raise ValueError(f"{source} is not of the BPE kind; save it as tokenizer.json first")
-    return Vocabulary(pieces, byte_fallback, add_dummy_prefix)
+    if trainer.get(24, 0):
+        raise ValueError(f"{source} puts spaces behind words; save it as tokenizer.json first")
+    return Vocabulary(
+        pieces,
+        byte_fallback=bool(trainer.get(35, 0)),
+        add_dummy_prefix=bool(normalizer.get(3, 1)),
+        character_map=character_map,
+        single_spaces=bool(normalizer.get(4, 1)),
+    )
 
 
 def _merges(vocabulary: Vocabulary, ids: dict[str, int]) -> list[tuple[str, str]]:
@@ -104,7 +136,13 @@ def _merges(vocabulary: Vocabulary, ids: dict[str, int]) -> list[tuple[str, str]
 def _piece(message: bytes) -> tuple[str, float, int]:
     fields = dict(_fields(message))
     score = struct.unpack("<f", fields[2])[0] if 2 in fields else 0.0
-    return bytes(fields.get(1, b"")).decode("utf-8"), score, int(fields.get(3, _NORMAL))
+    return _bytes(fields.get(1, b"")).decode("utf-8"), score, int(fields.get(3, _NORMAL))
+
+
+def _bytes(value: Any) -> bytes:
+    if not isinstance(value, bytes):  # bytes(n) would be n zeros
+        raise TypeError(f"a number where bytes belong: {value}")
+    return value
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
