@@ -161,6 +161,7 @@ def check_runnable(config: ModelConfig) -> None:
         wanted |= {
             "activation": ("silu",),
             "fff_leaf_width": (None,),
+            "fff_gated": (False,),
             "fff_master_width": (0,),
             "fff_layers": (None,),
         }

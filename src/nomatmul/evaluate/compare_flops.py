@@ -41,6 +41,7 @@ def _tree_neurons(model: ModelConfig, masked: bool) -> float:
     assert depth is not None
     if model.fff_leaf_width is None:
         neurons = float(trees * ((2 ** (depth + 1) - 1) if masked else depth + 1))
+        neurons *= 1.5 if model.fff_gated else 1.0
     else:  # hyperplanes have a product in only
         nodes, leaves = (2**depth - 1, 2**depth) if masked else (depth, 1)
         neurons = trees * (0.5 * nodes + leaves * model.fff_leaf_width)

@@ -4,9 +4,11 @@ A variant is named by a short word that a command line takes:
 
     dense               the whole layer: the recipe's own `ffn` or `glu`, or one of equal size
     dense-112           an `ffn` of 112 neurons (the control for 112 active ones)
+    glu-112             a `glu` of 112 gated neurons (the control for 112 active gated ones)
     none                no channel mixer at all
     fff-16x7            16 trees of 7 levels (6 decisions): 16 * (2^7 - 1) neurons, 16 * 7 active
-    fff-16x7-balanced   the same, trained with a load-balancing loss
+    gated-16x7          the same trees of gated neurons, those of a GLU
+    fff-16x7-balanced   as fff-16x7, trained with a load-balancing loss
     fff-16x7-master64   the same beside a small layer of 64 neurons that is always active
     fff-16x7-every2     the same in every second layer; the others keep the dense layer
     fff-1x6-leaf64      the leaf form: 5 decisions, then one of 2^5 layers of 64 neurons
@@ -26,8 +28,8 @@ from nomatmul.formats.config import ModelConfig
 BALANCE = 0.01  # weight of the load-balancing loss of "-balanced"
 HARDENING = 0.01  # "-leafWIDTH": weight of the decisions' entropy, and the share of the run after
 HARD_AT = 0.75  # which training computes one leaf, as inference does
-_FFF = re.compile(r"fff-(\d+)x(\d+)((?:-balanced|-master\d+|-every\d+|-leaf\d+)*)")
-_DENSE = re.compile(r"dense-(\d+)")
+_FFF = re.compile(r"(fff|gated)-(\d+)x(\d+)((?:-balanced|-master\d+|-every\d+|-leaf\d+)*)")
+_DENSE = re.compile(r"(dense|glu)-(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,8 @@ def rows_of(model: ModelConfig) -> int:
     if model.channel_mixer == "fff":
         assert model.fff_trees is not None
         assert model.fff_depth is not None
-        return model.fff_trees * (2 ** (model.fff_depth + 1) - 1)
+        nodes = model.fff_trees * (2 ** (model.fff_depth + 1) - 1)
+        return nodes * 3 // 2 if model.fff_gated else nodes
     if model.channel_mixer == "none":
         raise ValueError(
             "channel_mixer 'none' has no size to compare at: take a recipe with a channel mixer, "
@@ -88,14 +91,18 @@ def make_variant(base: ModelConfig, name: str) -> Variant:
     if name == "none":
         return Variant(name, "none", _with(base, channel_mixer="none"), {}, 0, 0)
     if found := _DENSE.fullmatch(name):
-        width = int(found[1])
-        model = _with(base, channel_mixer="ffn", intermediate_size=width)
-        return Variant(name, f"dense {width}", model, {}, width, width)
+        width = int(found[2])
+        gated = found[1] == "glu"
+        mixer = "glu" if gated else "ffn"
+        model = _with(base, channel_mixer=mixer, intermediate_size=width)
+        size = rows_of(model)
+        return Variant(name, f"{'GLU' if gated else 'dense'} {width}", model, {}, size, size)
     if found := _FFF.fullmatch(name):
-        return _trees(base, name, int(found[1]), int(found[2]), found[3].split("-")[1:], rows)
+        return _trees(base, name, int(found[2]), int(found[3]), found[4].split("-")[1:], rows)
     raise ValueError(
-        f"variant {name!r} is not known: use dense, none, dense-WIDTH or fff-TREESxLEVELS with "
-        "-balanced, -masterWIDTH, -everyN or -leafWIDTH behind it"
+        f"variant {name!r} is not known: use dense, none, dense-WIDTH, glu-WIDTH, fff-TREESxLEVELS "
+        "or gated-TREESxLEVELS, the last two with -balanced, -masterWIDTH, -everyN or -leafWIDTH "
+        "behind it"
     )
 
 
@@ -118,6 +125,9 @@ def _trees(
     values: dict[str, Any] = {"fff_trees": trees, "fff_depth": levels - 1}
     train: dict[str, Any] = {}
     neurons, active, label = trees * (2**levels - 1), trees * levels, f"FFF {trees} x {levels}"
+    if name.startswith("gated"):
+        values["fff_gated"] = True
+        neurons, active, label = neurons * 3 // 2, active * 3 // 2, f"gated {label}"
     for kind, number in re.findall(r"(balanced|master|every|leaf)(\d*)", "-".join(options)):
         size = int(number or 0)
         if kind == "balanced":

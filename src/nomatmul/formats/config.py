@@ -32,7 +32,14 @@ MAX_TREE_DEPTH = 24
 MAX_TREE_ROWS = (1 << 31) - 1  # rows of all trees of a layer are numbered by int32
 
 _EPS_FIELDS = ("norm_eps", "linear_norm_eps", "gate_norm_eps")
-_BOOL_FIELDS = ("causal", "use_lower_bound", "tie_embeddings", "embedding_norm", "fff_bias")
+_BOOL_FIELDS = (
+    "causal",
+    "use_lower_bound",
+    "tie_embeddings",
+    "embedding_norm",
+    "fff_bias",
+    "fff_gated",
+)
 _TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 # Fields that came after packed format 1. `to_dict` leaves them out at their default, so what an
@@ -43,6 +50,7 @@ _LATER_FIELDS = (
     "embedding_norm",
     "activation",
     "fff_bias",
+    "fff_gated",
     "fff_leaf_width",
     "fff_master_width",
     "fff_layers",
@@ -75,6 +83,7 @@ class ModelConfig:
 
     "fff" walks `fff_trees` trees (arXiv 2311.10770); `fff_depth` counts decisions, so a tree has
     depth + 1 levels and 2^(depth+1) - 1 nodes. `fff_bias`: the nodes have a bias (dense only).
+    `fff_gated`: each node is one of a GLU, with a second product.
     `fff_leaf_width` (arXiv 2308.14711): trees of hyperplanes with depth levels, and a small
     network of this width in each of 2^depth leaves. `fff_master_width`: an ffn of this width
     beside the trees, active for every token (arXiv 2405.16836). `fff_layers`: the layers that hold
@@ -110,6 +119,7 @@ class ModelConfig:
     embedding_norm: bool = False
     activation: str = "gelu"
     fff_bias: bool = False
+    fff_gated: bool = False
     fff_leaf_width: int | None = None
     fff_master_width: int = 0
     fff_layers: tuple[int, ...] | None = None
@@ -178,6 +188,8 @@ class ModelConfig:
             _check_int("fff_leaf_width", self.fff_leaf_width, 1, MAX_FEATURES)
         if self.fff_bias and self.linear == "ternary":
             raise ValueError("fff_bias belongs to linear 'dense'; ternary layers have no bias")
+        if self.fff_gated and leaves:
+            raise ValueError("fff_gated belongs to trees of neurons, not to fff_leaf_width")
         assert self.fff_trees is not None
         assert self.fff_depth is not None
         rows = self.fff_trees * (2 << self.fff_depth) * (self.fff_leaf_width or 1)
@@ -196,7 +208,7 @@ class ModelConfig:
                 'fff_trees and fff_depth belong to channel_mixer "fff",'
                 f" got channel_mixer {self.channel_mixer!r}"
             )
-        for name in ("fff_bias", "fff_leaf_width", "fff_master_width", "fff_layers"):
+        for name in ("fff_bias", "fff_gated", "fff_leaf_width", "fff_master_width", "fff_layers"):
             if getattr(self, name):
                 raise ValueError(
                     f'{name} belongs to channel_mixer "fff", got channel_mixer '

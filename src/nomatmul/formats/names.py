@@ -54,6 +54,8 @@ def _tree(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     assert config.fff_depth is not None
     if width is None:
         shapes: dict[str, tuple[int, ...]] = {"w_in": (rows, size), "w_out": (rows, size)}
+        if config.fff_gated:
+            shapes["w_up"] = (rows, size)
         biases: dict[str, tuple[int, ...]] = {"bias": (rows,)}
         hidden = rows
     else:

@@ -67,6 +67,11 @@ def check_encoder(config: ModelConfig) -> None:
             f"fff_leaf_width {config.fff_leaf_width}: the leaf form of an FFF cannot be packed;"
             " nomatmul.models runs it with torch"
         )
+    if config.fff_gated:
+        raise ValueError(
+            "fff_gated: an encoder's gated trees cannot be packed; nomatmul.models runs them"
+            " with torch"
+        )
 
 
 def encoder_tensors(config: ModelConfig, forms: Forms, reading: EncoderReading) -> Tensors:

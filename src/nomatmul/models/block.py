@@ -85,7 +85,7 @@ def make_channel_mixer(config: ModelConfig, layer: int) -> GLU | FFN | FFF | Lea
     }
     if config.fff_leaf_width is not None:
         return LeafFFF(size, leaf_width=config.fff_leaf_width, **options)
-    return FFF(size, **options)
+    return FFF(size, gated=config.fff_gated, **options)
 
 
 class Block(nn.Module):

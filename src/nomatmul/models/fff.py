@@ -152,12 +152,13 @@ class FFF(TreeLayer):
     hidden: inputs; out: outputs (None: as many). depth: decisions of a walk; a tree has
     2^(depth+1) - 1 nodes. linear: "dense", or "ternary" (BitLinear's quantisers on both sides, so
     decisions are made on whole numbers; no bias). activation: "gelu" (exact), "silu", "relu". bias:
-    of the nodes, as the authors have it. master_width: an always active FFN of this width beside
-    the trees (the master leaf of arXiv 2405.16836). eps: of the norms of a ternary layer.
-    implementation: see `nomatmul.ops.fff`.
+    of the nodes, as the authors have it. gated: nodes are those of a GLU (arXiv 2002.05202), each
+    adds activation(logit) * (x . w_up[row]) * w_out[row]. master_width: an always active FFN of
+    this width beside the trees (the master leaf of arXiv 2405.16836). eps: of the norms of a
+    ternary layer. implementation: see `nomatmul.ops.fff`.
 
-    Parameters: w_in [V, hidden], w_out [V, out], bias [V]; ternary: norm_in.weight [hidden],
-    norm_out.weight [V]; `master`. Row t * nodes + j is node j of tree t.
+    Parameters: w_in [V, hidden], w_up [V, hidden] if gated, w_out [V, out], bias [V]; ternary:
+    norm_in.weight [hidden], norm_out.weight [V]; `master`. Row t * nodes + j is node j of tree t.
     Raises ValueError for sizes and names that do not fit.
     """
 
@@ -173,6 +174,7 @@ class FFF(TreeLayer):
         linear: str = "dense",
         activation: str = "gelu",
         bias: bool = False,
+        gated: bool = False,
         master_width: int = 0,
         eps: float = 1e-6,
         implementation: str | None = None,
@@ -185,12 +187,13 @@ class FFF(TreeLayer):
         self.implementation = implementation
         rows = trees * ((2 << depth) - 1)
         self.w_in = nn.Parameter(torch.empty(rows, hidden))
+        self.w_up = nn.Parameter(torch.empty(rows, hidden)) if gated else None
         self.w_out = nn.Parameter(torch.empty(rows, self.out))
         self.bias = nn.Parameter(torch.empty(rows)) if bias else None
         if linear == "ternary":
             self.norm_in = RMSNorm(hidden, eps)
             self.norm_out = RMSNorm(rows, eps)
-            self.slots = (new_slot(), new_slot())
+            self.slots = (new_slot(), new_slot(), new_slot())
         self.master = make_master(hidden, self.out, master_width, linear, eps, activation)
         self.reset_parameters()
 
@@ -204,11 +207,15 @@ class FFF(TreeLayer):
         if self.initial_std is not None:
             nn.init.normal_(self.w_in, 0.0, self.initial_std)
             nn.init.normal_(self.w_out, 0.0, self.initial_std)
+            if self.w_up is not None:
+                nn.init.normal_(self.w_up, 0.0, self.initial_std)
             if self.bias is not None:
                 nn.init.zeros_(self.bias)
             return
         bound = 1 / math.sqrt(self.hidden)
         nn.init.uniform_(self.w_in, -bound, bound)
+        if self.w_up is not None:
+            nn.init.uniform_(self.w_up, -bound, bound)
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
         bound = 1 / math.sqrt(self.trees * (self.depth + 1))
@@ -234,6 +241,10 @@ class FFF(TreeLayer):
     def walk_and_sum(self, x_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The trees alone: (y [N, out], logits [N, T, L], visited rows int32 [N, T, L])."""
         route = self.training_plan.route_gradient
+        if self.w_up is not None and route:
+            raise ValueError("FFF: route_gradient belongs to nodes without a gate")
+        if self.linear == "dense" and self.w_up is not None:
+            return self._gated(x_NK, self.w_up)
         if self.linear == "dense":
             return ops.fff(
                 x_NK,
@@ -258,14 +269,24 @@ class FFF(TreeLayer):
             activation=self.activation,
             route_gradient=route,
             slots=self.slots,
+            w_up=self.w_up,
             implementation=self.implementation,
         )
         return y.to(result_type(x_NK)), logits, nodes
 
+    def _gated(self, x_NK: Tensor, w_up_VK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        how = self.implementation
+        shape = {"trees": self.trees, "depth": self.depth}
+        logits, nodes = ops.walk(x_NK, self.w_in, self.bias, **shape, implementation=how)
+        up_NTL = ops.project(x_NK, nodes, w_up_VK, implementation=how)
+        h_NTL = ops.activate(logits, self.activation) * up_NTL
+        y_ND = ops.combine(h_NTL, nodes, self.w_out, implementation=how)
+        return y_ND.to(result_type(x_NK)), logits, nodes
+
     def extra_repr(self) -> str:
         return (
             f"{self.hidden}, {self.out}, trees={self.trees}, depth={self.depth}, {self.linear}, "
-            f"{self.activation}, bias={self.bias is not None}"
+            f"{self.activation}, bias={self.bias is not None}, gated={self.w_up is not None}"
         )
 
 

@@ -40,8 +40,8 @@ class ReferenceEncoder:
     def __init__(self, config: ModelConfig, tensor: Callable[[str], Float]) -> None:
         if config.causal or config.token_mixer != "attention" or config.linear != "dense":
             raise ValueError("the oracle of encoders runs attention, dense, causal=False")
-        if config.fff_leaf_width is not None:
-            raise ValueError("the oracle of encoders runs trees of neurons, not the leaf form")
+        if config.fff_leaf_width is not None or config.fff_gated:
+            raise ValueError("the oracle of encoders runs trees of plain neurons only")
         self.config = config
         self.tensor = tensor
 

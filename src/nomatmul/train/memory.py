@@ -117,7 +117,7 @@ def _inner_size(model: ModelConfig) -> int:
         return model.mlp_size
     assert model.fff_trees is not None
     assert model.fff_depth is not None
-    active = model.fff_depth + 1
+    active = (model.fff_depth + 1) * (2 if model.fff_gated else 1)
     if model.fff_leaf_width is not None:
         active = (model.fff_leaf_width << model.fff_depth) + model.tree_nodes
     return model.fff_trees * active + model.fff_master_width

@@ -102,6 +102,13 @@ def walk_backward(
     return dx_NK.to(x_NK.dtype), dw_VK, dbias
 
 
+def project(x_NK: Tensor, nodes_NTL: Tensor, w_VK: Tensor) -> Tensor:
+    """x[n] . w[nodes[n, t, l]], [N, T, L] float32, or float64 with x."""
+    x = wide(x_NK)
+    parts = [_dots(x, rows_NT.long(), w_VK) for rows_NT in nodes_NTL.unbind(-1)]
+    return torch.stack(parts, -1)
+
+
 def combine(h_NTL: Tensor, nodes_NTL: Tensor, w_out_VD: Tensor) -> Tensor:
     """y [N, D] = sum over visited nodes of h * w_out[row]; float32, or float64 with w_out."""
     return _weighted_rows(h_NTL.flatten(1), nodes_NTL.flatten(1).long(), w_out_VD)
@@ -112,6 +119,6 @@ def combine_backward(
 ) -> tuple[Tensor, Tensor]:
     """(dh [N, T, L] in h's type, dw_out [V, D] in w_out's type)."""
     dy = wide(dy_ND)
-    dh = [_dots(dy, rows_NT.long(), w_out_VD) for rows_NT in nodes_NTL.unbind(-1)]
+    dh = project(dy, nodes_NTL, w_out_VD)
     h_NA, rows_NA = h_NTL.flatten(1).to(dy.dtype), nodes_NTL.flatten(1).long()
-    return torch.stack(dh, -1).to(h_NTL.dtype), _outer_sums(h_NA, rows_NA, dy, w_out_VD)
+    return dh.to(h_NTL.dtype), _outer_sums(h_NA, rows_NA, dy, w_out_VD)

@@ -93,6 +93,15 @@ def walk_backward(
     return dx_NK.to(x_NK.dtype), dw_VK, dbias
 
 
+def project(x_NK: Tensor, nodes_NTL: Tensor, w_VK: Tensor) -> Tensor:
+    """As `naive.project`."""
+    out_NA = torch.zeros(nodes_NTL.flatten(1).shape, dtype=torch.float32)
+    if len(x_NK):
+        arguments = _array(x_NK), _rows(nodes_NTL), _array(w_VK), out_NA.numpy()
+        _ready().gather_dot(*arguments, torch.get_num_threads())
+    return out_NA.view(nodes_NTL.shape)
+
+
 def combine(h_NTL: Tensor, nodes_NTL: Tensor, w_out_VD: Tensor) -> Tensor:
     """As `naive.combine`."""
     return _weighted_rows(h_NTL, nodes_NTL, w_out_VD)
@@ -102,9 +111,5 @@ def combine_backward(
     dy_ND: Tensor, h_NTL: Tensor, nodes_NTL: Tensor, w_out_VD: Tensor
 ) -> tuple[Tensor, Tensor]:
     """As `naive.combine_backward`."""
-    dh_NA = torch.zeros(h_NTL.flatten(1).shape, dtype=torch.float32)
-    if len(dy_ND):
-        arguments = _array(dy_ND), _rows(nodes_NTL), _array(w_out_VD), dh_NA.numpy()
-        _ready().gather_dot(*arguments, torch.get_num_threads())
-    dw_VD = _outer_sums(h_NTL, nodes_NTL, dy_ND, w_out_VD, None)
-    return dh_NA.view(h_NTL.shape).to(h_NTL.dtype), dw_VD
+    dh_NTL = project(dy_ND, nodes_NTL, w_out_VD)
+    return dh_NTL.to(h_NTL.dtype), _outer_sums(h_NTL, nodes_NTL, dy_ND, w_out_VD, None)

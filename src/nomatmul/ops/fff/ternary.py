@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from nomatmul.ops import choose
+from nomatmul.ops.activations import activate
 from nomatmul.ops.bitlinear import steps, ternary_weights
-from nomatmul.ops.fff import combine, hidden, walk
+from nomatmul.ops.fff import combine, hidden, project, walk
 from nomatmul.ops.fff.hidden import int8, root
 from nomatmul.ops.fff.naive import wide
 from nomatmul.ops.fff.operators import call, check_logits
@@ -226,14 +227,18 @@ def ternary_fff(
     eps: float = 1e-6,
     activation: str = "silu",
     route_gradient: bool = False,
-    slots: tuple[int, int],
+    slots: tuple[int, ...],
+    w_up: Tensor | None = None,
     implementation: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """RMSNorm, int8, walk on integers, activation, norm of the visited, int8, sum of visited rows.
 
     x: [N, K]; w_in: [V, K] and w_out: [V, D] latent; norm_in: [K]; norm_out: [V]; slots: from
-    `new_slot`, for w_in and w_out. Returns (y [N, D], logits [N, T, L], rows int32 [N, T, L]),
-    y and logits float32 (float64 for float64). Raises ValueError as `walk`.
+    `new_slot`, for w_in, w_out and w_up. w_up: [V, K] latent, the other half of gated nodes: each
+    adds activation(logit) * (x . w_up[row]) * w_out[row].
+
+    Returns (y [N, D], logits [N, T, L], rows int32 [N, T, L]), y and logits float32 (float64 for
+    float64). Raises ValueError as `walk`.
     """
     if x.dim() != 2 or x.shape[1] != w_in.shape[-1]:
         raise ValueError(f"fff: x must be [N, {w_in.shape[-1]}], got {tuple(x.shape)}")
@@ -245,8 +250,14 @@ def ternary_fff(
         acc_NTL, nodes_NTL = walk(q_NK, t_VK, **shape)
         logits_NTL = acc_NTL * (beta_in * step_N1).unsqueeze(-1)
 
+        h_NTL = logits_NTL
+        if w_up is not None:
+            t_VK, beta_up = straight_ternary(w_up, slots[2], dtype)
+            acc_NTL = project(q_NK, nodes_NTL, t_VK, implementation=implementation)
+            up_NTL = acc_NTL * (beta_up * step_N1).unsqueeze(-1)
+            h_NTL, activation = activate(logits_NTL, activation) * up_NTL, "none"
         options = eps, activation, route_gradient, implementation or ""
-        q_NTL, step_N1 = _hidden(logits_NTL, nodes_NTL, norm_out, *options)
+        q_NTL, step_N1 = _hidden(h_NTL, nodes_NTL, norm_out, *options)
         t_VD, beta_out = straight_ternary(w_out, slots[1], dtype)
         acc_ND = combine(q_NTL, nodes_NTL, t_VD, implementation=implementation)
         return acc_ND * (beta_out * step_N1), logits_NTL, nodes_NTL
