@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.errors import FormatError
 from nomatmul.formats.published import config_from_published, published_name
 from nomatmul.formats.safetensors_file import SafetensorsFile
 
@@ -110,6 +111,29 @@ def test_a_broken_pickle_is_one_clear_line(tmp_path, data):
     with pytest.raises(ValueError, match=r"pytorch_model\.bin") as caught:
         open_checkpoint(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_pickled_parameters_of_a_module(tmp_path, rng):
+    """`torch.save(dict(model.named_parameters()))`: numpy takes no tensor with a gradient."""
+    torch = pytest.importorskip("torch")
+    tensors = write_published(tmp_path, rng)
+    (tmp_path / "model.safetensors").unlink()
+    state = {published_name(n): torch.nn.Parameter(torch.from_numpy(t)) for n, t in tensors.items()}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    assert_holds(tmp_path, tensors)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "meta"])
+def test_pickled_tensors_that_are_not_dense_are_refused(tmp_path, rng, kind):
+    torch = pytest.importorskip("torch")
+    tensors = write_published(tmp_path, rng)
+    (tmp_path / "model.safetensors").unlink()
+    state = {published_name(n): torch.from_numpy(t) for n, t in tensors.items()}
+    odd = state["model.norm.weight"]
+    state["model.norm.weight"] = odd.to_sparse() if kind == "sparse" else odd.to("meta")
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    with pytest.raises(FormatError, match=r"model\.norm\.weight has .*, expected a dense tensor"):
+        open_checkpoint(tmp_path)
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path):

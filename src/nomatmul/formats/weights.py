@@ -125,7 +125,11 @@ def _load_torch(path: Path) -> dict[str, Any]:
             raise FormatError(f"{path} must hold a dict of tensors; {name!r} is none")
         if not tensor.is_floating_point():
             raise FormatError(f"{path}: {name} has dtype {tensor.dtype}, expected a float")
-    return state
+        if tensor.layout != torch.strided or tensor.is_meta:
+            kind = "no values" if tensor.is_meta else f"layout {tensor.layout}"
+            raise FormatError(f"{path}: {name} has {kind}, expected a dense tensor")
+    # Parameters of a module carry gradients, which numpy refuses.
+    return {name: tensor.detach() for name, tensor in state.items()}
 
 
 def _read_index(path: Path) -> dict[str, str]:
