@@ -130,6 +130,7 @@ def show_plan(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """All runs that --out has no row of yet, until the time that the later stages need."""
+    args.out.mkdir(parents=True, exist_ok=True)
     rows_file = args.out / "fff-study-rows.jsonl"
     todo = missing(read_rows(rows_file), plan(args))
     print(f"to do: {sum(len(cell.seeds) for cell in todo)} runs", flush=True)
@@ -218,6 +219,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sections", default=",".join(FIRST))
     parser.add_argument("--tokens", type=float, default=26e6, help="of a run")
     parser.add_argument("--encoder-tokens", type=float, default=16e6, help="of an encoder's run")
+    parser.add_argument("--ternary-tokens", type=float, default=13e6, help="of a ternary run")
+    parser.add_argument("--cells", nargs="+", help="these alone, as SECTION:VARIANT:SEED,SEED")
     parser.add_argument("--rate-tokens", type=float, default=5e6, help="of a try of a rate")
     parser.add_argument("--probes", default=",".join(CHECKED), help="sections to try rates in")
     parser.add_argument("--probe-first", action="store_true", help="rates before more variants")

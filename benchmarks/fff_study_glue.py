@@ -1,4 +1,4 @@
-"""Fine-tune the study's encoders on SST-2 and CoLA: one process a model, all tasks and seeds.
+"""Fine-tune the study's encoders on SST-2 and CoLA: one process a model, task and seed.
 
 The work is `nomatmul finetune`'s (its batches, recorded steps, schedule and scores), with fewer
 epochs and a higher rate than the published ones, because the encoders are small and briefly
@@ -23,18 +23,26 @@ from nomatmul.evaluate.rows import append_row, read_rows
 
 # task of nomatmul.finetune -> (name in tables, epochs, metric)
 TASKS = {"sst2": ("SST-2", 1, "accuracy"), "cola": ("CoLA", 5, "matthews")}
+ORDER = ("cola", "sst2")  # of each seed's runs: the shorter task first
 LENGTH, BATCH, RATE = 64, 64, 1e-4
 
 
 def fine_tune(args: argparse.Namespace) -> None:
-    """All kept models, args.jobs at a time on each GPU, pre-training seed 1 first."""
-    root = args.work / "models"
+    """What has no row yet of all kept models, args.jobs runs at a time on each GPU, by seeds."""
     names = args.glue_models.split(",")
-    wanted = [root / f"encoder-{name}-{seed}" for seed in (1, 2) for name in names]
-    waiting = [path for path in wanted if path.is_dir()]
+    found = {path.name: path for path in (args.work / "models").glob("encoder-*")}
+    kept = [f"encoder-{name}-{seed}" for seed in range(1, 10) for name in names]
+    have = _done(args.out / "fff-study-glue.jsonl")
+    waiting = [
+        (found[name], task, seed)
+        for seed in range(1, 1 + args.glue_seeds)
+        for task in ORDER
+        for name in kept
+        if name in found and (*_parts(name), TASKS[task][0], seed) not in have
+    ]
     running: list[tuple[str, subprocess.Popen[bytes]]] = []
     deadline = args.began + args.seconds
-    print(f"fine-tuning: {', '.join(path.name for path in waiting) or 'no model'}", flush=True)
+    print(f"fine-tuning: {len(waiting)} runs of {len(found)} models", flush=True)
     unpack(args.data / "glue", args.work / "glue")
     with open(args.out / "fff-study.log", "ab") as log:
         while waiting or running:
@@ -53,6 +61,21 @@ def fine_tune(args: argparse.Namespace) -> None:
             time.sleep(0.2)
 
 
+def _parts(name: str) -> tuple[str, int]:
+    """Variant and seed of pre-training, of a kept model's name."""
+    variant, seed = name.removeprefix("encoder-").rsplit("-", 1)
+    return variant, int(seed)
+
+
+def _done(file: Path) -> set[tuple[str, int, str, int]]:
+    """(variant, pre-training seed, task, seed) of the rows in `file`."""
+    return {
+        (r["variant"], r["pretrained"], r["task"], r["seed"])
+        for r in read_rows(file)
+        if r.get("of") == "encoder"
+    }
+
+
 def unpack(source: Path, target: Path) -> None:
     """The tasks' files, plain or as FILE.bz2, as plain files in `target`."""
     for folder, _, _ in TASKS.values():
@@ -63,11 +86,14 @@ def unpack(source: Path, target: Path) -> None:
             (target / folder / part).write_bytes(data)
 
 
-def _start(args: argparse.Namespace, model: Path, device: str, log: Any) -> subprocess.Popen[bytes]:
+def _start(
+    args: argparse.Namespace, run: tuple[Path, str, int], device: str, log: Any
+) -> subprocess.Popen[bytes]:
+    model, task, seed = run
     job = {
         "model": str(model), "data": str(args.work / "glue"),
         "rows": str(args.out / "fff-study-glue.jsonl"),
-        "seeds": args.glue_seeds, "deadline": args.began + args.seconds, "commit": args.commit,
+        "task": task, "seed": seed, "deadline": args.began + args.seconds, "commit": args.commit,
         "device": "cpu" if device == "cpu" else "cuda", "limit": 64 if args.tiny else 0,
     }  # fmt: skip
     environment = {
@@ -80,81 +106,53 @@ def _start(args: argparse.Namespace, model: Path, device: str, log: Any) -> subp
     return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 
-class Tuner:
-    """One pre-trained model, and both tasks' rows on its device."""
+def _tune(job: dict[str, Any]) -> tuple[dict[str, float], float]:
+    """Scores on the development set after the last epoch, and seconds."""
+    import torch
 
-    def __init__(self, job: dict[str, Any]) -> None:
-        import torch
+    from nomatmul.evaluate.compare_cell import choose_implementation
+    from nomatmul.finetune.data import encode
+    from nomatmul.finetune.loop import Settings, train_seed
+    from nomatmul.finetune.sources import load_rows
+    from nomatmul.finetune.tasks import TASKS as KNOWN
+    from nomatmul.models.classifiers import EncoderForSequenceClassification
+    from nomatmul.train.tokenizer import load_tokenizer
 
-        from nomatmul.finetune.data import encode
-        from nomatmul.finetune.sources import load_rows
-        from nomatmul.finetune.tasks import TASKS as KNOWN
-        from nomatmul.train.tokenizer import load_tokenizer
-
-        self.job, self.device = job, torch.device(job["device"])
-        self.tasks = {name: KNOWN[name] for name in TASKS}
-        tokenizer = load_tokenizer(Path(job["model"]))
-        self.data = {}
-        for name, task in self.tasks.items():
-            rows, _ = load_rows(task, job["data"], None)
-            if job["limit"]:
-                rows = {k: part.part(list(range(job["limit"]))) for k, part in rows.items()}
-            self.data[name] = {
-                k: encode(part, tokenizer, self._length(), False, self.device)
-                for k, part in rows.items()
-            }
-
-    def _length(self) -> int:
-        config = json.loads((Path(self.job["model"]) / "config.json").read_text("utf-8"))
-        return min(LENGTH, int(config["max_position_embeddings"]))
-
-    def run(self, name: str, seed: int) -> tuple[dict[str, float], float]:
-        """Scores on the development set after the last epoch, and seconds."""
-        import torch
-
-        from nomatmul.evaluate.compare_cell import choose_implementation
-        from nomatmul.finetune.loop import Settings, train_seed
-        from nomatmul.models.classifiers import EncoderForSequenceClassification
-
-        torch.manual_seed(seed)
-        kind = EncoderForSequenceClassification
-        model: Any = kind.from_pretrained(self.job["model"], num_labels=2).to(self.device)
-        choose_implementation(model, "masked")
-        settings = Settings(
-            learning_rate=RATE, batch_size=BATCH, epochs=TASKS[name][1], weight_decay=0.01,
-            bfloat16=self.device.type == "cuda",
-        )  # fmt: skip
-        data = self.data[name]
-        held = {k: part for k, part in data.items() if k != "train"}
-        result = train_seed(model, self.tasks[name], data["train"], held, settings, seed)
-        return next(iter(result.scores.values())), result.seconds
+    path, device, task = Path(job["model"]), torch.device(job["device"]), KNOWN[job["task"]]
+    config = json.loads((path / "config.json").read_text("utf-8"))
+    length = min(LENGTH, int(config["max_position_embeddings"]))
+    tokenizer = load_tokenizer(path)
+    rows, _ = load_rows(task, job["data"], None)
+    if job["limit"]:
+        rows = {k: part.part(list(range(job["limit"]))) for k, part in rows.items()}
+    data = {k: encode(part, tokenizer, length, False, device) for k, part in rows.items()}
+    torch.manual_seed(job["seed"])
+    kind = EncoderForSequenceClassification
+    model: Any = kind.from_pretrained(job["model"], num_labels=2).to(device)
+    choose_implementation(model, "masked")
+    settings = Settings(
+        learning_rate=RATE, batch_size=BATCH, epochs=TASKS[job["task"]][1], weight_decay=0.01,
+        bfloat16=device.type == "cuda",
+    )  # fmt: skip
+    held = {k: part for k, part in data.items() if k != "train"}
+    result = train_seed(model, task, data["train"], held, settings, job["seed"])
+    return next(iter(result.scores.values())), result.seconds
 
 
 def run(job: dict[str, Any]) -> None:
-    """Both tasks, all seeds, of one model; a row each."""
-    model = Path(job["model"])
-    variant, pretrained = model.name.removeprefix("encoder-").rsplit("-", 1)
-    tuner = Tuner(job)
-    have = {
-        (r["variant"], r["pretrained"], r["task"], r["seed"])
-        for r in read_rows(Path(job["rows"]))
-        if r.get("of") == "encoder"
-    }
-    for seed in range(1, 1 + job["seeds"]):
-        for name, (task, epochs, metric) in TASKS.items():
-            late = time.time() > job["deadline"] - 8
-            if late or (variant, int(pretrained), task, seed) in have:
-                continue
-            scores, seconds = tuner.run(name, seed)
-            row = {
-                "section": "glue", "of": "encoder", "variant": variant,
-                "pretrained": int(pretrained), "task": task, "seed": seed,
-                "metric": metric, "score": scores[metric], **scores,
-                "epochs": epochs, "learning_rate": RATE, "batch": BATCH,
-                "seconds": round(seconds, 1), "commit": job["commit"],
-            }  # fmt: skip
-            append_row(Path(job["rows"]), row)
-            print(f"[glue {model.name}] {task} seed {seed}: {scores}", flush=True)
+    """One task with one seed of one model; a row."""
+    name = Path(job["model"]).name
+    variant, pretrained = _parts(name)
+    task, epochs, metric = TASKS[job["task"]]
+    scores, seconds = _tune(job)
+    row = {
+        "section": "glue", "of": "encoder", "variant": variant, "pretrained": pretrained,
+        "task": task, "seed": job["seed"], "metric": metric, "score": scores[metric], **scores,
+        "epochs": epochs, "learning_rate": RATE, "batch": BATCH,
+        "seconds": round(seconds, 1), "commit": job["commit"],
+    }  # fmt: skip
+    append_row(Path(job["rows"]), row)
+    print(f"[glue {name}] {task} seed {job['seed']}: {scores}", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ The sections share widths (8 layers x 512) and texts; in each only the channel m
   head, but rotary positions and small batches;
 - mlm: the first try of it, with crammed BERT's sinusoidal positions and large batches: its short
   runs hardly left the plateau of guessing by frequency, so they say nothing about the layers;
-- union: MLGRU with ternary weights, the MatMul-free LM, whose GLU gives way to ternary trees.
+- union: MLGRU with ternary weights, the MatMul-free LM, whose GLU gives way to ternary trees;
+- ternary: attention with ternary weights, half as long: the setting where an earlier trial with few
+  seeds saw ternary trees come near the whole layer.
 
 Names of variants: nomatmul/evaluate/compare_variants.py. Nothing here needs torch.
 """
@@ -35,23 +37,27 @@ FIRST = {
     "causal": ["dense", "fff-16x7", "dense-112", "none", "fff-128x4", "fff-1x11", "dense-11"],
     "encoder": ["dense", "fff-16x7", "fff-128x4", "none", "fff-1x12", "dense-112"],
     "union": ["dense", "fff-64x5", "fff-16x7", "dense-112", "none", "dense-320"],
+    "ternary": ["fff-64x5", "dense", "none", "dense-320"],
 }
 MORE = {
     "causal": [
         "fff-16x7-balanced", "fff-16x7-master64", "dense-512", "fff-16x7-every2",
-        "fff-1x6-leaf64", "fff-1x11-master64", "dense-64", "fff-1x11-balanced",
+        "fff-1x6-leaf64", "fff-64x5", "dense-320", "fff-32x6", "fff-1x11-master64", "dense-64",
+        "fff-1x11-balanced",
     ],
     "encoder": [
         "dense-12", "fff-16x7-balanced", "fff-1x12-balanced", "dense-512", "fff-16x7-master64",
         "fff-1x12-master64",
     ],
     "union": [
-        "fff-128x4", "fff-32x7", "fff-16x9", "fff-16x7-balanced", "fff-64x5-every2",
-        "fff-16x7-master64", "dense-512", "fff-64x5-balanced",
+        "gated-90x4", "glu-360", "fff-128x4", "fff-32x7", "fff-16x9", "fff-16x7-balanced",
+        "fff-64x5-every2", "fff-16x7-master64", "dense-512", "fff-64x5-balanced",
     ],
+    "ternary": ["fff-16x7", "dense-112", "fff-128x4"],
 }  # fmt: skip
 # Rates that short runs try, to see whether the one rate of a section is unfair to trees.
-RATES = {"causal": 1.5e-3, "mlm": 1e-3, "encoder": 1e-3, "union": 3.4e-3}
+RATES = {"causal": 1.5e-3, "mlm": 1e-3, "encoder": 1e-3, "union": 3.4e-3, "ternary": 1.5e-3}
+EVAL_LIMIT = {"encoder": 400_000}  # tokens of each held-out text, where fewer than the study's
 # (section, variants, factors of the section's rate)
 CHECKED = {
     "union": (("none", "dense", "fff-16x7"), (0.5, 0.25)),
@@ -79,6 +85,8 @@ def base_config(section: str, args: argparse.Namespace) -> TrainConfig:
             "token_mixer": "attention", "linear": "dense", "num_heads": heads,
             "channel_mixer": "ffn",
         }  # fmt: skip
+    if section == "ternary":
+        values |= {"linear": "ternary", "activation": "silu"}
     warmup = args.warmup
     if section in ENCODERS:
         length, batch = args.length // 4, args.batch * 4
@@ -104,7 +112,8 @@ def base_config(section: str, args: argparse.Namespace) -> TrainConfig:
 
 def tokens_of(section: str, args: argparse.Namespace) -> int:
     """Tokens of a run."""
-    return int(args.encoder_tokens if section == "encoder" else args.tokens)
+    own = {"encoder": args.encoder_tokens, "ternary": args.ternary_tokens}
+    return int(own.get(section, args.tokens))
 
 
 def study_cell(
@@ -132,7 +141,7 @@ def study_cell(
             "train": (str(args.work / f"train-{words}"),),
             "valid": {n: str(args.work / f"valid-{words}-{n}") for n in ("wikipedia", "novels")},
             "rows": str((args.out / "fff-study-rows.jsonl").resolve()),
-            "eval_tokens": int(args.eval_tokens),
+            "eval_tokens": min(int(args.eval_tokens), EVAL_LIMIT.get(section, 1 << 40)),
             "eval_points": args.points,
             "compile": args.compile,
             "implementation": args.implementation,
@@ -158,12 +167,18 @@ def _with_bias(model: ModelConfig, name: str) -> ModelConfig:
 
 
 def plan(args: argparse.Namespace) -> list[Cell]:
-    """All cells, what matters most first, so that a run that is cut keeps the main question."""
+    """All cells, what matters most first, so that a run that is cut keeps the main question.
+
+    With --cells those alone, in their order.
+    """
     keep = str((args.work / "models").resolve())
 
     def cell(section: str, name: str, seeds: tuple[int, ...]) -> Cell:
         kept = keep if section == "encoder" and name in FINE_TUNED else ""
         return study_cell(section, name, seeds, args, keep=kept)
+
+    if args.cells:
+        return [cell(*named_cell(text)) for text in args.cells]
 
     def round_of(names: dict[str, list[str]], seeds: tuple[int, ...]) -> list[Cell]:
         return _in_turn([[cell(s, name, seeds) for name in names[s]] for s in args.sections])
@@ -178,6 +193,14 @@ def plan(args: argparse.Namespace) -> list[Cell]:
     for number in range(args.more_seeds):
         cells += round_of(FIRST, (1 + args.seeds + number,))
     return cells
+
+
+def named_cell(text: str) -> tuple[str, str, tuple[int, ...]]:
+    """Section, variant and seeds of SECTION:VARIANT:SEED,SEED. ValueError for another form."""
+    parts = text.split(":")
+    if len(parts) != 3 or parts[0] not in RATES or not parts[2].replace(",", "").isdigit():
+        raise ValueError(f"cell {text!r} is not known: use SECTION:VARIANT:SEED,SEED")
+    return parts[0], parts[1], tuple(map(int, parts[2].split(",")))
 
 
 def rate_cells(args: argparse.Namespace) -> list[Cell]:

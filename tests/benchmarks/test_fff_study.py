@@ -25,7 +25,8 @@ def _args(tmp_path: Path, **values) -> argparse.Namespace:
     given = {
         "sections": list(fff_study_plan.FIRST), "probes": list(fff_study_plan.CHECKED),
         "tiny": False, "length": 512, "batch": 64, "warmup": 80, "tokens": 26e6,
-        "encoder_tokens": 16e6, "rate_tokens": 7e6, "eval_tokens": 1e6, "points": 8, "seeds": 2,
+        "encoder_tokens": 16e6, "ternary_tokens": 13e6, "cells": None,
+        "rate_tokens": 7e6, "eval_tokens": 1e6, "points": 8, "seeds": 2,
         "more_seeds": 1, "first_only": False, "probe_first": False, "work": tmp_path,
         "out": tmp_path, "compile": "auto", "implementation": "masked", "commit": "c", **values,
     }  # fmt: skip
@@ -34,9 +35,23 @@ def _args(tmp_path: Path, **values) -> argparse.Namespace:
 
 def test_cells_come_in_turn_and_no_run_is_planned_twice(tmp_path):
     cells = fff_study_plan.plan(_args(tmp_path))
-    assert [cell.section for cell in cells[:3]] == list(fff_study_plan.FIRST)
+    sections = list(fff_study_plan.FIRST)
+    assert [cell.section for cell in cells[: len(sections)]] == sections
     runs = [(c.section, c.variant, c.stage, identity(c), seed) for c in cells for seed in c.seeds]
     assert len(runs) == len(set(runs))
+
+
+def test_named_cells_are_those_alone_in_their_order(tmp_path):
+    named = ["union:fff-64x5:2", "causal:dense:1,3"]
+    cells = fff_study_plan.plan(_args(tmp_path, cells=named))
+    found = [(cell.section, cell.variant, cell.seeds) for cell in cells]
+    assert found == [("union", "fff-64x5", (2,)), ("causal", "dense", (1, 3))]
+    # They are the cells of the whole plan: a row of one counts for the other.
+    whole = {(c.section, c.variant): identity(c) for c in fff_study_plan.plan(_args(tmp_path))}
+    assert all(identity(cell) == whole[cell.section, cell.variant] for cell in cells)
+    for text in ("causal:dense", "sonnet:dense:1", "causal:dense:one"):
+        with pytest.raises(ValueError, match="use SECTION:VARIANT:SEED"):
+            fff_study_plan.plan(_args(tmp_path, cells=[text]))
 
 
 def test_sections_differ_in_the_channel_mixer_only(tmp_path):
