@@ -89,6 +89,8 @@ def ternary_weights(slot: int, weights: Sequence[Tensor]) -> tuple[Tensor, Tenso
 
     slot: from `new_slot`, one for this group of weights. Callers must not change the result.
     """
-    if _active is None:
+    # A compiled model ternarises in its graph: entries and versions of weights, which change with
+    # every step, would be facts to compile it for anew.
+    if _active is None or torch.compiler.is_compiling():
         return _ternarize(weights)
     return _active.get(slot, weights)

@@ -243,21 +243,23 @@ def ternary_fff(
     if x.dim() != 2 or x.shape[1] != w_in.shape[-1]:
         raise ValueError(f"fff: x must be [N, {w_in.shape[-1]}], got {tuple(x.shape)}")
     dtype = operand_type(x, implementation)
+    # A compiled layer has no use for a cache; reading its numbers would compile every layer anew.
+    numbers = (0, 0, 0) if torch.compiler.is_compiling() else slots
     with torch.autocast(x.device.type, enabled=False):
         q_NK, step_N1 = _quantize(x, norm_in, eps, dtype)
-        t_VK, beta_in = straight_ternary(w_in, slots[0], dtype)
+        t_VK, beta_in = straight_ternary(w_in, numbers[0], dtype)
         shape: dict[str, Any] = {"trees": trees, "depth": depth, "implementation": implementation}
         acc_NTL, nodes_NTL = walk(q_NK, t_VK, **shape)
         logits_NTL = acc_NTL * (beta_in * step_N1).unsqueeze(-1)
 
         h_NTL = logits_NTL
         if w_up is not None:
-            t_VK, beta_up = straight_ternary(w_up, slots[2], dtype)
+            t_VK, beta_up = straight_ternary(w_up, numbers[2], dtype)
             acc_NTL = project(q_NK, nodes_NTL, t_VK, implementation=implementation)
             up_NTL = acc_NTL * (beta_up * step_N1).unsqueeze(-1)
             h_NTL, activation = activate(logits_NTL, activation) * up_NTL, "none"
         options = eps, activation, route_gradient, implementation or ""
         q_NTL, step_N1 = _hidden(h_NTL, nodes_NTL, norm_out, *options)
-        t_VD, beta_out = straight_ternary(w_out, slots[1], dtype)
+        t_VD, beta_out = straight_ternary(w_out, numbers[1], dtype)
         acc_ND = combine(q_NTL, nodes_NTL, t_VD, implementation=implementation)
         return acc_ND * (beta_out * step_N1), logits_NTL, nodes_NTL
