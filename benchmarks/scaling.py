@@ -269,9 +269,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=80, help="optimiser steps")
     parser.add_argument("--eval-tokens", type=float, default=2e6, help="at most, a held-out text")
     parser.add_argument("--seconds", type=float, default=530, help="training ends then")
-    parser.add_argument(
-        "--compile", choices=("auto", "graph", "blocks", "whole", "off"), default="auto"
-    )
+    parser.add_argument("--compile", choices=("auto", "graph", "blocks", "off"), default="auto")
     parser.add_argument("--ops", choices=("", "naive", "triton"), default="", help="NOMATMUL_OPS")
     parser.add_argument("--train", nargs="+", help="other training texts, below --data")
     parser.add_argument("--commit", help="name of the commit, where there is no .git")

@@ -123,13 +123,20 @@ class Trainee:
             tensor.copy_(fresh[name])
 
     def run(self, seed: int) -> dict[str, Any]:
-        """Train from new weights, look at the held-out text now and then; the run's row.
-
-        The seed draws the weights, and the order of the tokens alike for all variants.
-        """
+        """Train with this seed and score at the end; the run's row."""
         config = dataclasses.replace(self.config, seed=seed)
-        self._new_weights(seed)
-        optimizer, batches = build_optimizer(self.model, config), self.texts.batches(seed)
+        course = self.train(config)
+        scores = self.score(self.cell.eval_tokens) if course.status == "ok" else {}
+        return self._row(config, course, scores)
+
+    def train(self, config: TrainConfig) -> Course:
+        """Train from new weights, look at the held-out text now and then; how it went.
+
+        config: the cell's, with a seed, rate and steps of its own. The seed draws the weights, and
+        the order of the tokens alike for all variants.
+        """
+        self._new_weights(config.seed)
+        optimizer, batches = build_optimizer(self.model, config), self.texts.batches(config.seed)
         course, trees = Course(self.cell, config), FFFSchedule(self.model, config)
         self.ternary.clear()
         for step in range(config.steps):
@@ -149,14 +156,10 @@ class Trainee:
                 course.held_out(step + 1, self.score(self.cell.eval_tokens // 4)["loss"], began)
             if course.status != "ok":
                 break
-        seconds = course.seconds()
-        self.speed = course.step * config.tokens_per_step / max(seconds, 1e-9)
-        scores = self.score(self.cell.eval_tokens) if course.status == "ok" else {}
-        return self._row(config, course, seconds, scores)
+        self.speed = course.ended()
+        return course
 
-    def _row(
-        self, config: TrainConfig, course: Course, seconds: float, scores: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _row(self, config: TrainConfig, course: Course, scores: dict[str, Any]) -> dict[str, Any]:
         cell, model = self.cell, config.model
         predicted = 1.0 if model.causal else config.masked_tokens / config.sequence_length
         flops = {
@@ -182,7 +185,7 @@ class Trainee:
             "active": cell.active,
             "flops_per_token": flops["flops"],
             "flops_masked_per_token": flops["flops_masked"],
-            "seconds": round(seconds, 2),
+            "seconds": round(course.took, 2),
             "tokens_per_second": round(self.speed),
             "compiled": self.compiled,
             "implementation": cell.implementation or "auto",

@@ -27,9 +27,15 @@ class Course:
         self.curve: list[list[float]] = []  # step, training loss since the last look, seconds
         self.held: list[list[float]] = []  # step, held-out loss, seconds
         self.status, self.step, self.shown = "ok", 0, 0.0
+        self.took = 0.0  # seconds, once it has ended
 
     def seconds(self) -> float:
         return time.monotonic() - self.began - self.aside
+
+    def ended(self) -> float:
+        """Stop the clock; tokens a second."""
+        self.took = self.seconds()
+        return self.step * self.config.tokens_per_step / max(self.took, 1e-9)
 
     def due(self, step: int) -> bool:
         """Is it time for a look at the held-out text? Points lie evenly, the last at the end."""
