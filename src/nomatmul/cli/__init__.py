@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: the arguments without the program's name; None takes them from `sys.argv`.
     With NOMATMUL_DEBUG=1 in the environment errors keep their traceback.
     """
+    _open_missing_streams()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -65,6 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError:  # the output itself was the trouble (full disk, closed pipe): already told
             _drop_stdout()
         return 1
+
+
+def _open_missing_streams() -> None:
+    """Whoever started us may have closed a stream (`<&-`, some daemons): Python has None there."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open as long as we are
 
 
 def one_line(error: BaseException) -> str:

@@ -41,7 +41,8 @@ class Sampling:
         _check("temperature", self.temperature, 0.0, math.inf)
         _check("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _check("min_p", self.min_p, 0.0, 1.0)
-        _check("repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True)
+        # beyond that float32 logits overflow
+        _check("repetition_penalty", self.repetition_penalty, 1e-6, 1e6)
         check_count("top_k", self.top_k)
         if self.seed is not None and not _is_int(self.seed):
             raise ValueError(f"seed must be a whole number or None, got {self.seed!r}")
