@@ -159,3 +159,27 @@ def test_operators_keep_what_they_promise_to_the_compiler(dtype):
     for name, values in arguments.items():
         operator = getattr(calls, name).default
         torch.library.opcheck(operator, values, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_compiled_layers_are_compiled_once_while_weights_and_cache_change():
+    """Layers of one shape share the code: slots, entries and versions of weights are no guards."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("eager")
+    torch.compiler.reset()
+    layers = [problem(3, 6, 6, 2, 2, torch.float32, seed) for seed in range(2)]
+    slots = [(new_slot(), new_slot()) for _ in layers]
+
+    def layer(operands, own):
+        return ternary_fff(*operands, trees=2, depth=2, slots=own, implementation="masked")[0]
+
+    compiled = torch.compile(layer, backend=counter, dynamic=False)
+    with ternary_cache() as cache:
+        for _ in range(3):
+            for operands, own in zip(layers, slots, strict=True):
+                got, want = compiled(operands, own), layer(operands, own)
+                assert torch.equal(got, want)
+                with torch.no_grad():
+                    operands[1].mul_(1.1).add_(0.01)
+            cache.clear()
+    assert counter.frame_count == 1
