@@ -4,16 +4,13 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <climits>
 #include <cmath>
 #include <cstring>
-#include <map>
 #include <memory>
-#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -21,7 +18,8 @@
 #include "kernel_bindings.h"
 #include "kernels/encoder_ops.h"
 #include "kernels/kernels.h"
-#include "thread_pool.h"
+#include "memory.h"
+#include "shared_pool.h"
 
 namespace nb = nanobind;
 using nb::literals::operator""_a;
@@ -51,8 +49,8 @@ using Flags = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::
 using Weights = nb::ndarray<const int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Panels = nb::ndarray<const int8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-constexpr int kRowChunk = 96;  // tokens of one task of a product, at most: they fit a core's L2
-constexpr int kRowStep = 12;   // a multiple of what every kernel takes at once
+constexpr int kRowChunk = 132;  // tokens of one task of a product, at most: they fit a core's L2
+constexpr int kRowStep = 12;    // a multiple of what every kernel takes at once
 
 void require(bool good, const char* message) {
   if (!good) throw std::invalid_argument(message);
@@ -71,47 +69,6 @@ Isa find(const std::optional<std::string>& isa) {
     throw std::invalid_argument(error);
   }
   return {core, encoder_kernels(core->name)};
-}
-
-// Pools by size, made when first asked for. A pool serves one caller at a time: a second one
-// works alone. In a forked child the workers do not exist, so it starts afresh.
-class Pools {
- public:
-  template <class F>
-  void run(int threads, int tasks, F&& fn) {
-    if (threads <= 1 || tasks <= 1) {
-      for (int task = 0; task < tasks; ++task) fn(task, 0);
-      return;
-    }
-    std::unique_lock<std::mutex> lock(*mutex_, std::try_to_lock);
-    if (!lock.owns_lock()) {
-      for (int task = 0; task < tasks; ++task) fn(task, 0);
-      return;
-    }
-    std::unique_ptr<ThreadPool>& pool = pools_[threads];
-    if (pool == nullptr) pool = std::make_unique<ThreadPool>(threads);
-    pool->run(tasks, fn);
-  }
-
-  void own_process() {  // with the GIL held
-    if (getpid() == owner_) return;
-    for (auto& [threads, pool] : pools_) ThreadPool::abandon(std::move(pool));
-    pools_.clear();
-    (void)mutex_.release();
-    mutex_.reset(new std::mutex);
-    owner_ = getpid();
-  }
-
- private:
-  std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();
-  std::map<int, std::unique_ptr<ThreadPool>> pools_;
-  pid_t owner_ = getpid();
-};
-
-Pools& pools() {
-  static Pools* const instance = new Pools;  // never destroyed: threads may outlive statics
-  instance->own_process();
-  return *instance;
 }
 
 int checked(size_t size) {
@@ -134,7 +91,7 @@ void add_norm(Table x, std::optional<ConstTable> delta, Vector weight, std::opti
   require(!bias || bias->shape(0) == x.shape(1), "bias has a value for each column of x");
   require(out.data() != x.data(), "out must not be x");
   const EncoderKernels* kernels = find(isa).encoder;
-  Pools& pool = pools();
+  SharedPools& pool = SharedPools::get();
   std::atomic<bool> finite{true};
   {
     const float* add = delta ? delta->data() : nullptr;
@@ -161,7 +118,7 @@ void activate(Table x, const std::string& kind, int threads, std::optional<std::
                                : kind == "relu" ? kernels->relu
                                                 : nullptr;
   require(fn != nullptr, "the activation is gelu, silu or relu");
-  Pools& pool = pools();
+  SharedPools& pool = SharedPools::get();
   nb::gil_scoped_release release;
   const size_t count = x.size(), step = 1 << 14;
   pool.run(checked_threads(threads), static_cast<int>((count + step - 1) / step),
@@ -186,7 +143,7 @@ void attention(ConstTable qkv, Offsets offsets, std::optional<Flags> seen, int h
   const int tasks = checked(static_cast<size_t>(sequences) * heads);
   const EncoderKernels* kernels = find(isa).encoder;
   const int e = static_cast<int>(d) / heads, count = checked_threads(threads);
-  Pools& pool = pools();
+  SharedPools& pool = SharedPools::get();
   nb::gil_scoped_release release;
   const size_t floats = kernels->attention_scratch(static_cast<int>(longest), e);
   const std::unique_ptr<float[]> scratch(new float[floats * count]);
@@ -221,8 +178,9 @@ nb::ndarray<nb::numpy, float> float_panels_of(ConstTable weight, std::optional<s
   const size_t m = weight.shape(0), k = weight.shape(1);
   require(m >= 1 && k >= 1, "a weight has rows and columns");
   const size_t columns = find(isa).encoder->columns, count = (m + columns - 1) / columns;
-  float* data = new float[count * k * columns]();
-  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  auto* block = new Block(count * k * columns * sizeof(float));  // zeros, in huge pages
+  nb::capsule owner(block, [](void* p) noexcept { delete static_cast<Block*>(p); });
+  float* data = block->as<float>();
   const float* from = weight.data();
   for (size_t j = 0; j < m; ++j) {
     float* panel = data + j / columns * k * columns + j % columns;
@@ -240,7 +198,7 @@ void linear_f32(ConstTable x, Vector panels, Table out, int threads,
   require(k >= 1 && m >= 1 && out.shape(0) == x.shape(0), "out is [n, m]");
   require(panels.shape(0) == static_cast<size_t>(count) * k * kernels->columns,
           "panels do not fit");
-  Pools& pool = pools();
+  SharedPools& pool = SharedPools::get();
   nb::gil_scoped_release release;
   const Tiling tiling(rows, count, checked_threads(threads));
   pool.run(threads, tiling.tasks(), [&](int task, int) {
@@ -256,8 +214,9 @@ nb::ndarray<nb::numpy, int8_t> panels_of(Weights weight, std::optional<std::stri
   require(m >= 1 && k >= 1, "a weight has rows and columns");
   const size_t columns = find(isa).encoder->columns;
   const size_t pairs = (k + 1) / 2, count = (m + columns - 1) / columns;
-  int8_t* data = new int8_t[count * pairs * 2 * columns]();
-  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<int8_t*>(p); });
+  auto* block = new Block(count * pairs * 2 * columns);
+  nb::capsule owner(block, [](void* p) noexcept { delete static_cast<Block*>(p); });
+  auto* data = block->as<int8_t>();
   const int8_t* from = weight.data();
   for (size_t j = 0; j < m; ++j) {
     int8_t* panel = data + j / columns * pairs * 2 * columns + j % columns * 2;
@@ -278,7 +237,7 @@ void linear_int8(ConstTable x, Panels panels, Vector row_scale, Table out, int t
   const size_t ldq = static_cast<size_t>(k + 1) / 2 * 2;
   const int count = (m + columns - 1) / columns;
   require(panels.shape(0) == static_cast<size_t>(count) * ldq * columns, "panels do not fit");
-  Pools& pool = pools();
+  SharedPools& pool = SharedPools::get();
   std::atomic<bool> finite{true};
   {
     nb::gil_scoped_release release;

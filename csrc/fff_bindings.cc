@@ -18,6 +18,7 @@
 
 #include "fff.h"
 #include "kernel_bindings.h"
+#include "shared_pool.h"
 #include "tools.h"
 
 namespace nb = nanobind;
@@ -48,8 +49,8 @@ const Kernels& kernels_of(const std::optional<std::string>& isa) {
   throw std::invalid_argument(error);
 }
 
-// One pool, and the buffers, for all calls of this module; remade when a call wants another number
-// of threads and forgotten in a forked child, where its threads do not exist.
+// The buffers of all calls of this module, and the threads that they share with the encoder's
+// steps.
 class Pool {
  public:
   template <class F>
@@ -57,16 +58,15 @@ class Pool {
     require(threads >= 1 && threads <= 1024,
             "threads is " + std::to_string(threads) + ", expected 1 to 1024");
     own_process();
+    SharedPools& pools = SharedPools::get();
     nb::gil_scoped_release released;
     const std::lock_guard<std::mutex> lock(*mutex_);
-    if (pool_ == nullptr || pool_->size() != threads) pool_.reset(new ThreadPool(threads));
-    work(*pool_, buffers_);
+    pools.with(threads, [&](ThreadPool& pool) { work(pool, buffers_); });
   }
 
  private:
   void own_process() {
     if (getpid() == owner_) return;
-    ThreadPool::abandon(std::move(pool_));
     (void)mutex_.release();  // may be held by a thread that is not here
     mutex_.reset(new std::mutex);
     owner_ = getpid();
@@ -74,11 +74,10 @@ class Pool {
 
   pid_t owner_ = getpid();
   std::unique_ptr<std::mutex> mutex_{new std::mutex};
-  std::unique_ptr<ThreadPool> pool_;
   FffWork buffers_;
 };
 
-// Never destroyed: at exit its threads may be gone before the destructors run.
+// Never destroyed: a thread may still be computing at exit.
 Pool& shared_pool() {
   static Pool* pool = new Pool;
   return *pool;

@@ -12,6 +12,7 @@
 #include <limits>
 
 #include "encoder_ops.h"
+#include "unroll.h"
 
 namespace nomatmul {
 namespace {
@@ -52,13 +53,11 @@ inline void in_place(float* x, size_t count, F fn) {
   std::memcpy(x + i, rest, (count - i) * sizeof(float));
 }
 
-// e^x for x <= 0 and moderate x above; below -87 it is 0. Cephes' polynomial, two units in the
-// last place.
+// e^x for x <= 0; below -87 it is 0. Cephes' polynomial, two units in the last place.
 inline V exp_of(V x) {
   const V tiny = splat(-87.0f);
   const VI drop = x < tiny;
-  x = drop ? tiny : x;  // this way round a NaN stays one
-  x = x > 88.0f ? splat(88.0f) : x;
+  x = drop ? tiny : x;                                       // this way round a NaN stays one
   const V shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
   const V n = shifted - 12582912.0f;
   V r = x - n * 0.693359375f;
@@ -126,49 +125,130 @@ bool add_norm_one(float* x, const float* delta, const float* weight, const float
   for (int i = whole; i < d; ++i) rest += (x[i] - mean) * (x[i] - mean);
   const float variance = (sum(sums) + rest) / static_cast<float>(d);
   const float scale = 1.0f / std::sqrt(variance + eps);
+  V poison = {};  // 0 * inf and 0 * NaN are NaN
+  float last = 0;
   for (int i = 0; i < whole; i += kLanes) {
     V v = (load(x + i) - mean) * scale * load(weight + i);
     if (bias != nullptr) v += load(bias + i);
+    poison += v * 0.0f;
     store(y + i, v);
   }
   for (int i = whole; i < d; ++i) {
     y[i] = (x[i] - mean) * scale * weight[i] + (bias != nullptr ? bias[i] : 0.0f);
+    last += y[i] * 0.0f;
   }
-  return std::isfinite(variance);
+  return std::isfinite(variance) && std::isfinite(sum(poison) + last);
+}
+
+// --- float32 product -------------------------------------------------------
+
+constexpr int kRows = 6;  // rows at once: 12 sums, 2 of weights, 1 of inputs of 16 registers
+constexpr int kWide = 2 * kLanes;     // outputs at once: a panel
+constexpr int kDeep = 6144 / kLanes;  // inputs at once: 48 KiB of a panel
+constexpr int kPace = 32;             // inputs between two calls of lines into cache
+constexpr int kLine = 64;             // bytes
+constexpr int kAheadBytes = 12288;    // shorter pieces of panels come from a near cache
+
+// Weights that the next strips will read, and how many lines of them each pace calls into cache.
+struct Ahead {
+  const char* from;
+  int lines;
+};
+
+// c[kR][kWide] = or (kAdd) += x[kR][count] * panel[count][kWide].
+template <int kR, bool kAdd>
+void float_rows(const float* x, size_t ldx, int count, const float* panel, Ahead ahead, float* c,
+                size_t ldc) {
+  V acc[kR][2];
+  unrolled<kR>([&](auto r) {
+    acc[r][0] = kAdd ? load(c + r * ldc) : V{};
+    acc[r][1] = kAdd ? load(c + r * ldc + kLanes) : V{};
+  });
+  // do: a loop that may have no turn would keep a second copy of the sums on the stack
+  do {
+    for (int line = 0; line < ahead.lines; ++line, ahead.from += kLine) {
+      __builtin_prefetch(ahead.from);
+    }
+    const float* end = panel + static_cast<size_t>(std::min(kPace, count)) * kWide;
+    count -= kPace;
+    do {
+      const V w0 = load(panel), w1 = load(panel + kLanes);
+      unrolled<kR>([&](auto r) {
+        const V value = splat(x[r * ldx]);
+        acc[r][0] += value * w0;
+        acc[r][1] += value * w1;
+      });
+      panel += kWide, ++x;
+    } while (panel != end);
+  } while (count > 0);
+  unrolled<kR>([&](auto r) {
+    store(c + r * ldc, acc[r][0]);
+    store(c + r * ldc + kLanes, acc[r][1]);
+  });
+}
+
+// The same for the first `columns` of a panel, and for 1 to kR rows.
+template <bool kAdd, int kR = kRows>
+inline void float_strip(int rows, const float* x, size_t ldx, int count, const float* panel,
+                        Ahead ahead, int columns, float* c, size_t ldc) {
+  if constexpr (kR >= 1) {
+    if (rows < kR) {
+      float_strip<kAdd, kR - 1>(rows, x, ldx, count, panel, ahead, columns, c, ldc);
+    } else if (columns == kWide) {
+      float_rows<kR, kAdd>(x, ldx, count, panel, ahead, c, ldc);
+    } else {
+      float edge[kR * kWide] = {};
+      for (int r = 0; kAdd && r < kR; ++r)
+        std::memcpy(edge + r * kWide, c + r * ldc, columns * sizeof(float));
+      float_rows<kR, kAdd>(x, ldx, count, panel, ahead, edge, kWide);
+      for (int r = 0; r < kR; ++r)
+        std::memcpy(c + r * ldc, edge + r * kWide, columns * sizeof(float));
+    }
+  }
+}
+
+void float_product_all(const float* x, size_t ldx, int rows, int k, const float* panels, int p0,
+                       int p1, int m, float* out, size_t ldo) {
+  // Strips of nearly equal height: 128 rows are 18 of 6 and 4 of 5, not 21 of 6 and one of 2.
+  const int strips = (rows + kRows - 1) / kRows;
+  for (int p = p0; p < p1; ++p) {  // the outputs of one panel stay in the first cache
+    const int at = p * kWide, columns = std::min(kWide, m - at);
+    for (int from = 0; from < k; from += kDeep) {
+      const int count = std::min(kDeep, k - from);
+      const float* panel = panels + (static_cast<size_t>(p) * k + from) * kWide;
+      // While this piece of a panel is multiplied, the one behind it is called. Few strips would
+      // wait for it, so they leave it to the CPU.
+      const int bytes = count * kWide * static_cast<int>(sizeof(float));
+      const int paces = (count + kPace - 1) / kPace * strips;
+      Ahead ahead{reinterpret_cast<const char*>(panel) + bytes, 0};
+      if (strips >= 4 && bytes >= kAheadBytes) ahead.lines = (bytes / kLine + paces - 1) / paces;
+      for (int strip = 0, t = 0; strip < strips; ++strip) {
+        const int height = (rows - t + strips - strip - 1) / (strips - strip);
+        const auto strip_of = from > 0 ? float_strip<true> : float_strip<false>;
+        strip_of(height, x + t * ldx + from, ldx, count, panel, ahead, columns, out + t * ldo + at,
+                 ldo);
+        ahead.from += static_cast<size_t>(ahead.lines) * (paces / strips) * kLine;
+        t += height;
+      }
+    }
+  }
 }
 
 // --- attention -------------------------------------------------------------
 
-constexpr int kRows = 6;           // queries at once: 12 sums, 2 of b, 1 of a in 16 registers
-constexpr int kWide = 2 * kLanes;  // columns at once
+constexpr int kQueries = 4 * kRows;  // at once
 
 inline int round_up(int n, int step) { return (n + step - 1) / step * step; }
 
-// c[kRows][n] = a[kRows][k] * b[k][n]; n is a multiple of kWide.
-inline void small_product(const float* a, size_t lda, const float* b, size_t ldb, int k, int n,
-                          float* c, size_t ldc) {
-  for (int j = 0; j < n; j += kWide) {
-    V acc[kRows][2] = {};
-    for (int i = 0; i < k; ++i) {
-      const V b0 = load(b + i * ldb + j), b1 = load(b + i * ldb + j + kLanes);
-      for (int r = 0; r < kRows; ++r) {
-        const V value = splat(a[r * lda + i]);
-        acc[r][0] += value * b0;
-        acc[r][1] += value * b1;
-      }
-    }
-    for (int r = 0; r < kRows; ++r) {
-      store(c + r * ldc + j, acc[r][0]);
-      store(c + r * ldc + j + kLanes, acc[r][1]);
-    }
+// s = exp(s - max) over n scores (a multiple of kLanes); returns 1 / sum. hidden, or nullptr: to be
+// added before, -inf for keys that nobody sees.
+inline float soften(float* s, int n, const float* hidden) {
+  if (hidden != nullptr) {
+    for (int i = 0; i < n; i += kLanes) store(s + i, load(s + i) + load(hidden + i));
   }
-}
-
-// s = exp(s - max) over n scores (a multiple of kWide, hidden ones -inf); returns 1 / sum.
-inline float soften(float* s, int n) {
   V top = load(s);
   for (int i = kLanes; i < n; i += kLanes) top = larger(load(s + i), top);
-  const float peak = largest(top);
+  const V peak = splat(largest(top));
   V total = {};
   for (int i = 0; i < n; i += kLanes) {
     const V p = exp_of(load(s + i) - peak);
@@ -180,127 +260,115 @@ inline float soften(float* s, int n) {
 
 size_t attention_floats(int t, int e) {
   const size_t tp = round_up(t, kWide), ep = round_up(e, kWide);
-  return e * tp + t * ep + tp + kRows * (tp + ep + e);
+  return e * tp + t * ep + tp + kQueries * (tp + e);
+}
+
+// a0 b0 a1 b1 ...: of the lower halves, of the upper halves.
+#if NOMATMUL_LANES == 4
+#define NOMATMUL_LOWER 0, 4, 1, 5
+#define NOMATMUL_UPPER 2, 6, 3, 7
+#elif NOMATMUL_LANES == 8
+#define NOMATMUL_LOWER 0, 8, 1, 9, 2, 10, 3, 11
+#define NOMATMUL_UPPER 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define NOMATMUL_LOWER 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define NOMATMUL_UPPER 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#endif
+#if defined(__clang__)
+inline V lower(V a, V b) { return __builtin_shufflevector(a, b, NOMATMUL_LOWER); }
+inline V upper(V a, V b) { return __builtin_shufflevector(a, b, NOMATMUL_UPPER); }
+#else
+inline V lower(V a, V b) { return __builtin_shuffle(a, b, VI{NOMATMUL_LOWER}); }
+inline V upper(V a, V b) { return __builtin_shuffle(a, b, VI{NOMATMUL_UPPER}); }
+#endif
+
+// to[i * ldt + j] = from[j * ldf + i] of a square of kLanes: each step shuffles the rows together
+// with those half a square below, as cards are.
+inline void turn(const float* from, size_t ldf, float* to, size_t ldt) {
+  constexpr int kHalf = kLanes / 2;
+  V rows[kLanes], next[kLanes];
+  unrolled<kLanes>([&](auto j) { rows[j] = load(from + j * ldf); });
+  for (int step = 1; step < kLanes; step *= 2) {
+    unrolled<kHalf>([&](auto j) {
+      next[2 * j] = lower(rows[j], rows[j + kHalf]);
+      next[2 * j + 1] = upper(rows[j], rows[j + kHalf]);
+    });
+    unrolled<kLanes>([&](auto j) { rows[j] = next[j]; });
+  }
+  unrolled<kLanes>([&](auto j) { store(to + j * ldt, rows[j]); });
+}
+
+// Keys as panels of float_product, [tp / kWide][e][kWide], zero behind the last token.
+inline void key_panels(const float* k, size_t ld, int t, int e, float* keys) {
+  for (int s = 0; s < round_up(t, kWide);
+       s += kLanes) {  // few rows at a time: they lie pages apart
+    float* panel = keys + static_cast<size_t>(s / kWide * kWide) * e + s % kWide;
+    const int count = std::clamp(t - s, 0, kLanes);
+    int i = 0;
+    for (; count == kLanes && i + kLanes <= e; i += kLanes) {
+      turn(k + s * ld + i, ld, panel + static_cast<size_t>(i) * kWide, kWide);
+    }
+    for (; i < e; ++i) {
+      float* to = panel + static_cast<size_t>(i) * kWide;
+      for (int j = 0; j < kLanes; ++j) to[j] = j < count ? k[(s + j) * ld + i] : 0.0f;
+    }
+  }
+}
+
+// Values as panels, [ep / kWide][t][kWide], zero behind the last column.
+inline void value_panels(const float* v, size_t ld, int t, int e, float* values) {
+  for (int i = 0; i < e; i += kWide, values += static_cast<size_t>(t) * kWide) {
+    const int count = std::min(kWide, e - i);
+    for (int s = 0; s < t; ++s) {
+      const float* from = v + s * ld + i;
+      float* to = values + static_cast<size_t>(s) * kWide;
+      if (count == kWide) {
+        store(to, load(from));
+        store(to + kLanes, load(from + kLanes));
+      } else {
+        for (int j = 0; j < kWide; ++j) to[j] = j < count ? from[j] : 0.0f;
+      }
+    }
+  }
+}
+
+// to[count] = from * factor
+inline void scaled(const float* from, float factor, int count, float* to) {
+  int i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i) * factor);
+  for (; i < count; ++i) to[i] = from[i] * factor;
 }
 
 void attention_head(const float* q, const float* k, const float* v, size_t ld, const uint8_t* seen,
                     int t, int e, float* scratch, float* out, size_t ldo) {
   const int tp = round_up(t, kWide), ep = round_up(e, kWide);
-  float* keys = scratch;                                 // [e][tp]
-  float* values = keys + static_cast<size_t>(e) * tp;    // [t][ep]
+  float* keys = scratch;
+  float* values = keys + static_cast<size_t>(e) * tp;
   float* hidden = values + static_cast<size_t>(t) * ep;  // [tp]: 0, or -inf for a hidden key
-  float* scores = hidden + tp;                           // [kRows][tp]
-  float* mixed = scores + static_cast<size_t>(kRows) * tp;
-  float* queries = mixed + static_cast<size_t>(kRows) * ep;
-  for (int s = 0; s < tp; s += kLanes) {  // rows lie pages apart: a few of them at a time
-    for (int i = 0; i < e; ++i) {
-      float* to = keys + static_cast<size_t>(i) * tp + s;
-      for (int j = 0; j < kLanes; ++j) to[j] = s + j < t ? k[(s + j) * ld + i] : 0.0f;
-    }
-  }
-  for (int s = 0; s < t; ++s) {
-    std::memcpy(values + static_cast<size_t>(s) * ep, v + s * ld, e * sizeof(float));
-    for (int i = e; i < ep; ++i) values[static_cast<size_t>(s) * ep + i] = 0;
-  }
+  float* scores = hidden + tp;                           // [kQueries][tp]
+  float* queries = scores + static_cast<size_t>(kQueries) * tp;
+  key_panels(k, ld, t, e, keys);
+  value_panels(v, ld, t, e, values);
+  bool all = true;
   for (int s = 0; s < tp; ++s) {
     const bool open = s < t && (seen == nullptr || seen[s] != 0);
     hidden[s] = open ? 0 : -std::numeric_limits<float>::infinity();
+    all = all && open;
   }
   const float scale = 1.0f / std::sqrt(static_cast<float>(e));
-  for (int at = 0; at < t; at += kRows) {
-    const int rows = std::min(kRows, t - at);
-    for (int r = 0; r < kRows; ++r) {
-      const float* from = q + (at + std::min(r, rows - 1)) * ld;
-      for (int i = 0; i < e; ++i) queries[r * e + i] = from[i] * scale;
-    }
-    small_product(queries, e, keys, tp, e, tp, scores, tp);
-    float inverse[kRows];
+  for (int at = 0; at < t; at += kQueries) {
+    const int rows = std::min(kQueries, t - at);
     for (int r = 0; r < rows; ++r) {
-      float* s = scores + static_cast<size_t>(r) * tp;
-      for (int i = 0; i < tp; i += kLanes) store(s + i, load(s + i) + load(hidden + i));
-      inverse[r] = soften(s, tp);
+      scaled(q + (at + r) * ld, scale, e, queries + r * e);
     }
-    small_product(scores, tp, values, ep, t, ep, mixed, ep);
+    float_product_all(queries, e, rows, e, keys, 0, tp / kWide, tp, scores, tp);
+    float inverse[kQueries];
     for (int r = 0; r < rows; ++r) {
-      for (int i = 0; i < e; ++i) out[(at + r) * ldo + i] = mixed[r * ep + i] * inverse[r];
+      inverse[r] = soften(scores + static_cast<size_t>(r) * tp, tp, all ? nullptr : hidden);
     }
-  }
-}
-
-// --- float32 product -------------------------------------------------------
-
-// Inputs of a panel at once: kWide columns of them stay in the first cache beside the rows.
-constexpr int kDeep = 2048 / kLanes;
-
-template <int kR>
-inline void float_rows(const float* x, size_t ldx, int from, int to, const float* panel,
-                       int columns, float* out, size_t ldo) {
-  float edge[kR * kWide];
-  float* c = columns == kWide ? out : edge;
-  const size_t ldc = columns == kWide ? ldo : kWide;
-  if (c == edge && from > 0) {
-    for (int r = 0; r < kR; ++r)
-      std::memcpy(edge + r * kWide, out + r * ldo, columns * sizeof(float));
-  }
-  V acc[kR][2] = {};
-  if (from > 0) {
-    for (int r = 0; r < kR; ++r) {
-      acc[r][0] = load(c + r * ldc);
-      acc[r][1] = load(c + r * ldc + kLanes);
-    }
-  }
-  for (int i = from; i < to; ++i) {
-    const V w0 = load(panel + static_cast<size_t>(i) * kWide);
-    const V w1 = load(panel + static_cast<size_t>(i) * kWide + kLanes);
-    for (int r = 0; r < kR; ++r) {
-      const V value = splat(x[r * ldx + i]);
-      acc[r][0] += value * w0;
-      acc[r][1] += value * w1;
-    }
-  }
-  for (int r = 0; r < kR; ++r) {
-    store(c + r * ldc, acc[r][0]);
-    store(c + r * ldc + kLanes, acc[r][1]);
-  }
-  if (c == edge) {
-    for (int r = 0; r < kR; ++r)
-      std::memcpy(out + r * ldo, edge + r * kWide, columns * sizeof(float));
-  }
-}
-
-void float_product_all(const float* x, size_t ldx, int rows, int k, const float* panels, int p0,
-                       int p1, int m, float* out, size_t ldo) {
-  for (int p = p0; p < p1; ++p) {  // the outputs of one panel stay in the first cache
-    const float* panel = panels + static_cast<size_t>(p) * k * kWide;
-    const int at = p * kWide, columns = std::min(kWide, m - at);
-    for (int from = 0; from < k; from += kDeep) {
-      const int to = std::min(k, from + kDeep);
-      int t = 0;
-      for (; t + kRows <= rows; t += kRows) {
-        float_rows<kRows>(x + t * ldx, ldx, from, to, panel, columns, out + t * ldo + at, ldo);
-      }
-      const float* last = x + t * ldx;
-      float* end = out + t * ldo + at;
-      switch (rows - t) {
-        case 5:
-          float_rows<5>(last, ldx, from, to, panel, columns, end, ldo);
-          break;
-        case 4:
-          float_rows<4>(last, ldx, from, to, panel, columns, end, ldo);
-          break;
-        case 3:
-          float_rows<3>(last, ldx, from, to, panel, columns, end, ldo);
-          break;
-        case 2:
-          float_rows<2>(last, ldx, from, to, panel, columns, end, ldo);
-          break;
-        case 1:
-          float_rows<1>(last, ldx, from, to, panel, columns, end, ldo);
-          break;
-        default:
-          break;
-      }
-    }
+    float* to = out + at * ldo;
+    float_product_all(scores, tp, rows, t, values, 0, ep / kWide, e, to, ldo);
+    for (int r = 0; r < rows; ++r) scaled(to + r * ldo, inverse[r], e, to + r * ldo);
   }
 }
 
