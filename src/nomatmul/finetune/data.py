@@ -1,7 +1,8 @@
 """Rows as token ids on the device: encoded once, padded, cut into batches.
 
-A text becomes [CLS] A [SEP], a pair [CLS] A [SEP] B [SEP]; of what is too long the longer text
-loses its last tokens. Shapes: R rows, B rows of a batch, T tokens.
+A text becomes [CLS] A [SEP], a pair [CLS] A [SEP] B [SEP], or what the tokenizer's own template
+says; of what is too long the longer text loses its last tokens. Shapes: R rows, B rows of a batch,
+T tokens.
 """
 
 from __future__ import annotations
@@ -57,26 +58,24 @@ class Encoded:
 
 
 def encode(
-    rows: Rows, tokenizer: Tokenizer, max_length: int, regression: bool, device: torch.device
+    rows: Rows,
+    tokenizer: Tokenizer,
+    max_length: int,
+    regression: bool,
+    device: torch.device,
+    *,
+    template: bool = False,
 ) -> Encoded:
-    """Encode all rows, at most max_length tokens each. Raises ValueError if it has no room."""
-    special = special_ids(tokenizer)
-    start = special.eos if special.bos is None else special.bos
-    parts = len(rows.texts[0])
-    room = max_length - 1 - parts
-    if room < parts:
-        raise ValueError(f"max_length {max_length} leaves no room for {parts} text(s)")
-    columns = [
-        [e.ids for e in tokenizer.encode_batch([text[i] for text in rows.texts],
-                                               add_special_tokens=False)]
-        for i in range(parts)
-    ]  # fmt: skip
-    sequences, truncated = [], 0
-    for texts in zip(*columns, strict=True):
-        kept = _cut(list(texts), room)
-        truncated += sum(map(len, kept)) < sum(map(len, texts))
-        sequences.append([start, *(id_ for ids in kept for id_ in (*ids, special.eos))])
+    """Encode all rows, at most max_length tokens each. Raises ValueError if it has no room.
+
+    template: special tokens are those of the tokenizer's own template. Published encoders were
+    trained with it, and the engine reads texts so for every model whose config names no end token.
+    """
+    sequences, truncated = (_by_template if template else _by_names)(rows, tokenizer, max_length)
     lengths = np.asarray([len(ids) for ids in sequences], dtype=np.int64)
+    if not lengths.all():
+        empty = int(np.argmin(lengths))
+        raise ValueError(f"row {empty + 1} has no tokens: {rows.texts[empty]!r}")
     table = np.full((len(sequences), int(lengths.max())), -1, dtype=np.int32)
     for row, ids in zip(table, sequences, strict=True):
         row[: len(ids)] = ids
@@ -87,6 +86,43 @@ def encode(
         lengths,
         truncated,
     )
+
+
+def _check_room(room: int, parts: int, max_length: int) -> None:
+    if room < parts:
+        raise ValueError(f"max_length {max_length} leaves no room for {parts} text(s)")
+
+
+def _by_template(rows: Rows, tokenizer: Tokenizer, max_length: int) -> tuple[list[list[int]], int]:
+    parts = len(rows.texts[0])
+    room = max_length - tokenizer.num_special_tokens_to_add(parts == 2)
+    _check_room(room, parts, max_length)
+    tokenizer.enable_truncation(max_length, strategy="longest_first")
+    try:
+        texts = [text if parts == 2 else text[0] for text in rows.texts]
+        encodings = tokenizer.encode_batch(texts)
+    finally:
+        tokenizer.no_truncation()
+    return [e.ids for e in encodings], sum(bool(e.overflowing) for e in encodings)
+
+
+def _by_names(rows: Rows, tokenizer: Tokenizer, max_length: int) -> tuple[list[list[int]], int]:
+    special = special_ids(tokenizer)
+    start = special.eos if special.bos is None else special.bos
+    parts = len(rows.texts[0])
+    room = max_length - 1 - parts
+    _check_room(room, parts, max_length)
+    columns = [
+        [e.ids for e in tokenizer.encode_batch([text[i] for text in rows.texts],
+                                               add_special_tokens=False)]
+        for i in range(parts)
+    ]  # fmt: skip
+    sequences, truncated = [], 0
+    for texts in zip(*columns, strict=True):
+        kept = _cut(list(texts), room)
+        truncated += sum(map(len, kept)) < sum(map(len, texts))
+        sequences.append([start, *(id_ for ids in kept for id_ in (*ids, special.eos))])
+    return sequences, truncated
 
 
 def _cut(texts: list[list[int]], room: int) -> list[list[int]]:

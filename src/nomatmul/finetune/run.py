@@ -148,8 +148,12 @@ class _Work:
         first = self._model(0)  # a model that does not load is found before the data is encoded
         tokenizer = load_tokenizer(self.source)
         length = min(self.config.max_length, first.config.max_position_embeddings)
+        # as the engine will read texts: see `engine.encoder_text`
+        template = first.config.eos_token_id is None
         data = {
-            name: encode(part, tokenizer, length, self.task.regression, self.device)
+            name: encode(
+                part, tokenizer, length, self.task.regression, self.device, template=template
+            )
             for name, part in rows.items()
         }
         self._check_vocabulary(first, data)
