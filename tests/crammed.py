@@ -78,6 +78,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dense": {"intermed_type": "ff", "intermed_size": 20, "intermed_depth": None},
     "dense silu": {"intermed_type": "ff", "intermed_size": 20, "nonlin": "SiLU"},
     "glu": {"intermed_type": "ff", "intermed_size": 20, "nonlin": "SiLUglu"},
+    "gelu glu": {"intermed_type": "ff", "intermed_size": 20, "nonlin": "GELUglu"},
     "no positions": {"embedding.pos_embedding": None, "embedding.normalization": False},
 }
 

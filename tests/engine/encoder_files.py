@@ -54,6 +54,7 @@ DIALS: dict[str, dict[str, Any]] = {
         "embedding_norm": False,
         "tie_embeddings": False,
     },
+    "gelu glu": {"channel_mixer": "glu", "glu_activation": "gelu"},
     "no positions, no channel mixer": {"channel_mixer": "none", "positions": "none"},
     "master, some layers, relu": {
         **TREES,

@@ -8,6 +8,7 @@ falls the other way, which the tests of paths show.
 
 from __future__ import annotations
 
+import crammed
 import numpy as np
 import pytest
 from encoder_files import DIALS, encoder_config, write_encoder
@@ -68,6 +69,18 @@ def test_oracle_has_the_recorded_outputs(golden):
     for mask, name in ((recorded["attention_mask"], "logits"), (None, "logits_nomask")):
         found = oracle.masked_lm(recorded["input_ids"], mask)
         assert np.abs(found - recorded[name]).max() < tolerance(recorded[name], 64)
+
+
+@pytest.mark.parametrize("variant", crammed.VARIANTS)
+def test_published_variants_compute_the_authors_formulas(variant, tmp_path):
+    values = crammed.config(crammed.VARIANTS[variant])
+    stored = crammed.tensors(values)
+    pack(crammed.write(tmp_path / "source", values, stored), tmp_path / "packed", check=False)
+    ids = np.random.default_rng(7).integers(0, 48, (3, 11))
+    expected = crammed.logits(values, stored, ids, None)
+    for backend in BACKENDS:
+        found = load(tmp_path / "packed", backend).logits(ids)
+        assert np.abs(found - expected).max() < tolerance(expected, 16)
 
 
 @pytest.mark.parametrize("dials", DIALS)

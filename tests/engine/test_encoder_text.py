@@ -303,16 +303,17 @@ def test_weights_that_are_not_finite_are_not_packed(tmp_path):
     assert not (tmp_path / "packed").exists()
 
 
-def test_values_that_overflow_are_told(packed, tmp_path):
+@pytest.mark.parametrize("place", ["layers.{}.channel.w_out", "final_norm.weight"])
+def test_values_that_overflow_are_told(place, tmp_path):
     tensors = write_encoder(tmp_path / "source", encoder_config(**TREES))
     for layer in range(2):
-        tensors[f"layers.{layer}.channel.w_out"][:] = 3e38
+        tensors[place.format(layer)][:] = 3e38
     save_file(tensors, tmp_path / "source" / "model.safetensors")
     pack(tmp_path / "source", tmp_path / "packed", check=False)
     for backend in ("native", "numpy"):
         model = nomatmul.load(tmp_path / "packed", backend=backend)
         with pytest.raises(ValueError, match="not finite"), np.errstate(all="ignore"):
-            model.logits([[1, 2, 3]])
+            model.hidden([[1, 2, 3]])
 
 
 def test_what_cannot_be_packed_is_named(packed, tmp_path):

@@ -76,6 +76,8 @@ def test_a_tied_head_is_counted_once():
         ({"eos_token_id": 100}, r"eos_token_id 100 is out of range; it must lie in 0\.\.99"),
         ({"fff_trees": 2}, 'fff_trees and fff_depth belong to channel_mixer "fff"'),
         ({"channel_mixer": "fff"}, "fff_trees must be a whole number, got None"),
+        ({"glu_activation": "tanh"}, "glu_activation 'tanh' is unknown"),
+        ({"glu_activation": "gelu"}, "glu_activation 'gelu' belongs to channel_mixer \"glu\""),
         ({"norm": "batch"}, "norm 'batch' is unknown; legal values are 'rms', 'layer'"),
         ({"positions": "learned"}, "positions 'learned' is unknown"),
         ({"positions": "sinusoidal"}, "positions 'sinusoidal' belong to token_mixer 'attention'"),

@@ -54,6 +54,16 @@ def test_norm_finds_what_is_not_finite(isa, bad):
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("place", [0, 8])
+def test_norm_finds_an_output_that_is_not_finite(isa, place):
+    x, weight = np.zeros((40, 9), np.float32), np.ones(9, np.float32)
+    x[33, place], weight[place] = 1, 3e38
+    for bias in (None, np.ones(9, np.float32)):
+        with pytest.raises(ValueError, match="not finite"):
+            NATIVE.add_norm(x.copy(), None, weight, bias, 1e-5, np.empty_like(x), 2, isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_activations(isa):
     x = np.concatenate([np.linspace(-100, 100, 4001), np.linspace(-6, 6, 4001), [0.0, -0.0]])
     x = x.astype(np.float32).reshape(1, -1)

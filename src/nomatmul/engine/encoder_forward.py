@@ -209,8 +209,8 @@ class _Block:
 
     def __init__(self, owner: EncoderForward, layer: int) -> None:
         at, config = f"layers.{layer}", owner.config
-        self.steps, self._activation = owner.steps, config.activation
-        self.kind = config.channel_of(layer)
+        self.steps, self.kind = owner.steps, config.channel_of(layer)
+        self._activation = config.glu_activation if self.kind == "glu" else config.activation
         self.mixer_norm = owner._norm(f"{at}.mixer_norm")
         self.qkv = owner.dense(f"{at}.mixer.qkv_proj")
         self.output = owner.dense(f"{at}.mixer.o_proj")
@@ -247,7 +247,7 @@ class _Block:
         inner = self._first(h)
         if self.kind == "glu":
             half = inner.shape[1] // 2
-            gate = self.steps.activate(np.ascontiguousarray(inner[:, :half]), "silu")
+            gate = self.steps.activate(np.ascontiguousarray(inner[:, :half]), self._activation)
             return self._last(gate * inner[:, half:])
         return self._last(self.steps.activate(inner, self._activation))
 

@@ -49,6 +49,7 @@ _LATER_FIELDS = (
     "positions",
     "embedding_norm",
     "activation",
+    "glu_activation",
     "fff_bias",
     "fff_gated",
     "fff_leaf_width",
@@ -79,7 +80,8 @@ class ModelConfig:
     norm is "rms" or "layer" (with bias) for block norms, final norm and, if `embedding_norm`, the
     norm behind the embedding. positions belong to attention: "rotary", "sinusoidal" (crammed
     BERT's, with one learned scale, added to the embedding) or "none". activation is that of
-    "ffn" and "fff": "gelu" (the exact form), "silu" or "relu"; a "glu" always has silu.
+    "ffn" and "fff": "gelu" (the exact form), "silu" or "relu"; glu_activation that of the gate of a
+    "glu", which is "silu" but in some published dense encoders.
 
     "fff" walks `fff_trees` trees (arXiv 2311.10770); `fff_depth` counts decisions, so a tree has
     depth + 1 levels and 2^(depth+1) - 1 nodes. `fff_bias`: the nodes have a bias (dense only).
@@ -118,6 +120,7 @@ class ModelConfig:
     positions: str = "rotary"
     embedding_norm: bool = False
     activation: str = "gelu"
+    glu_activation: str = "silu"
     fff_bias: bool = False
     fff_gated: bool = False
     fff_leaf_width: int | None = None
@@ -131,6 +134,7 @@ class ModelConfig:
         _check_dial("norm", self.norm, NORMS)
         _check_dial("positions", self.positions, POSITIONS)
         _check_dial("activation", self.activation, ACTIVATIONS)
+        _check_dial("glu_activation", self.glu_activation, ACTIVATIONS)
         for name in _BOOL_FIELDS:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
@@ -151,6 +155,7 @@ class ModelConfig:
             if getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), 0, self.vocab_size - 1)
         self._check_heads()
+        self._check_glu()
         self._check_trees()
 
     def _check_heads(self) -> None:
@@ -173,6 +178,14 @@ class ModelConfig:
         if self.positions == "sinusoidal" and self.hidden_size % 2:
             raise ValueError(
                 f"sinusoidal positions need an even hidden_size, got {self.hidden_size}"
+            )
+
+    def _check_glu(self) -> None:
+        encoder = self.channel_mixer == "glu" and self.linear == "dense" and not self.causal
+        if self.glu_activation != "silu" and not encoder:
+            raise ValueError(
+                f'glu_activation {self.glu_activation!r} belongs to channel_mixer "glu" of a dense'
+                ' encoder; others have "silu"'
             )
 
     def _check_trees(self) -> None:

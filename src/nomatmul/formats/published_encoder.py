@@ -41,7 +41,9 @@ _NONLINEARITIES = {
     "GELU": ("ffn", "gelu"),
     "SiLU": ("ffn", "silu"),
     "ReLU": ("ffn", "relu"),
-    "SiLUglu": ("glu", "gelu"),  # a glu always has silu; "gelu" is the idle default
+    "GELUglu": ("glu", "gelu"),
+    "SiLUglu": ("glu", "silu"),
+    "ReLUglu": ("glu", "relu"),
 }
 _REQUIRED = (
     "hidden_size",
@@ -176,7 +178,12 @@ def _channel(arch: dict[str, Any]) -> dict[str, Any]:
     if mixer == "glu":
         if not isinstance(size, int) or size % 2:
             raise FormatError(f"arch.intermed_size {size!r} of a glu must be an even number")
-        size //= 2  # the authors count gate and up together
+        # the authors count gate and up together
+        return {
+            "channel_mixer": mixer,
+            "glu_activation": activation,
+            "intermediate_size": size // 2,
+        }
     return {"channel_mixer": mixer, "activation": activation, "intermediate_size": size}
 
 

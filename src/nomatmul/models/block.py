@@ -67,7 +67,7 @@ def make_channel_mixer(config: ModelConfig, layer: int) -> GLU | FFN | FFF | Lea
     kind = config.channel_of(layer)
     size, linear, eps = config.hidden_size, config.linear, config.linear_norm_eps
     if kind == "glu":
-        return GLU(size, config.mlp_size, linear=linear, eps=eps)
+        return GLU(size, config.mlp_size, linear=linear, eps=eps, activation=config.glu_activation)
     if kind == "ffn":
         return FFN(size, config.mlp_size, linear=linear, eps=eps, activation=config.activation)
     if kind == "none":

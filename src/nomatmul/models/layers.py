@@ -119,9 +119,10 @@ def make_linear(
 
 
 class GLU(nn.Module):
-    """down(silu(gate) * up) with gate and up from one projection; [..., D] -> [..., D].
+    """down(activation(gate) * up) with gate and up from one projection; [..., D] -> [..., D].
 
     gate_proj.weight is [2M, D]: the gate's rows first. The product is taken in float32.
+    activation: "silu", or as of `FFN`.
     """
 
     def __init__(
@@ -131,15 +132,18 @@ class GLU(nn.Module):
         *,
         linear: str = "ternary",
         eps: float = 1e-6,
+        activation: str = "silu",
     ) -> None:
         super().__init__()
+        check_activation(activation)
+        self.activation = activation
         self.gate_proj = make_linear(hidden_size, 2 * intermediate_size, linear, eps)
         self.down_proj = make_linear(intermediate_size, hidden_size, linear, eps)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.gate_proj(x)
         gate, up = y.chunk(2, dim=-1)
-        product = F.silu(gate.float()) * up.float()
+        product = activate(gate.float(), self.activation) * up.float()
         # A ternary layer norms and rounds in float32 itself; a dense one wants x's own type.
         if isinstance(self.down_proj, DenseLinear):
             product = product.to(y.dtype)

@@ -96,7 +96,8 @@ class ReferenceEncoder:
         kind = config.channel_of(layer)
         if kind == "glu":
             gate, up = np.split(x_BTD @ self.tensor(f"{at}.gate_proj.weight").T, 2, axis=-1)
-            return (ops.silu(gate) * up) @ self.tensor(f"{at}.down_proj.weight").T
+            gate = ACTIVATIONS[config.glu_activation](gate)
+            return (gate * up) @ self.tensor(f"{at}.down_proj.weight").T
         if kind == "ffn":
             return self._ffn(x_BTD, at)
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
