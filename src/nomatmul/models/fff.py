@@ -133,9 +133,10 @@ def balance_loss(logits_NTL: Tensor, nodes_NTL: Tensor, rows: int) -> Tensor:
     z_NTM, nodes_NTM = logits_NTL[..., :decisions], nodes_NTL[..., :decisions].long()
     with torch.no_grad():
         flat = nodes_NTM.flatten()
-        counts = torch.zeros(2, rows, dtype=torch.int64, device=z_NTM.device)
-        counts[0].index_add_(0, flat, torch.ones_like(flat))
-        counts[1].index_add_(0, flat, (z_NTM > 0).flatten().long())
+        # int32 holds a token a node; for int64 torch.compile has no atomic sum and sorts instead
+        counts = torch.zeros(2, rows, dtype=torch.int32, device=z_NTM.device)
+        counts[0].index_add_(0, flat, torch.ones_like(flat, dtype=torch.int32))
+        counts[1].index_add_(0, flat, (z_NTM > 0).flatten().int())
         right_V = counts[1].to(z_NTM.dtype) / counts[0].clamp(min=1).to(z_NTM.dtype)
         right_NTM = right_V[nodes_NTM]
     soft_NTM = torch.sigmoid(z_NTM)
