@@ -62,7 +62,7 @@ FffLayer::FffLayer(const FffSpec& spec, const Kernels& kernels, const FffKernels
   tree_.scale_in = ternary ? spec.scales[0] : 0.0f;
   tree_.bias = spec.bias;
   prepared_bytes_ = round64(fff_->prepared_bytes(spec.form, spec.hidden));
-  as_is_ = !integers && spec.hidden % 64 == 0;
+  as_is_ = prepared_bytes_ == 0;
 }
 
 FffLayer FffLayer::apart(const FffSpec& spec, const float* w_in, const Kernels& kernels,
@@ -238,13 +238,7 @@ void FffLayer::combine_ternary(const Batch& batch, const Piece& piece, float* h)
       return piece.rows + static_cast<size_t>(piece.token(of) - piece.origin) * visits;
     };
     const int32_t* rows = rows_of(i);
-    if (i + 1 < piece.count) {
-      const int32_t* next = rows_of(i + 1);
-      for (int v = 0; v < visits; ++v) {
-        const uint8_t* out = tree_.out + static_cast<size_t>(next[v]) * tree_.stride;
-        for (size_t at = 0; at < tree_.side_bytes; at += 64) __builtin_prefetch(out + at);
-      }
-    }
+    const int32_t* next = i + 1 < piece.count ? rows_of(i + 1) : nullptr;
     for (int v = 0; v < visits; ++v) weights[v] = spec_.norm_out[rows[v]];
     const float* values = h + static_cast<size_t>(i) * visits;
     const float step = kernels_->rms_norm_quantize(values, weights, spec_.eps, visits, q);
@@ -253,7 +247,8 @@ void FffLayer::combine_ternary(const Batch& batch, const Piece& piece, float* h)
       continue;
     }
     fff_->combine_ternary(tree_, rows, q, visits, spec_.scales[1] * step,
-                          batch.y + static_cast<size_t>(token) * spec_.hidden, 0, spec_.hidden);
+                          batch.y + static_cast<size_t>(token) * spec_.hidden, 0, spec_.hidden,
+                          next);
   }
 }
 

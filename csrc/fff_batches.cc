@@ -43,7 +43,7 @@ void FffLayer::run_blocks(Batch& batch) const {
   const int threads = batch.pool.size(), tokens = batch.tokens;
   // Many trees fill the walkers with few tokens, so that a small batch serves every thread.
   const int least = threads == 1 ? kWalkers : std::max(1, kWalkers / spec_.trees);
-  int block = (tokens / (4 * threads) + least - 1) / least * least;
+  int block = (tokens / (threads == 1 ? 2 : 4 * threads) + least - 1) / least * least;
   block = std::clamp(block, least, kMaxBlock);
   block = std::min(block, tokens);
   const size_t visits = static_cast<size_t>(block) * active(), k = spec_.hidden;

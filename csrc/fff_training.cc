@@ -77,8 +77,9 @@ void fff_gather_dot(const float* g, const int32_t* rows, int tokens, int active,
     auto* padded = reinterpret_cast<float*>(buffers.as<uint8_t>() + bytes * thread);
     for (int t = first; t < last; ++t) {
       const size_t at = static_cast<size_t>(t) * active;
-      fff.prepare(FffForm::kF32, g + static_cast<size_t>(t) * columns, columns, padded);
-      fff.dots(tree, rows + at, active, padded, out + at);
+      const float* g_t = g + static_cast<size_t>(t) * columns;
+      if (bytes > 0) fff.prepare(FffForm::kF32, g_t, columns, padded);
+      fff.dots(tree, rows + at, active, bytes > 0 ? padded : g_t, out + at);
     }
   });
 }

@@ -42,6 +42,7 @@ inline void spread(const __m512i (&sums)[4][4], int32_t* columns) {
 
 struct Avx512 {
   NOMATMUL_PLAIN_FLOATS(16)
+  using Q = int16_t;
 #if defined(NOMATMUL_EMULATE)  // an intrinsic's vector is not the compiler's
   static F load(const uint16_t* p) { return load_wide(p); }
   static F load(const int8_t* p) { return load_wide(p); }
@@ -94,7 +95,7 @@ struct Avx512 {
 
   // Four rows' bytes are interleaved, so that one vpdpbusd adds four rows' codes times their q.
   static void combine_ternary(const FffTree& tree, const int32_t* rows, const int8_t* q, int count,
-                              float scale, float* y, int from, int to) {
+                              float scale, float* y, int from, int to, const int32_t*) {
     const int32_t total = sum_of(q, count);
     for (int c = from; c < to; c += kBlockColumns) {
       const uint8_t* out = tree.out + c / 4;
@@ -134,6 +135,14 @@ struct Avx512 {
       const int there = at_most(kBlockColumns, to - c);
       for (int j = 0; j < there; ++j) y[c + j] = static_cast<float>(columns[j] - total) * scale;
     }
+  }
+  static void four_int8(const int8_t* const (&rows)[kFour], const int16_t* const (&x)[kFour], int k,
+                        int32_t* out) {
+    each_int8<Avx512>(rows, x, k, out);
+  }
+  static void four_ternary(const uint8_t* const (&rows)[kFour], const int8_t* const (&x)[kFour],
+                           int k, int32_t* out) {
+    each_ternary<Avx512>(rows, x, k, out);
   }
 };
 

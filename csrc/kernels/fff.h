@@ -51,7 +51,7 @@ struct FffFetch {
 };
 
 struct FffKernels {
-  // Bytes of one prepared token of k elements; 64-byte aligned.
+  // Bytes of one prepared token of k elements, to be aligned to 64; 0: it is taken as it is.
   size_t (*prepared_bytes)(FffForm, int k);
   // f32, bf16: x float [k]. int8, ternary: q int8 [k]. Writes prepared_bytes(form, k) bytes.
   void (*prepare)(FffForm, const void* x, int k, void* prepared);
@@ -65,9 +65,10 @@ struct FffKernels {
   // Not ternary.
   void (*combine)(const FffTree&, const int32_t* rows, const float* coefficient, int count,
                   float* y, int from, int to, bool add, const int32_t* next);
-  // y[c] = float(sum of q[i] * t_out(rows[i])[c]) * scale; from is a multiple of 128.
+  // y[c] = float(sum of q[i] * t_out(rows[i])[c]) * scale; from is a multiple of 128. next: rows,
+  // count of them, that the next call reads, or nullptr.
   void (*combine_ternary)(const FffTree&, const int32_t* rows, const int8_t* q, int count,
-                          float scale, float* y, int from, int to);
+                          float scale, float* y, int from, int to, const int32_t* next);
   // h = act(logits); false where a logit is not finite.
   bool (*activate)(Activation, const float* logits, int count, float* h);
   // out[i] = dot(x, in_row(rows[i])), summed like a logit; float32 rows, x as prepare() left it.

@@ -2,15 +2,18 @@
 //   kWidth                     floats of a vector
 //   F                          the compiler's vector of kWidth floats
 //   load(const float*), load(const uint16_t* bfloat16 bits), load(const int8_t*)   -> F
-//   dot_int8(const int8_t* row, const int16_t* x, int k)                        -> int32_t
+//   Q                          of the int8 inputs that it multiplies: int8_t or int16_t
+//   dot_int8(const int8_t* row, const Q* x, int k)                              -> int32_t
 //   ternary_bytes(k), ternary_prepare(q, k, prepared)
 //   dot_ternary(const uint8_t* row, const int8_t* prepared, int k)   -> sum of code * q
+//   four_int8(rows, x, k, out), four_ternary(rows, x, k, out)        four of these at once
 //   combine_ternary(...)       as in the table, of code * q
 #pragma once
 
 #include <cstring>
 
 #include "fff.h"
+#include "fff_walk.h"
 #include "float_vectors.h"
 #include "plane.h"
 #include "unroll.h"
@@ -18,122 +21,9 @@
 namespace nomatmul {
 namespace {
 
-constexpr int kSumLanes = 64;
-
-NOMATMUL_INLINE inline void fetch_line(const void* p) {
-#if !defined(NOMATMUL_EMULATE)
-  __builtin_prefetch(p, 0, 3);
-#else
-  static_cast<void>(p);
-#endif
-}
-NOMATMUL_INLINE inline void fetch(const uint8_t* p, size_t bytes) {
-  for (size_t at = 0; at < bytes; at += 64) fetch_line(p + at);
-}
-
 template <class Isa>
 NOMATMUL_INLINE inline typename Isa::F splat_f(float v) {
   return typename Isa::F{} + v;
-}
-
-// The lanes of kSumLanes / kWidth vectors, folded by halves.
-template <class Isa>
-NOMATMUL_INLINE inline float fold_lanes(typename Isa::F (&sums)[kSumLanes / Isa::kWidth]) {
-  constexpr int kCount = kSumLanes / Isa::kWidth;
-  for (int half = kCount / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) sums[i] = sums[i] + sums[i + half];
-  }
-  float lanes[Isa::kWidth];
-  std::memcpy(lanes, &sums[0], sizeof lanes);
-  for (int half = Isa::kWidth / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lanes[i] = lanes[i] + lanes[i + half];
-  }
-  return lanes[0];
-}
-
-// x is padded with zeros to a multiple of 64; a row ends where it ends.
-template <class Isa, class T>
-NOMATMUL_INLINE inline float dot_float(const T* row, const float* x, int k) {
-  constexpr int kCount = kSumLanes / Isa::kWidth;
-  typename Isa::F sums[kCount];
-  unrolled<kCount>([&](auto i) NOMATMUL_INLINE { sums[i] = typename Isa::F{}; });
-  const auto block = [&](const T* w, const float* v) NOMATMUL_INLINE {
-    unrolled<kCount>([&](auto i) NOMATMUL_INLINE {
-      sums[i] = sums[i] + Isa::load(v + i * Isa::kWidth) * Isa::load(w + i * Isa::kWidth);
-    });
-  };
-  int e = 0;
-  for (; e + kSumLanes <= k; e += kSumLanes) block(row + e, x + e);
-  if (e < k) {
-    T last[kSumLanes] = {};
-    std::memcpy(last, row + e, static_cast<size_t>(k - e) * sizeof(T));
-    block(last, x + e);
-  }
-  return fold_lanes<Isa>(sums);
-}
-
-template <class Isa, FffForm form>
-NOMATMUL_INLINE inline float logit_of(const FffTree& tree, const FffWalker& walker, int32_t row) {
-  const uint8_t* in = tree.in + static_cast<size_t>(row) * tree.stride;
-  float logit;
-  if constexpr (form == FffForm::kF32) {
-    logit = dot_float<Isa>(reinterpret_cast<const float*>(in), static_cast<const float*>(walker.x),
-                           tree.k);
-  } else if constexpr (form == FffForm::kBF16) {
-    logit = dot_float<Isa>(reinterpret_cast<const uint16_t*>(in),
-                           static_cast<const float*>(walker.x), tree.k);
-  } else if constexpr (form == FffForm::kInt8) {
-    const int32_t acc = Isa::dot_int8(reinterpret_cast<const int8_t*>(in),
-                                      static_cast<const int16_t*>(walker.x), tree.k);
-    const float scale = tree.row_scale[2 * static_cast<size_t>(row)];
-    logit = static_cast<float>(acc) * (scale * walker.step);
-  } else {
-    const int32_t codes = Isa::dot_ternary(in, static_cast<const int8_t*>(walker.x), tree.k);
-    logit = static_cast<float>(codes - walker.sum) * (tree.scale_in * walker.step);
-  }
-  return tree.bias == nullptr ? logit : logit + tree.bias[row];
-}
-
-template <class Isa, FffForm form>
-void walk_form(const FffTree& tree, FffWalker* walkers, int count, int from, int to,
-               FffFetch wanted) {
-  for (int level = from; level < to; ++level) {
-    const bool more = level + 1 < to;
-    for (int i = 0; i < count; ++i) {
-      FffWalker& walker = walkers[i];
-      const int32_t row = walker.base + walker.node;
-      const uint8_t* child =
-          tree.in + (static_cast<size_t>(row) + walker.node + 1) * tree.stride;  // the left one
-      if (wanted.both && more) {
-        fetch(child, tree.side_bytes);
-        fetch(child + tree.stride, tree.side_bytes);
-      }
-      if (wanted.out) {
-        fetch(tree.out + static_cast<size_t>(row) * tree.stride, tree.side_bytes);
-      }
-      const float logit = logit_of<Isa, form>(tree, walker, row);
-      const int right = logit > 0.0f ? 1 : 0;
-      walker.logits[level] = logit;
-      walker.rows[level] = row;
-      walker.node = 2 * walker.node + 1 + right;
-      if (!wanted.both && more) fetch(child + (right ? tree.stride : 0), tree.side_bytes);
-    }
-  }
-}
-
-template <class Isa>
-void walk_trees(const FffTree& tree, FffWalker* walkers, int count, int from, int to,
-                FffFetch fetch) {
-  switch (tree.form) {
-    case FffForm::kF32:
-      return walk_form<Isa, FffForm::kF32>(tree, walkers, count, from, to, fetch);
-    case FffForm::kBF16:
-      return walk_form<Isa, FffForm::kBF16>(tree, walkers, count, from, to, fetch);
-    case FffForm::kInt8:
-      return walk_form<Isa, FffForm::kInt8>(tree, walkers, count, from, to, fetch);
-    case FffForm::kTernary:
-      return walk_form<Isa, FffForm::kTernary>(tree, walkers, count, from, to, fetch);
-  }
 }
 
 // Eight vectors of columns at a time stay in registers while all rows are added to them.
@@ -150,9 +40,13 @@ void combine_rows(const FffTree& tree, const int32_t* rows, const float* coeffic
     unrolled<kVectors>([&](auto i) NOMATMUL_INLINE {
       sums[i] = add ? Isa::load(y + c + i * Isa::kWidth) : typename Isa::F{};
     });
+    // Called into cache: these rows' next columns, at their end the first ones of the next rows.
+    const bool more = c + 2 * kColumns <= to;
+    const int32_t* ahead = more ? rows : next;
+    const int ahead_c = more ? c + kColumns : from;
     for (int r = 0; r < count; ++r) {
-      if (next != nullptr) {
-        fetch(reinterpret_cast<const uint8_t*>(row_at(next[r], c)), kColumns * sizeof(T));
+      if (ahead != nullptr) {
+        fetch(reinterpret_cast<const uint8_t*>(row_at(ahead[r], ahead_c)), kColumns * sizeof(T));
       }
       const T* w = row_at(rows[r], c);
       const typename Isa::F scale = splat_f<Isa>(coefficient[r]);
@@ -207,21 +101,21 @@ void dots_of(const FffTree& tree, const int32_t* rows, int count, const float* x
 
 template <class Isa>
 size_t fff_prepared_bytes(FffForm form, int k) {
-  const size_t padded = round_up(static_cast<size_t>(k), kSumLanes);
+  const size_t size = static_cast<size_t>(k), padded = round_up(size, kSumLanes);
   if (form == FffForm::kTernary) return round_up(Isa::ternary_bytes(k), 64);
-  return padded * (form == FffForm::kInt8 ? sizeof(int16_t) : sizeof(float));
+  if (form == FffForm::kInt8) return padded * sizeof(typename Isa::Q);
+  return size == padded ? 0 : padded * sizeof(float);
 }
 
 template <class Isa>
 void fff_prepare(FffForm form, const void* x, int k, void* prepared) {
-  const size_t size = static_cast<size_t>(k);
+  const size_t size = static_cast<size_t>(k), padded = round_up(size, kSumLanes);
   if (form == FffForm::kTernary) {
     Isa::ternary_prepare(static_cast<const int8_t*>(x), k, static_cast<int8_t*>(prepared));
     return;
   }
-  const size_t padded = round_up(size, kSumLanes);
   if (form == FffForm::kInt8) {
-    auto* wide = static_cast<int16_t*>(prepared);
+    auto* wide = static_cast<typename Isa::Q*>(prepared);
     const auto* q = static_cast<const int8_t*>(x);
     for (size_t e = 0; e < size; ++e) wide[e] = q[e];
     for (size_t e = size; e < padded; ++e) wide[e] = 0;
@@ -268,6 +162,7 @@ inline bool activate_all(Activation activation, const float* logits, int count, 
 
 // The plain form of what vector units have their own for.
 struct PlainIntegers {
+  using Q = int16_t;
   static int32_t dot_int8(const int8_t* row, const int16_t* x, int k) {
     int32_t sum = 0;
     for (int e = 0; e < k; ++e) sum += static_cast<int16_t>(row[e]) * x[e];
@@ -283,7 +178,7 @@ struct PlainIntegers {
     return sum;
   }
   static void combine_ternary(const FffTree& tree, const int32_t* rows, const int8_t* q, int count,
-                              float scale, float* y, int from, int to) {
+                              float scale, float* y, int from, int to, const int32_t*) {
     const int32_t total = sum_of(q, count);
     for (int c = from; c < to; ++c) {
       int32_t sum = -total;

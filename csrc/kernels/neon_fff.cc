@@ -43,6 +43,14 @@ struct Neon : PlainIntegers {
     }
     return vaddvq_s32(sum);
   }
+  static void four_int8(const int8_t* const (&rows)[kFour], const int16_t* const (&x)[kFour], int k,
+                        int32_t* out) {
+    each_int8<Neon>(rows, x, k, out);
+  }
+  static void four_ternary(const uint8_t* const (&rows)[kFour], const int8_t* const (&x)[kFour],
+                           int k, int32_t* out) {
+    each_ternary<Neon>(rows, x, k, out);
+  }
 };
 
 }  // namespace
