@@ -1,6 +1,8 @@
 """Plot the loss curves of training runs from their metrics.jsonl.
 
-python benchmarks/plot_training.py runs/box/mlgru runs/box/transformer --out curves.png
+    python benchmarks/plot_training.py runs/box/mlgru runs/box/transformer --out curves.png
+
+A run is its directory, or LABEL=DIRECTORY; without a label it is called as its directory is.
 """
 
 from __future__ import annotations
@@ -32,14 +34,15 @@ def read(run: Path) -> tuple[list[tuple[float, float]], list[tuple[float, float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("runs", nargs="+", metavar="[LABEL=]RUN")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for run in args.runs:
-        train, valid = read(run)
-        left.plot(*zip(*train, strict=True), label=run.name)
-        right.plot(*zip(*valid, strict=True), "o-", label=run.name)
+        label, _, path = run.rpartition("=")
+        train, valid = read(Path(path))
+        left.plot(*zip(*train, strict=True), label=label or Path(path).name)
+        right.plot(*zip(*valid, strict=True), "o-", label=label or Path(path).name)
     left.set(xlabel="million tokens", ylabel="training loss, nats a token", ylim=(2.7, 5.5))
     right.set(xlabel="million tokens", ylabel="held-out bits per byte")
     for axes in (left, right):
