@@ -35,14 +35,21 @@ def read_texts(texts: tuple[str, ...], file: str | None) -> list[str]:
     """
     found = [checked_text(text) for text in texts]
     if file == "-":
-        found += [checked_text(line) for line in sys.stdin.read().splitlines() if line.strip()]
+        found += [checked_text(line) for line in _lines(sys.stdin.read())]
     elif file is not None:
         from nomatmul.formats.textfiles import read_text
 
-        found += [line for line in read_text(file).splitlines() if line.strip()]
+        found += _lines(read_text(file))
     if not found:
         raise ValueError("there is no text; give --text TEXT, or --file FILE (- is standard input)")
     return found
+
+
+def _lines(text: str) -> list[str]:
+    """Lines that hold more than spaces. Only line feeds end one: texts may hold U+2028 or U+0085,
+    at which `splitlines` cuts, and then answers would belong to other lines of the file."""
+    lines = (line.removesuffix("\r") for line in text.removeprefix("\ufeff").split("\n"))
+    return [line for line in lines if line.strip()]
 
 
 def as_pairs(texts: list[str]) -> list[str | tuple[str, str]]:

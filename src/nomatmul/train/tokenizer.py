@@ -76,10 +76,12 @@ def read_vocabulary(file: Path) -> Tokenizer:
     Raises ValueError for what is no such list, OSError.
     """
     try:
-        lines = file.read_text("utf-8").splitlines()
+        text = file.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8 text ({error.reason})") from None
-    ids = {line.strip(): number for number, line in enumerate(lines)}
+    # Only line feeds end an entry: U+2028 or U+0085 may be one, at which `splitlines` would cut.
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    ids = {line: number for number, line in enumerate(lines)}
     missing = [name for name in WORD_PIECE_SPECIAL if name not in ids]
     if missing:
         raise ValueError(f"{file} is no vocabulary of WordPiece: it lacks {missing[0]}")
