@@ -95,6 +95,31 @@ def test_equal_flops_and_equal_time_are_read_from_the_curves():
     assert entries["dense"].at_seconds == pytest.approx(4.0 - 1.0 * 1 / 5)
 
 
+def test_seconds_of_a_crowded_device_do_not_count(tmp_path):
+    crowded = {"timed": False, "tokens_per_second": 1, "seconds": 0.1}
+    curve = [[50, 4.0, 0.05], [100, 3.0, 0.1]]
+    rows = [*ROWS, _row("dense", 3, 1.5, active=2048, held_out_curve=curve, **crowded)]
+    rows.append(_row("fff-1x2", 1, 1.5, active=2, held_out_curve=curve, **crowded))
+    entries = {e.variant: e for e in summarise(rows, "s")}
+    before = {e.variant: e for e in summarise(ROWS, "s")}
+    assert entries["dense"].at_seconds == before["dense"].at_seconds
+    assert entries["dense"].tokens_per_second == 100
+    assert math.isnan(entries["fff-1x2"].at_seconds)
+    assert entries["fff-1x2"].score == 1.5
+    for row in rows:
+        append_row(tmp_path / "rows.jsonl", row)
+    write_report(tmp_path)
+    assert "nan" not in (tmp_path / "report.md").read_text()
+
+
+def test_gated_neurons_have_their_own_control():
+    pair = [_row("gated-4x3", 1, 1.6, active=18), _row("glu-12", 1, 1.7, active=18)]
+    entries = {e.variant: e for e in summarise([*ROWS, *pair], "s")}
+    assert (entries["gated-4x3"].kind, entries["glu-12"].kind) == ("fff", "dense")
+    assert entries["gated-4x3"].control == "glu-12"
+    assert any("active width, 18: 0.1000" in line for line in verdicts(list(entries.values())))
+
+
 def test_verdicts_say_no_more_than_the_seeds():
     entries = {e.variant: e for e in summarise(ROWS, "s")}
     assert "no difference" not in compared(entries["fff-16x7"], entries["none"])

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nomatmul.evaluate.compare_summary import Entry, difference, sections, summarise
+from nomatmul.evaluate.compare_summary import Entry, difference, sections, summarise, timed
 from nomatmul.evaluate.rows import read_rows
 
 METRICS = {"bpb": "bits per byte", "loss": "loss (nats a guessed token)"}
@@ -52,7 +52,7 @@ def summary_table(entries: list[Entry]) -> list[str]:
                 None if math.isnan(e.worth) else f"{e.worth:.0f}",
                 _fixed(e.at_flops), _fixed(e.at_seconds),
                 f"{e.flops_per_token / 1e6:.0f}", f"{e.flops_masked_per_token / 1e6:.0f}",
-                f"{e.tokens_per_second:,.0f}",
+                None if math.isnan(e.tokens_per_second) else f"{e.tokens_per_second:,.0f}",
             ]
         )  # fmt: skip
     metric = METRICS[entries[0].metric]
@@ -91,7 +91,7 @@ def verdicts(entries: list[Entry]) -> list[str]:
         if entry.kind != "fff":
             continue
         for name, words in (
-            (f"dense-{entry.active}", f"a dense layer of its active width, {entry.active}"),
+            (entry.control, f"a dense layer of its active width, {entry.active}"),
             ("none", "no channel mixer"),
             ("dense", "the whole layer"),
         ):
@@ -245,6 +245,7 @@ def _plot_curves(
             == (entry.section, entry.variant, "ok", "final")
             and row["tokens"] == entry.tokens
             and row.get("held_out_curve")
+            and (key == "flops" or timed(row))
         ]
         if not mine:
             continue

@@ -46,8 +46,16 @@ class Entry:
 
     @property
     def kind(self) -> str:
-        """dense (a control of some width), none or fff."""
-        return "dense" if self.variant.startswith("dense") else self.variant.split("-")[0]
+        """dense (a control of some width, gated or not), none or fff (trees of either neurons)."""
+        first = self.variant.split("-")[0]
+        return {"glu": "dense", "gated": "fff"}.get(first, first)
+
+    @property
+    def control(self) -> str:
+        """The variant that is a dense layer of this one's active width."""
+        if self.variant.startswith("gated"):
+            return f"glu-{round(self.active / 1.5)}"  # a gated neuron counts as 1.5
+        return f"dense-{self.active}"
 
 
 def sections(rows: list[dict[str, Any]]) -> list[str]:
@@ -98,10 +106,19 @@ def _entry(rows: list[dict[str, Any]], diverged: int) -> Entry:
         active=first["active"],
         flops_per_token=first["flops_per_token"],
         flops_masked_per_token=first["flops_masked_per_token"],
-        tokens_per_second=statistics.fmean(row["tokens_per_second"] for row in rows),
+        tokens_per_second=_mean([row["tokens_per_second"] for row in rows if timed(row)]),
         learning_rate=first["learning_rate"],
         diverged=diverged,
     )
+
+
+def timed(row: dict[str, Any]) -> bool:
+    """Do the seconds of this run compare with others'? Not if it shared its device with more."""
+    return bool(row.get("timed", True))
+
+
+def _mean(values: list[float]) -> float:
+    return statistics.fmean(values) if values else math.nan
 
 
 def with_errors(entries: list[Entry]) -> list[Entry]:
@@ -121,13 +138,13 @@ def equal_budgets(entries: list[Entry], rows: list[dict[str, Any]]) -> list[Entr
 
     The budget is what the cheapest variant has used at its end: the others are read from their
     curves where they had used as much. There the learning rate of theirs had not yet come down,
-    so these columns flatter the cheap variants.
+    so these columns flatter the cheap variants. Time is read from runs that are `timed`.
     """
     done = [row for row in rows if row["status"] == "ok" and row.get("held_out_curve")]
     if not done:
         return entries
     flops = min(row["flops_per_token"] * row["tokens"] for row in done)
-    seconds = min(row["held_out_curve"][-1][2] for row in done)
+    seconds = min((row["held_out_curve"][-1][2] for row in done if timed(row)), default=math.nan)
     out = []
     for entry in entries:
         mine = [row for row in done if row["variant"] == entry.variant]
@@ -135,10 +152,10 @@ def equal_budgets(entries: list[Entry], rows: list[dict[str, Any]]) -> list[Entr
             out.append(entry)
             continue
         by_flops = [loss_at_step(row, _step_of_flops(row, flops)) for row in mine]
-        by_time = [_read(row["held_out_curve"], 2, seconds) for row in mine]
+        by_time = [_read(row["held_out_curve"], 2, seconds) for row in mine if timed(row)]
         out.append(
             dataclasses.replace(
-                entry, at_flops=statistics.fmean(by_flops), at_seconds=statistics.fmean(by_time)
+                entry, at_flops=statistics.fmean(by_flops), at_seconds=_mean(by_time)
             )
         )
     return out
