@@ -16,6 +16,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import fff_study_verdicts as verdicts
 import fff_study_words as words
 from fff_study_glue import BATCH, RATE, TASKS
 from gpu_common import ROOT, describe
@@ -28,7 +29,11 @@ TITLES = {
     "causal": "Causal language model, attention, dense weights",
     "encoder": "Encoder, masked language modelling",
     "union": "The union: MatMul-free LM (MLGRU, ternary) with ternary trees",
+    "ternary": "Ternary weights with attention: first runs",
 }
+# Runs of these commits shared each GPU with three to five others of all kinds: their seconds say
+# nothing.
+CROWDED = {"25229b0"}
 
 
 def load(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
@@ -37,7 +42,8 @@ def load(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[st
     about = {**machines[0], "commit": ", ".join(m["commit"] for m in machines)} if machines else {}
     # Rows of the first try fine-tuned encoders that had learnt nothing but frequencies.
     glue = [r for r in read_rows(out / "fff-study-glue.jsonl") if r.get("of") == "encoder"]
-    return read_rows(out / "fff-study-rows.jsonl"), glue, about
+    rows = read_rows(out / "fff-study-rows.jsonl")
+    return [{**row, "timed": row["commit"] not in CROWDED} for row in rows], glue, about
 
 
 def short_table(out: Path) -> None:
@@ -74,7 +80,7 @@ def budget_table(entries: list[Entry]) -> list[str]:
             f"{e.at_flops:.3f}" if not math.isnan(e.at_flops) else None,
             f"{e.at_seconds:.3f}" if not math.isnan(e.at_seconds) else None,
             f"{e.flops_per_token / 1e6:.0f}", f"{e.flops_masked_per_token / 1e6:.0f}",
-            f"{e.tokens_per_second:,.0f}",
+            f"{e.tokens_per_second:,.0f}" if not math.isnan(e.tokens_per_second) else None,
         ]
         for e in entries
     ]  # fmt: skip
@@ -130,8 +136,8 @@ def glue_section(glue: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list
         "## GLUE", "",
         f"The encoders of the table above, fine-tuned (epochs: {epochs}; batch {BATCH}, peak rate "
         f"{RATE:g}, no search), scored on the development sets; median (lowest to highest) over "
-        "fine-tuning seeds and, where two were kept, pre-training seeds. x 100.", "",
-        *glue_table(glue, losses), "", *[f"- {text}" for text in words.glue_verdict(glue)], "",
+        "the seeds of fine-tuning and of pre-training. x 100.", "",
+        *glue_table(glue, losses), "", *[f"- {text}" for text in verdicts.glue_verdict(glue)], "",
     ]  # fmt: skip
 
 
@@ -146,7 +152,7 @@ def section(name: str, rows: list[dict[str, Any]], out: Path, page: Path) -> lis
     return [
         f"## {TITLES[name]}", "", words.setting(name, entries), "",
         *score_table(entries), "",
-        *[f"- {line}" for line in words.verdicts(name, entries)], "",
+        *[f"- {line}" for line in verdicts.verdicts(entries) + verdicts.cut_short(name, rows)], "",
         f"![{TITLES[name]}]({picture})", "",
         "<details><summary>At equal FLOPs and equal time</summary>", "",
         *budget_table(entries), "", words.BUDGETS, "", "</details>", "",
@@ -194,7 +200,7 @@ def write(out: Path, page: Path) -> None:
     entries = {name: summarise(rows, name) for name in TITLES}
     lines = ["# Fast feedforward layers: what they give, what they cost", ""]
     lines += [words.INTRODUCTION, ""]
-    lines += words.summary(entries, glue, rows)
+    lines += verdicts.summary(entries, glue, rows)
     lines += ["## How it was measured", "", words.METHOD, ""]
     if about:
         lines += [f"Machine: {describe(about)}. Rows: `{_relative(out, page)}`.", ""]

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import fff_study_plan  # noqa: E402  (found by the line above)
+import fff_study_verdicts as verdicts  # noqa: E402
 import fff_study_words as words  # noqa: E402
 from fff_study_ship import choose, is_ternary  # noqa: E402
 
@@ -96,15 +97,49 @@ def test_the_model_to_ship_has_the_fewest_active_neurons_near_the_best():
 @pytest.mark.parametrize(("score", "shipped"), [(1.58, True), (1.61, False), (1.65, False)])
 def test_no_union_is_recommended_unless_trees_beat_no_mixer(score, shipped):
     entries = [_entry("none", 1.61, 0), _entry("dense", 1.55, 2040), _entry("fff-16x7", score, 112)]
-    text = words.union_verdict(entries, [])
+    text = verdicts.union_verdict(entries, [])
     assert text is not None
     assert ("no union recipe is recommended" in text) != shipped
+
+
+def test_gated_trees_are_judged_apart_from_plain_ones():
+    entries = [
+        _entry("none", 1.61, 0), _entry("dense", 1.55, 2040), _entry("fff-16x7", 1.612, 112),
+        _entry("gated-90x4", 1.58, 540),
+    ]  # fmt: skip
+    text = verdicts.union_verdict(entries, []) or ""
+    assert "no union recipe is recommended for them" in text
+    assert "Trees of gated neurons do: 90 x 4 keeps 50% of what the GLU gives" in text
+    entries[-1] = _entry("gated-90x4", 1.609, 540)
+    assert "gated neurons do" not in (verdicts.union_verdict(entries, []) or "")
+    # Their control is a GLU of as many gated neurons.
+    control = _entry("glu-360", 1.59, 540)
+    lines = verdicts.verdicts([*entries[:-1], _entry("gated-90x4", 1.58, 540), control])
+    assert any("its active width: 0.0100" in line and "better" in line for line in lines)
+
+
+def test_a_run_that_was_cut_late_is_told_beside_its_twin():
+    def row(variant: str, status: str, losses: list[float]) -> dict:
+        return {
+            "section": "causal", "stage": "final", "variant": variant, "label": variant, "seed": 1,
+            "status": status, "steps": 95, "steps_planned": 100,
+            "held_out_curve": [[20 * (n + 1), loss, 1.0] for n, loss in enumerate(losses)],
+        }  # fmt: skip
+
+    whole = row("fff-16x7", "ok", [5.0, 4.5, 4.3, 4.2, 4.1])
+    cut = row("fff-16x7-balanced", "cut", [4.9, 4.6, 4.2, 4.1])
+    (line,) = verdicts.cut_short("causal", [whole, cut])
+    assert "cut after 95 of 100 steps and has no score" in line
+    assert "4.100 nats, without the option 4.200 (seed 1); it was ahead" in line
+    assert "at 3 of 4 looks" in line
+    early = row("fff-16x7-balanced", "cut", [4.9])
+    assert verdicts.cut_short("causal", [whole, early]) == []
 
 
 def test_the_doubt_is_told_by_the_error_of_the_seeds():
     def told(score: float) -> str:
         tree = _entry("fff-1x11", score, 11)
-        return words.doubt([_entry("none", 1.80, 0), _entry("dense", 1.60, 2048), tree]) or ""
+        return verdicts.doubt([_entry("none", 1.80, 0), _entry("dense", 1.60, 2048), tree]) or ""
 
     assert "is not told apart" in told(1.799)
     assert "better than no channel mixer by 0.100 ± 0.001 bits per byte, 50%" in told(1.70)
@@ -115,11 +150,11 @@ def test_fine_tuning_that_tells_nothing_apart_is_said_to():
     def row(variant: str, score: float) -> dict:
         return {"variant": variant, "task": "SST-2", "score": score}
 
-    close = words.glue_verdict([row("none", 0.826), row("fff-1x12", 0.836)])
+    close = verdicts.glue_verdict([row("none", 0.826), row("fff-1x12", 0.836)])
     assert "does not tell the layers apart" in close[0]
-    far = words.glue_verdict([row("none", 0.70), row("fff-1x12", 0.836)])
+    far = verdicts.glue_verdict([row("none", 0.70), row("fff-1x12", 0.836)])
     assert "does not tell" not in far[0]
-    assert "No run of a tree" in words.glue_verdict([row("none", 0.8)])[0]
+    assert "No run of a tree" in verdicts.glue_verdict([row("none", 0.8)])[0]
 
 
 def test_squeezed_models_keep_ternary_values_and_scales(tmp_path):
