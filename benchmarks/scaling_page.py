@@ -14,7 +14,8 @@ from nomatmul.evaluate.rows import read_rows
 
 NAMES = {"mlgru": "MatMul-free LM", "transformer": "Transformer++"}
 TEXTS = {"bpb": "both texts", "bpb_wikipedia": "Wikipedia", "bpb_novels": "novels"}
-# Held-out Wikipedia, from the card of the model in the box (src/nomatmul/box/README.md).
+# Held-out Wikipedia, from the card of the model in the box (src/nomatmul/box/README.md): its
+# predecessor, which saw as many tokens as the control.
 BOX = {"mlgru": 1.267, "transformer": 1.169, "tokens": 361e6, "parameters": 53e6}
 
 
@@ -63,8 +64,8 @@ def context(entries: list[dict[str, Any]]) -> str:
         f"These are short runs: {tokens / 1e6:.0f}M tokens, part of one epoch of the texts, is "
         f"{max(shares):.1f} tokens for each non-embedding parameter of the smallest model and "
         f"{min(shares):.1f} of the largest, where some 20 would serve best (arXiv 2203.15556). "
-        "They tell who learns faster at first, not who ends lower. The one longer pair, the model "
-        f"in the box and its control ({BOX['parameters'] / 1e6:.0f}M parameters in all, "
+        "They tell who learns faster at first, not who ends lower. The one longer pair, the former "
+        f"model in the box and its control ({BOX['parameters'] / 1e6:.0f}M parameters in all, "
         f"{BOX['tokens'] / 1e6:.0f}M tokens, one run each, other rates and texts; "
         f"src/nomatmul/box/README.md), ended at {ours:.3f} (packed) against {twin:.3f} bits per "
         f"byte of Wikipedia: {ours / twin - 1:+.0%}. So a small or negative difference here must "
@@ -170,9 +171,23 @@ def checks(rows: list[dict[str, Any]]) -> list[str]:
                 lines.append(
                     f"- {NAMES[again['arch']]} {again['size']}, seed {again['seed']}, made twice: "
                     f"{first['bpb']:.4f} bits per byte ({kernels(first)}) and {again['bpb']:.4f} "
-                    f"({kernels(again)})."
+                    f"({kernels(again)})." + _beside(first, again, rows)
                 )
     return lines
+
+
+def _beside(first: dict[str, Any], again: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Training losses of both at their first look, and what other seeds of the cell make."""
+    text = ""
+    looks = [row["curve"][0] for row in (first, again) if row.get("curve")]
+    if len(looks) == 2:
+        (step, before), (_, after) = looks
+        text += f" Their training losses after {step} steps: {before} and {after}."
+    keys = ("arch", "size", "learning_rate", "steps", "stage", "status")
+    scores = [r["bpb"] for r in rows if all(r[key] == first[key] for key in keys)]
+    if len(scores) > 1:
+        text += f" Seeds of this cell lie {max(scores) - min(scores):.4f} apart."
+    return text
 
 
 def tuning(rows: list[dict[str, Any]]) -> list[str]:
