@@ -11,9 +11,15 @@ from pathlib import Path
 def write_file(path: Path, content: bytes) -> None:
     """Write a file through a temporary one beside it, flushed to disk and then renamed.
 
-    After an error nothing is left, and an older file of that name is as it was. Raises OSError
-    with the file's name in it (a full disk is reported without one).
+    After an error nothing is left, and an older file of that name is as it was. What is no file (a
+    pipe, /dev/null, /dev/stdout) is written to, not replaced; of a symbolic link its target is
+    replaced. Raises OSError with the file's name in it (a full disk is reported without one).
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        _write_through(path, content)
+        return
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -25,6 +31,14 @@ def write_file(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise named(error, path) from None
     sync_directory(path.parent)
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    try:
+        with open(path, "wb") as stream:
+            stream.write(content)
+    except OSError as error:
+        raise named(error, path) from None
 
 
 def named(error: BaseException, path: Path) -> BaseException:

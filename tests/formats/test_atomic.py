@@ -1,0 +1,47 @@
+"""Files that appear whole or not at all; and what is no file is written to, not replaced."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+
+import pytest
+
+from nomatmul.formats.atomic import write_file
+
+
+def test_an_older_file_is_replaced_and_nothing_else_is_left(tmp_path):
+    path = tmp_path / "file"
+    write_file(path, b"old")
+    write_file(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["file"]
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_file(tmp_path / "directory", b"x")
+    assert sorted(os.listdir(tmp_path)) == ["directory", "file"]
+
+
+def test_a_link_stays_and_its_target_is_replaced(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "target")
+    for content in (b"first", b"second"):
+        write_file(tmp_path / "link", content)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "elsewhere" / "target").read_bytes() == content
+    assert os.listdir(tmp_path / "elsewhere") == ["target"]
+
+
+def test_a_pipe_is_written_to(tmp_path):
+    """Renaming over it made a file of it; over /dev/null as root that breaks a machine."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    found = []
+    reader = threading.Thread(target=lambda: found.append(path.read_bytes()))
+    reader.start()
+    write_file(path, b"content")
+    reader.join(timeout=20)
+    assert found == [b"content"]
+    assert stat.S_ISFIFO(path.stat().st_mode)
+    assert os.listdir(tmp_path) == ["pipe"]
