@@ -5,6 +5,7 @@ Shape suffixes: B sequences, T steps, D hidden.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ _ID_TYPES = (torch.int64, torch.int32)  # what nn.Embedding takes
 class TextModel(PreTrainedModel):
     """A stack of blocks over token embeddings; subclasses add `hidden` and what reads it.
 
-    They own `embedding`, `layers` (of Block) and, where they predict tokens, `head`.
+    They own `embedding`, `layers` (of Block), `final_norm` and, where they predict tokens, `head`.
     """
 
     base_model_prefix = ""
@@ -36,6 +37,7 @@ class TextModel(PreTrainedModel):
 
     embedding: nn.Embedding
     layers: nn.ModuleList
+    final_norm: nn.Module
     head: BitLinear | DenseLinear
     _tokenizer: Any = None
     new_tensors: tuple[str, ...] = ()
@@ -145,6 +147,47 @@ class TextModel(PreTrainedModel):
             raise ValueError(
                 f"token id {bad} is out of range: the vocabulary has {self.config.vocab_size}"
             )
+
+    def _token_embeddings(
+        self, input_ids: Tensor | None, inputs_embeds_BTD: Tensor | None
+    ) -> Tensor:
+        """[B, T, D] of what was given, ids or embeddings. Raises ValueError for both or neither."""
+        if (input_ids is None) == (inputs_embeds_BTD is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if inputs_embeds_BTD is None:
+            assert input_ids is not None
+            self._check_ids(input_ids)
+            inputs_embeds_BTD = self.embedding(input_ids)
+        if inputs_embeds_BTD.dim() != 3 or inputs_embeds_BTD.shape[1] == 0:
+            shape = tuple(inputs_embeds_BTD.shape)
+            raise ValueError(f"embeddings must be [B, T >= 1, D], got {shape}")
+        return inputs_embeds_BTD
+
+    def _through_blocks(
+        self,
+        x_BTD: Tensor,
+        mask: Tensor | None,
+        rotary: tuple[Tensor, Tensor] | None,
+        *,
+        bounds: Sequence[Tensor | None] | None = None,
+        cache: Any = None,
+        collect: list[Tensor] | None = None,
+    ) -> Tensor:
+        """The final-normed output of all blocks; arguments as of `Block`, bounds one a layer."""
+        for index, layer in enumerate(self.layers):
+            bound = None if bounds is None else bounds[index]
+            if collect is not None:
+                collect.append(x_BTD)
+            if self.gradient_checkpointing and self.training and cache is None:
+                x_BTD = self._gradient_checkpointing_func(
+                    layer.__call__, x_BTD, mask, bound, rotary
+                )
+            else:
+                x_BTD = layer(x_BTD, mask, bound, rotary, cache)
+        x_BTD = self.final_norm(x_BTD)
+        if collect is not None:
+            collect.append(x_BTD)
+        return x_BTD
 
     def loss_of_hidden(
         self, hidden: Tensor, targets: Tensor, *, chunk: int = 0

@@ -150,39 +150,20 @@ class CausalLM(TextModel, GenerationMixin):
         x = self._embed(input_ids, inputs_embeds)
         past = cache.get_seq_length() if cache is not None else 0
         mask, rotary = self._positions(x, attention_mask, position_ids, past)
-        bounds: Any = [None] * len(self.layers)
+        bounds = None
         if hasattr(self, "lower_bounds"):
             # layer 0 has none: its gate may fall to zero
             bounds = [None, *cumulative_lower_bounds(self.lower_bounds)[1:].unbind(0)]
-        for layer, bound in zip(self.layers, bounds, strict=True):
-            if collect is not None:
-                collect.append(x)
-            if self.gradient_checkpointing and self.training and cache is None:
-                x = self._gradient_checkpointing_func(layer.__call__, x, mask, bound, rotary)
-            else:
-                x = layer(x, mask, bound, rotary, cache)
+        x = self._through_blocks(x, mask, rotary, bounds=bounds, cache=cache, collect=collect)
         if isinstance(cache, RecurrentCache):
             cache.seen += x.shape[1]
-        x = self.final_norm(x)
-        if collect is not None:
-            collect.append(x)
         return x
 
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
-        if inputs_embeds is None:
-            assert input_ids is not None
-            self._check_ids(input_ids)
-            inputs_embeds = self.embedding(input_ids)
-            if torch.is_autocast_enabled(input_ids.device.type):
-                kind = self.residual_dtype or torch.get_autocast_dtype(input_ids.device.type)
-                inputs_embeds = inputs_embeds.to(kind)
-        if inputs_embeds.dim() != 3 or inputs_embeds.shape[1] == 0:
-            raise ValueError(f"embeddings must be [B, T >= 1, D], got {tuple(inputs_embeds.shape)}")
-        if hasattr(self, "embedding_norm"):
-            inputs_embeds = self.embedding_norm(inputs_embeds)
-        return inputs_embeds
+        x = self._token_embeddings(input_ids, inputs_embeds)
+        if input_ids is not None and torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.residual_dtype or torch.get_autocast_dtype(x.device.type))
+        return self.embedding_norm(x) if hasattr(self, "embedding_norm") else x
 
     def _positions(
         self, x: Tensor, mask_BS: Tensor | None, position_ids: Tensor | None, past: int

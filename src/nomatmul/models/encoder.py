@@ -146,28 +146,11 @@ class EncoderBase(TextModel):
         if self.model_config.positions == "rotary":
             steps = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
             rotary = rotary_angles(steps, self.model_config.head_size, self.model_config.rope_theta)
-        for layer in self.layers:
-            if collect is not None:
-                collect.append(x)
-            if self.gradient_checkpointing and self.training:
-                x = self._gradient_checkpointing_func(layer.__call__, x, bias, None, rotary)
-            else:
-                x = layer(x, bias, None, rotary)
-        x = self.final_norm(x)
-        if collect is not None:
-            collect.append(x)
-        return x
+        return self._through_blocks(x, bias, rotary, collect=collect)
 
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
-        if inputs_embeds is None:
-            assert input_ids is not None
-            self._check_ids(input_ids)
-            inputs_embeds = self.embedding(input_ids)
-        if inputs_embeds.dim() != 3 or inputs_embeds.shape[1] == 0:
-            raise ValueError(f"embeddings must be [B, T >= 1, D], got {tuple(inputs_embeds.shape)}")
-        x, steps = inputs_embeds, inputs_embeds.shape[1]
+        x = self._token_embeddings(input_ids, inputs_embeds)
+        steps = x.shape[1]
         if steps > self.config.max_position_embeddings:
             raise ValueError(
                 f"a sequence of {steps} tokens is longer than max_position_embeddings "
