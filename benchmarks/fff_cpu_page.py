@@ -6,6 +6,14 @@ from typing import Any
 
 Cell = dict[str, Any]
 
+# The dense layer of the same weights.
+OWN_TYPE = {
+    "fff f32": "torch fp32",
+    "fff bf16": "torch bf16",
+    "fff int8": "torch int8",
+    "fff ternary": "dense ternary",
+}
+
 
 def line(seconds: dict[str, dict[str, float]], batch: int) -> str:
     """One cell in one line, for the terminal: microseconds a token."""
@@ -28,7 +36,8 @@ def markdown(document: dict[str, Any]) -> str:
         " our own, its two products alone. Above 2,048 tokens dense layers are measured at 2,048"
         " (their time a token is flat from there on). Conditional layers are timed by the native"
         " core's clock; one column shows what a call from Python takes. `int8` rows meet inputs"
-        " quantised to int8 a token, as in torch's dynamic int8.",
+        " quantised to int8 a token, as in torch's dynamic int8. Where a CPU has no unit for"
+        " bfloat16, torch's bf16 is slower than its fp32, and a share over it says little.",
     ]
     shapes = list(dict.fromkeys(cell["shape"] for cell in document["cells"]))
     lines += _goals(document)
@@ -79,8 +88,9 @@ def _shape(shape: str, cells: list[Cell], promise: float) -> list[str]:
     ours = _ours(cells[0])
     lines += [
         "",
-        f"Times faster than dense fp32 / than the best dense layer (share of the {promise:.1f}"
-        " that visited to all neurons promises over the best):",
+        "Times faster than dense fp32 / than the best dense layer / than the dense layer of its own"
+        f" type, for bf16 and int8 torch's (share of the {promise:.1f} that visited to all neurons"
+        " promises):",
         "",
         _row(["batch", "threads", "best dense", *ours]),
         _row(["--:", "--:", "---", *["--:"] * len(ours)]),
@@ -89,8 +99,12 @@ def _shape(shape: str, cells: list[Cell], promise: float) -> list[str]:
         best = _best(cell, _dense(cell))
         row = [str(cell["batch"]), str(cell["threads"]), best]
         for name in ours:
-            full, over = (_time(cell, dense) / _time(cell, name) for dense in ("torch fp32", best))
-            row.append(f"{full:.1f} / {over:.1f} ({100 * over / promise:.0f} %)")
+            full, over, own = (
+                _time(cell, dense) / _time(cell, name)
+                for dense in ("torch fp32", best, OWN_TYPE[name])
+            )
+            shares = [f"{gain:.1f} ({100 * gain / promise:.0f} %)" for gain in (over, own)]
+            row.append(" / ".join([f"{full:.1f}", *shares]))
         lines.append(_row(row))
     return lines
 
@@ -138,10 +152,13 @@ def _shares(document: dict[str, Any]) -> list[tuple[str, float, float, str]]:
             dense, promise = _best(cell, _dense(cell)), document["promises"][shape]
             theirs = _best(cell, [name for name in _dense(cell) if name.startswith("torch")])
             for name in ("fff bf16", "fff int8", "fff ternary"):
-                for over in dict.fromkeys((dense, theirs)):
+                places = {"the best dense": dense, "its own type": OWN_TYPE[name]}
+                places["the best of torch"] = theirs
+                for over in dict.fromkeys(places.values()):
                     share = 100 * _time(cell, over) / _time(cell, name) / promise
+                    what = ", ".join(place for place, there in places.items() if there == over)
                     words = f"{shape}, batch {batch}, 1 thread, {name}, of the promise over {over}"
-                    rows.append((words, 60.0, share, " %"))
+                    rows.append((f"{words} ({what})", 60.0, share, " %"))
     return rows
 
 
