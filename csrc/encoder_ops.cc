@@ -50,7 +50,8 @@ using Weights = nb::ndarray<const int8_t, nb::ndim<2>, nb::c_contig, nb::device:
 using Panels = nb::ndarray<const int8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 constexpr int kRowChunk = 132;  // tokens of one task of a product, at most: they fit a core's L2
-constexpr int kRowStep = 12;    // a multiple of what every kernel takes at once
+constexpr int kTasks = 32;    // of a product and thread: at its end a thread waits for half a task
+constexpr int kRowStep = 12;  // a multiple of what every kernel takes at once
 
 void require(bool good, const char* message) {
   if (!good) throw std::invalid_argument(message);
@@ -165,7 +166,8 @@ struct Tiling {
     const int least = std::max(1, (rows + kRowChunk - 1) / kRowChunk);
     chunk = (rows + least * kRowStep - 1) / (least * kRowStep) * kRowStep;
     chunks = (rows + chunk - 1) / std::max(1, chunk);
-    groups = workers == 1 ? 1 : std::min(panels, std::max(1, 8 * workers / std::max(1, chunks)));
+    groups =
+        workers == 1 ? 1 : std::min(panels, std::max(1, kTasks * workers / std::max(1, chunks)));
   }
   int tasks() const { return chunks * groups; }
   int first_row(int task) const { return task / groups * chunk; }
