@@ -109,6 +109,23 @@ def test_trees_are_shared_between_threads(form: str, hidden: int) -> None:
             assert_same(run(isa, layer, x_NK, threads), theirs)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("form", ["int8", "ternary"])
+@pytest.mark.parametrize("isa", ISAS)
+def test_largest_sums(isa: str, form: str, sign: int) -> None:
+    """Every weight and every quantised value at its limit: no narrow sum on the way overflows."""
+    layer = random_layer(form, 1024, 90, 1, "relu" if form == "int8" else "silu")
+    layer.rows[:] = 0b10101010 if form == "ternary" else -128
+    if form == "ternary":
+        assert layer.norm_in is not None
+        assert layer.norm_out is not None
+        assert layer.scales is not None
+        layer.norm_in[:] = layer.norm_out[:] = 1
+        layer.scales[:] = 0.001  # logits near 1 or -1, where silu is not 0
+    x_NK = np.full((5, 1024), sign, np.float32)
+    assert_same(run(isa, layer, x_NK), reference.forward(layer, x_NK))
+
+
 def test_a_second_way_to_the_same_sums() -> None:
     """The oracle itself, against float64 and a walk written as the paper says it."""
     layer = random_layer("f32", 96, 2, 4, "gelu")
