@@ -64,8 +64,7 @@ class NativeSteps:
 
     Every step gives a token the same bits whatever the other tokens and the threads are. That is
     why dense products are the core's own: a BLAS sums in an order that depends on the batch, and
-    a last bit may turn a decision of a tree. Its speed is that of OpenBLAS at 128 tokens and a
-    tenth less at 1024 (docs/log.md).
+    a last bit may turn a decision of a tree. docs/log.md compares their speeds.
     """
 
     def __init__(self, threads: int, isa: str | None = None) -> None:
