@@ -30,6 +30,7 @@ CASES = {
     "no channel": (40, 0, 50, "2bit", "int8"),
     "one": (1, 1, 2, "2bit", "bf16"),
     "wide": (640, 1728, 4100, "2bit", "int8"),
+    "fours": (260, 700, 307, "2bit", "int8"),
 }
 
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from nomatmul.formats.config import ModelConfig
 
 # Work space that a block of tokens may take, and rows of logits that exist at once.
-SCRATCH_BYTES = 225 << 20
-UNPACKED_BYTES = 72 << 20
+SCRATCH_BYTES = 240 << 20
+UNPACKED_BYTES = 76 << 20
 HEAD_ROWS = 256
 LOST = 2  # what decode.cu sets the flag to when its blocks wait in vain
 MAX_GRAPH = 64  # sequences that decode through a captured graph
@@ -322,21 +322,23 @@ class CudaBackend(Probes):
 
 
 def scratch_bytes(config: ModelConfig) -> int:
-    """Bytes of the largest piece of a matrix as int8."""
+    """Bytes of int8 matrices that are unpacked at once: those of one product, if they fit."""
     from nomatmul.engine.cuda.weights import device_row_bytes
 
     size, inner = config.hidden_size, _inner(config)
     short, long = device_row_bytes(size), device_row_bytes(inner)
-    return min(UNPACKED_BYTES, 4 * max(size * short, 2 * inner * short, size * long))
+    glu = (2 * inner + 256) * short  # whole tiles of gate and up
+    return min(UNPACKED_BYTES, 4 * max(3 * size * short, glu, size * long))
 
 
 def token_bytes(config: ModelConfig) -> int:
-    """Bytes of work space that a token of a block takes at the widest place."""
+    """Bytes of work space that a token of a long block takes at the widest place."""
     size, inner = config.hidden_size, _inner(config)
-    mixer = 4 * 3 * size + 3 * size + 4 * size
-    # a GLU's products and int8; an FFF's visited rows, their accumulators and int8
-    channel = 4 * 2 * inner + inner + 2 * size + 9 * active_rows(config)
-    return 4 * size + 4 * size + max(mixer, channel)
+    mixer = 4 * 3 * size + 3 * size
+    channel = size + 4 * inner + inner  # a GLU's int8 inputs, its values and their int8
+    if config.channel_mixer == "fff":  # visited rows, their accumulators and int8
+        channel = size + 9 * active_rows(config) + 4 * size
+    return 4 * size + max(mixer, channel)
 
 
 def _inner(config: ModelConfig) -> int:

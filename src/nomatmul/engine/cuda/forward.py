@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nomatmul.engine.cuda import fff, launch
+from nomatmul.engine.cuda.nvrtc import CompileError
+from nomatmul.engine.cuda.prompt import Prompt
 
 if TYPE_CHECKING:
     from nomatmul.engine.cuda.weights import DeviceWeights
     from nomatmul.formats.config import ModelConfig
+
+# int32 accumulators [T, D], their steps [1, T] and their scale: what x still lacks
+Added = tuple[Any, Any, float]
 
 
 class Forward:
@@ -28,6 +33,17 @@ class Forward:
         self.weights = weights
         self.flag = torch.zeros(1, dtype=torch.int32, device=weights.device)
         self.record: dict[str, tuple[Any, Any]] | None = None
+        self.prompt = self._compiled()
+
+    def _compiled(self) -> Prompt | None:
+        """None where NVRTC is missing or the sizes are odd: the triton kernels serve all."""
+        if self.weights.device.type != "cuda":
+            return None
+        try:
+            with torch.cuda.device(self.weights.device):
+                return Prompt(self.config, self.weights.device)
+        except CompileError:
+            return None
 
     def embed(self, ids_T: Any) -> Any:
         """float32 [T, D] of int32 ids on the device."""
@@ -41,62 +57,100 @@ class Forward:
         self, x_TD: Any, states_SLD: Any, stretches: launch.Stretches, scratch: Any = None
     ) -> Any:
         """Run all blocks, in place on x and on the states; return x of the last block."""
-        added = None
+        added: list[Added] = []  # taken out by who adds it, so that its memory is free from then on
         for layer in range(self.config.num_layers):
-            added = self.mixer(layer, x_TD, added, states_SLD, stretches, scratch)
-            added = self.channel(layer, x_TD, added, scratch)
+            added.append(self.mixer(layer, x_TD, added, states_SLD, stretches, scratch))
+            self.channel(layer, x_TD, added, scratch)
         return self._add(x_TD, added)
 
     def block(self, layer: int, x_TD: Any, states_SLD: Any, stretches: launch.Stretches) -> Any:
         """One block alone, in place on x and the states."""
-        added = self.mixer(layer, x_TD, None, states_SLD, stretches, None)
-        return self._add(x_TD, self.channel(layer, x_TD, added, None))
+        added = [self.mixer(layer, x_TD, [], states_SLD, stretches, None)]
+        self.channel(layer, x_TD, added, None)
+        return self._add(x_TD, added)
 
     def mixer(
-        self, layer: int, x_TD: Any, added: Any, states_SLD: Any, stretches: launch.Stretches,
-        scratch: Any,
-    ) -> tuple[Any, Any, float]:  # fmt: skip
+        self, layer: int, x_TD: Any, added: list[Added], states_SLD: Any,
+        stretches: launch.Stretches, scratch: Any,
+    ) -> Added:  # fmt: skip
         """MLGRU of one layer: what is to be added to x, as (accumulators, steps, scale)."""
         config, stack, beta = self.config, self.weights.stack, self.weights.beta
-        at = f"layers.{layer}.mixer"
-        row_bytes = stack["ifg"].shape[-1]
-        inputs = launch.residual_norm(
-            x_TD, added, stack["mixer_norm"][layer], config.norm_eps, stack["ifg_norm"][layer],
-            config.linear_norm_eps, row_bytes, self.flag,
-        )  # fmt: skip
-        acc_3TD = launch.product(inputs, stack["ifg"][layer], scratch)
+        at, row_bytes = f"layers.{layer}.mixer", stack["ifg"].shape[-1]
+        betas = beta[f"{at}.i_proj"], beta[f"{at}.f_proj"], beta[f"{at}.g_proj"]
+        prompt = self._prompt(len(x_TD), stretches.longest)
+        inputs = self._norm(
+            prompt, x_TD, added, stack["mixer_norm"][layer], stack["ifg_norm"][layer], row_bytes
+        )
+        acc_3TD = self.product(inputs, stack["ifg"][layer], scratch)
         for number, letter in enumerate("ifg"):
             self._note(f"{at}.{letter}_proj", inputs.q_CTK[number], acc_3TD[number])
-        betas = (beta[f"{at}.i_proj"], beta[f"{at}.f_proj"], beta[f"{at}.g_proj"])
-        i_TD, f_TD, g_TD = launch.gates(acc_3TD, inputs.step_CT, betas, stack["bound"][layer])
-        launch.scan(i_TD, f_TD, states_SLD, layer, stretches)
-        gated = launch.gate_norm(
-            g_TD, i_TD, stack["g_norm"][layer], config.gate_norm_eps, stack["o_norm"][layer],
-            config.linear_norm_eps, row_bytes, self.flag,
-        )  # fmt: skip
-        del i_TD, f_TD, g_TD, acc_3TD
-        acc_1TD = launch.product(gated, stack["o"][layer], scratch)
+        norms = stack["g_norm"][layer], stack["o_norm"][layer]
+        if prompt is not None:
+            h_TD = prompt.scan(
+                acc_3TD, inputs.step_CT, betas, stack["bound"][layer], states_SLD[:, layer],
+                stretches,
+            )  # fmt: skip
+            gated = prompt.gate_norm(
+                acc_3TD[2], inputs.step_CT[2], betas[2], h_TD, *norms, row_bytes, self.flag
+            )
+            del h_TD
+        else:
+            i_TD, f_TD, g_TD = launch.gates(acc_3TD, inputs.step_CT, betas, stack["bound"][layer])
+            launch.scan(i_TD, f_TD, states_SLD, layer, stretches)
+            gated = launch.gate_norm(
+                g_TD, i_TD, norms[0], config.gate_norm_eps, norms[1], config.linear_norm_eps,
+                row_bytes, self.flag,
+            )  # fmt: skip
+            del i_TD, f_TD, g_TD
+        del acc_3TD, inputs
+        acc_1TD = self.product(gated, stack["o"][layer], scratch)
         self._note(f"{at}.o_proj", gated.q_CTK[0], acc_1TD[0])
         return acc_1TD[0], gated.step_CT, beta[f"{at}.o_proj"]
 
-    def channel(
-        self, layer: int, x_TD: Any, added: Any, scratch: Any
-    ) -> tuple[Any, Any, float]:  # fmt: skip
-        """The channel mixer of one layer, as `mixer`; without one, `added` is still to be added."""
-        if self.config.channel_mixer == "glu":
-            return self._glu(layer, x_TD, added, scratch)
-        if self.config.channel_mixer == "fff":
-            return self._fff(layer, x_TD, added)
-        return added
+    def channel(self, layer: int, x_TD: Any, added: list[Added], scratch: Any) -> None:
+        """The channel mixer of one layer, as `mixer`, but in the place of what `added` holds.
 
-    def _fff(self, layer: int, x_TD: Any, added: Any) -> tuple[Any, Any, float]:
+        Without one that is still to be added.
+        """
+        if self.config.channel_mixer == "glu":
+            added.append(self._glu(layer, x_TD, added, scratch))
+        if self.config.channel_mixer == "fff":
+            added.append(self._fff(layer, x_TD, added))
+
+    def _prompt(self, tokens: int, longest: int = launch.UNPACK_TOKENS) -> Prompt | None:
+        """The kernels of long blocks, where they can run."""
+        if tokens < launch.UNPACK_TOKENS or longest < launch.SCAN_TOKENS:
+            return None
+        return self.prompt
+
+    def _norm(
+        self, prompt: Prompt | None, x_TD: Any, added: list[Added], norm_D: Any, norm_CD: Any,
+        row_bytes: int,
+    ) -> launch.Quantised:  # fmt: skip
+        """Take what is `added`, add it to x, and return x's int8 for C linears."""
+        taken, config = added.pop() if added else None, self.config
+        if prompt is not None:
+            return prompt.norm(x_TD, taken, norm_D, norm_CD, row_bytes, self.flag)
+        return launch.residual_norm(
+            x_TD, taken, norm_D, config.norm_eps, norm_CD, config.linear_norm_eps, row_bytes,
+            self.flag,
+        )  # fmt: skip
+
+    def product(self, inputs: launch.Quantised, w_CNR: Any, scratch: Any) -> Any:
+        """Exact int32 accumulators [C, T, N]; scratch: int8 for unpacked matrices, or None."""
+        prompt = self._prompt(inputs.q_CTK.shape[1])
+        if prompt is not None and scratch is not None:
+            return prompt.product(inputs, w_CNR, scratch)
+        return launch.product(inputs, w_CNR)
+
+    def _fff(self, layer: int, x_TD: Any, added: list[Added]) -> Added:
         config, stack, beta = self.config, self.weights.stack, self.weights.beta
         assert config.fff_trees is not None
         assert config.fff_depth is not None
         rows_V2R, name = stack["rows"][layer], f"layers.{layer}.channel.rows"
-        inputs = launch.residual_norm(
-            x_TD, added, stack["channel_norm"][layer], config.norm_eps,
-            stack["norm_in"][layer][None], config.linear_norm_eps, rows_V2R.shape[-1], self.flag,
+        inputs = self._norm(
+            self._prompt(len(x_TD)), x_TD, added, stack["channel_norm"][layer],
+            stack["norm_in"][layer][None], rows_V2R.shape[-1],
         )  # fmt: skip
         rows_TA, acc_TA = fff.walk(inputs, rows_V2R, config.fff_trees, config.fff_depth)
         q_TA, step_1T = fff.hidden(
@@ -109,25 +163,35 @@ class Forward:
         self._note(f"{name}.out", q_TA, acc_TD)
         return acc_TD, step_1T, beta[f"{name}.out"]
 
-    def _glu(
-        self, layer: int, x_TD: Any, added: Any, scratch: Any
-    ) -> tuple[Any, Any, float]:  # fmt: skip
+    def _glu(self, layer: int, x_TD: Any, added: list[Added], scratch: Any) -> Added:
         config, stack, beta = self.config, self.weights.stack, self.weights.beta
         at = f"layers.{layer}.channel"
-        inputs = launch.residual_norm(
-            x_TD, added, stack["channel_norm"][layer], config.norm_eps, stack["gate_norm"][layer],
-            config.linear_norm_eps, stack["gate"].shape[-1], self.flag,
+        scales = beta[f"{at}.gate_proj"], beta[f"{at}.down_proj"]
+        w_1NR, row_bytes = stack["gate"][layer], stack["down"].shape[-1]
+        prompt = self._prompt(len(x_TD))
+        inputs = self._norm(
+            prompt, x_TD, added, stack["channel_norm"][layer], stack["gate_norm"][layer],
+            w_1NR.shape[-1],
         )  # fmt: skip
-        acc_1TM = launch.product(inputs, stack["gate"][layer], scratch)
-        self._note(f"{at}.gate_proj", inputs.q_CTK[0], acc_1TM[0])
-        hidden = launch.glu(
-            acc_1TM[0], inputs.step_CT, beta[f"{at}.gate_proj"], stack["down_norm"][layer],
-            config.linear_norm_eps, stack["down"].shape[-1], self.flag,
-        )  # fmt: skip
-        del acc_1TM
-        acc_1TD = launch.product(hidden, stack["down"][layer], scratch)
+        if prompt is not None and scratch is not None:
+            if self.record is not None:  # the fused product keeps its accumulators to itself
+                acc_1TM = prompt.product(inputs, w_1NR, scratch)
+                self._note(f"{at}.gate_proj", inputs.q_CTK[0], acc_1TM[0])
+            y_TM = prompt.glu(inputs, w_1NR[0], scales[0], scratch)
+            del inputs
+            hidden = prompt.glu_norm(y_TM, stack["down_norm"][layer], row_bytes, self.flag)
+            del y_TM
+        else:
+            acc_1TM = launch.product(inputs, w_1NR)
+            self._note(f"{at}.gate_proj", inputs.q_CTK[0], acc_1TM[0])
+            hidden = launch.glu(
+                acc_1TM[0], inputs.step_CT, scales[0], stack["down_norm"][layer],
+                config.linear_norm_eps, row_bytes, self.flag,
+            )  # fmt: skip
+            del acc_1TM
+        acc_1TD = self.product(hidden, stack["down"][layer], scratch)
         self._note(f"{at}.down_proj", hidden.q_CTK[0], acc_1TD[0])
-        return acc_1TD[0], hidden.step_CT, beta[f"{at}.down_proj"]
+        return acc_1TD[0], hidden.step_CT, scales[1]
 
     def head(self, x_TD: Any) -> Any:
         """float32 logits [T, V] of the last block's output."""
@@ -140,9 +204,8 @@ class Forward:
         self._note("head", inputs.q_CTK[0], acc_TV)
         return acc_TV.float() * (inputs.step_CT[0] * self.weights.beta["head"])[:, None]
 
-    def _add(self, x_TD: Any, added: tuple[Any, Any, float] | None) -> Any:
-        if added is not None:
-            acc, step, beta = added
+    def _add(self, x_TD: Any, added: list[Added]) -> Any:
+        for acc, step, beta in added:
             x_TD += acc.float() * (step[0] * beta)[:, None]
         return x_TD
 

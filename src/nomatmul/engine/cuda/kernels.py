@@ -249,43 +249,41 @@ def product_kernel(
     tl.store(at, acc.to(tl.int32), mask=t_in & (n < N)[None, :])
 
 
-@triton.jit(do_not_specialize=["tokens", "N"])
+@triton.jit(do_not_specialize=["tokens", "N", "width"])
 def matmul_kernel(
-    q_ptr, w_ptr, acc_ptr, tokens, N, stride, K: tl.constexpr, BT: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+    q_ptr, w_ptr, out_ptr, step_ptr, beta, tokens, N, width, part, stride, K: tl.constexpr,
+    BT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, GLU: tl.constexpr,
 ):  # fmt: skip
-    """acc[t, n] = sum_k q[t, k] * w[n, k], int8; K a multiple of BK; rows of acc
-    lie `stride` apart. GROUP tiles of tokens go
-    through the rows together, so that both operands stay in the cache."""
+    """out[c, t, n] = sum_k q[c, t, k] * w[c, n, k], int8 to int32; K a multiple of BK.
+
+    Rows of out lie `stride` apart, those of a linear begin `part` behind the last one's, and have
+    `width` elements. GLU: BN / 2 rows of gate and as many of up take turns in w, and out is float32
+    silu(gate) * up. GROUP tiles of tokens go through the rows together, so that both operands stay
+    in the cache. Hopper's chips have product.cu instead.
+    """
     program = tl.program_id(0)
     across, down = tl.cdiv(N, BN), tl.cdiv(tokens, BT)
+    c = (program // (across * down)).to(tl.int64)
+    program = program % (across * down)
     first = program // (GROUP * across) * GROUP
     height = tl.minimum(down - first, GROUP)
     t = (first + program % (GROUP * across) % height) * BT + tl.arange(0, BT)
-    n = program % (GROUP * across) // height * BN + tl.arange(0, BN)
+    n0 = program % (GROUP * across) // height * BN
+    n = n0 + tl.arange(0, BN)
     k = tl.arange(0, BK)
-    q_at = q_ptr + (t % tokens)[:, None].to(tl.int64) * K + k[None, :]
-    w_at = w_ptr + (n % N)[None, :].to(tl.int64) * K + k[:, None]
+    q_at = q_ptr + (c * tokens + t % tokens)[:, None] * K + k[None, :]
+    w_at = w_ptr + (c * N + n % N)[None, :] * K + k[:, None]
     acc = tl.zeros((BT, BN), tl.int32)
     for _ in range(0, K, BK):
         acc = tl.dot(tl.load(q_at), tl.load(w_at), acc, out_dtype=tl.int32)
         q_at += BK
         w_at += BK
-    at = acc_ptr + t[:, None].to(tl.int64) * stride + n[None, :]
-    tl.store(at, acc, mask=(t < tokens)[:, None] & (n < N)[None, :])
-
-
-@triton.jit(do_not_specialize=["words"])
-def unpack_kernel(w_ptr, out_ptr, words, RW: tl.constexpr, BLOCK: tl.constexpr):
-    """Codes [N, RB] to int8 -1, 0, 1 by planes [N, 4, RB]: the other operand of an int8 product.
-
-    Both as words of four bytes, RW = RB / 4 a row. A code c becomes c - 1 in each byte: with the
-    sign bit set first, no byte borrows from its neighbour.
-    """
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < words
-    w = tl.load(w_ptr + at, mask=inside, other=0x55555555)
-    out = out_ptr + (at // RW) * (4 * RW) + at % RW
-    for plane in tl.static_range(4):
-        codes = (w >> (2 * plane)) & 0x03030303
-        tl.store(out + plane * RW, ((codes | -0x7F7F7F80) - 0x01010101) ^ -0x7F7F7F80, mask=inside)
+    at = out_ptr + c * part + t[:, None].to(tl.int64) * stride
+    if GLU:
+        gate, up = tl.split(tl.permute(tl.reshape(acc, (BT, 2, BN // 2)), (0, 2, 1)))
+        scale = (beta * tl.load(step_ptr + t, mask=t < tokens, other=0.0))[:, None]
+        y = _silu(gate.to(tl.float32) * scale) * (up.to(tl.float32) * scale)
+        n = n0 // 2 + tl.arange(0, BN // 2)
+        tl.store(at + n[None, :], y, mask=(t < tokens)[:, None] & (n < width)[None, :])
+    else:
+        tl.store(at + n[None, :], acc, mask=(t < tokens)[:, None] & (n < width)[None, :])

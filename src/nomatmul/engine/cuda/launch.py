@@ -5,8 +5,6 @@ Legend: T tokens, C linears with one input, N rows, K columns (K4: padded to fou
 
 from __future__ import annotations
 
-import ctypes
-import functools
 from typing import Any
 
 import torch
@@ -14,12 +12,12 @@ import triton
 
 from nomatmul.engine.cuda import kernels
 from nomatmul.engine.cuda.device import INTERPRETED
-from nomatmul.engine.cuda.nvrtc import CompileError, Kernel, compile_cubin
 
 # The contract with float_ops.h: no fused multiply-adds. The interpreter has none to begin with.
 _EXACT: dict[str, Any] = {} if INTERPRETED else {"enable_fp_fusion": False}
-# From so many tokens on, a matrix is unpacked once for all tiles of tokens.
-UNPACK_TOKENS = 96
+# From so many tokens on, prompt.py's kernels unpack a matrix once for all tiles of tokens and scan,
+# if a sequence has at least SCAN_TOKENS of them.
+UNPACK_TOKENS, SCAN_TOKENS = 96, 16
 
 
 class Quantised:
@@ -104,29 +102,10 @@ class Stretches:
         self.sequences, self.starts, self.longest = sequences, starts, longest
 
 
-@functools.cache
-def _scan_kernel(device: Any) -> Kernel | None:
-    """scan.cu where it can run; triton's form, five times slower, needs no NVRTC."""
-    capability = torch.cuda.get_device_capability(device)
-    try:
-        return Kernel(compile_cubin("scan.cu", {}, capability), "scan")
-    except CompileError:
-        return None
-
-
 def scan(i_TD: Any, f_TD: Any, states_SLD: Any, layer: int, stretches: Stretches) -> None:
     """h_t = f_t * h_(t-1) + i_t over each stretch; h replaces i."""
     sequences = stretches.sequences
     _, layers, size = states_SLD.shape
-    kernel = _scan_kernel(i_TD.device) if stretches.longest >= 16 and i_TD.is_cuda else None
-    if kernel is not None:
-        tensors = (i_TD, f_TD, states_SLD[:, layer], sequences, stretches.starts)
-        pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-        numbers = [ctypes.c_longlong(layers * size), ctypes.c_int(size)]
-        stream = torch.cuda.current_stream(i_TD.device).cuda_stream
-        grid = (triton.cdiv(size, 32), len(sequences))
-        kernel.launch(grid, 32, [*pointers, *numbers], stream)
-        return
     grid = (triton.cdiv(size, 32), len(sequences))
     kernels.scan_kernel[grid](
         i_TD, f_TD, i_TD, states_SLD[:, layer], sequences, stretches.starts, layers * size,
@@ -135,20 +114,12 @@ def scan(i_TD: Any, f_TD: Any, states_SLD: Any, layer: int, stretches: Stretches
     )  # fmt: skip
 
 
-def product(quantised: Quantised, w_CNR: Any, scratch: Any = None) -> Any:
-    """Exact int32 accumulators [C, T, N]; w [C, N, RB]. scratch: int8, for one unpacked matrix."""
+def product(quantised: Quantised, w_CNR: Any) -> Any:
+    """Exact int32 accumulators [C, T, N]; w [C, N, RB]."""
     q_CTK = quantised.q_CTK
     linears, tokens, _ = q_CTK.shape
     rows, row_bytes = w_CNR.shape[1:]
     acc_CTN = torch.empty((linears, tokens, rows), dtype=torch.int32, device=q_CTK.device)
-    if scratch is not None and tokens >= UNPACK_TOKENS:
-        some = min(rows, len(scratch) // (4 * row_bytes))  # rows that fit, in even parts
-        some = triton.cdiv(rows, triton.cdiv(rows, some))
-        for c in range(linears):
-            for at in range(0, rows, some):
-                t_NK = unpack(w_CNR[c, at : at + some], scratch)
-                _matmul(q_CTK[c], t_NK, acc_CTN[c, :, at : at + some])
-        return acc_CTN
     if tokens <= 16:
         bt, bn, warps, stages = 16, 16 if rows * linears < 16384 else 32, 2, 5
     elif tokens <= 64:
@@ -163,32 +134,5 @@ def product(quantised: Quantised, w_CNR: Any, scratch: Any = None) -> Any:
     return acc_CTN
 
 
-def _matmul(q_TK: Any, t_NK: Any, acc_TN: Any) -> None:
-    tokens, columns = q_TK.shape
-    rows = len(t_NK)
-    if torch.cuda.get_device_capability(q_TK.device) < (9, 0):  # less shared memory
-        bt, bn, bk, stages, warps = 128, 128, 64, 3, 8
-    elif tokens * rows > 8 << 20:
-        bt, bn, bk, stages, warps = 128, 256, 128, 3, 8
-    else:
-        bt, bn, bk, stages, warps = 128, 128, 128, 4, 4
-    grid = (triton.cdiv(rows, bn) * triton.cdiv(tokens, bt),)
-    kernels.matmul_kernel[grid](
-        q_TK, t_NK, acc_TN, tokens, rows, acc_TN.stride(0), K=columns, BT=bt, BN=bn, BK=bk, GROUP=8,
-        num_warps=warps, num_stages=stages,
-    )  # fmt: skip
-
-
 def _half(device: Any) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
-
-
-def unpack(w_NR: Any, scratch: Any) -> Any:
-    """Ternary int8 [N, 4 RB] by planes, in the scratch memory."""
-    rows, row_bytes = w_NR.shape
-    t_NK = scratch[: 4 * rows * row_bytes].view(rows, 4 * row_bytes)
-    words = rows * row_bytes // 4
-    kernels.unpack_kernel[(triton.cdiv(words, 1024),)](
-        w_NR.view(torch.int32), t_NK.view(torch.int32), words, RW=row_bytes // 4, BLOCK=1024
-    )
-    return t_NK

@@ -21,11 +21,20 @@ class CompileError(RuntimeError):
     """NVRTC or the driver refused; the text says why."""
 
 
-def compile_cubin(file: str, defines: dict[str, str], capability: tuple[int, int]) -> bytes:
-    """Return machine code for one chip of a .cu file beside this module. Raises CompileError."""
-    source = Path(__file__).with_name(file).read_text()
+def compile_cubin(
+    file: str, defines: dict[str, str], capability: tuple[int, int], suffix: str = ""
+) -> bytes:
+    """Return machine code for one chip of a .cu file beside this module. Raises CompileError.
+
+    It may include the .cuh files that lie there, too.
+
+    suffix: "a" for instructions that only this very capability has.
+    """
+    here = Path(__file__).parent
+    source = (here / file).read_text()
+    headers = {path.name: path.read_text() for path in sorted(here.glob("*.cuh"))}
     options = [
-        f"--gpu-architecture=sm_{capability[0]}{capability[1]}",
+        f"--gpu-architecture=sm_{capability[0]}{capability[1]}{suffix}",
         "--std=c++17",
         "--fmad=false",
         *(f"-D{name}={value}" for name, value in sorted(defines.items())),
@@ -33,11 +42,12 @@ def compile_cubin(file: str, defines: dict[str, str], capability: tuple[int, int
     library = _library()
     version = (ctypes.c_int(), ctypes.c_int())
     _check(library, library.nvrtcVersion(ctypes.byref(version[0]), ctypes.byref(version[1])))
-    key = hashlib.sha256("\0".join([source, *options, f"{version}"]).encode()).hexdigest()[:32]
+    parts = [source, *headers.values(), *options, f"{version}"]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     kept = _cache() / f"{Path(file).stem}-{key}.cubin"
     with contextlib.suppress(OSError):
         return kept.read_bytes()
-    cubin = _compiled(library, file, source, options)
+    cubin = _compiled(library, file, source, headers, options)
     with contextlib.suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         part = kept.with_suffix(f".part-{os.getpid()}")
@@ -46,10 +56,15 @@ def compile_cubin(file: str, defines: dict[str, str], capability: tuple[int, int
     return cubin
 
 
-def _compiled(library: Any, file: str, source: str, options: list[str]) -> bytes:
+def _compiled(
+    library: Any, file: str, source: str, headers: dict[str, str], options: list[str]
+) -> bytes:
     program = ctypes.c_void_p()
+    count = len(headers)
+    names = (ctypes.c_char_p * count)(*(name.encode() for name in headers))
+    contents = (ctypes.c_char_p * count)(*(text.encode() for text in headers.values()))
     made = library.nvrtcCreateProgram(
-        ctypes.byref(program), source.encode(), file.encode(), 0, None, None
+        ctypes.byref(program), source.encode(), file.encode(), count, contents, names
     )
     _check(library, made)
     try:

@@ -13,6 +13,7 @@ import numpy as np
 from nomatmul.engine.cuda import fff, launch
 
 if TYPE_CHECKING:
+    from nomatmul.engine.cuda.forward import Forward
     from nomatmul.engine.cuda.weights import DeviceWeights
     from nomatmul.formats.config import ModelConfig
 
@@ -23,6 +24,7 @@ class Probes:
     config: ModelConfig
     weights: DeviceWeights
     device: Any
+    forward: Forward
 
     def _scratch(self, tokens: int) -> Any:
         raise NotImplementedError
@@ -39,7 +41,7 @@ class Probes:
         quantised = self._quantised(q_TK, place.shape[-1])
         scratch = self._scratch(len(q_TK))
         with self._on_device():
-            return launch.product(quantised, place[None], scratch)[0].cpu().numpy()
+            return self.forward.product(quantised, place[None], scratch)[0].cpu().numpy()
 
     def walk(self, rows: str, q_TD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(visited rows, accumulators) int32 [T, A] of int8 [T, D] in one FFF: for tests."""
