@@ -29,14 +29,15 @@ namespace emulated {
 // std::barrier spins first, which starves the others where threads outnumber processors.
 class Barrier {
  public:
-  explicit Barrier(int threads) : threads_(threads) {}
-  void arrive_and_wait() {
+  explicit Barrier(int threads = 0) : threads_(threads) {}
+  void arrive_and_wait() { arrive(threads_, true); }
+  void arrive(int threads, bool wait) {
     std::unique_lock<std::mutex> lock(mutex_);
     const int round = round_;
-    if (++arrived_ == threads_) {
+    if (++arrived_ == threads) {
       arrived_ = 0, ++round_;
       changed_.notify_all();
-    } else {
+    } else if (wait) {
       changed_.wait(lock, [&] { return round_ != round; });
     }
   }
@@ -46,13 +47,48 @@ class Barrier {
   std::condition_variable changed_;
   int threads_, arrived_ = 0, round_ = 0;
 };
+// What copies arrive at: those of even lanes are made as late as they may be.
+struct Copy { void* to; const void* from; int bytes; };
+class Copies {
+ public:
+  void expect(int bytes) {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    expected_ = bytes;
+    changed_.notify_all();
+  }
+  void add(const Copy& copy, bool late) {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    if (late) late_.push_back(copy);
+    else std::memcpy(copy.to, copy.from, copy.bytes);
+    asked_ += copy.bytes;
+    changed_.notify_all();
+  }
+  void wait(unsigned parity) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const auto passed = [&] { return round_ % 2 != parity; };
+    changed_.wait(lock, [&] { return passed() || (expected_ >= 0 && asked_ == expected_); });
+    if (passed()) return;
+    for (const auto& copy : late_) std::memcpy(copy.to, copy.from, copy.bytes);
+    late_.clear();
+    asked_ = 0, expected_ = -1, ++round_;
+    changed_.notify_all();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Copy> late_;
+  int asked_ = 0, expected_ = -1;
+  unsigned round_ = 0;
+};
 struct Warp {
   Barrier barrier{32};
   alignas(16) unsigned char slots[32][32];
 };
 struct Block {
   explicit Block(int threads) : barrier(threads), warps(threads / 32), shared(1 << 20) {}
-  Barrier barrier;
+  Barrier barrier, some[16];
+  Copies copies[4];
   std::vector<Warp> warps;
   std::vector<char> shared;
 };
@@ -78,6 +114,13 @@ auto collective(const T& value, Use use) {
 
 inline char* emulated_shared() { return emulated::block->shared.data(); }
 inline void __syncthreads() { emulated::block->barrier.arrive_and_wait(); }
+inline void __syncwarp() { emulated::block->warps[threadIdx.x >> 5].barrier.arrive_and_wait(); }
+inline void sync_some(int barrier, int threads) {
+  emulated::block->some[barrier].arrive(threads, true);
+}
+inline void arrive_only(int barrier, int threads) {
+  emulated::block->some[barrier].arrive(threads, false);
+}
 inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
 template <class T> T __shfl_sync(unsigned, T v, int from) {
   return emulated::collective(v, [&](auto of) { return of(from & 31); });
@@ -101,11 +144,27 @@ inline int __reduce_add_sync(unsigned, int v) {
 }
 inline unsigned __float_as_uint(float v) { unsigned u; std::memcpy(&u, &v, 4); return u; }
 inline float __uint_as_float(unsigned u) { float v; std::memcpy(&v, &u, 4); return v; }
+inline double __hiloint2double(int high, int low) {
+  const uint64_t bits = (uint64_t)(uint32_t)high << 32 | (uint32_t)low;
+  double v;
+  std::memcpy(&v, &bits, 8);
+  return v;
+}
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __frcp_rn(float a) { return 1.0f / a; }
 inline float __fsqrt_rn(float a) { return std::sqrt(a); }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+// Toward zero, for a positive sum that a double holds.
+inline float __fadd_rz(float a, float b) {
+  const double sum = (double)a + (double)b;
+  const float near = (float)sum;
+  return (double)near > sum ? std::nextafter(near, 0.0f) : near;
+}
+inline int __dp4a(int a, int b, int sum) {
+  for (int n = 0; n < 32; n += 8) sum += (int)(int8_t)(a >> n) * (int)(int8_t)(b >> n);
+  return sum;
+}
 template <class T> T __ldg(const T* at) { return *at; }
 template <class T> T min(T a, T b) { return a < b ? a : b; }
 template <class T> T max(T a, T b) { return a > b ? a : b; }
@@ -116,45 +175,48 @@ inline void atomicMax(unsigned long long* at, unsigned long long v) {
   std::atomic_ref<unsigned long long> ref(*at);
   for (unsigned long long old = ref; old < v && !ref.compare_exchange_weak(old, v);) {}
 }
-using std::copysignf;
+using std::fabs;
 using std::fmaxf;
 
-// What decode.cu writes in assembly.
-template <class Item>
-inline void write_item(Item* at, float a, float b, float c, unsigned phase) {
-  const std::lock_guard<std::mutex> guard(emulated::lock_of(at));
-  *at = Item{a, b, c, phase};
+// What decode_machine.cuh writes in assembly.
+inline void write_item(unsigned* at, unsigned value) {
+  std::atomic_ref<unsigned>(*at).store(value);
 }
-template <class Item>
-inline void read_item(const Item* at, unsigned phase, unsigned long long& low, unsigned long long& high) {
-  if ((unsigned)(high >> 32) == phase) return;
+inline void read_items(const unsigned* at, bool missing, uint4& v) {
+  if (!missing) return;
   std::this_thread::sleep_for(std::chrono::microseconds(50));
-  const std::lock_guard<std::mutex> guard(emulated::lock_of(at));
-  std::memcpy(&low, at, 8);
-  std::memcpy(&high, reinterpret_cast<const char*>(at) + 8, 8);
+  unsigned words[4];
+  for (int n = 0; n < 4; ++n)
+    words[n] = std::atomic_ref<unsigned>(const_cast<unsigned&>(at[n])).load();
+  v = {words[0], words[1], words[2], words[3]};
 }
 inline uint4 load_weights(const unsigned char* at) {
   uint4 v;
   std::memcpy(&v, at, 16);
   return v;
 }
-inline int fresh(int number) { return number; }
-// Copies that threads of odd number ask for arrive at once, those of the others as late as they may.
-namespace emulated {
-struct Copy { void* to; const void* from; int bytes; };
-inline thread_local std::vector<Copy> copies;
-}  // namespace emulated
+inline unsigned bytes_of(unsigned a, unsigned b, unsigned which) {
+  const uint64_t both = (uint64_t)b << 32 | a;
+  unsigned out = 0;
+  for (int n = 0; n < 4; ++n) {
+    const unsigned nibble = which >> (4 * n) & 15, byte = both >> (8 * (nibble & 7)) & 255;
+    out |= (nibble & 8 ? (byte & 128 ? 255 : 0) : byte) << (8 * n);
+  }
+  return out;
+}
+// The four barriers that copies arrive at lie side by side.
+inline emulated::Copies& copies_of(unsigned long long* at) {
+  return emulated::block->copies[(uintptr_t)at / 8 % 4];
+}
 inline void start_barrier(unsigned long long*) {}
-inline void expect(unsigned long long*, int) {}
-inline void copy(void* to, const void* from, int bytes, unsigned long long*) {
-  if (threadIdx.x % 2) std::memcpy(to, from, bytes);
-  else emulated::copies.push_back({to, from, bytes});
+inline void expect(unsigned long long* at, int bytes) { copies_of(at).expect(bytes); }
+inline void copy(void* to, const void* from, int bytes, unsigned long long* at) {
+  copies_of(at).add({to, from, bytes}, threadIdx.x % 2 == 0);
 }
-inline void wait_for_copies(unsigned long long*, unsigned) {
-  for (const auto& copy : emulated::copies) std::memcpy(copy.to, copy.from, copy.bytes);
-  emulated::copies.clear();
-  __syncthreads();
-}
+inline void prefetch(const void*, int) {}
+inline float load_now(const float* at) { return *at; }
+inline void asked(unsigned long long*) {}
+inline void wait_for_copies(unsigned long long* at, unsigned parity) { copies_of(at).wait(parity); }
 // m16n8k32, unsigned times signed bytes: fragments as in the PTX manual.
 inline void mma(int (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
   struct Lane { unsigned a[4], b[2]; };

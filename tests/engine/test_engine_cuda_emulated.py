@@ -1,7 +1,7 @@
 """The persistent kernel of decode.cu on a CPU: emulate_cuda.h stands in for the GPU.
 
-Two or three blocks of 32 threads compute tokens of tiny models; their logits, states and likeliest
-tokens have the bits of the native core.
+Two or three blocks of one to three warps (and the one that copies) compute tokens of tiny models;
+their logits, states and likeliest tokens have the bits of the native core.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ from nomatmul.formats.packed import PackedReader
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-THREADS = 32
+COPYING = 32  # threads of a block beside those that compute
 HERE = Path(__file__).parent
 DRIVER = """
 #include "emulate_cuda.h"
 #include "decode.cu"
+constexpr int kAll = THREADS + 32;
 extern "C" void run(const Params* p) {
   std::vector<std::unique_ptr<emulated::Block>> blocks;
   std::vector<std::thread> threads;
   for (int b = 0; b < BLOCKS; ++b) {
-    blocks.push_back(std::make_unique<emulated::Block>(THREADS));
+    blocks.push_back(std::make_unique<emulated::Block>(kAll));
     std::memset(blocks.back()->shared.data(), 0x7f, blocks.back()->shared.size());
-    for (int t = 0; t < THREADS; ++t)
+    for (int t = 0; t < kAll; ++t)
       threads.emplace_back([p, b, t, block = blocks.back().get()] {
         emulated::block = block, blockIdx = {b, 0}, threadIdx = {t, 0};
         decode(*p);
@@ -49,17 +50,20 @@ extern "C" void run(const Params* p) {
 class Emulated:
     """Takes the place of nvrtc.Kernel."""
 
-    def __init__(self, library: Path) -> None:
+    def __init__(self, library: Path, threads: int) -> None:
         self._run = ctypes.CDLL(str(library)).run
+        self._threads = threads
 
     def launch(
         self, grid: Any, threads: int, arguments: Sequence[Any], *more: Any, **_: Any
     ) -> None:
-        assert threads == THREADS
+        assert threads == self._threads + COPYING
         self._run(ctypes.byref(arguments[0]))
 
 
-def build(directory: Path, config: ModelConfig, embedding: int, blocks: int) -> Emulated:
+def build(
+    directory: Path, config: ModelConfig, embedding: int, blocks: int, threads: int
+) -> Emulated:
     from nomatmul.engine.cuda import decoder
 
     compiler = shutil.which("g++")
@@ -67,7 +71,7 @@ def build(directory: Path, config: ModelConfig, embedding: int, blocks: int) -> 
         pytest.skip("no g++ on this machine")
     source, library = directory / "driver.cc", directory / "driver.so"
     source.write_text(DRIVER)
-    macros = decoder.defines(config, embedding, blocks, THREADS)
+    macros = decoder.defines(config, embedding, blocks, threads)
     command = [
         *(compiler, "-std=c++20", "-O1", "-ffp-contract=off", "-w", "-shared", "-fPIC", "-pthread"),
         *("-DNOMATMUL_EMULATED", *(f"-D{name}={value}" for name, value in macros.items())),
@@ -75,31 +79,43 @@ def build(directory: Path, config: ModelConfig, embedding: int, blocks: int) -> 
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return Emulated(library)
+    return Emulated(library, threads)
 
 
 @pytest.mark.parametrize(
-    ("inner", "embedding", "blocks"), [(51, "int8", 2), (0, "bf16", 3), (60, "bf16", 2)]
+    ("size", "inner", "embedding", "blocks", "threads"),
+    [
+        (42, 51, "int8", 2, 32),
+        (42, 0, "bf16", 3, 32),
+        (42, 60, "bf16", 2, 64),
+        (270, 0, "bf16", 5, 64),  # rows of several steps, more than one group a thread
+    ],
 )
 def test_decoding_has_the_bits_of_the_native_core(
-    make_packed: Callable[..., Path], tmp_path: Path, inner: int, embedding: str, blocks: int
+    make_packed: Callable[..., Path],
+    tmp_path: Path,
+    size: int,
+    inner: int,
+    embedding: str,
+    blocks: int,
+    threads: int,
 ) -> None:
     from nomatmul.engine.cuda.decoder import Decoder
     from nomatmul.engine.cuda.weights import read_weights
 
     config = ModelConfig(
         vocab_size=67,
-        hidden_size=42,
+        hidden_size=size,
         num_layers=2,
         intermediate_size=inner or None,
         channel_mixer="glu" if inner else "none",
     )
     directory = make_packed(config, "2bit", embedding)
     weights = read_weights(PackedReader(directory), torch.device("cpu"))
-    kernel = build(tmp_path, config, {"bf16": 0, "int8": 1}[embedding], blocks)
+    kernel = build(tmp_path, config, {"bf16": 0, "int8": 1}[embedding], blocks, threads)
     flag = torch.zeros(1, dtype=torch.int32)
-    decoder = Decoder(config, weights, flag, (kernel, blocks, THREADS))
-    ids = random_ids(2, 67)
+    decoder = Decoder(config, weights, flag, (kernel, blocks, threads))
+    ids = random_ids(2, 67)[: 2 if size > 100 else None]
     lm = load(directory, threads=1)
     session = lm.session()
     before = torch.zeros(config.num_layers, config.hidden_size)

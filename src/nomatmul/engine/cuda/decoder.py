@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from nomatmul.engine.cuda.weights import DeviceWeights
     from nomatmul.formats.config import ModelConfig
 
-THREADS = (256, 512)  # of a block: the first that can finish its rows, 30 a warp
+MOST_THREADS = 352  # of a block that compute, but for rows
+SETS = 3  # of words that blocks wait for; layers take turns
+ABSENT = -1  # the bits of a word that is not there yet
 EMBEDDINGS = {torch.bfloat16: 0, torch.int8: 1, torch.float32: 2}
 _POINTERS = (
     *("embedding", "embedding_scale", "ifg", "o", "gate", "down", "head", "mixer_norm"),
     *("ifg_norm", "g_norm", "o_norm", "bound", "channel_norm", "gate_norm", "down_norm"),
     *("final_norm", "head_norm", "beta", "state_in", "state_out", "logits", "token_in"),
-    *("token_out", "items_x", "items_g", "items_y", "best", "arrived", "flag"),
+    *("token_out", "items", "best", "arrived", "flag"),
 )
 
 
@@ -32,7 +34,7 @@ class Params(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _POINTERS),
-        ("phase", ctypes.c_uint32),
+        ("set", ctypes.c_int32),
         ("token", ctypes.c_int32),
     )
 
@@ -41,13 +43,14 @@ def defines(
     config: ModelConfig,
     embedding: int,
     blocks: int,
-    threads: int = THREADS[0],
+    threads: int = 256,
     shared: int = 232448,
 ) -> dict[str, str]:
     """Macros of decode.cu for a model on so many blocks of threads with `shared` bytes each."""
     from nomatmul.engine.cuda.weights import device_row_bytes
 
     inner = config.mlp_size if config.channel_mixer == "glu" else 0
+    least = min(config.norm_eps, config.linear_norm_eps, config.gate_norm_eps)
     return {
         "D": str(config.hidden_size),
         "M": str(inner),
@@ -62,6 +65,7 @@ def defines(
         "NORM_EPS": f"{config.norm_eps!r}f",
         "LINEAR_EPS": f"{config.linear_norm_eps!r}f",
         "GATE_EPS": f"{config.gate_norm_eps!r}f",
+        "LEAST_EPS": f"{least!r}f",
     }
 
 
@@ -78,10 +82,16 @@ def best_blocks(config: ModelConfig, processors: int) -> int:
 
 
 def best_threads(config: ModelConfig, blocks: int) -> int:
-    """The fewest threads of a block whose warps can finish its rows: they have most registers."""
+    """Threads of a block that compute, by what measured best on an H200.
+
+    One group of four elements each where 256 threads can have them all, else three or, in the
+    widest models, more. Fewer warps repeat less of what every warp does.
+    """
     inner = config.mlp_size if config.channel_mixer == "glu" else 0
     rows = -(-max(config.hidden_size, inner) // blocks)
-    return next((t for t in THREADS if rows <= t // 32 * 30), THREADS[-1])
+    groups = -(-config.hidden_size // 16) * 4
+    each = 1 if groups <= 256 else max(3, -(-groups // MOST_THREADS))
+    return -(-max(-(-groups // each), rows) // 32) * 32
 
 
 class Decoder:
@@ -100,20 +110,16 @@ class Decoder:
             self.kernel, self.blocks, self.threads = emulated
         else:
             self._compile(config, weights)
-        self.phases = config.num_layers * (4 if config.channel_mixer == "glu" else 2)
-        self._phase = 0
+        self.layers = config.num_layers
+        self._set = 0
         self._keep: dict[str, torch.Tensor] = dict(weights.stack)
-        wide = config.mlp_size if config.channel_mixer == "glu" else 0
+        inner = config.mlp_size if config.channel_mixer == "glu" else 0
         for name, tensor in weights.stack.items():
             if name.endswith("_norm"):
-                size = wide if name == "down_norm" else config.hidden_size
-                self._keep[name] = _as_pieces(tensor, size, self.blocks, self.threads)
+                size = inner if name == "down_norm" else config.hidden_size
+                self._keep[name] = _in_order(tensor, size)
         self._keep["beta"] = _betas(config, weights, device)
-        own, wide = -(-config.hidden_size // self.blocks), -(-config.mlp_size // self.blocks)
-        for name, rows, vectors in (("x", own, 1), ("g", own, 2), ("y", wide, 1)):
-            count = vectors * self.blocks * -(-rows // 3)
-            items = torch.zeros((count, 4), dtype=torch.int32, device=device)
-            self._keep[f"items_{name}"] = items
+        self._keep["items"] = _items(config.hidden_size, inner, device)
         # logits, the likeliest token: one piece, so one copy brings both to the host
         self.out = torch.zeros(config.vocab_size + 1, dtype=torch.int32, device=device)
         self.logits_V = self.out[:-1].view(torch.float32)
@@ -158,12 +164,12 @@ class Decoder:
             params.token_in = token.data_ptr()
         params.token_out = (self._keep["token_out"] if made is None else made).data_ptr()
         params.state_in, params.state_out = before_LD.data_ptr(), after_LD.data_ptr()
-        params.phase = self._phase
-        self._phase = (self._phase + self.phases) & 0xFFFFFFFF
+        params.set = self._set
+        self._set = (self._set + self.layers) % SETS
         stream = 0
         if self.out.is_cuda:
             stream = torch.cuda.current_stream(self.out.device).cuda_stream
-        self.kernel.launch((self.blocks, 1), self.threads, [params], stream, cooperative=True)
+        self.kernel.launch((self.blocks, 1), self.threads + 32, [params], stream, cooperative=True)
 
     def fetch(self) -> np.ndarray:
         """float32 [V] on the host: the logits of the last launch. Waits for it."""
@@ -173,26 +179,28 @@ class Decoder:
         return self.host.numpy()[:-1].view(np.float32).copy()
 
 
-def _as_pieces(norms: torch.Tensor, size: int, blocks: int, threads: int) -> torch.Tensor:
-    """Norm weights [L, C * size] or [size] as decode.cu copies them: [L, pieces, threads, 4].
+def _places(size: int, device: Any) -> torch.Tensor:
+    """int64 [size padded to 16]: the element at each place, `size` and more where there is none.
 
-    A thread meets items n = thread, thread + threads, ... of three elements; item n belongs to
-    block n // items, whose `own` elements it cuts into threes. Its floats for each of C vectors
-    follow each other, in pieces of four; places without an element are zero.
+    Place 16 w + 4 p + b holds element 16 w + 4 b + p: see decode_vector.cuh.
     """
-    own = -(-size // blocks)
-    items = -(-own // 3)
-    each = -(-blocks * items // threads)
-    place = torch.arange(3 * each, device=norms.device)
-    number = torch.arange(threads, device=norms.device)[:, None] + place // 3 * threads
-    inside = 3 * (number % items) + place % 3
-    element = number // items * own + inside
-    live = (number < blocks * items) & (inside < own) & (element < size)
+    place = torch.arange(-(-size // 16) * 16, device=device)
+    return place.view(-1, 4, 4).transpose(1, 2).flatten()
+
+
+def _in_order(norms: torch.Tensor, size: int) -> torch.Tensor:
+    """Norm weights [L, C * size] or [size] as decode.cu meets them: [L, C, padded], zeros last."""
+    places = _places(size, norms.device)
     vectors = norms.reshape(norms.shape[0], -1, size)
-    chosen = vectors[:, :, torch.where(live, element, 0)]  # [L, C, threads, 3 * each]
-    flat = torch.where(live, chosen, 0.0).transpose(1, 2).flatten(2)
-    padded = torch.nn.functional.pad(flat, (0, -flat.shape[2] % 4))
-    return padded.unflatten(2, (-1, 4)).transpose(1, 2).contiguous()
+    chosen = vectors[:, :, places.clamp(max=size - 1)]
+    return torch.where(places < size, chosen, 0.0).contiguous()
+
+
+def _items(size: int, inner: int, device: Any) -> torch.Tensor:
+    """int32 [SETS, words]: nothing is there yet, but for places of no element, which are zero."""
+    vectors = [size] * 4 + ([inner] if inner else [])
+    words = [torch.where(_places(n, device) < n, ABSENT, 0) for n in vectors]
+    return torch.cat(words).to(torch.int32).repeat(SETS, 1)
 
 
 def _betas(config: ModelConfig, weights: DeviceWeights, device: Any) -> torch.Tensor:
