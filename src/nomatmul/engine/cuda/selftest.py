@@ -15,7 +15,7 @@ from nomatmul.formats.packed_layout import fff_rows
 from nomatmul.reference.ternary_fff import walk_trees
 
 # No size is a multiple of a tile.
-CONFIG = ModelConfig(vocab_size=307, hidden_size=200, num_layers=2, intermediate_size=333)
+CONFIG = ModelConfig(vocab_size=307, hidden_size=200, num_layers=2, intermediate_size=332)
 UNION = ModelConfig(
     vocab_size=307, hidden_size=200, num_layers=2, channel_mixer="fff", activation="silu",
     fff_trees=9, fff_depth=3,
