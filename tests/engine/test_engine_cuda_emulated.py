@@ -130,6 +130,10 @@ def test_decoding_has_the_bits_of_the_native_core(
     assert int(flag) == 0
     decoder.launch(decoder.out[-1:].clone(), before, torch.empty_like(before))
     np.testing.assert_array_equal(decoder.fetch(), session.append([int(expected_V.argmax())]))
+    decoder._keep["items"].zero_()  # as after a launch whose blocks lost each other
+    decoder.forget()
+    decoder.launch(int(ids[0]), torch.zeros_like(before), torch.empty_like(before))
+    np.testing.assert_array_equal(decoder.fetch(), lm.session().append(ids[:1]))
     before[1, 5] = float("inf")
     decoder.launch(1, before, torch.empty_like(before))
     assert int(flag) == 1

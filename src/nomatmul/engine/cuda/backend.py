@@ -291,6 +291,8 @@ class CudaBackend(Probes):
         if value:
             flag.zero_()
             if value == LOST:
+                if self.decoder is not None:
+                    self.decoder.forget()
                 raise RuntimeError("the blocks of the persistent kernel lost each other")
             raise ValueError("the activations are not finite (NaN or infinity)")
 

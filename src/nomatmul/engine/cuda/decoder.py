@@ -110,7 +110,7 @@ class Decoder:
             self.kernel, self.blocks, self.threads = emulated
         else:
             self._compile(config, weights)
-        self.layers = config.num_layers
+        self.config = config
         self._set = 0
         self._keep: dict[str, torch.Tensor] = dict(weights.stack)
         inner = config.mlp_size if config.channel_mixer == "glu" else 0
@@ -165,11 +165,17 @@ class Decoder:
         params.token_out = (self._keep["token_out"] if made is None else made).data_ptr()
         params.state_in, params.state_out = before_LD.data_ptr(), after_LD.data_ptr()
         params.set = self._set
-        self._set = (self._set + self.layers) % SETS
+        self._set = (self._set + self.config.num_layers) % SETS
         stream = 0
         if self.out.is_cuda:
             stream = torch.cuda.current_stream(self.out.device).cuda_stream
         self.kernel.launch((self.blocks, 1), self.threads + 32, [params], stream, cooperative=True)
+
+    def forget(self) -> None:
+        """Take back what a launch left that broke off: no word that blocks wait for is there."""
+        inner = self.config.mlp_size if self.config.channel_mixer == "glu" else 0
+        items = self._keep["items"]
+        items.copy_(_items(self.config.hidden_size, inner, items.device))
 
     def fetch(self) -> np.ndarray:
         """float32 [V] on the host: the logits of the last launch. Waits for it."""
