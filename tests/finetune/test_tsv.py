@@ -191,3 +191,13 @@ def test_rows_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         load_rows(TASKS["mnli"], "hub")
     with pytest.raises(ValueError, match="own is no task of GLUE"):
         load_rows(OWN, "hub")
+
+
+def test_a_file_of_ones_own_that_is_missing_is_named(tmp_path):
+    for path, message in (
+        (tmp_path / "reviews.tsv", r"reviews\.tsv does not exist"),
+        (tmp_path, "is a directory, not a file"),
+    ):
+        task = find_task(str(tmp_path / "reviews.tsv"))
+        with pytest.raises(ValueError, match=message):
+            load_rows(task, path)

@@ -44,6 +44,9 @@ def _files(task: Task, data: Path, held_out: str | Path | None) -> list[Path]:
     """The training file and the held-out ones. Raises ValueError naming what is missing."""
     if data.is_file():
         return [data, *([Path(held_out)] if held_out else [])]
+    if task.folder == ".":  # a file of one's own
+        what = "is a directory, not a file" if data.is_dir() else "does not exist"
+        raise ValueError(f"{data} {what}")
     folder = data / task.folder if (data / task.folder / task.files[0]).is_file() else data
     if not (folder / task.files[0]).is_file():
         raise ValueError(
