@@ -9,6 +9,8 @@
 // Defined by the host: BN, STAGES, GLU (0, 1), WGMMA (the instruction's text) and SUMS (its BN / 2
 // registers d[0], d[1], ... as operands).
 
+#include "float_steps.cuh"
+
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
@@ -52,28 +54,6 @@ __device__ __forceinline__ void touch(int (&d)[BN / 2]) {
 #pragma unroll
   for (int i = 0; i < BN / 2; ++i) asm volatile("" : "+r"(d[i]) :: "memory");
 }
-
-#if GLU
-__device__ __forceinline__ float exp_poly(float x) {  // these two: csrc/kernels/float_ops.h
-  const float shifter = 12582912.0f;
-  const float biased = x * 1.44269504088896341f + shifter;
-  const float n = biased - shifter;
-  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  float p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = (p * (r * r) + r) + 1.0f;
-  return p * __uint_as_float((__float_as_uint(biased) - 0x4B400000u + 127u) << 23);
-}
-__device__ __forceinline__ float silu(float x) {
-  float y = x > 88.0f ? 88.0f : x;
-  y = y < -88.0f ? -88.0f : y;
-  const float s = __frcp_rn(1.0f + exp_poly(-y));
-  return x * (x < -88.0f ? 0.0f : s);
-}
-#endif
 
 struct Tile { int linear, token, row; };
 
