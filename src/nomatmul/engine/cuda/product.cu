@@ -1,10 +1,10 @@
 // The int8 product of Hopper's matrix units: out[c, t, n] = sum_k q[c, t, k] * w[c, n, k], exact, for
 // matrices that are unpacked already.
 //
-// As many blocks as processors stay and walk tiles of kTokens x BN results. Of a block's three groups of four warps
-// the first copies pieces of 128 columns of both operands into shared memory (the copy engine,
-// kStages ahead), the others multiply them, 64 tokens each, with sums in registers. The copies of the
-// next tile go on while a tile is stored.
+// As many blocks as processors stay and walk tiles of kTokens x BN results. Of a block's three groups
+// of four warps the first copies pieces of 128 columns of both operands into shared memory (the copy
+// engine, kStages ahead), the others multiply them, 64 tokens each, with sums in registers. The copies
+// of the next tile go on while a tile is stored.
 //
 // Defined by the host: BN, STAGES, GLU (0, 1), WGMMA (the instruction's text) and SUMS (its BN / 2
 // registers d[0], d[1], ... as operands).
@@ -64,8 +64,8 @@ __device__ __forceinline__ Tile tile_of(int tile, int tokens, int rows) {
   return {tile / (across * down), (first + rest % height) * kTokens, rest / height * BN};
 }
 
-// Results of one thread: two tokens, eight apart, and in each two of every eight rows. `out` begins at
-// the tile; its lines lie `stride` apart; `tokens` and `width` of them are inside.
+// Results of one thread: two tokens, eight apart, and in each two of every eight rows. `out` begins
+// at the tile; its lines lie `stride` apart; `tokens` and `width` of them are inside.
 __device__ __forceinline__ void store(const int (&d)[BN / 2], char* out, const float* steps, float beta,
                                       int tokens, int width, int stride) {
   const int warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
@@ -97,8 +97,8 @@ __device__ __forceinline__ void store(const int (&d)[BN / 2], char* out, const f
   }
 }
 
-// int32 sums, or with GLU float32 silu(gate) * up: then BN / 2 rows of gate and as many of up take turns
-// in w. Of the `rows` of a linear's w `width` results are inside; out's linears lie `part` apart.
+// int32 sums, or with GLU float32 silu(gate) * up: then BN / 2 rows of gate and as many of up take
+// turns in w. Of the `rows` of a linear's w `width` results are inside; out's linears lie `part` apart.
 extern "C" __global__ void __launch_bounds__(384, 1)
     product(const __grid_constant__ Map q_map, const __grid_constant__ Map w_map, int* out,
             const float* steps, float beta, int tokens, int rows, int width, int part, int stride,

@@ -7,8 +7,8 @@
 //
 // int8 values lie by planes, as kernels.py says: element e at plane e % 4, place e / 4.
 //
-// Defined by the host: D, M (0: no GLU) multiples of 4, THREADS_D, THREADS_M that share a row of them (multiples
-// of 32), NORM_EPS, LINEAR_EPS, GATE_EPS.
+// Defined by the host: D, M (0: no GLU) multiples of 4, THREADS_D, THREADS_M that share a row of them
+// (multiples of 32), NORM_EPS, LINEAR_EPS, GATE_EPS.
 
 #include "float_steps.cuh"
 
