@@ -26,8 +26,11 @@ examples:
 
 # extra of the package -> the modules that it brings
 EXTRAS = {
-    "train": ("torch", "transformers", "datasets", "rich", "tensorboard", "matplotlib"),
-    "bench": ("llama_cpp", "gguf", "psutil"),
+    "train": (
+        *("torch", "transformers", "datasets", "rich", "tensorboard", "matplotlib"),
+        *("sklearn", "zstandard"),
+    ),
+    "bench": ("llama_cpp", "gguf", "psutil", "scipy"),
 }
 PACKAGES = ("nomatmul", "numpy", "safetensors", "tokenizers", "torch", "transformers")
 
