@@ -217,25 +217,8 @@ inline void prefetch(const void*, int) {}
 inline float load_now(const float* at) { return *at; }
 inline void asked(unsigned long long*) {}
 inline void wait_for_copies(unsigned long long* at, unsigned parity) { copies_of(at).wait(parity); }
-// m16n8k32, unsigned times signed bytes: fragments as in the PTX manual.
-inline void mma(int (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-  struct Lane { unsigned a[4], b[2]; };
-  const Lane mine{{a0, a1, a2, a3}, {b0, b1}};
-  const int lane = threadIdx.x & 31, group = lane >> 2, t = lane & 3;
-  struct Sums { int c[4]; };
-  const Sums sums = emulated::collective(mine, [&](auto of) {
-    Sums out{};
-    for (int n = 0; n < 4; ++n) {
-      const int half = n / 2, column = 2 * t + n % 2;
-      for (int k = 0; k < 4; ++k) {
-        const Lane row = of(group * 4 + k), other = of(column * 4 + k);
-        for (int part = 0; part < 2; ++part)
-          for (int byte = 0; byte < 4; ++byte)
-            out.c[n] += (int)(row.a[2 * part + half] >> (8 * byte) & 255) *
-                        (int)(int8_t)(other.b[part] >> (8 * byte) & 255);
-      }
-    }
-    return out;
-  });
-  for (int n = 0; n < 4; ++n) c[n] += sums.c[n];
+inline int dot(unsigned bytes, unsigned values, int sum) {
+  for (int n = 0; n < 32; n += 8)
+    sum += (int)(bytes >> n & 255) * (int)(int8_t)(values >> n & 255);
+  return sum;
 }

@@ -22,6 +22,7 @@ struct Worker {
   const Params& p;
   Shared& s;
   Copies& copies;
+  int* parts;   // of sums, that products leave
   u32* items;   // the set of this layer
   int channel;  // that this thread finishes, where it is `mine`
   bool mine;
@@ -37,11 +38,11 @@ struct Worker {
   template <class Product>
   __device__ __forceinline__ void multiply(const u32* q, const u8* weights, const u8* held) {
     wait_for_copies(&s.rows[phases & 1], phases >> 1 & 1);
-    Product::run(q, s.parts, weights, held);
+    Product::run(q, parts, weights, held);
   }
   template <class Product>
-  __device__ __forceinline__ float product(int row, int sum_q, float scale) {
-    return (float)(Product::total(s.parts, row) - sum_q) * scale;
+  __device__ __forceinline__ float product(int part, int row, int sum_q, float scale) {
+    return (float)(Product::total(parts, part, row) - sum_q) * scale;
   }
   // i, f, g and the state
   __device__ __forceinline__ void recur(int layer, float h_old, float bound) {
@@ -60,10 +61,9 @@ struct Worker {
               sum_g = sum_of_q(s.reduction, 2);
     if (!mine) return;
     const int row = threadIdx.x;
-    const float i = product<ProductI>(row, sum_i, beta[0] * __fdiv_rn(absmax[0], 127.0f));
-    const float f = product<ProductI>(kOwnD + row, sum_f, beta[1] * __fdiv_rn(absmax[1], 127.0f));
-    const float g =
-        product<ProductI>(2 * kOwnD + row, sum_g, beta[2] * __fdiv_rn(absmax[2], 127.0f));
+    const float i = product<ProductI>(0, row, sum_i, beta[0] * __fdiv_rn(absmax[0], 127.0f));
+    const float f = product<ProductI>(1, row, sum_f, beta[1] * __fdiv_rn(absmax[1], 127.0f));
+    const float g = product<ProductI>(2, row, sum_g, beta[2] * __fdiv_rn(absmax[2], 127.0f));
     publish(items + kAtG, channel, g);
     const float forget = bound + (1.0f - bound) * sigmoid(f);
     const float input = silu(i) * (1.0f - forget);
@@ -83,7 +83,7 @@ struct Worker {
     if (threadIdx.x >= ceil_div(kOwnD, 32) * 32) return;
     const int sum_q = sum_of_q(s.reduction, 0);
     if (!mine) return;
-    x = x + product<Product>(threadIdx.x, sum_q, beta * __fdiv_rn(absmax[0], 127.0f));
+    x = x + product<Product>(0, threadIdx.x, sum_q, beta * __fdiv_rn(absmax[0], 127.0f));
     publish(to, channel, x);
   }
   __device__ __forceinline__ void mix(int layer) {  // o
@@ -113,8 +113,8 @@ struct Worker {
     if (threadIdx.x >= ceil_div(kOwnM, 32) * 32) return;
     const int sum_q = sum_of_q(s.reduction, 0), row = threadIdx.x, inner = blockIdx.x * kOwnM + row;
     if (row >= kOwnM || inner >= M) return;
-    const float gate = product<ProductG>(row, sum_q, beta * __fdiv_rn(absmax[0], 127.0f));
-    const float up = product<ProductG>(kOwnM + row, sum_q, beta * __fdiv_rn(absmax[0], 127.0f));
+    const float gate = product<ProductG>(0, row, sum_q, beta * __fdiv_rn(absmax[0], 127.0f));
+    const float up = product<ProductG>(1, row, sum_q, beta * __fdiv_rn(absmax[0], 127.0f));
     publish(items + kAtY, inner, silu(gate) * up);
   }
   __device__ __forceinline__ void narrow(int layer) {  // down
@@ -145,7 +145,8 @@ struct Worker {
     for (int n = threadIdx.x; n < kOwnV; n += kThreads) {
       const int row = blockIdx.x * kOwnV + n;
       if (row >= V) break;
-      const float logit = product<ProductH>(n, sum_q, s.beta[6 * L] * __fdiv_rn(absmax[0], 127.0f));
+      const float logit =
+          product<ProductH>(0, n, sum_q, s.beta[6 * L] * __fdiv_rn(absmax[0], 127.0f));
       p.logits[row] = logit;
       const u32 bits = __float_as_uint(logit + 0.0f);
       const u32 order = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
@@ -237,7 +238,7 @@ extern "C" __global__ void __launch_bounds__(kThreads + 32, 1) decode(const Para
     return;
   }
   const int token = p.token >= 0 ? p.token : *p.token_in;
-  Worker worker{p, s, copies};
+  Worker worker{p, s, copies, reinterpret_cast<int*>(memory + kSmall + sizeof(Copies))};
   worker.channel = blockIdx.x * kOwnD + threadIdx.x;
   worker.mine = threadIdx.x < kOwnD && worker.channel < D;
   worker.x = worker.mine ? embedded(p, token, worker.channel) : 0.0f;

@@ -35,36 +35,35 @@ struct Params {
   int token;  // the token, or -1: it is what *token_in holds (the launch before made it)
 };
 
-constexpr int kMostParts =
-    largest(largest(parts_of(3 * kOwnD, RBD), largest(parts_of(kOwnD, RBD), parts_of(kOwnV, RBD))),
-            M ? largest(parts_of(2 * kOwnM, RBD), parts_of(kOwnD, RBM)) : 0);
 struct Shared {
   alignas(16) u32 q_d[3 * VectorD::kPlanes];
   alignas(16) u32 q_m[VectorM::kPlanes];
-  alignas(16) int parts[kMostParts];
   Reduction reduction;
   float beta[6 * L + 1];
   alignas(8) u64 norms[2], rows[2];  // barriers that copies of even and of odd phases arrive at
 };
 constexpr int kSmall = ceil_div((int)sizeof(Shared), 16) * 16;
+// What products leave for each slice of the columns: rounded up, they are not known yet.
+constexpr int kMostSums =
+    largest(24 * ceil_div(kOwnD, 8), 8 * largest(ceil_div(2 * kOwnM, 8), ceil_div(kOwnV, 8)));
+constexpr int kPartsBytes = 4 * kMostSums * kWarps;
 constexpr int kEvenNorms = 4 * VectorD::kPad;
 constexpr int kOddNorms = largest(2 * VectorD::kPad, M ? VectorM::kPad : 0);
-// Bytes of weights that are copied ahead in even and in odd phases: all, if they fit.
-constexpr int kRoom = SHARED_LIMIT - kSmall - (kEvenNorms + kOddNorms) * 4 - 32;
-constexpr int kOddNeed = largest(tile_bytes(kOwnD, RBD), M ? tile_bytes(kOwnD, RBM) : 0);
-constexpr int kEvenNeed =
-    largest(tile_bytes(largest(3 * kOwnD, kOwnV), RBD), M ? tile_bytes(2 * kOwnM, RBD) : 0);
-constexpr int kOddBytes = least(kOddNeed, kRoom / 3 / 64 * 64);
-constexpr int kEvenBytes = least(kEvenNeed, (kRoom - kOddBytes) / 64 * 64);
-constexpr bool kAllHeld =  // but the head
-    kEvenBytes >= largest(tile_bytes(3 * kOwnD, RBD), M ? tile_bytes(2 * kOwnM, RBD) : 0);
+// Bytes of weights that are copied ahead in even and in odd phases: all but the head's, if they
+// fit.
+constexpr int kRoom = SHARED_LIMIT - kSmall - (kEvenNorms + kOddNorms) * 4 - kPartsBytes - 64;
+constexpr int kOddNeed = kOwnD * largest(line_of(RBD), M ? line_of(RBM) : 0);
+constexpr int kEvenNeed = largest(3 * kOwnD, M ? 2 * kOwnM : 0) * line_of(RBD);
+constexpr bool kAllHeld = kOddNeed + kEvenNeed <= kRoom;
+constexpr int kOddBytes = kAllHeld ? kOddNeed : least(kOddNeed, kRoom / 3 / 64 * 64);
+constexpr int kEvenBytes =
+    least(largest(kEvenNeed, kOwnV* line_of(RBD)), (kRoom - kOddBytes) / 64 * 64);
 static_assert(kRoom >= 0, "this chip has too little shared memory for a model so wide");
 // Copies on their way: of even and of odd phases.
 struct Copies {
   alignas(16) float even_norms[kEvenNorms], odd_norms[kOddNorms];
   alignas(16) u8 even[kEvenBytes + 16], odd[kOddBytes + 16];
 };
-extern "C" __constant__ int shared_bytes = kSmall + sizeof(Copies);
 
 using ProductI = Product<kOwnD, 3, D, VectorD, RBD, 3, kEvenBytes>;
 using ProductO = Product<kOwnD, 1, D, VectorD, RBD, 1, kOddBytes>;
@@ -73,6 +72,15 @@ using ProductH = Product<kOwnV, 1, V, VectorD, RBD, 1, kEvenBytes>;
 using ProductG = Product<kOwnM, 2, M, VectorD, RBD, 1, kEvenBytes>;
 using ProductD = Product<kOwnD, 1, D, VectorM, RBM, 1, kOddBytes>;
 #endif
+constexpr int kLeft = largest(largest(ProductI::kLeft, largest(ProductO::kLeft, ProductH::kLeft)),
+#if M > 0
+                              largest(ProductG::kLeft, ProductD::kLeft)
+#else
+                              0
+#endif
+);
+static_assert(kLeft * 4 <= kPartsBytes, "parts of sums find no room");
+extern "C" __constant__ int shared_bytes = kSmall + sizeof(Copies) + kPartsBytes;
 
 struct Weights {  // of a layer
   const u8 *i, *o, *gate, *down;

@@ -65,12 +65,10 @@ __device__ __forceinline__ float load_now(const float* at) {
   return v;
 }
 
-__device__ __forceinline__ void mma(int (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+// sum + the products of four unsigned bytes with four signed ones.
+__device__ __forceinline__ int dot(u32 bytes, u32 values, int sum) {
+  asm("dp4a.u32.s32 %0, %1, %2, %0;" : "+r"(sum) : "r"(bytes), "r"(values));
+  return sum;
 }
 // Bytes of a and b, 0..7, by the nibbles of `which`; 8 more: that byte's sign, eight times.
 __device__ __forceinline__ u32 bytes_of(u32 a, u32 b, u32 which) {
