@@ -33,7 +33,7 @@ def verdicts(entries: list[Entry]) -> list[str]:
         same = _pick(entries, entry.control)
         if bare and same is not None:
             lines.append(
-                f"{entry.label} against dense {same.active}, its active width: "
+                f"{entry.label} against {same.label}, its active width: "
                 f"{compared(entry, same)}."
             )
         told = entry.label.startswith(("FFF 1 x", "gated"))
@@ -161,10 +161,17 @@ def union_verdict(entries: list[Entry], rows: list[dict[str, Any]]) -> str | Non
         share = (none.score - best.score) / (none.score - whole.score)
         runs = "one run" if len(best.values) == 1 else f"{len(best.values)} runs"
         told += (
-            f" Trees of gated neurons do: {best.label.removeprefix('gated FFF ')} keeps "
-            f"{share:.0%} of what the GLU gives with {best.active / best.neurons:.0%} of its "
+            f" Trees of gated neurons are better than none: {best.label.removeprefix('gated FFF ')} "
+            f"keeps {share:.0%} of what the GLU gives with {best.active / best.neurons:.0%} of its "
             f"neurons active ({compared(best, none)} than none; {runs} of one shape)."
         )
+        same = _pick(entries, best.control)
+        if same is not None and not _clearly_better(best, same):
+            kept = (none.score - same.score) / (none.score - whole.score)
+            told += (
+                f" But {same.label}, which has only those active neurons and no trees, keeps "
+                f"{kept:.0%} ({compared(best, same)}): beside MLGRU a small GLU is the better buy."
+            )
     return told
 
 

@@ -65,19 +65,19 @@ TABLES = (
 )
 
 NOT_MEASURED = """\
-A master leaf, trees in every second layer, 64 x 5 and 32 x 6 in the causal model and 128 x 4 in the
-union were planned, and did not get their turn: the run with load balancing held up what waited
-behind it. torch.compile sorted its counts, 64 bit integers that it has no atomic sum for; they are
-32 bit now ([log](log.md)), which no GPU has run yet. So nothing is said about those variants at
-this size; nor about balancing to the end of a run, about more than one seed of gated trees and of
+Trees in every second layer, 64 x 5 and 32 x 6 in the causal model and 128 x 4 in the union were
+planned, and did not get their turn: the run with load balancing held up what waited behind it.
+torch.compile sorted its counts, 64 bit integers that it has no atomic sum for; they are 32 bit now
+([log](log.md)), which no GPU has run yet. So nothing is said about those variants at this size; nor
+about balancing to the end of a run, about more than one seed of gated trees, a master leaf and
 ternary weights with attention, or about longer training than these runs. Gated trees were tried in
-one shape only, and not beside a GLU of their active width. Ternary training steps of the union were
+one shape only. Ternary training steps of the union were
 replayed as CUDA graphs, whose losses were checked against launched ones before each run.
 `nomatmul compare` runs all variants on anybody's text, for example
 `nomatmul compare transformer_box --data ... --valid ... --budget 26M --out runs/trees
 --variant dense --variant fff-16x7 --variant fff-16x7-balanced --variant fff-16x7-master64
 --variant fff-16x7-every2 --variant fff-1x6-leaf64`; `fff_study.py train --cells
-causal:fff-16x7-master64:1,2` adds a row to this page."""
+causal:fff-16x7-every2:1,2` adds a row to this page."""
 
 _SHAPE = re.compile(r"(fff|gated)-(\d+)x(\d+)(.*)")
 
