@@ -33,8 +33,7 @@ def verdicts(entries: list[Entry]) -> list[str]:
         same = _pick(entries, entry.control)
         if bare and same is not None:
             lines.append(
-                f"{entry.label} against {same.label}, its active width: "
-                f"{compared(entry, same)}."
+                f"{entry.label} against {same.label}, its active width: {compared(entry, same)}."
             )
         told = entry.label.startswith(("FFF 1 x", "gated"))
         if none is not None and ((bare and told) or "-leaf" in entry.variant or same is None):
@@ -157,21 +156,30 @@ def union_verdict(entries: list[Entry], rows: list[dict[str, Any]]) -> str | Non
             "size, these tokens and this training, not a proof for others."
         )
     if gated and whole is not None:
-        best = min(gated, key=lambda e: e.score)
-        share = (none.score - best.score) / (none.score - whole.score)
-        runs = "one run" if len(best.values) == 1 else f"{len(best.values)} runs"
+        told += _gated_verdict(gated, none, whole, entries)
+    return told
+
+
+def _gated_verdict(gated: list[Entry], none: Entry, whole: Entry, entries: list[Entry]) -> str:
+    """The best trees of gated neurons, and whether a GLU of their active width does as well."""
+
+    def share(entry: Entry) -> str:
+        return f"{(none.score - entry.score) / (none.score - whole.score):.0%}"
+
+    best = min(gated, key=lambda e: e.score)
+    runs = "one run" if len(best.values) == 1 else f"{len(best.values)} runs"
+    told = (
+        " Trees of gated neurons are better than none: "
+        f"{best.label.removeprefix('gated FFF ')} keeps {share(best)} of what the GLU gives with "
+        f"{best.active / best.neurons:.0%} of its neurons active ({compared(best, none)} than "
+        f"none; {runs} of one shape)."
+    )
+    same = _pick(entries, best.control)
+    if same is not None and not _clearly_better(best, same):
         told += (
-            f" Trees of gated neurons are better than none: {best.label.removeprefix('gated FFF ')} "
-            f"keeps {share:.0%} of what the GLU gives with {best.active / best.neurons:.0%} of its "
-            f"neurons active ({compared(best, none)} than none; {runs} of one shape)."
+            f" But {same.label}, which has only so many neurons and no trees, keeps {share(same)} "
+            f"({compared(best, same)}): beside MLGRU a small GLU is the better buy."
         )
-        same = _pick(entries, best.control)
-        if same is not None and not _clearly_better(best, same):
-            kept = (none.score - same.score) / (none.score - whole.score)
-            told += (
-                f" But {same.label}, which has only those active neurons and no trees, keeps "
-                f"{kept:.0%} ({compared(best, same)}): beside MLGRU a small GLU is the better buy."
-            )
     return told
 
 

@@ -109,13 +109,17 @@ def test_gated_trees_are_judged_apart_from_plain_ones():
     ]  # fmt: skip
     text = verdicts.union_verdict(entries, []) or ""
     assert "no union recipe is recommended for them" in text
-    assert "Trees of gated neurons do: 90 x 4 keeps 50% of what the GLU gives" in text
+    assert "gated neurons are better than none: 90 x 4 keeps 50% of what the GLU gives" in text
     entries[-1] = _entry("gated-90x4", 1.609, 540)
-    assert "gated neurons do" not in (verdicts.union_verdict(entries, []) or "")
+    assert "gated neurons are better" not in (verdicts.union_verdict(entries, []) or "")
     # Their control is a GLU of as many gated neurons.
     control = _entry("glu-360", 1.59, 540)
     lines = verdicts.verdicts([*entries[:-1], _entry("gated-90x4", 1.58, 540), control])
     assert any("its active width: 0.0100" in line and "better" in line for line in lines)
+    for score, small_is_better in ((1.57, True), (1.59, False)):
+        given = [*entries[:-1], _entry("gated-90x4", 1.58, 540), _entry("glu-360", score, 540)]
+        told = verdicts.union_verdict(given, []) or ""
+        assert ("a small GLU is the better buy" in told) == small_is_better
 
 
 def test_a_run_that_was_cut_late_is_told_beside_its_twin():
