@@ -72,7 +72,11 @@ np.savez(found, ids=ids, logits=whole)
 """
 
 
-@pytest.mark.parametrize(("packing", "embedding"), [("2bit", "bf16"), ("1.6bit", "int8")])
+# Twenty seconds each in the interpreter: one of them is left to `make test-slow`.
+@pytest.mark.parametrize(
+    ("packing", "embedding"),
+    [("2bit", "bf16"), pytest.param("1.6bit", "int8", marks=pytest.mark.slow)],
+)
 def test_general_path_has_the_bits_of_the_native_core(
     make_packed: Callable[..., Path], tmp_path: Path, packing: str, embedding: str
 ) -> None:
