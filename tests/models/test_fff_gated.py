@@ -8,10 +8,13 @@ from torch.nn import functional as F
 
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.names import tensor_shapes
+from nomatmul.formats.packed_encoder import check_encoder
+from nomatmul.formats.packed_layout import check_packable
 from nomatmul.models import FFF, CausalLM, FFFTraining
 from nomatmul.models.config import CausalLMConfig
 from nomatmul.ops import fff as ops
 from nomatmul.ops.fff import native
+from nomatmul.reference.ternary_fff import check_computable
 
 ON_CPU = ["naive", *(["native"] if native.available() else [])]
 
@@ -114,3 +117,18 @@ def test_what_does_not_fit_is_refused():
         ops.project(x, nodes, w)
     with pytest.raises(ValueError, match="nodes"):
         ops.project(x, nodes[:2], torch.randn(7, 6))
+
+
+def test_who_cannot_run_them_says_so():
+    trees = {"channel_mixer": "fff", "fff_trees": 2, "fff_depth": 1, "fff_gated": True}
+    causal = ModelConfig(vocab_size=16, num_layers=1, hidden_size=8, activation="silu", **trees)
+    with pytest.raises(ValueError, match="fff_gated True cannot be packed"):
+        check_packable(causal, "2bit", "f32")
+    with pytest.raises(ValueError, match="fff_gated"):
+        check_computable(causal)
+    encoder = ModelConfig(
+        vocab_size=16, num_layers=1, hidden_size=8, causal=False, token_mixer="attention",
+        linear="dense", **trees,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="fff_gated"):
+        check_encoder(encoder)

@@ -110,7 +110,7 @@ def check_packable(config: ModelConfig, packing: str, embedding_form: str) -> No
         )
     wanted: dict[str, object] = {"norm": "rms", "embedding_norm": False}
     if config.channel_mixer == "fff":
-        wanted["activation"] = "silu"
+        wanted |= {"activation": "silu", "fff_gated": False}
     for dial, legal in wanted.items():
         if getattr(config, dial) != legal:
             raise ValueError(

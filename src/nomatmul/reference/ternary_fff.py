@@ -23,7 +23,8 @@ def check_computable(config: ModelConfig) -> None:
     if config.token_mixer == "attention":
         wanted["positions"] = ("rotary",)
     if config.channel_mixer == "fff":
-        wanted |= {"linear": ("ternary",), "activation": ("silu",), "fff_leaf_width": (None,)}
+        wanted |= {"linear": ("ternary",), "activation": ("silu",)}
+        wanted |= {"fff_leaf_width": (None,), "fff_gated": (False,)}
     for dial, legal in wanted.items():
         if getattr(config, dial) not in legal:
             names = " or ".join(map(repr, legal))
