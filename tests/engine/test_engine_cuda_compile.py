@@ -84,20 +84,26 @@ def test_kernels_compile_and_round_every_step(capability: str) -> None:
     assert len(done.stdout.splitlines()) == 15
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
-@pytest.mark.parametrize("mixer", ["glu", "none"])
-def test_persistent_kernel_compiles(
-    capability: tuple[int, int], mixer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from nomatmul.engine.cuda.decoder import best_blocks, defines
-    from nomatmul.engine.cuda.nvrtc import CompileError, _library, compile_cubin
-    from nomatmul.formats.config import ModelConfig
+@pytest.fixture
+def _nvrtc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVRTC with an empty cache, or a skipped test."""
+    from nomatmul.engine.cuda.nvrtc import CompileError, _library
 
     try:
         _library()
     except CompileError as error:
         pytest.skip(f"NVRTC is not on this machine: {error}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+@pytest.mark.usefixtures("_nvrtc")
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+@pytest.mark.parametrize("mixer", ["glu", "none"])
+def test_persistent_kernel_compiles(capability: tuple[int, int], mixer: str) -> None:
+    from nomatmul.engine.cuda.decoder import best_blocks, defines
+    from nomatmul.engine.cuda.nvrtc import CompileError, compile_cubin
+    from nomatmul.formats.config import ModelConfig
+
     config = ModelConfig(vocab_size=67, hidden_size=42, num_layers=2, channel_mixer=mixer)
     macros = defines(config, 0, best_blocks(config, 132))
     cubin = compile_cubin("decode.cu", macros, capability)
@@ -107,38 +113,26 @@ def test_persistent_kernel_compiles(
         compile_cubin("decode.cu", {**macros, "THREADS": "none"}, capability)
 
 
+@pytest.mark.usefixtures("_nvrtc")
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (9, 0)])
 @pytest.mark.parametrize("mixer", ["glu", "none"])
-def test_kernels_of_long_prompts_compile(
-    capability: tuple[int, int], mixer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from nomatmul.engine.cuda.nvrtc import CompileError, _library, compile_cubin
+def test_kernels_of_long_prompts_compile(capability: tuple[int, int], mixer: str) -> None:
+    from nomatmul.engine.cuda.nvrtc import CompileError, compile_cubin
     from nomatmul.engine.cuda.prompt import defines
     from nomatmul.formats.config import ModelConfig
 
-    try:
-        _library()
-    except CompileError as error:
-        pytest.skip(f"NVRTC is not on this machine: {error}")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = ModelConfig(vocab_size=67, hidden_size=44, num_layers=2, channel_mixer=mixer)
     assert compile_cubin("prompt.cu", defines(config), capability)[:4] == b"\x7fELF"
     with pytest.raises(CompileError, match=r"sizes 42 and .* are not multiples of 4"):
         defines(ModelConfig(vocab_size=67, hidden_size=42, num_layers=2, channel_mixer=mixer))
 
 
+@pytest.mark.usefixtures("_nvrtc")
 @pytest.mark.parametrize("glu", [False, True])
-def test_the_product_of_hopper_compiles_for_every_tile(
-    glu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_product_of_hopper_compiles_for_every_tile(glu: bool) -> None:
     from nomatmul.engine.cuda.hopper import STAGES, best_rows, defines
-    from nomatmul.engine.cuda.nvrtc import CompileError, _library, compile_cubin
+    from nomatmul.engine.cuda.nvrtc import compile_cubin
 
-    try:
-        _library()
-    except CompileError as error:
-        pytest.skip(f"NVRTC is not on this machine: {error}")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for rows, stages in STAGES.items():
         assert stages * (128 + rows) * 128 + 1024 + 16 * stages <= 227 << 10
         assert compile_cubin("product.cu", defines(rows, glu), (9, 0), "a")[:4] == b"\x7fELF"
