@@ -67,6 +67,16 @@ DIALS: dict[str, dict[str, Any]] = {
 }
 
 
+def tolerance(values: np.ndarray, size: int, layers: int = 2) -> float:
+    """The largest error to expect of two float32 encoders (docs/numerics.md, "Encoders").
+
+    Every product of D terms is off by about sqrt(D) * 2^-24 of its result on either side, the
+    stages of a model (eight a block, and four) add up as a root of squares, and the largest of
+    many errors is some four deviations.
+    """
+    return 4 * 2 * np.sqrt((4 + 8 * layers) * size) * 2.0**-24 * float(values.std())
+
+
 def encoder_config(**dials: Any) -> ModelConfig:
     """A small encoder's config."""
     return ModelConfig(**{**SIZES, **dials})

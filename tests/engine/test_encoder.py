@@ -1,9 +1,7 @@
 """The encoder engine against the oracle and the authors' recorded outputs.
 
-Tolerance: docs/numerics.md, "Encoders": every product of D terms is off by about sqrt(D) * 2^-24 of
-its result on either side, the stages of a model (eight a block, and four) add up as a root of
-squares, and the largest of many errors is some four deviations; provided no decision of a tree
-falls the other way, which the tests of paths show.
+The tolerance (encoder_files.py) holds where no decision of a tree falls the other way, which the
+tests of paths show.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ from __future__ import annotations
 import crammed
 import numpy as np
 import pytest
-from encoder_files import DIALS, encoder_config, write_encoder
+from encoder_files import DIALS, encoder_config, tolerance, write_encoder
 from safetensors.numpy import load_file
 
 import nomatmul
@@ -21,10 +19,6 @@ from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.reference.encoder import ReferenceEncoder
 
 BACKENDS = [*_native.kernels.isas(), "numpy"]
-
-
-def tolerance(values: np.ndarray, size: int, layers: int = 2) -> float:
-    return 4 * 2 * np.sqrt((4 + 8 * layers) * size) * 2.0**-24 * float(values.std())
 
 
 def load(path, backend, **options):
