@@ -106,7 +106,13 @@ def run(options: Options) -> int:
             raise ValueError(f"{out} has no rows.jsonl to report on")
         result = {"out": str(out), "report": str(out / "report.md"), **write_report(out)}
     else:
-        result = _train(options, out)
+        from nomatmul.train.signals import Stopped
+
+        try:
+            result = _train(options, out)
+        except Stopped:
+            print("nomatmul: interrupted; the same command makes the missing runs", file=sys.stderr)
+            return 130
     if options.json:
         print_json(result)
         return 0
@@ -138,6 +144,7 @@ def _train(options: Options, out: Path) -> dict:
     from nomatmul.evaluate.compare import CompareOptions, compare
     from nomatmul.train.config import apply_overrides
     from nomatmul.train.recipes import recipe
+    from nomatmul.train.signals import StopSignals
 
     request = CompareOptions(
         config=apply_overrides(recipe(options.recipe), options.set),
@@ -165,4 +172,5 @@ def _train(options: Options, out: Path) -> dict:
         if not quiet:
             print(text, file=sys.stderr, flush=True)
 
-    return compare(request, say, quiet=quiet)
+    with StopSignals():
+        return compare(request, say, quiet=quiet)

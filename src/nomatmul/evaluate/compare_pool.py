@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -20,8 +18,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from nomatmul.evaluate.compare_plan import Cell
+from nomatmul.train import children
 
-_GRACE = 15.0  # seconds that cut runs have to write their rows
+_GRACE = 15.0  # seconds after the deadline that cut runs have to write their rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,20 +50,25 @@ def run_pool(
     waiting: deque[Cell] = deque(cells)
     lock, failed = threading.Lock(), list[str]()
     devices = [_Device(options, d, waiting, lock, log, say, failed) for d in options.devices]
-    threads = [threading.Thread(target=device.run, daemon=True) for device in devices]
+    threads = [threading.Thread(target=device.guarded, daemon=True) for device in devices]
     for thread in threads:
         thread.start()
     try:
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(timeout=0.5)  # with a limit, so that Ctrl-C is seen
-    except BaseException:
+        while any(thread.is_alive() for thread in threads):
+            time.sleep(0.1)
+            _raise_errors(devices)
+        _raise_errors(devices)
+    except BaseException:  # also a second Ctrl-C: what is left then dies with this process
         for device in devices:
-            device.interrupted = True
-        for thread in threads:
-            thread.join(timeout=_GRACE)
+            device.interrupt()
         raise
     return failed
+
+
+def _raise_errors(devices: Sequence[_Device]) -> None:
+    for device in devices:
+        if device.error is not None:
+            raise device.error
 
 
 class _Device:
@@ -85,6 +89,26 @@ class _Device:
         self.ready: deque[tuple[Cell, subprocess.Popen[bytes]]] = deque()
         self.running: list[tuple[Cell, subprocess.Popen[bytes]]] = []
         self.interrupted = False
+        self.error: BaseException | None = None
+
+    def guarded(self) -> None:
+        """`run`, with no process left behind it; its error is kept for the main thread."""
+        try:
+            self.run()
+        except BaseException as error:  # raised again by `run_pool`
+            self.error = error
+        finally:
+            self._kill()
+
+    def interrupt(self) -> None:
+        """End all processes now: their finished runs are rows already."""
+        self.interrupted = True
+        self._kill()
+
+    def _kill(self) -> None:
+        for _, process in [*self.ready, *self.running]:
+            process.kill()
+            process.wait()
 
     def run(self) -> None:
         """Until all is done, or some seconds after the deadline."""
@@ -93,7 +117,9 @@ class _Device:
         deadline = self.options.deadline
         while True:
             self.running = [pair for pair in self.running if not self._ended(*pair)]
-            if self.interrupted or (deadline and time.time() > deadline):
+            if self.interrupted:
+                return
+            if deadline and time.time() > deadline:
                 self._stop()
                 return
             while len(self.ready) + len(self.running) < lanes + ahead and (cell := self._next()):
@@ -115,12 +141,12 @@ class _Device:
         cell = dataclasses.replace(cell, device=device, deadline=self.options.deadline)
         self.say(f"{self.device}: {cell.section} {cell.variant}, seeds {list(cell.seeds)}")
         process = subprocess.Popen(
-            [sys.executable, "-m", "nomatmul.evaluate.compare_cell"],
+            children.command("nomatmul.evaluate.compare_cell"),
             env=self._environment(cell),
             stdin=subprocess.PIPE,
             stdout=self.log if self.log is not None else subprocess.DEVNULL,
             stderr=self.log,
-            start_new_session=True,  # Ctrl-C is ours to pass on
+            start_new_session=True,  # Ctrl-C is told once, by us
         )
         _tell(process, cell.to_json().encode() + b"\n")
         return process
@@ -143,7 +169,7 @@ class _Device:
 
     def _ended(self, cell: Cell, process: subprocess.Popen[bytes]) -> bool:
         code = process.poll()
-        if code:
+        if code and not self.interrupted:
             text = f"{cell.section} {cell.variant} ended with exit status {code}"
             self.failed.append(text)
             self.say(text)
@@ -153,9 +179,6 @@ class _Device:
         """Cut runs have some seconds to write their rows; what has not begun ends at once."""
         for _, process in self.ready:
             process.kill()
-        if self.interrupted:
-            for _, process in self.running:
-                process.send_signal(signal.SIGTERM)
         end = time.time() + _GRACE
         for _, process in [*self.running, *self.ready]:
             try:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nomatmul.train import children
+
 if TYPE_CHECKING:
     from nomatmul.engine.model import LanguageModel
 
@@ -86,8 +88,8 @@ class SpeedResult:
 
 def measure_in_subprocess(request: SpeedRequest) -> list[SpeedResult]:
     """`measure` in a fresh process. Raises ValueError with that process's own words."""
-    command = [sys.executable, "-m", __name__, json.dumps(dataclasses.asdict(request))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    words = children.command(__name__, json.dumps(dataclasses.asdict(request)))
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode < 0:
         raise ValueError(f"measuring {request.size} was ended by signal {-done.returncode}")
     if done.returncode:

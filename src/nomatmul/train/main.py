@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import sys
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 from nomatmul.train.args import TrainArgs, started_by_torchrun
+from nomatmul.train.children import tie_to
 from nomatmul.train.config import TrainConfig, apply_overrides
 from nomatmul.train.recipes import recipe
 
@@ -34,6 +36,8 @@ def main(args: TrainArgs) -> int:
     OSError or RuntimeError (one line each) for bad input, NaN and full disks: status 1.
     """
     if started_by_torchrun():
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # its agent is our parent
+            tie_to(os.getppid(), signal.SIGTERM)  # which saves
         _leave(_one_of_many(args))
     return _show(_run(args), args)
 

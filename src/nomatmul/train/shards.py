@@ -26,6 +26,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from nomatmul.formats.atomic import write_file
+from nomatmul.train.children import tie_to
 from nomatmul.train.documents import Piece, Source, read_pieces
 from nomatmul.train.files import write_json
 from nomatmul.train.tokenizer import fingerprint, load_tokenizer, special_ids
@@ -229,16 +230,19 @@ def _pool(workers: int, out: Path) -> ProcessPoolExecutor:
 
     # spawn: a fork after the Rust thread pool or CUDA has started can hang.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(str(out),))
+    return ProcessPoolExecutor(
+        workers, context, initializer=_start_worker, initargs=(str(out), os.getpid())
+    )
 
 
 _worker: tuple[Tokenizer, _Tasks] | None = None
 
 
-def _start_worker(out: str) -> None:
+def _start_worker(out: str, parent: int) -> None:
     global _worker
     import signal
 
+    tie_to(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     tokenizer = load_tokenizer(Path(out) / "tokenizer.json")
