@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.checkpoint import Checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.gates import cumulative_lower_bounds
-from nomatmul.formats.names import tensor_shapes
 from nomatmul.formats.packed import PackedWriter
 from nomatmul.formats.published import config_from_published, published_name
 from nomatmul.formats.quantise import quantise_rows, quantise_weight, to_bfloat16
@@ -33,7 +33,7 @@ PUBLISHED = {
 def random_tensors(config: ModelConfig, rng: np.random.Generator) -> Arrays:
     """Plausible weights for every tensor of a training checkpoint, by our names."""
     tensors: Arrays = {}
-    for name, shape in tensor_shapes(config).items():
+    for name, shape in architecture_of(config).tensors().items():
         values = rng.standard_normal(shape)
         tensors[name] = (1 + 0.3 * values if "norm" in name else 0.5 * values).astype(np.float32)
     return tensors

@@ -145,7 +145,7 @@ def test_packing_needs_little_memory(tmp_path):
     """A model of 49 MB, its largest tensor 16.8 MB, packs within a few blocks of rows."""
     from safetensors.numpy import save_file
 
-    from nomatmul.formats.names import tensor_shapes
+    from nomatmul.formats.architecture import architecture_of
 
     config = ModelConfig(
         vocab_size=8192, hidden_size=512, num_layers=1, intermediate_size=2048, num_heads=1
@@ -153,7 +153,7 @@ def test_packing_needs_little_memory(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     rng = np.random.default_rng(0)
-    shapes = tensor_shapes(config)
+    shapes = architecture_of(config).tensors()
     tensors = {n: rng.random(shape, dtype=np.float32) for n, shape in shapes.items()}
     save_file(tensors, source / "model.safetensors")
     (source / "config.json").write_text(json.dumps({"model_type": "nomatmul", **config.to_dict()}))

@@ -10,9 +10,9 @@ import numpy as np
 from model_files import Arrays, write_json
 from safetensors.numpy import save_file
 
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.encoder import EncoderHead, EncoderReading, with_classifier
-from nomatmul.formats.names import tensor_shapes
 
 WORDS = (
     *("the", "a", "river", "sea", "town", "flows", "to", "into"),
@@ -86,7 +86,7 @@ def encoder_tensors_of(config: ModelConfig, reading: EncoderReading, seed: int =
     """Weights by our names: float32, of the size that keeps activations near 1."""
     rng = np.random.default_rng(seed)
     tensors: Arrays = {}
-    for name, shape in with_classifier(tensor_shapes(config), config, reading).items():
+    for name, shape in with_classifier(architecture_of(config).tensors(), config, reading).items():
         values = rng.standard_normal(shape)
         if "norm" in name:
             values = 0.2 * values + (1 if name.endswith("weight") else 0)

@@ -32,15 +32,15 @@ PROGRAM = """
 import sys
 import numpy as np
 from nomatmul.engine import load
-from nomatmul.formats.names import linear_shapes
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.packed import PackedReader
 
 directory, found = sys.argv[1:]
 lm, reader = load(directory, device="cuda"), PackedReader(directory)
 assert lm.backend.name == "cuda" and lm.backend.device.type == "cpu"
 rng = np.random.default_rng(3)
-for name, (rows, columns) in linear_shapes(lm.config).items():
-    q_TK = rng.integers(-128, 128, (3, columns)).astype(np.int8)
+for name, linear in architecture_of(lm.config).linears().items():
+    q_TK = rng.integers(-128, 128, (3, linear.inputs)).astype(np.int8)
     t_NK, _ = reader.ternary(name)
     expected = q_TK.astype(np.int64) @ t_NK.astype(np.int64).T
     np.testing.assert_array_equal(lm.backend.accumulate(name, q_TK), expected, err_msg=name)

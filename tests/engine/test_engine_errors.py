@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import nomatmul
 from nomatmul.engine import LanguageModel, load, random_model
 from nomatmul.engine.backend import NativeBackend
-from nomatmul.engine.loading import check_runnable
+from nomatmul.formats import capability
 from nomatmul.formats.config import ModelConfig
 
 
@@ -131,21 +131,22 @@ TREES = {"channel_mixer": "fff", "fff_trees": 2, "fff_depth": 2, "activation": "
 @pytest.mark.parametrize(
     ("dials", "message"),
     [
-        ({"token_mixer": "attention"}, "token_mixer 'mlgru', this one has 'attention'"),
-        ({"linear": "dense"}, "linear 'ternary', this one has 'dense'"),
-        ({"causal": False}, "causal True, this one has False"),
-        ({"channel_mixer": "ffn"}, "channel_mixer 'glu' or 'fff' or 'none', this one has 'ffn'"),
-        ({"norm": "layer"}, "norm 'rms', this one has 'layer'"),
-        ({**TREES, "activation": "gelu"}, "activation 'silu', this one has 'gelu'"),
-        ({**TREES, "fff_leaf_width": 3}, "fff_leaf_width None, this one has 3"),
-        ({**TREES, "fff_master_width": 8}, "fff_master_width 0, this one has 8"),
-        ({**TREES, "fff_layers": (0,)}, r"fff_layers None, this one has \(0,\)"),
+        ({"token_mixer": "attention"}, "token_mixer 'attention' in a causal model"),
+        ({"linear": "dense"}, "linear 'dense' in a causal model"),
+        ({"channel_mixer": "ffn"}, "channel_mixer 'ffn' in a causal model"),
+        ({"norm": "layer"}, "norm 'layer' in a causal model"),
+        ({"embedding_norm": True}, "norm behind the embedding"),
+        ({**TREES, "activation": "gelu"}, "ternary trees with activation 'gelu'"),
+        ({**TREES, "fff_leaf_width": 3}, "fff_leaf_width"),
+        ({**TREES, "fff_gated": True}, "fff_gated"),
+        ({**TREES, "fff_master_width": 8}, "master leaf"),
+        ({**TREES, "fff_layers": (1,), "num_layers": 2}, "channel_mixer 'ffn' in a causal model"),
     ],
 )
 def test_models_that_others_run(dials: dict[str, Any], message: str) -> None:
-    config = ModelConfig(vocab_size=20, hidden_size=8, num_layers=1, **dials)
-    with pytest.raises(ValueError, match=message + ".*CausalLM runs it with torch"):
-        check_runnable(config)
+    config = ModelConfig(**{"vocab_size": 20, "hidden_size": 8, "num_layers": 1, **dials})
+    with pytest.raises(ValueError, match=message + ".*nomatmul.models runs it with torch"):
+        capability.check(config, "native")
     with pytest.raises(ValueError, match=message):
         random_model(config)
 

@@ -11,7 +11,7 @@ from engine_models import CONFIG
 from nomatmul import engine
 from nomatmul.engine import LanguageModel, doctor, load, random_model
 from nomatmul.engine.native import native
-from nomatmul.formats.names import linear_shapes
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.packing import row_bytes
 
 
@@ -68,8 +68,8 @@ def load_isa() -> str:
 def test_footprint_counts_every_byte(lm: LanguageModel, packing: str) -> None:
     lm.session().append([1, 2, 3])
     report = lm.footprint()
-    shapes = linear_shapes(CONFIG)
-    packed = {name: rows * row_bytes(k, packing) for name, (rows, k) in shapes.items()}
+    linears = architecture_of(CONFIG).linears()
+    packed = {name: m.outputs * row_bytes(m.inputs, packing) for name, m in linears.items()}
     assert report["head"] == packed.pop("head")
     assert report["core"] == sum(packed.values())
     assert report["embedding"] == CONFIG.vocab_size * (CONFIG.hidden_size + 4)

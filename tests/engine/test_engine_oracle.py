@@ -12,8 +12,8 @@ from model_files import write_packed
 from numpy.typing import NDArray
 
 from nomatmul.engine import LanguageModel, load
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.checkpoint import open_checkpoint
-from nomatmul.formats.names import linear_shapes
 from nomatmul.formats.packed import PackedReader
 from nomatmul.reference.model import ReferenceModel
 
@@ -48,11 +48,11 @@ def test_accumulators_equal_the_oracles(make_packed: Callable[..., Path], packin
     directory = make_packed(CONFIG, packing)
     lm, reader = load(directory, threads=1), PackedReader(directory)
     rng = np.random.default_rng(3)
-    for name, (rows, columns) in linear_shapes(CONFIG).items():
-        q_TK = rng.integers(-128, 128, (7, columns)).astype(np.int8)
+    for name, linear in architecture_of(CONFIG).linears().items():
+        q_TK = rng.integers(-128, 128, (7, linear.inputs)).astype(np.int8)
         t_NK, _ = reader.ternary(name)
         acc_TN = lm.backend.model.accumulate(name, q_TK)
-        assert acc_TN.shape == (7, rows)
+        assert acc_TN.shape == (7, linear.outputs)
         np.testing.assert_array_equal(acc_TN, q_TK.astype(np.int64) @ t_NK.astype(np.int64).T)
 
 

@@ -18,8 +18,8 @@ from nomatmul.evaluate.compare_plan import (
 )
 from nomatmul.evaluate.compare_variants import default_names, make_variant, rows_of, tree_shapes
 from nomatmul.evaluate.rows import append_row, read_rows
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.names import tensor_shapes
 from nomatmul.train.config import TrainConfig
 
 BASE = ModelConfig(
@@ -33,7 +33,7 @@ def _channel_weights(model: ModelConfig) -> int:
     """Elements of the channel mixers' matrices, from the list of tensors."""
     return sum(
         shape[0] * shape[1]
-        for name, shape in tensor_shapes(model).items()
+        for name, shape in architecture_of(model).tensors().items()
         if ".channel." in name and len(shape) == 2
     )
 

@@ -17,9 +17,9 @@ from model_files import write_packed, write_training
 
 from nomatmul.engine import load, random_model
 from nomatmul.engine.loading import BOX
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.names import linear_shapes
 from nomatmul.formats.packed import PackedReader
 
 MODEL_ERROR = 2e-2
@@ -66,13 +66,13 @@ def poison() -> None:
 def test_accumulators_equal_the_oracles(packed: Path) -> None:
     lm, reader = load(packed, device="cuda"), PackedReader(packed)
     rng = np.random.default_rng(3)
-    for name, (rows, columns) in linear_shapes(lm.config).items():
+    for name, linear in architecture_of(lm.config).linears().items():
         t_NK, _ = reader.ternary(name)
         for tokens in (1, 7, 40, 70, 200):
-            q_TK = rng.integers(-128, 128, (tokens, columns)).astype(np.int8)
+            q_TK = rng.integers(-128, 128, (tokens, linear.inputs)).astype(np.int8)
             poison()
             acc_TN = lm.backend.accumulate(name, q_TK)
-            assert acc_TN.shape == (tokens, rows)
+            assert acc_TN.shape == (tokens, linear.outputs)
             np.testing.assert_array_equal(
                 acc_TN, q_TK.astype(np.int64) @ t_NK.astype(np.int64).T, err_msg=f"{name} {tokens}"
             )

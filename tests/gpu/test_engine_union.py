@@ -11,9 +11,9 @@ import pytest
 from model_files import write_packed, write_training
 
 from nomatmul.engine import load, random_model
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.names import linear_shapes
 from nomatmul.formats.packed import PackedReader
 from nomatmul.formats.packed_layout import fff_rows
 from nomatmul.reference.model import ReferenceModel
@@ -76,7 +76,7 @@ def test_paths_and_accumulators_equal_the_oracles(packed: Path) -> None:
             poison()
             acc_TD = lm.backend.combine(name, q_TA, rows_TA)
             np.testing.assert_array_equal(acc_TD, block.fff.combine(q_TA, rows_TA))
-    for name in linear_shapes(lm.config):
+    for name in architecture_of(lm.config).linears():
         q_TK = rng.integers(-128, 128, (9, lm.config.hidden_size)).astype(np.int8)
         t_NK, _ = reader.ternary(name)
         expected = q_TK.astype(np.int64) @ t_NK.astype(np.int64).T
@@ -151,5 +151,5 @@ def test_the_persistent_kernel_is_refused_by_name(
     packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOMATMUL_DECODE", "persistent")
-    with pytest.raises(ValueError, match="that kernel has no channel_mixer fff"):
+    with pytest.raises(ValueError, match="persistent decoding kernel has no channel_mixer 'fff'"):
         load(packed, device="cuda")

@@ -160,12 +160,12 @@ def test_initial_weights():
 
 
 def test_tensor_names_are_the_formats(build):
-    from nomatmul.formats.names import tensor_shapes
+    from nomatmul.formats.architecture import architecture_of
 
     for name in DIALS:
         model = build(name)
         ours = {n: tuple(p.shape) for n, p in model.named_parameters()}
-        assert ours == tensor_shapes(model.config.model_config)
+        assert ours == architecture_of(model.config.model_config).tensors()
 
 
 def test_bad_input_is_named(build, ids):

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from nomatmul.formats import capability
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.names import tensor_shapes
 from nomatmul.formats.packed_encoder import check_encoder
 from nomatmul.formats.packed_layout import check_packable
 from nomatmul.models import FFF, CausalLM, FFFTraining
 from nomatmul.models.config import CausalLMConfig
 from nomatmul.ops import fff as ops
 from nomatmul.ops.fff import native
-from nomatmul.reference.ternary_fff import check_computable
 
 ON_CPU = ["naive", *(["native"] if native.available() else [])]
 
@@ -89,7 +89,9 @@ def test_a_model_of_them_trains_and_has_the_tensors_it_says():
         fff_trees=3, fff_depth=1, fff_gated=True, activation="silu",
     )  # fmt: skip
     model = CausalLM(CausalLMConfig.from_model_config(config))
-    assert {n: tuple(p.shape) for n, p in model.named_parameters()} == tensor_shapes(config)
+    assert {n: tuple(p.shape) for n, p in model.named_parameters()} == architecture_of(
+        config
+    ).tensors()
     ids = torch.randint(0, 16, (2, 5))
     model(ids).logits.square().mean().backward()
     for name, parameter in model.named_parameters():
@@ -122,10 +124,10 @@ def test_what_does_not_fit_is_refused():
 def test_who_cannot_run_them_says_so():
     trees = {"channel_mixer": "fff", "fff_trees": 2, "fff_depth": 1, "fff_gated": True}
     causal = ModelConfig(vocab_size=16, num_layers=1, hidden_size=8, activation="silu", **trees)
-    with pytest.raises(ValueError, match="fff_gated True cannot be packed"):
+    with pytest.raises(ValueError, match="a packed model has no trees of gated neurons"):
         check_packable(causal, "2bit", "f32")
     with pytest.raises(ValueError, match="fff_gated"):
-        check_computable(causal)
+        capability.check(causal, "numpy")
     encoder = ModelConfig(
         vocab_size=16, num_layers=1, hidden_size=8, causal=False, token_mixer="attention",
         linear="dense", **trees,

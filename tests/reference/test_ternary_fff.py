@@ -102,10 +102,10 @@ def test_some_layers_and_the_master_leaf(tmp_path, rng, more):
 @pytest.mark.parametrize(
     ("dials", "message"),
     [
-        ({"linear": "dense"}, "linear 'ternary', this one has 'dense'"),
-        ({"activation": "gelu"}, "activation 'silu', this one has 'gelu'"),
-        ({"fff_leaf_width": 4}, "fff_leaf_width None, this one has 4"),
-        ({"norm": "layer"}, "norm 'rms', this one has 'layer'"),
+        ({"linear": "dense"}, "trees of dense rows"),
+        ({"activation": "gelu"}, "activation 'gelu'"),
+        ({"fff_leaf_width": 4}, "fff_leaf_width"),
+        ({"norm": "layer"}, "norm 'layer'"),
     ],
 )
 def test_what_it_does_not_compute_is_refused(tmp_path, rng, dials, message):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from nomatmul.formats import capability
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packed import PackedReader
@@ -88,11 +89,8 @@ def check_packed(source: Path, packed: Path, text: CheckText) -> PackCheck:
 def _packed_logits(reader: PackedReader, ids: Sequence[int]) -> tuple[np.ndarray, str]:
     """float32 [T, V] of a packed model: by the engine, or by the oracle what it does not run."""
     from nomatmul.engine import load
-    from nomatmul.engine.loading import check_runnable
 
-    try:
-        check_runnable(reader.config)
-    except ValueError:
+    if not capability.runs(reader.config, "native"):
         from nomatmul.reference.model import ReferenceModel
 
         model = ReferenceModel.from_packed(reader)

@@ -20,9 +20,9 @@ from nomatmul.convert.card import card_text
 from nomatmul.convert.check import CheckText, PackCheck, check_packed
 from nomatmul.convert.encoder import EncoderCheck, check_encoder_packed, pack_encoder
 from nomatmul.convert.source import find_checkpoint, prepare_tokenizer
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.checkpoint import Checkpoint, open_checkpoint
 from nomatmul.formats.gates import cumulative_lower_bounds
-from nomatmul.formats.names import has_lower_bounds
 from nomatmul.formats.packed import EMBEDDING_FORMS, PackedWriter
 from nomatmul.formats.packed_encoder import FORMS, Forms, is_packed_encoder
 from nomatmul.formats.packing import PACKINGS
@@ -234,7 +234,7 @@ def _fff_blocks(
 def _lower_bounds(checkpoint: Checkpoint) -> np.ndarray:
     """Lower bounds of the forget gates, float32 [L, D]; zeros where the model has none."""
     config = checkpoint.config
-    if not has_lower_bounds(config):
+    if not architecture_of(config).bounded:
         return np.zeros((config.num_layers, config.hidden_size), dtype=np.float32)
     return cumulative_lower_bounds(checkpoint.read("lower_bounds"))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nomatmul.engine.backend import Backend, NativeBackend, NumpyBackend
 from nomatmul.engine.model import LanguageModel
 from nomatmul.engine.native import native
-from nomatmul.formats.config import ModelConfig
+from nomatmul.formats import capability
 from nomatmul.formats.packed_encoder import EncoderReader, is_packed_encoder
 from nomatmul.formats.packed_reader import PackedReader
 
@@ -62,7 +62,7 @@ def load(
     threads = checked_threads(threads)
     directory = _directory(path)
     reader = PackedReader(directory)
-    check_runnable(reader.config)
+    capability.check(reader.config, "native")
     chosen = backend or _available_backend()
     engine: Backend
     if chosen == "numpy":
@@ -135,7 +135,7 @@ def _load_on_device(
 ) -> LanguageModel:
     opening, found = cuda_part(device, **cpu_only)
     reader = PackedReader(directory)
-    check_runnable(reader.config)
+    capability.check(reader.config, "cuda")
     return LanguageModel(
         opening.open_packed(reader, found, verify),
         reader.config,
@@ -145,34 +145,6 @@ def _load_on_device(
         path=directory,
         tokenizer_path=reader.tokenizer_path,
     )
-
-
-def check_runnable(config: ModelConfig) -> None:
-    """Raise ValueError, naming the dial and what does run it, for a model not of our kind."""
-    wanted: dict[str, tuple[Any, ...]] = {
-        "token_mixer": ("mlgru",),
-        "channel_mixer": ("glu", "fff", "none"),
-        "linear": ("ternary",),
-        "causal": (True,),
-        "norm": ("rms",),
-        "embedding_norm": (False,),
-    }
-    if config.channel_mixer == "fff":
-        wanted |= {
-            "activation": ("silu",),
-            "fff_leaf_width": (None,),
-            "fff_gated": (False,),
-            "fff_master_width": (0,),
-            "fff_layers": (None,),
-        }
-    for dial, legal in wanted.items():
-        value = getattr(config, dial)
-        if value not in legal:
-            names = " or ".join(repr(v) for v in legal)
-            raise ValueError(
-                f"the engine runs models with {dial} {names}, this one has {value!r};"
-                " nomatmul.models.CausalLM runs it with torch"
-            )
 
 
 def checked_threads(threads: int | None) -> int | None:

@@ -8,10 +8,11 @@ import math
 import numpy as np
 
 from nomatmul.engine.backend import NativeBackend
-from nomatmul.engine.loading import check_runnable, checked_threads, cuda_part
+from nomatmul.engine.loading import checked_threads, cuda_part
 from nomatmul.engine.model import LanguageModel
 from nomatmul.engine.native import native
 from nomatmul.engine.weights import Weights, allocate
+from nomatmul.formats import capability
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packed_layout import (
     active_rows,
@@ -37,7 +38,9 @@ def random_model(
     draws other numbers). Raises ValueError for a config that the engine does not run, an unknown
     packing or embedding form, or a device that cannot be used (see `load`).
     """
-    check_runnable(config)
+    if not config.causal:
+        raise ValueError("random weights are drawn for causal models only, this one is an encoder")
+    capability.check(config, "native" if device == "cpu" else "cuda")
     if device != "cpu":
         return _random_on_device(config, packing, embedding, seed, device, threads, isa)
     threads = checked_threads(threads)

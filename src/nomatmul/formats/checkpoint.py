@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nomatmul.formats import encoder, published, published_encoder
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig, read_json_object
 from nomatmul.formats.errors import FormatError
-from nomatmul.formats.names import tensor_shapes
 from nomatmul.formats.packed_encoder import FORMAT as PACKED_ENCODER_FORMAT
 from nomatmul.formats.packed_layout import FORMAT as PACKED_FORMAT
 from nomatmul.formats.packed_reader import PackedReader
@@ -54,7 +54,7 @@ class Checkpoint:
         self._source = source
         self._stored_names: dict[str, str] = {}
         if source is not None:
-            self._shapes = tensor_shapes(config)
+            self._shapes = architecture_of(config).tensors()
             if reading is not None:
                 self._shapes = encoder.with_classifier(self._shapes, config, reading)
             self._map_names(source)

@@ -271,9 +271,9 @@ class ModelConfig:
 
     def param_count(self) -> int:
         """Return the number of stored parameters (a tied head is counted once)."""
-        from nomatmul.formats.names import tensor_shapes
+        from nomatmul.formats.architecture import architecture_of
 
-        return sum(math.prod(shape) for shape in tensor_shapes(self).values())
+        return architecture_of(self).parameters()
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain dict that `from_dict` turns back into an equal config."""

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nomatmul.formats import capability
 from nomatmul.formats import packed_layout as layout
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig, read_json_object
 from nomatmul.formats.encoder import MAX_LABELS, TASKS, EncoderHead, EncoderReading
 from nomatmul.formats.errors import FormatError
-from nomatmul.formats.names import norm_shapes
 from nomatmul.formats.packed_reader import PackedReader, _read_file
 from nomatmul.formats.packed_writer import PackedWriter
 from nomatmul.formats.quantise import from_bfloat16
@@ -56,22 +57,10 @@ class Forms:
 
 
 def check_encoder(config: ModelConfig) -> None:
-    """Raise ValueError, naming the dial, for a model that no packed encoder can hold."""
-    for dial, wanted in (("causal", False), ("token_mixer", "attention"), ("linear", "dense")):
-        if getattr(config, dial) != wanted:
-            raise ValueError(
-                f"a packed encoder has {dial} {wanted!r}, this model has {getattr(config, dial)!r}"
-            )
-    if config.fff_leaf_width is not None:
-        raise ValueError(
-            f"fff_leaf_width {config.fff_leaf_width}: the leaf form of an FFF cannot be packed;"
-            " nomatmul.models runs it with torch"
-        )
-    if config.fff_gated:
-        raise ValueError(
-            "fff_gated: an encoder's gated trees cannot be packed; nomatmul.models runs them"
-            " with torch"
-        )
+    """Raise ValueError, naming the part, for a model that no packed encoder can hold."""
+    if config.causal:
+        raise ValueError("a packed encoder is not causal, this model is")
+    capability.check(config, "packed")
 
 
 def encoder_tensors(config: ModelConfig, forms: Forms, reading: EncoderReading) -> Tensors:
@@ -94,7 +83,9 @@ def encoder_tensors(config: ModelConfig, forms: Forms, reading: EncoderReading) 
             vectors[f"{name}.row_scale"] = ("F32", (rows, 2))
         if config.fff_bias:
             vectors[f"{name}.bias"] = ("F32", (rows,))
-    vectors |= {name: ("F32", shape) for name, shape in norm_shapes(config).items()}
+    vectors |= {
+        name: ("F32", shape) for name, shape in architecture_of(config).norm_tensors().items()
+    }
     if config.positions == "sinusoidal":
         vectors["position_scale"] = ("F32", (1,))
     if pooler_size(reading):
@@ -137,11 +128,7 @@ def pooler_size(reading: EncoderReading) -> int:
 
 def fff_names(config: ModelConfig) -> list[str]:
     """Names of the FFF layers: "layers.0.channel", ..."""
-    return [
-        f"layers.{layer}.channel"
-        for layer in range(config.num_layers)
-        if config.channel_of(layer) == "fff"
-    ]
+    return list(architecture_of(config).trees())
 
 
 def encoder_config_dict(

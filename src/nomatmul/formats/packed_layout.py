@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from nomatmul.formats import capability
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.errors import FormatError
-from nomatmul.formats.names import linear_shapes, norm_shapes
 from nomatmul.formats.packing import PACKINGS, row_bytes
 
 FORMAT = "nomatmul-packed"
@@ -31,7 +32,8 @@ _CONFIG_KEYS = {"format", "format_version", "packing", "embedding", "model"}
 
 def packed_matrices(config: ModelConfig, packing: str) -> dict[str, tuple[int, str]]:
     """Return {name of a packed tensor: (true length of its rows, "2bit" or "1.6bit")}."""
-    found = {f"{name}.packed": (k, packing) for name, (_, k) in linear_shapes(config).items()}
+    linears = architecture_of(config).linears()
+    found = {f"{name}.packed": (linear.inputs, packing) for name, linear in linears.items()}
     for name, (_, columns) in fff_rows(config).items():
         found[f"{name}.packed"] = (columns, FFF_PACKING)
     return found
@@ -43,11 +45,8 @@ def fff_rows(config: ModelConfig) -> dict[str, tuple[int, int]]:
     Row v holds the node's input weights and, beside them, its output weights, because a visit
     reads both: "layers.N.channel.rows.packed" is [V, 2, bytes of a row of D].
     """
-    return {
-        f"layers.{layer}.channel.rows": (config.tree_rows, config.hidden_size)
-        for layer in range(config.num_layers)
-        if config.channel_of(layer) == "fff"
-    }
+    trees = architecture_of(config).trees()
+    return {f"{name}.rows": (part.rows, part.size) for name, part in trees.items()}
 
 
 def active_rows(config: ModelConfig) -> int:
@@ -67,27 +66,27 @@ def packed_tensors(
     Raises ValueError for a model that cannot be packed or an unknown form.
     """
     check_packable(config, packing, embedding_form)
-    linears = linear_shapes(config)
+    model = architecture_of(config)
+    linears = model.linears()
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {
-        f"{name}.packed": ("U8", (rows, row_bytes(columns, packing)))
-        for name, (rows, columns) in linears.items()
+        f"{name}.packed": ("U8", (linear.outputs, row_bytes(linear.inputs, packing)))
+        for name, linear in linears.items()
     }
     trees = fff_rows(config)
     for name, (rows, columns) in trees.items():
         tensors[f"{name}.packed"] = ("U8", (rows, 2, row_bytes(columns, FFF_PACKING)))
-    for name, (_, columns) in linears.items():
+    for name, linear in linears.items():
         tensors[f"{name}.scale"] = ("F32", (1,))
-        tensors[f"{name}.norm.weight"] = ("F32", (columns,))
+        tensors[f"{name}.norm.weight"] = ("F32", (linear.inputs,))
     for name, (rows, columns) in trees.items():
         channel = name.removesuffix(".rows")
         tensors[f"{name}.scale"] = ("F32", (2,))
         tensors[f"{channel}.norm_in.weight"] = ("F32", (columns,))
         tensors[f"{channel}.norm_out.weight"] = ("F32", (rows,))
-    for name, shape in norm_shapes(config).items():
+    for name, shape in model.norm_tensors().items():
         tensors[name] = ("F32", shape)
-    if config.token_mixer == "mlgru":
-        for layer in range(config.num_layers):
-            tensors[f"layers.{layer}.mixer.lower_bound"] = ("F32", (config.hidden_size,))
+    for name, size in model.lower_bounds().items():
+        tensors[name] = ("F32", (size,))
     table = (config.vocab_size, config.hidden_size)
     if embedding_form == "int8":
         tensors["embedding.scale"] = ("F32", (config.vocab_size,))
@@ -98,25 +97,12 @@ def packed_tensors(
 
 
 def check_packable(config: ModelConfig, packing: str, embedding_form: str) -> None:
-    """Raise ValueError, naming the dial, for a model that a packed directory cannot hold."""
+    """Raise ValueError, naming the part, for a model that a packed directory cannot hold."""
     if config.linear != "ternary":
         raise ValueError(
             f"only linear 'ternary' models can be packed, this one is {config.linear!r}"
         )
-    if config.channel_mixer == "fff" and config.fff_leaf_width is not None:
-        raise ValueError(
-            f"fff_leaf_width {config.fff_leaf_width}: leaves of networks cannot be packed as"
-            " ternary rows; only trees whose every node is a neuron can (fff_leaf_width null)"
-        )
-    wanted: dict[str, object] = {"norm": "rms", "embedding_norm": False}
-    if config.channel_mixer == "fff":
-        wanted |= {"activation": "silu", "fff_gated": False}
-    for dial, legal in wanted.items():
-        if getattr(config, dial) != legal:
-            raise ValueError(
-                f"{dial} {getattr(config, dial)!r} cannot be packed: what runs packed ternary"
-                f" models computes {dial} {legal!r}"
-            )
+    capability.check(config, "packed")
     if packing not in PACKINGS:
         raise ValueError(f"packing {packing!r} is unknown; legal values are '2bit', '1.6bit'")
     if embedding_form not in EMBEDDING_FORMS:

@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nomatmul.formats import capability
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.checkpoint import Checkpoint, open_checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.gates import cumulative_lower_bounds
-from nomatmul.formats.names import has_lower_bounds
 from nomatmul.formats.packed_reader import PackedReader
 from nomatmul.formats.quantise import quantise_weight
 from nomatmul.reference import ops
 from nomatmul.reference.ops import BitLinear, DenseLinear, Float, Linear
-from nomatmul.reference.ternary_fff import TernaryFFF, check_computable
+from nomatmul.reference.ternary_fff import TernaryFFF
 
 
 @dataclass
@@ -73,7 +74,7 @@ class ReferenceModel:
     """
 
     def __init__(self, config: ModelConfig, parts: Parts, lower_bounds_LD: Float) -> None:
-        check_computable(config)
+        capability.check(config, "numpy")
         self.config = config
         self.embedding_VD = parts.vector("embedding.weight")
         self.blocks = [
@@ -106,7 +107,7 @@ class ReferenceModel:
             return TernaryFFF.build(config, name, t_in_VD, t_out_VD, scales, checkpoint.read)
 
         bounds = np.zeros((config.num_layers, config.hidden_size), dtype=np.float32)
-        if has_lower_bounds(config):
+        if architecture_of(config).bounded:
             bounds = cumulative_lower_bounds(checkpoint.read("lower_bounds"))
         return cls(config, Parts(checkpoint.read, linear, fff), bounds)
 
@@ -209,7 +210,7 @@ class Block:
         if config.token_mixer == "mlgru":
             self.g_norm = parts.vector(f"{at}.mixer.g_norm.weight")
         # The first layer has no bound, and neither has a model without the table.
-        bounded = has_lower_bounds(config) and layer > 0
+        bounded = architecture_of(config).bounded and layer > 0
         self.lower_bound_D = lower_bound_D if bounded else None
         self.channel: dict[str, Linear] = {}
         self.fff: TernaryFFF | None = None

@@ -17,23 +17,6 @@ from nomatmul.formats.quantise import quantise_activation
 from nomatmul.reference.ops import Float, rms_norm, silu, ternary_product
 
 
-def check_computable(config: ModelConfig) -> None:
-    """Raise ValueError, naming the dial, for a model that the oracle does not compute."""
-    wanted: dict[str, tuple[object, ...]] = {"norm": ("rms",), "embedding_norm": (False,)}
-    if config.token_mixer == "attention":
-        wanted["positions"] = ("rotary",)
-    if config.channel_mixer == "fff":
-        wanted |= {"linear": ("ternary",), "activation": ("silu",)}
-        wanted |= {"fff_leaf_width": (None,), "fff_gated": (False,)}
-    for dial, legal in wanted.items():
-        if getattr(config, dial) not in legal:
-            names = " or ".join(map(repr, legal))
-            raise ValueError(
-                f"the numpy oracle computes models with {dial} {names}, this one has"
-                f" {getattr(config, dial)!r}; nomatmul.models runs it with torch"
-            )
-
-
 def walk_trees(acc: NDArray[np.int32], trees: int, depth: int) -> NDArray[np.int32]:
     """Return the rows that each token visits, int32 [..., trees * (depth + 1)], tree by tree.
 

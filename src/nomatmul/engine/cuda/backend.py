@@ -22,6 +22,7 @@ from nomatmul.engine.cuda.graphs import Graph, PromptGraph
 from nomatmul.engine.cuda.launch import UNPACK_TOKENS, Stretches
 from nomatmul.engine.cuda.nvrtc import CompileError
 from nomatmul.engine.cuda.probes import Probes
+from nomatmul.formats import capability
 from nomatmul.formats.packed_layout import active_rows
 
 if TYPE_CHECKING:
@@ -76,9 +77,9 @@ class CudaBackend(Probes):
         choice = os.environ.get("NOMATMUL_DECODE", "")
         if choice not in ("", "persistent", "triton"):
             raise ValueError(f"NOMATMUL_DECODE={choice!r} is not known: use persistent or triton")
-        if self.config.channel_mixer == "fff":
+        if not capability.runs(self.config, "persistent"):
             if choice == "persistent":
-                raise ValueError("NOMATMUL_DECODE=persistent: that kernel has no channel_mixer fff")
+                capability.check(self.config, "persistent")
             return None
         if self.device.type != "cuda" or choice == "triton":
             return None

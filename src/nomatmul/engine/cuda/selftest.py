@@ -9,8 +9,8 @@ import torch
 
 from nomatmul.engine.cuda.opening import open_random
 from nomatmul.engine.cuda.weights import device_row_bytes
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.names import linear_shapes
 from nomatmul.formats.packed_layout import fff_rows
 from nomatmul.reference.ternary_fff import walk_trees
 
@@ -91,9 +91,9 @@ def _walks(backend: Any, rng: np.random.Generator) -> bool:
 
 
 def _accumulators(backend: Any, rng: np.random.Generator, tokens: int) -> bool:
-    for name, (_, columns) in linear_shapes(CONFIG).items():
-        q_TK = rng.integers(-128, 128, (tokens, columns)).astype(np.int8)
-        expected = q_TK.astype(np.int64) @ _ternary(backend, name, columns).T
+    for name, linear in architecture_of(CONFIG).linears().items():
+        q_TK = rng.integers(-128, 128, (tokens, linear.inputs)).astype(np.int8)
+        expected = q_TK.astype(np.int64) @ _ternary(backend, name, linear.inputs).T
         if not np.array_equal(backend.accumulate(name, q_TK), expected):
             return False
     return True

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nomatmul.formats.names import linear_shapes
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.packed_layout import active_rows, fff_rows
 from nomatmul.formats.packing import row_bytes
 
@@ -218,8 +218,8 @@ def random_weights(
             tensor.copy_((steps if config.use_lower_bound else steps * 0)[:, None])
         else:
             tensor.normal_(1.0, 0.1, generator=random)
-    for name, (_, columns) in linear_shapes(config).items():
-        weights.beta[name] = _even(columns)
+    for name, linear in architecture_of(config).linears().items():
+        weights.beta[name] = _even(linear.inputs)
     for name, (_, columns) in fff_rows(config).items():
         weights.beta[f"{name}.in"] = _even(columns)
         weights.beta[f"{name}.out"] = _even(active_rows(config))
