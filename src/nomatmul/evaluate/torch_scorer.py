@@ -70,11 +70,13 @@ class TorchScorer:
             return np.concatenate([part.double().cpu().numpy() for part in parts])
 
     def _recurrent(self, ids_T: torch.Tensor) -> Iterator[torch.Tensor]:
+        from nomatmul.models.cache import cache_of
+
         past = None
         for start in range(0, len(ids_T) - 1, CHUNK):
             end = min(start + CHUNK, len(ids_T) - 1)
-            out = self.model(ids_T[None, start:end], past_key_values=past, use_cache=True)
-            past = out.past_key_values
+            out = self.model(ids_T[None, start:end], cache=past, use_cache=True)
+            past = cache_of(out)
             yield _pick(out.logits[0], ids_T[start + 1 : end + 1])
 
     def _windows(self, ids_T: torch.Tensor) -> Iterator[torch.Tensor]:

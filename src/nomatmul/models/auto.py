@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from nomatmul.models.causal_lm import CausalLM
 from nomatmul.models.classifiers import (
@@ -49,3 +50,5 @@ def register() -> None:
             # Only a name for transformers' table: published configs are translated before use.
             name = type(f"_Published{model.__name__}", (model,), {"config_class": published})
             auto.register(published, name, exist_ok=True)
+    # Trainer's label smoothing shifts the labels of the classes in this table, and of no others.
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[CausalLMConfig.model_type] = CausalLM.__name__

@@ -17,9 +17,19 @@ from nomatmul.models.block import RECOMPUTE, Block, fused_wanted, watched
 from nomatmul.models.fff import FFFTraining, auxiliary_loss, set_fff_training
 from nomatmul.models.layers import BitLinear, DenseLinear
 from nomatmul.models.loading import load_pretrained, save_tokenizer
-from nomatmul.ops.loss import chunked_cross_entropy, linear_cross_entropy
+from nomatmul.ops.loss import IGNORE_INDEX, chunked_cross_entropy, linear_cross_entropy
 
 _ID_TYPES = (torch.int64, torch.int32)  # what nn.Embedding takes
+
+
+def share_of_batch(loss: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
+    """A mean over the labels that are not -100 as a share of a batch with `items` such labels.
+
+    So the losses of micro-batches add up to the mean of the whole batch; None leaves the mean.
+    """
+    if items is None:
+        return loss
+    return loss * ((labels != IGNORE_INDEX).sum() / items)
 
 
 class TextModel(PreTrainedModel):
@@ -31,7 +41,7 @@ class TextModel(PreTrainedModel):
     base_model_prefix = ""
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False
+    accepts_loss_kwargs = True  # num_items_in_batch, see `share_of_batch`
     _no_split_modules = ["Block"]  # noqa: RUF012 (transformers' form)
     _supports_sdpa = True
 
@@ -126,6 +136,19 @@ class TextModel(PreTrainedModel):
     def auxiliary_loss(self) -> Tensor:
         """The weighted auxiliary losses of the last forward pass, a scalar; see `models.fff`."""
         return auxiliary_loss(self)
+
+    # -- what every `forward` does with its switches ----------------------------------------------
+
+    def _collector(self, wanted: bool | None) -> list[Tensor] | None:
+        """Where hidden states are collected; None if neither the caller nor the config asks."""
+        return [] if (self.config.output_hidden_states if wanted is None else wanted) else None
+
+    def _answer(self, output: Any, collect: list[Tensor] | None, return_dict: bool | None) -> Any:
+        """The output with its hidden states, as a tuple if the caller or the config wants one."""
+        if collect is not None:
+            output.hidden_states = tuple(collect)
+        wanted = self.config.return_dict if return_dict is None else return_dict
+        return output if wanted else output.to_tuple()
 
     # -- inputs and the head's loss -------------------------------------------------------------
 

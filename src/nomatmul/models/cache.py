@@ -1,12 +1,55 @@
 """What a sequence leaves behind: the recurrent state of an MLGRU model.
 
+Also the one place that knows how transformers names the argument that carries it: `cache` since
+5.2x, `past_key_values` before. Our `forward` and `generate` take both with every version.
+
 Shape suffixes: B sequences, D hidden.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+CACHE_NAMES = ["cache", "past_key_values"]
+_FIELDS = {field.name for field in dataclasses.fields(CausalLMOutputWithPast)}
+LIBRARY_NAME = next(name for name in CACHE_NAMES if name in _FIELDS)
+"""What this version of transformers calls the cache, in arguments and outputs."""
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def one_cache(given: dict[str, Any], name: str) -> dict[str, Any]:
+    """`given` with the cache, whatever its name there, under `name`.
+
+    Raises ValueError if they are two.
+    """
+    found = [given[n] for n in CACHE_NAMES if given.get(n) is not None]
+    if len({id(cache) for cache in found}) > 1:
+        raise ValueError(f"two caches were given, as {' and as '.join(CACHE_NAMES)}: give one")
+    rest = {n: value for n, value in given.items() if n not in CACHE_NAMES}
+    return {**rest, name: found[0]} if found else rest
+
+
+def takes_cache(function: _Function) -> _Function:
+    """Let a method with the argument `cache` take it under every name that transformers has."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **one_cache(kwargs, "cache"))
+
+    return call  # type: ignore[return-value]
+
+
+def cache_of(output: Any) -> Any:
+    """The cache in a model's output."""
+    return getattr(output, LIBRARY_NAME)
 
 
 class RecurrentCache:
@@ -25,6 +68,11 @@ class RecurrentCache:
     def __len__(self) -> int:
         return len(self.states)
 
+    @property
+    def is_linear(self) -> list[bool]:
+        """False for each layer: to transformers, a linear cache cannot tell what it has seen."""
+        return [False] * len(self.states)
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Number of positions (padding included) that went into the state."""
         return self.seen
@@ -32,6 +80,8 @@ class RecurrentCache:
     def get_max_length(self, layer_idx: int | None = None) -> int:
         """-1: a recurrent state has no longest sequence."""
         return -1
+
+    get_max_cache_shape = get_max_length
 
     def fork(self) -> RecurrentCache:
         """An independent copy."""

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from nomatmul.models.arguments import refuse_unknown
 from nomatmul.models.attention import Attention, attention_bias, rotary_angles
-from nomatmul.models.base import TextModel
+from nomatmul.models.base import TextModel, share_of_batch
 from nomatmul.models.block import Block
-from nomatmul.models.cache import RecurrentCache
+from nomatmul.models.cache import LIBRARY_NAME, RecurrentCache, one_cache, takes_cache
 from nomatmul.models.config import CausalLMConfig
 from nomatmul.models.fff import FFF
 from nomatmul.models.fff_leaf import LeafFFF
@@ -86,6 +87,7 @@ class CausalLM(TextModel, GenerationMixin):
             model.hidden_size, model.vocab_size, model.linear, model.linear_norm_eps
         )
         self.gradient_checkpointing = False
+        self.loss_type = "ForCausalLM"  # Trainer then does not count the first label of a row
         self._plan_initial_weights()
         self.post_init()
 
@@ -94,6 +96,20 @@ class CausalLM(TextModel, GenerationMixin):
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # forward makes the cache that its token mixer needs
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `generate`; the cache may have either of its names.
+
+        Equal with and without cache, for greedy, sampled and beam search. Assisted generation is
+        refused: it rolls the cache back, which a recurrent state cannot be.
+        """
+        kwargs = one_cache(kwargs, LIBRARY_NAME)
+        plan = kwargs.get("generation_config") or self.generation_config
+        chunk = kwargs.get("prefill_chunk_size") or getattr(plan, "prefill_chunk_size", None)
+        wanted = kwargs.get("use_cache", getattr(plan, "use_cache", None)) is not False
+        if chunk is not None and wanted and LIBRARY_NAME not in kwargs:
+            kwargs[LIBRARY_NAME] = self._cache(None, True)  # chunks need one from the start
+        return super().generate(*args, **kwargs)
 
     def _plan_initial_weights(self) -> None:
         """Tell each linear layer its standard deviation; MLGRU's keep Xavier-uniform.
@@ -190,8 +206,8 @@ class CausalLM(TextModel, GenerationMixin):
         head_size = self.config.hidden_size // self.config.num_heads
         return bias, rotary_angles(position_ids, head_size, self.config.rope_theta)
 
-    def _cache(self, past_key_values: Any, use_cache: bool | None) -> Any:
-        if past_key_values is None:
+    def _cache(self, cache: Any, use_cache: bool | None) -> Any:
+        if cache is None:
             wanted = use_cache
             if wanted is None:
                 wanted = self.config.use_cache and not self.training
@@ -199,38 +215,46 @@ class CausalLM(TextModel, GenerationMixin):
                 return None
             recurrent = self.config.token_mixer == "mlgru"
             return RecurrentCache(len(self.layers)) if recurrent else DynamicCache()
-        if self.config.token_mixer == "mlgru" and not isinstance(past_key_values, RecurrentCache):
+        if self.config.token_mixer == "mlgru" and not isinstance(cache, RecurrentCache):
             raise ValueError(
-                f"past_key_values of type {type(past_key_values).__name__} does not fit: an MLGRU "
-                "model keeps a RecurrentCache"
+                f"a cache of type {type(cache).__name__} does not fit: an MLGRU model keeps a "
+                "RecurrentCache"
             )
-        return past_key_values
+        return cache
 
+    @takes_cache
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         use_cache: bool | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> Any:
         """Logits [B, T, V] of the next token at each position, and the loss if labels are given.
 
-        input_ids: integers [B, T]; attention_mask: [B, S], 0 for left padding; labels: [B, T],
+        input_ids: integers [B, T]; attention_mask: [B, S], 0 for padding, anywhere in a row: such
+        positions are as if they were not there (their own logits mean nothing). labels: [B, T],
         the same ids (they are shifted here), -100 where nothing is to be learnt. In training mode
-        with labels the logits are not returned. past_key_values: from an earlier output; it is
-        changed in place. logits_to_keep: only the last so many positions, 0 for all.
+        with labels the logits are not returned. num_items_in_batch: what the sum of the losses is
+        divided by, None for the number of labels. cache: from an earlier output (transformers'
+        older name for it is taken, too); it is changed in place, and padding of the past counts
+        as padding only if attention_mask covers the past. logits_to_keep: only the last so many
+        positions, 0 for all, or a tensor of their indices.
 
-        Returns CausalLMOutputWithPast, or its tuple when return_dict is False.
+        Returns CausalLMOutputWithPast, or its tuple when return_dict is False. Raises ValueError
+        for an argument that is unknown.
         """
-        cache = self._cache(past_key_values, use_cache)
-        collect: list[Tensor] | None = [] if output_hidden_states else None
+        refuse_unknown("CausalLM.forward", kwargs)
+        cache = self._cache(cache, use_cache)
+        collect = self._collector(output_hidden_states)
         hidden = self.hidden(
             input_ids,
             attention_mask,
@@ -242,15 +266,14 @@ class CausalLM(TextModel, GenerationMixin):
         loss = logits = None
         if labels is not None:
             loss, _ = self.loss_of_hidden(hidden[:, :-1], labels[:, 1:])
+            loss = share_of_batch(loss, labels[:, 1:], num_items_in_batch)
         if labels is None or not self.training:
-            logits = self.head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
-        output = CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=cache,
-            hidden_states=None if collect is None else tuple(collect),
-        )
-        return output.to_tuple() if return_dict is False else output
+            kept = (
+                slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            )
+            logits = self.head(hidden[:, kept])
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, **{LIBRARY_NAME: cache})
+        return self._answer(output, collect, return_dict)
 
     def loss(self, input_ids: Tensor, targets: Tensor, *, chunk: int = 0) -> tuple[Tensor, Tensor]:
         """(mean cross-entropy in nats, z) of targets [B, T] given input_ids [B, T], not shifted.

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
 from nomatmul.formats.config import ModelConfig
+from nomatmul.models.arguments import refuse_unknown
+from nomatmul.models.base import share_of_batch
 from nomatmul.models.encoder import EncoderBase
 from nomatmul.ops.loss import IGNORE_INDEX
 
@@ -80,14 +82,17 @@ class EncoderForSequenceClassification(_Classifier):
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> Any:
         """Logits [B, C], and the loss if labels are given: [B], or [B, C] for several questions.
 
+        num_items_in_batch: what the sum of the losses is divided by, None for the number of labels.
         Returns SequenceClassifierOutput, or its tuple when return_dict is False. Raises ValueError
-        for labels out of range.
+        for labels out of range and for an argument that is unknown.
         """
-        collect: list[Tensor] | None = [] if output_hidden_states else None
+        refuse_unknown("EncoderForSequenceClassification.forward", kwargs)
+        collect = self._collector(output_hidden_states)
         hidden = self.hidden(
             input_ids, attention_mask, inputs_embeds=inputs_embeds, collect=collect
         )
@@ -95,10 +100,13 @@ class EncoderForSequenceClassification(_Classifier):
         if hasattr(self, "pooler"):
             x = self.pooler(x)
         logits = self._classify(_ACTIVATIONS[self.config.pooler_activation](x))
-        loss = None if labels is None else self._loss(logits.float(), labels)
-        states = None if collect is None else tuple(collect)
-        output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=states)
-        return output.to_tuple() if return_dict is False else output
+        loss = None
+        if labels is not None:
+            loss = self._loss(logits.float(), labels)
+            loss = share_of_batch(loss, labels, num_items_in_batch)
+        return self._answer(
+            SequenceClassifierOutput(loss=loss, logits=logits), collect, return_dict
+        )
 
     def _loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
         kind: str | None = self.config.problem_type
@@ -135,14 +143,17 @@ class EncoderForTokenClassification(_Classifier):
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> Any:
         """Logits [B, T, C], and the mean loss of the labels [B, T] that are not -100.
 
+        num_items_in_batch: what the sum of the losses is divided by, None for the number of labels.
         Returns TokenClassifierOutput, or its tuple when return_dict is False. Raises ValueError for
-        labels out of range.
+        labels out of range and for an argument that is unknown.
         """
-        collect: list[Tensor] | None = [] if output_hidden_states else None
+        refuse_unknown("EncoderForTokenClassification.forward", kwargs)
+        collect = self._collector(output_hidden_states)
         hidden = self.hidden(
             input_ids, attention_mask, inputs_embeds=inputs_embeds, collect=collect
         )
@@ -155,6 +166,5 @@ class EncoderForTokenClassification(_Classifier):
             self._check_classes(labels)
             flat = logits.float().flatten(0, 1)
             loss = F.cross_entropy(flat, labels.reshape(-1).long(), ignore_index=IGNORE_INDEX)
-        states = None if collect is None else tuple(collect)
-        output = TokenClassifierOutput(loss=loss, logits=logits, hidden_states=states)
-        return output.to_tuple() if return_dict is False else output
+            loss = share_of_batch(loss, labels, num_items_in_batch)
+        return self._answer(TokenClassifierOutput(loss=loss, logits=logits), collect, return_dict)

@@ -15,6 +15,7 @@ from nomatmul.formats.encoder import (
     EncoderHead,
     reading_of,
 )
+from nomatmul.models.cache import CACHE_NAMES
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 _ALIASES = {
@@ -46,7 +47,7 @@ class CausalLMConfig(PretrainedConfig):
 
     model_type = "nomatmul"
     attribute_map = _ALIASES
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = [*CACHE_NAMES, "hidden_states"]  # noqa: RUF012 (transformers' form)
 
     def __init__(
         self,

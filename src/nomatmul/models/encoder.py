@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from nomatmul.formats.config import ModelConfig
+from nomatmul.models.arguments import refuse_unknown
 from nomatmul.models.attention import Attention, padding_bias, rotary_angles
 from nomatmul.models.base import TextModel
 from nomatmul.models.block import Block
@@ -201,9 +202,11 @@ class Encoder(EncoderBase):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Hidden states, in transformers' BaseModelOutput. Token types, if given, mean nothing."""
-        collect: list[Tensor] | None = [] if output_hidden_states else None
+        """Hidden states, in transformers' BaseModelOutput. Token types, if given, mean nothing.
+
+        Raises ValueError for an argument that is unknown.
+        """
+        refuse_unknown("Encoder.forward", kwargs)
+        collect = self._collector(output_hidden_states)
         x = self.hidden(input_ids, attention_mask, inputs_embeds=inputs_embeds, collect=collect)
-        states = None if collect is None else tuple(collect)
-        output = BaseModelOutput(last_hidden_state=x, hidden_states=states)
-        return output.to_tuple() if return_dict is False else output
+        return self._answer(BaseModelOutput(last_hidden_state=x), collect, return_dict)

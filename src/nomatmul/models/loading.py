@@ -151,6 +151,7 @@ def _load_published(cls: Any, path: Path, config: dict[str, Any], kwargs: dict[s
     checkpoint = open_checkpoint(path)
     with torch.device("meta"):
         model = cls(_config_of_published(cls, path, checkpoint, kwargs))
+    model.tie_weights()  # not all versions of transformers tie what lies on the meta device
     expected = dict(model.named_parameters())
     names = set(checkpoint.names())
     missing = set(expected) - names

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import MaskedLMOutput
 
 from nomatmul.formats.config import ModelConfig
+from nomatmul.models.arguments import refuse_unknown
+from nomatmul.models.base import share_of_batch
 from nomatmul.models.encoder import EncoderBase
 from nomatmul.models.layers import make_linear
 from nomatmul.ops.loss import IGNORE_INDEX
@@ -98,16 +100,19 @@ class MaskedLM(EncoderBase):
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> Any:
         """Logits [B, T, V] at each position, and the loss if labels are given.
 
         input_ids: integers [B, T]; attention_mask: [B, T], 0 for padding; labels: [B, T], -100
         where nothing is to be guessed. In training mode with labels the logits are not returned.
-        Token types, if given, mean nothing. Returns MaskedLMOutput, or its tuple when return_dict
-        is False.
+        num_items_in_batch: what the sum of the losses is divided by, None for the number of
+        labels. Token types, if given, mean nothing. Returns MaskedLMOutput, or its tuple when
+        return_dict is False. Raises ValueError for an argument that is unknown.
         """
-        collect: list[Tensor] | None = [] if output_hidden_states else None
+        refuse_unknown("MaskedLM.forward", kwargs)
+        collect = self._collector(output_hidden_states)
         hidden = self.hidden(
             input_ids, attention_mask, inputs_embeds=inputs_embeds, collect=collect
         )
@@ -115,8 +120,7 @@ class MaskedLM(EncoderBase):
         if labels is not None:
             self._check_labels(hidden, labels)
             loss, _ = self._loss_of_labels(hidden, labels, 0, None)
+            loss = share_of_batch(loss, labels, num_items_in_batch)
         if labels is None or not self.training:
             logits = self.head(hidden)
-        states = None if collect is None else tuple(collect)
-        output = MaskedLMOutput(loss=loss, logits=logits, hidden_states=states)
-        return output.to_tuple() if return_dict is False else output
+        return self._answer(MaskedLMOutput(loss=loss, logits=logits), collect, return_dict)

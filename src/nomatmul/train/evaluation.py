@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from nomatmul.models.cache import cache_of
 from nomatmul.train.batches import held_out_batches, held_out_length, held_out_masked
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.masking import Masking
@@ -197,9 +198,9 @@ def sample_text(
     with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config, device)):
         for _ in range(min(config.sample_tokens, config.model.max_position_embeddings - len(ids))):
             result = model(
-                input_ids=torch.tensor([fed], device=device), past_key_values=cache, use_cache=True
+                input_ids=torch.tensor([fed], device=device), cache=cache, use_cache=True
             )
-            cache = result.past_key_values
+            cache = cache_of(result)
             values, indices = (
                 result.logits[0, -1].float().cpu().topk(min(top_k, config.model.vocab_size))
             )
