@@ -124,13 +124,16 @@ def test_batched_is_alone(model, rng):
     assert_same(batched, alone)
 
 
-def test_left_padded_is_unpadded(model, rng):
+@pytest.mark.parametrize("mask", ["0000111111", "1111110000", "0110110101"])
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_padded_is_unpadded(model, rng, mask, chunk):
     ids = ids_for(model, rng, 1, 6)
-    padded = np.concatenate([ids_for(model, rng, 1, 4), ids], axis=1)
-    mask = np.array([[0] * 4 + [1] * 6])
-    first = model.forward(padded, mask)
+    mask = np.array([[int(c) for c in mask]])
+    padded = ids_for(model, rng, 1, 10)
+    padded[mask == 1] = ids
+    first = model.forward(padded, mask, chunk=chunk)
     plain = model.forward(ids)
-    assert_same(first.logits_BTV[:, 4:], plain.logits_BTV)
+    assert_same(first.logits_BTV[mask == 1][None], plain.logits_BTV)
     following = ids_for(model, rng, 1, 3)
     np.testing.assert_array_equal(first.state.positions_B, plain.state.positions_B)
     padded_on = model.forward(following, state=first.state).logits_BTV

@@ -56,7 +56,8 @@ class MLGRU(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The output [B, T, D] and the state after the last step, float32 [B, D].
 
-        attention_mask: [B, T], 0 where a position is left padding: it adds nothing to the state.
+        attention_mask: [B, T], 0 where a position is padding, anywhere in a row: the state stays as
+        it was there.
         lower_bound: [D] in [0, 1), what the forget gate cannot fall below; None means zero.
         state: float32 [B, D] from an earlier call; None means zeros.
         """
@@ -68,8 +69,10 @@ class MLGRU(nn.Module):
             bound = lower_bound.float()
             f = bound + (1.0 - bound) * f
         i = F.silu(self.i_proj(x, rms).float()) * (1.0 - f)
-        if attention_mask is not None:
-            i = i * attention_mask.unsqueeze(-1).to(i.dtype)
+        if attention_mask is not None:  # such a step adds nothing and forgets nothing
+            real_BT1 = attention_mask.unsqueeze(-1)
+            i = i * real_BT1.to(i.dtype)
+            f = torch.where(real_BT1.bool(), f, 1.0)
         h, last = mlgru_scan(i, f, state)
         g = self.g_proj(x, rms)
         mixed = self.g_norm(g.float()) * F.silu(h)

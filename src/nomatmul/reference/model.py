@@ -152,7 +152,7 @@ class ReferenceModel:
     ) -> Output:
         """Run ids int [B, T] (or [T]) through the model, after `state` where one is given.
 
-        attention_mask [B, T] holds 1 for tokens and 0 for left padding. `chunk` computes MLGRU
+        attention_mask [B, T] holds 1 for tokens and 0 for padding, anywhere. `chunk` computes MLGRU
         by chunks of that many tokens instead of token by token. Raises ValueError for ids
         outside the vocabulary, an empty input or a mask of another shape or with other values.
         """
@@ -261,6 +261,7 @@ class Block:
             self.mixer["i"](x_BTD), self.mixer["f"](x_BTD), self.lower_bound_D
         )
         i_BTD = i_BTD * mask_BT[..., None].astype(np.float32)
+        f_BTD = np.where(mask_BT[..., None], f_BTD, np.float32(1))
         if chunk is None:
             h_BTD, last = ops.mlgru_recurrent(i_BTD, f_BTD, state.h_BD)
         else:
