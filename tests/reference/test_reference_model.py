@@ -130,7 +130,7 @@ def test_padded_is_unpadded(model, rng, mask, chunk):
     ids = ids_for(model, rng, 1, 6)
     mask = np.array([[int(c) for c in mask]])
     padded = ids_for(model, rng, 1, 10)
-    padded[mask == 1] = ids
+    padded[mask == 1] = ids[0]
     first = model.forward(padded, mask, chunk=chunk)
     plain = model.forward(ids)
     assert_same(first.logits_BTV[mask == 1][None], plain.logits_BTV)
