@@ -20,7 +20,6 @@ from nomatmul import cli  # noqa: E402
 from nomatmul.finetune import FinetuneConfig, TaskReport, find_task, finetune  # noqa: E402
 from nomatmul.finetune.data import encode, scoring_batches, training_batches  # noqa: E402
 from nomatmul.finetune.loop import Settings, _optimizer, loss_of, rate_at, score  # noqa: E402
-from nomatmul.finetune.run import model_directory  # noqa: E402
 from nomatmul.finetune.sources import load_rows  # noqa: E402
 from nomatmul.finetune.tsv import Rows  # noqa: E402
 from nomatmul.models import EncoderForSequenceClassification, LeafFFF, MaskedLM  # noqa: E402
@@ -255,7 +254,6 @@ def test_bad_input_is_named(encoder: Path, glue: Path, tmp_path: Path) -> None:
     refused("dev.tsv, line 2: label '2' is not one of 0, 1", data=tmp_path)
     few = write(tmp_path / "few.tsv", sentences(5, 0))
     refused("too few to hold some out", task=find_task(str(few)), data=few)
-    assert model_directory(encoder) == encoder / "model"
     for name, value in (("seeds", 0), ("epochs", 0), ("batch_size", -1), ("learning_rate", 0.0)):
         with pytest.raises(ValueError, match=f"{name} {value}"):
             dataclasses.replace(CONFIG, **{name: value})

@@ -71,16 +71,16 @@ def train_here(config: TrainConfig, text: Path, out: Path, **options: Any) -> An
     return run(config, [str(text)], out, workers=1, device="cpu", quiet=True, **options)
 
 
-def _job(config: dict, text: str, out: str) -> None:
+def _job(config: dict, text: str, out: str, options: dict[str, Any]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    result = train_here(TrainConfig.from_dict(config), Path(text), Path(out))
+    result = train_here(TrainConfig.from_dict(config), Path(text), Path(out), **options)
     sys.exit({"finished": 0, "stopped": 64, "interrupted": 65}[result.status])
 
 
-def start(config: TrainConfig, text: Path, out: Path) -> BaseProcess:
-    process = _CONTEXT.Process(target=_job, args=(config.to_dict(), str(text), str(out)))
+def start(config: TrainConfig, text: Path, out: Path, **options: Any) -> BaseProcess:
+    process = _CONTEXT.Process(target=_job, args=(config.to_dict(), str(text), str(out), options))
     process.start()
     return process
 

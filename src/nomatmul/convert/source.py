@@ -8,35 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.errors import FormatError
 from nomatmul.formats.packed_layout import TOKENIZER_FILE
+from nomatmul.formats.runs import find_checkpoint
 from nomatmul.formats.tokenizer import load_tokenizer
 
+__all__ = ["SENTENCEPIECE_FILE", "find_checkpoint", "prepare_tokenizer"]
+
 SENTENCEPIECE_FILE = "tokenizer.model"
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint directory that `path` means.
-
-    A directory with a config.json is one itself; in the directory of a training run the finished
-    model is taken, else the latest checkpoint. Raises FormatError when there is none.
-    """
-    if not path.exists():
-        raise FormatError(f"{path} does not exist")
-    if not path.is_dir():
-        raise FormatError(f"{path} is a file; a model is a directory with a config.json")
-    if (path / "config.json").is_file():
-        return path
-    if (path / "model" / "config.json").is_file():
-        return path / "model"
-    found = sorted(path.glob("checkpoints/step-*/config.json"))
-    if not found:
-        raise FormatError(f"{path} holds no model: it has no config.json and no checkpoints/")
-    with contextlib.suppress(OSError, ValueError):  # the newest is a good answer without it too
-        latest = path / "checkpoints" / (path / "checkpoints" / "latest").read_text("utf-8").strip()
-        if latest / "config.json" in found:
-            return latest
-    return found[-1].parent
 
 
 @contextlib.contextmanager

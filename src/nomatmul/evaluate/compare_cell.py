@@ -295,9 +295,10 @@ def _summary(row: dict[str, Any]) -> str:
 def save_model(trainee: Trainee, directory: Path) -> None:
     """The trained model as a directory that `nomatmul` commands and transformers read."""
     from nomatmul.train.checkpoints import write_model
+    from nomatmul.train.files import new_directory
 
-    directory.mkdir(parents=True, exist_ok=True)
-    write_model(trainee.model, trainee.texts.train.tokenizer, directory)
+    with new_directory(directory) as temporary:
+        write_model(trainee.model, trainee.texts.train.tokenizer, temporary)
 
 
 def main() -> None:

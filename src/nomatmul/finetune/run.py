@@ -24,6 +24,7 @@ from nomatmul.finetune.results import data_digest, model_sha256, read_result
 from nomatmul.finetune.sources import load_rows
 from nomatmul.finetune.tasks import Task
 from nomatmul.finetune.tsv import Rows
+from nomatmul.formats.runs import find_checkpoint
 from nomatmul.models.classifiers import EncoderForSequenceClassification
 from nomatmul.train.files import new_directory, write_json
 from nomatmul.train.metrics import Console, duration
@@ -114,18 +115,10 @@ def finetune(
 
     config = config or FinetuneConfig()
     console, place = Console(quiet), pick_device(device)
-    source = model_directory(model)
+    source = find_checkpoint(Path(model))
     rows, names = load_rows(task, data, held_out)
     work = _Work(source, task, config, Path(out) / task.name, place, console, names)
     return work.run(rows)
-
-
-def model_directory(path: str | Path) -> Path:
-    """The directory itself, or the finished model of a training run."""
-    path = Path(path)
-    if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
-        return path / "model"
-    return path
 
 
 @dataclasses.dataclass

@@ -48,6 +48,18 @@ def named(error: BaseException, path: Path) -> BaseException:
     return error
 
 
+def share_files(directory: Path) -> None:
+    """Give all files in a directory that this process made the permissions of its new files.
+
+    The process's umask has decided the directory's own. Libraries that write through temporary
+    files (safetensors) leave theirs to the owner alone.
+    """
+    mode = directory.stat().st_mode & 0o666
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
 def sync_directory(path: Path) -> None:
     """Make renames in `path` last. Not every file system can: then nothing happens."""
     try:

@@ -7,8 +7,8 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
-import tempfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -185,8 +185,9 @@ class PackedWriter:
     def _begin(self, files: dict[str, bytes]) -> None:
         parent = self.dst.parent
         parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = Path(tempfile.mkdtemp(prefix=f".{self.dst.name}.part-", dir=parent))
-        self._temporary.chmod(0o755)
+        temporary = parent / f".{self.dst.name}.part-{secrets.token_hex(4)}"
+        temporary.mkdir()
+        self._temporary = temporary
         for name, data in files.items():
             with open(self._temporary / name, "wb") as file:
                 file.write(data)

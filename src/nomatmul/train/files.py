@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nomatmul.formats.atomic import sync_directory, write_file
+from nomatmul.formats.atomic import share_files, sync_directory, write_file
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -30,6 +30,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        share_files(temporary)
         for file in temporary.rglob("*"):
             if file.is_file():
                 sync_file(file)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from nomatmul.formats.runs import MODEL_STEP_FILE
 from nomatmul.train.batches import WindowOrder
 from nomatmul.train.checkpoints import (
     CheckpointError,
@@ -19,7 +20,7 @@ from nomatmul.train.checkpoints import (
     write_model,
 )
 from nomatmul.train.config import TrainConfig, differences
-from nomatmul.train.files import new_directory
+from nomatmul.train.files import new_directory, write_json
 from nomatmul.train.memory import MemoryPlan, plan_memory
 from nomatmul.train.metrics import Console, read_metrics
 from nomatmul.train.micro_step import wants_graph
@@ -244,6 +245,7 @@ class _Job:
         def write() -> None:
             with new_directory(path) as temporary:
                 write_model(trainer.model, trainer.tokenizer, temporary, weights)
+                write_json(temporary / MODEL_STEP_FILE, {"step": trainer.step})
 
         try:
             self.ranks.on_first("exporting the model", write)

@@ -1,0 +1,83 @@
+"""Where the newest weights lie in the directory of a training run or of a fine-tuning."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from pathlib import Path
+
+from nomatmul.formats.errors import FormatError
+
+MODEL_STEP_FILE = "training.json"  # in the finished model of a run: the step it is of
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint directory that `path` means.
+
+    A directory with a config.json is one itself. In the directory of a training run the newest
+    weights are taken: the finished model, or the latest checkpoint where the run has not finished
+    or has been continued since (a warning says so, with its step). In that of a fine-tuning it is
+    the best seed's model. Raises FormatError when there is none, or several tasks have one.
+    """
+    if not path.exists():
+        raise FormatError(f"{path} does not exist")
+    if not path.is_dir():
+        raise FormatError(f"{path} is a file; a model is a directory with a config.json")
+    if (path / "config.json").is_file():
+        return path
+    model, latest = path / "model", _latest_checkpoint(path)
+    finished = (model / "config.json").is_file()
+    if latest is None:
+        return model if finished else _fine_tuned(path)
+    if finished and not _is_newer(latest, model):
+        return model
+    what = f"the finished model in {model} is older" if finished else "the run has not finished"
+    warnings.warn(f"{path}: taking its checkpoint {latest.name}; {what}", stacklevel=2)
+    return latest
+
+
+def _latest_checkpoint(path: Path) -> Path | None:
+    """Of a training run: what `checkpoints/latest` names, else the one of the last step."""
+    found = sorted(path.glob("checkpoints/step-*/config.json"))
+    if not found:
+        return None
+    with contextlib.suppress(OSError, ValueError):  # the last is a good answer without it too
+        latest = path / "checkpoints" / (path / "checkpoints" / "latest").read_text("utf-8").strip()
+        if latest / "config.json" in found:
+            return latest
+    return found[-1].parent
+
+
+def _is_newer(checkpoint: Path, model: Path) -> bool:
+    """Whether the run went on after its finished model was written: by steps, else by time."""
+    steps = _step(checkpoint / "state.json"), _step(model / MODEL_STEP_FILE)
+    if steps[0] is not None and steps[1] is not None:
+        return steps[0] > steps[1]
+    return _written(checkpoint) > _written(model)
+
+
+def _step(file: Path) -> int | None:
+    try:
+        return int(json.loads(file.read_text("utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError):  # of an older run: the time tells
+        return None
+
+
+def _written(directory: Path) -> int:
+    files = [*directory.glob("*.safetensors"), *directory.glob("pytorch_model*.bin")]
+    return max((file.stat().st_mtime_ns for file in files), default=0)
+
+
+def _fine_tuned(path: Path) -> Path:
+    """The model in a directory of `nomatmul finetune`, which has one a task."""
+    tasks = sorted(file.parent.parent for file in path.glob("*/model/config.json"))
+    if len(tasks) == 1:
+        return tasks[0] / "model"
+    if tasks:
+        names = ", ".join(task.name for task in tasks)
+        raise FormatError(f"{path} holds models of several tasks ({names}): give {tasks[0]}")
+    raise FormatError(
+        f"{path} holds no model: no config.json, no checkpoints/, no task whose fine-tuning has "
+        "finished a seed"
+    )

@@ -1,0 +1,72 @@
+"""The newest weights of a run are taken, whatever the run is."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+
+from nomatmul.formats.errors import FormatError
+from nomatmul.formats.runs import MODEL_STEP_FILE, find_checkpoint
+
+
+def weights(directory: Path, at: int, **files: dict) -> Path:
+    """A model's files, written at second `at`."""
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text("{}")
+    (directory / "model.safetensors").write_bytes(b"")
+    os.utime(directory / "model.safetensors", (at, at))
+    for name, value in files.items():
+        (directory / f"{name}.json").write_text(json.dumps(value))
+    return directory
+
+
+def found(path: Path) -> tuple[Path, str]:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        directory = find_checkpoint(path)
+    return directory, " ".join(str(warning.message) for warning in told)
+
+
+def test_a_run_without_a_finished_model_gives_its_latest_checkpoint(tmp_path: Path) -> None:
+    step = weights(tmp_path / "checkpoints/step-00000030", 5)
+    assert found(tmp_path) == (
+        step, f"{tmp_path}: taking its checkpoint step-00000030; the run has not finished"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("at", "step", "newer"), [(1, 40, True), (9, 30, False), (9, 20, False)])
+def test_the_later_step_wins_whatever_the_times(
+    tmp_path: Path, at: int, step: int, newer: bool
+) -> None:
+    model = weights(tmp_path / "model", 5, **{MODEL_STEP_FILE.removesuffix(".json"): {"step": 30}})
+    later = weights(tmp_path / f"checkpoints/step-{step:08d}", at, state={"step": step})
+    directory, told = found(tmp_path)
+    assert directory == (later if newer else model)
+    assert (f"step-{step:08d}" in told and str(model) in told) == newer
+    assert bool(told) == newer
+
+
+@pytest.mark.parametrize(("at", "newer"), [(9, True), (5, False), (1, False)])
+def test_without_a_recorded_step_the_time_tells(tmp_path: Path, at: int, newer: bool) -> None:
+    model = weights(tmp_path / "model", 5)
+    later = weights(tmp_path / "checkpoints/step-00000040", at, state={"step": 40})
+    assert found(tmp_path)[0] == (later if newer else model)
+
+
+def test_a_fine_tuning_gives_the_model_of_its_task(tmp_path: Path) -> None:
+    model = weights(tmp_path / "letters/model", 5)
+    assert found(tmp_path) == (model, "")
+    assert found(tmp_path / "letters") == (model, "")
+    weights(tmp_path / "notes/model", 5)
+    with pytest.raises(FormatError, match=r"several tasks \(letters, notes\): give .*letters$"):
+        find_checkpoint(tmp_path)
+
+
+def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "letters").mkdir()
+    with pytest.raises(FormatError, match=r"no config.json, no checkpoints/, no task whose"):
+        find_checkpoint(tmp_path)
