@@ -45,10 +45,10 @@ test-slow: $(VENV)/.dev
 	$(PY) -m pytest -m slow tests
 
 test-arm:
-	sh csrc/test_arm.sh
+	sh csrc/tests/arm/test_arm.sh
 
 test-asan: $(VENV)/.dev
-	PYTHON=$(PY) sh csrc/test_asan.sh
+	PYTHON=$(PY) sh csrc/tests/asan/test_asan.sh
 
 bench: $(VENV)/.dev
 	$(VENV)/bin/pip install -q ".[bench]"

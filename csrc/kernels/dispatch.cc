@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "isa.h"
+#include "kernels/isa.h"
 
 // The build defines NOMATMUL_HAVE_<ISA> for each file that its compiler could build.
 #if defined(NOMATMUL_HAVE_AVX2) || defined(NOMATMUL_HAVE_AVX512VNNI) || defined(NOMATMUL_HAVE_AMX)
@@ -88,61 +88,62 @@ bool tile_permission() {
 
 #endif
 
-struct Supported {
-  std::vector<const Kernels*> best_first;
-};
-
-Supported find_supported() {
-  Supported s;
+// Best first.
+std::vector<Isa> find_supported() {
+  std::vector<Isa> found;
 #if defined(NOMATMUL_X86)
   const CpuFeatures f = read_features();
 #if defined(NOMATMUL_HAVE_AMX)
-  if (has_amx(f)) s.best_first.push_back(&kAmxKernels);
+  if (has_amx(f)) found.push_back({"amx", &kAmxTernary, &kAvx512VnniTrees, &kAvx512VnniDense});
 #endif
 #if defined(NOMATMUL_HAVE_AVX512VNNI)
-  if (has_avx512vnni(f)) s.best_first.push_back(&kAvx512VnniKernels);
+  if (has_avx512vnni(f)) {
+    found.push_back({"avx512vnni", &kAvx512VnniTernary, &kAvx512VnniTrees, &kAvx512VnniDense});
+  }
 #endif
 #if defined(NOMATMUL_HAVE_AVX2)
-  if (has_avx2(f)) s.best_first.push_back(&kAvx2Kernels);
+  if (has_avx2(f)) found.push_back({"avx2", &kAvx2Ternary, &kAvx2Trees, &kAvx2Dense});
 #endif
-#elif defined(NOMATMUL_HAVE_NEON) && defined(__linux__)
-  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) s.best_first.push_back(&kNeonKernels);
 #elif defined(NOMATMUL_HAVE_NEON)
-  s.best_first.push_back(&kNeonKernels);  // every 64-bit Apple CPU has the dot product
+  // Every 64-bit Apple CPU has the dot product.
+#if defined(__linux__)
+  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP)
 #endif
-  s.best_first.push_back(&kScalarKernels);
-  return s;
+    found.push_back({"neon", &kNeonTernary, &kNeonTrees, &kScalarDense});
+#endif
+  found.push_back({"scalar", &kScalarTernary, &kScalarTrees, &kScalarDense});
+  return found;
 }
 
-const std::vector<const Kernels*>& supported() {
-  static const Supported s = find_supported();
-  return s.best_first;
+const std::vector<Isa>& supported() {
+  static const std::vector<Isa> found = find_supported();
+  return found;
 }
 
 }  // namespace
 
-const Kernels* kernels_for(const char* isa) {
-  for (const Kernels* kernels : supported()) {
-    if (std::strcmp(kernels->name, isa) == 0) return kernels;
+const Isa* find_isa(const char* name) {
+  for (const Isa& isa : supported()) {
+    if (std::strcmp(isa.name, name) == 0) return &isa;
   }
   return nullptr;
 }
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (const Kernels* kernels : supported()) names.emplace_back(kernels->name);
+  for (const Isa& isa : supported()) names.emplace_back(isa.name);
   return names;
 }
 
-const Kernels* best_kernels(std::string* error) {
+const Isa* best_isa(std::string* error) {
   const char* forced = std::getenv("NOMATMUL_ISA");
-  if (forced == nullptr || *forced == '\0') return supported().front();
-  const Kernels* kernels = kernels_for(forced);
-  if (kernels == nullptr && error != nullptr) {
+  if (forced == nullptr || *forced == '\0') return &supported().front();
+  const Isa* isa = find_isa(forced);
+  if (isa == nullptr && error != nullptr) {
     *error = std::string("NOMATMUL_ISA=") + forced + " is not available here; available:";
     for (const std::string& name : available_isas()) *error += " " + name;
   }
-  return kernels;
+  return isa;
 }
 
 }  // namespace nomatmul

@@ -1,28 +1,32 @@
-// What each ISA's file defines: one table, put together from the functions in its anonymous
-// namespace and the float steps of float_ops.h.
+// One instruction set: its tables of kernels. Everything above this header (graph, thread pool,
+// bindings) is written once over it.
 #pragma once
 
-#include "kernels.h"
+#include <string>
+#include <vector>
 
-#define NOMATMUL_KERNELS(isa_name)                                                   \
-  {isa_name,  prepared_bytes, prepare,  scratch_bytes, product,   rms_norm_quantize, \
-   normalise, scale_quantize, rms_norm, mlgru_step,    gate_norm, silu_mul,          \
-   add,       codes_ok}
+#include "kernels/dense.h"
+#include "kernels/ternary.h"
+#include "kernels/trees.h"
 
 namespace nomatmul {
 
-extern const Kernels kScalarKernels;
-#if defined(NOMATMUL_HAVE_AVX2)
-extern const Kernels kAvx2Kernels;
-#endif
-#if defined(NOMATMUL_HAVE_AVX512VNNI)
-extern const Kernels kAvx512VnniKernels;
-#endif
-#if defined(NOMATMUL_HAVE_AMX)
-extern const Kernels kAmxKernels;
-#endif
-#if defined(NOMATMUL_HAVE_NEON)
-extern const Kernels kNeonKernels;
-#endif
+// An instruction set without tables of its own shares those of the next lower one.
+struct Isa {
+  const char* name;  // "scalar" "avx2" "avx512vnni" "amx" "neon"
+  const TernaryKernels* ternary;
+  const TreeKernels* trees;
+  const DenseKernels* dense;
+};
+
+// nullptr if the ISA is unknown, not compiled in, or not supported by this CPU and its OS.
+const Isa* find_isa(const char* name);
+
+// Supported ISAs, best first; "scalar" is always the last.
+std::vector<std::string> available_isas();
+
+// The best supported ISA, or the one that NOMATMUL_ISA names. nullptr, with the reason in *error,
+// if NOMATMUL_ISA names one that is unknown or absent; the reason lists the available ones.
+const Isa* best_isa(std::string* error = nullptr);
 
 }  // namespace nomatmul

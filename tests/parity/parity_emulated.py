@@ -19,16 +19,18 @@ from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (
-    *("csrc/kernels/avx512vnni.cc", "csrc/kernels/amx.cc", "csrc/kernels/avx512vnni_fff.cc"),
-    *("csrc/emulate/c_api.cc", "csrc/fff.cc", "csrc/fff_batches.cc"),
-    *("csrc/memory.cc", "csrc/thread_pool.cc"),
+    *("csrc/kernels/avx512vnni/ternary.cc", "csrc/kernels/avx512vnni/trees.cc"),
+    *("csrc/kernels/avx512vnni/dense.cc", "csrc/kernels/amx/ternary.cc"),
+    *("csrc/tests/emulate/c_api.cc", "csrc/tests/emulate/dense_api.cc"),
+    *("csrc/core/channels/fff.cc", "csrc/core/channels/fff_batches.cc"),
+    *("csrc/core/memory.cc", "csrc/core/thread_pool.cc"),
 )
 FLAGS: tuple[str, ...] = (
-    *("-std=c++17", "-O1", "-fPIC", "-w", "-ffp-contract=off"),
+    *("-std=c++17", "-O1", "-fPIC", "-w", "-ffp-contract=off", f"-I{ROOT}/csrc"),
     "-fwrapv",  # vector sums wrap; SIMDe writes them as plain sums of signed integers
     *("-DNOMATMUL_EMULATE", "-DNOMATMUL_HAVE_AVX512VNNI", "-DNOMATMUL_HAVE_AMX"),
 )
-SANITIZE = os.environ.get("NOMATMUL_SANITIZE")  # e.g. "address,undefined", see csrc/test_asan.sh
+SANITIZE = os.environ.get("NOMATMUL_SANITIZE")  # e.g. "address,undefined", see csrc/tests/asan/test_asan.sh
 if SANITIZE:
     FLAGS += (f"-fsanitize={SANITIZE}", "-g", "-fno-sanitize-recover=undefined")
 TABLES = {"avx512vnni-emulated": 0, "amx-emulated": 1}
@@ -172,11 +174,9 @@ class EmulatedKernels:
 
 def _source_hash() -> str:
     digest = hashlib.sha256(" ".join(FLAGS).encode())
-    for folder in ("csrc/kernels", "csrc/emulate"):
-        for path in sorted((ROOT / folder).glob("*")):
-            digest.update(path.read_bytes())
-    for name in (*SOURCES, "csrc/fff.h", "csrc/fff_parts.h", "csrc/memory.h", "csrc/thread_pool.h"):
-        digest.update((ROOT / name).read_bytes())
+    headers = (path for path in (ROOT / "csrc").rglob("*.h"))
+    for path in (*sorted(headers), *(ROOT / source for source in SOURCES)):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -184,7 +184,7 @@ def _compile(compiler: str, library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         jobs, objects = [], []
         for source in SOURCES:
-            objects.append(f"{folder}/{Path(source).stem}.o")
+            objects.append(f"{folder}/{source.replace('/', '_')}.o")
             command = [compiler, *FLAGS, "-c", str(ROOT / source), "-o", objects[-1]]
             jobs.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
         for job in jobs:
@@ -197,7 +197,13 @@ def _compile(compiler: str, library: Path) -> None:
 
 
 def build() -> EmulatedKernels | str:
-    """Return the emulated kernels, or a string that says why there are none.
+    """Return the emulated kernels, or a string that says why there are none."""
+    made = library()
+    return EmulatedKernels(made) if isinstance(made, Path) else made
+
+
+def library() -> Path | str:
+    """Return the built library, or a string that says why there is none.
 
     Raises RuntimeError where all tools are there and the kernels do not compile.
     """
@@ -209,7 +215,7 @@ def build() -> EmulatedKernels | str:
         return "SIMDe's headers are not installed (Debian: libsimde-dev)"
     folder = ROOT / "build" / "emulate"
     folder.mkdir(parents=True, exist_ok=True)
-    library = folder / f"kernels-{_source_hash()}.so"
-    if not library.exists():
-        _compile(compiler, library)
-    return EmulatedKernels(library)
+    made = folder / f"kernels-{_source_hash()}.so"
+    if not made.exists():
+        _compile(compiler, made)
+    return made

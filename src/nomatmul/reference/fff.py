@@ -7,7 +7,7 @@ The children of node j are 2j + 1 and 2j + 2; tree t's node j is row t * n + j, 
 Legend: N tokens, T trees, L levels (depth + 1), A visited rows of a token (T * L), V rows (T * n),
 K = D hidden size (in and out are of equal size). Rows hold in and out side by side: [V, 2, K].
 
-Here each float operation is rounded once, and every sum has one order, which csrc/kernels/fff.h
+Here each float operation is rounded once, and every sum has one order, which csrc/kernels/trees.h
 repeats: logits in 64 lanes folded by halves, outputs row by row in the order of the visits.
 """
 

@@ -1,6 +1,6 @@
 """The activations of the native core in numpy float32, operation by operation.
 
-The constants and their order are those of csrc/kernels/float_vectors.h; numpy's own exp differs
+The constants and their order are those of csrc/kernels/common/float_vectors.h; numpy's own exp differs
 from them in the last bits, and a test compares both with float64.
 """
 

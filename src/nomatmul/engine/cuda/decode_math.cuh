@@ -1,4 +1,4 @@
-// Float steps of decode.cu: those of csrc/kernels/float_ops.h, operation by operation (compile with
+// Float steps of decode.cu: those of csrc/kernels/common/float_ops.h, operation by operation (compile with
 // --fmad=false), so results have the bits of the native core and of the triton path.
 #pragma once
 

@@ -3,7 +3,7 @@
 Legend: T tokens, D hidden size, K columns of a product, N its rows, C linears that share an input
 (3 for i, f, g). RB: bytes of a packed row in device memory, a multiple of 64.
 
-Float steps repeat csrc/kernels/float_ops.h operation by operation (launch with
+Float steps repeat csrc/kernels/common/float_ops.h operation by operation (launch with
 enable_fp_fusion=False: no fused multiply-adds), so results have the bits of the native core; sums
 of squares are float64, where the order does not show after rounding to float32.
 
@@ -23,7 +23,7 @@ FUSED = tl.constexpr(not INTERPRETED)
 
 @triton.jit
 def _exp(x):
-    """exp for x in [-88, 88]: exp_poly of csrc/kernels/float_ops.h."""
+    """exp for x in [-88, 88]: exp_poly of csrc/kernels/common/float_ops.h."""
     biased = x * 1.44269504088896341 + 12582912.0
     n = biased - 12582912.0
     r = (x - n * 0.693359375) - n * -2.12194440e-4

@@ -2,7 +2,7 @@
 // threads for each token, and MLGRU's gates with its recurrence. Rows are read once and kept in
 // registers; the triton kernels that do the same for any size and few tokens pad rows to a power of two.
 //
-// Float steps are those of csrc/kernels/float_ops.h, operation by operation (compile with
+// Float steps are those of csrc/kernels/common/float_ops.h, operation by operation (compile with
 // --fmad=false), so results have the bits of the native core and of the triton path.
 //
 // int8 values lie by planes, as kernels.py says: element e at plane e % 4, place e / 4.

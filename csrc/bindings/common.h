@@ -1,0 +1,83 @@
+// What the bindings share: array types, checks, and how a kernel's names are read.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "kernels/isa.h"
+
+namespace nb = nanobind;
+using nb::literals::operator""_a;
+
+namespace nomatmul {
+
+template <class T, int Dims>
+using In = nb::ndarray<const T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
+template <class T, int Dims>
+using Out = nb::ndarray<T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
+
+inline void require(bool good, const std::string& message) {
+  if (!good) throw std::invalid_argument(message);
+}
+
+inline const Isa& isa_of(const std::optional<std::string>& name) {
+  std::string error;
+  const Isa* isa = name ? find_isa(name->c_str()) : best_isa(&error);
+  if (isa != nullptr) return *isa;
+  if (name) {
+    error = "isa \"" + *name + "\" is not available here; available:";
+    for (const std::string& one : available_isas()) error += " " + one;
+  }
+  throw std::invalid_argument(error);
+}
+
+inline Packing packing_of(const std::string& name) {
+  if (name == "2bit") return Packing::kTwoBit;
+  if (name == "1.6bit") return Packing::kBase3;
+  throw std::invalid_argument("packing \"" + name + "\" is unknown: 2bit or 1.6bit");
+}
+
+inline Activation activation_of(const std::string& name) {
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "silu") return Activation::kSilu;
+  if (name == "relu") return Activation::kRelu;
+  throw std::invalid_argument("activation \"" + name + "\" is unknown: gelu, silu or relu");
+}
+
+// A length as int; kernels count no further than kMaxElements.
+inline int checked_int(size_t value, const char* what) {
+  require(value <= static_cast<size_t>(kMaxElements), std::string(what) + " is " +
+                                                          std::to_string(value) + ", above " +
+                                                          std::to_string(kMaxElements));
+  return static_cast<int>(value);
+}
+
+inline int checked_threads(int threads) {
+  require(threads >= 1 && threads <= 1024,
+          "threads is " + std::to_string(threads) + ", expected 1 to 1024");
+  return threads;
+}
+
+template <class T>
+nb::ndarray<nb::numpy, T> new_array(size_t rows, size_t columns) {
+  T* data = new T[rows * columns];  // the step fills it
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+  return nb::ndarray<nb::numpy, T>(data, {rows, columns}, owner);
+}
+
+// Each adds its classes and functions to the extension.
+void bind_model(nb::module_& m);
+void bind_layers(nb::module_& m);
+void bind_kernels(nb::module_& m);
+void bind_dense(nb::module_& m);
+void bind_tools(nb::module_& m);
+
+}  // namespace nomatmul

@@ -1,0 +1,206 @@
+// The kernels as Python functions over numpy arrays, for the parity tests, `doctor` and the
+// benchmarks. Every shape is checked here, before a kernel sees a pointer.
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "bindings/common.h"
+#include "kernels/ternary.h"
+
+namespace nomatmul {
+namespace {
+
+using AnyOut = nb::ndarray<nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using OutBytes = nb::ndarray<nb::numpy, int8_t, nb::ndim<1>>;
+
+// 64-byte aligned memory with an exact end, so that AddressSanitizer sees each step past it.
+class Buffer {
+ public:
+  explicit Buffer(size_t bytes)
+      : data_(static_cast<uint8_t*>(::operator new(bytes, std::align_val_t{64}))) {}
+  ~Buffer() { ::operator delete(data_, std::align_val_t{64}); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  uint8_t* data() const { return data_; }
+
+ private:
+  uint8_t* data_;
+};
+
+struct Shape {
+  int m, k, n;
+  size_t row_bytes;
+};
+
+Shape check_product(Packing packing, size_t rows, size_t row_bytes, size_t m, size_t k) {
+  Shape shape{checked_int(m, "m"), checked_int(k, "k"), checked_int(rows, "n"), row_bytes};
+  require(shape.k >= 1, "k is 0, expected at least 1");
+  require(row_bytes >= row_bytes_of(packing, shape.k),
+          "w has rows of " + std::to_string(row_bytes) + " bytes; k = " + std::to_string(k) +
+              " needs " + std::to_string(row_bytes_of(packing, shape.k)));
+  return shape;
+}
+
+// out[:, n0:n1] = q @ w.T, in place; int32 out without token_scale, float32 out with it.
+void product(const std::string& isa, const std::string& form, In<uint8_t, 2> w, In<int8_t, 2> q,
+             std::optional<In<float, 1>> token_scale, AnyOut out, int n0, int n1) {
+  const TernaryKernels& kernels = *isa_of(isa).ternary;
+  const Packing packing = packing_of(form);
+  const Shape s = check_product(packing, w.shape(0), w.shape(1), q.shape(0), q.shape(1));
+  require(0 <= n0 && n0 <= n1 && n1 <= s.n, "rows " + std::to_string(n0) + " to " +
+                                                std::to_string(n1) + " leave w's " +
+                                                std::to_string(s.n));
+  require(out.shape(0) == q.shape(0) && out.shape(1) >= static_cast<size_t>(n1),
+          "out must be [m, at least n1]");
+  const bool scaled = token_scale.has_value();
+  require(scaled ? out.dtype() == nb::dtype<float>() : out.dtype() == nb::dtype<int32_t>(),
+          "out must be float32 with token_scale, int32 without");
+  require(!scaled || token_scale->shape(0) == q.shape(0), "token_scale must be [m]");
+  Buffer prepared(kernels.prepared_bytes(packing, s.m, s.k));
+  Buffer scratch(kernels.scratch_bytes(packing, s.m, s.k));
+  kernels.prepare(packing, q.data(), s.m, s.k, s.k, prepared.data());
+  kernels.product(packing, w.data(), s.row_bytes, n0, n1, prepared.data(), s.m, s.k,
+                  scaled ? token_scale->data() : nullptr, out.data(), out.shape(1), scratch.data());
+}
+
+// Seconds of each of `repeats` products, weights w[r % copies], rows split over threads.
+std::vector<double> time_product(const std::string& isa, const std::string& form, In<uint8_t, 3> w,
+                                 In<int8_t, 2> q, int threads, int repeats) {
+  const TernaryKernels& kernels = *isa_of(isa).ternary;
+  const Packing packing = packing_of(form);
+  const Shape s = check_product(packing, w.shape(1), w.shape(2), q.shape(0), q.shape(1));
+  require(w.shape(0) >= 1, "w holds no copy");
+  require(1 <= threads && threads <= 1024, "threads must be 1 to 1024");
+  require(1 <= repeats && repeats <= 1000000, "repeats must be 1 to 1000000");
+  Buffer prepared(kernels.prepared_bytes(packing, s.m, s.k));
+  kernels.prepare(packing, q.data(), s.m, s.k, s.k, prepared.data());
+  const size_t copies = w.shape(0), copy_bytes = w.shape(1) * w.shape(2);
+  std::vector<int32_t> out(static_cast<size_t>(s.m) * static_cast<size_t>(s.n));
+  // Each thread runs all repeats over its own rows; the slowest thread's time counts.
+  std::vector<std::vector<double>> seconds(static_cast<size_t>(threads));
+  auto work = [&](int thread) {
+    Buffer scratch(kernels.scratch_bytes(packing, s.m, s.k));
+    const int blocks = (s.n + 63) / 64;  // whole blocks of 64 rows, as the engine splits
+    const int from = static_cast<int>(int64_t{blocks} * thread / threads * 64);
+    const int to = static_cast<int>(int64_t{blocks} * (thread + 1) / threads * 64);
+    for (int r = 0; r < repeats; ++r) {
+      const auto start = std::chrono::steady_clock::now();
+      kernels.product(packing, w.data() + static_cast<size_t>(r) % copies * copy_bytes, s.row_bytes,
+                      from, to < s.n ? to : s.n, prepared.data(), s.m, s.k, nullptr, out.data(),
+                      static_cast<size_t>(s.n), scratch.data());
+      const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
+      seconds[static_cast<size_t>(thread)].push_back(spent.count());
+    }
+  };
+  nb::gil_scoped_release released;
+  std::vector<std::thread> others;
+  for (int thread = 1; thread < threads; ++thread) others.emplace_back(work, thread);
+  work(0);
+  for (std::thread& other : others) other.join();
+  std::vector<double> slowest = seconds[0];
+  for (const std::vector<double>& one : seconds) {
+    for (size_t r = 0; r < slowest.size(); ++r) slowest[r] = std::max(slowest[r], one[r]);
+  }
+  return slowest;
+}
+
+int same_size(std::initializer_list<size_t> sizes) {
+  for (size_t size : sizes) require(size == *sizes.begin(), "arrays differ in length");
+  require(*sizes.begin() >= 1, "arrays are empty");
+  return checked_int(*sizes.begin(), "d");
+}
+
+template <class Quantize>
+nb::tuple quantized(int d, Quantize quantize) {
+  std::unique_ptr<int8_t[]> q(new int8_t[static_cast<size_t>(d)]());
+  const float step = quantize(q.get());
+  nb::capsule owner(q.get(), [](void* p) noexcept { delete[] static_cast<int8_t*>(p); });
+  return nb::make_tuple(step, OutBytes(q.release(), {static_cast<size_t>(d)}, owner));
+}
+
+nb::tuple rms_norm_quantize(const std::string& isa, In<float, 1> x, In<float, 1> w, float eps) {
+  const TernaryKernels& kernels = *isa_of(isa).ternary;
+  const int d = same_size({x.shape(0), w.shape(0)});
+  return quantized(
+      d, [&](int8_t* q) { return kernels.rms_norm_quantize(x.data(), w.data(), eps, d, q); });
+}
+
+nb::tuple scale_quantize(const std::string& isa, In<float, 1> y, In<float, 1> w) {
+  const TernaryKernels& kernels = *isa_of(isa).ternary;
+  const int d = same_size({y.shape(0), w.shape(0)});
+  return quantized(d, [&](int8_t* q) { return kernels.scale_quantize(y.data(), w.data(), d, q); });
+}
+
+void normalise(const std::string& isa, In<float, 1> x, float eps, Out<float, 1> y) {
+  const int d = same_size({x.shape(0), y.shape(0)});
+  isa_of(isa).ternary->normalise(x.data(), eps, d, y.data());
+}
+
+void rms_norm(const std::string& isa, In<float, 1> x, In<float, 1> w, float eps, Out<float, 1> y) {
+  const int d = same_size({x.shape(0), w.shape(0), y.shape(0)});
+  isa_of(isa).ternary->rms_norm(x.data(), w.data(), eps, d, y.data());
+}
+
+void mlgru_step(const std::string& isa, In<float, 1> i, In<float, 1> f,
+                std::optional<In<float, 1>> lb, float keep, Out<float, 1> h) {
+  const size_t bound = lb.has_value() ? lb->shape(0) : h.shape(0);
+  const int d = same_size({i.shape(0), f.shape(0), bound, h.shape(0)});
+  isa_of(isa).ternary->mlgru_step(i.data(), f.data(), lb.has_value() ? lb->data() : nullptr, keep,
+                                  d, h.data());
+}
+
+void gate_norm(const std::string& isa, In<float, 1> g, In<float, 1> h, In<float, 1> w, float eps,
+               Out<float, 1> y) {
+  const int d = same_size({g.shape(0), h.shape(0), w.shape(0), y.shape(0)});
+  isa_of(isa).ternary->gate_norm(g.data(), h.data(), w.data(), eps, d, y.data());
+}
+
+void silu_mul(const std::string& isa, In<float, 1> gate, In<float, 1> up, Out<float, 1> y) {
+  const int d = same_size({gate.shape(0), up.shape(0), y.shape(0)});
+  isa_of(isa).ternary->silu_mul(gate.data(), up.data(), d, y.data());
+}
+
+void add(const std::string& isa, Out<float, 1> x, In<float, 1> y) {
+  const int d = same_size({x.shape(0), y.shape(0)});
+  isa_of(isa).ternary->add(x.data(), y.data(), d);
+}
+
+std::string best() { return isa_of(std::nullopt).name; }
+
+bool codes_ok(const std::string& isa, const std::string& form, In<uint8_t, 1> w) {
+  return isa_of(isa).ternary->codes_ok(packing_of(form), w.data(), w.shape(0));
+}
+
+}  // namespace
+
+void bind_kernels(nb::module_& parent) {
+  nb::module_ m = parent.def_submodule("kernels", "The native kernels, one by one, for tests.");
+  m.def("isas", &available_isas, "Names of the instruction sets that run here, best first.");
+  m.def("best", &best, "The one that would be used: the first, or what NOMATMUL_ISA names.");
+  m.def("product", &product, nb::arg("isa"), nb::arg("packing"), nb::arg("w"), nb::arg("q"),
+        nb::arg("token_scale").none(), nb::arg("out"), nb::arg("n0"), nb::arg("n1"));
+  m.def("time_product", &time_product, nb::arg("isa"), nb::arg("packing"), nb::arg("w"),
+        nb::arg("q"), nb::arg("threads"), nb::arg("repeats"));
+  m.def("rms_norm_quantize", &rms_norm_quantize, nb::arg("isa"), nb::arg("x"), nb::arg("w"),
+        nb::arg("eps"));
+  m.def("normalise", &normalise, nb::arg("isa"), nb::arg("x"), nb::arg("eps"), nb::arg("y"));
+  m.def("scale_quantize", &scale_quantize, nb::arg("isa"), nb::arg("y"), nb::arg("w"));
+  m.def("rms_norm", &rms_norm, nb::arg("isa"), nb::arg("x"), nb::arg("w"), nb::arg("eps"),
+        nb::arg("y"));
+  m.def("mlgru_step", &mlgru_step, nb::arg("isa"), nb::arg("i"), nb::arg("f"), nb::arg("lb").none(),
+        nb::arg("keep"), nb::arg("h"));
+  m.def("gate_norm", &gate_norm, nb::arg("isa"), nb::arg("g"), nb::arg("h"), nb::arg("w"),
+        nb::arg("eps"), nb::arg("y"));
+  m.def("silu_mul", &silu_mul, nb::arg("isa"), nb::arg("gate"), nb::arg("up"), nb::arg("y"));
+  m.def("add", &add, nb::arg("isa"), nb::arg("x"), nb::arg("y"));
+  m.def("codes_ok", &codes_ok, nb::arg("isa"), nb::arg("packing"), nb::arg("w"));
+}
+
+}  // namespace nomatmul

@@ -1,0 +1,8 @@
+// The activations of every table of kernels, by one name each.
+#pragma once
+
+namespace nomatmul {
+
+enum class Activation : int { kGelu = 0, kSilu = 1, kRelu = 2 };
+
+}  // namespace nomatmul

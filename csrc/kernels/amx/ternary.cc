@@ -1,0 +1,317 @@
+// AMX-int8: tiles of 16 rows x 64 bytes. Weights are the A operand (16 rows of w, 64 codes each,
+// unpacked into scratch), activations the B operand (laid out by prepare), C is 16 rows of w x 16
+// tokens of int32. Up to four tokens the product reads memory as fast as it can be read without
+// tiles: those go through avx512.h.
+#include "kernels/ternary.h"
+#include "kernels/amx/layout.h"
+#include "kernels/common/float_ops.h"
+
+namespace nomatmul {
+namespace {
+
+constexpr int kPanel = 2 * kSide;  // rows of w unpacked at a time
+constexpr int kMaxSteps = 20;      // steps of a k block, see block_of
+
+// Packed 64-byte vectors in a k block. With more than 32 tokens, A (32 rows) and B (32 tokens) of
+// a block pass by each other from L1: 2 x 16 KB (2 bits) or 2 x 20 KB (base 3) of 48 KB. With
+// fewer, C stays in its tiles over all blocks, and a longer block means longer runs through w.
+int block_of(Packing packing, int tokens) {
+  if (tokens > 2 * kSide) return 2;
+  return packing == Packing::kTwoBit ? 5 : 4;
+}
+
+// Tokens whose B tiles should stay in L2 while all rows pass by.
+constexpr size_t kTokenBlockBytes = 1280 * 1024;
+constexpr int kLeastTokens = 128;
+
+int groups_of(int tokens) { return (tokens + kSide - 1) / kSide; }
+
+int token_block(const PlaneLayout& layout, int m) {
+  const int fit = static_cast<int>(kTokenBlockBytes / layout.bytes_per_token) / kPanel * kPanel;
+  return at_most(m, fit > kLeastTokens ? fit : kLeastTokens);
+}
+
+// --- activations -------------------------------------------------------------------------------
+
+size_t prepared_bytes(Packing packing, int m, int k) {
+  const PlaneLayout layout(packing, kVec, m, k);
+  if (m <= kFewTokens) return layout.bytes(m);
+  return layout.sums_bytes + static_cast<size_t>(groups_of(m)) * kSide * layout.bytes_per_token;
+}
+
+void prepare(Packing packing, const int8_t* q, int m, int k, int ldq, void* prepared) {
+  if (m <= kFewTokens) return prepare_planes<kVec>(packing, q, m, k, ldq, prepared);
+  const PlaneLayout layout(packing, kVec, m, k);
+  auto* sums = static_cast<int32_t*>(prepared);
+  auto* tiles = static_cast<uint8_t*>(prepared) + layout.sums_bytes;
+  for (int t = 0; t < m; ++t) sums[t] = sum_of(q + static_cast<size_t>(t) * ldq, k);
+  for (int t = 0; t < m; t += kSide, tiles += kSide * layout.bytes_per_token) {
+    const int8_t* group = q + static_cast<size_t>(t) * ldq;
+    const int tokens = at_most(kSide, m - t);
+    if (packing == Packing::kTwoBit) {
+      prepare_group<4>(group, tokens, k, static_cast<size_t>(ldq), layout, tiles);
+    } else {
+      prepare_group<5>(group, tokens, k, static_cast<size_t>(ldq), layout, tiles);
+    }
+  }
+}
+
+// GCC's tile intrinsics do not say that they read memory, so without this it may keep a store back
+// until after the load that needs it.
+NOMATMUL_INLINE inline void publish(const void* written) {
+  __asm__ volatile("" : : "r"(written) : "memory");
+}
+
+// --- tiles --------------------------------------------------------------------------------------
+
+// Tiles 0..3 hold C, 4 and 5 A, 6 and 7 B; all of them 16 rows of 64 bytes.
+class TileSession {
+ public:
+  TileSession() {
+    alignas(64) uint8_t config[64] = {};
+    config[0] = 1;  // palette
+    for (int tile = 0; tile < 8; ++tile) {
+      config[16 + 2 * tile] = kVec;
+      config[48 + tile] = kSide;
+    }
+    publish(config);
+    _tile_loadconfig(config);
+  }
+  ~TileSession() { _tile_release(); }
+  TileSession(const TileSession&) = delete;
+  TileSession& operator=(const TileSession&) = delete;
+};
+
+NOMATMUL_INLINE inline void zero_c() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+// 32 rows x 32 tokens. C tile 2 * (token half) + (row half).
+NOMATMUL_INLINE inline void multiply_pair(const uint8_t* a, size_t a_half, const uint8_t* b,
+                                          size_t b_half, int steps) {
+  for (int step = 0; step < steps; ++step, a += kTile, b += kTile) {
+    _tile_loadd(4, a, kVec);
+    _tile_loadd(6, b, kVec);
+    _tile_loadd(5, a + a_half, kVec);
+    _tile_loadd(7, b + b_half, kVec);
+    _tile_dpbusd(0, 4, 6);
+    _tile_dpbusd(1, 5, 6);
+    _tile_dpbusd(2, 4, 7);
+    _tile_dpbusd(3, 5, 7);
+  }
+}
+
+// 32 rows x 16 tokens: even steps into C tiles 0 and 1, odd ones into 2 and 3, because two chains
+// alone would wait for the product's latency.
+NOMATMUL_INLINE inline void multiply_one(const uint8_t* a, size_t a_half, const uint8_t* b,
+                                         int steps) {
+  int step = 0;
+  for (; step + 2 <= steps; step += 2, a += 2 * kTile, b += 2 * kTile) {
+    _tile_loadd(4, a, kVec);
+    _tile_loadd(6, b, kVec);
+    _tile_loadd(5, a + a_half, kVec);
+    _tile_dpbusd(0, 4, 6);
+    _tile_dpbusd(1, 5, 6);
+    _tile_loadd(4, a + kTile, kVec);
+    _tile_loadd(7, b + kTile, kVec);
+    _tile_loadd(5, a + a_half + kTile, kVec);
+    _tile_dpbusd(2, 4, 7);
+    _tile_dpbusd(3, 5, 7);
+  }
+  if (step < steps) {
+    _tile_loadd(4, a, kVec);
+    _tile_loadd(6, b, kVec);
+    _tile_loadd(5, a + a_half, kVec);
+    _tile_dpbusd(0, 4, 6);
+    _tile_dpbusd(1, 5, 6);
+  }
+}
+
+NOMATMUL_INLINE inline void load_c(const int32_t* c) {
+  _tile_loadd(0, c, kVec);
+  _tile_loadd(1, c + kTile / 4, kVec);
+  _tile_loadd(2, c + 2 * kTile / 4, kVec);
+  _tile_loadd(3, c + 3 * kTile / 4, kVec);
+}
+
+NOMATMUL_INLINE inline void store_c(int32_t* c) {
+  _tile_stored(0, c, kVec);
+  _tile_stored(1, c + kTile / 4, kVec);
+  _tile_stored(2, c + 2 * kTile / 4, kVec);
+  _tile_stored(3, c + 3 * kTile / 4, kVec);
+}
+
+// --- the product --------------------------------------------------------------------------------
+
+// Codes of 32 rows, `count` packed vectors from byte `from` on, as A tiles [row half][step]. What
+// comes after in each row is prefetched meanwhile: the panel's rows are too many streams for
+// the hardware to follow.
+template <Packing packing>
+void unpack_panel(const Operands& op, int n, int rows, size_t from, int count, uint8_t* a) {
+  constexpr int kPlanes = planes_of(packing);
+  const size_t row_bytes = row_bytes_of(packing, op.k);
+  const size_t half = static_cast<size_t>(count) * kPlanes * kTile;
+  const size_t ahead = static_cast<size_t>(count) * kVec;
+  for (int r = 0; r < kPanel; ++r) {  // rows beyond n1 repeat the last; never written out
+    const uint8_t* w = op.row(n + at_most(r, rows - 1)) + from;
+    // past the row's end: the same place of the row that follows this panel
+    const uint8_t* next = from + ahead < row_bytes ? w + ahead : w - from + kPanel * op.row_bytes;
+    uint8_t* to = a + static_cast<size_t>(r / kSide) * half + (r % kSide) * kVec;
+    for (int b = 0; b < count; ++b, to += kPlanes * kTile) {
+      const size_t at = static_cast<size_t>(b) * kVec;
+      _mm_prefetch(reinterpret_cast<const char*>(next + at), _MM_HINT_T0);
+      Digits<packing> digits(load_part(w + at, row_bytes - from - at));
+      unrolled<kPlanes>([&](auto p) NOMATMUL_INLINE {
+        store(to + p * kTile, digits.template next<decltype(p)::value>());
+      });
+    }
+  }
+}
+
+// One panel's results for up to 16 tokens from t on, from two C tiles (rows x tokens).
+void write_group(const Operands& op, int n, int rows, int t, const int32_t* c) {
+  const int tokens = at_most(kSide, op.m - t);
+  for (int half = 0; half * kSide < rows; ++half) {
+    __m512i lines[kSide];
+    unrolled<kSide>([&](auto r)
+                        NOMATMUL_INLINE { lines[r] = load(c + half * (kTile / 4) + r * kSide); });
+    transpose(lines);
+    const int count = at_most(kSide, rows - half * kSide);
+    const auto mask = static_cast<uint16_t>((1u << count) - 1);
+    unrolled<kSide>([&](auto i) NOMATMUL_INLINE {
+      if (i >= tokens) return;
+      const __m512i acc = _mm512_sub_epi32(lines[i], _mm512_set1_epi32(op.sums[t + i]));
+      const size_t at = static_cast<size_t>(t + i) * op.ldo + static_cast<size_t>(n + half * kSide);
+      if (op.token_scale == nullptr) {
+        _mm512_mask_storeu_epi32(static_cast<int32_t*>(op.out) + at, mask, acc);
+      } else {
+        const __m512 scaled =
+            _mm512_mul_ps(_mm512_cvtepi32_ps(acc), _mm512_set1_ps(op.token_scale[t + i]));
+        _mm512_mask_storeu_ps(static_cast<float*>(op.out) + at, mask, scaled);
+      }
+    });
+  }
+}
+
+struct Scratch {
+  uint8_t* a;  // [2 row halves][steps] tiles
+  int32_t* c;  // [groups of 16 tokens][2 row halves] tiles; one pair more for multiply_one
+};
+
+// Calls body(packed vectors before this block, packed vectors in it) for blocks of nearly equal
+// length.
+template <class Body>
+void each_k_block(int blocks, int longest, Body&& body) {
+  const int pieces = (blocks + longest - 1) / longest;
+  for (int piece = 0, first = 0; piece < pieces; ++piece) {
+    const int count = (blocks - first) / (pieces - piece);
+    body(first, count);
+    first += count;
+  }
+}
+
+// At most 32 tokens: C stays in its tiles.
+template <Packing packing>
+void panel_of_few(const Operands& op, int n, int rows, const Scratch& scratch) {
+  constexpr int kPlanes = planes_of(packing);
+  const auto* b = reinterpret_cast<const uint8_t*>(op.q);
+  const size_t b_half = kSide * op.layout.bytes_per_token;
+  const bool pair = op.m > kSide;
+  zero_c();
+  each_k_block(op.layout.blocks, block_of(packing, op.m), [&](int first, int count) {
+    unpack_panel<packing>(op, n, rows, static_cast<size_t>(first) * kVec, count, scratch.a);
+    publish(scratch.a);
+    const int steps = count * kPlanes;
+    const size_t a_half = static_cast<size_t>(steps) * kTile;
+    const uint8_t* b_block = b + static_cast<size_t>(first) * kPlanes * kTile;
+    if (pair) {
+      multiply_pair(scratch.a, a_half, b_block, b_half, steps);
+    } else {
+      multiply_one(scratch.a, a_half, b_block, steps);
+    }
+  });
+  store_c(scratch.c);
+  if (pair) {
+    write_group(op, n, rows, kSide, scratch.c + 2 * kTile / 4);
+  } else {
+    for (int i = 0; i < 2 * kTile / 4; i += kSide) {
+      store(scratch.c + i,
+            _mm512_add_epi32(load(scratch.c + i), load(scratch.c + 2 * kTile / 4 + i)));
+    }
+  }
+  write_group(op, n, rows, 0, scratch.c);
+}
+
+// Tokens t0.. : C goes to scratch between k blocks.
+template <Packing packing>
+void panel_of_many(const Operands& op, int n, int rows, int t0, int tokens,
+                   const Scratch& scratch) {
+  constexpr int kPlanes = planes_of(packing);
+  const size_t group_bytes = kSide * op.layout.bytes_per_token;
+  const auto* b =
+      reinterpret_cast<const uint8_t*>(op.q) + static_cast<size_t>(t0 / kSide) * group_bytes;
+  const int groups = groups_of(tokens);
+  each_k_block(op.layout.blocks, block_of(packing, op.m), [&](int first, int count) {
+    unpack_panel<packing>(op, n, rows, static_cast<size_t>(first) * kVec, count, scratch.a);
+    publish(scratch.a);
+    const int steps = count * kPlanes;
+    const size_t a_half = static_cast<size_t>(steps) * kTile;
+    for (int g = 0; g < groups; g += 2) {
+      const uint8_t* b_block =
+          b + static_cast<size_t>(g) * group_bytes + static_cast<size_t>(first) * kPlanes * kTile;
+      int32_t* c = scratch.c + g * (2 * kTile / 4);
+      // an odd last group multiplies itself twice; the second copy is never written out
+      const size_t b_half = g + 1 < groups ? group_bytes : 0;
+      if (first == 0) {
+        zero_c();
+      } else {
+        load_c(c);
+      }
+      multiply_pair(scratch.a, a_half, b_block, b_half, steps);
+      store_c(c);
+    }
+  });
+  for (int g = 0; g < groups; ++g) {
+    write_group(op, n, rows, t0 + g * kSide, scratch.c + g * (2 * kTile / 4));
+  }
+}
+
+size_t scratch_bytes(Packing packing, int m, int k) {
+  if (m <= kFewTokens) return 0;
+  const PlaneLayout layout(packing, kVec, m, k);
+  const int pairs = (groups_of(token_block(layout, m)) + 1) / 2;
+  return static_cast<size_t>(2 * kMaxSteps + 4 * pairs) * kTile;
+}
+
+template <Packing packing>
+void product_of(const Operands& op, void* memory) {
+  if (op.m <= kFewTokens) return product_of_few<packing>(op);
+  const TileSession session;
+  auto* a = static_cast<uint8_t*>(memory);
+  const Scratch scratch{a, reinterpret_cast<int32_t*>(a + 2 * kMaxSteps * kTile)};
+  const int block = token_block(op.layout, op.m);
+  for (int t0 = 0; t0 < op.m; t0 += block) {
+    for (int n = op.n0; n < op.n1; n += kPanel) {
+      const int rows = at_most(kPanel, op.n1 - n);
+      if (op.m <= 2 * kSide) {
+        panel_of_few<packing>(op, n, rows, scratch);
+      } else {
+        panel_of_many<packing>(op, n, rows, t0, at_most(block, op.m - t0), scratch);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nomatmul
+
+#include "kernels/common/product_entry.h"
+
+namespace nomatmul {
+
+const TernaryKernels kAmxTernary = NOMATMUL_TERNARY;
+
+}  // namespace nomatmul

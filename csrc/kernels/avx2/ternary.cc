@@ -1,0 +1,295 @@
+// AVX2: 32-byte vectors; u8 code x s8 activation through vpmaddubsw into int16 pair sums.
+//
+// Bounds: a code is 0..2 and q is -128..127, so one vpmaddubsw adds -512..508 to an int16 lane;
+// 64 of them stay within -32768..32512. Sums go over to int32 at the latest then: each 16 blocks of
+// 4 planes (2 bits) or each 12 blocks of 5 planes (base 3; 60 additions).
+#include <immintrin.h>
+
+#include "kernels/common/float_ops.h"
+#include "kernels/common/gemm.h"
+#include "kernels/common/unroll.h"
+#include "kernels/ternary.h"
+
+namespace nomatmul {
+namespace {
+
+constexpr int kVec = 32;
+constexpr int kMaxAdds = 64;
+constexpr int run_of(Packing packing) { return kMaxAdds / planes_of(packing); }
+
+inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+// Prefetches what lies some bytes further on. A prefetch never faults, so that may be past
+// the end of the weights; an integer, because a pointer may not point there.
+inline void fetch_ahead(const uint8_t* p, size_t bytes) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(p) + bytes;
+  _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0);
+}
+inline __m256i widen(__m256i sums16) { return _mm256_madd_epi16(sums16, _mm256_set1_epi16(1)); }
+
+// Ties the sum to one register: GCC otherwise copies and spills accumulators in the loops below.
+NOMATMUL_INLINE inline void add_product(__m256i& sum, __m256i codes, __m256i q) {
+  sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, q));
+  __asm__("" : "+x"(sum));
+}
+
+// Lane sums of four vectors.
+inline __m128i fold4(__m256i a, __m256i b, __m256i c, __m256i d) {
+  const __m256i ab = _mm256_hadd_epi32(a, b), cd = _mm256_hadd_epi32(c, d);
+  const __m256i all = _mm256_hadd_epi32(ab, cd);
+  return _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+}
+
+// Takes one vector of packed bytes apart, plane by plane: next() is the codes of plane 0, 1, ...
+template <Packing packing>
+class Digits;
+
+template <>
+class Digits<Packing::kTwoBit> {
+ public:
+  Digits() = default;
+  NOMATMUL_INLINE explicit Digits(__m256i packed) : packed_(packed) {}
+  template <int kPlane>
+  NOMATMUL_INLINE __m256i next() const {
+    return _mm256_and_si256(_mm256_srli_epi16(packed_, 2 * kPlane), _mm256_set1_epi8(3));
+  }
+
+ private:
+  __m256i packed_;
+};
+
+// The byte is a fraction x / 256 and its next digit is floor(3 x / 256): 1 from 86 on, 2 from 171
+// on; what is left is 3 x mod 256. Kept as x - 128, which tripling keeps (mod 256), because AVX2
+// compares signed bytes only.
+template <>
+class Digits<Packing::kBase3> {
+ public:
+  Digits() = default;
+  NOMATMUL_INLINE explicit Digits(__m256i packed)
+      : fraction_(_mm256_xor_si256(packed, _mm256_set1_epi8(-128))) {}
+  template <int kPlane>
+  NOMATMUL_INLINE __m256i next() {
+    const __m256i one = _mm256_cmpgt_epi8(fraction_, _mm256_set1_epi8(85 - 128));
+    const __m256i two = _mm256_cmpgt_epi8(fraction_, _mm256_set1_epi8(170 - 128));
+    if (kPlane < 4) {
+      fraction_ = _mm256_add_epi8(fraction_, _mm256_add_epi8(fraction_, fraction_));
+    }
+    return _mm256_abs_epi8(_mm256_add_epi8(one, two));
+  }
+
+ private:
+  __m256i fraction_;
+};
+
+// --- few tokens: codes stay in registers ----------------------------------------------------
+
+template <int kTokens, int kRows>
+struct Few {
+  __m256i sums16[kRows][kTokens], sums32[kRows][kTokens];
+  size_t ahead;  // bytes between what is read and what is prefetched
+
+  template <class Body>
+  NOMATMUL_INLINE static void each(Body&& body) {
+    unrolled<kRows>([&](auto r) NOMATMUL_INLINE {
+      unrolled<kTokens>([&](auto t) NOMATMUL_INLINE { body(r, t); });
+    });
+  }
+
+  template <Packing packing>
+  NOMATMUL_INLINE void block(const uint8_t* const (&rows)[kRows], size_t at, const int8_t* q,
+                             size_t q_stride) {
+    Digits<packing> digits[kRows];
+    unrolled<kRows>([&](auto r) NOMATMUL_INLINE {
+      fetch_ahead(rows[r] + at, ahead);
+      digits[r] = Digits<packing>(load(rows[r] + at));
+    });
+    unrolled<planes_of(packing)>([&](auto plane) NOMATMUL_INLINE {
+      __m256i codes[kRows];
+      unrolled<kRows>([&](auto r) NOMATMUL_INLINE {
+        codes[r] = digits[r].template next<decltype(plane)::value>();
+      });
+      unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
+        const __m256i q_t = load(q + static_cast<size_t>(t) * q_stride + plane * kVec);
+        unrolled<kRows>([&](auto r) NOMATMUL_INLINE { add_product(sums16[r][t], codes[r], q_t); });
+      });
+    });
+  }
+
+  template <Packing packing>
+  NOMATMUL_INLINE void run(const uint8_t* const (&rows)[kRows], const int8_t* q, size_t q_stride,
+                           int blocks) {
+    each([&](auto r, auto t) NOMATMUL_INLINE { sums32[r][t] = _mm256_setzero_si256(); });
+    for (int first = 0; first < blocks; first += run_of(packing)) {
+      const int last = at_most(first + run_of(packing), blocks);
+      each([&](auto r, auto t) NOMATMUL_INLINE { sums16[r][t] = _mm256_setzero_si256(); });
+      for (int b = first; b < last; ++b) {
+        const size_t at = static_cast<size_t>(b) * kVec;
+        block<packing>(rows, at, q + at * planes_of(packing), q_stride);
+      }
+      each([&](auto r, auto t) NOMATMUL_INLINE {
+        sums32[r][t] = _mm256_add_epi32(sums32[r][t], widen(sums16[r][t]));
+      });
+    }
+  }
+
+  template <Packing packing>
+  static void product(const Operands& op) {
+    for (int n = op.n0; n < op.n1; n += kRows) {
+      const int count = at_most(kRows, op.n1 - n);
+      const uint8_t* rows[kRows];  // beyond n1 the last row again; its result is dropped
+      for (int r = 0; r < kRows; ++r) rows[r] = op.row(n + at_most(r, count - 1));
+      Few few;
+      few.ahead = op.row_bytes * kRows;  // the same place of the next rows
+      few.template run<packing>(rows, op.q, op.layout.bytes_per_token, op.layout.blocks);
+      unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
+        const __m256i zero = _mm256_setzero_si256();
+        int32_t folded[4];
+        const __m128i sums = fold4(few.sums32[0][t], kRows > 1 ? few.sums32[1 % kRows][t] : zero,
+                                   kRows > 2 ? few.sums32[2 % kRows][t] : zero,
+                                   kRows > 3 ? few.sums32[3 % kRows][t] : zero);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(folded), sums);
+        op.write(t, n, folded, count);
+      });
+    }
+  }
+};
+
+// --- one token: row after row, as memory likes to be read -------------------------------------
+
+// Bytes between what is read and what is prefetched. Measured out of cache, K = 2560, huge
+// pages, one thread of a shared Zen 3: four rows at a time 26 G weights/s (35 with prefetch of the
+// next four), one row at a time 44, with this 51.
+constexpr size_t kAhead = 4096;
+
+// One sum a plane: the chains are shorter, and 64 blocks fit between widenings.
+template <Packing packing>
+NOMATMUL_INLINE inline __m256i one_row(const uint8_t* w, const int8_t* q, int blocks) {
+  constexpr int kPlanes = planes_of(packing);
+  __m256i total = _mm256_setzero_si256();
+  for (int first = 0; first < blocks; first += kMaxAdds) {
+    __m256i sums[kPlanes];
+    unrolled<kPlanes>([&](auto p) NOMATMUL_INLINE { sums[p] = _mm256_setzero_si256(); });
+    const int last = at_most(first + kMaxAdds, blocks);
+    for (int b = first; b < last; ++b, w += kVec, q += kPlanes * kVec) {
+      fetch_ahead(w, kAhead);
+      Digits<packing> digits(load(w));
+      unrolled<kPlanes>([&](auto p) NOMATMUL_INLINE {
+        add_product(sums[p], digits.template next<decltype(p)::value>(), load(q + p * kVec));
+      });
+    }
+    unrolled<kPlanes>([&](auto p)
+                          NOMATMUL_INLINE { total = _mm256_add_epi32(total, widen(sums[p])); });
+  }
+  return total;
+}
+
+template <Packing packing>
+void one_token(const Operands& op) {
+  constexpr int kRows = 4;
+  for (int n = op.n0; n < op.n1; n += kRows) {
+    const int count = at_most(kRows, op.n1 - n);
+    __m256i sums[kRows];
+    for (int r = 0; r < kRows; ++r) {  // beyond n1 the last row again; its result is dropped
+      sums[r] = one_row<packing>(op.row(n + at_most(r, count - 1)), op.q, op.layout.blocks);
+    }
+    int32_t folded[kRows];
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(folded), fold4(sums[0], sums[1], sums[2], sums[3]));
+    op.write(0, n, folded, count);
+  }
+}
+
+// --- more tokens: see gemm.h ----------------------------------------------------------------
+
+struct Avx2 {
+  static constexpr int kVec = 32;
+  static constexpr int kTileRows = 4, kTileTokens = 2, kPanel = 8;
+  static constexpr int kMaxBlockSteps = kMaxAdds;
+  static constexpr int kTokenBlockBytes = 256 * 1024;
+
+  static constexpr int block_of(Packing packing) { return run_of(packing); }
+
+  template <Packing packing>
+  static void unpack(const uint8_t* w, size_t bytes, uint8_t* codes) {
+    for (size_t at = 0; at < bytes; at += kVec, codes += planes_of(packing) * kVec) {
+      Digits<packing> digits(load(w + at));
+      store(codes, digits.template next<0>());
+      store(codes + kVec, digits.template next<1>());
+      store(codes + 2 * kVec, digits.template next<2>());
+      store(codes + 3 * kVec, digits.template next<3>());
+      if constexpr (packing == Packing::kBase3) store(codes + 4 * kVec, digits.template next<4>());
+    }
+  }
+
+  template <int kTokens>
+  static void tile(const uint8_t* codes, size_t code_stride, const int8_t* q, size_t q_stride,
+                   int steps, int32_t* c, int ldc) {
+    __m256i sums[kTokens][kTileRows];
+    unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
+      unrolled<kTileRows>([&](auto r) NOMATMUL_INLINE { sums[t][r] = _mm256_setzero_si256(); });
+    });
+    for (int step = 0; step < steps; ++step, codes += kVec, q += kVec) {
+      __m256i code[kTileRows];
+      unrolled<kTileRows>([&](auto r) NOMATMUL_INLINE {
+        code[r] = load(codes + static_cast<size_t>(r) * code_stride);
+        __asm__("" : "+x"(code[r]));  // or GCC loads it once a token
+      });
+      unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
+        const __m256i q_t = load(q + static_cast<size_t>(t) * q_stride);
+        unrolled<kTileRows>([&](auto r) NOMATMUL_INLINE { add_product(sums[t][r], code[r], q_t); });
+      });
+    }
+    unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
+      auto* c_t = reinterpret_cast<__m128i*>(c + t * ldc);
+      const __m128i folded =
+          fold4(widen(sums[t][0]), widen(sums[t][1]), widen(sums[t][2]), widen(sums[t][3]));
+      _mm_storeu_si128(c_t, _mm_add_epi32(_mm_loadu_si128(c_t), folded));
+    });
+  }
+
+ private:
+  static void store(uint8_t* p, __m256i v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
+  }
+};
+
+// --- the table's functions -----------------------------------------------------------------
+
+constexpr int kFewTokens = 4;
+
+size_t prepared_bytes(Packing packing, int m, int k) { return plane_bytes<kVec>(packing, m, k); }
+
+void prepare(Packing packing, const int8_t* q, int m, int k, int ldq, void* prepared) {
+  prepare_planes<kVec>(packing, q, m, k, ldq, prepared);
+}
+
+size_t scratch_bytes(Packing packing, int m, int k) {
+  return m <= kFewTokens ? 0 : Gemm<Avx2>::scratch_bytes(packing, m, k);
+}
+
+template <Packing packing>
+void product_of(const Operands& op, void* scratch) {
+  switch (op.m) {
+    case 0:
+      return;
+    case 1:
+      return one_token<packing>(op);
+    case 2:
+      return Few<2, 4>::product<packing>(op);
+    case 3:
+      return Few<3, 2>::product<packing>(op);
+    case 4:
+      return Few<4, 2>::product<packing>(op);
+    default:
+      return Gemm<Avx2>::product<packing>(op, scratch);
+  }
+}
+
+}  // namespace
+}  // namespace nomatmul
+
+#include "kernels/common/product_entry.h"
+
+namespace nomatmul {
+
+const TernaryKernels kAvx2Ternary = NOMATMUL_TERNARY;
+
+}  // namespace nomatmul

@@ -1,0 +1,99 @@
+// The emulated kernels behind plain C functions, for tests/parity to call through ctypes.
+// Buffers are made here, with their exact size, so that AddressSanitizer sees a step past them.
+#include <cstring>
+#include <new>
+#include <stdexcept>
+
+#include "core/channels/fff.h"
+#include "kernels/isa.h"
+
+namespace {
+
+using nomatmul::Isa;
+using nomatmul::Packing;
+using nomatmul::TernaryKernels;
+
+constexpr Isa kIsas[] = {
+    {"avx512vnni", &nomatmul::kAvx512VnniTernary, &nomatmul::kAvx512VnniTrees, nullptr},
+    {"amx", &nomatmul::kAmxTernary, &nomatmul::kAvx512VnniTrees, nullptr},
+};
+
+struct Buffer {
+  explicit Buffer(size_t bytes) : data(::operator new(bytes, std::align_val_t{64})) {}
+  ~Buffer() { ::operator delete(data, std::align_val_t{64}); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  void* data;
+};
+
+}  // namespace
+
+extern "C" {
+
+// table: 0 avx512vnni, 1 amx. Shapes are the caller's business: this is no public interface.
+void emulated_product(int table, int packing, const uint8_t* w, size_t row_bytes, int n0, int n1,
+                      const int8_t* q, int m, int k, const float* token_scale, void* out,
+                      size_t ldo) {
+  const TernaryKernels& kernels = *kIsas[table].ternary;
+  const auto form = static_cast<Packing>(packing);
+  Buffer prepared(kernels.prepared_bytes(form, m, k));
+  Buffer scratch(kernels.scratch_bytes(form, m, k));
+  kernels.prepare(form, q, m, k, k, prepared.data);
+  kernels.product(form, w, row_bytes, n0, n1, prepared.data, m, k, token_scale, out, ldo,
+                  scratch.data);
+}
+
+float emulated_rms_norm_quantize(int table, const float* x, const float* w, float eps, int d,
+                                 int8_t* q) {
+  return kIsas[table].ternary->rms_norm_quantize(x, w, eps, d, q);
+}
+void emulated_normalise(int table, const float* x, float eps, int d, float* y) {
+  kIsas[table].ternary->normalise(x, eps, d, y);
+}
+float emulated_scale_quantize(int table, const float* y, const float* w, int d, int8_t* q) {
+  return kIsas[table].ternary->scale_quantize(y, w, d, q);
+}
+void emulated_rms_norm(int table, const float* x, const float* w, float eps, int d, float* y) {
+  kIsas[table].ternary->rms_norm(x, w, eps, d, y);
+}
+void emulated_mlgru_step(int table, const float* i, const float* f, const float* lb, float keep,
+                         int d, float* h) {
+  kIsas[table].ternary->mlgru_step(i, f, lb, keep, d, h);
+}
+void emulated_gate_norm(int table, const float* g, const float* h, const float* w, float eps, int d,
+                        float* y) {
+  kIsas[table].ternary->gate_norm(g, h, w, eps, d, y);
+}
+void emulated_silu_mul(int table, const float* gate, const float* up, int d, float* y) {
+  kIsas[table].ternary->silu_mul(gate, up, d, y);
+}
+void emulated_add(int table, float* x, const float* y, int d) {
+  kIsas[table].ternary->add(x, y, d);
+}
+bool emulated_codes_ok(int table, int packing, const uint8_t* w, size_t nbytes) {
+  return kIsas[table].ternary->codes_ok(static_cast<Packing>(packing), w, nbytes);
+}
+
+// The conditional layer on emulated kernels. Returns 0, 1 where a logit is not finite.
+int emulated_fff_forward(int table, int form, int activation, int hidden, int trees, int depth,
+                         const void* rows, const float* scales, const float* bias,
+                         const float* norm_in, const float* norm_out, float eps, int threads,
+                         const float* x, int tokens, float* y, int32_t* paths, float* logits) {
+  nomatmul::FffSpec spec;
+  spec.form = static_cast<nomatmul::FffForm>(form);
+  spec.activation = static_cast<nomatmul::Activation>(activation);
+  spec.hidden = hidden, spec.trees = trees, spec.depth = depth, spec.eps = eps;
+  spec.rows = rows, spec.scales = scales, spec.bias = bias;
+  spec.norm_in = norm_in, spec.norm_out = norm_out;
+  const nomatmul::FffLayer layer(spec, kIsas[table]);
+  nomatmul::ThreadPool pool(threads);
+  nomatmul::FffWork work;
+  try {
+    layer.forward(x, tokens, y, paths, logits, pool, work);
+  } catch (const std::domain_error&) {
+    return 1;
+  }
+  return 0;
+}
+
+}  // extern "C"
