@@ -30,7 +30,7 @@ FLAGS: tuple[str, ...] = (
     "-fwrapv",  # vector sums wrap; SIMDe writes them as plain sums of signed integers
     *("-DNOMATMUL_EMULATE", "-DNOMATMUL_HAVE_AVX512VNNI", "-DNOMATMUL_HAVE_AMX"),
 )
-SANITIZE = os.environ.get("NOMATMUL_SANITIZE")  # e.g. "address,undefined", see csrc/tests/asan/test_asan.sh
+SANITIZE = os.environ.get("NOMATMUL_SANITIZE")  # e.g. "address,undefined", by tests/asan
 if SANITIZE:
     FLAGS += (f"-fsanitize={SANITIZE}", "-g", "-fno-sanitize-recover=undefined")
 TABLES = {"avx512vnni-emulated": 0, "amx-emulated": 1}

@@ -36,7 +36,7 @@ CASES = (
     (1, 1, 1, "silu", 4),
     (300, 130, 0, "silu", 1),
 )
-# Enough of both for the batch to be sorted by paths (csrc/core/channels/fff.cc: 8 MiB a tree, 1024 tokens).
+# Enough of both for the batch to be sorted by paths (fff_batches.cc: 8 MiB a tree, 1024 tokens).
 GROUPED = (("f32", 300, 1, 11), ("bf16", 200, 2, 13), ("int8", 300, 1, 13), ("ternary", 260, 2, 15))
 
 
@@ -99,7 +99,7 @@ def test_sorted_by_path(form: str, hidden: int, trees: int, depth: int) -> None:
 @pytest.mark.parametrize("hidden", [700, 704])  # 704 = 11 * 64: floats need no padded copy
 @pytest.mark.parametrize("form", FORMS)
 def test_trees_are_shared_between_threads(form: str, hidden: int) -> None:
-    """Few tokens and enough trees for csrc/core/channels/fff.cc to cut by trees (128 KiB of rows a batch)."""
+    """Few tokens and enough trees for fff_batches.cc to cut by trees (128 KiB of rows a batch)."""
     layer = random_layer(form, hidden, 256, 1, "gelu")
     x_NK = random_tokens(layer, 3)
     theirs = reference.forward(layer, x_NK)

@@ -157,7 +157,7 @@ def test_bad_shapes_are_refused() -> None:
     q_MK, t_NK = operands(2, 4, 300)
     packed = pack(t_NK, "2bit")
     out = np.zeros((2, 4), dtype=np.int32)
-    with pytest.raises(ValueError, match='isa "avx9" is not available here; available:.* scalar'):
+    with pytest.raises(ValueError, match=r'isa "avx9" is not available here; available:.* scalar'):
         kernels.product("avx9", "2bit", packed, q_MK, None, out, 0, 4)
     with pytest.raises(ValueError, match='packing "3bit"'):
         kernels.product("scalar", "3bit", packed, q_MK, None, out, 0, 4)

@@ -64,7 +64,7 @@ _OPERATIONS = (
 
 
 def _chosen(isa: str) -> dict[str, str]:
-    """The kernel of each operation; tiles do not pay for a single token (csrc/kernels/amx/ternary.cc)."""
+    """The kernel of each operation; tiles do not pay for a single token (kernels/amx)."""
     chosen = dict.fromkeys(_OPERATIONS, isa)
     if isa == "amx":
         chosen["ternary product, one token"] = "avx512vnni"

@@ -1,7 +1,7 @@
 """The activations of the native core in numpy float32, operation by operation.
 
-The constants and their order are those of csrc/kernels/common/float_vectors.h; numpy's own exp differs
-from them in the last bits, and a test compares both with float64.
+The constants and their order are those of csrc/kernels/common/float_vectors.h; numpy's own exp
+differs from them in the last bits, and a test compares both with float64.
 """
 
 from __future__ import annotations
