@@ -17,6 +17,7 @@ from nomatmul.models.block import RECOMPUTE, Block, fused_wanted, watched
 from nomatmul.models.fff import FFFTraining, auxiliary_loss, set_fff_training
 from nomatmul.models.layers import BitLinear, DenseLinear
 from nomatmul.models.loading import load_pretrained, save_tokenizer
+from nomatmul.models.resize import resize_vocabulary
 from nomatmul.ops.loss import IGNORE_INDEX, chunked_cross_entropy, linear_cross_entropy
 
 _ID_TYPES = (torch.int64, torch.int32)  # what nn.Embedding takes
@@ -67,15 +68,38 @@ class TextModel(PreTrainedModel):
         return self.embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        assert isinstance(value, nn.Embedding)
+        if not isinstance(value, nn.Embedding):
+            raise ValueError(f"the embedding must be an nn.Embedding, got {type(value).__name__}")
         self.embedding = value
 
     def get_output_embeddings(self) -> nn.Module:
         return self.head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        assert isinstance(new_embeddings, BitLinear | DenseLinear)
+        if not isinstance(new_embeddings, BitLinear | DenseLinear):
+            kind = type(new_embeddings).__name__
+            raise ValueError(f"the head must be a BitLinear or a DenseLinear, got {kind}")
         self.head = new_embeddings
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Embedding:
+        """Change the vocabulary's size, see `resize_vocabulary`; returns the embedding.
+
+        pad_to_multiple_of: round the number up to a multiple of this. Both None change nothing.
+        """
+        size = self.config.vocab_size if new_num_tokens is None else new_num_tokens
+        step = pad_to_multiple_of
+        if step is not None:
+            if isinstance(step, bool) or not isinstance(step, int) or step < 1:
+                raise ValueError(f"pad_to_multiple_of must be a number above 0, got {step!r}")
+            size = -(-size // step) * step
+        if new_num_tokens is not None or size != self.config.vocab_size:
+            resize_vocabulary(self, size, around_mean=mean_resizing)
+        return self.embedding
 
     # -- files ----------------------------------------------------------------------------------
 
