@@ -35,7 +35,7 @@ def resize_vocabulary(model: Any, size: int, *, around_mean: bool = True) -> Non
     parts = [embedding] if head is None else [embedding, head]
     if not own or any(tuple(part.weight.shape) != shape for part in parts):
         raise ValueError(
-            f"cannot resize an embedding or a head that was replaced, wrapped or sharded; each must "
+            f"cannot resize an embedding or head that was replaced, wrapped or sharded: each must "
             f"be the model's own layer of shape {list(shape)}"
         )
     tied = head is not None and head.weight is embedding.weight
