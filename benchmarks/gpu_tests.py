@@ -4,8 +4,7 @@
 
 Runs tests/gpu and the few tests of other rooms that use CUDA where it is there. Writes
 gpu-tests.md (one line a test: its cases and their fate), gpu-tests.json and gpu-tests.xml (JUnit)
-to --out. Ends with 1 if a case failed, if none ran, or if the time ran out. Recorded traces are
-looked for in $NOMATMUL_SHARED, else beside the repository; tests that need them say so and skip.
+to --out. Ends with 1 if a case failed, if none ran, or if the time ran out.
 """
 
 from __future__ import annotations

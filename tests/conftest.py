@@ -17,7 +17,7 @@ from hypothesis import settings
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = Path(__file__).resolve().parent / "golden"
 
 # A shell's background job ignores Ctrl-C, and so would the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -28,21 +28,21 @@ settings.load_profile("nomatmul")
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of recorded traces and texts; skips where it is absent.
-
-    It lies beside the repository, or where $NOMATMUL_SHARED says.
-    """
-    path = Path(os.environ.get("NOMATMUL_SHARED") or ROOT.parent / "shared")
-    if not (path / "fixtures").is_dir():
-        pytest.skip(f"recorded fixtures are not on this machine (looked for {path})")
-    return path
+def tiny() -> Path:
+    """A published decoder of 2 layers, made by the authors' code (tests/golden/README.md)."""
+    return GOLDEN / "hgrn_bit-tiny"
 
 
 @pytest.fixture(scope="session")
-def tiny(shared: Path) -> Path:
-    """A published checkpoint of 2 layers, made by the authors' code."""
-    return shared / "fixtures" / "hgrn_bit-tiny"
+def crammed_tiny() -> Path:
+    """A published encoder of 2 FFF layers, made by the authors' code."""
+    return GOLDEN / "crammedbert-fff-tiny"
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_file() -> Path:
+    """The published SentencePiece vocabulary of 32,000 entries."""
+    return GOLDEN / "mistral" / "tokenizer.model"
 
 
 @pytest.fixture(scope="session")

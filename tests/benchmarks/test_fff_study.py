@@ -162,7 +162,7 @@ def test_fine_tuning_that_tells_nothing_apart_is_said_to():
 
 
 def test_squeezed_models_keep_ternary_values_and_scales(tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
     from fff_study_ship import expand, squeeze
     from model_files import write_tokenizer
     from safetensors.numpy import load_file

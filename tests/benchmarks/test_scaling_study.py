@@ -43,7 +43,6 @@ SIZES = {"S": 3e6, "M": 1e7, "L": 3e7, "XL": 1e8}
 
 
 def test_a_known_curve_is_found_again() -> None:
-    pytest.importorskip("scipy")
     entries = scaling_fit.summarise(rows(SIZES, dict.fromkeys(SIZES, 0.0)))
     twin = [entry for entry in entries if entry["arch"] == "transformer"]
     found = scaling_fit.fit_curve(twin, "non_embedding")
@@ -55,7 +54,6 @@ def test_a_known_curve_is_found_again() -> None:
 
 
 def test_a_curve_that_is_not_determined_is_said_to_be_so() -> None:
-    pytest.importorskip("scipy")
     made = rows(SIZES, dict.fromkeys(SIZES, 0.0))
     # What was measured at first: nearly a power law without a floor.
     losses = {"S": 1.657, "M": 1.627, "L": 1.599, "XL": 1.562}

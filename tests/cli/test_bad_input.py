@@ -282,7 +282,6 @@ def test_bad_options_of_other_commands(refused, packed, text, tmp_path):
 
 
 def test_training_refuses_an_unknown_recipe_and_missing_data(refused, text, tmp_path):
-    pytest.importorskip("torch")
     out = tmp_path / "run"
     refused("'cpu_second'", "train", "cpu_second", "--data", text, "--out", out)
     refused("nowhere", "train", "cpu_minute", "--data", tmp_path / "nowhere", "--out", out)

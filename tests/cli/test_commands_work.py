@@ -92,7 +92,6 @@ def test_chat_survives_mistakes(run, monkeypatch, packed):
 
 
 def test_eval_gives_the_same_in_the_engine_and_in_torch(run, training, packed, text):
-    pytest.importorskip("torch")
     ours = json.loads(run("eval", "--model", packed, "--text", text, "--json").out)
     theirs = json.loads(run("eval", "--model", training, "--text", text, "--json").out)
     assert ours["tokens"] == theirs["tokens"] == 59

@@ -99,10 +99,10 @@ def test_a_published_model_agrees_with_its_recorded_logits(tiny, golden, tmp_pat
     assert np.mean(found.argmax(-1) == wanted.argmax(-1)) >= 0.98
 
 
-def test_a_published_directory_with_sentencepiece(tmp_path, rng, shared):
+def test_a_published_directory_with_sentencepiece(tmp_path, rng, sentencepiece_file):
     source = tmp_path / "published"
     write_published(source, rng, vocab_size=32000)
-    shutil.copy(shared / "data" / "tokenizers" / "mistral" / "tokenizer.model", source)
+    shutil.copy(sentencepiece_file, source)
     assert pack(source, tmp_path / "packed").tokenizer == "converted"
     text = nomatmul.load(tmp_path / "packed").generate("Hello world", max_tokens=3)
     assert isinstance(text, str)

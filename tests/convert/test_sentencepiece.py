@@ -135,8 +135,8 @@ def test_other_kinds_and_damage_are_refused(tmp_path, model_file):
             convert_tokenizer(path)
 
 
-def test_mistral_vocabulary(shared):
-    tokenizer = convert_tokenizer(shared / "data" / "tokenizers" / "mistral" / "tokenizer.model")
+def test_mistral_vocabulary(sentencepiece_file):
+    tokenizer = convert_tokenizer(sentencepiece_file)
     assert tokenizer.get_vocab_size() == 32000
     ids = tokenizer.encode("Hello world", add_special_tokens=False).ids
     assert ids == [22557, 1526]

@@ -28,9 +28,8 @@ def load(path, backend, **options):
 
 
 @pytest.fixture(scope="module")
-def golden(shared):
-    directory = shared / "fixtures" / "crammedbert-fff-tiny"
-    return directory, load_file(directory / "golden.safetensors")
+def golden(crammed_tiny):
+    return crammed_tiny, load_file(crammed_tiny / "golden.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engine_models import random_ids
+from machine import need_triton
 
 from nomatmul.engine import load
 from nomatmul.formats.config import ModelConfig
 
-pytest.importorskip("torch")
-pytest.importorskip("triton")
+need_triton()
 
 CONFIG = ModelConfig(vocab_size=67, hidden_size=42, num_layers=2, intermediate_size=51)
 

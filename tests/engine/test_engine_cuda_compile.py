@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from machine import need_triton
 
-pytest.importorskip("torch")
-pytest.importorskip("triton")
+need_triton()
 
 # In a process of its own: another test may have asked for triton's interpreter.
 PROGRAM = """

@@ -7,7 +7,6 @@ their logits, states and likeliest tokens have the bits of the native core.
 from __future__ import annotations
 
 import ctypes
-import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,14 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from engine_models import random_ids
+from machine import need_compiler, need_triton
 
 from nomatmul.engine import load
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packed import PackedReader
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("triton")
+need_triton()
 
 COPYING = 32  # threads of a block beside those that compute
 HERE = Path(__file__).parent
@@ -66,9 +66,7 @@ def build(
 ) -> Emulated:
     from nomatmul.engine.cuda import decoder
 
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++ on this machine")
+    compiler = need_compiler("g++")
     source, library = directory / "driver.cc", directory / "driver.so"
     source.write_text(DRIVER)
     macros = decoder.defines(config, embedding, blocks, threads)

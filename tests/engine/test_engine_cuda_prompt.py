@@ -6,15 +6,13 @@ Rows, gates and the recurrence of long prompts have the bits of the general path
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from machine import need_compiler, need_triton
 
-pytest.importorskip("torch")
-pytest.importorskip("triton")
+need_triton()
 
 HERE = Path(__file__).parent
 DRIVER = """
@@ -161,9 +159,7 @@ def test_rows_and_recurrence_have_the_bits_of_the_general_path(
     from nomatmul.engine.cuda import prompt
     from nomatmul.formats.config import ModelConfig
 
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++ on this machine")
+    compiler = need_compiler("g++")
     config = ModelConfig(
         vocab_size=67, hidden_size=20, num_layers=2, intermediate_size=300, gate_norm_eps=1e-6
     )

@@ -151,11 +151,11 @@ def test_models_that_others_run(dials: dict[str, Any], message: str) -> None:
         random_model(config)
 
 
-def test_missing_and_foreign_directories(tmp_path: Path, shared: Path) -> None:
+def test_missing_and_foreign_directories(tmp_path: Path, tiny: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         load(tmp_path / "nothing")
     with pytest.raises(ValueError, match="not packed"):
-        load(shared / "fixtures" / "hgrn_bit-tiny")
+        load(tiny)
 
 
 @pytest.mark.parametrize("mmap", [False, True])

@@ -12,14 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 from engine_models import random_ids
+from machine import need_triton
 from union_models import union
 
 from nomatmul.engine import load
 
-pytest.importorskip("torch")
-pytest.importorskip("triton")
+need_triton()
 
 # In a process of its own: triton reads TRITON_INTERPRET when it is imported.
 PROGRAM = """

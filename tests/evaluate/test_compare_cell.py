@@ -7,18 +7,16 @@ import json
 import math
 
 import pytest
+import torch
+from train_jobs import make_text
 
-torch = pytest.importorskip("torch")
-
-from train_jobs import make_text  # noqa: E402  (needs torch)
-
-from nomatmul.evaluate.compare import CompareOptions, compare, make_cells, plan, prepare_data  # noqa: E402
-from nomatmul.evaluate.compare_cell import run_cell  # noqa: E402
-from nomatmul.evaluate.compare_course import Course  # noqa: E402
-from nomatmul.evaluate.compare_texts import Texts  # noqa: E402
-from nomatmul.evaluate.rows import read_rows  # noqa: E402
-from nomatmul.formats.config import ModelConfig  # noqa: E402
-from nomatmul.train.config import TrainConfig  # noqa: E402
+from nomatmul.evaluate.compare import CompareOptions, compare, make_cells, plan, prepare_data
+from nomatmul.evaluate.compare_cell import run_cell
+from nomatmul.evaluate.compare_course import Course
+from nomatmul.evaluate.compare_texts import Texts
+from nomatmul.evaluate.rows import read_rows
+from nomatmul.formats.config import ModelConfig
+from nomatmul.train.config import TrainConfig
 
 CAUSAL = {"vocab_size": 300, "hidden_size": 16, "num_layers": 2, "max_position_embeddings": 16,
           "token_mixer": "attention", "linear": "dense", "channel_mixer": "ffn",

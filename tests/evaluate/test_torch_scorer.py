@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from model_files import write_tokenizer, write_training
 
+from nomatmul.evaluate import torch_scorer
+from nomatmul.evaluate.torch_scorer import TorchScorer
 from nomatmul.formats.config import ModelConfig
-
-torch = pytest.importorskip("torch")
-
-from nomatmul.evaluate import torch_scorer  # noqa: E402  (needs torch)
-from nomatmul.evaluate.torch_scorer import TorchScorer  # noqa: E402
 
 
 def _scorer(tmp_path, rng, **dials) -> TorchScorer:

@@ -11,20 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="fine-tuning needs the extra `train`")
-pytest.importorskip("transformers", reason="fine-tuning needs the extra `train`")
-pytest.importorskip("sklearn", reason="fine-tuning needs the extra `train`")
-
-from nomatmul import cli  # noqa: E402
-from nomatmul.finetune import FinetuneConfig, TaskReport, find_task, finetune  # noqa: E402
-from nomatmul.finetune.data import encode, scoring_batches, training_batches  # noqa: E402
-from nomatmul.finetune.loop import Settings, _optimizer, loss_of, rate_at, score  # noqa: E402
-from nomatmul.finetune.sources import load_rows  # noqa: E402
-from nomatmul.finetune.tsv import Rows  # noqa: E402
-from nomatmul.models import EncoderForSequenceClassification, LeafFFF, MaskedLM  # noqa: E402
-from nomatmul.models.config import EncoderConfig  # noqa: E402
-from nomatmul.train.tokenizer import word_piece  # noqa: E402
+from nomatmul import cli
+from nomatmul.finetune import FinetuneConfig, TaskReport, find_task, finetune
+from nomatmul.finetune.data import encode, scoring_batches, training_batches
+from nomatmul.finetune.loop import Settings, _optimizer, loss_of, rate_at, score
+from nomatmul.finetune.sources import load_rows
+from nomatmul.finetune.tsv import Rows
+from nomatmul.models import EncoderForSequenceClassification, LeafFFF, MaskedLM
+from nomatmul.models.config import EncoderConfig
+from nomatmul.train.tokenizer import word_piece
 
 WORDS = ["the", "river", "runs", "under", "an", "old", "stone", "bridge", "boats", "wait", "light"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

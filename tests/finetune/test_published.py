@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import crammed
+import numpy as np
 import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-torch = pytest.importorskip("torch", reason="fine-tuning needs the extra `train`")
-pytest.importorskip("transformers", reason="fine-tuning needs the extra `train`")
-pytest.importorskip("sklearn", reason="fine-tuning needs the extra `train`")
-
-import crammed  # noqa: E402
-import numpy as np  # noqa: E402
-from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E402
-
-import nomatmul  # noqa: E402
-from nomatmul.convert import pack  # noqa: E402
-from nomatmul.finetune import FinetuneConfig, find_task, finetune, run  # noqa: E402
-from nomatmul.finetune.data import encode  # noqa: E402
-from nomatmul.finetune.tsv import Rows  # noqa: E402
-from nomatmul.models import EncoderForSequenceClassification  # noqa: E402
+import nomatmul
+from nomatmul.convert import pack
+from nomatmul.finetune import FinetuneConfig, find_task, finetune, run
+from nomatmul.finetune.data import encode
+from nomatmul.finetune.tsv import Rows
+from nomatmul.models import EncoderForSequenceClassification
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<cls>", "<sep>", "<mask>"]
 WORDS = ["river", "bridge", "old", "stone", "boat", "light"]

@@ -142,7 +142,6 @@ def test_tasks_are_found_by_name() -> None:
 
 
 def test_scores_are_the_definitions() -> None:
-    pytest.importorskip("sklearn", reason="scores need the extra `train`")
     from nomatmul.evaluate.glue import METRICS, glue_scores
 
     found, truth = [1, 1, 0, 0, 1, 1], [1, 0, 0, 1, 1, 1]

@@ -59,7 +59,7 @@ def test_float16(tmp_path, rng):
 
 @pytest.mark.parametrize("sharded", [False, True])
 def test_bfloat16_as_torch_writes_it(tmp_path, rng, sharded):
-    torch = pytest.importorskip("torch")
+    import torch
     from safetensors.torch import load_file as load_torch
     from safetensors.torch import save_file as save_torch
 
@@ -79,7 +79,8 @@ def test_bfloat16_as_torch_writes_it(tmp_path, rng, sharded):
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_torch_pickles(tmp_path, rng, dtype, sharded, zipped):
-    torch = pytest.importorskip("torch")
+    import torch
+
     tensors = write_published(tmp_path, rng)
     (tmp_path / "model.safetensors").unlink()
     state = {
@@ -105,7 +106,6 @@ def test_torch_pickles(tmp_path, rng, dtype, sharded, zipped):
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04 broken", b"\x80\x04N.", b"not a pickle"])
 def test_a_broken_pickle_is_one_clear_line(tmp_path, data):
-    pytest.importorskip("torch")
     write_json(tmp_path / "config.json", PUBLISHED)
     (tmp_path / "pytorch_model.bin").write_bytes(data)
     with pytest.raises(ValueError, match=r"pytorch_model\.bin") as caught:
@@ -115,7 +115,8 @@ def test_a_broken_pickle_is_one_clear_line(tmp_path, data):
 
 def test_pickled_parameters_of_a_module(tmp_path, rng):
     """`torch.save(dict(model.named_parameters()))`: numpy takes no tensor with a gradient."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     tensors = write_published(tmp_path, rng)
     (tmp_path / "model.safetensors").unlink()
     state = {published_name(n): torch.nn.Parameter(torch.from_numpy(t)) for n, t in tensors.items()}
@@ -125,7 +126,8 @@ def test_pickled_parameters_of_a_module(tmp_path, rng):
 
 @pytest.mark.parametrize("kind", ["sparse", "meta"])
 def test_pickled_tensors_that_are_not_dense_are_refused(tmp_path, rng, kind):
-    torch = pytest.importorskip("torch")
+    import torch
+
     tensors = write_published(tmp_path, rng)
     (tmp_path / "model.safetensors").unlink()
     state = {published_name(n): torch.from_numpy(t) for n, t in tensors.items()}
@@ -137,7 +139,8 @@ def test_pickled_tensors_that_are_not_dense_are_refused(tmp_path, rng, kind):
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
+
     write_json(tmp_path / "config.json", PUBLISHED)
     torch.save({"model.norm.weight": Path("x")}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match="cannot read"):

@@ -246,7 +246,7 @@ def test_a_disk_that_fails_at_the_end_leaves_nothing(tmp_path, monkeypatch, call
     assert left_behind(tmp_path) == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="needs a user whom permissions bind; this is root")
 def test_a_folder_that_may_not_be_written(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(WriteError, match="Permission denied"):

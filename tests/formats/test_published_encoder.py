@@ -12,8 +12,8 @@ from nomatmul.formats.published_encoder import encoder_from_published
 from nomatmul.formats.published_encoder_tensors import published_encoder_name
 
 
-def test_the_recorded_checkpoint(shared):
-    checkpoint = open_checkpoint(shared / "fixtures" / "crammedbert-fff-tiny")
+def test_the_recorded_checkpoint(crammed_tiny):
+    checkpoint = open_checkpoint(crammed_tiny)
     assert checkpoint.kind == "published"
     assert checkpoint.config == ModelConfig(
         vocab_size=512,

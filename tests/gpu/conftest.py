@@ -1,8 +1,6 @@
 """Tests of this folder need a GPU: all get the mark `gpu`, and skip where there is none.
 
-benchmarks/gpu_tests.py runs them on a GPU machine and writes a table. The fixture `shared`
-(recorded traces, tests/conftest.py) looks at $NOMATMUL_SHARED first, for machines where the folder
-does not lie beside the repository.
+benchmarks/gpu_tests.py runs them on a GPU machine and writes a table.
 """
 
 from __future__ import annotations
@@ -10,15 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 HERE = Path(__file__).resolve().parent
 
 
 def _missing() -> str | None:
-    try:
-        import torch
-    except ImportError as error:
-        return f"needs torch: {error}"
     if not torch.cuda.is_available():
         return "needs a GPU: torch.cuda.is_available() is False"
     return None

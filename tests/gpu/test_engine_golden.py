@@ -1,4 +1,4 @@
-"""The engine on a GPU repeats what the authors' kernels recorded (shared/fixtures)."""
+"""The engine on a GPU repeats what the authors' kernels recorded (tests/golden)."""
 
 from __future__ import annotations
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 import pytest
 import torch
 from kernel_cases import error, poisoned
+from machine import need_triton
 
 from nomatmul.ops import fff
 
 pytestmark = pytest.mark.gpu
-kernels = pytest.importorskip("nomatmul.ops.fff.triton")
+need_triton()
+from nomatmul.ops.fff import triton as kernels  # noqa: E402  (needs triton)
+
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 

@@ -7,12 +7,13 @@ import copy
 import pytest
 import torch
 from kernel_cases import FAMILIES, error, failures, gradients, least_model_errors
+from machine import need_triton
 
 from nomatmul.models import CausalLM, CausalLMConfig
 from nomatmul.ops.bitlinear import ternary_cache
 
 pytestmark = pytest.mark.gpu
-pytest.importorskip("triton")
+need_triton()
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 

@@ -29,13 +29,8 @@ def tolerance(logits: torch.Tensor, layers: int, size: int) -> float:
 
 
 @pytest.fixture(scope="module")
-def directory(shared):
-    return shared / "fixtures" / "crammedbert-fff-tiny"
-
-
-@pytest.fixture(scope="module")
-def trace(directory) -> dict[str, torch.Tensor]:
-    return load_file(directory / "golden.safetensors")
+def trace(crammed_tiny) -> dict[str, torch.Tensor]:
+    return load_file(crammed_tiny / "golden.safetensors")
 
 
 @torch.no_grad()
@@ -60,8 +55,8 @@ def run(model, ids, mask) -> tuple[torch.Tensor, list[torch.Tensor]]:
 
 @pytest.mark.parametrize("implementation", ["masked", "naive", None])
 @pytest.mark.parametrize("masked", [True, False])
-def test_the_recorded_run(directory, trace, implementation, masked):
-    model = MaskedLM.from_pretrained(directory)
+def test_the_recorded_run(crammed_tiny, trace, implementation, masked):
+    model = MaskedLM.from_pretrained(crammed_tiny)
     for layer in model.layers:
         layer.channel.implementation = implementation
     mask = trace["attention_mask"] if masked else None
@@ -76,8 +71,8 @@ def test_the_recorded_run(directory, trace, implementation, masked):
             assert torch.equal(path, recorded)
 
 
-def test_the_recorded_run_is_float32_noise_away_from_exact_arithmetic(directory, trace):
-    model = MaskedLM.from_pretrained(directory).double()
+def test_the_recorded_run_is_float32_noise_away_from_exact_arithmetic(crammed_tiny, trace):
+    model = MaskedLM.from_pretrained(crammed_tiny).double()
     for mask, name in ((trace["attention_mask"], "logits"), (None, "logits_nomask")):
         logits, _ = run(model, trace["input_ids"], mask)
         limit = tolerance(trace[name], layers=2, size=64)

@@ -101,8 +101,8 @@ def test_auto_classes(tmp_path, published):
     assert half(ids).logits.dtype == torch.bfloat16
 
 
-def test_the_recorded_checkpoint_is_saved_as_our_own(shared, tmp_path):
-    model = MaskedLM.from_pretrained(shared / "fixtures" / "crammedbert-fff-tiny")
+def test_the_recorded_checkpoint_is_saved_as_our_own(crammed_tiny, tmp_path):
+    model = MaskedLM.from_pretrained(crammed_tiny)
     model.save_pretrained(tmp_path)
     again, ids = MaskedLM.from_pretrained(tmp_path), some_ids()
     assert torch.equal(again(ids).logits, model(ids).logits)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from machine import need_triton
 
 _PATCH = """
 import torch, triton.runtime.interpreter as interpreter
@@ -70,7 +70,7 @@ _HERE = Path(__file__).parent
 
 def _run(script: str, *arguments: str, **environment: str) -> str:
     """In a process of its own: triton reads TRITON_INTERPRET when it is imported."""
-    pytest.importorskip("triton")
+    need_triton()
     source = str(_HERE.parents[1] / "src")
     paths = os.pathsep.join([source, str(_HERE), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from machine import need_triton
 
 _HERE = Path(__file__).parent
 
@@ -28,7 +29,7 @@ CASES = [  # tokens, inputs, outputs, trees, depth, form
 
 
 def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    pytest.importorskip("triton")
+    need_triton()
     source = str(_HERE.parents[1] / "src")
     folders = [source, str(_HERE), str(_HERE.parent), os.environ.get("PYTHONPATH", "")]
     return subprocess.run(
@@ -58,7 +59,7 @@ def test_kernels_compile_for_real_chips(chip: int, tmp_path: Path) -> None:
 
 
 def test_stages_cover_every_level_of_every_depth():
-    pytest.importorskip("triton")
+    need_triton()
     from nomatmul.ops.fff.triton_parts import DEEPEST, Trees
 
     for depth, trees in itertools.product(range(25), (1, 3)):

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from machine import need_triton
 from torch import Tensor
 
 from nomatmul.ops.mlgru import mlgru_recurrent, mlgru_scan
@@ -109,7 +110,7 @@ print("equal")
 
 def test_triton_kernels_in_the_interpreter():
     """In a process of its own: triton reads TRITON_INTERPRET when it is imported."""
-    pytest.importorskip("triton")
+    need_triton()
     done = subprocess.run(
         [sys.executable, "-c", _INTERPRETED],
         env={**os.environ, "TRITON_INTERPRET": "1"},
@@ -121,7 +122,7 @@ def test_triton_kernels_in_the_interpreter():
 
 
 def test_triton_kernels_on_the_gpu():
-    pytest.importorskip("triton")
+    need_triton()
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     inputs = draw(300, torch.float32, channels=70)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from machine import need_triton
 
 _PATCH = """
 import torch, triton.runtime.interpreter as interpreter
@@ -39,7 +40,7 @@ _HERE = Path(__file__).parent
 
 
 def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    pytest.importorskip("triton")
+    need_triton()
     source = str(_HERE.parents[1] / "src")
     paths = os.pathsep.join([source, str(_HERE.parent), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(

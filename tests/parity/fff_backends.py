@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import parity_emulated
-import pytest
 from numpy.typing import NDArray
 from parity_backends import kernels_of
 
+from nomatmul import _native
 from nomatmul.engine.fff import pack_rows
 from nomatmul.formats.packing import row_bytes
 from nomatmul.reference.fff import FFFRows
@@ -56,8 +56,7 @@ def sparse_layer(form: str, hidden: int, trees: int, depth: int) -> FFFRows:
 
 def random_codes(rows: NDArray[np.uint8], hidden: int) -> None:
     """Fill packed rows with legal random codes."""
-    module = pytest.importorskip("nomatmul._native", reason="the native core is not built")
-    module.random_codes("2bit", rows, hidden, 7)
+    _native.random_codes("2bit", rows, hidden, 7)
 
 
 def random_tokens(layer: FFFRows, tokens: int) -> F32:
@@ -67,8 +66,8 @@ def random_tokens(layer: FFFRows, tokens: int) -> F32:
 
 
 def native_fff() -> Any:
-    """Return the module `nomatmul._native.fff`; skips the test where it is not built."""
-    return pytest.importorskip("nomatmul._native", reason="the native core is not built").fff
+    """Return the module `nomatmul._native.fff`."""
+    return _native.fff
 
 
 def native_layer(layer: FFFRows, isa: str | None = None, threads: int = 1) -> Any:

@@ -5,13 +5,14 @@ Legend: m tokens, k inputs, n output rows; q int8 [m, k], packed uint8 [n, row_b
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Protocol
 
 import numpy as np
 import parity_emulated
 import pytest
 from numpy.typing import NDArray
+
+from nomatmul import _native
 
 ISAS = (
     "scalar",
@@ -70,23 +71,14 @@ class Kernels(Protocol):
 
 
 def native() -> Kernels:
-    """Return the compiled extension's kernels; skips the test where it is not built."""
-    module = pytest.importorskip("nomatmul._native", reason="the native core is not built")
-    return module.kernels
-
-
-@functools.cache
-def _emulated() -> Kernels | str:
-    return parity_emulated.build()
+    """Return the compiled extension's kernels."""
+    return _native.kernels
 
 
 def kernels_of(isa: str) -> Kernels:
     """Return the module that holds `isa`; skips the test, with the reason, where none does."""
     if isa.endswith("-emulated"):
-        built = _emulated()
-        if isinstance(built, str):
-            pytest.skip(f"{isa}: {built}")
-        return built
+        return parity_emulated.build()
     module = native()
     names = module.isas()
     if isa not in names:

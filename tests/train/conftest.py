@@ -6,13 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from train_jobs import make_text, tiny_config
 
-torch = pytest.importorskip("torch", reason="training needs the extra `train`")
-pytest.importorskip("transformers", reason="training needs the extra `train`")
-
-from train_jobs import make_text, tiny_config  # noqa: E402
-
-from nomatmul.train import TrainConfig  # noqa: E402
+from nomatmul.train import TrainConfig
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,8 @@ def test_compressed_files(tmp_path: Path, suffix: str, compress) -> None:  # typ
 
 
 def test_zstd(tmp_path: Path) -> None:
-    zstandard = pytest.importorskip("zstandard")
+    import zstandard
+
     path = tmp_path / "a.txt.zst"
     path.write_bytes(zstandard.compress(b"packed text"))
     assert read(path) == ["packed text"]
@@ -75,7 +76,8 @@ def test_jsonl_field_and_odd_rows(tmp_path: Path) -> None:
 
 
 def test_saved_data_set_and_parquet(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     data = datasets.Dataset.from_dict({"text": ["one", "two"]})
     data.save_to_disk(str(tmp_path / "saved"))
     data.to_parquet(str(tmp_path / "a.parquet"))
