@@ -21,7 +21,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -57,12 +57,16 @@ def documents(text: str) -> Iterator[str]:
         yield body
 
 
-def _write_documents(job: tuple[Path, Path]) -> int:
+def write_documents(job: tuple[Path, Path], edit: Callable[[str], str] = str) -> int:
+    """A compressed text to JSONL, a row a document; the characters read.
+
+    edit: applied to each document; one that it leaves empty is left out.
+    """
     source, target = job
     text = bz2.decompress(source.read_bytes()).decode("utf-8").replace("\r\n", "\n")
     temporary = target.with_suffix(".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
-        for document in documents(text):
+        for document in filter(None, map(edit, documents(text))):
             file.write(json.dumps({"text": document}, ensure_ascii=False) + "\n")
     temporary.rename(target)
     return len(text)
@@ -86,7 +90,7 @@ def prepare(args: argparse.Namespace) -> None:
         if not (args.partial and not (args.data / f"{name}.txt.bz2").exists())
     ]
     with ProcessPoolExecutor() as pool:
-        sizes = list(pool.map(_write_documents, jobs))
+        sizes = list(pool.map(write_documents, jobs))
     print(f"texts: {sum(sizes):,} characters, {time.monotonic() - started:.0f} s", flush=True)
 
     training = [_target(args.work, name) for name in TRAIN]

@@ -26,7 +26,7 @@ from typing import Any
 
 import fff_study_page
 import fff_study_ship
-from box_model import _write_documents
+from box_model import write_documents
 from fff_study_glue import fine_tune
 from fff_study_plan import CHECKED, FINE_TUNED, FIRST, VOCABULARY, plan
 from gpu_common import ROOT, environment, git_commit, table
@@ -63,7 +63,7 @@ def prepare(args: argparse.Namespace) -> None:
     jobs = [(args.data / f"{name}.txt.bz2", _target(texts, name)) for name in names]
     jobs = [job for job in jobs if not job[1].exists()]
     with ProcessPoolExecutor(min(len(jobs) or 1, os.cpu_count() or 1)) as pool:
-        list(pool.map(_write_documents, jobs))
+        list(pool.map(write_documents, jobs))
     print(f"texts: {time.monotonic() - began:.0f} s", flush=True)
     # Two processes: each of them has a pool of its own, and neither may be a daemon of the other.
     words = [sys.executable, str(Path(__file__)), "tokens", *sys.argv[2:], "--kind"]

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import scaling_page
-from box_model import _write_documents
+from box_model import write_documents
 from gpu_common import ROOT, environment, table
 from scaling_plan import CENTRE, SIZES, cells, missing, order, predicted
 
@@ -59,7 +59,7 @@ def prepare(args: argparse.Namespace) -> None:
     target = {n: texts / (n.replace("/", "-") + ".jsonl") for n in (*names, *HELD_OUT.values())}
     jobs = [(args.data / f"{n}.txt.bz2", path) for n, path in target.items() if not path.exists()]
     with ProcessPoolExecutor(min(len(jobs) or 1, os.cpu_count() or 1)) as pool:
-        list(pool.map(_write_documents, jobs))
+        list(pool.map(write_documents, jobs))
     print(f"texts: {time.monotonic() - began:.0f} s", flush=True)
     tokenizer = load_tokenizer(TOKENIZER)
     build_shards(find_sources([str(target[n]) for n in names]), tokenizer, args.work / "train")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -104,6 +105,12 @@ def test_a_run_without_time_is_not_begun_or_cut(tmp_path):
     (cell,) = _cells(_options(tmp_path, variants=("none",)))
     late = dataclasses.replace(cell, deadline=1.0)
     assert run_cell(late) == []
+    soon = dataclasses.replace(cell, deadline=time.time() + 600)
+    slow = dataclasses.replace(soon, expected_speed=0.1)  # 384 tokens: more than an hour
+    assert run_cell(slow) == []
+    (row,) = run_cell(soon)
+    assert row["status"] == "ok"
+    assert row["lanes"] == 1
     course = Course(late, late.train_config)
     course.losses.append(torch.tensor(1.0))
     course.look(1, lambda text: None)

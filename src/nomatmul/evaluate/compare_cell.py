@@ -187,6 +187,7 @@ class Trainee:
             "flops_masked_per_token": flops["flops_masked"],
             "seconds": round(course.took, 2),
             "tokens_per_second": round(self.speed),
+            "lanes": cell.lanes,
             "compiled": self.compiled,
             "implementation": cell.implementation or "auto",
             "ops": os.environ.get("NOMATMUL_OPS", ""),
@@ -266,8 +267,9 @@ def run_cell(cell: Cell, wait: Callable[[], object] = lambda: None) -> list[dict
         for seed in cell.seeds:
             if find_row(read_rows(file), cell, seed) is not None:
                 continue
-            steps = cell.config["steps"] * trainee.config.tokens_per_step
-            expected = steps / trainee.speed if trainee.speed else 0.0
+            tokens = cell.config["steps"] * trainee.config.tokens_per_step
+            speed = trainee.speed or cell.expected_speed
+            expected = tokens / speed if speed else 0.0
             if cell.deadline and time.time() + 1.05 * expected > cell.deadline:
                 say(f"seed {seed}: no time left, not started")
                 continue

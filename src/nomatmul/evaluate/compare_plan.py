@@ -29,8 +29,9 @@ class Cell:
     TrainConfig as a dict; steps, seed and learning rate are its own. train and valid: token
     directories, the held-out ones by name. eval_points: looks at the held-out text during a run.
     implementation: of the trees, ops: of everything else (NOMATMUL_OPS); "" leaves the choice to
-    them. deadline: seconds since the
-    epoch, 0 for none. keep: a directory for the trained models ("" keeps none).
+    them. deadline: seconds since the epoch, 0 for none. expected_speed: tokens/s, to judge whether
+    the first run can end before the deadline (0: not known). lanes: runs at a time on the device,
+    for the row. keep: a directory for the trained models ("" keeps none).
     """
 
     section: str
@@ -50,6 +51,8 @@ class Cell:
     implementation: str = ""
     ops: str = ""
     deadline: float = 0.0
+    expected_speed: float = 0.0
+    lanes: int = 1
     keep: str = ""
     stage: str = "final"
     commit: str = "unknown"

@@ -137,8 +137,9 @@ class _Device:
             return self.waiting.popleft() if self.waiting else None
 
     def _start(self, cell: Cell) -> subprocess.Popen[bytes]:
-        device = "cpu" if self.device == "cpu" else "cuda"
-        cell = dataclasses.replace(cell, device=device, deadline=self.options.deadline)
+        device, lanes = ("cpu", 1) if self.device == "cpu" else ("cuda", self.options.lanes)
+        deadline = self.options.deadline
+        cell = dataclasses.replace(cell, device=device, deadline=deadline, lanes=lanes)
         self.say(f"{self.device}: {cell.section} {cell.variant}, seeds {list(cell.seeds)}")
         process = subprocess.Popen(
             children.command("nomatmul.evaluate.compare_cell"),

@@ -1,0 +1,147 @@
+"""Tables of the recipe study from its rows, to be put into a page whose words are written by hand.
+
+    python benchmarks/recipes/page.py benchmarks/results/DATE-recipes/rows.jsonl [--models FOLDER]
+
+--models: the folder of the MODEL.tar.gz of the same run; a packed model's bytes are read there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gpu_common import table
+
+from nomatmul.evaluate.rows import read_rows
+
+TEXTS = ("wikipedia", "novels", "stories")
+Row = dict[str, Any]
+
+
+def clean_bits(row: Row) -> float:
+    """Mean bits per byte over the cleaned held-out texts, each counted once."""
+    return statistics.fmean(row[f"bpb_{text}"] for text in TEXTS)
+
+
+def finished(rows: list[Row], section: str) -> list[Row]:
+    return [row for row in rows if row["section"] == section and row["status"] == "ok"]
+
+
+def recipe_table(rows: list[Row]) -> list[str]:
+    """Each change against `base`: mean of its seeds, difference, and the spread of the seeds.
+
+    The error of a difference comes from the seeds' spread over all variants that have two.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in finished(rows, "recipe"):
+        groups.setdefault(row["variant"], []).append(row)
+    if "base" not in groups:
+        return []
+    means = {name: statistics.fmean(map(clean_bits, group)) for name, group in groups.items()}
+    spread = pooled(list(groups.values()))
+    lines = []
+    for name in sorted(groups, key=lambda name: means[name]):
+        group, change = groups[name], means[name] - means["base"]
+        error = spread * (1 / len(group) + 1 / len(groups["base"])) ** 0.5 if spread else None
+        lines.append([
+            group[0]["label"], len(group), f"{group[0]['learning_rate']:g}", f"{means[name]:.4f}",
+            "-" if name == "base" else f"{change:+.4f} ({100 * change / means['base']:+.2f} %)",
+            f"{error:.4f}" if error and name != "base" else None,
+            *(f"{statistics.fmean(r[f'bpb_{text}'] for r in group):.4f}" for text in TEXTS),
+            f"{statistics.fmean(r['bpb_wikipedia-raw'] for r in group):.4f}",
+        ])  # fmt: skip
+    header = ["change", "seeds", "rate", "bits per byte", "against today's", "standard error",
+              "Wikipedia", "novels", "stories", "Wikipedia, raw"]  # fmt: skip
+    return table(header, lines)
+
+
+def pooled(groups: list[list[Row]]) -> float | None:
+    """Standard deviation of one run, from all groups with several seeds."""
+    squares = [
+        (clean_bits(row) - statistics.fmean(map(clean_bits, group))) ** 2
+        for group in groups
+        if len(group) > 1
+        for row in group
+    ]
+    freedom = len(squares) - sum(len(group) > 1 for group in groups)
+    return (sum(squares) / freedom) ** 0.5 if freedom else None
+
+
+def pareto_table(rows: list[Row], packed: dict[str, int]) -> list[str]:
+    """File bytes and bits per byte: packed models, and the twin in every form."""
+    lines = []
+    for row in finished(rows, "quantised"):
+        form = [row["label"], row["stage"]]
+        lines.append((row["file_bytes"], [*form, *bits(row)]))
+    for row in finished(rows, "pareto") + finished(rows, "box12"):
+        name = f"{row['section']}-{row['variant']}"
+        if name in packed:
+            lines.append((packed[name], [row["label"], "packed, 1.6 bits", *bits(row)]))
+    header = ["model", "form", "MB", "bits per byte", "Wikipedia", "novels", "stories"]
+    ordered = sorted(lines, key=lambda line: line[0])
+    return table(header, [[*line[:2], f"{size / 1e6:.2f}", *line[2:]] for size, line in ordered])
+
+
+def bits(row: Row) -> list[str]:
+    return [f"{clean_bits(row):.4f}", *(f"{row[f'bpb_{text}']:.4f}" for text in TEXTS)]
+
+
+def runs_table(rows: list[Row], section: str) -> list[str]:
+    """Every run of a section as it was measured. tokens/s is shared by the lanes of the row."""
+    lines = [
+        [
+            row["label"], row["seed"], f"{row['learning_rate']:g}",
+            f"{row['parameters'] / 1e6:.2f}M", f"{row['tokens'] / 1e6:.1f}M", *bits(row),
+            f"{row['tokens_per_second']:,}",
+            row["lanes"], row["commit"],
+        ]
+        for row in finished(rows, section)
+    ]  # fmt: skip
+    header = ["run", "seed", "rate", "parameters", "tokens", "bits per byte", "Wikipedia", "novels",
+              "stories", "tokens/s", "lanes", "commit"]  # fmt: skip
+    return table(header, lines)
+
+
+def packed_bytes(folder: Path | None) -> dict[str, int]:
+    """{section-variant: bytes of its model.safetensors} of the packed models in a folder."""
+    sizes = {}
+    for file in sorted(folder.glob("*.tar.gz")) if folder else []:
+        with tarfile.open(file) as archive:
+            for member in archive.getmembers():
+                name = member.name.split("/")[0]
+                packed = "transformer" not in name  # the twin's own bytes stand in its rows
+                if member.name.endswith("model.safetensors") and packed:
+                    sizes[name] = member.size
+    return sizes
+
+
+def page(rows: list[Row], packed: dict[str, int]) -> str:
+    parts = {
+        "One change at a time": recipe_table(rows),
+        "File size and quality": pareto_table(rows, packed),
+        "Runs of the Pareto models": runs_table(rows, "pareto"),
+        "Shapes of at most 12 MB": runs_table(rows, "box12"),
+    }
+    return "\n".join(f"## {title}\n\n" + "\n".join(t) + "\n" for title, t in parts.items() if t[2:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("rows", type=Path, nargs="+", help="later files may repeat earlier rows")
+    parser.add_argument("--models", type=Path)
+    args = parser.parse_args()
+    rows = [row for file in args.rows for row in read_rows(file)]
+    unique = list({repr(row): row for row in rows}.values())
+    print(page(unique, packed_bytes(args.models)))
+
+
+if __name__ == "__main__":
+    main()
