@@ -9,8 +9,8 @@
 `all` is prepare and train. Rows go to OUT/rows.jsonl as they are measured; WORK/rows.jsonl keeps
 them for the next command, which goes on behind them. A cell that cannot end in time is not begun.
 As soon as a model of the parts `pareto` and `box12` is trained it is packed (or the twin
-rounded in several forms and scored, quantised.py) beside the runs that go on; what is small enough
-lies in OUT as MODEL.tar.gz.
+rounded in several forms and scored, quantised.py) beside the runs that go on. WORK/archives gets
+MODEL.tar.gz; OUT a copy of each, once, while it has room.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from nomatmul.evaluate.compare_pool import PoolOptions, run_pool  # noqa: E402
 from nomatmul.evaluate.rows import read_rows  # noqa: E402
 from nomatmul.formats.atomic import write_file  # noqa: E402
 
-FILE_LIMIT = 16 << 20  # of a model that comes back
+# What comes back of OUT at most: bytes of a file, bytes and number of all files.
+FILE_LIMIT, ALL_LIMIT, FILES = 16 << 20, 60 << 20, 8
 PAUSE = 0.5  # seconds between looks for models to finish
 
 
@@ -141,9 +142,11 @@ class Finisher(threading.Thread):
 
     def _finish(self, path: Path, cell: Cell) -> None:
         name = f"{cell.section}-{cell.variant}"
-        archive = self.args.out / f"{name}.tar.gz"
-        if archive.exists() or self._done(cell):
+        archive = self.args.work / "archives" / f"{name}.tar.gz"
+        if archive.exists():  # an earlier command made it
+            send(archive, self.args.out)
             return
+        archive.parent.mkdir(exist_ok=True)
         if cell.train_config.model.linear == "ternary":
             target = path.with_name(path.name + "-packed")
             words = ["-m", "nomatmul", "pack", str(path), str(target), "--packing", "1.6bit",
@@ -156,13 +159,8 @@ class Finisher(threading.Thread):
             whole = dataclasses.replace(cell, device=device, compile="off")
             if self._child(name, [script, str(path), str(self.rows)], whole.to_json().encode()):
                 write_archive(archive, half(path), name)
-        if archive.exists() and archive.stat().st_size > FILE_LIMIT:
-            archive.unlink()
-
-    def _done(self, cell: Cell) -> bool:
-        """The twin's last form has a row, or an earlier command packed the model."""
-        wanted = ("quantised", cell.variant)
-        return any((row["section"], row["variant"]) == wanted for row in read_rows(self.rows))
+        if archive.exists():
+            send(archive, self.args.out)
 
     def _child(self, name: str, words: list[str], given: bytes) -> bool:
         source = os.pathsep.join([str(ROOT / "src"), str(BENCHMARKS)])
@@ -177,6 +175,18 @@ class Finisher(threading.Thread):
         if code := self.child.returncode:
             self.failed.append(f"{name}: {words[-1]} ended with exit status {code}; see the log")
         return code == 0
+
+
+def send(archive: Path, out: Path) -> None:
+    """Copy the archive to `out`, unless a command before did so or there is no room."""
+    sent = archive.with_suffix(".sent")
+    there = [file for file in out.iterdir() if file.suffix != ".tmp"]
+    size = archive.stat().st_size
+    total = size + sum(file.stat().st_size for file in there)
+    if sent.exists() or size > FILE_LIMIT or total > ALL_LIMIT or len(there) >= FILES:
+        return
+    write_file(out / archive.name, archive.read_bytes())
+    sent.touch()
 
 
 def half(directory: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import os
 import re
 import sys
 import tarfile
@@ -136,6 +137,28 @@ def test_a_dry_run_trains_rounds_packs_and_goes_on(dry_run: Path) -> None:
     _run(dry_run)
     assert read_rows(dry_run / "out/rows.jsonl") == rows
     assert read_rows(dry_run / "work/rows.jsonl") == rows
+
+
+def test_a_model_is_sent_once_and_where_there_is_room(tmp_path: Path) -> None:
+    out, archive = tmp_path / "out", tmp_path / "model.tar.gz"
+    out.mkdir()
+    archive.write_bytes(b"x" * 100)
+    full = [out / f"file-{number}" for number in range(run.FILES)]
+    for file in full:
+        file.touch()
+    run.send(archive, out)
+    assert not (out / archive.name).exists()
+    full[0].unlink()
+    run.send(archive, out)
+    assert (out / archive.name).read_bytes() == archive.read_bytes()
+    (out / archive.name).unlink()
+    run.send(archive, out)
+    assert not (out / archive.name).exists()
+    large = tmp_path / "large.tar.gz"
+    large.write_bytes(b"")
+    os.truncate(large, run.FILE_LIMIT + 1)
+    run.send(large, out)
+    assert not (out / large.name).exists()
 
 
 def test_cleaned_and_raw_texts_become_tokens_of_their_own(dry_run: Path) -> None:
