@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 import torch
-from train_jobs import tiny_config
+from train_jobs import tiny_config, train_here
 
 from nomatmul.train import TrainConfig, recipe
 from nomatmul.train.config import differences
-from nomatmul.train.memory import MODES, MemoryPlan, OutOfMemoryError, estimate, plan_memory
+from nomatmul.train.memory import (
+    MODES,
+    MemoryPlan,
+    OutOfMemoryError,
+    estimate,
+    free_memory,
+    plan_memory,
+)
 from nomatmul.train.ranks import Ranks
 
 GIB = 1 << 30
@@ -19,7 +27,7 @@ GPU = torch.device("cuda")
 
 
 def with_free(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
-    monkeypatch.setattr("nomatmul.train.memory.free_memory", lambda _: int(gib * GIB))
+    monkeypatch.setattr("nomatmul.train.memory.free_memory", lambda *_: int(gib * GIB))
     monkeypatch.setattr("nomatmul.train.memory.choose.triton_wanted", lambda _: True)
 
 
@@ -77,9 +85,42 @@ def test_the_devices_own_refusal_becomes_one_line() -> None:
     assert "\n" not in str(info.value)
 
 
-def test_a_cpu_is_not_asked() -> None:
-    plan = plan_memory(recipe("mmfree_2_7b"), torch.device("cpu"), Ranks.alone())
-    assert (plan.recompute, plan.free) == ("none", None)
+def test_a_run_that_a_cpu_cannot_hold_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text_file: Path
+) -> None:
+    config, cpu = tiny_config(), torch.device("cpu")
+    need = estimate(config, 1, "none", fused=False, host=True).total
+    monkeypatch.setattr("nomatmul.train.memory.available_memory", lambda: need)
+    assert plan_memory(config, cpu, Ranks.alone()).recompute == "none"
+    monkeypatch.setattr("nomatmul.train.memory.available_memory", lambda: need - 1)
+    with pytest.raises(OutOfMemoryError) as info:
+        train_here(config, text_file, tmp_path / "run")
+    assert re.fullmatch(
+        r"too little memory: about 0.3 GiB \(.*\) are needed with recompute=none, 0.3 GiB are free; "
+        r"--set recompute=mlp would fit \(--force tries it anyway\)",
+        str(info.value),
+    )
+    assert not (tmp_path / "run").exists()
+    short = tiny_config(steps=1, eval_interval=0)
+    assert train_here(short, text_file, tmp_path / "run", force=True).status == "finished"
+    monkeypatch.setattr("nomatmul.train.memory.available_memory", lambda: None)
+    assert plan_memory(recipe("mmfree_2_7b"), cpu, Ranks.alone()).recompute == "none"
+
+
+def test_processes_of_one_host_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nomatmul.train.memory.available_memory", lambda: 12 * GIB)
+    assert free_memory(torch.device("cpu"), 3) == 4 * GIB
+
+
+def test_a_hosts_own_refusal_becomes_one_line() -> None:
+    plan = MemoryPlan(recipe("cpu_minute"), 1, "none", 2 * GIB, fused=False, host=True)
+    with (
+        pytest.raises(OutOfMemoryError, match=r"^out of memory; about .* 2.0 GiB are free"),
+        plan.advising(),
+    ):
+        torch.empty(1 << 55, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="another fault"), plan.advising():
+        raise RuntimeError("another fault")
 
 
 def test_runs_of_before_the_recompute_dial_are_read() -> None:

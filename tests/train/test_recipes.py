@@ -21,7 +21,7 @@ checkpoint_seconds checkpoint_keep
 
 ARGUMENTS = """
 recipe data out valid tokenizer text_field document_start tokens workers set steps time_limit seed
-device resume override_config quiet json collective_timeout
+device resume override_config force quiet json collective_timeout
 """
 
 

@@ -68,6 +68,7 @@ class Options:
     device: str = option("auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1")
     resume: str = option("auto", metavar="MODE", help="auto continues a run, never starts anew")
     override_config: bool = option(False, help="continue although the settings differ")
+    force: bool = option(False, help="train although memory seems too small")
     quiet: bool = option(False, help="no progress bar")
     json: bool = json_option()
     collective_timeout: float = option(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from nomatmul.formats import capability
+from nomatmul.formats.host_memory import available_memory
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packed import PackedReader
@@ -156,12 +157,8 @@ def _torch_fits(directory: Path) -> bool:
     if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
         return False
     needed = 4 * open_checkpoint(directory).config.param_count()
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:  # not Linux: torch will say so itself if memory runs out
-        return True
-    fields = dict(line.split(":", 1) for line in lines)
-    return needed * 1.5 < int(fields["MemAvailable"].split()[0]) * 1024
+    available = available_memory()
+    return available is None or needed * 1.5 < available
 
 
 def _token_ids(tokenizer: Any, config: ModelConfig, text: CheckText) -> tuple[list[int], str]:

@@ -32,6 +32,7 @@ class TrainArgs:
     device: str = "auto"
     resume: str = "auto"
     override_config: bool = False
+    force: bool = False
     quiet: bool = False
     json: bool = False
     collective_timeout: float = 600.0

@@ -75,6 +75,7 @@ def run(
     device: str = "auto",
     resume: str = "auto",
     override_config: bool = False,
+    force: bool = False,
     quiet: bool = False,
     collective_timeout: float = 600.0,
 ) -> RunResult:
@@ -82,7 +83,7 @@ def run(
 
     resume: "auto" continues from the newest good checkpoint, "never" refuses a directory that has
     one. override_config: continue although options that decide the result differ (never the
-    model's). device: "auto", "cpu", "cuda", ... The other arguments are those of `DataArgs`.
+    model's). force: try it although memory is surely too small. device: "auto", "cpu", "cuda", ... The other arguments are those of `DataArgs`.
 
     In processes that torchrun started each one calls this, and they train one model together.
     collective_timeout: seconds after which a process that does not answer is given up.
@@ -100,7 +101,7 @@ def run(
     )
     job = _Job(config, args, Path(out), ranks, Console(quiet, silent=not ranks.first))
     try:
-        result = job.run(pick_device(device), resume, override_config)
+        result = job.run(pick_device(device), resume, override_config, force)
     except BaseException as error:
         ranks.fail(error)
         raise
@@ -118,10 +119,12 @@ class _Job:
     ranks: Ranks
     console: Console
 
-    def run(self, device: torch.device, resume: str, override: bool) -> RunResult:
+    def run(
+        self, device: torch.device, resume: str, override: bool, force: bool = False
+    ) -> RunResult:
         check_ranks(self.config, self.ranks.size)
         wants_graph(self.config, device, self.ranks.many)  # refuses one that is impossible
-        plan = plan_memory(self.config, device, self.ranks)
+        plan = plan_memory(self.config, device, self.ranks, force)
         step = 0
         with StopSignals(_ECHO if self.ranks.many else 0.0) as signals:
             self.ranks.watch_signals(lambda: signals.requested is not None)

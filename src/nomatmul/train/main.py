@@ -64,6 +64,7 @@ def _run(args: TrainArgs) -> RunResult:
         device=args.device,
         resume=args.resume,
         override_config=args.override_config,
+        force=args.force,
         quiet=args.quiet or args.json,
         collective_timeout=args.collective_timeout,
     )

@@ -1,20 +1,23 @@
-"""How much device memory a run needs: said before work, and again if the device runs out.
+"""How much memory a run needs: said before work, and again if the device runs out.
 
 What a step needs is counted from the config: 16 bytes a parameter (weight, gradient, two moments,
 float32) shared by the ranks, what FSDP gathers, one byte for each ternary weight, what the layers
 keep for the backward pass, and the logits of one chunk. What is kept was counted from the tensors
-that autograd saves (bfloat16 autocast, not compiled; compiling saves some of it).
+that autograd saves (bfloat16 autocast, not compiled; compiling saves some of it). On a CPU the
+process may use what `formats.host_memory` says, and activations are float32.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator
 
 import torch
 
 from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.host_memory import available_memory
 from nomatmul.ops import choose
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.parallelize import blocks_in_group
@@ -33,8 +36,10 @@ _WORKING = {"fused": (24, 12), "plain": (72, 24), "dense": (38, 20)}
 _LOGIT_BYTES = 10  # bfloat16 and float32 logits and their gradient
 _FUSED_CHUNK = 2048  # tokens of a chunk of the fused loss when loss_chunks is 1
 _CONTEXT = 1 << 30  # the driver, libraries' workspaces, holes between tensors
+_HOST_CONTEXT = 1 << 28  # the same on a CPU, where the libraries are loaded already
 _GIB = 1 << 30
-_DOUBT = 1.5  # estimates up to so many times what is free are tried
+FORCE = "--force tries it anyway"
+_DOUBT = 1.5  # estimates up to so many times what a GPU has free are tried
 
 
 class OutOfMemoryError(RuntimeError):
@@ -43,13 +48,14 @@ class OutOfMemoryError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Bytes of device memory on each of `ranks` devices."""
+    """Bytes of memory on each of `ranks` devices."""
 
     states: int
     gathered: int
     ternary: int
     activations: int
     logits: int
+    context: int = _CONTEXT
 
     @property
     def certain(self) -> int:
@@ -59,7 +65,7 @@ class Estimate:
     @property
     def total(self) -> int:
         parts = self.certain + self.ternary + self.activations + self.logits
-        return parts + _CONTEXT
+        return parts + self.context
 
     def text(self) -> str:
         return (
@@ -69,10 +75,13 @@ class Estimate:
         )
 
 
-def estimate(config: TrainConfig, ranks: int, recompute: str, fused: bool = True) -> Estimate:
+def estimate(
+    config: TrainConfig, ranks: int, recompute: str, fused: bool = True, host: bool = False
+) -> Estimate:
     """What a step of `config` needs on each of `ranks` devices with this recompute mode.
 
-    fused: whether Triton's kernels serve (else plain PyTorch, which keeps much more).
+    fused: whether Triton's kernels serve (else plain PyTorch, which keeps much more). host: on a
+    CPU, in float32 unless the config says otherwise.
     """
     model = config.model
     parameters = model.param_count()
@@ -82,11 +91,6 @@ def estimate(config: TrainConfig, ranks: int, recompute: str, fused: bool = True
     # Sharded: weights and gradients of the root and of two groups (one is fetched ahead) are whole.
     joined = min(2 * block * blocks_in_group(block), block * model.num_layers)
     gathered = 8 * (root + joined) if ranks > 1 else 0
-    kind = _kind(model, fused)
-    kept, working = _KEPT[kind][recompute], _WORKING[kind]
-    inner = _inner_size(model)
-    layer = kept[0] * model.hidden_size + kept[1] * inner
-    busy = max(working[0] * model.hidden_size, working[1] * inner)
     chunk = config.targets // config.loss_chunks
     if fused and config.loss_chunks == 1:
         chunk = min(config.targets, _FUSED_CHUNK)
@@ -95,9 +99,25 @@ def estimate(config: TrainConfig, ranks: int, recompute: str, fused: bool = True
         states=16 * parameters // ranks,
         gathered=gathered,
         ternary=ternary if fused else 0,
-        activations=tokens * (model.num_layers * layer + busy + 8 * model.hidden_size),
+        activations=activation_bytes(
+            model, tokens, recompute, fused, wide=host and config.precision != "bfloat16"
+        ),
         logits=chunk * model.vocab_size * _LOGIT_BYTES + head,
+        context=_HOST_CONTEXT if host else _CONTEXT,
     )
+
+
+def activation_bytes(
+    model: ModelConfig, tokens: int, recompute: str, fused: bool, wide: bool = False
+) -> int:
+    """What the layers keep of so many tokens for the backward pass; wide: in float32."""
+    kind = _kind(model, fused)
+    kept, working = _KEPT[kind][recompute], _WORKING[kind]
+    inner = _inner_size(model)
+    layer = kept[0] * model.hidden_size + kept[1] * inner
+    busy = max(working[0] * model.hidden_size, working[1] * inner)
+    a_token = model.num_layers * layer + busy + 8 * model.hidden_size
+    return tokens * a_token * (2 if wide else 1)
 
 
 def _kind(model: ModelConfig, fused: bool) -> str:
@@ -139,9 +159,10 @@ class MemoryPlan:
     recompute: str
     free: int | None = None  # bytes on the smallest device; None: not asked
     fused: bool = True
+    host: bool = False
 
     def need(self, config: TrainConfig, ranks: int, recompute: str) -> Estimate:
-        return estimate(config, ranks, recompute, self.fused)
+        return estimate(config, ranks, recompute, self.fused, self.host)
 
     @contextlib.contextmanager
     def advising(self) -> Iterator[None]:
@@ -153,13 +174,17 @@ class MemoryPlan:
             raise OutOfMemoryError(
                 f"out of device memory ({reason.strip()}); {self.advice()}"
             ) from error
+        except (RuntimeError, MemoryError) as error:  # of a CPU: torch has no type for it
+            if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+                raise
+            raise OutOfMemoryError(f"out of memory; {self.advice()}") from error
 
     def advice(self) -> str:
         """How much is needed, how much there is, and what would fit."""
         need = self.need(self.config, self.ranks, self.recompute)
         here = f", {gib(self.free)} are free" if self.free is not None else ""
         return (
-            f"about {need.text()} are needed on each device with "
+            f"about {need.text()} are needed{'' if self.host else ' on each device'} with "
             f"recompute={self.recompute}{here}; {self.what_fits()}"
         )
 
@@ -185,7 +210,7 @@ class MemoryPlan:
                 )
             micro //= 2
         one = dataclasses.replace(self.config, micro_batch_size=1, batch_size=4096, loss_chunks=1)
-        for ranks in (2, 4, 8, 16, 32, 64):
+        for ranks in () if self.host else (2, 4, 8, 16, 32, 64):
             if ranks > self.ranks and self.need(one, ranks, "block").total <= room:
                 return (
                     f"{ranks} devices would fit (torchrun --nproc-per-node {ranks}, "
@@ -194,32 +219,55 @@ class MemoryPlan:
         return "no setting of this model fits: choose a smaller one or a shorter sequence_length"
 
 
-def plan_memory(config: TrainConfig, device: torch.device, ranks: Ranks) -> MemoryPlan:
+def plan_memory(
+    config: TrainConfig, device: torch.device, ranks: Ranks, force: bool = False
+) -> MemoryPlan:
     """Choose the recompute mode; refuse what surely does not fit. The same answer at every rank.
 
     Raises OutOfMemoryError when the parameters and the optimiser alone are too large for a device,
-    or when the estimate is so far above what is free that it cannot be that wrong.
+    or when the estimate is so far above what is free that it cannot be that wrong; force: not then.
     """
-    free = free_memory(device)
+    host = device.type == "cpu"
+    modes = MODES if config.recompute == "auto" else (config.recompute,)
+    if host:
+        modes = modes[:1]  # on a CPU `auto` is none: the same step whatever else the machine does
+    free = free_memory(device, int(os.environ.get("LOCAL_WORLD_SIZE") or ranks.size))
     if free is None:
-        mode = config.recompute if config.recompute != "auto" else "none"
-        return MemoryPlan(config, ranks.size, mode)
+        return MemoryPlan(config, ranks.size, modes[0], host=host)
     free = int(-ranks.most(-free)[0])
     fused = choose.triton_wanted(device.type)
-    modes = MODES if config.recompute == "auto" else (config.recompute,)
-    needs = {mode: estimate(config, ranks.size, mode, fused) for mode in modes}
+    needs = {mode: estimate(config, ranks.size, mode, fused, host) for mode in modes}
     mode = next((mode for mode in modes if needs[mode].total <= free), modes[-1])
-    plan = MemoryPlan(config, ranks.size, mode, free, fused)
-    if needs[mode].certain > free or needs[mode].total > _DOUBT * free:
-        raise OutOfMemoryError(f"too little device memory: {plan.advice()}")
+    plan = MemoryPlan(config, ranks.size, mode, free, fused, host)
+    if not force and too_little(needs[mode], free):
+        raise OutOfMemoryError(
+            f"too little memory: {plan.advice()} ({FORCE})"
+            if host
+            else f"too little device memory: {plan.advice()}"
+        )
     return plan
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that this process could still allocate on a GPU; None for a CPU, which can swap."""
-    if device.type != "cuda":
+def too_little(need: Estimate, free: int) -> bool:
+    """Whether a run surely does not fit, as far as an estimate can be sure.
+
+    A GPU refuses what is too much; the kernel of a host ends processes, so there is no trying.
+    """
+    doubt = 1.0 if need.context == _HOST_CONTEXT else _DOUBT
+    return need.certain > free or need.total > doubt * free
+
+
+def free_memory(device: torch.device, processes: int = 1) -> int | None:
+    """Bytes that this process could still allocate on a device; None where nobody knows.
+
+    On a CPU what the process may use is shared by so many `processes` of this machine.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
         return None
-    return torch.cuda.mem_get_info(device)[0]
+    available = available_memory()
+    return None if available is None else available // max(processes, 1)
 
 
 def gib(count: float) -> str:
