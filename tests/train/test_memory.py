@@ -96,8 +96,8 @@ def test_a_run_that_a_cpu_cannot_hold_is_refused(
     with pytest.raises(OutOfMemoryError) as info:
         train_here(config, text_file, tmp_path / "run")
     assert re.fullmatch(
-        r"too little memory: about 0.3 GiB \(.*\) are needed with recompute=none, 0.3 GiB are free; "
-        r"--set recompute=mlp would fit \(--force tries it anyway\)",
+        r"too little memory: about 0.3 GiB \(.*\) are needed with recompute=none, 0.3 GiB are "
+        r"free; --set recompute=mlp would fit \(--force tries it anyway\)",
         str(info.value),
     )
     assert not (tmp_path / "run").exists()

@@ -8,19 +8,24 @@ line: one or two columns of text, and one of labels (any words; numbers with --r
 
 Each task is trained with several seeds: a fresh head, AdamW with rate 4e-5, batches of 16, 5 epochs
 (CoLA 15), as the authors do. Told is the median of the seeds; OUT/TASK gets report.json, a file a
-seed, and model/, the best seed's. The same command goes on after the last finished seed.
+seed, and model/, the best seed's. Ctrl-C and SIGTERM save; the same command goes on there, with the
+same results.
 Needs pip install "nomatmul[train]".
 """
 
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nomatmul.cli.options import json_option, option
 from nomatmul.cli.show import print_json, print_table
+
+if TYPE_CHECKING:
+    from nomatmul.train.signals import Stopped
 
 EXAMPLES = """
 examples:
@@ -68,6 +73,7 @@ class Options:
     )
     device: str = option("auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1")
     precision: str = option("auto", metavar="NAME", help="auto, float32, bfloat16")
+    force: bool = option(False, help="train although memory seems too small")
     quiet: bool = option(False, help="no progress bar")
     json: bool = json_option()
 
@@ -78,6 +84,7 @@ def run(options: Options) -> int:
     except ImportError as error:
         raise ImportError(f"fine-tuning needs the extra `train` ({error})") from None
     from nomatmul.finetune.tasks import find_task
+    from nomatmul.train.signals import Stopped
 
     config = FinetuneConfig(
         **{field.name: getattr(options, field.name) for field in dataclasses.fields(FinetuneConfig)}
@@ -88,7 +95,7 @@ def run(options: Options) -> int:
     ]
     if options.valid and len(tasks) > 1:
         raise ValueError("--valid is a file of one task: give one --task")
-    reports = []
+    reports: list[dict[str, Any]] = []
     for name, task in zip(options.task, tasks, strict=True):
         own = task.folder == "."
         if own == (options.data is not None):
@@ -97,24 +104,41 @@ def run(options: Options) -> int:
                 if own
                 else f"--task {name} needs --data: the folder of GLUE's files, or hub"
             )
-        report = finetune(
-            options.model,
-            task,
-            name if own else options.data or "",
-            options.out,
-            config,
-            held_out=options.valid,
-            device=options.device,
-            quiet=options.quiet or options.json,
-        )
+        try:
+            report = finetune(
+                options.model,
+                task,
+                name if own else options.data or "",
+                options.out,
+                config,
+                held_out=options.valid,
+                device=options.device,
+                quiet=options.quiet or options.json,
+                force=options.force,
+            )
+        except Stopped as stop:
+            return _stopped(stop, task.name, reports, options)
         reports.append(dataclasses.asdict(report))
     _show(reports, options.json)
     return 0
 
 
+def _stopped(stop: Stopped, task: str, reports: list[dict[str, Any]], options: Options) -> int:
+    """Say how to go on; the exit status, as `train` has it."""
+    interrupted = stop.number == signal.SIGINT
+    status = "interrupted" if interrupted else "stopped"
+    if options.json:
+        print_json({"status": status, "tasks": reports})
+    print(
+        f"{status} in {task}, saved in {options.out}; the same command goes on there",
+        file=sys.stderr,
+    )
+    return 130 if interrupted else 0
+
+
 def _show(reports: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
-        print_json({"tasks": reports})
+        print_json({"status": "finished", "tasks": reports})
         return
     table = [
         (
@@ -131,3 +155,4 @@ def _show(reports: list[dict[str, Any]], as_json: bool) -> None:
         print(f"mean of the medians: {100 * sum(r['median'] for r in reports) / len(reports):.1f}")
     for report in reports:
         print(f"best model of {report['task']}: {report['model']}", file=sys.stderr)
+        print(f"  next: nomatmul pack {report['model']} packed/{report['task']}", file=sys.stderr)

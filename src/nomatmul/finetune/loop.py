@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -14,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nomatmul.evaluate.glue import glue_scores
+from nomatmul.finetune.checkpoint import Position, SeedCheckpoint
 from nomatmul.finetune.data import Encoded, scoring_batches, training_batches
+from nomatmul.finetune.results import SeedResult
 from nomatmul.finetune.tasks import Task
 from nomatmul.ops.bitlinear import ternary_cache
 from nomatmul.train.micro_step import GraphedMicroStep, MicroStep
@@ -40,17 +44,6 @@ class Settings:
     bfloat16: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class SeedResult:
-    """Scores of one seed after its last epoch, on each held-out file; the first one decides."""
-
-    seed: int
-    scores: dict[str, dict[str, float]]
-    losses: list[float]  # mean training loss of each epoch
-    history: list[dict[str, float]]  # scores of the first held-out file after each epoch
-    seconds: float
-
-
 def rate_at(settings: Settings, step: int, steps: int) -> float:
     """Linear warm-up over the first share of the steps, then half a cosine to zero."""
     warm = round(settings.warmup * steps)
@@ -68,10 +61,13 @@ def train_seed(
     settings: Settings,
     seed: int,
     report: Report = lambda share, words: None,
+    checkpoint: SeedCheckpoint | None = None,
 ) -> SeedResult:
     """Train `model`, in place, on its device. torch's random state decides its dropout.
 
-    Raises RuntimeError when the loss is no longer finite.
+    checkpoint: where to go on from, and where to save; on a CPU the result is the same, bit for
+    bit, however often the seed was stopped. Raises RuntimeError when the loss is no longer finite,
+    Stopped behind a signal.
     """
     began = time.monotonic()
     optimizer, cache = _optimizer(model, settings), ternary_cache()
@@ -80,15 +76,16 @@ def train_seed(
     micro = _micro_step(model, settings, device, cache.clear)
     one = torch.ones((), device=device)
     per_epoch = -(-len(train) // settings.batch_size)
-    steps, step = per_epoch * settings.epochs, 0
-    losses: list[float] = []
-    history: list[dict[str, float]] = []
+    at = Position() if checkpoint is None else checkpoint.read(model, optimizer)
+    steps, step, before = per_epoch * settings.epochs, at.epoch * per_epoch + at.batch, at.seconds
     scores: dict[str, dict[str, float]] = {}
-    for epoch in range(settings.epochs):
+    report(step / steps, "starting")
+    for epoch in range(at.epoch, settings.epochs):
         model.train()
-        total = torch.zeros((), dtype=torch.float64, device=device)
+        total = torch.full((), at.total, dtype=torch.float64, device=device)
         with cache:
-            for places in training_batches(train, settings.batch_size, seed, epoch):
+            batches = training_batches(train, settings.batch_size, seed, epoch)
+            for places in itertools.islice(batches, at.batch, None):
                 for group in optimizer.param_groups:
                     group["lr"] = rate_at(settings, step, steps)
                 x_BT, y_B = train.batch(places, settings.batch_size if graphed else 0)
@@ -98,16 +95,28 @@ def train_seed(
                 cache.clear()
                 micro.end(optimizer)
                 step += 1
+                at.batch += 1
                 if step % _LOOK == 0:
                     words = f"epoch {epoch + 1}/{settings.epochs}  loss {_finite(loss)}"
                     report(step / steps, words)
-        losses.append(float(_finite(total / len(train))))
+                if checkpoint is not None and at.batch < per_epoch:
+                    here = functools.partial(_here, at, total, before + time.monotonic() - began)
+                    checkpoint.after_step(model, optimizer, here)
+        at.losses.append(float(_finite(total / len(train))))
         last = epoch + 1 == settings.epochs
         names = list(held_out) if last else list(held_out)[:1]
         scores = {name: score(model, task, held_out[name], settings.bfloat16) for name in names}
-        history.append(next(iter(scores.values())))
-        report(step / steps, f"epoch {epoch + 1}: {words_of(history[-1])}")
-    return SeedResult(seed, scores, losses, history, time.monotonic() - began)
+        at.history.append(next(iter(scores.values())))
+        report(step / steps, f"epoch {epoch + 1}: {words_of(at.history[-1])}")
+        at.epoch, at.batch, at.total = epoch + 1, 0, 0.0
+        at.seconds = before + time.monotonic() - began
+        if checkpoint is not None and not last:
+            checkpoint.after_step(model, optimizer, lambda: at)
+    return SeedResult(seed, scores, at.losses, at.history, at.seconds)
+
+
+def _here(at: Position, total: Tensor, seconds: float) -> Position:
+    return dataclasses.replace(at, total=total.item(), seconds=seconds)
 
 
 def _optimizer(model: Any, settings: Settings) -> torch.optim.AdamW:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from nomatmul.finetune.data import Encoded
-from nomatmul.finetune.loop import SeedResult
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedResult:
+    """Scores of one seed after its last epoch, on each held-out file; the first one decides."""
+
+    seed: int
+    scores: dict[str, dict[str, float]]
+    losses: list[float]  # mean training loss of each epoch
+    history: list[dict[str, float]]  # scores of the first held-out file after each epoch
+    seconds: float
 
 
 def read_result(file: Path, described: dict[str, Any]) -> SeedResult:
@@ -21,14 +32,18 @@ def read_result(file: Path, described: dict[str, Any]) -> SeedResult:
         raise ValueError(
             f"{file} is damaged ({error}): remove it to train this seed again"
         ) from None
-    differ = [name for name in described if old.get(name) != described[name]]
-    if differ:
-        name = differ[0]
-        raise ValueError(
-            f"{file} was made with another {name} ({old.get(name)}, now {described[name]}): "
-            "choose another directory"
-        )
+    check_settings(file, old, described)
     return result
+
+
+def check_settings(file: Path, old: dict[str, Any], described: dict[str, Any]) -> None:
+    """Raises ValueError naming the first setting that is not what it was."""
+    for name, value in described.items():
+        if old.get(name) != value:
+            raise ValueError(
+                f"{file} was made with another {name} ({old.get(name)}, now {value}): "
+                "choose another directory"
+            )
 
 
 def model_sha256(directory: Path) -> str:

@@ -18,16 +18,28 @@ from typing import Any
 
 import torch
 
+from nomatmul.finetune.checkpoint import SeedCheckpoint
 from nomatmul.finetune.data import Encoded, encode
-from nomatmul.finetune.loop import SeedResult, Settings, train_seed, words_of
-from nomatmul.finetune.results import data_digest, model_sha256, read_result
+from nomatmul.finetune.loop import Report, Settings, train_seed, words_of
+from nomatmul.finetune.results import SeedResult, data_digest, model_sha256, read_result
 from nomatmul.finetune.sources import load_rows
 from nomatmul.finetune.tasks import Task
 from nomatmul.finetune.tsv import Rows
+from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.runs import find_checkpoint
 from nomatmul.models.classifiers import EncoderForSequenceClassification
 from nomatmul.train.files import new_directory, write_json
+from nomatmul.train.memory import (
+    FORCE,
+    Estimate,
+    OutOfMemoryError,
+    activation_bytes,
+    free_memory,
+    gib,
+    too_little,
+)
 from nomatmul.train.metrics import Console, duration
+from nomatmul.train.signals import Stopped, StopSignals
 from nomatmul.train.tokenizer import load_tokenizer
 
 
@@ -103,13 +115,15 @@ def finetune(
     held_out: str | Path | None = None,
     device: str = "auto",
     quiet: bool = False,
+    force: bool = False,
 ) -> TaskReport:
     """Fine-tune the encoder in directory `model` (or a training run's) into OUT/TASK.
 
     data: GLUE's folder, the task's own folder in it, a TSV file, or "hub". held_out: a TSV file to
     score on, in place of the task's. Raises ValueError or OSError for bad input before any work,
-    ValueError for a directory with results of other settings, RuntimeError for a loss that is not
-    finite.
+    ValueError for a directory with results of other settings, OutOfMemoryError (force: not then)
+    for a model that memory cannot hold, RuntimeError for a loss that is not finite. Ctrl-C and
+    SIGTERM save where the seed stands and raise `train.signals.Stopped`; the same call goes on.
     """
     from nomatmul.train.job import pick_device
 
@@ -117,8 +131,35 @@ def finetune(
     console, place = Console(quiet), pick_device(device)
     source = find_checkpoint(Path(model))
     rows, names = load_rows(task, data, held_out)
-    work = _Work(source, task, config, Path(out) / task.name, place, console, names)
-    return work.run(rows)
+    if not force:
+        check_memory(source, config, place)
+    with StopSignals() as signals:
+        work = _Work(source, task, config, Path(out) / task.name, place, console, names, signals)
+        return work.run(rows)
+
+
+def check_memory(source: Path, config: FinetuneConfig, device: torch.device) -> None:
+    """Raises OutOfMemoryError when the device or the host surely cannot hold the training."""
+    free = free_memory(device)
+    if free is None:
+        return
+    model = open_checkpoint(source).config
+    wide = config.precision == "float32" or (config.precision == "auto" and device.type == "cpu")
+    need = Estimate(
+        states=16 * model.param_count(),
+        gathered=0,
+        ternary=0,
+        activations=activation_bytes(
+            model, config.batch_size * config.max_length, "none", fused=False, wide=wide
+        ),
+        logits=0,
+        host=device.type == "cpu",
+    )
+    if too_little(need, free):
+        raise OutOfMemoryError(
+            f"too little memory: about {need.text()} are needed, {gib(free)} are free; a smaller "
+            f"--batch-size or --max-length needs less ({FORCE})"
+        )
 
 
 @dataclasses.dataclass
@@ -132,6 +173,9 @@ class _Work:
     device: torch.device
     console: Console
     names: tuple[str, ...]
+    signals: StopSignals
+    began: float = 0.0  # when training began in this start
+    trained: float = 0.0  # seeds trained since then, the present one's share included
 
     def run(self, rows: dict[str, Rows]) -> TaskReport:
         if self.config.rows is not None:
@@ -217,24 +261,51 @@ class _Work:
             return read_result(file, described)
         model = self._model(seed)
         title = f"{self.task.name} seed {seed}"
-        self.console.start(title)
         held = {name: part for name, part in data.items() if name != "train"}
-        began = time.monotonic()
-
-        def progress(share: float, words: str) -> None:
-            left = duration((time.monotonic() - began) * (1 - share) / share)
-            self.console.progress(share, f"{title}  {words}  {left} left")
-
+        checkpoint = SeedCheckpoint(
+            self.out / f"seed-{seed}-checkpoint",
+            described,
+            tokenizer,
+            lambda: self.signals.requested or 0,
+        )
+        self.console.start(self.task.name)
+        self.signals.deferred = True
         try:
-            result = train_seed(model, self.task, data["train"], held, settings, seed, progress)
+            result = train_seed(
+                model, self.task, data["train"], held, settings, seed,
+                self._progress(seed, title), checkpoint,
+            )  # fmt: skip
         finally:
+            self.signals.deferred = False
             self.console.stop()
         self.console.say(f"{title}: {words_of(result.history[-1])}, {result.seconds:.0f} s")
         if all(self._main(result) > self._main(other) for other in before):
             self._save(model, tokenizer)
         self.out.mkdir(parents=True, exist_ok=True)
         write_json(file, {"settings": described, **dataclasses.asdict(result)})
+        checkpoint.remove()
+        if self.signals.requested:  # it came in the seed's last moments
+            raise Stopped(self.signals.requested)
         return result
+
+    def _progress(self, seed: int, title: str) -> Report:
+        """Shows how far all seeds together are, and the time that they still take."""
+        seeds = self.config.seeds
+        later = sum(not (self.out / f"seed-{n}.json").is_file() for n in range(seed + 1, seeds))
+        began = self.began = self.began or time.monotonic()
+        before, first = self.trained, -1.0
+
+        def progress(share: float, words: str) -> None:
+            nonlocal first
+            first = share if first < 0 else first  # where a resumed seed goes on
+            self.trained = before + share - first
+            left = ""
+            if self.trained > 0:
+                rest = (time.monotonic() - began) * (1 - share + later) / self.trained
+                left = f"  {duration(rest)} left for {1 + later} seeds"
+            self.console.progress(1 - (1 - share + later) / seeds, f"{title}  {words}{left}")
+
+        return progress
 
     def _main(self, result: SeedResult) -> float:
         return next(iter(result.scores.values()))[self.task.metrics[0]]

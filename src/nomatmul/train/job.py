@@ -83,7 +83,8 @@ def run(
 
     resume: "auto" continues from the newest good checkpoint, "never" refuses a directory that has
     one. override_config: continue although options that decide the result differ (never the
-    model's). force: try it although memory is surely too small. device: "auto", "cpu", "cuda", ... The other arguments are those of `DataArgs`.
+    model's). force: try it although memory is surely too small. device: "auto", "cpu", "cuda",
+    ... The other arguments are those of `DataArgs`.
 
     In processes that torchrun started each one calls this, and they train one model together.
     collective_timeout: seconds after which a process that does not answer is given up.

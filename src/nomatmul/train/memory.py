@@ -55,7 +55,7 @@ class Estimate:
     ternary: int
     activations: int
     logits: int
-    context: int = _CONTEXT
+    host: bool = False  # a CPU's
 
     @property
     def certain(self) -> int:
@@ -65,7 +65,7 @@ class Estimate:
     @property
     def total(self) -> int:
         parts = self.certain + self.ternary + self.activations + self.logits
-        return parts + self.context
+        return parts + (_HOST_CONTEXT if self.host else _CONTEXT)
 
     def text(self) -> str:
         return (
@@ -103,7 +103,7 @@ def estimate(
             model, tokens, recompute, fused, wide=host and config.precision != "bfloat16"
         ),
         logits=chunk * model.vocab_size * _LOGIT_BYTES + head,
-        context=_HOST_CONTEXT if host else _CONTEXT,
+        host=host,
     )
 
 
@@ -253,7 +253,7 @@ def too_little(need: Estimate, free: int) -> bool:
 
     A GPU refuses what is too much; the kernel of a host ends processes, so there is no trying.
     """
-    doubt = 1.0 if need.context == _HOST_CONTEXT else _DOUBT
+    doubt = 1.0 if need.host else _DOUBT
     return need.certain > free or need.total > doubt * free
 
 
