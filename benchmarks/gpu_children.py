@@ -1,4 +1,4 @@
-"""Processes that warm up together and measure one at a time.
+"""Processes that warm up together and measure one at a time. A library.
 
 A benchmark starts one process a variant (so that peak memory is its own) with its job as JSON after
 --child. The process builds and compiles, prints "ready", waits for "go" on its standard input,
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_common import ROOT
+from with_parent import kill_group, with_parent
 
 from nomatmul.evaluate.rows import append_row
 
@@ -77,6 +78,7 @@ def start(script: str, label: dict[str, Any], job: dict[str, Any], **variables: 
     process = subprocess.Popen(
         [sys.executable, script, "--child", json.dumps(job)],
         env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        preexec_fn=with_parent(),
     )  # fmt: skip
     return Child(label, process)
 
@@ -117,8 +119,7 @@ def run_wave(
         if words:
             append_row(rows, {**child.label, "error": words})
             print(f"{child.name}: {words}", flush=True)
-        child.process.kill()
-        child.process.wait()
+        kill_group(child.process)  # with the processes that compile for it
     return again
 
 

@@ -142,10 +142,13 @@ def tests(folder: Path, link: Callable[[str], str]) -> list[str]:
         return []
     document = json.loads(file.read_text())
     found = document["tests"].values()
-    count = {key: sum(t[key] for t in found) for key in ("passed", "failed", "skipped")}
+    fates = ("passed", "failed", "skipped", "not_run")  # the last one is not in older files
+    count = {key: sum(t.get(key, 0) for t in found) for key in fates}
+    left = f", {count['not_run']} not run" if count["not_run"] else ""
+    about = describe(document["machine"]) if document["machine"] else "A run that was cut"
     return [
-        f"{describe(document['machine'])}: {len(found)} tests, {count['passed']} cases passed, "
-        f"{count['failed']} failed, {count['skipped']} skipped; [the table]"
+        f"{about}: {len(found)} tests, {count['passed']} cases passed, "
+        f"{count['failed']} failed, {count['skipped']} skipped{left}; [the table]"
         f"({link('gpu-tests.md')})."
     ]
 

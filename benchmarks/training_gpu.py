@@ -21,8 +21,9 @@ from typing import Any
 
 from gpu_children import Child, run_wave, start, wait_for_go
 from gpu_common import environment, median, peak_memory, synchronize
-from scaling_cell import compile_blocks, count_parameters, training_flops
+from scaling_cell import count_parameters, training_flops
 
+from nomatmul.evaluate.compare_cell import compile_blocks
 from nomatmul.evaluate.rows import append_row
 
 PEAK_FLOPS = 989e12  # dense bf16 of an H200 by its datasheet

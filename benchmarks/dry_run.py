@@ -1,0 +1,41 @@
+"""What the dry runs (--tiny) of all scripts share: the option, a folder, invented texts.
+
+A library. A dry run needs no other argument, no GPU and no data; it says that a script starts and
+writes what it should, and nothing about speed or quality.
+"""
+
+from __future__ import annotations
+
+import argparse
+import bz2
+import random
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+_WORDS = "a the old lamp river signal copper under near opens keeps follows slowly twice".split()
+
+
+def add_tiny(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tiny", action="store_true",
+        help="dry run: toy sizes on the CPU, into a temporary folder without --out",
+    )  # fmt: skip
+
+
+def temporary() -> Path:
+    """A new folder that stays, for whoever wants to look at what a dry run wrote."""
+    return Path(tempfile.mkdtemp(prefix="nomatmul-tiny-"))
+
+
+def write_texts(folder: Path, names: Iterable[str], articles: int = 60) -> None:
+    """NAME.txt.bz2 of invented articles in `folder`, in the form of the studies' texts."""
+    choose = random.Random(0)
+    for name in names:
+        parts = []
+        for number in range(articles):
+            lines = [" ".join(choose.choices(_WORDS, k=12)).capitalize() for _ in range(8)]
+            parts.append(f"= Article {number} =\n" + ".\n".join(lines) + ".\n")
+        path = folder / f"{name}.txt.bz2"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bz2.compress("".join(parts).encode()))
