@@ -39,3 +39,10 @@ def write_texts(folder: Path, names: Iterable[str], articles: int = 60) -> None:
         path = folder / f"{name}.txt.bz2"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bz2.compress("".join(parts).encode()))
+
+
+def shrink(args: argparse.Namespace, parser: argparse.ArgumentParser, **values: object) -> None:
+    """Give options the values of a dry run where the command line left their defaults."""
+    for name, value in values.items():
+        if getattr(args, name) == parser.get_default(name):
+            setattr(args, name, value)

@@ -12,11 +12,12 @@ import dataclasses
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,20 @@ def start(script: str, label: dict[str, Any], job: dict[str, Any], **variables: 
     return Child(label, process)
 
 
+@contextlib.contextmanager
+def terminated() -> Iterator[None]:
+    """SIGTERM as an exception, so that a run that is cut ends its processes and says what it has."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def run_wave(
     wave: list[Any],
     launch: Callable[[Any], Child],
@@ -98,7 +113,23 @@ def run_wave(
     that ended while they warmed up beside others: they may have found too little memory, and are
     worth another try alone.
     """
-    children = [launch(job) for job in wave]
+    children: list[Child] = []
+    try:
+        children += [launch(job) for job in wave]
+        return _warm_and_measure(children, wave, rows, warm_seconds, measure_seconds, deadline)
+    finally:
+        for child in children:
+            kill_group(child.process)  # with the processes that compile for it
+
+
+def _warm_and_measure(
+    children: list[Child],
+    wave: list[Any],
+    rows: Path,
+    warm_seconds: float,
+    measure_seconds: float,
+    deadline: float,
+) -> list[Any]:
     warm_until = min(time.monotonic() + warm_seconds, deadline - 5)
     again = []
     for child in children:
@@ -119,7 +150,7 @@ def run_wave(
         if words:
             append_row(rows, {**child.label, "error": words})
             print(f"{child.name}: {words}", flush=True)
-        kill_group(child.process)  # with the processes that compile for it
+        kill_group(child.process)
     return again
 
 

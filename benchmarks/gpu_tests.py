@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any
 import gpu_tests_rows
 import gpu_tests_worker
 from dry_run import add_tiny, temporary
+from gpu_children import terminated
 from gpu_common import ROOT, environment
 from with_parent import kill_group, with_parent
 
@@ -135,10 +135,6 @@ def run(args: argparse.Namespace) -> None:
             append_row(pool.rows, {"took": round(time.monotonic() - began, 1)})
 
 
-def _terminated(number: int, frame: Any) -> None:
-    raise SystemExit(128 + number)
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -183,12 +179,11 @@ def main(argv: list[str] | None = None) -> int:
     if not args.table:
         if not args.half:
             rows.unlink(missing_ok=True)
-        previous = signal.signal(signal.SIGTERM, _terminated)
-        try:
-            run(args)
-        finally:
-            signal.signal(signal.SIGTERM, previous)
-            count = gpu_tests_rows.write(args.out)
+        with terminated():
+            try:
+                run(args)
+            finally:
+                count = gpu_tests_rows.write(args.out)
     else:
         count = gpu_tests_rows.write(args.out)
     if count["failed"]:

@@ -19,7 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpu_children import Child, run_wave, start, wait_for_go
+import report_gpu
+from dry_run import add_tiny, shrink, temporary
+from gpu_children import Child, run_wave, start, terminated, wait_for_go
 from gpu_common import (
     copy_bandwidth,
     environment,
@@ -39,7 +41,7 @@ SHAPES = {
     "7B": (32, 4096, 11008, 32),
     "13B": (40, 5120, 13824, 40),
 }
-TINY = {"370M": (2, 64, 192, 2), "13B": (3, 128, 384, 2)}
+TINY = {"370M": (2, 64, 192, 2)}
 SIDES = ("packed", "dense")
 
 
@@ -231,7 +233,7 @@ def child(job: dict[str, Any]) -> None:
     print("done", flush=True)
 
 
-def main() -> None:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -246,13 +248,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=128, help="decoded tokens a measurement")
     parser.add_argument("--vocabulary", type=int, default=32_000)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--tiny", action="store_true", help="toy sizes, for a dry run")
+    parser.add_argument("--table", action="store_true", help="only print the table of the rows")
+    add_tiny(parser)
     parser.add_argument("--commit", help="name of the commit, where there is no .git")
-    args = parser.parse_args()
-    if args.child:
-        return child(json.loads(args.child))
-    if args.out is None:
+    args = parser.parse_args(argv)
+    if args.tiny:
+        shrink(args, parser, device="cpu", prompt=32, steps=4, vocabulary=64)
+        args.out = args.out or temporary()
+    if args.out is None and not args.child:
         parser.error("--out is needed")
+    return args
+
+
+def measure_all(args: argparse.Namespace) -> None:
+    """All models together; one that failed beside others is tried again alone."""
     deadline = time.monotonic() + args.seconds
     shapes = TINY if args.tiny else SHAPES
     rows = args.out / "inference-rows.jsonl"
@@ -266,8 +275,9 @@ def main() -> None:
         }  # fmt: skip
         label = {"size": size, "side": side}
         return start(
-            __file__, label, values, OMP_NUM_THREADS="1", TORCHINDUCTOR_COMPILE_THREADS="2"
-        )
+            __file__, label, values, OMP_NUM_THREADS="1", TORCHINDUCTOR_COMPILE_THREADS="2",
+            TORCH_COMPILE_DISABLE="1" if args.tiny else "0",
+        )  # fmt: skip
 
     append_row(rows, {"machine": environment(args.commit)})
     jobs = [(size, side) for side in args.sides for size in args.sizes if size in shapes]
@@ -283,6 +293,18 @@ def main() -> None:
                     measure_seconds=args.model_seconds, deadline=deadline,
                 )  # fmt: skip
     print(f"{deadline - time.monotonic():.0f} s left", flush=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if args.child:
+        return child(json.loads(args.child))
+    with terminated():
+        try:
+            if not args.table:
+                measure_all(args)
+        finally:
+            print("\n".join(report_gpu.inference(args.out, str) or ["no row"]), flush=True)
 
 
 if __name__ == "__main__":

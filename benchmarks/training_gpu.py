@@ -1,12 +1,14 @@
 """Training memory and tokens/s on one GPU: our paths against Transformer++, in one run.
 
     PYTHONPATH=src python benchmarks/training_gpu.py --out DIR --seconds 170
+    PYTHONPATH=src python benchmarks/training_gpu.py --out DIR --table   # of the rows that are there
 
 Every variant is a process of its own, so that its peak memory is its own. A wave of processes that
 fit into the device's memory together builds and compiles at the same time; then they measure one
 after the other while the others wait idle. A step is forward, backward, fused AdamW (fp32 master
 weights, bf16 autocast) on 8 x 2048 random tokens; tokens/s are of the median of at least 10 steps.
-Rows go to training-rows.jsonl as they are measured, so a run that is cut keeps what it has;
+Rows go to training-rows.jsonl as they are measured, so a run that is cut keeps what it has; their
+table is printed at the end.
 training-profile.txt holds the 20 longest kernels of the fused 370M step.
 """
 
@@ -19,7 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpu_children import Child, run_wave, start, wait_for_go
+import report_gpu
+from dry_run import add_tiny, shrink, temporary
+from gpu_children import Child, run_wave, start, terminated, wait_for_go
 from gpu_common import environment, median, peak_memory, synchronize
 from scaling_cell import count_parameters, training_flops
 
@@ -70,6 +74,7 @@ ORDER = [
     ("370m", "transformer-whole"), ("370m", "naive-compiled"), ("370m", "transformer-logits"),
     ("1.3b", "naive-compiled"), ("1.3b", "naive"), ("370m", "transformer-autotune"),
 ]  # fmt: skip
+TINY = [("tiny", "fused"), ("tiny", "transformer")]
 
 
 # -- the parent: waves of processes ---------------------------------------------------------------
@@ -109,6 +114,8 @@ def launch(size: str, variant: Variant, args: argparse.Namespace) -> Child:
     cpu = args.device == "cpu"
     variables = {
         "NOMATMUL_OPS": "naive" if cpu and variant.ops == "triton" else variant.ops,
+        # Compiling on a CPU takes minutes and says nothing: a dry run only goes through the calls.
+        "TORCH_COMPILE_DISABLE": "1" if args.tiny else "0",
         "TORCHINDUCTOR_COMPILE_THREADS": "3",
         "OMP_NUM_THREADS": "1" if cpu else "2",
     }
@@ -199,7 +206,6 @@ class Step:
 
 
 def child(job: dict[str, Any]) -> None:
-
     step = Step(job)
     began = time.perf_counter()
     with step.caching():
@@ -299,7 +305,7 @@ def profile(step: Step, path: Path) -> None:
     path.write_text(f"Two steps of {step.job['size']} {step.job['name']}\n{text}\n")
 
 
-def main() -> None:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -318,20 +324,39 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="SIZE:VARIANT", help="these, in this order")
     parser.add_argument("--profile", default="370m:fused", metavar="SIZE:VARIANT")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--tiny", action="store_true", help="toy sizes, for a dry run")
+    parser.add_argument("--table", action="store_true", help="only print the table of the rows")
+    add_tiny(parser)
     parser.add_argument("--commit", help="name of the commit, where there is no .git")
-    args = parser.parse_args()
-    if args.child:
-        return child(json.loads(args.child))
-    if args.out is None:
-        parser.error("--out is needed")
-    deadline = time.monotonic() + args.seconds
-    jobs = [tuple(name.split(":")) for name in args.only] if args.only else ORDER
+    args = parser.parse_args(argv)
+    args.jobs = [tuple(name.split(":")) for name in args.only] if args.only else ORDER
     if args.tiny:
-        jobs = list(dict.fromkeys(("tiny", name) for _, name in jobs))
-        args.profile = "tiny:fused"
-    append_row(args.out / "training-rows.jsonl", {"machine": environment(args.commit)})
-    todo = waves(jobs, args.memory_gb, args.processes)  # type: ignore[arg-type]  # split gives lists
+        shrink(
+            args, parser, device="cpu", batch=2, length=32, vocabulary=64, steps=2,
+            profile="tiny:fused", processes=2,
+        )  # fmt: skip
+        args.jobs = args.jobs if args.only else TINY
+        args.out = args.out or temporary()
+    if args.out is None and not args.child:
+        parser.error("--out is needed")
+    for size, variant in args.jobs:
+        if size not in SHAPES or variant not in VARIANTS:
+            parser.error(
+                f"--only {size}:{variant} is unknown: choose of {', '.join(SHAPES)} and "
+                f"{', '.join(VARIANTS)}"
+            )
+    return args
+
+
+def print_table(out: Path) -> None:
+    print("\n".join(report_gpu.training(out, str) or ["no row"]), flush=True)
+
+
+def measure_all(args: argparse.Namespace) -> None:
+    """Wave after wave; a job that failed beside others is tried again alone."""
+    deadline = time.monotonic() + args.seconds
+    rows = args.out / "training-rows.jsonl"
+    append_row(rows, {"machine": environment(args.commit)})
+    todo = waves(args.jobs, args.memory_gb, args.processes)
     for wave in todo:
         if time.monotonic() + 15 > deadline:
             print(f"no time for {wave}", flush=True)
@@ -339,13 +364,25 @@ def main() -> None:
         again = run_wave(
             wave,
             lambda job: launch(job[0], VARIANTS[job[1]], args),
-            args.out / "training-rows.jsonl",
+            rows,
             warm_seconds=args.warm_seconds,
             measure_seconds=args.variant_seconds,
             deadline=deadline,
         )
         todo += [[job] for job in again]
         print(f"{deadline - time.monotonic():.0f} s left", flush=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if args.child:
+        return child(json.loads(args.child))
+    with terminated():
+        try:
+            if not args.table:
+                measure_all(args)
+        finally:
+            print_table(args.out)
 
 
 if __name__ == "__main__":
