@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dry_run import add_tiny, shrink, temporary
 from kernels import machine
 
 from nomatmul.engine.blas import blas_name
@@ -57,6 +58,8 @@ TREE: dict[str, Any] = {
     "fff_bias": True,
 }
 DENSE: dict[str, Any] = {"channel_mixer": "ffn", "intermediate_size": 3072}
+TINY_SIZES = {"vocab_size": 256, "hidden_size": 64, "num_layers": 2, "num_heads": 2}
+TINY_DIALS = {"fff": {"fff_depth": 3}, "ffn": {"intermediate_size": 128}}
 OURS = {
     "FFF": (TREE, Forms()),
     "dense twin": (DENSE, Forms()),
@@ -91,20 +94,28 @@ class RandomReader:
         return values
 
 
-def our_model(dials: dict[str, Any], forms: Forms, threads: int) -> EncoderModel:
+def our_model(dials: dict[str, Any], forms: Forms, threads: int, tiny: bool) -> EncoderModel:
     """One of our encoders with random weights."""
-    reader: Any = RandomReader(ModelConfig(**SIZES, **dials), forms)
+    small = {**TINY_SIZES, **TINY_DIALS[dials["channel_mixer"]]} if tiny else {}
+    reader: Any = RandomReader(ModelConfig(**{**SIZES, **dials, **small}), forms)
     return EncoderModel(reader, EncoderForward(reader, NativeSteps(threads)), threads)
 
 
-def torch_models() -> dict[str, Any]:
+def torch_models(tiny: bool) -> dict[str, Any]:
     """Hugging Face's BERT-base without pooler: float32, bfloat16, int8 dynamic."""
     import torch
     from transformers import BertConfig, BertModel
 
+    sizes: dict[str, Any] = {}
+    if tiny:
+        sizes = {
+            "vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "intermediate_size": 128,
+        }  # fmt: skip
+
     def build() -> Any:
         torch.manual_seed(0)
-        return BertModel(BertConfig(), add_pooling_layer=False).eval()
+        return BertModel(BertConfig(**sizes), add_pooling_layer=False).eval()
 
     quantised = torch.ao.quantization.quantize_dynamic(
         build(), {torch.nn.Linear}, dtype=torch.qint8
@@ -159,8 +170,9 @@ def cell(threads: int, batch: int, torches: dict[str, Any], options: Any) -> lis
     import torch
 
     torch.set_num_threads(threads)
-    ids = np.random.default_rng(1).integers(0, SIZES["vocab_size"], (batch, LENGTH))
-    models = {name: our_model(*what, threads) for name, what in OURS.items()}
+    words = (TINY_SIZES if options.tiny else SIZES)["vocab_size"]
+    ids = np.random.default_rng(1).integers(0, words, (batch, LENGTH))
+    models = {name: our_model(*what, threads, options.tiny) for name, what in OURS.items()}
     calls: dict[str, Callable[[], None]] = {
         name: (lambda m=model: m.hidden(ids)) for name, model in models.items()
     }
@@ -284,7 +296,7 @@ def _goal(words: str, threads: int, batch: int, found: tuple[float, float], goal
     return f"| {words} | {threads} | {batch} | {cells[0]} | {cells[1]} |"
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 16])
@@ -292,14 +304,19 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=45, help="stop a cell after this long")
     parser.add_argument("--quick", action="store_true", help="three rounds of batch 1, one thread")
     parser.add_argument("--out", type=Path, help="folder of the results (default: beside this)")
-    return parser.parse_args()
+    add_tiny(parser)
+    options = parser.parse_args(argv)
+    if options.tiny:
+        shrink(options, parser, threads=[1], batch=[1], rounds=3)
+        options.out = options.out or temporary()
+    return options
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     import torch
     import transformers
 
-    options = parse()
+    options = parse(argv)
     if options.quick:
         options.threads, options.batch, options.rounds = [1], [1], 3
     where = machine() | {
@@ -307,7 +324,7 @@ def main() -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    torches = torch_models()
+    torches = torch_models(options.tiny)
     rows = [
         row
         for threads in options.threads
@@ -316,6 +333,7 @@ def main() -> None:
     ]
     today = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
     folder = options.out or Path(__file__).parent / "results"
+    folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"{today}-bert-cpu"
     document = {"machine": where, "rows": rows}
     stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")

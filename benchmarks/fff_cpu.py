@@ -22,6 +22,7 @@ import fff_cpu_page
 import numpy as np
 import report
 import torch
+from dry_run import add_tiny, shrink, temporary
 from numpy.typing import NDArray
 from torch import nn
 
@@ -32,6 +33,7 @@ from nomatmul.ops.fff import fff
 HIDDEN = 768
 LAYERS = 16
 SHAPES = {"1 x 12": (1, 11), "16 x 7": (16, 6), "128 x 4": (128, 3)}  # trees, depth
+TINY_SHAPES = {"2 x 3": (2, 2)}
 BATCHES = (1, 16, 128, 16384)
 FORMS = ("f32", "bf16", "int8", "ternary")
 # A dense layer's time a token is flat from here on; larger batches are measured at this size.
@@ -190,9 +192,10 @@ def _summary(times: Seconds) -> dict[str, float]:
     return {"median": middle, "low": quarter[0], "high": quarter[2], "calls": len(times)}
 
 
-def measure_shape(name: str, batches: tuple[int, ...], options: Any) -> list[dict[str, Any]]:
+def measure_shape(
+    name: str, trees: int, depth: int, batches: tuple[int, ...], options: Any
+) -> list[dict[str, Any]]:
     """Measure one shape of trees with all batches and threads."""
-    trees, depth = SHAPES[name]
     count = neurons(trees, depth)
     weights = {form: [random_rows(form, count, seed) for seed in range(LAYERS)] for form in FORMS}
     models, packed = dense_models(count), dense_packed(count)
@@ -242,10 +245,9 @@ def _measure_cell(
     return take_turns(contenders, 2 if large else options.rounds, 0 if large else options.seconds)
 
 
-def measure_training(rounds: int) -> dict[str, Any]:
-    """Forward and backward of one layer, 1 x 12, batch 4096: masked dense against conditional."""
-    trees, depth = SHAPES["1 x 12"]
-    count, batch = neurons(trees, depth), 4096
+def measure_training(trees: int, depth: int, batch: int, rounds: int) -> dict[str, Any]:
+    """Forward and backward of one layer: masked dense against conditional."""
+    count = neurons(trees, depth)
     torch.set_num_threads(2)
     torch.manual_seed(0)
     x = torch.randn(batch, HIDDEN, requires_grad=True)
@@ -270,31 +272,44 @@ def measure_training(rounds: int) -> dict[str, Any]:
     return {name: _summary(found) for name, found in times.items()}
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the command's options."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, help="folder (default: benchmarks/results)")
     parser.add_argument("--name", default="", help="of the machine, in the file's name")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.04, help="of a contender a round")
     parser.add_argument("--quick", action="store_true", help="one shape, two batches, no training")
-    return parser.parse_args()
+    add_tiny(parser)
+    options = parser.parse_args(argv)
+    if options.tiny:
+        shrink(options, parser, threads=[1], rounds=1, seconds=0.0)
+        options.out = options.out or temporary()
+    options.out = options.out or Path(__file__).parent / "results"
+    return options
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, print, and write JSON and Markdown."""
-    options = parse()
+    options = parse(argv)
     start = time.time()
     machine = report.machine(options.name)
     machine |= {"isa": _native.kernels.best(), "torch": torch.__version__}
-    shapes = list(SHAPES)[:1] if options.quick else list(SHAPES)
-    batches = BATCHES[::2] if options.quick else BATCHES
-    cells = [cell for name in shapes for cell in measure_shape(name, batches, options)]
-    training = None if options.quick else measure_training(3)
+    known = TINY_SHAPES if options.tiny else SHAPES
+    shapes = list(known)[:1] if options.quick else list(known)
+    batches = (1, 4) if options.tiny else BATCHES[::2] if options.quick else BATCHES
+    cells = [
+        cell for name in shapes for cell in measure_shape(name, *known[name], batches, options)
+    ]
+    training = None
+    if options.tiny:
+        training = measure_training(2, 2, 16, 1)
+    elif not options.quick:
+        training = measure_training(*SHAPES["1 x 12"], 4096, 3)
     promises = {
         name: neurons(trees, depth) / (trees * (depth + 1))
-        for name, (trees, depth) in SHAPES.items()
+        for name, (trees, depth) in known.items()
     }
     document = {
         "machine": machine,

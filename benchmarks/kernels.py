@@ -18,12 +18,15 @@ import platform
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dry_run import add_tiny, shrink, temporary
 
 SHAPES = ((2560, 2560), (2560, 13824), (6912, 2560))  # K x N of the 2.7B model
 TOKENS = (1, 4, 16, 64, 512)
+TINY_SHAPES = ((256, 64),)
 CACHE_BYTES = 192 << 20  # rotate through at least this much
 
 
@@ -53,7 +56,7 @@ def measure(
     """Time one combination and return a row of the table."""
     rng = np.random.default_rng(1)
     row = row_bytes(k, form)
-    copies = 1 if options.in_cache else max(2, -(-CACHE_BYTES // (n * row)))
+    copies = 1 if options.in_cache or options.tiny else max(2, -(-CACHE_BYTES // (n * row)))
     weights = random_weights(rng, copies, n, row, form)
     q = rng.integers(-127, 128, (m, k), dtype=np.int8)
     kernels.time_product(isa, form, weights, q, threads, 2)
@@ -92,7 +95,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the command's options."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--isa", nargs="+", help="default: all that run here but scalar")
@@ -102,14 +105,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0.3, help="per figure, roughly")
     parser.add_argument("--in-cache", action="store_true", help="one 2560 x 512 matrix")
     parser.add_argument("--json", action="store_true")
-    return parser.parse_args()
+    parser.add_argument("--out", type=Path, help="folder for kernels.json, beside what is printed")
+    add_tiny(parser)
+    options = parser.parse_args(argv)
+    if options.tiny:
+        shrink(options, parser, tokens=[1, 4], threads=[1], seconds=0.001)
+        options.out = options.out or temporary()
+    return options
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Print the table."""
     from nomatmul import _native
 
-    options = parse()
+    options = parse(argv)
     kernels = _native.kernels
     isas = options.isa or [isa for isa in kernels.isas() if isa != "scalar"]
     where = machine()
@@ -118,7 +127,7 @@ def main() -> None:
         print(f"{'isa':11} {'packing':7} {'K x N':>12} {'tok':>4} {'thr':>3}", end=" ")
         print(f"{'us':>10} {'GMAC/s':>8} {'Gw/s':>7} {'GB/s':>6}")
     rows = []
-    shapes = ((2560, 512),) if options.in_cache else SHAPES
+    shapes = TINY_SHAPES if options.tiny else ((2560, 512),) if options.in_cache else SHAPES
     for isa in isas:
         for form in options.packing:
             for k, n in shapes:
@@ -133,9 +142,12 @@ def main() -> None:
                                 f" {row['gweights_per_s']:7.1f} {row['gbytes_per_s']:6.2f}",
                                 flush=True,
                             )
+    text = json.dumps({"machine": where, "rows": rows}, indent=1) + "\n"
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "kernels.json").write_text(text)
     if options.json:
-        json.dump({"machine": where, "rows": rows}, sys.stdout, indent=1)
-        print()
+        sys.stdout.write(text)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,27 @@
 """llama.cpp's side of the comparison: one process that loads a GGUF and measures on request.
 
 Started by vs_llama.py; reads one JSON request a line from stdin, answers one JSON line.
+--tiny answers one of each and ends, or says that llama-cpp-python is missing.
 Requests: {"do": "load", "path": ...}, {"do": "decode" | "prefill" | "batch", "threads": ...,
 "count": steps | tokens | sequences}, {"do": "memory"}.
 """
 
 from __future__ import annotations
 
+import argparse
 import ctypes
+import importlib.util
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import numpy as np
-from processes import memory, serve
+from dry_run import add_tiny
+from processes import memory, rehearse, serve
+
+if importlib.util.find_spec("llama_cpp"):
+    import llama_cpp
 
 DECODE_CONTEXT = 256  # their key-value cache is kept small: it counts in their memory, not in ours
 BATCH_STEPS = 8
@@ -110,14 +118,48 @@ class Llama:
         return seconds
 
 
-if __name__ == "__main__":
-    llama = Llama()
-    serve(
-        {
-            "load": llama.load,
-            "decode": llama.decode,
-            "batch": llama.batch,
-            "prefill": llama.prefill,
-            "memory": lambda request: memory(),
-        }
+def missing() -> list[str]:
+    """The packages of the extra `bench` that are not installed here and that this side needs."""
+    return [name for name in ("llama_cpp", "gguf") if not importlib.util.find_spec(name)]
+
+
+def dry_run(handlers: dict[str, Any]) -> None:
+    from llama_gguf import write_gguf
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tiny.gguf"
+        write_gguf(
+            path, form="TQ2_0", vocab_size=256, hidden_size=256, num_layers=1, intermediate_size=256
+        )
+        asked = [{"do": what, "threads": 1, "count": 2} for what in ("decode", "batch", "prefill")]
+        rehearse(handlers, [{"do": "load", "path": str(path)}, *asked, {"do": "memory"}])
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_tiny(parser)
+    options = parser.parse_args(argv)
+    if names := missing():
+        words = f"{' and '.join(names)} not installed: pip install 'nomatmul[bench]'"
+        if not options.tiny:
+            parser.error(words)
+        print(f"left out: {words}")
+        return
+    llama = Llama()
+    handlers = {
+        "load": llama.load,
+        "decode": llama.decode,
+        "batch": llama.batch,
+        "prefill": llama.prefill,
+        "memory": lambda request: memory(),
+    }
+    if options.tiny:
+        dry_run(handlers)
+    else:
+        serve(handlers)
+
+
+if __name__ == "__main__":
+    main()

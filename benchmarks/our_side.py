@@ -1,25 +1,27 @@
 """Our side of the comparison: one process that holds a random model and measures on request.
 
-Started by vs_llama.py; the requests are those of llama_side.py, and {"do": "bandwidth"}.
+Started by vs_llama.py; the requests are those of llama_side.py, except that "load" comes with the
+model's shape, and {"do": "bandwidth"}. --tiny answers one of each and ends.
 """
 
 from __future__ import annotations
 
+import argparse
 import time
 from typing import Any
 
-from processes import memory, serve
+from dry_run import add_tiny
+from processes import memory, rehearse, serve
 
-from nomatmul.engine import read_bandwidth
+from nomatmul.engine import random_model, read_bandwidth
 from nomatmul.evaluate.speed import (
-    SpeedRequest,
     bytes_read_per_token,
     median,
-    open_model,
     prefill_seconds,
     step_seconds,
     with_threads,
 )
+from nomatmul.formats.config import ModelConfig
 
 BATCH_STEPS = 8
 
@@ -33,11 +35,8 @@ class Ours:
 
     def load(self, request: dict[str, Any]) -> dict[str, Any]:
         start = time.perf_counter()
-        self.lm = open_model(
-            SpeedRequest(
-                size=request["size"], threads=(), packing=request["packing"], isa=request["isa"]
-            )
-        )
+        config = ModelConfig(**request["shape"])
+        self.lm = random_model(config, request["packing"], "int8", isa=request["isa"])
         return {
             "seconds": time.perf_counter() - start,
             "isa": self.lm.backend.isa,
@@ -66,19 +65,39 @@ class Ours:
 
 
 def bandwidth(request: dict[str, Any]) -> dict[str, Any]:
-    """Bytes/s at which so many threads read 1 GiB of huge pages."""
-    return {"bytes_per_second": 1e9 * read_bandwidth(1.0, request["threads"])}
+    """Bytes/s at which so many threads read so much memory in huge pages."""
+    return {"bytes_per_second": 1e9 * read_bandwidth(request["gib"], request["threads"])}
+
+
+TINY = {"vocab_size": 256, "hidden_size": 128, "num_layers": 1, "intermediate_size": 256}
+REQUESTS = [
+    {"do": "load", "shape": TINY, "packing": "2bit", "isa": None},
+    {"do": "bandwidth", "threads": 1, "gib": 0.01},
+    *({"do": what, "threads": 1, "count": 2} for what in ("decode", "batch", "prefill")),
+    {"do": "memory"},
+]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_tiny(parser)
+    options = parser.parse_args(argv)
+    ours = Ours()
+    handlers = {
+        "load": ours.load,
+        "decode": ours.decode,
+        "batch": ours.batch,
+        "prefill": ours.prefill,
+        "bandwidth": bandwidth,
+        "memory": lambda request: memory(),
+    }
+    if options.tiny:
+        rehearse(handlers, REQUESTS)
+    else:
+        serve(handlers)
 
 
 if __name__ == "__main__":
-    ours = Ours()
-    serve(
-        {
-            "load": ours.load,
-            "decode": ours.decode,
-            "batch": ours.batch,
-            "prefill": ours.prefill,
-            "bandwidth": bandwidth,
-            "memory": lambda request: memory(),
-        }
-    )
+    main()

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dry_run import add_tiny, newest_results
+
 from nomatmul.evaluate.rows import read_rows
 
 SIDES = {"packed": "MatMul-free, 2 bits", "dense": "Transformer++, bf16"}
@@ -117,10 +119,15 @@ def draw(folder: Path) -> dict[str, Any]:
     return numbers
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    draw(parser.parse_args().folder)
+    parser.add_argument("folder", type=Path, nargs="?", help="rows, and where the plots go")
+    parser.add_argument("--out", type=Path, help="with --tiny: where a copy of the rows is plotted")
+    add_tiny(parser)
+    args = parser.parse_args(argv)
+    if args.folder is None and not args.tiny:
+        parser.error("the folder of the rows is needed")
+    print(f"plotted: {', '.join(draw(args.folder or newest_results(args.out)))}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,11 @@ import argparse
 import json
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (after the line that needs no display)
+from dry_run import add_tiny, temporary  # noqa: E402
 
 
 def read(run: Path) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
@@ -32,11 +36,28 @@ def read(run: Path) -> tuple[list[tuple[float, float]], list[tuple[float, float]
     return train, valid
 
 
-def main() -> None:
+def invent(run: Path) -> Path:
+    """A run of 100 steps, for the dry run."""
+    run.mkdir(parents=True, exist_ok=True)
+    config = {"batch_size": 2, "sequence_length": 8}
+    (run / "run.json").write_text(json.dumps({"config": config}))
+    rows = [{"step": step, "loss": 5.0 - step / 50} for step in range(1, 101)]
+    rows += [{"step": step, "valid_bits_per_byte": 2.0 - step / 100} for step in (50, 100)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", metavar="[LABEL=]RUN")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    parser.add_argument("runs", nargs="*", metavar="[LABEL=]RUN")
+    parser.add_argument("--out", type=Path, help="the picture")
+    add_tiny(parser)
+    args = parser.parse_args(argv)
+    if args.tiny:
+        folder = args.out or temporary()
+        args.runs, args.out = [f"invented={invent(folder / 'run')}"], folder / "curves.png"
+    if not args.runs or args.out is None:
+        parser.error("runs and --out are needed")
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for run in args.runs:
         label, _, path = run.rpartition("=")

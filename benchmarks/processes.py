@@ -1,6 +1,6 @@
 """Two processes that take turns: requests and answers in JSON lines, the idle one stopped.
 
-The idle side is held by SIGSTOP, so neither side's spinning threads disturb the other's figures.
+A library. The idle side is held by SIGSTOP, so neither side's spinning threads disturb the other's figures.
 """
 
 from __future__ import annotations
@@ -77,6 +77,14 @@ def serve(handlers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]]) -> No
             answer = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def rehearse(
+    handlers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]], requests: list[dict[str, Any]]
+) -> None:
+    """Answer these requests alone and print them: a dry run of one side."""
+    for request in requests:
+        print(json.dumps({"do": request["do"], **handlers[request["do"]](request)}), flush=True)
 
 
 def memory() -> dict[str, Any]:

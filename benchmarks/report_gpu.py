@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import scaling_page
+from dry_run import add_tiny, newest_results
 from gpu_common import ROOT, describe, table
 from plot_gpu import SIDES, draw, latest, machine_of
 
@@ -239,11 +240,20 @@ def fill(text: str, name: str, lines: list[str]) -> str:
     return pattern.sub(lambda _: f"{begin}\n{body}\n{end}", text)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", help="what the scripts wrote")
     parser.add_argument("--page", type=Path, default=PAGE)
-    args = parser.parse_args()
+    parser.add_argument("--out", type=Path, help="with --tiny: for copies of results and page")
+    add_tiny(parser)
+    args = parser.parse_args(argv)
+    if args.tiny:
+        args.folder = args.folder or newest_results(args.out)
+        if args.page == PAGE:
+            args.page = args.folder / "page.md"
+            args.page.write_text(PAGE.read_text("utf-8"), "utf-8")
+    if args.folder is None:
+        parser.error("the folder of the results is needed")
     draw(args.folder)
 
     def link(name: str) -> str:

@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 import report
+from dry_run import add_tiny, shrink, temporary
 
 from nomatmul.engine import random_model
 from nomatmul.engine.model import LanguageModel
@@ -28,13 +29,14 @@ from nomatmul.formats.packed_layout import active_rows
 RESULTS = Path(__file__).resolve().parent / "results"
 # trees, depth: 4224 rows have the parameters of the GLU; the first has half of them
 SHAPES = ((64, 4), (136, 4), (281, 3), (67, 5), (16, 7), (1, 11))
+TINY = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 128}
 PROMPT, BATCH, STEPS = 256, 16, 4
 PHASES = {"decode": "decode", "batch": f"{BATCH} sequences", "prefill": f"prefill of {PROMPT}"}
 
 
-def configs(layers: int) -> dict[str, ModelConfig]:
+def configs(layers: int, tiny: bool = False) -> dict[str, ModelConfig]:
     """{label: config} of all contenders, the GLU first."""
-    sizes = {**SIZES["370M"], "num_layers": layers}
+    sizes = {**SIZES["370M"], **(TINY if tiny else {}), "num_layers": layers}
     found = {"GLU (MatMul-free LM)": ModelConfig(**sizes)}
     for trees, depth in SHAPES:
         found[f"{trees} trees x {depth + 1} levels"] = ModelConfig(
@@ -156,7 +158,7 @@ def page(document: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=200, help="of measuring, all threads")
@@ -164,10 +166,15 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=SIZES["370M"]["num_layers"])
     parser.add_argument("--name", default="", help="of the machine, in the file names")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args()
+    add_tiny(parser)
+    options = parser.parse_args(argv)
+    if options.tiny:
+        shrink(options, parser, seconds=0.1, threads=[1], layers=1, out=None)
+        options.out = options.out or temporary()
     start, about = time.perf_counter(), report.machine(options.name)
     models = {
-        label: random_model(config, threads=1) for label, config in configs(options.layers).items()
+        label: random_model(config, threads=1)
+        for label, config in configs(options.layers, options.tiny).items()
     }
     rows = []
     for threads in options.threads:

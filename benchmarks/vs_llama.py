@@ -27,8 +27,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import llama_side
+import our_side
 import report
-from llama_gguf import write_gguf
+from dry_run import add_tiny, shrink, temporary
 from processes import Side
 
 from nomatmul.engine import cpu_report
@@ -36,6 +38,7 @@ from nomatmul.evaluate.speed import SIZES
 
 FORMS = {"2bit": "TQ2_0", "1.6bit": "TQ1_0"}
 BATCH = 16
+SHAPES = {**SIZES, "tiny": {**our_side.TINY, "hidden_size": 256}}  # rows of 256, as llama.cpp needs
 
 
 @dataclass
@@ -56,8 +59,8 @@ class Samples:
         return statistics.median(values) if values else None
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
     started = time.perf_counter()
     document: dict[str, Any] = {"machine": report.machine(arguments.name), "pairings": []}
     for size, packing in _plan(arguments):
@@ -73,7 +76,7 @@ def main() -> int:
     return 0
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -88,10 +91,25 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="2.7B and 370M, fewer turns")
     parser.add_argument("--minutes", type=float, default=1e9, help="start nothing after so long")
     parser.add_argument("--name", default="", help="name of the machine in the result's name")
-    parser.add_argument("--out", default=str(Path(__file__).with_name("results")), help="directory")
+    parser.add_argument("--out", default=None, help="folder (default: benchmarks/results)")
     parser.add_argument("--scratch", default=None, help="directory for the model files")
     parser.add_argument("--ours-only", action="store_true", help="leave llama.cpp out")
-    arguments = parser.parse_args()
+    add_tiny(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.tiny:
+        shrink(
+            arguments, parser, sizes="tiny", packings="2bit", threads="1", prefill=8, tokens=2,
+            rounds=1, prefill_rounds=1,
+        )  # fmt: skip
+        arguments.isa = arguments.isa or _available_isas()[0]
+        arguments.out = arguments.out or temporary()
+    arguments.out = arguments.out or str(Path(__file__).with_name("results"))
+    if not arguments.ours_only and (names := llama_side.missing()):
+        words = f"{' and '.join(names)} not installed: pip install 'nomatmul[bench]'"
+        if not arguments.tiny:
+            parser.error(f"{words}, or --ours-only")
+        _log(f"llama.cpp is left out: {words}")
+        arguments.ours_only = True
     if arguments.quick:
         arguments.sizes, arguments.rounds, arguments.prefill_rounds = "2.7B,370M", 3, 1
     arguments.threads = [int(part) for part in arguments.threads.split(",")]
@@ -125,7 +143,7 @@ def _pairing(size: str, packing: str, arguments: argparse.Namespace) -> dict[str
     return {
         "size": size,
         "packing": packing,
-        "shape": SIZES[size],
+        "shape": SHAPES[size],
         "prefill_tokens": arguments.prefill,
         "bandwidth": bandwidth,
         "sides": [vars(samples) for _, samples in sides],
@@ -140,10 +158,12 @@ def _start(
     for isa in isas:
         side, samples = Side("our_side.py"), Samples(f"nomatmul {isa}", packing)
         sides.append((side, samples))
-        samples.load = side.ask("load", size=size, packing=packing, isa=isa)
+        samples.load = side.ask("load", shape=SHAPES[size], packing=packing, isa=isa)
     if not arguments.ours_only:
+        from llama_gguf import write_gguf
+
         path = scratch / "theirs.gguf"
-        read = write_gguf(path, form=FORMS[packing], **SIZES[size])
+        read = write_gguf(path, form=FORMS[packing], **SHAPES[size])
         # glibc then asks for huge pages for the large blocks that llama.cpp allocates.
         side = Side("llama_side.py", {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"})
         samples = Samples(f"llama.cpp {FORMS[packing]}", packing)
@@ -161,7 +181,7 @@ def _measure(
     meter = Side("our_side.py")
     for threads in arguments.threads:
         for _ in range(arguments.rounds):
-            found = meter.ask("bandwidth", threads=threads)
+            found = meter.ask("bandwidth", threads=threads, gib=0.01 if arguments.tiny else 1.0)
             bandwidth.setdefault(str(threads), []).append(found["bytes_per_second"])
             for side, samples in sides:
                 answer = side.ask("decode", threads=threads, count=arguments.tokens)

@@ -1,37 +1,32 @@
-"""Children that end with their parent: a group of their own, and a signal when the parent is gone.
+"""Children that end with their parent, and groups that are killed whole. A library.
 
-A library. A benchmark may be killed from outside at any moment (a machine that is lent by the
-minute); what it started would go on holding the GPU.
+A benchmark may be killed from outside at any moment (a machine that is lent by the minute); what it
+started would go on holding the GPU.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import ctypes  # noqa: F401  # tie_to needs it between fork and exec, where nothing is to be imported
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+from nomatmul.train.children import tie_to
 
 
-def with_parent(number: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
+def with_parent(number: int = signal.SIGKILL) -> Callable[[], None]:
     """For Popen's preexec_fn: the child leads a group of its own and gets `number` if we die.
 
     No new session: a session would not end with the terminal or the container of the parent.
-    Linux sends the signal when the starting *thread* ends, so start children from one that stays.
+    Start children from a thread that stays as long as they do (nomatmul.train.children).
     """
     parent = os.getpid()
 
     def prepare() -> None:
         os.setpgid(0, 0)
-        if _LIBC is not None:
-            _LIBC.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
-            if os.getppid() != parent:  # it died in between
-                os.kill(os.getpid(), signal.SIGKILL)
+        tie_to(parent, number)
 
     return prepare
 
