@@ -8,7 +8,8 @@
 `train` runs recipe `box` (MatMul-free LM) and its twin `transformer_box` (Transformer++) on the
 same tokens, side by side on two GPUs or one after the other on one; `--recipes box` runs the first
 alone, as the model in the box was made. The schedule follows the clock, so both get the same time.
-`score` writes the held-out bits per byte of both, and of the packed model.
+`score` writes the held-out bits per byte of both, and of the packed model. --tiny takes all four
+steps with a toy.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+
+from dry_run import add_tiny, folders
+from with_parent import with_parent
 
 VOCABULARY = 8192
 TRAIN = (
@@ -125,8 +129,11 @@ def train(args: argparse.Namespace) -> None:
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]}
         with open(args.work / f"{folder}.log", "ab") as log:
             running.append(
-                subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-            )
+                subprocess.Popen(
+                    command, env=environment, stdout=log, stderr=subprocess.STDOUT,
+                    preexec_fn=with_parent(),
+                )
+            )  # fmt: skip
         if len(gpus) == 1:
             running[-1].wait()
     codes = [process.wait() for process in running]
@@ -161,11 +168,13 @@ def score(args: argparse.Namespace) -> None:
         (args.work / f"scores-{label}.json").write_text(json.dumps(scores, indent=2) + "\n")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    steps = parser.add_subparsers(required=True, metavar="STEP")
+    parser.add_argument("--out", type=Path, help="with --tiny: folder of the experiment")
+    add_tiny(parser)
+    steps = parser.add_subparsers(metavar="STEP")
     for step in (prepare, train, pack, score):
         sub = steps.add_parser(step.__name__, help=(step.__doc__ or "").strip())
         sub.set_defaults(step=step)
@@ -184,8 +193,34 @@ def main() -> None:
         if step is score:
             sub.add_argument("--models", nargs="+", default=["mlgru", "transformer", "packed"])
             sub.add_argument("--max-tokens", type=int, default=0, help="score this many at most")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if args.tiny:
+        return rehearse(args.out)
+    if not hasattr(args, "step"):
+        parser.error("a step is needed: prepare, train, pack or score")
     args.step(args)
+
+
+def rehearse(out: Path | None) -> None:
+    """All steps on invented texts: one toy model, trained for a few steps."""
+    args = argparse.Namespace(out=out, work=None, data=None)
+    folders(args, (*TRAIN, *HELD_OUT))
+    settings = {
+        "model.hidden_size": 64, "model.num_layers": 1, "sequence_length": 16, "batch_size": 4,
+        "micro_batch_size": 4, "warmup_steps": 1, "eval_interval": 0, "sample_interval": 0,
+        "diagnostics_interval": 0, "compile": "off",
+    }  # fmt: skip
+    extra = ["--device", "cpu", "--steps", "3", "--override-config", "--quiet"]
+    extra += [f"--set={name}={value}" for name, value in settings.items()]
+    dials = {
+        "tokenizer": None, "partial": False, "no_tokens": False, "seconds": 0, "recipes": ["box"],
+        "gpus": "", "extra": extra, "models": ["packed"], "max_tokens": 64,
+    }  # fmt: skip
+    for name, value in dials.items():
+        setattr(args, name, value)
+    for step in (prepare, train, pack, score):
+        print(f"{step.__name__}: {(step.__doc__ or '').splitlines()[0]}", flush=True)
+        step(args)
 
 
 if __name__ == "__main__":

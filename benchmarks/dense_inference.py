@@ -5,6 +5,8 @@ key-value cache, compiled blocks, and the whole decode step in a CUDA graph that
 
 Shape suffixes: T tokens, D hidden, M intermediate, H heads, E elements of a head, S slots of the
 cache, V vocabulary.
+
+A library of inference_gpu.py.
 """
 
 from __future__ import annotations

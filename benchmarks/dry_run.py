@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-_WORDS = "a the old lamp river signal copper under near opens keeps follows slowly twice".split()
+_WORDS = ("a", "the", "old", "lamp", "river", "signal", "under", "near", "opens", "keeps", "slowly")
 
 
 def add_tiny(parser: argparse.ArgumentParser) -> None:
@@ -53,3 +53,25 @@ def newest_results(target: Path | None) -> Path:
     """A copy of the newest GPU results of the repository, in `target` or a temporary folder."""
     folder = max(Path(__file__).parent.glob("results/*-h200"))
     return Path(shutil.copytree(folder, target or temporary(), dirs_exist_ok=True))
+
+
+def folders(args: argparse.Namespace, texts: Iterable[str]) -> None:
+    """--out, --work and --data of a dry run where they were not given; invents the texts."""
+    args.out = args.out or temporary()
+    args.work = args.work or args.out / "work"
+    if args.data is None:
+        args.data = args.out / "data"
+        write_texts(args.data, texts)
+
+
+def write_glue(folder: Path) -> None:
+    """Invented files of CoLA and SST-2 in GLUE's own form."""
+    choose = random.Random(1)
+    for part, count in (("train", 48), ("dev", 16)):
+        texts = [" ".join(choose.choices(_WORDS, k=6)) for _ in range(count)]
+        cola = [f"x\t{n % 2}\t\t{text}" for n, text in enumerate(texts)]
+        sst2 = ["sentence\tlabel", *(f"{text}\t{n % 2}" for n, text in enumerate(texts))]
+        for task, lines in (("CoLA", cola), ("SST-2", sst2)):
+            path = folder / task / f"{part}.tsv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join(lines) + "\n", "utf-8")

@@ -1,4 +1,7 @@
-"""The measured conditional layers as Markdown: times, ratios to dense layers, what was asked."""
+"""The measured conditional layers as Markdown: times, ratios to dense layers, what was asked.
+
+A library of fff_cpu.py.
+"""
 
 from __future__ import annotations
 

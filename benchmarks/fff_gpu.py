@@ -16,6 +16,7 @@ compiled by helper processes first, so that the whole takes little over a minute
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import subprocess
 import sys
@@ -26,19 +27,34 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from dry_run import add_tiny, temporary
 from gpu_common import describe, environment, table
 from torch import Tensor
+from with_parent import with_parent
 
 from nomatmul.evaluate.rows import append_row, read_rows
 from nomatmul.ops import fff
 
 WIDTH = 768
 DENSE = 4096
-LAYERS = 16
-BATCHES = (1, 16, 128, 1024, 16384)
 SHAPES = {"1 x 12": (1, 11), "16 x 7": (16, 6), "128 x 4": (128, 3)}
 """Trees x levels: (trees, depth)."""
 Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """What is measured where. masked_from: the masked form has no smaller batches."""
+
+    device: str = "cuda"
+    layers: int = 16
+    batches: tuple[int, ...] = (1, 16, 128, 1024, 16384)
+    masked_from: int = 128
+    trees: str = "triton"  # the implementation of the conditional layers
+    helpers: int = 10
+
+
+TINY = Scale("cpu", layers=2, batches=(1, 4), masked_from=4, trees="masked", helpers=1)
 
 
 def dense(x: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
@@ -54,7 +70,7 @@ def tree_layer(shape: str, implementation: str) -> Layer:
     return layer
 
 
-def weights(form: str, shape: str | None, layers: int) -> list[tuple[Tensor, Tensor]]:
+def weights(shape: str | None, layers: int, device: str) -> list[tuple[Tensor, Tensor]]:
     """bf16 (w_in, w_out) of each layer."""
     found = []
     for _ in range(layers):
@@ -63,16 +79,17 @@ def weights(form: str, shape: str | None, layers: int) -> list[tuple[Tensor, Ten
         else:
             trees, depth = SHAPES[shape]
             size_in = size_out = (trees * (2 ** (depth + 1) - 1), WIDTH)
-        w_in = torch.randn(size_in, device="cuda", dtype=torch.bfloat16) * WIDTH**-0.5
-        w_out = torch.randn(size_out, device="cuda", dtype=torch.bfloat16) * 0.1
+        w_in = torch.randn(size_in, device=device, dtype=torch.bfloat16) * WIDTH**-0.5
+        w_out = torch.randn(size_out, device=device, dtype=torch.bfloat16) * 0.1
         found.append((w_in.requires_grad_(), w_out.requires_grad_()))
     return found
 
 
 def calls(layer: Layer, batch: int, pairs: list, backward: bool) -> list[Callable[[], Any]]:
     """One function a layer, forward or forward and backward."""
-    x = torch.randn(batch, WIDTH, device="cuda", dtype=torch.bfloat16).requires_grad_(backward)
-    dy = torch.randn(batch, WIDTH, device="cuda", dtype=torch.bfloat16)
+    form: Any = {"device": pairs[0][0].device, "dtype": torch.bfloat16}
+    x = torch.randn(batch, WIDTH, **form).requires_grad_(backward)
+    dy = torch.randn(batch, WIDTH, **form)
 
     def run(w_in: Tensor, w_out: Tensor) -> Any:
         with torch.set_grad_enabled(backward):
@@ -80,6 +97,16 @@ def calls(layer: Layer, batch: int, pairs: list, backward: bool) -> list[Callabl
         return torch.autograd.grad(y, (x, w_in, w_out), dy) if backward else y
 
     return [lambda pair=pair: run(*pair) for pair in pairs]
+
+
+def time_calls(functions: list[Callable[[], Any]]) -> float:
+    """Median microseconds of one function, on the CPU."""
+    times = []
+    for function in functions:
+        began = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times) * 1e6
 
 
 def time_graph(functions: list[Callable[[], Any]], seconds: float = 0.25) -> float:
@@ -111,7 +138,10 @@ def time_graph(functions: list[Callable[[], Any]], seconds: float = 0.25) -> flo
 
 def saved_bytes(layer: Layer, batch: int, pair: tuple[Tensor, Tensor]) -> int:
     """Bytes that a forward pass leaves allocated for its backward pass, without its output."""
-    x = torch.randn(batch, WIDTH, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    device = pair[0].device
+    if device.type == "cpu":
+        return 0
+    x = torch.randn(batch, WIDTH, device=device, dtype=torch.bfloat16, requires_grad=True)
     layer(x, *pair)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
@@ -119,58 +149,61 @@ def saved_bytes(layer: Layer, batch: int, pair: tuple[Tensor, Tensor]) -> int:
     return torch.cuda.memory_allocated() - before - y.numel() * y.element_size()
 
 
-def jobs(seconds_left: Callable[[], float]) -> Iterator[tuple[str, str | None, Layer]]:
+def jobs(
+    scale: Scale, seconds_left: Callable[[], float]
+) -> Iterator[tuple[str, str | None, Layer]]:
     """(name, shape or None for dense, layer), what matters most first."""
     yield "dense 4096", None, dense
     for shape in SHAPES:
-        yield f"FFF {shape}", shape, tree_layer(shape, "triton")
+        yield f"FFF {shape}", shape, tree_layer(shape, scale.trees)
     yield "masked 1 x 12", "1 x 12", tree_layer("1 x 12", "masked")
-    if seconds_left() > 15:
+    if seconds_left() > 15 and scale.device == "cuda":
         yield "dense 4096, compiled", None, torch.compile(dense, dynamic=False)
     for shape in ("16 x 7", "128 x 4"):
         yield f"masked {shape}", shape, tree_layer(shape, "masked")
 
 
-def measure(path: Path, about: dict[str, Any], seconds: float) -> None:
+def measure(path: Path, about: dict[str, Any], scale: Scale, seconds: float) -> None:
     began = time.perf_counter()
 
     def left() -> float:
         return seconds - (time.perf_counter() - began)
 
-    for name, shape, layer in jobs(left):
-        pairs = weights(name, shape, LAYERS)
+    for name, shape, layer in jobs(scale, left):
+        pairs = weights(shape, scale.layers, scale.device)
         for backward in (False, True):
-            for batch in BATCHES:
-                if left() < 3 or (name.startswith("masked") and batch < 128):
+            for batch in scale.batches:
+                if left() < 3 or (name.startswith("masked") and batch < scale.masked_from):
                     continue
-                count = LAYERS if batch < 16384 or not name.startswith("masked") else 4
-                us = time_graph(calls(layer, batch, pairs[:count], backward))
+                count = scale.layers if batch < 16384 or not name.startswith("masked") else 4
+                clock = time_graph if scale.device == "cuda" else time_calls
+                us = clock(calls(layer, batch, pairs[:count], backward))
                 row = {"layer": name, "batch": batch, "backward": backward, "us": round(us, 2)}
                 if backward:
                     row["saved_bytes"] = saved_bytes(layer, batch, pairs[0])
                 append_row(path, {**row, "commit": about["commit"], "device": about["device"]})
+                print(f"{name}, batch {batch}, backward {backward}: {us:.1f} us", flush=True)
         torch.cuda.empty_cache()
 
 
-def warm(part: int) -> None:
+def warm(part: int, scale: Scale) -> None:
     """Compile what one helper process is given: kernels land in the caches on disk."""
     work = [
-        (batch, backward, name, shape, layer)
-        for name, shape, layer in jobs(lambda: 1e9)
-        for batch in BATCHES
+        (batch, backward, shape, layer)
+        for name, shape, layer in jobs(scale, lambda: 1e9)
+        for batch in scale.batches
         for backward in (False, True)
         if not name.startswith("masked") and name != "dense 4096"
     ]
-    for index, (batch, backward, name, shape, layer) in enumerate(work):
-        if index % HELPERS == part:
-            calls(layer, batch, weights(name, shape, 1), backward)[0]()
-    torch.cuda.synchronize()
-
-
-HELPERS = 10
+    for index, (batch, backward, shape, layer) in enumerate(work):
+        if index % scale.helpers == part:
+            calls(layer, batch, weights(shape, 1, scale.device), backward)[0]()
+    if scale.device == "cuda":
+        torch.cuda.synchronize()
 
 
 def page(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
+    batches = sorted({row["batch"] for row in rows})
     names = list(dict.fromkeys(row["layer"] for row in rows))
     lines = ["# FFF layers on a GPU", "", describe(about), ""]
     lines += [
@@ -183,13 +216,13 @@ def page(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
         body = []
         for name in names:
             cells = [name]
-            for batch in BATCHES:
+            for batch in batches:
                 row, base = found.get((name, batch)), found.get(("dense 4096", batch))
                 ratio = f" ({base['us'] / row['us']:.2f})" if row and base else ""
                 cells.append(f"{row['us']:.1f}{ratio}" if row else "-")
             body.append(cells)
         lines += ["", f"## {title}", ""]
-        lines += table(["layer", *(f"batch {b}" for b in BATCHES)], body)
+        lines += table(["layer", *(f"batch {b}" for b in batches)], body)
     lines += ["", "## Bytes kept for the backward pass, batch 16384", ""]
     lines += ["Beside input, weights and output; every form keeps its input (25.2 MB), too.", ""]
     kept = [r for r in rows if r["batch"] == 16384 and "saved_bytes" in r]
@@ -202,7 +235,7 @@ def page(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -210,17 +243,22 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=78, help="stop measuring after so long")
     parser.add_argument("--commit", help="name of the commit, where there is no .git")
     parser.add_argument("--warm", type=int, help="for helper processes: compile this part only")
-    args = parser.parse_args()
+    add_tiny(parser)
+    args = parser.parse_args(argv)
+    scale = TINY if args.tiny else Scale()
     if args.warm is not None:
-        warm(args.warm)
+        warm(args.warm, scale)
         return 0
-    if args.out is None:
+    if args.out is None and not args.tiny:
         parser.error("--out is needed")
-    if not torch.cuda.is_available():
+    args.out = args.out or temporary()
+    if not args.tiny and not torch.cuda.is_available():
         parser.error("needs a GPU: torch.cuda.is_available() is False")
     began = time.perf_counter()
+    words = [sys.executable, __file__, *(["--tiny"] if args.tiny else []), "--warm"]
     helpers = [
-        subprocess.Popen([sys.executable, __file__, "--warm", str(part)]) for part in range(HELPERS)
+        subprocess.Popen([*words, str(part)], preexec_fn=with_parent())
+        for part in range(scale.helpers)
     ]
     for helper in helpers:
         if helper.wait() != 0:
@@ -228,7 +266,7 @@ def main() -> int:
     about = environment(args.commit)
     path = args.out / "fff-gpu.jsonl"
     path.unlink(missing_ok=True)
-    measure(path, about, args.seconds - (time.perf_counter() - began))
+    measure(path, about, scale, args.seconds - (time.perf_counter() - began))
     text = page(read_rows(path), about)
     (args.out / "fff-gpu.md").write_text(text)
     print(text)

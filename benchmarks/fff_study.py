@@ -24,12 +24,14 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import dry_run
 import fff_study_page
 import fff_study_ship
 from box_model import write_documents
 from fff_study_glue import fine_tune
 from fff_study_plan import CHECKED, FINE_TUNED, FIRST, VOCABULARY, plan
 from gpu_common import ROOT, environment, git_commit, table
+from with_parent import with_parent
 
 from nomatmul.evaluate.compare_plan import missing
 from nomatmul.evaluate.compare_pool import PoolOptions, run_pool
@@ -66,8 +68,9 @@ def prepare(args: argparse.Namespace) -> None:
         list(pool.map(write_documents, jobs))
     print(f"texts: {time.monotonic() - began:.0f} s", flush=True)
     # Two processes: each of them has a pool of its own, and neither may be a daemon of the other.
-    words = [sys.executable, str(Path(__file__)), "tokens", *sys.argv[2:], "--kind"]
-    children = [subprocess.Popen([*words, kind]) for kind in KINDS]
+    words = [sys.executable, str(Path(__file__)), "tokens", "--data", str(args.data)]
+    words += ["--work", str(args.work), *(["--train", *args.train] if args.train else []), "--kind"]
+    children = [subprocess.Popen([*words, kind], preexec_fn=with_parent()) for kind in KINDS]
     codes = [child.wait() for child in children]
     if any(codes):
         raise SystemExit("the texts could not be made into tokens; see above")
@@ -152,7 +155,7 @@ def train(args: argparse.Namespace) -> None:
 def glue_and_ship(args: argparse.Namespace) -> None:
     """The last stage: fine-tuning on all GPUs, and the two long runs beside it."""
     pair = fff_study_ship.commands(args) if args.ship else []
-    jobs = [subprocess.Popen(command, env=env) for command, env in pair]
+    jobs = [subprocess.Popen(command, env=env, preexec_fn=with_parent()) for command, env in pair]
     try:
         fine_tune(args)
     finally:
@@ -200,7 +203,16 @@ def everything(args: argparse.Namespace) -> None:
     print(f"{_clock(args)} end", flush=True)
 
 
-def parse() -> argparse.Namespace:
+# Of a dry run: one encoder, trained for a few steps and fine-tuned on invented tasks.
+TINY: dict[str, Any] = {
+    "step": "all", "devices": "cpu", "sections": "encoder", "cells": ["encoder:dense:1"],
+    "probes": "", "encoder_tokens": 512.0, "length": 64, "batch": 2, "warmup": 1,
+    "eval_tokens": 200.0, "points": 1, "lanes": 1, "ahead": 0, "after": 60, "glue_seeds": 1,
+    "glue_models": "dense", "jobs": 2,
+}  # fmt: skip
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -208,10 +220,10 @@ def parse() -> argparse.Namespace:
         "prepare": prepare, "tokens": tokens, "archive": archive, "plan": show_plan, "train": train,
         "last": glue_and_ship, "all": everything, "report": report,
     }  # fmt: skip
-    parser.add_argument("step", choices=steps)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data")
-    parser.add_argument("--work", type=Path, default=Path("runs/fff"), help="tokens, caches")
-    parser.add_argument("--out", type=Path, default=Path("runs/out"), help="rows, models")
+    parser.add_argument("step", choices=steps, nargs="?", help="not needed with --tiny: all")
+    parser.add_argument("--data", type=Path, help="folder of the texts (default: ../shared/data)")
+    parser.add_argument("--work", type=Path, help="tokens, caches (default: runs/fff)")
+    parser.add_argument("--out", type=Path, help="rows, models (default: runs/out)")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/fff.md", help="of `report`")
     parser.add_argument("--devices", default="cuda:0,cuda:1", help="cuda:0,cuda:1 or cpu")
     parser.add_argument("--lanes", type=int, default=2, help="runs at a time on a GPU")
@@ -244,8 +256,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--kind", choices=("bytes", "pieces"), default="bytes")
     parser.add_argument("--train", nargs="+", help="other training texts, below --data")
     parser.add_argument("--commit", help="name of the commit, where there is no .git")
-    parser.add_argument("--tiny", action="store_true", help="toy sizes, for a dry run")
-    args = parser.parse_args()
+    dry_run.add_tiny(parser)
+    args = parser.parse_args(argv)
+    if args.tiny:
+        dry_run.shrink(args, parser, **TINY)
+        invent = args.data is None
+        dry_run.folders(args, (*(args.train or TRAIN), *HELD_OUT.values()))
+        if invent:
+            dry_run.write_glue(args.data / "glue")
+    if args.step is None:
+        parser.error(f"a step is needed: {', '.join(steps)}")
+    args.data = args.data or ROOT.parent / "shared/data"
+    args.work, args.out = args.work or Path("runs/fff"), args.out or Path("runs/out")
     args.began = time.time()
     args.sections = args.sections.split(",")
     args.probes = [name for name in args.probes.split(",") if name]
@@ -257,8 +279,8 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    args = parse()
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     args.action(args)
 
 

@@ -3,6 +3,12 @@
 The work is `nomatmul finetune`'s (its batches, recorded steps, schedule and scores), with fewer
 epochs and a higher rate than the published ones, because the encoders are small and briefly
 trained: no search, the same for all. Trees are computed in the masked form, as in the study.
+
+    python benchmarks/fff_study_glue.py --model runs/fff/models/encoder-dense-1 --data DIR \\
+        --task cola --seed 1 --out runs/out       # one run; its row goes to fff-study-glue.jsonl
+
+fff_study.py starts one such process after the other (`fine_tune`). A model's folder is named
+encoder-VARIANT-SEED, as the study keeps it; DIR has GLUE's own folders (CoLA, SST-2).
 """
 
 from __future__ import annotations
@@ -17,7 +23,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpu_common import ROOT
+from dry_run import add_tiny, temporary, write_glue
+from gpu_common import ROOT, git_commit
+from with_parent import with_parent
 
 from nomatmul.evaluate.rows import append_row, read_rows
 
@@ -90,11 +98,10 @@ def _start(
     args: argparse.Namespace, run: tuple[Path, str, int], device: str, log: Any
 ) -> subprocess.Popen[bytes]:
     model, task, seed = run
-    job = {
-        "model": str(model), "data": str(args.work / "glue"),
-        "rows": str(args.out / "fff-study-glue.jsonl"),
-        "task": task, "seed": seed, "deadline": args.began + args.seconds, "commit": args.commit,
-        "device": "cpu" if device == "cpu" else "cuda", "limit": 64 if args.tiny else 0,
+    options = {
+        "model": model, "data": args.work / "glue", "out": args.out, "task": task, "seed": seed,
+        "commit": args.commit, "device": "cpu" if device == "cpu" else "cuda",
+        "limit": 64 if args.tiny else 0,
     }  # fmt: skip
     environment = {
         **os.environ,
@@ -102,11 +109,14 @@ def _start(
         "CUDA_VISIBLE_DEVICES": device.removeprefix("cuda:").replace("cpu", ""),
         "OMP_NUM_THREADS": "2",
     }
-    command = [sys.executable, str(Path(__file__)), json.dumps(job)]
-    return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__)), *words],
+        env=environment, stdout=log, stderr=log, preexec_fn=with_parent(),
+    )  # fmt: skip
 
 
-def _tune(job: dict[str, Any]) -> tuple[dict[str, float], float]:
+def _tune(args: argparse.Namespace) -> tuple[dict[str, float], float]:
     """Scores on the development set after the last epoch, and seconds."""
     import torch
 
@@ -118,42 +128,88 @@ def _tune(job: dict[str, Any]) -> tuple[dict[str, float], float]:
     from nomatmul.models.classifiers import EncoderForSequenceClassification
     from nomatmul.train.tokenizer import load_tokenizer
 
-    path, device, task = Path(job["model"]), torch.device(job["device"]), KNOWN[job["task"]]
-    config = json.loads((path / "config.json").read_text("utf-8"))
+    device, task = torch.device(args.device), KNOWN[args.task]
+    config = json.loads((args.model / "config.json").read_text("utf-8"))
     length = min(LENGTH, int(config["max_position_embeddings"]))
-    tokenizer = load_tokenizer(path)
-    rows, _ = load_rows(task, job["data"], None)
-    if job["limit"]:
-        rows = {k: part.part(list(range(job["limit"]))) for k, part in rows.items()}
+    tokenizer = load_tokenizer(args.model)
+    rows, _ = load_rows(task, str(args.data), None)
+    if args.limit:
+        rows = {k: part.part(list(range(min(args.limit, len(part))))) for k, part in rows.items()}
     data = {k: encode(part, tokenizer, length, False, device) for k, part in rows.items()}
-    torch.manual_seed(job["seed"])
+    torch.manual_seed(args.seed)
     kind = EncoderForSequenceClassification
-    model: Any = kind.from_pretrained(job["model"], num_labels=2).to(device)
+    model: Any = kind.from_pretrained(str(args.model), num_labels=2).to(device)
     choose_implementation(model, "masked")
     settings = Settings(
-        learning_rate=RATE, batch_size=BATCH, epochs=TASKS[job["task"]][1], weight_decay=0.01,
+        learning_rate=RATE, batch_size=BATCH, epochs=TASKS[args.task][1], weight_decay=0.01,
         bfloat16=device.type == "cuda",
     )  # fmt: skip
     held = {k: part for k, part in data.items() if k != "train"}
-    result = train_seed(model, task, data["train"], held, settings, job["seed"])
+    result = train_seed(model, task, data["train"], held, settings, args.seed)
     return next(iter(result.scores.values())), result.seconds
 
 
-def run(job: dict[str, Any]) -> None:
+def run(args: argparse.Namespace) -> None:
     """One task with one seed of one model; a row."""
-    name = Path(job["model"]).name
+    name = args.model.name
     variant, pretrained = _parts(name)
-    task, epochs, metric = TASKS[job["task"]]
-    scores, seconds = _tune(job)
+    task, epochs, metric = TASKS[args.task]
+    scores, seconds = _tune(args)
     row = {
         "section": "glue", "of": "encoder", "variant": variant, "pretrained": pretrained,
-        "task": task, "seed": job["seed"], "metric": metric, "score": scores[metric], **scores,
+        "task": task, "seed": args.seed, "metric": metric, "score": scores[metric], **scores,
         "epochs": epochs, "learning_rate": RATE, "batch": BATCH,
-        "seconds": round(seconds, 1), "commit": job["commit"],
+        "seconds": round(seconds, 1), "commit": args.commit,
     }  # fmt: skip
-    append_row(Path(job["rows"]), row)
-    print(f"[glue {name}] {task} seed {job['seed']}: {scores}", flush=True)
+    append_row(args.out / "fff-study-glue.jsonl", row)
+    print(f"[glue {name}] {task} seed {args.seed}: {scores}", flush=True)
+
+
+def toy_model(folder: Path) -> Path:
+    """A small encoder with random weights, kept as the study keeps one."""
+    from nomatmul.formats.config import ModelConfig
+    from nomatmul.models import EncoderConfig, MaskedLM
+    from nomatmul.train.tokenizer import word_piece
+
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+    names += [f"##{name}" for name in names[5:]]
+    config = ModelConfig(
+        vocab_size=len(names), hidden_size=32, num_layers=1, intermediate_size=64, num_heads=2,
+        max_position_embeddings=32, token_mixer="attention", linear="dense", channel_mixer="ffn",
+        causal=False, norm="layer", positions="rotary", embedding_norm=True, tie_embeddings=True,
+        bos_token_id=2, eos_token_id=3, pad_token_id=0,
+    )  # fmt: skip
+    path = folder / "encoder-dense-1"
+    MaskedLM(EncoderConfig.from_model_config(config)).save_pretrained(path)
+    word_piece({name: place for place, name in enumerate(names)}).save(str(path / "tokenizer.json"))
+    return path
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, help="folder encoder-VARIANT-SEED")
+    parser.add_argument("--data", type=Path, help="folder of CoLA and SST-2")
+    parser.add_argument("--out", type=Path, help="folder of fff-study-glue.jsonl")
+    parser.add_argument("--task", choices=ORDER, default=ORDER[0])
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--limit", type=int, default=0, help="rows of each part; 0: all")
+    parser.add_argument("--commit", help="name of the commit, where there is no .git")
+    add_tiny(parser)
+    args = parser.parse_args(argv)
+    args.commit = args.commit or git_commit()
+    if args.tiny:
+        args.device, args.out = "cpu", args.out or temporary()
+        args.model = args.model or toy_model(args.out)
+        if args.data is None:
+            args.data = args.out / "glue"
+            write_glue(args.data)
+    if None in (args.model, args.data, args.out):
+        parser.error("--model, --data and --out are needed")
+    run(args)
 
 
 if __name__ == "__main__":
-    run(json.loads(sys.argv[1]))
+    main()

@@ -5,6 +5,8 @@
 Reads fff-study-rows.jsonl, fff-study-glue.jsonl and fff-study-machine.json in OUT; writes the page
 and, beside the rows, a plot a section. Numbers and verdicts come from the rows; the words between
 them are here.
+
+A library of fff_study.py.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ The sections share widths (8 layers x 512) and texts; in each only the channel m
   seeds saw ternary trees come near the whole layer.
 
 Names of variants: nomatmul/evaluate/compare_variants.py. Nothing here needs torch.
+
+A library of fff_study.py.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dry_run import add_tiny, temporary
 from fff_study_plan import study_cell
 from gpu_common import ROOT
 
@@ -170,14 +171,41 @@ def expand(source: Path, directory: Path) -> None:
     (directory / "tokenizer.json").write_text(about["tokenizer"], "utf-8")
 
 
-def main() -> None:
+def rehearse(folder: Path) -> None:
+    """The dry run: a toy union model with random weights, squeezed and made whole again."""
+    from nomatmul.models import CausalLM, CausalLMConfig
+
+    config = ModelConfig(
+        vocab_size=64, hidden_size=32, num_layers=1, channel_mixer="fff", activation="silu",
+        fff_trees=2, fff_depth=2,
+    )  # fmt: skip
+    CausalLM(CausalLMConfig.from_model_config(config)).save_pretrained(folder / "model")
+    (folder / "model/tokenizer.json").write_text("{}", "utf-8")
+    squeeze(folder / "model", folder / "ship-fff.safetensors")
+    expand(folder / "ship-fff.safetensors", folder / "expanded")
+    before, after = (dict(_tensors(folder / name)) for name in ("model", "expanded"))
+    for name in before:
+        if is_ternary(name, config):
+            flat = (values[name].reshape(-1, values[name].shape[-1]) for values in (before, after))
+            (ours, _), (theirs, _) = (quantise_weight(values) for values in flat)
+            assert np.array_equal(ours, theirs), f"{name} came back with other ternary values"
+    print(f"squeezed and expanded: {folder}", flush=True)
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("step", choices=("train", "expand"))
-    parser.add_argument("source", help="expand: the squeezed file; train: a cell as JSON")
-    parser.add_argument("target", type=Path)
-    args = parser.parse_args()
+    parser.add_argument("step", nargs="?", choices=("train", "expand"))
+    parser.add_argument("source", nargs="?", help="expand: squeezed file; train: a cell as JSON")
+    parser.add_argument("target", nargs="?", type=Path)
+    parser.add_argument("--out", type=Path, help="with --tiny: folder of the toy model")
+    add_tiny(parser)
+    args = parser.parse_args(argv)
+    if args.tiny:
+        return rehearse(args.out or temporary())
+    if args.target is None:
+        parser.error("step, source and target are needed")
     if args.step == "train":
         train(args.source, args.target)
     else:

@@ -1,6 +1,8 @@
 """What the rows of the study of fast feedforward layers allow to say.
 
 A sentence names the error that the seeds give; what lies within twice of it is no difference.
+
+A library of fff_study.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The words of docs/fff.md; fff_study_verdicts.py has what follows from the rows."""
+"""The words of docs/fff.md; fff_study_verdicts.py has what follows from the rows.
+
+A library of fff_study.py.
+"""
 
 from __future__ import annotations
 

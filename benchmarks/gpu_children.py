@@ -86,7 +86,7 @@ def start(script: str, label: dict[str, Any], job: dict[str, Any], **variables: 
 
 @contextlib.contextmanager
 def terminated() -> Iterator[None]:
-    """SIGTERM as an exception, so that a run that is cut ends its processes and says what it has."""
+    """SIGTERM as an exception: a run that is cut ends its processes and says what it has."""
 
     def stop(number: int, frame: Any) -> None:
         raise SystemExit(128 + number)

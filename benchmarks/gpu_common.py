@@ -2,6 +2,8 @@
 
 Every script writes one JSON object a line as soon as a figure is measured, so that a run that is
 cut keeps what it has.
+
+A library.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     PYTHONPATH=src python benchmarks/gpu_tests.py --out benchmarks/results/DATE-gpu
     PYTHONPATH=src python benchmarks/gpu_tests.py --out DIR --half 1     # then --half 2
-    PYTHONPATH=src python benchmarks/gpu_tests.py --out DIR --table      # of the rows that are there
+    PYTHONPATH=src python benchmarks/gpu_tests.py --out DIR --table      # of the rows there are
 
 Runs tests/gpu and the few tests of other rooms that use CUDA where it is there. Nothing is timed,
 so the processes share the GPU, and kernels compile side by side. gpu-tests-rows.jsonl in --out has
@@ -142,7 +142,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder of rows, table and log")
     parser.add_argument("--seconds", type=float, default=380, help="stop after so long")
     parser.add_argument("--case-seconds", type=float, default=150, help="cut a case after so long")
-    parser.add_argument("--workers", type=int, help="processes side by side (default: 3/4 of cores)")
+    parser.add_argument(
+        "--workers", type=int, help="processes side by side (default: 3/4 of cores)"
+    )
     parser.add_argument(
         "--half", type=int, default=0, choices=(0, 1, 2),
         help="every other case; rows that are there stay, so that the table holds both halves",

@@ -4,6 +4,8 @@ Same matrices as ours: four [D, D] in the token mixer (q, k, v, o against i, f, 
 feed-forward of width `intermediate`, a [V, D] head, all ternary (TQ2_0 or TQ1_0), and a 16-bit
 embedding of which a token reads one row. Weights are random, so text means nothing, but the bytes
 read and the arithmetic done are those of a trained model.
+
+A library of vs_llama.py.
 """
 
 from __future__ import annotations

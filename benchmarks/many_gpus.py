@@ -26,7 +26,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dry_run import add_tiny, shrink, temporary
+from gpu_children import terminated
 from gpu_common import ROOT, describe, environment, table
+from with_parent import kill_group, with_parent
 
 STEPS = 20
 _DRIFT = """\
@@ -46,8 +49,14 @@ class Bench:
     compile: str
     deadline: float
     work: Path
+    tiny: bool = False
     started: float = dataclasses.field(default_factory=time.monotonic)
     port: int = 29600
+
+    @property
+    def steps(self) -> int:
+        """Of (a)."""
+        return 5 if self.tiny else STEPS
 
     def left(self) -> float:
         return self.deadline - time.monotonic()
@@ -64,15 +73,17 @@ class Bench:
             words += [f"--master-port={self.port}"]
         with open(log, "wb") as file:
             return subprocess.Popen(
-                [*words, *command], stdout=file, stderr=file, cwd=ROOT, start_new_session=True
-            )
+                [*words, *command], stdout=file, stderr=file, cwd=ROOT,
+                preexec_fn=with_parent(signal.SIGTERM),  # torchrun then ends its ranks
+            )  # fmt: skip
 
     def text(self) -> list[str]:
         """This repository's own prose and code, about a megabyte, as the training text."""
         path = self.work / "text.txt"
         if not path.exists():
             names = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
-            for pattern in ("csrc/**/*.h", "csrc/**/*.cc", "src/**/*.py", "tests/**/*.py"):
+            code = ("csrc/**/*.h", "csrc/**/*.cc", "src/**/*.py", "tests/**/*.py")
+            for pattern in () if self.tiny else code:
                 names += sorted(ROOT.glob(pattern))
             path.write_text("\n".join(name.read_text("utf-8") for name in names), "utf-8")
         return [str(path)]
@@ -98,7 +109,7 @@ class Bench:
             try:
                 status = process.wait(max(self.left(), 1))
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                kill_group(process)
                 raise RuntimeError(f"{log.name} did not end in time") from None
             if status:
                 raise RuntimeError(f"{log.name}: status {status}: {log.read_text()[-1500:]}")
@@ -117,7 +128,7 @@ def compare_losses(bench: Bench) -> str:
     shows: one rank with the same batches cut into other micro-batches.
     """
     chain = [*bench.ranks, bench.ranks[0]] if len(bench.ranks) > 1 else bench.ranks
-    ends = [STEPS * (part + 1) // len(chain) for part in range(len(chain))]
+    ends = [bench.steps * (part + 1) // len(chain) for part in range(len(chain))]
     chained = bench.work / "chain"
     for part, (ranks, end) in enumerate(zip(chain, ends, strict=True)):
         jobs = []
@@ -126,12 +137,12 @@ def compare_losses(bench: Bench) -> str:
         jobs.append((bench.launch(ranks, bench.train(chained, end), log), log))
         if part == len(chain) - 1:
             log, out = bench.work / "control.log", bench.work / "control"
-            control = bench.train(out, STEPS, "--set=micro_batch_size=4")
+            control = bench.train(out, bench.steps, "--set=micro_batch_size=4")
             jobs.append((bench.launch(bench.ranks[0], control, log), log))
         if part < len(bench.ranks):
             log = bench.work / f"whole-{ranks}.log"
             out = bench.work / f"whole-{ranks}"
-            jobs.append((bench.launch(ranks, bench.train(out, STEPS), log), log))
+            jobs.append((bench.launch(ranks, bench.train(out, bench.steps), log), log))
         bench.finish(jobs)
         bench.note(f"(a) part {part + 1} of {len(chain)}: {ranks} ranks to step {end}")
     columns = {f"{n} rank{'s' if n > 1 else ''}": losses_of(bench.work / f"whole-{n}")
@@ -141,10 +152,10 @@ def compare_losses(bench: Bench) -> str:
     owner = [n for part, n in enumerate(chain)
              for _ in range(ends[part] - (ends[part - 1] if part else 0))]  # fmt: skip
     first = next(iter(columns.values()))
-    assert all(len(column) == STEPS for column in columns.values())
+    assert all(len(column) == bench.steps for column in columns.values())
     rows = [
         [step + 1, *(f"{column[step]:.6f}" for column in columns.values()), owner[step]]
-        for step in range(STEPS)
+        for step in range(bench.steps)
     ]
     most = [max(abs(a - b) for a, b in zip(column, first, strict=True))
             for column in columns.values()]  # fmt: skip
@@ -168,7 +179,7 @@ def measure_speed(bench: Bench) -> str:
         try:
             process.wait(max(bench.left(), 1))
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            kill_group(process)
         lines = [line for line in log.read_text("utf-8").splitlines() if line.startswith("{")]
         for row in map(json.loads, lines):
             results[row["size"], ranks] = row
@@ -223,7 +234,7 @@ def disturb(bench: Bench, number: signal.Signals, rows: dict[str, list]) -> None
         rows[what] = [what, "-", "-", "-", f"{type(error).__name__}: {error}"]
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            kill_group(process)
     bench.note(f"(c) {what}: {rows[what]}")
 
 
@@ -275,7 +286,7 @@ def run(bench: Bench) -> list[str]:
     return parts
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--ranks", default="1,2", help="numbers of ranks, rising")
@@ -284,13 +295,20 @@ def main() -> None:
     parser.add_argument("--compile", default="off", help="TrainConfig.compile for (b)")
     parser.add_argument("--seconds", type=float, default=200.0)
     parser.add_argument("--commit", default=None)
-    parser.add_argument("--output", type=Path, default=None, help="file of the tables (Markdown)")
-    args = parser.parse_args()
+    parser.add_argument("--out", type=Path, help="folder; the tables go to many-gpus.md there")
+    parser.add_argument("--output", type=Path, help="file of the tables (Markdown), instead")
+    add_tiny(parser)
+    args = parser.parse_args(argv)
+    if args.tiny:
+        shrink(args, parser, device="cpu", ranks="1")
+        args.out = args.out or temporary()
+    if args.out is not None:
+        args.output = args.output or args.out / "many-gpus.md"
     sizes = args.sizes if args.device == "cuda" else []
     ranks = [int(word) for word in args.ranks.split(",")]
-    with tempfile.TemporaryDirectory(prefix="many-gpus-") as scratch:
+    with terminated(), tempfile.TemporaryDirectory(prefix="many-gpus-") as scratch:
         bench = Bench(args.device, ranks, sizes, args.compile, time.monotonic() + args.seconds,
-                      Path(scratch))  # fmt: skip
+                      Path(scratch), args.tiny)  # fmt: skip
         parts = run(bench)
     about = environment(args.commit)
     text = "\n".join(["# Training on many GPUs", "", describe(about), "", *parts])

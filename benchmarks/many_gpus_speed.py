@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 import torch
+from dry_run import add_tiny, shrink
 
 from nomatmul.ops.bitlinear import ternary_cache
 from nomatmul.train import TrainConfig, apply_overrides, recipe
@@ -73,14 +74,22 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("sizes", nargs="+", help="RECIPE:RECOMPUTE")
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sizes", nargs="*", default=[], help="RECIPE:RECOMPUTE")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--compile", default="auto")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--set", action="append", default=[])
-    args = parser.parse_args()
+    add_tiny(parser)
+    args = parser.parse_args(argv)
+    if args.tiny:
+        small = ["model.vocab_size=64", "model.num_layers=1", "sequence_length=16"]
+        shrink(
+            args, parser, sizes=["cpu_minute:mlp"], device="cpu", compile="off", steps=1, set=small
+        )
+    if not args.sizes:
+        parser.error("a size is needed, as RECIPE:RECOMPUTE")
     ranks, name = open_ranks(args.device, 120)
     device = torch.device(name)
     for size in args.sizes:

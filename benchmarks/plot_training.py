@@ -14,8 +14,8 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (after the line that needs no display)
-from dry_run import add_tiny, temporary  # noqa: E402
+import matplotlib.pyplot as plt
+from dry_run import add_tiny, temporary
 
 
 def read(run: Path) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(args.out, dpi=110)
+    print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Two processes that take turns: requests and answers in JSON lines, the idle one stopped.
 
-A library. The idle side is held by SIGSTOP, so neither side's spinning threads disturb the other's figures.
+A library. The idle side is held by SIGSTOP, so neither side's spinning threads disturb the other's
+figures.
 """
 
 from __future__ import annotations

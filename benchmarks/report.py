@@ -1,4 +1,7 @@
-"""The machine in words, and the measured pairings as Markdown tables."""
+"""The machine in words, and the measured pairings as Markdown tables.
+
+A library of the CPU benchmarks.
+"""
 
 from __future__ import annotations
 

@@ -32,10 +32,12 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import dry_run
 import scaling_page
 from box_model import write_documents
 from gpu_common import ROOT, environment, table
 from scaling_plan import CENTRE, SIZES, cells, missing, order, predicted
+from with_parent import with_parent
 
 from nomatmul.evaluate.rows import read_rows
 
@@ -203,6 +205,7 @@ class Device:
             stdin=subprocess.PIPE,
             stdout=self.log,
             stderr=self.log,
+            preexec_fn=with_parent(),
         )
 
     def _go(self, process: subprocess.Popen[bytes]) -> None:
@@ -245,15 +248,22 @@ def everything(args: argparse.Namespace) -> None:
     fit(args)
 
 
-def parse() -> argparse.Namespace:
+# Of a dry run: two cells, one rate and one seed each, a handful of steps.
+TINY: dict[str, Any] = {
+    "step": "all", "devices": "cpu", "sizes": "S", "tokens": 512, "tune_tokens": 256, "rates": 1,
+    "seeds": 1, "more_seeds": 0, "length": 32, "batch": 4, "warmup": 2, "eval_tokens": 200,
+}  # fmt: skip
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     steps = {"prepare": prepare, "plan": plan, "run": run, "fit": fit, "all": everything}
-    parser.add_argument("step", choices=steps)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data")
-    parser.add_argument("--work", type=Path, default=Path("runs/scaling"), help="tokens, caches")
-    parser.add_argument("--out", type=Path, default=Path("runs/out"), help="rows, plots")
+    parser.add_argument("step", choices=steps, nargs="?", help="not needed with --tiny: all")
+    parser.add_argument("--data", type=Path, help="folder of the texts (default: ../shared/data)")
+    parser.add_argument("--work", type=Path, help="tokens, caches (default: runs/scaling)")
+    parser.add_argument("--out", type=Path, help="rows, plots (default: runs/out)")
     parser.add_argument("--devices", default="cuda:0,cuda:1", help="cuda:0,cuda:1 or cpu")
     parser.add_argument("--sizes", default=",".join(SIZES))
     parser.add_argument("--tokens", type=float, default=40e6, help="of a final run")
@@ -273,8 +283,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ops", choices=("", "naive", "triton"), default="", help="NOMATMUL_OPS")
     parser.add_argument("--train", nargs="+", help="other training texts, below --data")
     parser.add_argument("--commit", help="name of the commit, where there is no .git")
-    parser.add_argument("--tiny", action="store_true", help="toy sizes, for a dry run")
-    args = parser.parse_args()
+    dry_run.add_tiny(parser)
+    args = parser.parse_args(argv)
+    if args.tiny:
+        dry_run.shrink(args, parser, **TINY)
+        dry_run.folders(args, (*(args.train or TRAIN), *HELD_OUT.values()))
+    if args.step is None:
+        parser.error(f"a step is needed: {', '.join(steps)}")
+    args.data = args.data or ROOT.parent / "shared/data"
+    args.work, args.out = args.work or Path("runs/scaling"), args.out or Path("runs/out")
     args.began = time.time()
     args.sizes = args.sizes.split(",")
     args.devices = args.devices.split(",")
@@ -284,8 +301,8 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    args = parse()
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     args.action(args)
 
 

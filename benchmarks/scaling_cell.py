@@ -1,6 +1,7 @@
 """One cell of the scaling study: all runs of one architecture at one size, in one process.
 
-Started by scaling.py. Training is `nomatmul compare`'s own: the model is compiled once, every run
+Started by scaling.py; --tiny prepares invented texts and trains a toy cell by itself. Training is
+`nomatmul compare`'s own: the model is compiled once, every run
 draws new weights into it. Tunes the learning rate on a short budget, then trains the final runs at
 the best rate. A run that would not end before the deadline is not started; one that is overtaken
 by it is reported as cut.
@@ -14,11 +15,13 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from scaling_plan import best_rate, beyond, find_run, step_count
+from dry_run import add_tiny
+from scaling_plan import best_rate, beyond, cells, find_run, step_count
 from torch import nn
 
 from nomatmul.evaluate.compare_cell import Trainee
@@ -162,13 +165,15 @@ def training_flops(model: ModelConfig, counts: dict[str, int], length: int) -> f
     return 6.0 * (products + (scores if model.token_mixer == "attention" else 0))
 
 
-def run_cell(cell: Cell) -> None:
-    """Tune, then the final runs, with ternary weights made once a step as the trainer does."""
+def run_cell(cell: Cell, wait: Callable[[], object]) -> None:
+    """Tune, then the final runs, with ternary weights made once a step as the trainer does.
+
+    wait: called when all is compiled, before the first run.
+    """
     file = Path(cell.rows)
     with ternary_cache() as cache:
         bench = Bench(cell, cache)
-        # Ready: scaling.py says when it is this cell's turn.
-        sys.stdin.readline()
+        wait()
         run_stages(cell, bench, file)
 
 
@@ -210,13 +215,30 @@ def run_stages(cell: Cell, bench: Bench, file: Path) -> None:
         attempt(cell.stage, best, seed, cell.final_tokens)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("cell", help="the cell as JSON")
-    cell = Cell(**json.loads(parser.parse_args().cell))
+    parser.add_argument("cell", nargs="?", help="the cell as JSON")
+    parser.add_argument("--out", type=Path, help="with --tiny: folder of texts, tokens and rows")
+    add_tiny(parser)
+    args = parser.parse_args(argv)
+    if args.tiny:
+        return run_cell(toy(args.out), lambda: None)
+    if args.cell is None:
+        parser.error("a cell is needed")
+    cell = Cell(**json.loads(args.cell))
     if cell.device == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    run_cell(cell)
+    run_cell(cell, sys.stdin.readline)  # ready: scaling.py says when it is this cell's turn
+
+
+def toy(out: Path | None) -> Cell:
+    """The first cell of scaling.py's dry run, its texts prepared."""
+    import scaling
+
+    args = scaling.parse(["prepare", "--tiny", *(["--out", str(out)] if out else [])])
+    scaling.prepare(args)
+    values = {**cells(args)[0], "tune": True, "device": "cpu", "deadline": time.time() + 600}
+    return Cell(**values)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Means, curves and gaps of the scaling study; scaling_page.py puts them in words."""
+"""Means, curves and gaps of the scaling study; scaling_page.py puts them in words.
+
+A library of scaling.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The scaling study in words, tables and plots, made from its rows (scaling.py fit)."""
+"""The scaling study in words, tables and plots, made from its rows (scaling.py fit).
+
+A library of scaling.py.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """What the scaling study trains: sizes, rates, cells, and what earlier rows leave to do.
 
 A cell is one architecture at one size, as plain values. Nothing here needs torch.
+
+A library of scaling.py.
 """
 
 from __future__ import annotations

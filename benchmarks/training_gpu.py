@@ -1,7 +1,7 @@
 """Training memory and tokens/s on one GPU: our paths against Transformer++, in one run.
 
     PYTHONPATH=src python benchmarks/training_gpu.py --out DIR --seconds 170
-    PYTHONPATH=src python benchmarks/training_gpu.py --out DIR --table   # of the rows that are there
+    PYTHONPATH=src python benchmarks/training_gpu.py --out DIR --table   # of the rows there are
 
 Every variant is a process of its own, so that its peak memory is its own. A wave of processes that
 fit into the device's memory together builds and compiles at the same time; then they measure one

@@ -1,0 +1,56 @@
+"""Every script in benchmarks/ starts: `--tiny` is a dry run on a CPU that needs nothing else.
+
+Scripts are found, not listed: a new one without --tiny fails here. All run in this process, one
+after the other, so that torch is imported once; what they start by themselves are processes.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+sys.path.insert(0, str(FOLDER))
+
+FILES = {path.stem: path.read_text("utf-8") for path in sorted(FOLDER.glob("*.py"))}
+SCRIPTS = [name for name, text in FILES.items() if '__name__ == "__main__"' in text]
+# Where a dry run prints its result and writes nothing.
+PRINTED = {"llama_side", "many_gpus_speed", "our_side"}
+
+
+def test_what_is_no_script_says_so():
+    for name in FILES.keys() - set(SCRIPTS):
+        assert "library" in (ast.get_docstring(ast.parse(FILES[name])) or "").lower(), name
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_dry_run_needs_no_gpu_no_data_and_no_other_argument(name, tmp_path, capsys, monkeypatch):
+    for package in ("torch", "transformers"):
+        pytest.importorskip(package)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    script = importlib.import_module(name)
+    arguments = ["--tiny"] if name in PRINTED else ["--tiny", "--out", str(tmp_path / "out")]
+    assert not script.main(arguments)
+    assert capsys.readouterr().out.strip()
+    if name not in PRINTED:
+        written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+        assert written
+        assert all(path.stat().st_size for path in written if path.suffix in (".md", ".json"))
+        rows = [path.read_text() for path in written if path.name.endswith("rows.jsonl")]
+        assert not any('"error"' in text for text in rows)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_tells_what_a_script_is_for(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(name).main(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--tiny" in shown
+    first = (ast.get_docstring(ast.parse(FILES[name])) or "").split()[:4]
+    assert first
+    assert " ".join(first) in " ".join(shown.split())
