@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from dry_run import add_tiny, temporary
+from dry_run import add_tiny, shrink, temporary
 from gpu_common import describe, environment, table
 from torch import Tensor
 from with_parent import with_parent
@@ -246,6 +246,8 @@ def main(argv: list[str] | None = None) -> int:
     add_tiny(parser)
     args = parser.parse_args(argv)
     scale = TINY if args.tiny else Scale()
+    if args.tiny:
+        shrink(args, parser, seconds=600)
     if args.warm is not None:
         warm(args.warm, scale)
         return 0

@@ -208,7 +208,7 @@ TINY: dict[str, Any] = {
     "step": "all", "devices": "cpu", "sections": "encoder", "cells": ["encoder:dense:1"],
     "probes": "", "encoder_tokens": 512.0, "length": 64, "batch": 2, "warmup": 1,
     "eval_tokens": 200.0, "points": 1, "lanes": 1, "ahead": 0, "after": 60, "glue_seeds": 1,
-    "glue_models": "dense", "jobs": 2,
+    "glue_models": "dense", "jobs": 2, "seconds": 600.0,
 }  # fmt: skip
 
 

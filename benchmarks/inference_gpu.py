@@ -253,7 +253,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--commit", help="name of the commit, where there is no .git")
     args = parser.parse_args(argv)
     if args.tiny:
-        shrink(args, parser, device="cpu", prompt=32, steps=4, vocabulary=64)
+        shrink(
+            args, parser, device="cpu", prompt=32, steps=4, vocabulary=64, seconds=600,
+            warm_seconds=300, model_seconds=100,
+        )  # fmt: skip
         args.out = args.out or temporary()
     if args.out is None and not args.child:
         parser.error("--out is needed")

@@ -300,7 +300,7 @@ def main(argv: list[str] | None = None) -> None:
     add_tiny(parser)
     args = parser.parse_args(argv)
     if args.tiny:
-        shrink(args, parser, device="cpu", ranks="1")
+        shrink(args, parser, device="cpu", ranks="1", seconds=600.0)
         args.out = args.out or temporary()
     if args.out is not None:
         args.output = args.output or args.out / "many-gpus.md"

@@ -332,7 +332,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.tiny:
         shrink(
             args, parser, device="cpu", batch=2, length=32, vocabulary=64, steps=2,
-            profile="tiny:fused", processes=2,
+            profile="tiny:fused", processes=2, seconds=600, warm_seconds=300, variant_seconds=100,
         )  # fmt: skip
         args.jobs = args.jobs if args.only else TINY
         args.out = args.out or temporary()

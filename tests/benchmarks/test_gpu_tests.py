@@ -101,7 +101,7 @@ def test_a_failure_a_crash_and_a_hang_do_not_keep_the_others_from_running(tmp_pa
 def test_the_limit_ends_what_hangs_and_names_what_was_not_run(tmp_path, monkeypatch):
     monkeypatch.setenv("PIDS", str(tmp_path / "pids"))
     began = time.monotonic()
-    arguments = words(tmp_path, HANGS, "--workers", "1", "--seconds", "6")
+    arguments = words(tmp_path, HANGS, "--workers", "1", "--seconds", "8")
     assert gpu_tests.main(arguments) == gpu_tests.INCOMPLETE
     assert time.monotonic() - began < 40
     found = {"test_first": "passed", "test_hangs": "not_run", "test_never": "not_run"}
