@@ -28,6 +28,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from dry_run import add_tiny, shrink, temporary
+from gpu_children import terminated
 from gpu_common import describe, environment, table
 from torch import Tensor
 from with_parent import with_parent
@@ -243,6 +244,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=78, help="stop measuring after so long")
     parser.add_argument("--commit", help="name of the commit, where there is no .git")
     parser.add_argument("--warm", type=int, help="for helper processes: compile this part only")
+    parser.add_argument("--table", action="store_true", help="only write the table of the rows")
     add_tiny(parser)
     args = parser.parse_args(argv)
     scale = TINY if args.tiny else Scale()
@@ -256,6 +258,19 @@ def main(argv: list[str] | None = None) -> int:
     args.out = args.out or temporary()
     if not args.tiny and not torch.cuda.is_available():
         parser.error("needs a GPU: torch.cuda.is_available() is False")
+    path = args.out / "fff-gpu.jsonl"
+    with terminated():
+        try:
+            if not args.table:
+                path.unlink(missing_ok=True)
+                measure_all(path, scale, args)
+        finally:
+            write(args.out, read_rows(path))
+    return 0
+
+
+def measure_all(path: Path, scale: Scale, args: argparse.Namespace) -> None:
+    """Compile side by side, then measure."""
     began = time.perf_counter()
     words = [sys.executable, __file__, *(["--tiny"] if args.tiny else []), "--warm"]
     helpers = [
@@ -266,13 +281,19 @@ def main(argv: list[str] | None = None) -> int:
         if helper.wait() != 0:
             print("a helper process failed; its kernels are compiled here", file=sys.stderr)
     about = environment(args.commit)
-    path = args.out / "fff-gpu.jsonl"
-    path.unlink(missing_ok=True)
+    append_row(path, {"machine": about})
     measure(path, about, scale, args.seconds - (time.perf_counter() - began))
-    text = page(read_rows(path), about)
-    (args.out / "fff-gpu.md").write_text(text)
-    print(text)
-    return 0
+
+
+def write(out: Path, rows: list[dict[str, Any]]) -> None:
+    """fff-gpu.md of the rows that there are; printed, too."""
+    about = next((row["machine"] for row in rows if "machine" in row), None)
+    if about is None:
+        print("no row: the run ended before its first figure", flush=True)
+        return
+    text = page([row for row in rows if "layer" in row], about)
+    (out / "fff-gpu.md").write_text(text)
+    print(text, flush=True)
 
 
 if __name__ == "__main__":

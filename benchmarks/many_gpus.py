@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +259,8 @@ def rank_of(pid: int) -> str | None:
     return next((w[5:].decode() for w in words if w.startswith(b"RANK=")), None)
 
 
-def run(bench: Bench) -> list[str]:
+def run(bench: Bench, save: Callable[[list[str]], None]) -> list[str]:
+    """The tables; what is there goes to `save` after each question."""
     lost: dict[str, list] = {}
     threads = []
     if max(bench.ranks) > 1:
@@ -275,14 +277,17 @@ def run(bench: Bench) -> list[str]:
     except RuntimeError as error:
         parts += ["## (a) failed", "", f"    {error}", ""]
         bench.note(f"(a) {error}")
+    save(parts)
     for thread in threads:
         thread.join()
     if bench.sizes:
         parts += ["## (b) Speed and memory, 8 x 2048 tokens a GPU", "", measure_speed(bench), ""]
+        save(parts)
     if lost:
         head = ["rank 1 was", "seconds to the message", "exit status", "checkpoint", "message"]
         limit = f"The collective time limit is {TIMEOUT} s."
         parts += ["## (c) A lost rank", "", limit, "", *table(head, list(lost.values())), ""]
+        save(parts)
     return parts
 
 
@@ -309,13 +314,18 @@ def main(argv: list[str] | None = None) -> None:
     with terminated(), tempfile.TemporaryDirectory(prefix="many-gpus-") as scratch:
         bench = Bench(args.device, ranks, sizes, args.compile, time.monotonic() + args.seconds,
                       Path(scratch), args.tiny)  # fmt: skip
-        parts = run(bench)
-    about = environment(args.commit)
-    text = "\n".join(["# Training on many GPUs", "", describe(about), "", *parts])
-    if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(text, "utf-8")
-    print(text)
+        about = environment(args.commit)
+
+        def save(parts: list[str]) -> None:
+            if args.output is not None:
+                args.output.parent.mkdir(parents=True, exist_ok=True)
+                args.output.write_text(page(about, parts), "utf-8")
+
+        print(page(about, run(bench, save)))
+
+
+def page(about: dict[str, Any], parts: list[str]) -> str:
+    return "\n".join(["# Training on many GPUs", "", describe(about), "", *parts])
 
 
 if __name__ == "__main__":
