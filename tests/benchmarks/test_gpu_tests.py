@@ -153,9 +153,15 @@ def test_nothing_passed_is_no_success(tmp_path, capsys):
     (tmp_path / "out/gpu-tests-rows.jsonl").write_text(json.dumps(earlier) + "\n")
     absent = f"{FINE}\n@pytest.mark.skip(reason='no moon')\ndef test_absent(): pass\n"
     assert gpu_tests.main(words(tmp_path, absent, "--workers", "1")) == gpu_tests.FAILED
+    # A test of another room that needs no GPU is no sign of one.
+    (tmp_path / "test_device_names.py").write_text("def test_device(): pass\n")
+    arguments = ["--out", str(tmp_path / "out"), "--workers", "1", "--tests"]
+    both = [str(tmp_path / "gpu"), str(tmp_path / "test_device_names.py")]
+    more = ["--", "-c", str(tmp_path / "pytest.ini")]
+    assert gpu_tests.main([*arguments, *both, *more]) == gpu_tests.FAILED
+    assert "| 2 | - | 1 | 0 | 1 | 0 |" in (tmp_path / "out/gpu-tests.md").read_text()
     broken = "import no_such_module\n"
     (tmp_path / "gpu/test_broken.py").write_text(broken)
-    arguments = ["--out", str(tmp_path / "out"), "--workers", "1", "--allow-skips", "--tests"]
-    more = [str(tmp_path / "gpu"), "--", "-c", str(tmp_path / "pytest.ini")]
-    assert gpu_tests.main([*arguments, *more]) == gpu_tests.FAILED
+    arguments.insert(0, "--allow-skips")
+    assert gpu_tests.main([*arguments, *both, *more]) == gpu_tests.FAILED
     assert "no_such_module" in (tmp_path / "out/gpu-tests.md").read_text()
