@@ -234,7 +234,7 @@ def _damage(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("encoder.final_norm.bias"), "'encoder.final_norm.bias' is missing"),
+        (lambda t: t.pop("encoder.final_norm.bias"), "lacks the tensor 'encoder.final_norm.bias'"),
         (
             lambda t: t.update({"encoder.layers.0.ffn.linear_in.bias": np.zeros(15, np.float32)}),
             r"linear_in.bias' has shape \[15\], the config asks for \[21\]",

@@ -24,6 +24,7 @@ from nomatmul.formats.packed_reader import PackedReader
 from nomatmul.formats.published_encoder_tensors import EncoderSource
 from nomatmul.formats.tokenizer import find_tokenizer_file
 from nomatmul.formats.weights import TensorSource, open_source
+from nomatmul.formats.wrappers import missing_tensor, unwrapped
 
 TRAINING_MODEL_TYPE = "nomatmul"
 _BLOCK_ELEMENTS = 1 << 22
@@ -67,14 +68,17 @@ class Checkpoint:
         decoder = self.kind == "published" and self.reading is None
         translate = published.published_name if decoder else str
         if self.kind == "published" and self.reading is not None:
+            source = unwrapped(source, EncoderSource.anchors(), self.directory)
             source = EncoderSource(source, self.config, self._shapes)
-            self._source = source
+        else:
+            source = unwrapped(source, [translate("embedding.weight")], self.directory)
+        self._source = source
         stored = source.shapes()
         self._stored_names = {name: translate(name) for name in self._shapes}
         tied_head = translate("head.weight")
         for name, other in self._stored_names.items():
             if other not in stored:
-                raise FormatError(f"{self.directory} lacks the tensor {other!r}")
+                raise FormatError(f"{self.directory}: {missing_tensor(source, other)}")
             if stored[other] != self._shapes[name]:
                 raise FormatError(
                     f"{self.directory}: {other!r} has shape {list(stored[other])}, the config"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.weights import TensorSource
+from nomatmul.formats.wrappers import missing_tensor
 
 _OUTER = {
     "embedding.weight": "encoder.embedding.word_embedding.weight",
@@ -69,6 +70,7 @@ class EncoderSource:
         self, stored: TensorSource, config: ModelConfig, expected: dict[str, tuple[int, ...]]
     ) -> None:
         self._stored, self._config, self._expected = stored, config, expected
+        self.left_out, self.nested = stored.left_out, stored.nested
         shapes = stored.shapes()
         # The authors' bare encoder (AutoModel) has no "encoder." before its names.
         bare = "embedding.word_embedding.weight" in shapes
@@ -81,7 +83,7 @@ class EncoderSource:
             self._names["embedding.weight"] = _TIED
         for name, other in self._names.items():
             if other not in shapes:
-                raise FormatError(f"the tensor {other!r} is missing")
+                raise FormatError(missing_tensor(stored, other))
             wanted = self._stored_shape(name)
             if shapes[other] != wanted:
                 raise FormatError(
@@ -95,6 +97,12 @@ class EncoderSource:
                 self._check_tied()
             else:
                 raise FormatError(f"the tensor {name!r} is unknown")
+
+    @staticmethod
+    def anchors() -> list[str]:
+        """Stored names of which every published encoder has one, the bare encoder's last."""
+        full = _OUTER["embedding.weight"]
+        return [full, _TIED, full.removeprefix("encoder.")]
 
     def _stored_shape(self, name: str) -> tuple[int, ...]:
         shape = self._expected[name]

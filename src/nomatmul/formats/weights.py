@@ -5,6 +5,7 @@ Each source gives names, shapes and float32 tensors (whole, or some rows), one a
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,14 +14,22 @@ from numpy.typing import NDArray
 
 from nomatmul.formats.config import read_json_object
 from nomatmul.formats.errors import FormatError
-from nomatmul.formats.safetensors_file import SafetensorsFile, check_finite
+from nomatmul.formats.safetensors_file import FLOAT_DTYPES, SafetensorsFile, check_finite
 
 SINGLE, SINGLE_INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
 class TensorSource(Protocol):
-    """Named float tensors, read one at a time."""
+    """Named float tensors, read one at a time.
+
+    nested: do the tensors lie one level deep in a larger dict?
+    left_out: {name: dtype} of stored tensors that are no floats (buffers of whole numbers, masks);
+    no model has any, so they are no part of the source.
+    """
+
+    nested: bool
+    left_out: dict[str, str]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return {name: shape} of everything stored."""
@@ -57,11 +66,16 @@ class SafetensorsSource:
     def __init__(self, paths: dict[str, Path], index: dict[str, str] | None) -> None:
         files = {key: SafetensorsFile(path) for key, path in paths.items()}
         self._file_of: dict[str, SafetensorsFile] = {}
+        self.nested = False
+        self.left_out: dict[str, str] = {}
         for key, file in files.items():
-            for name in file.infos:
+            for name, info in file.infos.items():
                 if index is not None and index.get(name) != key:
                     raise FormatError(f"{file.path} holds {name!r}, which the index puts elsewhere")
-                self._file_of[name] = file
+                if info.dtype in FLOAT_DTYPES:
+                    self._file_of[name] = file
+                else:
+                    self.left_out[name] = info.dtype
         for name, key in (index or {}).items():
             if name not in files[key].infos:
                 raise FormatError(f"{files[key].path} lacks {name!r}, which the index puts there")
@@ -78,13 +92,20 @@ class TorchSource:
 
     def __init__(self, paths: list[Path], index: dict[str, str] | None) -> None:
         self._tensors: dict[str, Any] = {}
+        self.left_out: dict[str, str] = {}
+        self.nested = False
         for path in paths:
-            for name, tensor in _load_torch(path).items():
+            tensors, nested = _load_torch(path)
+            self.nested |= nested
+            for name, tensor in tensors.items():
                 if index is not None and index.get(name) != path.name:
                     raise FormatError(f"{path} holds {name!r}, which the index puts elsewhere")
-                self._tensors[name] = tensor
+                if tensor.is_floating_point():
+                    self._tensors[name] = tensor
+                else:
+                    self.left_out[name] = str(tensor.dtype)
         for name, file in (index or {}).items():
-            if name not in self._tensors:
+            if name not in self._tensors and name not in self.left_out:
                 raise FormatError(f"{file} lacks {name!r}, which the index puts there")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -102,7 +123,8 @@ class TorchSource:
         return values
 
 
-def _load_torch(path: Path) -> dict[str, Any]:
+def _load_torch(path: Path) -> tuple[dict[str, Any], bool]:
+    """(the tensors of a file, whether they lay one level deep in it)."""
     try:
         import torch
     except ImportError:
@@ -118,18 +140,33 @@ def _load_torch(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises a dozen kinds here, from pickle, zip and its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise FormatError(f"cannot read {path}: {reason}") from None
+    whole, state = state, _open_nesting(state, path)
     if not isinstance(state, dict):
         raise FormatError(f"{path} must hold a dict of tensors, found {type(state).__name__}")
     for name, tensor in state.items():
         if not isinstance(name, str) or not torch.is_tensor(tensor):
-            raise FormatError(f"{path} must hold a dict of tensors; {name!r} is none")
-        if not tensor.is_floating_point():
-            raise FormatError(f"{path}: {name} has dtype {tensor.dtype}, expected a float")
+            kind = "a nested dict" if isinstance(tensor, dict) else type(tensor).__name__
+            raise FormatError(f"{path} must hold a dict of tensors; {name!r} is {kind}")
         if tensor.layout != torch.strided or tensor.is_meta:
             kind = "no values" if tensor.is_meta else f"layout {tensor.layout}"
             raise FormatError(f"{path}: {name} has {kind}, expected a dense tensor")
     # Parameters of a module carry gradients, which numpy refuses.
-    return {name: tensor.detach() for name, tensor in state.items()}
+    return {name: tensor.detach() for name, tensor in state.items()}, state is not whole
+
+
+def _open_nesting(state: Any, path: Path) -> Any:
+    """The dict of tensors in `state`: itself, or the one below "model", "state_dict", ...
+
+    Says so in a warning where it lies deeper.
+    """
+    if not isinstance(state, dict):
+        return state
+    for key in ("state_dict", "model_state_dict", "model", "module"):
+        inner = state.get(key)
+        if isinstance(inner, dict) and inner:
+            warnings.warn(f"{path}: read the tensors nested under {key!r}", stacklevel=2)
+            return inner
+    return state
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoConfig
 
 from nomatmul.formats.encoder import HEAD_FIELDS
 from nomatmul.models.config import (
@@ -22,11 +23,17 @@ from nomatmul.models.config import (
 _PUBLISHED = {PublishedConfig.model_type, PublishedEncoderConfig.model_type}
 _ENCODERS = {EncoderConfig.model_type, PublishedEncoderConfig.model_type}
 _KINDS = _PUBLISHED | _ENCODERS | {CausalLMConfig.model_type}
+_REFUSED = ("variant", "key_mapping", "gguf_file", "state_dict")
+_ANCHOR = "embedding.weight"
 _HUB_FILES = ("*.json", "*.safetensors", "pytorch_model*.bin")
 
 
 def load_pretrained(cls: Any, inherited: Callable, path: Any, *args: Any, **kwargs: Any) -> Any:
-    """`from_pretrained` of our models; `inherited` is transformers' own, for own checkpoints.
+    """`from_pretrained` of our models; `inherited` is transformers' own, which does the loading.
+
+    A published checkpoint, or one saved from inside a wrapper, is given to it as config and
+    tensors by our names; what transformers documents for `from_pretrained` so works alike for all
+    kinds, but for what `_translated` refuses by name.
 
     Without `dtype` the model computes in float32, also when the file holds 16-bit values: a 16-bit
     residual stream flips int8 roundings and moved the logits of a recorded model by 3.5 %.
@@ -34,9 +41,12 @@ def load_pretrained(cls: Any, inherited: Callable, path: Any, *args: Any, **kwar
     if kwargs.get("dtype", kwargs.get("torch_dtype")) is None:
         kwargs.pop("torch_dtype", None)
         kwargs["dtype"] = torch.float32
-    config = read_config(path)
+    if path is None:  # config and state_dict are given
+        return inherited(path, *args, **kwargs)
+    place = Path(path) / kwargs.get("subfolder", "")
+    config = read_config(place if kwargs.get("subfolder") else path)
     if config is None:  # a hub name, or a directory without config.json: transformers decides
-        config, path = _from_hub(path, kwargs)
+        config, place = _from_hub(path, kwargs)
     if config.get("format") == "nomatmul-packed":
         raise ValueError(
             f"{path} is a packed model: the engine loads it (nomatmul.load), torch does not"
@@ -48,9 +58,12 @@ def load_pretrained(cls: Any, inherited: Callable, path: Any, *args: Any, **kwar
     if (kind in _ENCODERS) != issubclass(cls.config_class, EncoderConfig):
         what = "an encoder: use MaskedLM" if kind in _ENCODERS else "a decoder: use CausalLM"
         raise ValueError(f"{path} is {what}, not {cls.__name__}")
-    if kind in _PUBLISHED:
-        return _load_published(cls, Path(path), config, kwargs)
-    return _load_own(cls, inherited, path, args, kwargs)
+    translate = kind in _PUBLISHED or (place.is_dir() and _is_wrapped(place, kwargs))
+    _check_dtype(kwargs, config if translate else None)
+    if translate:
+        kwargs = _translated(cls, place, kwargs)
+        return _load(cls, inherited, None, path, args, kwargs)
+    return _load(cls, inherited, path, path, args, kwargs)
 
 
 def read_config(path: Any) -> dict[str, Any] | None:
@@ -76,20 +89,29 @@ def read_config(path: Any) -> dict[str, Any] | None:
     return config
 
 
-def _from_hub(name: Any, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    options = {k: kwargs[k] for k in ("revision", "cache_dir", "token") if k in kwargs}
-    config, _ = CausalLMConfig.get_config_dict(name, **options)
+def _from_hub(name: Any, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Path]:
+    """(config, directory of the files) of a hub name; own checkpoints are left to transformers."""
+    words = ("revision", "cache_dir", "token", "force_download", "local_files_only")
+    options = {k: kwargs[k] for k in words if k in kwargs}
+    folder = kwargs.get("subfolder", "")
+    config, _ = CausalLMConfig.get_config_dict(name, subfolder=folder, **options)
     if config.get("model_type") not in _PUBLISHED:
-        return config, name
+        return config, Path(name)
     from huggingface_hub import snapshot_download
 
-    return config, snapshot_download(str(name), allow_patterns=list(_HUB_FILES), **options)
+    patterns = [f"{folder}/{file}" if folder else file for file in _HUB_FILES]
+    return config, Path(snapshot_download(str(name), allow_patterns=patterns, **options)) / folder
 
 
-def _load_own(cls: Any, inherited: Callable, path: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+def _load(
+    cls: Any, inherited: Callable, source: Any, path: Any, args: tuple, kwargs: dict[str, Any]
+) -> Any:
+    """source: what `inherited` loads from, None for the tensors in kwargs; path: for messages."""
     with_info = kwargs.pop("output_loading_info", False)
+    resized = kwargs.pop("ignore_mismatched_sizes", False)
+    kwargs["ignore_mismatched_sizes"] = True  # refused below, by name
     try:
-        model, info = inherited(path, *args, output_loading_info=True, **kwargs)
+        model, info = inherited(source, *args, output_loading_info=True, **kwargs)
     except (RuntimeError, KeyError) as error:
         first = str(error).strip().splitlines()
         raise ValueError(f"cannot load {path}: {first[0] if first else error!r}") from error
@@ -98,9 +120,11 @@ def _load_own(cls: Any, inherited: Callable, path: Any, args: tuple, kwargs: dic
             raise
         raise ValueError(f"cannot load {path}: damaged file: {error}") from error
     missing, unexpected, mismatched = (
-        {str(name) for name in info.get(f"{what}_keys", ())}
+        {str(name[0] if isinstance(name, tuple) else name) for name in info.get(f"{what}_keys", ())}
         for what in ("missing", "unexpected", "mismatched")
     )
+    if resized:  # the caller asked for fresh tensors where sizes differ
+        mismatched = set()
     refuse_odd(cls, path, missing, unexpected, mismatched)
     check_finite(model, path)
     return (model, info) if with_info else model
@@ -123,7 +147,9 @@ def refuse_odd(
     for what, names in odd.items():
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ValueError(f"{path}: {what} tensor {', '.join(sorted(names)[:3])}{more}")
+            raise ValueError(
+                f"cannot load {path}: {what} tensor {', '.join(sorted(names)[:3])}{more}"
+            )
     if fresh:
         warnings.warn(
             f"{path} has no {', '.join(sorted(fresh))}: drawn at random, train before use",
@@ -131,73 +157,95 @@ def refuse_odd(
         )
 
 
-def _wanted_dtype(dtype: Any, config: dict[str, Any]) -> torch.dtype:
+def _check_dtype(kwargs: dict[str, Any], config: dict[str, Any] | None) -> None:
+    """Give `kwargs` one `dtype`, of torch. Raises ValueError for what is no float type.
+
+    "auto" is the type that `config` names; None leaves it to transformers.
+    """
+    given = kwargs.pop("torch_dtype", None)
+    dtype = kwargs.get("dtype") if kwargs.get("dtype") is not None else given
+    if dtype == "auto" and config is None:
+        kwargs["dtype"] = dtype
+        return
     if dtype == "auto":
+        assert config is not None
         dtype = config.get("dtype", config.get("torch_dtype")) or "float32"
     if isinstance(dtype, str):
         dtype = getattr(torch, dtype.removeprefix("torch."), dtype)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype {dtype!r} is not a float type of torch")
-    return dtype
+    kwargs["dtype"] = dtype
 
 
-def _load_published(cls: Any, path: Path, config: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+def _is_wrapped(place: Path, kwargs: dict[str, Any]) -> bool:
+    """Do an own checkpoint's tensors have names that only our reader understands?"""
+    if any(kwargs.get(word) is not None for word in _REFUSED):
+        return False
+    from nomatmul.formats.weights import open_source
+    from nomatmul.formats.wrappers import plain_names
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said when the tensors are read
+            source = open_source(place)
+        removed = plain_names(source.shapes(), [_ANCHOR])[1]
+        return source.nested or bool(source.left_out) or bool(removed)
+    except ValueError:  # transformers says what is wrong, or knows a file that we do not
+        return False
+
+
+def _translated(cls: Any, place: Path, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments under which transformers loads the checkpoint in `place` from memory.
+
+    Raises ValueError for what cannot be had of a checkpoint that is translated.
+    """
+    for word in _REFUSED:
+        if kwargs.pop(word, None) is not None:
+            raise ValueError(f"{place}: {word} is not supported for this kind of checkpoint")
+    _check_format(place, kwargs.pop("use_safetensors", None))
+    for word in ("subfolder", "revision", "force_download"):  # they said which files, found by now
+        kwargs.pop(word, None)
     from nomatmul.formats.checkpoint import open_checkpoint
 
-    dtype = _wanted_dtype(kwargs.get("dtype", kwargs.get("torch_dtype")), config)
-    device = kwargs.get("device_map")
-    if isinstance(device, dict):
-        device = device.get("")
-    checkpoint = open_checkpoint(path)
-    with torch.device("meta"):
-        model = cls(_config_of_published(cls, path, checkpoint, kwargs))
-    model.tie_weights()  # not all versions of transformers tie what lies on the meta device
-    expected = dict(model.named_parameters())
-    names = set(checkpoint.names())
-    missing = set(expected) - names
-    refuse_odd(cls, path, missing, names - set(expected))
-    for name, parameter in expected.items():
-        if name in missing:
-            loaded = torch.empty(parameter.shape, dtype=dtype)
-        else:
-            tensor = torch.from_numpy(checkpoint.read(name))
-            if tensor.shape != parameter.shape:
-                raise ValueError(
-                    f"{path}: tensor {name} has shape {tuple(tensor.shape)}, the config says "
-                    f"{tuple(parameter.shape)}"
-                )
-            # A copy: what the reader returns may be a read-only view of a mapped file.
-            loaded = tensor.to(dtype=dtype, copy=True)
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(loaded))
-    for owner in {name.rpartition(".")[0] for name in missing}:
-        model._init_weights(model.get_submodule(owner))
-    model.tie_weights()
-    check_finite(model, path)
-    model.config.dtype = dtype
-    if device is not None and device != "auto":
-        model.to(device)
-    elif device == "auto" and torch.cuda.is_available():
-        model.to("cuda")
-    model.eval()
-    return model
+    checkpoint = open_checkpoint(place)
+    given = kwargs.pop("config", None)
+    if isinstance(given, str | Path):
+        given = AutoConfig.from_pretrained(given)
+    if given is None:
+        given, kwargs = _config_of(cls, place, checkpoint, kwargs)
+    if type(given) is not cls.config_class:
+        kind = type(given).__name__
+        raise ValueError(f"config must be a {cls.config_class.__name__}, got {kind}")
+    given.name_or_path = str(place)  # where the tokenizer lies
+    state = {
+        # A copy: what the reader returns may be a read-only view of a mapped file.
+        name: torch.from_numpy(checkpoint.read(name)).to(dtype=kwargs["dtype"], copy=True)
+        for name in checkpoint.names()
+    }
+    return {**kwargs, "config": given, "state_dict": state}
 
 
-def _config_of_published(cls: Any, path: Path, checkpoint: Any, kwargs: dict[str, Any]) -> Any:
-    """The config of the class to be made; of `kwargs` counts what a classifier may be told."""
-    given = kwargs.get("config")
-    if isinstance(given, cls.config_class):  # an Auto class has read and changed it already
-        return given
-    options: dict[str, Any] = {"name_or_path": str(path)}
+def _check_format(place: Path, safetensors: bool | None) -> None:
+    found = any(place.glob("model*.safetensors"))
+    if safetensors is not None and safetensors != found:
+        other = "only pickled weights" if safetensors else "safetensors, which are read first"
+        raise ValueError(f"{place}: use_safetensors={safetensors}, but it holds {other}")
+
+
+def _config_of(
+    cls: Any, place: Path, checkpoint: Any, kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The config of the class to be made with what `kwargs` changes in it, and the rest of them."""
+    options: dict[str, Any] = {"name_or_path": str(place)}
     if checkpoint.reading is not None:
         head = checkpoint.reading.head
         options |= {name: getattr(head, name) for name in HEAD_FIELDS}
         if checkpoint.reading.labels:
             options["id2label"] = dict(enumerate(checkpoint.reading.labels))
-        for name in (*HEAD_FIELDS, "num_labels", "id2label", "label2id", "problem_type"):
-            if name in kwargs:
-                options[name] = kwargs[name]
-    return cls.config_class.from_model_config(checkpoint.config, **options)
+    values = cls.config_class.from_model_config(checkpoint.config, **options).to_dict()
+    dtype = kwargs.pop("dtype")
+    config, rest = cls.config_class.from_dict(values, return_unused_kwargs=True, **kwargs)
+    return config, {**rest, "dtype": dtype}
 
 
 def check_finite(model: nn.Module, path: Any) -> None:
