@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from model_files import PUBLISHED, write_json, write_published
 
+from nomatmul.convert import pack
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.published import config_from_published, published_name
@@ -104,7 +107,10 @@ def test_absent_keys_take_the_authors_defaults():
         ),
         ({"rotary_embeddings": True}, "rotary_embeddings True is not supported"),
         ({"quantization_config": {}}, "unknown published config key 'quantization_config'"),
-        ({"rope_scaling": None}, "unknown published config key 'rope_scaling'"),
+        ({"rope_scaling": {"factor": 2}}, "unknown published config key 'rope_scaling'"),
+        ({"attn": {"layers": [3]}}, "unknown published config key 'attn'"),
+        ({"slidingWindow": 64}, "unknown published config key 'slidingWindow'"),
+        ({"logit_scale": 0.5}, "'logit_scale': it may change what the model computes"),
         ({"model_type": "llama"}, "model_type 'llama' is not the published 'hgrn_bit'"),
         ({"num_heads": 5}, "num_heads 5 does not divide hidden_size 32"),
         ({"hidden_ratio": "4"}, "hidden_ratio '4' must be a number above 0"),
@@ -115,6 +121,34 @@ def test_absent_keys_take_the_authors_defaults():
 def test_options_that_are_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         config_from_published({**PUBLISHED, **options})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rope_scaling": None, "attn": None, "use_qk_norm": False, "quantization_config": None},
+        {"fuse_norm": True, "fuse_swiglu": True, "fuse_linear_cross_entropy": True},
+        {"pretraining_tp": 1, "model_max_length": 4096, "use_l2warp": True, "unk_token_id": 0},
+        {"use_short_conv": None, "expand_ratio": None, "hidden_act": None, "attn_mode": None},
+        {"num_heads": None, "rms_norm_eps": None, "hidden_ratio": None, "use_lower_bound": None},
+    ],
+)
+def test_keys_that_switch_nothing_on(options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert config_from_published({**PUBLISHED, **options}) == config_from_published(PUBLISHED)
+
+
+def test_a_key_that_nobody_knows_is_named_and_ignored(tmp_path, rng):
+    values = {**PUBLISHED, "tuned_by": "a tool", "run_mark": True}
+    with pytest.warns(UserWarning, match="ignored the unknown key 'run_mark', 'tuned_by'"):
+        assert config_from_published(values) == config_from_published(PUBLISHED)
+    write_published(tmp_path / "d", rng, tuned_by="a tool")
+    with pytest.warns(UserWarning, match="'tuned_by'"):
+        assert open_checkpoint(tmp_path / "d").ignored == ("tuned_by",)
+    with pytest.warns(UserWarning, match="'tuned_by'"):
+        result = pack(tmp_path / "d", tmp_path / "packed", check=False)
+    assert result.ignored_keys == ("tuned_by",)
 
 
 def test_a_directory_names_itself_in_the_refusal(tmp_path, rng):

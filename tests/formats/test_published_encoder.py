@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import crammed
 import numpy as np
 import pytest
@@ -152,6 +154,17 @@ def test_the_head_of_a_masked_model_is_still_to_be_trained():
 def test_options_that_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         encoder_from_published(crammed.config(changes))
+
+
+def test_keys_that_switch_nothing_on_or_nobody_knows():
+    plain = encoder_from_published(crammed.config())
+    nothing = {"attention.window": None, "rotary": False, "norm_scheme": None}
+    top = {"rope_scaling": None, "quantization_config": None, "model_max_length": 512}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert encoder_from_published(crammed.config(nothing, **top)) == plain
+    with pytest.warns(UserWarning, match="'tuned_by'"):
+        assert encoder_from_published(crammed.config(tuned_by="a tool")) == plain
 
 
 def test_a_config_without_its_parts_is_refused(tmp_path):

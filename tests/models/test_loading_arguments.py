@@ -128,9 +128,9 @@ def test_refused_by_name(directories, kind, auto):
     if kind.startswith("published"):
         with pytest.raises(ValueError, match="key_mapping is not supported"):
             load.from_pretrained(directories / kind, key_mapping={"a": "b"})
+        wrong = (MaskedLM if "decoder" in kind else CausalLM).config_class()
         with pytest.raises(ValueError, match="config must be"):
-            wrong = MaskedLM if "decoder" in kind else CausalLM
-            loaders(kind)[0].from_pretrained(directories / kind, config=wrong.config_class())
+            loaders(kind)[0].from_pretrained(directories / kind, config=wrong)
 
 
 @pytest.mark.parametrize("kind", ["own encoder", "published encoder"])

@@ -110,6 +110,8 @@ def _show(result: PackResult) -> None:
         rows.insert(3, ("dense matrices", result.dense))
     if result.rows is not None:
         rows.insert(4, ("rows of trees", result.rows))
+    if result.ignored_keys:
+        rows.append(("ignored config keys", ", ".join(result.ignored_keys)))
     if result.check is not None:
         encoder = result.dense is not None
         rows += _encoder_rows(result.check) if encoder else _check_rows(result.check)

@@ -35,7 +35,8 @@ _BLOCK_ELEMENTS = 1 << 18
 class PackResult:
     """What `pack` did. Sizes are bytes of files; `tokenizer` is "copied", "converted" or "none".
 
-    Of an encoder `packing` is "none", and rows and dense say how those are kept.
+    Of an encoder `packing` is "none", and rows and dense say how those are kept. `ignored_keys` are
+    those of a published config.json that nobody here knows.
     """
 
     destination: str
@@ -49,6 +50,7 @@ class PackResult:
     check: PackCheck | EncoderCheck | None
     rows: str | None = None
     dense: str | None = None
+    ignored_keys: tuple[str, ...] = ()
 
 
 def pack(
@@ -104,6 +106,7 @@ def pack(
             check=check_encoder_packed(checkpoint, target, text) if text is not None else None,
             rows=forms.rows if checkpoint.config.channel_mixer == "fff" else None,
             dense=forms.dense,
+            ignored_keys=checkpoint.ignored,
         )
     for name, value in (("rows", rows), ("dense", dense)):
         if value != "auto":
@@ -126,6 +129,7 @@ def pack(
         tokenizer=tokenizer_kind,
         seconds=seconds,
         check=check_packed(source_dir, target, text) if text is not None else None,
+        ignored_keys=checkpoint.ignored,
     )
 
 

@@ -22,6 +22,7 @@ from nomatmul.formats.packed_encoder import FORMAT as PACKED_ENCODER_FORMAT
 from nomatmul.formats.packed_layout import FORMAT as PACKED_FORMAT
 from nomatmul.formats.packed_reader import PackedReader
 from nomatmul.formats.published_encoder_tensors import EncoderSource
+from nomatmul.formats.published_keys import HARMLESS_KEYS
 from nomatmul.formats.tokenizer import find_tokenizer_file
 from nomatmul.formats.weights import TensorSource, open_source
 from nomatmul.formats.wrappers import missing_tensor, unwrapped
@@ -35,8 +36,11 @@ class Checkpoint:
 
     `kind` is "published", "training" or "packed"; `config` a ModelConfig; `reading` says what an
     encoder is for, None for decoders and packed directories. Tensors of a packed directory are
-    named as stored there (see docs/formats.md) and `packed` holds its reader.
+    named as stored there (see docs/formats.md) and `packed` holds its reader. `ignored` names the
+    keys of its config.json that nobody here knows.
     """
+
+    ignored: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -192,7 +196,11 @@ def _open_unpacked(directory: Path, values: dict[str, Any]) -> Checkpoint:
             f" {encoder.ENCODER_MODEL_TYPE!r}, {published.MODEL_TYPE!r},"
             f" {published_encoder.MODEL_TYPE!r} and packed directories"
         )
-    return Checkpoint(directory, kind, config, open_source(directory), reading=reading)
+    checkpoint = Checkpoint(directory, kind, config, open_source(directory), reading=reading)
+    if kind == "published":
+        family = published if reading is None else published_encoder
+        checkpoint.ignored = family.ignored_keys(values)
+    return checkpoint
 
 
 def config_from_training(values: dict[str, Any]) -> ModelConfig:
@@ -203,7 +211,7 @@ def config_from_training(values: dict[str, Any]) -> ModelConfig:
     an illegal value.
     """
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
-    dropped = {"model_type", "tie_word_embeddings", *published.HARMLESS_KEYS}
+    dropped = {"model_type", "tie_word_embeddings", *HARMLESS_KEYS}
     if values.get("model_type") == encoder.ENCODER_MODEL_TYPE:
         dropped |= {"num_labels", *encoder.HEAD_FIELDS}
         values = {**encoder.ENCODER_DEFAULTS, **values}

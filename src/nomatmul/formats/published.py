@@ -11,26 +11,10 @@ from typing import Any
 
 from nomatmul.formats.config import ModelConfig, default_intermediate_size
 from nomatmul.formats.errors import FormatError
+from nomatmul.formats.published_keys import sort_keys, warn_ignored
 
 MODEL_TYPE = "hgrn_bit"
 
-# Keys of Hugging Face configs that cannot change what the forward pass computes.
-HARMLESS_KEYS = frozenset(
-    """
-    _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash
-    _name_or_path add_cross_attention architectures attn_implementation auto_map bad_words_ids
-    begin_suppress_tokens chunk_size_feed_forward cross_attention_hidden_size custom_pipelines
-    decoder_start_token_id diversity_penalty do_sample dtype early_stopping
-    encoder_no_repeat_ngram_size experts_implementation exponential_decay_length_penalty
-    finetuning_task forced_bos_token_id forced_eos_token_id fuse_cross_entropy id2label
-    is_decoder is_encoder_decoder label2id length_penalty max_length min_length
-    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
-    output_hidden_states output_scores prefix problem_type pruned_heads remove_invalid_values
-    repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens
-    task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k
-    top_p torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache
-    """.split()  # noqa: SIM905 - a list of these would be three times as long
-)
 # Read by the authors' code only where `use_short_conv` is true, which is refused.
 _IDLE_KEYS = frozenset({"conv_size", "share_conv_kernel", "conv_bias"})
 # Published option -> the values under which the model is the one that we compute.
@@ -58,26 +42,32 @@ _DEFAULTS: dict[str, Any] = {
     "initializer_range": 0.02,
 }
 
+# Of these null is a value: none, or "as the other sizes say".
+_NULLS = ("intermediate_size", "pad_token_id", "bos_token_id", "eos_token_id")
+
 
 def config_from_published(values: dict[str, Any]) -> ModelConfig:
     """Translate the dict of a published config.json into a ModelConfig.
 
-    Keys that are absent take the authors' defaults. Raises FormatError naming the key for an
-    option that we do not compute, an unknown key or an illegal value.
+    Keys that are absent or null take the authors' defaults. Raises FormatError naming the key for
+    an option that we do not compute or an illegal value; warns of keys that are unknown.
     """
     if values.get("model_type") != MODEL_TYPE:
         raise FormatError(
             f"model_type {values.get('model_type')!r} is not the published {MODEL_TYPE!r}"
         )
-    known = {"model_type", *_DEFAULTS, *_ONLY_VALUES, *_IDLE_KEYS, *HARMLESS_KEYS}
-    unknown = sorted(key for key in values if key not in known)
-    if unknown:
-        raise FormatError(f"unknown published config key {', '.join(map(repr, unknown))}")
+    warn_ignored(ignored_keys(values))
     for key, legal in _ONLY_VALUES.items():
-        if key in values and not is_one_of(values[key], legal):
+        if values.get(key) is not None and not is_one_of(values[key], legal):
             choices = " or ".join(map(repr, legal))
             raise FormatError(f"{key} {values[key]!r} is not supported; it must be {choices}")
-    return _translate({**_DEFAULTS, **{k: v for k, v in values.items() if k in _DEFAULTS}})
+    given = {k: v for k, v in values.items() if k in _DEFAULTS and (v is not None or k in _NULLS)}
+    return _translate({**_DEFAULTS, **given})
+
+
+def ignored_keys(values: dict[str, Any]) -> tuple[str, ...]:
+    """Keys of a published config.json that are set, unknown, and ignored; see `sort_keys`."""
+    return sort_keys(values, {"model_type", *_DEFAULTS, *_ONLY_VALUES, *_IDLE_KEYS})
 
 
 def _translate(options: dict[str, Any]) -> ModelConfig:

@@ -11,7 +11,8 @@ from typing import Any
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.encoder import EncoderHead
 from nomatmul.formats.errors import FormatError
-from nomatmul.formats.published import HARMLESS_KEYS, is_one_of
+from nomatmul.formats.published import is_one_of
+from nomatmul.formats.published_keys import sort_keys, warn_ignored
 
 MODEL_TYPE = "crammedBERT"
 
@@ -73,26 +74,24 @@ _OTHER = frozenset(
 def encoder_from_published(values: dict[str, Any]) -> tuple[ModelConfig, EncoderHead]:
     """Translate the dict of a published config.json.
 
-    Raises FormatError naming the option for one that we do not compute, an unknown key or an
-    illegal value.
+    Raises FormatError naming the option for one that we do not compute, an unknown key of "arch"
+    or an illegal value; warns of other keys that are unknown.
     """
     if values.get("model_type") != MODEL_TYPE:
         raise FormatError(
             f"model_type {values.get('model_type')!r} is not the published {MODEL_TYPE!r}"
         )
-    top = {"arch", "model_type", "tie_word_embeddings", "pad_token_id", "bos_token_id"}
-    unknown = sorted(set(values) - top - {"eos_token_id"} - HARMLESS_KEYS)
-    if unknown:
-        raise FormatError(f"unknown published config key {', '.join(map(repr, unknown))}")
+    warn_ignored(ignored_keys(values))
     if not isinstance(values.get("arch"), dict):
         raise FormatError("a published crammedBERT config needs the object 'arch'")
     arch = _flat(values["arch"])
+    # each of these describes the architecture: one that is unknown and set is never harmless
     known = {*_ONLY_VALUES, *_REQUIRED, *_OTHER}
-    unknown = sorted(key for key in arch if key not in known)
+    unknown = sorted(k for k, v in arch.items() if k not in known and v not in (None, False, {}))
     if unknown:
         raise FormatError(f"unknown published config key 'arch.{unknown[0]}'")
     for key, legal in _ONLY_VALUES.items():
-        if key in arch and not is_one_of(arch[key], legal):
+        if arch.get(key) is not None and not is_one_of(arch[key], legal):
             choices = " or ".join(map(repr, legal))
             raise FormatError(f"arch.{key} {arch[key]!r} is not supported; it must be {choices}")
     missing = [key for key in _REQUIRED if key not in arch]
@@ -105,6 +104,12 @@ def encoder_from_published(values: dict[str, Any]) -> tuple[ModelConfig, Encoder
         raise
     except ValueError as error:
         raise FormatError(f"published config: {error}") from None
+
+
+def ignored_keys(values: dict[str, Any]) -> tuple[str, ...]:
+    """Keys of a published config.json that are set, unknown, and ignored; see `sort_keys`."""
+    tokens = {"pad_token_id", "bos_token_id", "eos_token_id"}
+    return sort_keys(values, {"arch", "model_type", "tie_word_embeddings", *tokens})
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
