@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,11 +14,14 @@ from train_jobs import make_text
 
 from nomatmul.evaluate.compare import CompareOptions, compare, make_cells, plan, prepare_data
 from nomatmul.evaluate.compare_cell import run_cell
+from nomatmul.evaluate.compare_costs import TotalBar, about, run_costs, sum_of
 from nomatmul.evaluate.compare_course import Course
+from nomatmul.evaluate.compare_plan import identity
 from nomatmul.evaluate.compare_texts import Texts
-from nomatmul.evaluate.rows import read_rows
+from nomatmul.evaluate.rows import append_row, read_rows
 from nomatmul.formats.config import ModelConfig
 from nomatmul.train.config import TrainConfig
+from nomatmul.train.memory import OutOfMemoryError
 
 CAUSAL = {"vocab_size": 300, "hidden_size": 16, "num_layers": 2, "max_position_embeddings": 16,
           "token_mixer": "attention", "linear": "dense", "channel_mixer": "ffn",
@@ -141,6 +145,37 @@ def test_a_whole_comparison_in_processes_goes_on_where_it_was(tmp_path, capfd):
     with pytest.raises(ValueError, match="holds runs of 'fff-3x3' with other settings"):
         compare(dataclasses.replace(options, config=config), lines.append, quiet=True)
     assert (options.out / "rows.jsonl").read_text() == rows
+
+
+def test_what_memory_cannot_hold_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("nomatmul.train.memory.available_memory", lambda: 1 << 27)
+    options = _options(tmp_path, variants=("none", "fff-3x3"))
+    with pytest.raises(OutOfMemoryError, match=r"too little memory for none: about 0\.3 GiB .*--f"):
+        compare(options)
+    assert not options.out.exists()
+
+
+def test_the_time_of_all_runs_is_told_and_shown(tmp_path, monkeypatch):
+    cells = _cells(_options(tmp_path, variants=("none", "fff-3x3"), seeds=2))
+    costs = run_costs(cells, 1)
+    assert set(costs) == {"none", "fff-3x3"}
+    assert min(costs.values()) > 0
+    assert sum_of(cells, {"none": 100.0, "fff-3x3": 400.0}) == pytest.approx(1010)
+    assert about(1010) == "about 17 minutes"
+    clock, told = [1000.0], []
+    monkeypatch.setattr("nomatmul.evaluate.compare_costs.time.monotonic", lambda: clock[0])
+    console = SimpleNamespace(progress=lambda share, text: told.append((round(share, 3), text)))
+    rows = tmp_path / "rows.jsonl"
+    bar = TotalBar(console, cells, {"none": 100.0, "fff-3x3": 400.0}, rows)
+    clock[0] += 50.5
+    bar.tick()
+    row = {"section": "tiny", "variant": "fff-3x3", "stage": "final", "seed": 1, "status": "ok"}
+    row |= {"identity": identity(cells[1]), "steps_planned": cells[1].config["steps"]}
+    append_row(rows, row)
+    clock[0] += 449.5
+    bar.tick()
+    bar.tick()  # too soon
+    assert told == [(0.05, "0 of 4 runs, 0:15:59 left"), (0.4, "1 of 4 runs, 0:12:30 left")]
 
 
 @pytest.mark.parametrize(

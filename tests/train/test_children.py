@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import subprocess
-import sys
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from families import Family
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/environ").exists(), reason="finds processes in /proc"
@@ -43,38 +40,7 @@ if __name__ == "__main__":
 def family(tmp_path: Path) -> Iterator[Family]:
     family = Family(tmp_path)
     yield family
-    for pid in family.alive():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-class Family:
-    """A process and all that come from it, in whatever session: they inherit a mark."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory, self.mark = directory, uuid.uuid4().hex
-        path = os.pathsep.join([str(directory), *filter(None, sys.path)])
-        self.environment = {**os.environ, "FAMILY": self.mark, "PYTHONPATH": path}
-
-    def start(self, *words: str, **options: object) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, *words], cwd=self.directory, env=self.environment, **options
-        )  # type: ignore[call-overload]
-
-    def alive(self) -> list[int]:
-        found = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if self.mark.encode() in (entry / "environ").read_bytes():
-                    found.append(int(entry.name))
-        return found
-
-    def wait_for(self, count: int, limit: float = 60.0) -> int:
-        """Until that many processes live; how many do."""
-        end = time.monotonic() + limit
-        while (living := len(self.alive())) != count and time.monotonic() < end:
-            time.sleep(0.02)
-        return living
+    family.end()
 
 
 @pytest.mark.parametrize("session", [False, True])

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("generate", "continue a prompt, streaming the text"),
     "chat": ("chat", "write a text together with a model; its state is kept between turns"),
     "train": ("train", "train a model on your own text"),
+    "recipes": ("recipes", "list the recipes of `train`: size, data, time, what each is for"),
     "compare": ("compare", "does a layer pay? train its controls beside it and report"),
     "finetune": ("finetune", "fine-tune an encoder on GLUE or on your own labelled texts"),
     "pack": ("pack", "turn a training checkpoint or a published model into a packed one"),

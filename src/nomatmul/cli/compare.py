@@ -93,6 +93,7 @@ class Options:
     )
     keep: bool = option(False, help="keep the trained models in DIR/models")
     report_only: bool = option(False, help="write the report from rows that lie there, no training")
+    force: bool = option(False, help="train although memory seems too small")
     quiet: bool = option(False, help="no progress on stderr")
     json: bool = json_option()
 
@@ -165,6 +166,7 @@ def _train(options: Options, out: Path) -> dict:
         points=options.points,
         implementation=options.implementation or "",
         keep=options.keep,
+        force=options.force,
     )
     quiet = options.quiet
 

@@ -4,7 +4,7 @@ RECIPE names the sizes and the schedule: cpu_minute (a million parameters, a min
 box (packs to 16 MB), mmfree_370m, mmfree_1_3b, mmfree_2_7b (the published ones), and the baseline
 of each under transformer_...; encoders, which guess hidden words and which `nomatmul finetune` then
 teaches a task: encoder_cpu_minute, ultrafastbert_1x11, ultrafastbert_128x4, and their dense twins
-bert_cpu_minute and crammedbert. A wrong name lists them all. Single settings are changed by
+bert_cpu_minute and crammedbert. `nomatmul recipes` lists them all. Single settings are changed by
 --set NAME=VALUE (fields of the model: --set model.NAME=VALUE).
 
 Texts are UTF-8 files, JSONL, parquet, a data set saved by Hugging Face datasets, or hf:NAME from

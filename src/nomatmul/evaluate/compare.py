@@ -8,14 +8,13 @@ summary.json and a plot. Names of variants: compare_variants.py.
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from nomatmul.evaluate.compare_costs import TotalBar, about, check_memory, run_costs, sum_of
 from nomatmul.evaluate.compare_plan import Cell, check_same_settings, make_cell, missing
 from nomatmul.evaluate.compare_pool import PoolOptions, run_pool
 from nomatmul.evaluate.compare_report import write_report
@@ -23,11 +22,13 @@ from nomatmul.evaluate.compare_variants import Variant, default_names, make_vari
 from nomatmul.evaluate.rows import read_rows
 from nomatmul.formats.config import ModelConfig
 from nomatmul.train.config import TrainConfig
+from nomatmul.train.metrics import Console
 from nomatmul.train.prepare import DataArgs, build, with_token_ids
 from nomatmul.train.tokenizer import load_tokenizer
 from nomatmul.train.tokens import open_stream
 
 Say = Callable[[str], None]
+LOG = "runs.log"  # in OUT: what the training processes say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,7 @@ class CompareOptions:
     implementation: str = ""
     keep: bool = False
     threads: int = 0
+    force: bool = False  # although memory seems too small
 
 
 def plan(options: CompareOptions) -> list[Variant]:
@@ -82,13 +84,17 @@ def compare(
 ) -> dict[str, Any]:
     """Prepare, train what is missing, report. Returns the summary, see `write_report`.
 
-    say: gets the progress of this process; quiet: the training processes print nothing.
+    say: gets the progress of preparing; quiet: no bar. What the training processes say is in
+    OUT/runs.log.
 
-    Raises ValueError or OSError for bad input; RuntimeError when no run could be made.
+    Raises ValueError, OSError or OutOfMemoryError for bad input; RuntimeError when no run could be
+    made.
     """
     began = time.time()
     variants = plan(options)
     devices = pick_devices(options.devices)
+    if not options.force:
+        check_memory(options, variants, devices)
     train, valid = prepare_data(options, say)
     cells = make_cells(options, variants, train, valid)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -97,7 +103,12 @@ def compare(
     todo = missing(rows, cells)
     left = sum(len(cell.seeds) for cell in todo)
     total = sum(len(cell.seeds) for cell in cells)
-    say(f"{len(variants)} variants x {options.seeds} seeds: {left} of {total} runs to make")
+    console = Console(quiet)
+    costs = run_costs(todo, options.threads) if devices == ("cpu",) and not quiet else {}
+    say(
+        f"{len(variants)} variants x {options.seeds} seeds: {left} of {total} runs to make"
+        + (f", {about(sum_of(todo, costs))} in all" if costs else "")
+    )
     pool = PoolOptions(
         devices,
         lanes=options.lanes,
@@ -106,12 +117,18 @@ def compare(
         cache=options.out / "cache",
         threads=options.threads or 1,
     )
-    with ExitStack() as stack:
-        log = stack.enter_context(open(os.devnull, "wb")) if quiet else None
-        failed = run_pool(todo, pool, log, say) if todo else []
+    failed: list[str] = []
+    bar = TotalBar(console, todo, costs, options.out / "rows.jsonl")
+    console.start(options.config.recipe)
+    try:
+        if todo:
+            with open(options.out / LOG, "ab") as log:
+                failed = run_pool(todo, pool, log, console.say, bar.tick)
+    finally:
+        console.stop()
     document = write_report(options.out, f"Channel mixers of {options.config.recipe}", _about())
     if failed and not any(document["sections"].values()):
-        raise RuntimeError(f"no run has ended; {failed[0]} (its words are above)")
+        raise RuntimeError(f"no run has ended; {failed[0]} (its words are in {options.out / LOG})")
     undone = sum(len(cell.seeds) for cell in missing(read_rows(options.out / "rows.jsonl"), cells))
     return {
         "out": str(options.out),

@@ -74,16 +74,20 @@ class Cell:
 
 def make_cell(base: TrainConfig, variant: Variant, **values: Any) -> Cell:
     """The cell of a variant: `base` with its model and its own training options."""
-    options = {} if variant.model.channel_mixer == "fff" else _without_trees()
-    config = dataclasses.replace(base, model=variant.model, **{**options, **variant.train})
     return Cell(
         variant=variant.name,
         label=variant.label,
         neurons=variant.neurons,
         active=variant.active,
-        config=config.to_dict(),
+        config=variant_config(base, variant).to_dict(),
         **values,
     )
+
+
+def variant_config(base: TrainConfig, variant: Variant) -> TrainConfig:
+    """`base` with the variant's model and its own training options."""
+    options = {} if variant.model.channel_mixer == "fff" else _without_trees()
+    return dataclasses.replace(base, model=variant.model, **{**options, **variant.train})
 
 
 def _without_trees() -> dict[str, Any]:

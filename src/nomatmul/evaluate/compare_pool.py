@@ -41,11 +41,13 @@ def run_pool(
     options: PoolOptions,
     log: IO[bytes] | None = None,
     say: Callable[[str], None] = lambda text: None,
+    tick: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """Train all cells, in order; the reasons of those that failed.
 
     Every device takes the next cell as soon as it has room. log: where the processes write, the
-    own stderr if None. Ctrl-C ends them, and what they have written as rows stays.
+    own stderr if None. tick: called now and then by the main thread. Ctrl-C ends them, and what
+    they have written as rows stays.
     """
     waiting: deque[Cell] = deque(cells)
     lock, failed = threading.Lock(), list[str]()
@@ -57,6 +59,7 @@ def run_pool(
         while any(thread.is_alive() for thread in threads):
             time.sleep(0.1)
             _raise_errors(devices)
+            tick()
         _raise_errors(devices)
     except BaseException:  # also a second Ctrl-C: what is left then dies with this process
         for device in devices:

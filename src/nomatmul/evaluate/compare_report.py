@@ -70,7 +70,8 @@ def _fixed(value: float) -> str | None:
 
 NOTES = """\
 - *active*: neurons on a token's path in one layer, which conditional inference computes; *neurons*:
-  all that a layer has. Levels count neurons on a path: FFF 16 x 7 is 16 trees of 7 levels.
+  all that a layer has; a gated neuron of a GLU has three rows of weights and counts as 1.5.
+  Levels count neurons on a path: FFF 16 x 7 is 16 trees of 7 levels.
 - *worth*: the width of the dense layer that would score the same, read from the dense controls of
   this table; a dash where the score lies outside of them.
 - ± is one standard error of the mean over seeds; the seeds' spread is pooled over all variants of

@@ -96,7 +96,7 @@ def make_variant(base: ModelConfig, name: str) -> Variant:
         mixer = "glu" if gated else "ffn"
         model = _with(base, channel_mixer=mixer, intermediate_size=width)
         size = rows_of(model)
-        return Variant(name, f"{'GLU' if gated else 'dense'} {width}", model, {}, size, size)
+        return Variant(name, _plain_label(mixer, width), model, {}, size, size)
     if found := _FFF.fullmatch(name):
         return _trees(base, name, int(found[2]), int(found[3]), found[4].split("-")[1:], rows)
     raise ValueError(
@@ -113,8 +113,12 @@ def _whole(base: ModelConfig, rows: int) -> Variant:
         size = rows * 2 // 3 if glu else rows
     mixer = "glu" if glu else "ffn"
     model = _with(base, channel_mixer=mixer, intermediate_size=size)
-    label = f"GLU {size}" if glu else f"dense {size}"
-    return Variant("dense", label, model, {}, rows, rows)
+    return Variant("dense", _plain_label(mixer, size), model, {}, rows, rows)
+
+
+def _plain_label(mixer: str, width: int) -> str:
+    """By what the layer is: gated neurons are not the neurons that its weights would make."""
+    return f"GLU, {width} gated" if mixer == "glu" else f"dense {width}"
 
 
 def _trees(

@@ -165,6 +165,28 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
 }  # fmt: skip
 
 
+# About how long each takes ("": not measured), and what it is for.
+ABOUT: dict[str, tuple[str, str]] = {
+    "cpu_minute": ("1 min, 2 cores", "a first MatMul-free model of your own text"),
+    "transformer_cpu_minute": ("1 min, 2 cores", "its Transformer++ twin"),
+    "union_cpu_minute": ("1 min, 2 cores", "cpu_minute with trees in place of the GLU"),
+    "box": ("8 min, H200", "the model that the package carries"),
+    "transformer_box": ("", "its Transformer++ twin"),
+    "union": ("", "box with trees in place of the GLU"),
+    "mmfree_370m": ("", "the published MatMul-free LM, 370M"),
+    "mmfree_1_3b": ("", "the published MatMul-free LM, 1.3B"),
+    "mmfree_2_7b": ("", "the published MatMul-free LM, 2.7B"),
+    "transformer_370m": ("", "the Transformer++ twin of 370M"),
+    "transformer_1_3b": ("", "the Transformer++ twin of 1.3B"),
+    "transformer_2_7b": ("", "the Transformer++ twin of 2.7B"),
+    "encoder_cpu_minute": ("1 min, 2 cores", "a first encoder with trees, for fine-tuning"),
+    "bert_cpu_minute": ("1 min, 2 cores", "its dense twin"),
+    "ultrafastbert_1x11": ("1 day, one GPU", "UltraFastBERT, one deep tree"),
+    "ultrafastbert_128x4": ("1 day, one GPU", "UltraFastBERT, many shallow trees"),
+    "crammedbert": ("1 day, one GPU", "their dense twin"),
+}
+
+
 def recipe(name: str) -> TrainConfig:
     """The config of a recipe by name; "-" and "." may stand for "_". ValueError lists the names."""
     key = name.replace("-", "_").replace(".", "_").lower()
