@@ -22,7 +22,7 @@ from nomatmul.evaluate.compare_variants import Variant, default_names, make_vari
 from nomatmul.evaluate.rows import read_rows
 from nomatmul.formats.config import ModelConfig
 from nomatmul.train.config import TrainConfig
-from nomatmul.train.metrics import Console
+from nomatmul.train.metrics import Console, preparing_words
 from nomatmul.train.prepare import DataArgs, build, with_token_ids
 from nomatmul.train.tokenizer import load_tokenizer
 from nomatmul.train.tokens import open_stream
@@ -157,7 +157,7 @@ def prepare_data(options: CompareOptions, say: Say) -> tuple[tuple[str, ...], di
     )
 
     def progress(what: str, done: int, of: int) -> None:
-        say(f"{what}: {done:,}" + (f" of {of:,}" if of else ""))
+        say(preparing_words(what, done, of))
 
     options.out.mkdir(parents=True, exist_ok=True)
     built = build(options.config, args, options.out, progress)

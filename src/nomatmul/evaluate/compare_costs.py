@@ -31,8 +31,10 @@ def check_memory(
     options: CompareOptions, variants: Sequence[Variant], devices: Sequence[str]
 ) -> None:
     """Raises OutOfMemoryError naming the first variant that a device surely cannot hold."""
-    whole = {"micro_batch_size": options.config.batch_size, "loss_chunks": 1}
-    base = dataclasses.replace(options.config, batch_ramp=0.0, **whole)
+    config = options.config
+    base = dataclasses.replace(
+        config, batch_ramp=0.0, micro_batch_size=config.batch_size, loss_chunks=1
+    )
     device = torch.device(devices[0])
     at_once = devices.count("cpu") if device.type == "cpu" else options.lanes
     free = free_memory(device, 1 if device.type == "cuda" else at_once)

@@ -13,6 +13,7 @@ from typing import Any
 
 from nomatmul.evaluate.compare_summary import Entry, difference, sections, summarise, timed
 from nomatmul.evaluate.rows import read_rows
+from nomatmul.train.curve import open_pyplot
 
 METRICS = {"bpb": "bits per byte", "loss": "loss (nats a guessed token)"}
 
@@ -170,12 +171,9 @@ def as_json(entry: Entry) -> dict[str, Any]:
 
 def plot(rows: list[dict[str, Any]], entries: list[Entry], path: Path) -> bool:
     """Score against active neurons, loss against FLOPs and seconds; False without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
+    plt = open_pyplot()
+    if plt is None:
         return False
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     from matplotlib import ticker
 
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")

@@ -20,6 +20,7 @@ from nomatmul.train.checkpoints import (
     write_model,
 )
 from nomatmul.train.config import TrainConfig, differences
+from nomatmul.train.curve import draw_curve
 from nomatmul.train.files import new_directory, write_json
 from nomatmul.train.memory import MemoryPlan, plan_memory
 from nomatmul.train.metrics import Console, read_metrics
@@ -59,6 +60,7 @@ class RunResult:
     valid_loss: float | None = None
     valid_bits_per_byte: float | None = None
     valid_accuracy: float | None = None  # of an encoder
+    curve: str | None = None  # picture of the losses, where matplotlib is installed
 
 
 def run(
@@ -149,8 +151,9 @@ class _Job:
             if not finished:
                 return RunResult(_status(trainer.stopped_by), trainer.step, elapsed)
             model = self._export(trainer)
-        scored = []
+        scored, curve = [], None
         if self.ranks.first:
+            curve = draw_curve(self.out)
             scored = [row for row in read_metrics(self.out) if "valid_loss" in row]
         last: dict[str, float] = scored[-1] if scored else {}
         return RunResult(
@@ -161,6 +164,7 @@ class _Job:
             last.get("valid_loss"),
             last.get("valid_bits_per_byte"),
             last.get("valid_accuracy"),
+            None if curve is None else str(curve),
         )
 
     def _build(self, resume: str, override: bool) -> dict[str, list[str]]:

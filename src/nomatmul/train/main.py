@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from nomatmul.train.args import TrainArgs, started_by_torchrun
@@ -76,12 +77,36 @@ def _show(result: RunResult, args: TrainArgs) -> int:
         print(json.dumps(dataclasses.asdict(result)))
     elif result.status == "finished":
         print(f"trained {result.step} steps; the model is in {result.model}")
+        _show_finished(result, args)
     else:
         print(
             f"{result.status} at step {result.step}; the same command continues the run",
             file=sys.stderr,
         )
     return 130 if result.status == "interrupted" else 0
+
+
+def _show_finished(result: RunResult, args: TrainArgs) -> None:
+    """Time and scores of the run, its picture, and what to do next: unless it is to be quiet."""
+    if args.quiet:
+        return
+    from nomatmul.train.metrics import duration
+
+    facts = [f"{duration(result.elapsed)} of training"]
+    if result.valid_bits_per_byte is not None:
+        facts.append(f"{result.valid_bits_per_byte:.4f} bits per byte held out")
+    elif result.valid_loss is not None:
+        facts.append(f"held-out loss {result.valid_loss:.4f} nats a hidden token")
+    if result.curve is not None:
+        facts.append(f"its curve is {result.curve}")
+    print("; ".join(facts))
+    packed = f"packed/{Path(args.out).name}"
+    if result.valid_accuracy is None:
+        print(f"next: nomatmul pack {args.out} {packed}")
+        print(f'      nomatmul generate --model {packed} --prompt "..."')
+    else:
+        print(f"next: nomatmul finetune {args.out} --task FILE.tsv --out {args.out}-tuned")
+        print(f"      nomatmul pack {args.out} {packed}")
 
 
 def _one_of_many(args: TrainArgs) -> int:

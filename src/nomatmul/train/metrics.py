@@ -154,7 +154,9 @@ class Console:
             console=RichConsole(stderr=True),
         )
         self._bar.start()
-        self._task = self._bar.add_task(title, total=1.0, completed=0.0, text="starting")
+        self._task = self._bar.add_task(
+            title, total=1.0, completed=0.0, text="preparing the first step"
+        )
 
     def progress(self, share: float, text: str) -> None:
         """Show how far the work is. share: of it that is done."""
@@ -164,16 +166,29 @@ class Console:
             self._last_line = time.monotonic()
             print(f"{100 * share:5.1f}%  {text}", file=sys.stderr, flush=True)
 
+    def moving(self, share: float, text: str) -> None:
+        """Progress between reports: on a bar only."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=share, text=text)
+
     def preparing(self, what: str, done: int, of: int) -> None:
         """Progress of the token shards."""
-        if not self.quiet and time.monotonic() - self._last_line >= 5:
+        due = not done or time.monotonic() - self._last_line >= 5  # a beginning is always told
+        if not self.quiet and due:
             self._last_line = time.monotonic()
-            print(f"{what}: {done:,}" + (f" of {of:,}" if of else ""), file=sys.stderr, flush=True)
+            print(preparing_words(what, done, of), file=sys.stderr, flush=True)
 
     def stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def preparing_words(what: str, done: int, of: int) -> str:
+    """Progress of preparing the data: a count where there is one, else that it goes on."""
+    if not done:
+        return f"{what} ..."
+    return f"{what}: {done:,}" + (f" of {of:,}" if of else "")
 
 
 def duration(seconds: float) -> str:

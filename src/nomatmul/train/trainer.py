@@ -122,6 +122,7 @@ class Trainer:
         self._flushed_at, self._flushed_samples = self.clock.working(), self.samples
         self._saved_step = progress.step
         self._saved_at = progress.elapsed
+        self._speed: float | None = None  # tokens a second at the last report
 
     def run(self) -> bool:
         """Train. True: the end is reached and saved; False: stopped on request, and saved.
@@ -215,6 +216,8 @@ class Trainer:
         config, step = self.config, self.step
         if step % config.log_interval == 0:
             self._flush()
+        elif self._speed is None:  # the bar moves before the first losses are fetched
+            self.console.moving(self.share_done(), f"step {step}")
         self._look(x_BT, lambda interval: step % interval == 0)
         since = self._elapsed() - self._saved_at
         by_time = config.checkpoint_seconds > 0 and since >= config.checkpoint_seconds
@@ -267,6 +270,7 @@ class Trainer:
         read = (self.samples - self._flushed_samples) * length
         speed = read / max(now - self._flushed_at, 1e-9)
         self._flushed_at, self._flushed_samples = now, self.samples
+        self._speed = speed
         row: dict[str, Any] = {}
         for index, (rate, samples, _) in enumerate(pending):
             loss, norm, *auxiliary = values[index]
