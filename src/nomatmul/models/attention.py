@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nomatmul.models.layers import BitLinear, make_linear
-from nomatmul.ops.bitlinear import root_mean_square
+from nomatmul.models.layers import make_linear, shared_rms
 
 
 def rotary_angles(position_ids_BT: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -111,9 +110,7 @@ class Attention(nn.Module):
         if rotary is None and self.rotary:
             positions = torch.arange(steps, device=x.device).unsqueeze(0)
             rotary = rotary_angles(positions, self.head_size, self.rope_theta)
-        rms = None
-        if isinstance(self.q_proj, BitLinear):
-            rms = root_mean_square(x.detach(), self.q_proj.norm.eps)
+        rms = shared_rms(x, self.q_proj)
 
         def split(projection: nn.Module) -> Tensor:
             y = projection(x, rms)

@@ -242,7 +242,8 @@ class TextModel(PreTrainedModel):
         """Mean cross-entropy and z of targets (not shifted), see `chunked_cross_entropy`."""
         head = self.head
         hooked = bool(head._forward_hooks) and not torch.compiler.is_compiling()
-        if fused_wanted(hidden) and not hooked and not watched(head):
+        own = isinstance(head, BitLinear | DenseLinear)  # and no adapter's wrapper
+        if own and fused_wanted(hidden) and not hooked and not watched(head):
             if isinstance(head, BitLinear):
                 norm, eps, slot = head.norm.weight, head.norm.eps, head.slot
                 return linear_cross_entropy(

@@ -19,7 +19,7 @@ from nomatmul.formats.config import ModelConfig
 from nomatmul.models.attention import Attention
 from nomatmul.models.fff import FFF
 from nomatmul.models.fff_leaf import LeafFFF
-from nomatmul.models.layers import FFN, GLU, BitLinear, make_norm
+from nomatmul.models.layers import FFN, GLU, BitLinear, RMSNorm, make_norm
 from nomatmul.models.mlgru import MLGRU
 from nomatmul.ops import choose, fused
 
@@ -39,6 +39,11 @@ def watched(module: nn.Module) -> bool:
     return any(
         m._forward_hooks or m._forward_pre_hooks for m in module.modules() if m is not module
     )
+
+
+def own_layers(module: nn.Module) -> bool:
+    """Are its layers ours? An adapter's wrapper around one computes more than fused operations."""
+    return all(isinstance(layer, BitLinear | RMSNorm) for layer in module.children())
 
 
 def make_token_mixer(config: ModelConfig, layer: int) -> MLGRU | Attention:
@@ -125,6 +130,7 @@ class Block(nn.Module):
         plain = attention_mask is None and cache is None and not watched(self)
         dropped = self.training and self.dropout > 0
         fuse = plain and self._fusable_mixer and not dropped and fused_wanted(x)
+        fuse = fuse and own_layers(self.mixer)
         saving = self.training and torch.is_grad_enabled() and cache is None
         if saving and self.recompute == "block" and not fuse:
             arguments = (x, attention_mask, lower_bound, rotary)
@@ -135,7 +141,7 @@ class Block(nn.Module):
             x = self._token_mixer(x, attention_mask, lower_bound, rotary, cache)
         if self.channel is None:
             return x
-        if fuse and self._fusable_channel:
+        if fuse and self._fusable_channel and own_layers(self.channel):
             return self._fused_channel(x)
         if saving and self.recompute != "none":
             return checkpoint(self._channel_mixer, x, use_reentrant=False)

@@ -60,29 +60,27 @@ def make_norm(size: int, kind: str = "rms", eps: float = 1e-6) -> RMSNorm | Laye
     raise ValueError(f"norm {kind!r} is not known: use 'rms' or 'layer'")
 
 
-class BitLinear(nn.Module):
+class BitLinear(nn.Linear):
     """Linear layer of ternary weights and int8 activations with its own RMSNorm in front.
 
     Holds latent float weights [out, in] that training moves; every forward pass uses
     mean|W| * clip(round(W / mean|W|), -1, 1). No bias. x: [..., in] -> [..., out].
-    Source: arXiv 2406.02528, section 3.2.
+    An nn.Linear to those who look for linear layers (adapters attach to it), not in what it
+    computes. Source: arXiv 2406.02528, section 3.2.
     """
 
     initial_std: float | None = None  # set by CausalLM: normal weights instead of Xavier-uniform
 
     def __init__(self, in_features: int, out_features: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.in_features = in_features
-        self.out_features = out_features
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        super().__init__(in_features, out_features, bias=False)
         self.norm = RMSNorm(in_features, eps)
         self.slot = new_slot()  # where `ternary_cache` keeps this layer's ternary weights
-        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Xavier-uniform weights with gain 2^-2.5, norm at one; `CausalLM` has its own plan."""
         nn.init.xavier_uniform_(self.weight, gain=XAVIER_GAIN)
-        nn.init.ones_(self.norm.weight)
+        if hasattr(self, "norm"):  # nn.Linear's constructor comes here before there is one
+            nn.init.ones_(self.norm.weight)
 
     def forward(self, x: Tensor, rms: Tensor | None = None) -> Tensor:
         """rms: `root_mean_square(x, eps)` where several layers read the same x."""
@@ -102,6 +100,20 @@ class DenseLinear(nn.Linear):
 
     def forward(self, x: Tensor, rms: Tensor | None = None) -> Tensor:
         return F.linear(x, self.weight)
+
+
+def shared_rms(x: Tensor, layer: nn.Module) -> Tensor | None:
+    """`root_mean_square` of x for all layers that read it, `layer` being one; None if dense.
+
+    An adapter's wrapper counts as the layer that it wraps.
+    """
+    layer = getattr(layer, "base_layer", layer)
+    return root_mean_square(x.detach(), layer.norm.eps) if isinstance(layer, BitLinear) else None
+
+
+def is_ternary(layer: nn.Module) -> bool:
+    """Is it a BitLinear, or an adapter's wrapper around one?"""
+    return isinstance(getattr(layer, "base_layer", layer), BitLinear)
 
 
 def make_linear(
@@ -145,7 +157,7 @@ class GLU(nn.Module):
         gate, up = y.chunk(2, dim=-1)
         product = activate(gate.float(), self.activation) * up.float()
         # A ternary layer norms and rounds in float32 itself; a dense one wants x's own type.
-        if isinstance(self.down_proj, DenseLinear):
+        if not is_ternary(self.down_proj):
             product = product.to(y.dtype)
         return self.down_proj(product).to(y.dtype)
 

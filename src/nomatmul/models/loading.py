@@ -58,6 +58,11 @@ def load_pretrained(cls: Any, inherited: Callable, path: Any, *args: Any, **kwar
     if (kind in _ENCODERS) != issubclass(cls.config_class, EncoderConfig):
         what = "an encoder: use MaskedLM" if kind in _ENCODERS else "a decoder: use CausalLM"
         raise ValueError(f"{path} is {what}, not {cls.__name__}")
+    ternary = kind == PublishedConfig.model_type or "ternary" == config.get(
+        "linear", "dense" if kind in _ENCODERS else "ternary"
+    )
+    if ternary and kwargs.get("quantization_config") is not None:
+        raise ValueError(f"{path}: quantization_config is not for layers that are ternary already")
     translate = kind in _PUBLISHED or (place.is_dir() and _is_wrapped(place, kwargs))
     _check_dtype(kwargs, config if translate else None)
     if translate:

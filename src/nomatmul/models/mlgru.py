@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nomatmul.models.layers import BitLinear, RMSNorm, make_linear
-from nomatmul.ops.bitlinear import root_mean_square
+from nomatmul.models.layers import RMSNorm, is_ternary, make_linear, shared_rms
 from nomatmul.ops.mlgru import mlgru_scan
 
 
@@ -61,9 +60,7 @@ class MLGRU(nn.Module):
         lower_bound: [D] in [0, 1), what the forget gate cannot fall below; None means zero.
         state: float32 [B, D] from an earlier call; None means zeros.
         """
-        rms = None
-        if isinstance(self.i_proj, BitLinear):
-            rms = root_mean_square(x.detach(), self.i_proj.norm.eps)
+        rms = shared_rms(x, self.i_proj)
         f = torch.sigmoid(self.f_proj(x, rms).float())
         if lower_bound is not None:
             bound = lower_bound.float()
@@ -76,6 +73,6 @@ class MLGRU(nn.Module):
         h, last = mlgru_scan(i, f, state)
         g = self.g_proj(x, rms)
         mixed = self.g_norm(g.float()) * F.silu(h)
-        if not isinstance(self.o_proj, BitLinear):
+        if not is_ternary(self.o_proj):
             mixed = mixed.to(g.dtype)
         return self.o_proj(mixed).to(g.dtype), last
