@@ -98,7 +98,7 @@ class EncoderBase(TextModel):
         elif isinstance(module, BitLinear | DenseLinear | nn.Linear):
             nn.init.normal_(module.weight, 0.0, std)
             if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                nn.init.zeros_(module.bias)
         elif isinstance(module, FFF | LeafFFF):
             module.initial_std = std
             module.reset_parameters()

@@ -58,8 +58,9 @@ def load_pretrained(cls: Any, inherited: Callable, path: Any, *args: Any, **kwar
     if (kind in _ENCODERS) != issubclass(cls.config_class, EncoderConfig):
         what = "an encoder: use MaskedLM" if kind in _ENCODERS else "a decoder: use CausalLM"
         raise ValueError(f"{path} is {what}, not {cls.__name__}")
-    ternary = kind == PublishedConfig.model_type or "ternary" == config.get(
-        "linear", "dense" if kind in _ENCODERS else "ternary"
+    ternary = (
+        kind == PublishedConfig.model_type
+        or config.get("linear", "dense" if kind in _ENCODERS else "ternary") == "ternary"
     )
     if ternary and kwargs.get("quantization_config") is not None:
         raise ValueError(f"{path}: quantization_config is not for layers that are ternary already")
