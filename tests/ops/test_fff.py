@@ -284,3 +284,31 @@ def test_bad_shapes_are_named():
         combine(logits[1:], rows, w_out)
     with pytest.raises(ValueError, match=r"w_out must be \[V, D\]"):
         combine(logits, rows, w_out[0])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("activation", ["gelu", "silu", "relu"])
+def test_inference_on_a_cpu_has_the_bits_of_training(bias, activation):
+    torch.manual_seed(2)
+    rows = 3 * 15
+    x, w_in, w_out = torch.randn(5, 12), torch.randn(rows, 12), torch.randn(rows, 9)
+    b = torch.randn(rows) if bias else None
+    options = {"trees": 3, "depth": 3, "activation": activation, "implementation": "native"}
+    w_in.requires_grad_(True)
+    trained = fff(x, w_in, w_out, b, **options)
+    assert not native.infers("native", x, w_in, w_out, b)
+    assert trained[0].requires_grad
+    with torch.no_grad():
+        assert native.infers("native", x, w_in, w_out, b)
+        served = fff(x, w_in, w_out, b, **options)
+        some = fff(x[:, ::2].repeat(1, 2)[:0], w_in, w_out, b, **options)
+        strided = fff(x.t().contiguous().t(), w_in, w_out, b, **options)
+        compiled = torch.compile(fff, fullgraph=True, backend="eager")(x, w_in, w_out, b, **options)
+    for other in (trained, strided, compiled):
+        assert all(torch.equal(a, c.detach()) for a, c in zip(served, other, strict=True))
+    assert some[0].shape == (0, 9)
+    with torch.no_grad(), pytest.raises(ValueError, match="finite|NaN"):
+        fff(x * float("nan"), w_in, w_out, b, **options)
+    for odd in (x.double(), x.half()):
+        assert not native.infers("", odd, w_in, w_out, b)
+    assert not native.infers("naive", x, w_in, w_out, b)

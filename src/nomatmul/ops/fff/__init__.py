@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from nomatmul.ops.activations import ACTIVATIONS, activate, check_activation
-from nomatmul.ops.fff import masked
+from nomatmul.ops.fff import masked, native
 from nomatmul.ops.fff.operators import check_logits, combine_op, fff_op, project_op, walk_op
 from nomatmul.ops.fff.surrogate import activate_routed, route_factor
 
@@ -171,6 +171,8 @@ def fff(
     if w_out.dim() != 2 or w_out.shape[0] != w_in.shape[0]:
         raise ValueError(f"fff: w_out must be [{w_in.shape[0]}, D], got {tuple(w_out.shape)}")
     x, w_in, w_out = _lowered(x, w_in, w_out)
+    if native.infers(name, x, w_in, w_out, bias):
+        return native.infer(x, w_in, w_out, bias, trees, depth, activation)
     if name != "masked":
         return fff_op(x, w_in, w_out, bias, trees, depth, activation, route_gradient, name)
     result = masked.fff(x, w_in, w_out, bias, trees, depth, activation, route_gradient)

@@ -17,6 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nomatmul.ops import choose
+from nomatmul.ops.activations import activate
+
 
 @functools.cache
 def _core() -> Any:
@@ -41,7 +44,10 @@ def _ready() -> Any:
 
 def _array(x: Tensor) -> np.ndarray:
     # not Tensor.numpy(): it forbids to resize the storage, which FSDP does to parameters
-    return np.from_dlpack(x.detach().float().contiguous())
+    x = x.detach()
+    if x.dtype != torch.float32 or not x.is_contiguous():
+        x = x.float().contiguous()
+    return np.from_dlpack(x)
 
 
 def _rows(nodes_NTL: Tensor) -> np.ndarray:
@@ -80,6 +86,50 @@ def _outer_sums(
         sums = None if sums_V is None else sums_V.numpy()
         _ready().segment_sum(*arguments, total_VD.numpy(), sums, torch.get_num_threads())
     return total_VD.to(like_VD.dtype)
+
+
+def infers(implementation: str, *operands: Tensor | None) -> bool:
+    """Can `infer` serve these operands? Nobody differentiates, compiles or traces them.
+
+    Then the operator of torch around the native core is left out: it costs three times the walk.
+    """
+    if torch.compiler.is_compiling() or implementation not in ("", "native"):
+        return False
+    given = [t for t in operands if t is not None]
+    plain = all(
+        type(t) in (Tensor, torch.nn.Parameter) and t.dtype == torch.float32 and t.is_cpu
+        for t in given
+    )
+    if not plain or (torch.is_grad_enabled() and any(t.requires_grad for t in given)):
+        return False
+    traced = torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack()
+    return not traced and choose.choice() == "" and available()
+
+
+def infer(
+    x_NK: Tensor,
+    w_in_VK: Tensor,
+    w_out_VD: Tensor,
+    bias_V: Tensor | None,
+    trees: int,
+    depth: int,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y [N, D], logits, rows) of the whole layer, the bits of `walk` and `combine`; no gradient.
+
+    Raises ValueError for a logit that is not finite.
+    """
+    core, threads, tokens = _ready(), torch.get_num_threads(), len(x_NK)
+    logits_NTL = torch.empty(tokens, trees, depth + 1, dtype=torch.float32)
+    rows_NTL = torch.empty(tokens, trees, depth + 1, dtype=torch.int32)
+    y_ND = torch.empty(tokens, w_out_VD.shape[1], dtype=torch.float32)
+    if tokens:
+        bias = None if bias_V is None else _array(bias_V)
+        logits, rows = logits_NTL.numpy(), rows_NTL.numpy()
+        core.walk(_array(x_NK), _array(w_in_VK), bias, logits, rows, trees, depth, threads)
+        h = activate(logits_NTL, activation).numpy().reshape(tokens, -1)
+        core.combine(h, rows.reshape(tokens, -1), _array(w_out_VD), y_ND.numpy(), threads)
+    return y_ND, logits_NTL, rows_NTL
 
 
 def walk_backward(
