@@ -307,7 +307,7 @@ def test_inference_on_a_cpu_has_the_bits_of_training(bias, activation):
     for other in (trained, strided, compiled):
         assert all(torch.equal(a, c.detach()) for a, c in zip(served, other, strict=True))
     assert some[0].shape == (0, 9)
-    with torch.no_grad(), pytest.raises(ValueError, match="finite|NaN"):
+    with torch.no_grad(), pytest.raises(ValueError, match=r"finite|NaN"):
         fff(x * float("nan"), w_in, w_out, b, **options)
     for odd in (x.double(), x.half()):
         assert not native.infers("", odd, w_in, w_out, b)
