@@ -27,6 +27,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from nomatmul._extras import require_train
 from nomatmul.cli.options import json_option, option
 from nomatmul.cli.show import print_json, print_table
 
@@ -138,10 +139,7 @@ def run(options: Options) -> int:
 def _train(options: Options, out: Path) -> dict:
     import os
 
-    try:
-        import torch  # noqa: F401  # asked for here, so that its absence is told in one line
-    except ImportError as error:
-        raise ImportError(f"compare trains models: it needs the extra `train` ({error})") from None
+    require_train("compare, which trains models,")  # its absence is told in one line
     from nomatmul.evaluate.compare import CompareOptions, compare
     from nomatmul.train.config import apply_overrides
     from nomatmul.train.recipes import recipe

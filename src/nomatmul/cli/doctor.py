@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nomatmul._extras import install_line
 from nomatmul.cli.options import json_option, option
 from nomatmul.cli.show import print_json
 
@@ -128,7 +129,7 @@ def _show(report: dict[str, Any]) -> None:
         rows.append((f"read bandwidth, {count} thr", f"{rate:.1f} GB/s"))
     rows += _gpu_rows(report["gpu"])
     for name, missing in report["extras"].items():
-        text = f"missing {', '.join(missing)}: pip install 'nomatmul[{name}]'" if missing else "all"
+        text = f"missing {', '.join(missing)}: {install_line(name)}" if missing else "all"
         rows.append((f"extra {name}", text))
     rows.append(("model in the box", _box_words(report["box"])))
     rows.append(("verdict", "all is well" if report["ok"] else "SOMETHING IS WRONG, see above"))

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nomatmul._extras import install_line
 from nomatmul.cli.options import json_option, option
 from nomatmul.cli.show import hide_progress_bars, print_json, print_table
 
@@ -104,7 +105,7 @@ def _open_torch(directory: Path, threads: int | None) -> tuple[Scorer, str]:
     except ImportError as error:
         raise ValueError(
             f"{directory} is not packed, and evaluating it needs torch ({error}): "
-            'pip install "nomatmul[train]", or pack it first'
+            f"{install_line()}, or pack it first"
         ) from None
     if threads is not None:
         torch.set_num_threads(threads)

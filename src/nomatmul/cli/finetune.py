@@ -79,10 +79,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    try:
-        from nomatmul.finetune import FinetuneConfig, finetune
-    except ImportError as error:
-        raise ImportError(f"fine-tuning needs the extra `train` ({error})") from None
+    from nomatmul.finetune import FinetuneConfig, finetune
     from nomatmul.finetune.tasks import find_task
     from nomatmul.train.signals import Stopped
 

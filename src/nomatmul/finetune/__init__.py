@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from nomatmul._extras import require_train
 from nomatmul.finetune.tasks import TASKS, Task, find_task
 
 if TYPE_CHECKING:
@@ -20,4 +21,5 @@ __all__ = ["TASKS", "FinetuneConfig", "Task", "TaskReport", "find_task", "finetu
 def __getattr__(name: str) -> Any:
     if name not in ("FinetuneConfig", "TaskReport", "finetune"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require_train("fine-tuning")
     return getattr(importlib.import_module("nomatmul.finetune.run"), name)

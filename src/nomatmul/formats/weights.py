@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from nomatmul._extras import install_line
 from nomatmul.formats.config import read_json_object
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.safetensors_file import FLOAT_DTYPES, SafetensorsFile, check_finite
@@ -129,8 +130,8 @@ def _load_torch(path: Path) -> tuple[dict[str, Any], bool]:
         import torch
     except ImportError:
         raise FormatError(
-            f"reading {path} needs torch: pip install 'nomatmul[train]', or convert the"
-            " checkpoint to safetensors"
+            f"reading {path} needs torch: {install_line()}, or convert the checkpoint to"
+            " safetensors"
         ) from None
     try:
         try:

@@ -1,5 +1,6 @@
 """The torch model: drop-in layers, the block with its three dials, and the language model."""
 
+import nomatmul.models._needs  # noqa: F401  # before anything that imports torch
 from nomatmul.models.attention import Attention
 from nomatmul.models.auto import register
 from nomatmul.models.block import Block

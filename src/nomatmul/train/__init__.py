@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from nomatmul._extras import require_train
+
 if TYPE_CHECKING:
     from nomatmul.train.args import TrainArgs
     from nomatmul.train.config import TrainConfig, apply_overrides
@@ -41,6 +43,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in ("run", "RunResult"):
+        require_train("training")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value  # else the submodule `main` would hide the function `main`
     return value

@@ -11,6 +11,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from nomatmul._extras import require_train
 from nomatmul.train.args import TrainArgs, started_by_torchrun
 from nomatmul.train.children import tie_to
 from nomatmul.train.config import TrainConfig, apply_overrides
@@ -48,10 +49,9 @@ def _run(args: TrainArgs) -> RunResult:
     # Threads of torch that wait for each other spin; on a busy machine that was ten times slower
     # than sleeping soon (docs/log.md). Read when torch is first imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    try:
-        from nomatmul.train.job import run
-    except ImportError as error:
-        raise ImportError(f"training needs the extra `train` ({error})") from None
+    require_train("training")
+    from nomatmul.train.job import run
+
     return run(
         config,
         list(args.data),

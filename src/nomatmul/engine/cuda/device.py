@@ -6,6 +6,8 @@ import os
 import re
 from typing import Any
 
+from nomatmul._extras import install_line
+
 # Set (by tests) to run triton's interpreter on CPU tensors in place of a GPU.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -21,9 +23,7 @@ def torch_device(device: str) -> Any:
     try:
         import torch
     except ImportError as error:
-        raise ValueError(
-            f"device {device!r} needs torch ({error}): pip install 'nomatmul[train]'"
-        ) from None
+        raise ValueError(f"device {device!r} needs torch ({error}): {install_line()}") from None
     try:
         import triton  # noqa: F401 (only whether it is there)
     except ImportError as error:
