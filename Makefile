@@ -5,7 +5,13 @@ PY     := $(VENV)/bin/python
 # Python 3.11's CPU build of torch; override to use another build.
 TORCH  ?= torch==2.13.0
 
-.PHONY: help demo test test-slow test-arm test-asan bench lint format clean
+# What writes requirements/*.txt, in an environment of its own.
+UV     ?= uv==0.13.9
+# torch of `make test-oldest`. The package allows 2.6, whose CPU builds lie on torch's own index alone.
+OLDEST_TORCH ?= $(TORCH)
+NEWEST_TORCH ?= $(TORCH)
+
+.PHONY: help demo test test-slow test-arm test-asan test-oldest test-newest lock bench lint format clean
 
 help:
 	@echo "make demo       virtual environment, base install (no torch), generate text with the shipped model"
@@ -13,6 +19,10 @@ help:
 	@echo "make test-slow  the long soak tests"
 	@echo "make test-arm   NEON kernels, cross-compiled and run under qemu-user"
 	@echo "make test-asan  native core under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make test-oldest, make test-newest"
+	@echo "                tests of file formats, numpy, tokenizers and Hugging Face with the lowest and the newest"
+	@echo "                versions that pyproject.toml allows; base install and extra train in environments apart"
+	@echo "make lock       renew requirements/*.txt: the versions that demo, test and lint install"
 	@echo "make bench      speed and memory against llama.cpp, written to benchmarks/results/"
 	@echo "make lint       ruff, clang-format, mypy, import-linter"
 
@@ -25,14 +35,21 @@ SOURCES := pyproject.toml CMakeLists.txt README.md \
 $(PY):
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.base: $(SOURCES) | $(PY)
-	$(VENV)/bin/pip install -q .
+# What is installed is what requirements/ says, to the byte; nothing else is asked of an index but
+# torch, whose builds differ by index and which brings libraries that belong to its build.
+LOCKED := pip install -q --no-deps --require-hashes -r
+BUILT  := pip install -q --no-deps --no-build-isolation
+
+$(VENV)/.base: $(SOURCES) requirements/base.txt | $(PY)
+	$(VENV)/bin/$(LOCKED) requirements/base.txt
+	$(VENV)/bin/$(BUILT) .
 	@touch $@
 
-# One build for both stamps. torch comes first, so that the extras do not choose another build.
-$(VENV)/.dev: $(SOURCES) | $(PY)
+# One build for both stamps. torch comes first: the versions of the lock win.
+$(VENV)/.dev: $(SOURCES) requirements/dev.txt | $(PY)
 	$(VENV)/bin/pip install -q "$(TORCH)"
-	$(VENV)/bin/pip install -q ".[train,dev]"
+	$(VENV)/bin/$(LOCKED) requirements/dev.txt
+	$(VENV)/bin/$(BUILT) .
 	@touch $(VENV)/.base $@
 
 demo: $(VENV)/.base
@@ -43,6 +60,45 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(PY) -m pytest -m slow tests
+
+# --- the lock, and the ends of what pyproject.toml allows ---------------------
+.venv-uv/bin/uv:
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/pip install -q "$(UV)"
+
+COMPILE := .venv-uv/bin/uv pip compile -q --no-annotate --no-emit-package torch \
+	--custom-compile-command "make lock" pyproject.toml --group build
+PINNED  := $(COMPILE) --universal --python-version 3.10 --generate-hashes --no-emit-index-url --upgrade
+TRAIN   := --extra train --extra dev
+
+lock: .venv-uv/bin/uv
+	$(PINNED) $(TRAIN) --group torch -o requirements/dev.txt
+	$(PINNED) -c requirements/dev.txt -o requirements/base.txt
+
+oldest := --resolution lowest-direct
+newest := --resolution highest
+.PRECIOUS: .venv-%-base/.ready .venv-%-train/.ready
+
+.venv-%-base/.ready: $(SOURCES) .venv-uv/bin/uv
+	$(PYTHON) -m venv --clear .venv-$*-base
+	$(COMPILE) $($*) --python .venv-$*-base/bin/python --extra test -o .venv-$*-base/requirements.txt
+	.venv-$*-base/bin/pip install -q --no-deps -r .venv-$*-base/requirements.txt
+	.venv-$*-base/bin/$(BUILT) --config-settings=build-dir=build/$* .
+	@touch $@
+
+.venv-%-train/.ready: $(SOURCES) .venv-uv/bin/uv
+	$(PYTHON) -m venv --clear .venv-$*-train
+	$(COMPILE) $($*) --python .venv-$*-train/bin/python $(TRAIN) -o .venv-$*-train/requirements.txt
+	.venv-$*-train/bin/pip install -q "$(if $(filter oldest,$*),$(OLDEST_TORCH),$(NEWEST_TORCH))"
+	.venv-$*-train/bin/pip install -q --no-deps -r .venv-$*-train/requirements.txt
+	.venv-$*-train/bin/$(BUILT) --config-settings=build-dir=build/$* .
+	@touch $@
+
+BASE_ROOMS  := formats reference engine golden convert cli
+TRAIN_ROOMS := models convert evaluate finetune train
+test-oldest test-newest: test-%: .venv-%-base/.ready .venv-%-train/.ready
+	.venv-$*-base/bin/python -m pytest --base -m "not slow" $(addprefix tests/,$(BASE_ROOMS))
+	.venv-$*-train/bin/python -m pytest -m "not slow" $(addprefix tests/,$(TRAIN_ROOMS))
 
 test-arm:
 	sh csrc/tests/arm/test_arm.sh
@@ -67,4 +123,4 @@ format: $(VENV)/.dev
 	$(VENV)/bin/clang-format -i $$(find csrc -name '*.cc' -o -name '*.h')
 
 clean:
-	rm -rf build dist $(VENV)
+	rm -rf build dist $(VENV) .venv-uv .venv-oldest-* .venv-newest-*

@@ -17,7 +17,13 @@ from hypothesis import settings
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-GOLDEN = Path(__file__).resolve().parent / "golden"
+HERE = Path(__file__).resolve().parent
+GOLDEN = HERE / "golden"
+# With --base: files whose imports need the extra `train`. Single tests are marked `train`.
+TRAIN_ONLY = (
+    *("models/*", "ops/*", "train/*", "finetune/*", "gpu/*", "benchmarks/*"),
+    *("engine/test_*cuda*.py", "*/test_*torch*.py", "evaluate/test_compare_cell.py"),
+)
 
 # A shell's background job ignores Ctrl-C, and so would the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -25,6 +31,27 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests never time: a slow machine must not fail them.
 settings.register_profile("nomatmul", deadline=None, print_blob=True)
 settings.load_profile("nomatmul")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --base: the tests that the base install can run, which has no torch."""
+    parser.addoption("--base", action="store_true", help="leave out what needs the extra `train`")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the files of TRAIN_ONLY where --base asks for it."""
+    name = collection_path.relative_to(HERE) if HERE in collection_path.parents else Path()
+    if config.getoption("--base") and any(name.match(pattern) for pattern in TRAIN_ONLY):
+        return True
+    return None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests marked `train` where --base asks for it."""
+    if config.getoption("--base"):
+        left = [item for item in items if item.get_closest_marker("train")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
 
 
 @pytest.fixture(scope="session")

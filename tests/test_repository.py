@@ -1,10 +1,21 @@
-"""What a clone must hold: small recorded files, and tests that skip for the machine's sake only."""
+"""What a clone must hold: small recorded files, honest skips, and a lock of every version."""
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 
+import pytest
+from packaging.requirements import Requirement
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
 MB = 10**6
 
 
@@ -25,3 +36,51 @@ def test_no_test_skips_for_a_missing_package():
     """The extras install what tests import: a broken installation must fail."""
     word = "import" + "orskip"
     assert [p for p in TESTS.rglob("*.py") if word in p.read_text(encoding="utf-8")] == []
+
+
+def locked(name: str) -> dict[str, list[Requirement]]:
+    """Return the pinned requirements of a lock by package."""
+    text = re.sub(r"#.*|\\\n *--hash=\S+", "", (ROOT / "requirements" / name).read_text())
+    found: dict[str, list[Requirement]] = {}
+    for line in filter(str.strip, text.splitlines()):
+        requirement = Requirement(line)
+        found.setdefault(requirement.name, []).append(requirement)
+    return found
+
+
+def wanted() -> list[tuple[str, Requirement]]:
+    """Return the package's direct requirements, each with the table of pyproject.toml it is in."""
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    tables = {"dependencies": document["project"]["dependencies"]}
+    tables |= document["project"]["optional-dependencies"] | document["dependency-groups"]
+    return [
+        (table, Requirement(words))
+        for table in ("dependencies", "build", "train", "test", "dev")
+        for words in tables[table]
+        if not words.startswith(("nomatmul", "torch>"))
+    ]
+
+
+@pytest.mark.parametrize("name", ["base.txt", "dev.txt"])
+def test_a_lock_pins_each_file_and_names_no_index(name):
+    text = (ROOT / "requirements" / name).read_text()
+    assert not re.search(r"https?:|://|--(extra-)?index-url|--find-links", text)
+    for pins in locked(name).values():
+        for pin in pins:
+            assert re.fullmatch(r"==[^,*]+", str(pin.specifier)), pin
+    entries = re.split(r"^(?=[a-z])", text, flags=re.M)[1:]
+    assert [entry.split()[0] for entry in entries if "--hash=sha256:" not in entry] == []
+
+
+def test_the_locks_hold_what_pyproject_asks_for():
+    """A changed bound needs `make lock`."""
+    base, dev = locked("base.txt"), locked("dev.txt")
+    assert len(wanted()) > 25
+    for table, requirement in wanted():
+        for lock in (base, dev) if table in ("dependencies", "build") else (dev,):
+            assert requirement.name in lock, f"{requirement} of {table}"
+            for pin in lock[requirement.name]:
+                version = str(pin.specifier).removeprefix("==")
+                assert requirement.specifier.contains(version), f"{pin}, but {requirement}"
+    for name, pins in base.items():
+        assert [str(pin.specifier) for pin in pins] == [str(pin.specifier) for pin in dev[name]]

@@ -281,6 +281,7 @@ def test_bad_options_of_other_commands(refused, packed, text, tmp_path):
     refused("sse9", "bench", "--size", packed, "--isa", "sse9")
 
 
+@pytest.mark.train
 def test_training_refuses_an_unknown_recipe_and_missing_data(refused, text, tmp_path):
     out = tmp_path / "run"
     refused("'cpu_second'", "train", "cpu_second", "--data", text, "--out", out)

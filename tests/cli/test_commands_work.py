@@ -91,6 +91,7 @@ def test_chat_survives_mistakes(run, monkeypatch, packed):
     assert len(done.out.splitlines()) == 1
 
 
+@pytest.mark.train
 def test_eval_gives_the_same_in_the_engine_and_in_torch(run, training, packed, text):
     ours = json.loads(run("eval", "--model", packed, "--text", text, "--json").out)
     theirs = json.loads(run("eval", "--model", training, "--text", text, "--json").out)

@@ -24,6 +24,7 @@ def union(tmp_path_factory):
     return directory
 
 
+@pytest.mark.train
 def test_from_checkpoint_to_text(run, union, tmp_path):
     packed = tmp_path / "packed"
     text = tmp_path / "text.txt"

@@ -45,6 +45,7 @@ def test_every_tensor_is_what_the_formats_say(source, tmp_path, packing):
         np.testing.assert_array_equal(found, value, err_msg=name)
 
 
+@pytest.mark.train
 def test_the_check_against_torch_agrees(source, tmp_path):
     result = pack(source, tmp_path / "packed")
     assert result.check is not None
@@ -57,6 +58,7 @@ def test_the_check_against_torch_agrees(source, tmp_path):
         assert words in card
 
 
+@pytest.mark.train
 def test_paths_of_torch_and_the_engine_are_equal(source, tmp_path):
     """Fed the same inputs, the layer of torch takes every decision as the native core does."""
     import torch

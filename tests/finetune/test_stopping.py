@@ -10,19 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-torch = pytest.importorskip("torch", reason="fine-tuning needs the extra `train`")
-pytest.importorskip("transformers", reason="fine-tuning needs the extra `train`")
-pytest.importorskip("sklearn", reason="fine-tuning needs the extra `train`")
-
-from safetensors.torch import load_file  # noqa: E402
-
-from nomatmul import cli  # noqa: E402
-from nomatmul.finetune import checkpoint as room  # noqa: E402
-from nomatmul.finetune import run as running  # noqa: E402
-from nomatmul.models import EncoderForSequenceClassification, MaskedLM  # noqa: E402
-from nomatmul.models.config import EncoderConfig  # noqa: E402
-from nomatmul.train.tokenizer import word_piece  # noqa: E402
+from nomatmul import cli
+from nomatmul.finetune import checkpoint as room
+from nomatmul.finetune import run as running
+from nomatmul.models import EncoderForSequenceClassification, MaskedLM
+from nomatmul.models.config import EncoderConfig
+from nomatmul.train.tokenizer import word_piece
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["kelp", "sand", "gull", "foam", "reef", "tide"]

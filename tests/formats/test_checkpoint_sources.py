@@ -57,6 +57,7 @@ def test_float16(tmp_path, rng):
     assert_holds(tmp_path, tensors, rel=2**-11)
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("sharded", [False, True])
 def test_bfloat16_as_torch_writes_it(tmp_path, rng, sharded):
     import torch
@@ -75,6 +76,7 @@ def test_bfloat16_as_torch_writes_it(tmp_path, rng, sharded):
         np.testing.assert_array_equal(checkpoint.read(name), expected)
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("zipped", [True, False])
@@ -113,6 +115,7 @@ def test_a_broken_pickle_is_one_clear_line(tmp_path, data):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.train
 def test_pickled_parameters_of_a_module(tmp_path, rng):
     """`torch.save(dict(model.named_parameters()))`: numpy takes no tensor with a gradient."""
     import torch
@@ -124,6 +127,7 @@ def test_pickled_parameters_of_a_module(tmp_path, rng):
     assert_holds(tmp_path, tensors)
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("kind", ["sparse", "meta"])
 def test_pickled_tensors_that_are_not_dense_are_refused(tmp_path, rng, kind):
     import torch
@@ -138,6 +142,7 @@ def test_pickled_tensors_that_are_not_dense_are_refused(tmp_path, rng, kind):
         open_checkpoint(tmp_path)
 
 
+@pytest.mark.train
 def test_a_pickle_that_runs_code_is_refused(tmp_path):
     import torch
 
