@@ -16,16 +16,16 @@ import torch
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path[:0] = [str(BENCHMARKS / "recipes"), str(BENCHMARKS)]
 
-import page
-import run
-import texts
-from cells import PARTS, Amount, plan
-from quantised import file_bytes, gptq, round_groups
-from train_jobs import make_text
+import page  # noqa: E402
+import run  # noqa: E402
+import texts  # noqa: E402
+from cells import PARTS, Amount, plan  # noqa: E402
+from quantised import file_bytes, gptq, round_groups  # noqa: E402
+from train_jobs import make_text  # noqa: E402
 
-from nomatmul.evaluate.compare_plan import identity
-from nomatmul.evaluate.rows import read_rows
-from nomatmul.train.model import build_model
+from nomatmul.evaluate.compare_plan import identity  # noqa: E402
+from nomatmul.evaluate.rows import read_rows  # noqa: E402
+from nomatmul.train.model import build_model  # noqa: E402
 
 
 def _cells(*parts: str) -> dict[str, Any]:

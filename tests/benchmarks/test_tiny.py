@@ -29,8 +29,6 @@ def test_what_is_no_script_says_so():
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_dry_run_needs_no_gpu_no_data_and_no_other_argument(name, tmp_path, capsys, monkeypatch):
-    for package in ("torch", "transformers"):
-        pytest.importorskip(package)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     script = importlib.import_module(name)
     arguments = ["--tiny"] if name in PRINTED else ["--tiny", "--out", str(tmp_path / "out")]

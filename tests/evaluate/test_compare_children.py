@@ -10,9 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("torch", reason="training needs the extra `train`")
-
 from families import Family
 
 pytestmark = pytest.mark.skipif(
