@@ -11,7 +11,7 @@ UV     ?= uv==0.13.9
 OLDEST_TORCH ?= $(TORCH)
 NEWEST_TORCH ?= $(TORCH)
 
-.PHONY: help demo test test-slow test-arm test-asan test-oldest test-newest lock bench lint format clean
+.PHONY: help demo test test-wheels test-slow test-arm test-asan test-oldest test-newest lock bench lint format clean
 
 help:
 	@echo "make demo       virtual environment, base install (no torch), generate text with the shipped model"
@@ -22,6 +22,9 @@ help:
 	@echo "make test-oldest, make test-newest"
 	@echo "                tests of file formats, numpy, tokenizers and Hugging Face with the lowest and the newest"
 	@echo "                versions that pyproject.toml allows; base install and extra train in environments apart"
+	@echo "make test-wheels PYTHONS='python3.10 python3.12 python3.13'"
+	@echo "                build wheels, install them in clean environments, run them without a compiler and"
+	@echo "                on an emulated CPU without AVX"
 	@echo "make lock       renew requirements/*.txt: the versions that demo, test and lint install"
 	@echo "make bench      speed and memory against llama.cpp, written to benchmarks/results/"
 	@echo "make lint       ruff, clang-format, mypy, import-linter"
@@ -60,6 +63,10 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(PY) -m pytest -m slow tests
+
+PYTHONS ?= $(PYTHON)
+test-wheels:
+	sh .ci/test_wheels.sh $(PYTHONS)
 
 # --- the lock, and the ends of what pyproject.toml allows ---------------------
 .venv-uv/bin/uv:
