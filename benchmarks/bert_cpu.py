@@ -28,8 +28,7 @@ from kernels import machine
 
 from nomatmul.engine.blas import blas_name
 from nomatmul.engine.encoder import EncoderModel
-from nomatmul.engine.encoder_forward import EncoderForward
-from nomatmul.engine.encoder_steps import NativeSteps
+from nomatmul.engine.encoder_forward import NativeEncoder
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.encoder import EncoderHead, EncoderReading
 from nomatmul.formats.packed_encoder import Forms, encoder_tensors
@@ -98,7 +97,7 @@ def our_model(dials: dict[str, Any], forms: Forms, threads: int, tiny: bool) -> 
     """One of our encoders with random weights."""
     small = {**TINY_SIZES, **TINY_DIALS[dials["channel_mixer"]]} if tiny else {}
     reader: Any = RandomReader(ModelConfig(**{**SIZES, **dials, **small}), forms)
-    return EncoderModel(reader, EncoderForward(reader, NativeSteps(threads)), threads)
+    return EncoderModel(reader, NativeEncoder(reader, threads), threads)
 
 
 def torch_models(tiny: bool) -> dict[str, Any]:

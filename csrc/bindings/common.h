@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "core/tensors.h"
 #include "kernels/isa.h"
 
 namespace nb = nanobind;
@@ -45,13 +46,6 @@ inline Packing packing_of(const std::string& name) {
   throw std::invalid_argument("packing \"" + name + "\" is unknown: 2bit or 1.6bit");
 }
 
-inline Activation activation_of(const std::string& name) {
-  if (name == "gelu") return Activation::kGelu;
-  if (name == "silu") return Activation::kSilu;
-  if (name == "relu") return Activation::kRelu;
-  throw std::invalid_argument("activation \"" + name + "\" is unknown: gelu, silu or relu");
-}
-
 // A length as int; kernels count no further than kMaxElements.
 inline int checked_int(size_t value, const char* what) {
   require(value <= static_cast<size_t>(kMaxElements), std::string(what) + " is " +
@@ -66,6 +60,20 @@ inline int checked_threads(int threads) {
   return threads;
 }
 
+// An array of any type, and what it holds; numpy has no bfloat16: its bits come as uint16.
+using Stored = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+
+inline DType dtype_of(const Stored& array) {
+  using Code = nb::dlpack::dtype_code;
+  const Code code = static_cast<Code>(array.dtype().code);
+  const size_t size = array.itemsize();
+  if (size == 1 && code == Code::UInt) return DType::kU8;
+  if (size == 1 && code == Code::Int) return DType::kI8;
+  if (size == 2 && code == Code::UInt) return DType::kBF16;
+  if (size == 4 && code == Code::Float) return DType::kF32;
+  throw std::invalid_argument("tensors are uint8, int8, uint16 (bfloat16 bits) or float32");
+}
+
 template <class T>
 nb::ndarray<nb::numpy, T> new_array(size_t rows, size_t columns) {
   T* data = new T[rows * columns];  // the step fills it
@@ -76,8 +84,8 @@ nb::ndarray<nb::numpy, T> new_array(size_t rows, size_t columns) {
 // Each adds its classes and functions to the extension.
 void bind_model(nb::module_& m);
 void bind_layers(nb::module_& m);
+void bind_linear(nb::module_& m);
 void bind_kernels(nb::module_& m);
-void bind_dense(nb::module_& m);
 void bind_tools(nb::module_& m);
 
 }  // namespace nomatmul

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "bindings/common.h"
+#include "core/layers.h"
 #include "kernels/ternary.h"
 
 namespace nomatmul {
@@ -178,6 +179,39 @@ bool codes_ok(const std::string& isa, const std::string& form, In<uint8_t, 1> w)
   return isa_of(isa).ternary->codes_ok(packing_of(form), w.data(), w.shape(0));
 }
 
+// Of one token: x += delta; y = layer norm (with a bias) or RMS norm. Whether y is finite.
+bool add_norm(const std::string& isa, Out<float, 1> x, std::optional<In<float, 1>> delta,
+              In<float, 1> weight, std::optional<In<float, 1>> bias, float eps, Out<float, 1> y) {
+  const int d = same_size({x.shape(0), delta ? delta->shape(0) : x.shape(0), weight.shape(0),
+                           bias ? bias->shape(0) : x.shape(0), y.shape(0)});
+  require(x.data() != y.data(), "y must not be x");
+  return isa_of(isa).dense->add_norm(x.data(), delta ? delta->data() : nullptr, weight.data(),
+                                     bias ? bias->data() : nullptr, eps, d, y.data());
+}
+
+void activate(const std::string& isa, const std::string& kind, Out<float, 1> x) {
+  isa_of(isa).dense->activate(activation_of(kind), x.data(), x.shape(0));
+}
+
+// out [T, heads * e] = softmax(q k^T / sqrt(e)) v of one sequence's qkv [T, 3 * heads * e].
+void attention(const std::string& isa, In<float, 2> qkv, std::optional<In<uint8_t, 1>> seen,
+               int heads, Out<float, 2> out) {
+  const size_t d = out.shape(1);
+  const int t = checked_int(out.shape(0), "tokens");
+  require(heads >= 1 && t >= 1 && d >= 1 && d % heads == 0, "heads divide the columns of out");
+  require(qkv.shape(0) == out.shape(0) && qkv.shape(1) == 3 * d, "qkv is [T, 3 columns of out]");
+  require(!seen || seen->shape(0) == out.shape(0), "seen has a value for each token");
+  const DenseKernels& kernels = *isa_of(isa).dense;
+  const int e = checked_int(d, "columns") / heads;
+  Buffer scratch(kernels.attention_scratch(t, e) * sizeof(float));
+  for (int head = 0; head < heads; ++head) {
+    const float* q = qkv.data() + static_cast<size_t>(head) * e;
+    kernels.attention(q, q + d, q + 2 * d, 3 * d, seen ? seen->data() : nullptr, t, e,
+                      reinterpret_cast<float*>(scratch.data()),
+                      out.data() + static_cast<size_t>(head) * e, d);
+  }
+}
+
 }  // namespace
 
 void bind_kernels(nb::module_& parent) {
@@ -200,6 +234,12 @@ void bind_kernels(nb::module_& parent) {
         nb::arg("eps"), nb::arg("y"));
   m.def("silu_mul", &silu_mul, nb::arg("isa"), nb::arg("gate"), nb::arg("up"), nb::arg("y"));
   m.def("add", &add, nb::arg("isa"), nb::arg("x"), nb::arg("y"));
+  // Outputs are never converted: results would go into the copy.
+  m.def("add_norm", &add_norm, nb::arg("isa"), nb::arg("x").noconvert(), nb::arg("delta").none(),
+        nb::arg("weight"), nb::arg("bias").none(), nb::arg("eps"), nb::arg("y").noconvert());
+  m.def("activate", &activate, nb::arg("isa"), nb::arg("kind"), nb::arg("x").noconvert());
+  m.def("attention", &attention, nb::arg("isa"), nb::arg("qkv"), nb::arg("seen").none(),
+        nb::arg("heads"), nb::arg("out").noconvert());
   m.def("codes_ok", &codes_ok, nb::arg("isa"), nb::arg("packing"), nb::arg("w"));
 }
 

@@ -1,58 +1,31 @@
 // nomatmul._native.fff: the conditional layer and its training primitives over numpy arrays (or any
 // CPU array that speaks DLPack). Every shape is checked here, before a kernel sees a pointer.
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <functional>
-#include <memory>
-#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "bindings/common.h"
 #include "core/channels/fff.h"
+#include "core/layers.h"
 #include "core/shared_pool.h"
 #include "core/tools.h"
 
 namespace nomatmul {
 namespace {
 
-using Stored = nb::ndarray<nb::ro, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using StoredRows = nb::ndarray<nb::ro, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Scales = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 
-// The buffers of all calls of this module, and the threads that they share with the encoder's
-// steps.
-class Pool {
- public:
-  template <class F>
-  void with(int threads, F&& work) {
-    checked_threads(threads);
-    own_process();
-    SharedPools& pools = SharedPools::get();
-    nb::gil_scoped_release released;
-    const std::lock_guard<std::mutex> lock(*mutex_);
-    pools.with(threads, [&](ThreadPool& pool) { work(pool, buffers_); });
-  }
-
- private:
-  void own_process() {
-    if (getpid() == owner_) return;
-    (void)mutex_.release();  // may be held by a thread that is not here
-    mutex_.reset(new std::mutex);
-    owner_ = getpid();
-  }
-
-  pid_t owner_ = getpid();
-  std::unique_ptr<std::mutex> mutex_{new std::mutex};
-  FffWork buffers_;
-};
-
-// Never destroyed: a thread may still be computing at exit.
-Pool& shared_pool() {
-  static Pool* pool = new Pool;
-  return *pool;
+template <class F>
+void with_pool(int threads, F&& work) {
+  checked_threads(threads);
+  SharedPools& pools = SharedPools::get();
+  nb::gil_scoped_release released;
+  pools.with(threads, work);
 }
 
 FffForm form_of(const std::string& name) {
@@ -63,7 +36,7 @@ FffForm form_of(const std::string& name) {
   throw std::invalid_argument("form \"" + name + "\" is unknown: f32, bf16, int8 or ternary");
 }
 
-void require_dtype(const Stored& rows, FffForm form) {
+void require_dtype(const StoredRows& rows, FffForm form) {
   const nb::dlpack::dtype wanted = form == FffForm::kF32    ? nb::dtype<float>()
                                    : form == FffForm::kBF16 ? nb::dtype<uint16_t>()
                                    : form == FffForm::kInt8 ? nb::dtype<int8_t>()
@@ -93,10 +66,11 @@ bool apart(const float* a, const float* b, size_t count) {
 
 class Layer {
  public:
-  Layer(const std::string& form, Stored rows, int trees, int depth, const std::string& activation,
-        std::optional<Scales> scales, std::optional<In<float, 1>> bias,
-        std::optional<In<float, 1>> norm_in, std::optional<In<float, 1>> norm_out, float eps,
-        int threads, const std::optional<std::string>& isa)
+  Layer(const std::string& form, StoredRows rows, int trees, int depth,
+        const std::string& activation, std::optional<Scales> scales,
+        std::optional<In<float, 1>> bias, std::optional<In<float, 1>> norm_in,
+        std::optional<In<float, 1>> norm_out, float eps, int threads,
+        const std::optional<std::string>& isa)
       : rows_(rows),
         scales_(scales),
         bias_(bias),
@@ -126,7 +100,7 @@ class Layer {
     float* to = y ? y->data() : nullptr;
     int32_t* path = rows ? rows->data() : nullptr;
     float* values = logits ? logits->data() : nullptr;
-    shared_pool().with(threads_, [&](ThreadPool& pool, FffWork& work) {
+    with_pool(threads_, [&](ThreadPool& pool, FffWork& work) {
       layer_.forward(from, count, to, path, values, pool, work);
     });
   }
@@ -146,7 +120,7 @@ class Layer {
     const int count = checked_int(tokens, "tokens");
     std::vector<float> y(tokens * hidden);
     std::vector<double> seconds;
-    shared_pool().with(layers[0]->threads_, [&](ThreadPool& pool, FffWork& work) {
+    with_pool(layers[0]->threads_, [&](ThreadPool& pool, FffWork& work) {
       for (int r = 0; r < repeats; ++r) {
         const FffLayer& layer = layers[r % layers.size()]->layer_;
         const float* from = x.data() + r % x.shape(0) * tokens * hidden;
@@ -212,7 +186,7 @@ class Layer {
     }
   }
 
-  Stored rows_;
+  StoredRows rows_;
   std::optional<Scales> scales_;
   std::optional<In<float, 1>> bias_, norm_in_, norm_out_;
   int threads_;
@@ -253,7 +227,7 @@ void walk(In<float, 2> x, In<float, 2> w_in, std::optional<In<float, 1>> bias, O
   spec.bias = bias ? bias->data() : nullptr;
   const FffLayer layer = FffLayer::apart(spec, w_in.data(), isa_of(isa));
   const int tokens = checked_int(x.shape(0), "tokens");
-  shared_pool().with(threads, [&](ThreadPool& pool, FffWork& work) {
+  with_pool(threads, [&](ThreadPool& pool, FffWork& work) {
     layer.forward(x.data(), tokens, nullptr, rows.data(), logits.data(), pool, work);
   });
 }
@@ -265,7 +239,7 @@ void combine(In<float, 2> h, In<int32_t, 2> rows, In<float, 2> w, Out<float, 2> 
   const int tokens = checked_int(h.shape(0), "tokens"), active = checked_int(h.shape(1), "active");
   const int columns = checked_int(w.shape(1), "columns");
   const TreeKernels& fff = *isa_of(isa).trees;
-  shared_pool().with(threads, [&](ThreadPool& pool, FffWork&) {
+  with_pool(threads, [&](ThreadPool& pool, FffWork&) {
     fff_combine(h.data(), rows.data(), tokens, active, w.data(), columns, y.data(), fff, pool);
   });
 }
@@ -278,7 +252,7 @@ void gather_dot(In<float, 2> g, In<int32_t, 2> rows, In<float, 2> w, Out<float, 
             active = checked_int(out.shape(1), "active");
   const int columns = checked_int(w.shape(1), "columns");
   const TreeKernels& fff = *isa_of(isa).trees;
-  shared_pool().with(threads, [&](ThreadPool& pool, FffWork&) {
+  with_pool(threads, [&](ThreadPool& pool, FffWork&) {
     fff_gather_dot(g.data(), rows.data(), tokens, active, w.data(), columns, out.data(), fff, pool);
   });
 }
@@ -293,7 +267,7 @@ void segment_sum(In<float, 2> h, In<int32_t, 2> rows, In<float, 2> a, Out<float,
   const int columns = checked_int(a.shape(1), "columns"), count = checked_int(out.shape(0), "rows");
   const TreeKernels& fff = *isa_of(isa).trees;
   float* totals = sums ? sums->data() : nullptr;
-  shared_pool().with(threads, [&](ThreadPool& pool, FffWork&) {
+  with_pool(threads, [&](ThreadPool& pool, FffWork&) {
     fff_segment_sum(h.data(), rows.data(), tokens, active, a.data(), columns, count, out.data(),
                     totals, fff, pool);
   });
@@ -312,8 +286,8 @@ bool activate(const std::string& isa, const std::string& activation, In<float, 1
 void bind_layers(nb::module_& parent) {
   nb::module_ m = parent.def_submodule("fff", "Conditional feed-forward layers.");
   nb::class_<Layer>(m, "Layer", "One layer; reads the arrays in place and keeps them alive.")
-      .def(nb::init<const std::string&, Stored, int, int, const std::string&, std::optional<Scales>,
-                    std::optional<In<float, 1>>, std::optional<In<float, 1>>,
+      .def(nb::init<const std::string&, StoredRows, int, int, const std::string&,
+                    std::optional<Scales>, std::optional<In<float, 1>>, std::optional<In<float, 1>>,
                     std::optional<In<float, 1>>, float, int, const std::optional<std::string>&>(),
            "form"_a, "rows"_a, "trees"_a, "depth"_a, "activation"_a, "scales"_a.none() = nb::none(),
            "bias"_a.none() = nb::none(), "norm_in"_a.none() = nb::none(),

@@ -1,131 +1,158 @@
-// nomatmul._native.Model: a model's step. Everything a user can get wrong is checked before it
-// gets here or raises ValueError; long calls run without the GIL.
+// nomatmul._native.Model: decoders and encoders, from a description. Everything a user can get
+// wrong is checked before it gets here or raises ValueError; long calls run without the GIL.
+#include "core/model.h"
+
+#include <nanobind/stl/map.h>
 
 #include <chrono>
 #include <cstring>
 #include <stdexcept>
 
 #include "bindings/common.h"
-#include "core/model.h"
 
 namespace nomatmul {
 namespace {
 
 using Floats = Out<float, 2>;
-using Row = Out<float, 1>;
-using Ids = In<int32_t, 1>;
-using Stored = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
-using Quants = In<int8_t, 2>;
+using Array = nb::ndarray<nb::numpy, float>;
+using Rows = nb::ndarray<nb::numpy, int32_t>;
 
-DType dtype_of(const nb::dlpack::dtype& dtype, size_t itemsize) {
-  using Code = nb::dlpack::dtype_code;
-  const Code code = static_cast<Code>(dtype.code);
-  if (itemsize == 1 && code == Code::UInt) return DType::kU8;
-  if (itemsize == 1 && code == Code::Int) return DType::kI8;
-  // numpy has no bfloat16: its bits come as uint16
-  if (itemsize == 2 && code == Code::UInt) return DType::kBF16;
-  if (itemsize == 4 && code == Code::Float) return DType::kF32;
-  throw std::invalid_argument("tensors are uint8, int8, uint16 (bfloat16 bits) or float32");
-}
-
-DType embedding_of(const std::string& form) {
-  if (form == "int8") return DType::kI8;
-  if (form == "bf16") return DType::kBF16;
-  if (form == "f32") return DType::kF32;
-  throw std::invalid_argument("embedding must be \"int8\", \"bf16\" or \"f32\", got \"" + form +
-                              "\"");
+// {"kind": ..., name: number, text, part, or list of parts (then named "0", "1", ...)}
+Description description_of(nb::dict values) {
+  Description found;
+  for (const auto [key, value] : values) {
+    const std::string name = nb::cast<std::string>(key);
+    if (name == "kind") {
+      found.kind = nb::cast<std::string>(value);
+    } else if (nb::isinstance<nb::dict>(value)) {
+      found.parts[name] = description_of(nb::cast<nb::dict>(value));
+    } else if (nb::isinstance<nb::list>(value)) {
+      Description& list = found.parts[name];
+      list.kind = name;
+      for (const auto item : nb::cast<nb::list>(value)) {
+        list.parts[std::to_string(list.parts.size())] = description_of(nb::cast<nb::dict>(item));
+      }
+      list.numbers["count"] = static_cast<double>(list.parts.size());
+    } else if (nb::isinstance<nb::str>(value)) {
+      found.words[name] = nb::cast<std::string>(value);
+    } else {
+      found.numbers[name] = nb::cast<double>(value);
+    }
+  }
+  return found;
 }
 
 class BoundModel {
  public:
-  BoundModel(const ModelSpec& spec, const std::optional<std::string>& isa, int threads)
-      : model_(spec, isa_of(isa), threads) {}
+  BoundModel(nb::dict description, const std::optional<std::string>& isa, int threads)
+      : model_(description_of(description), isa_of(isa), checked_threads(threads)) {}
 
-  // The binding keeps the array alive as long as the model (nb::keep_alive).
-  void set(const std::string& name, const Stored& array) {
-    model_.set(name, array.data(), array.nbytes(), dtype_of(array.dtype(), array.itemsize()));
+  // Keeps Python's own object: numpy leaks arrays that C++ lets go of while Python ends.
+  void set(const std::string& name, nb::object owner) {
+    const auto array = nb::cast<Stored>(owner, false);
+    if (model_.tensors().set(name, array.data(), array.nbytes(), dtype_of(array))) {
+      kept_.push_back(owner);
+    }
   }
 
-  nb::ndarray<nb::numpy, float> step(const std::vector<Floats>& states, const std::vector<Ids>& ids,
-                                     const std::string& want_name) {
-    model_.check_complete();
+  Array step(const std::vector<Floats>& states, const std::vector<In<int32_t, 1>>& ids,
+             const std::string& want_name) {
+    ready(true);
     const Want want = want_name == "all"    ? Want::kAll
                       : want_name == "none" ? Want::kNone
                                             : Want::kLast;
-    if (states.size() != ids.size()) throw std::invalid_argument("as many states as id lists");
+    require(states.size() == ids.size(), "as many states as id lists");
     std::vector<Sequence> sequences;
     size_t total = 0;
     for (size_t s = 0; s < states.size(); ++s) {
-      check_state(states[s]);
+      require(states[s].shape(0) == static_cast<size_t>(model_.layers()) &&
+                  states[s].shape(1) == static_cast<size_t>(model_.state_floats()),
+              "a state is float32 [layers, hidden]");
       sequences.push_back({states[s].data(), ids[s].data(), static_cast<int>(ids[s].shape(0))});
       total += ids[s].shape(0);
     }
     const size_t rows = want == Want::kAll ? total : want == Want::kLast ? states.size() : 0;
-    auto logits = new_array<float>(rows, model_.spec().vocab);
-    {
-      float* out = logits.data();
-      model_.own_process();
-      nb::gil_scoped_release release;
-      model_.step(sequences, want, out, poll());
-    }
+    auto logits = new_array<float>(rows, model_.vocabulary());
+    float* out = logits.data();
+    nb::gil_scoped_release release;
+    model_.step(sequences, want, out, poll());
     return logits;
   }
 
-  void block(int layer, Floats x, Row state) {
-    model_.check_complete();
-    if (layer < 0 || layer >= model_.spec().layers) {
-      throw std::invalid_argument("layer is out of range");
+  // (hidden [N, D], {layer: visited rows [N, A]}, {part: seconds})
+  nb::tuple encode(In<int32_t, 1> ids, In<int64_t, 1> offsets, std::optional<In<uint8_t, 1>> seen,
+                   bool want_paths, bool profile) {
+    ready(false);
+    const size_t tokens = ids.shape(0);
+    const int64_t* at = offsets.data();
+    const int count = checked_int(offsets.shape(0), "offsets") - 1;
+    require(count >= 0 && at[0] == 0, "offsets begin with 0");
+    for (int b = 0; b < count; ++b) require(at[b + 1] > at[b], "offsets rise: none is empty");
+    require(static_cast<size_t>(at[count]) == tokens && tokens < (1 << 24), "offsets end at N");
+    require(!seen || seen->shape(0) == tokens, "seen has a value for each token");
+    auto out = new_array<float>(tokens, model_.hidden());
+    Texts texts{ids.data(), at, count, seen ? seen->data() : nullptr, {}};
+    std::map<int, Rows> paths;
+    for (int layer = 0; want_paths && layer < model_.layers(); ++layer) {
+      texts.paths.push_back(nullptr);
+      if (model_.active(layer) == 0) continue;
+      Rows rows = new_array<int32_t>(tokens, model_.active(layer));
+      texts.paths.back() = rows.data();
+      paths.emplace(layer, rows);
     }
-    const size_t hidden = model_.spec().hidden;
-    if (x.shape(1) != hidden || state.shape(0) != hidden) {
-      throw std::invalid_argument("block takes x [T, hidden] and state [hidden]");
+    Marks marks;
+    {
+      float* to = out.data();
+      nb::gil_scoped_release release;
+      model_.encode(texts, to, profile ? &marks : nullptr, poll());
     }
-    model_.own_process();
+    return nb::make_tuple(out, paths, marks.seconds());
+  }
+
+  void block(int layer, Floats x, Out<float, 1> state) {
+    ready(true);
+    require(layer >= 0 && layer < model_.layers(), "layer is out of range");
+    require(x.shape(1) == static_cast<size_t>(model_.hidden()) &&
+                state.shape(0) == static_cast<size_t>(model_.state_floats()),
+            "block takes x [T, hidden] and state [hidden]");
     nb::gil_scoped_release release;
     model_.block(layer, x.data(), static_cast<int>(x.shape(0)), state.data());
   }
 
-  nb::ndarray<nb::numpy, float> logits_of(Floats x) {
-    model_.check_complete();
-    if (x.shape(1) != static_cast<size_t>(model_.spec().hidden)) {
-      throw std::invalid_argument("logits_of takes x [T, hidden]");
-    }
-    auto logits = new_array<float>(x.shape(0), model_.spec().vocab);
-    model_.own_process();
-    {
-      nb::gil_scoped_release release;
-      model_.logits_of(x.data(), static_cast<int>(x.shape(0)), logits.data());
-    }
+  Array logits_of(Floats x) {
+    ready(true);
+    require(x.shape(1) == static_cast<size_t>(model_.hidden()), "logits_of takes x [T, hidden]");
+    auto logits = new_array<float>(x.shape(0), model_.vocabulary());
+    float* out = logits.data();
+    nb::gil_scoped_release release;
+    model_.logits_of(x.data(), static_cast<int>(x.shape(0)), out);
     return logits;
   }
 
-  nb::ndarray<nb::numpy, int32_t> accumulate(const std::string& name, Quants q) {
-    model_.check_complete();
-    const Ternary& linear = model_.linear(name);
-    if (q.shape(1) != static_cast<size_t>(linear.k)) {
-      throw std::invalid_argument(name + " takes rows of " + std::to_string(linear.k));
-    }
-    auto out = new_array<int32_t>(q.shape(0), linear.n);
+  Rows accumulate(const std::string& name, In<int8_t, 2> q) {
+    ready(true);
+    const Linear& linear = model_.linear(name);
+    require(q.shape(1) == static_cast<size_t>(linear.inputs()),
+            name + " takes rows of " + std::to_string(linear.inputs()));
+    Rows out = new_array<int32_t>(q.shape(0), linear.outputs());
     model_.accumulate(name, q.data(), static_cast<int>(q.shape(0)), out.data());
     return out;
   }
 
   // (rows, logits) of the walk of a layer's FFF
-  std::pair<nb::ndarray<nb::numpy, int32_t>, nb::ndarray<nb::numpy, float>> walk(int layer,
-                                                                                 Floats x) {
-    model_.check_complete();
-    const ModelSpec& spec = model_.spec();
-    if (layer < 0 || layer >= spec.layers || spec.trees == 0 ||
-        x.shape(1) != static_cast<size_t>(spec.hidden)) {
-      throw std::invalid_argument("walk takes a layer that has trees, and x [T, hidden]");
-    }
-    auto rows = new_array<int32_t>(x.shape(0), model_.active());
-    auto logits = new_array<float>(x.shape(0), model_.active());
-    model_.own_process();
+  std::pair<Rows, Array> walk(int layer, Floats x) {
+    ready(true);
+    require(layer >= 0 && layer < model_.layers() && model_.active(layer) != 0 &&
+                x.shape(1) == static_cast<size_t>(model_.hidden()),
+            "walk takes a layer that has trees, and x [T, hidden]");
+    Rows rows = new_array<int32_t>(x.shape(0), model_.active(layer));
+    auto logits = new_array<float>(x.shape(0), model_.active(layer));
     {
+      int32_t* path = rows.data();
+      float* values = logits.data();
       // Without the GIL: a step of another thread holds the model's lock and asks for the GIL.
       nb::gil_scoped_release release;
-      model_.walk(layer, x.data(), static_cast<int>(x.shape(0)), rows.data(), logits.data());
+      model_.walk(layer, x.data(), static_cast<int>(x.shape(0)), path, values);
     }
     return {rows, logits};
   }
@@ -133,13 +160,12 @@ class BoundModel {
   const Model& model() const { return model_; }
 
  private:
-  void check_state(const Floats& state) const {
-    const ModelSpec& spec = model_.spec();
-    if (state.shape(0) == static_cast<size_t>(spec.layers) &&
-        state.shape(1) == static_cast<size_t>(spec.hidden)) {
-      return;
-    }
-    throw std::invalid_argument("a state is float32 [layers, hidden]");
+  // Before each call, with the GIL held.
+  void ready(bool causal) {
+    require(model_.causal() == causal,
+            causal ? "the model is an encoder: call encode" : "the model is a decoder: call step");
+    model_.tensors().check_complete();
+    model_.own_process();
   }
 
   // Lets Ctrl-C stop a long step; looks at most ten times a second.
@@ -155,53 +181,20 @@ class BoundModel {
   }
 
   Model model_;
+  std::vector<nb::object> kept_;  // arrays that the model reads in place
 };
-
-ModelSpec make_spec(int vocab, int hidden, int layers, int intermediate, const std::string& packing,
-                    const std::string& embedding, float norm_eps, float linear_norm_eps,
-                    float gate_norm_eps, int chunk, int trees, int depth) {
-  const int limit = kMaxElements;
-  if (vocab < 1 || hidden < 1 || layers < 1 || intermediate < 0 || hidden > limit ||
-      intermediate > limit / 2 || chunk < 1 || chunk > 65536) {
-    throw std::invalid_argument("a size of the model is out of range");
-  }
-  // rows are numbered by int32; the other limit is fff.cc's, of active rows
-  if (trees < 0 || depth < 0 || depth > 24 || (trees > 0 && intermediate > 0) ||
-      static_cast<int64_t>(trees) * (2 << depth) > INT32_MAX ||
-      static_cast<int64_t>(trees) * (depth + 1) > 65536) {
-    throw std::invalid_argument("trees or depth is out of range");
-  }
-  ModelSpec spec;
-  spec.trees = trees, spec.depth = depth;
-  spec.vocab = vocab, spec.hidden = hidden, spec.layers = layers;
-  spec.intermediate = intermediate, spec.packing = packing_of(packing);
-  spec.embedding = embedding_of(embedding);
-  spec.norm_eps = norm_eps, spec.linear_norm_eps = linear_norm_eps;
-  spec.gate_norm_eps = gate_norm_eps, spec.chunk = chunk;
-  return spec;
-}
 
 }  // namespace
 
 void bind_model(nb::module_& m) {
   nb::class_<BoundModel>(m, "Model")
-      .def(
-          "__init__",
-          [](BoundModel* self, int vocab, int hidden, int layers, int intermediate,
-             const std::string& packing, const std::string& embedding, float norm_eps,
-             float linear_norm_eps, float gate_norm_eps, int chunk, std::optional<std::string> isa,
-             int threads, int trees, int depth) {
-            new (self)
-                BoundModel(make_spec(vocab, hidden, layers, intermediate, packing, embedding,
-                                     norm_eps, linear_norm_eps, gate_norm_eps, chunk, trees, depth),
-                           isa, threads);
-          },
-          "vocab"_a, "hidden"_a, "layers"_a, "intermediate"_a, "packing"_a, "embedding"_a,
-          "norm_eps"_a, "linear_norm_eps"_a, "gate_norm_eps"_a, "chunk"_a, "isa"_a.none(),
-          "threads"_a, "trees"_a = 0, "depth"_a = 0)
-      .def("set", &BoundModel::set, "name"_a, "array"_a, nb::keep_alive<1, 3>())
-      .def("check_complete", [](const BoundModel& b) { b.model().check_complete(); })
+      .def(nb::init<nb::dict, const std::optional<std::string>&, int>(), "description"_a,
+           "isa"_a.none(), "threads"_a)
+      .def("set", &BoundModel::set, "name"_a, "array"_a)
+      .def("check_complete", [](const BoundModel& b) { b.model().tensors().check_complete(); })
       .def("step", &BoundModel::step, "states"_a, "ids"_a, "want"_a)
+      .def("encode", &BoundModel::encode, "ids"_a, "offsets"_a, "seen"_a.none() = nb::none(),
+           "paths"_a = false, "profile"_a = false)
       .def("block", &BoundModel::block, "layer"_a, "x"_a, "state"_a)
       .def("logits_of", &BoundModel::logits_of, "x"_a)
       .def("accumulate", &BoundModel::accumulate, "name"_a, "q"_a)

@@ -42,6 +42,11 @@ class Scratch {
     if (count * sizeof(T) > block_.size()) grow(count * sizeof(T));
     return block_.as<T>();
   }
+  // What was last asked for.
+  template <class T>
+  T* data() const {
+    return block_.as<T>();
+  }
   size_t size() const { return block_.size(); }
 
  private:

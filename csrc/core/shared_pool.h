@@ -1,6 +1,6 @@
-// The threads of everything that Python calls step by step: an encoder's steps and conditional
-// layers. They share one pool, because they take turns within a forward pass: threads of a second
-// pool would still spin after their last step, on the cores that the first one needs.
+// The threads and buffers of everything that Python calls layer by layer: conditional layers and
+// single linears. They share one pool, because they take turns: threads of a second pool would
+// still spin after their last step, on the cores that the first one needs.
 #pragma once
 
 #include <unistd.h>
@@ -10,33 +10,21 @@
 #include <mutex>
 #include <utility>
 
+#include "core/channels/fff.h"
 #include "core/thread_pool.h"
 
 namespace nomatmul {
 
-// Pools by size, made when first asked for. A pool serves one caller at a time.
+// Pools by size, made when first asked for; one caller at a time.
 class SharedPools {
  public:
-  // Calls fn(task, thread) for each task; where another caller has the threads, alone.
-  template <class F>
-  void run(int threads, int tasks, F&& fn) {
-    std::unique_lock<std::mutex> lock(*mutex_, std::defer_lock);
-    if (threads <= 1 || tasks <= 1 || !lock.try_lock()) {
-      for (int task = 0; task < tasks; ++task) fn(task, 0);
-      return;
-    }
-    of(threads).run(tasks, fn);
-  }
-
-  // Calls fn(pool) with a pool of `threads`, waiting for it where another caller has it.
+  // Calls fn(pool, buffers) with a pool of `threads`, waiting for it where another caller has it.
   template <class F>
   void with(int threads, F&& fn) {
-    if (threads <= 1) {
-      ThreadPool alone(1);
-      return fn(alone);
-    }
     const std::lock_guard<std::mutex> lock(*mutex_);
-    fn(of(threads));
+    std::unique_ptr<ThreadPool>& pool = pools_[threads];
+    if (pool == nullptr) pool = std::make_unique<ThreadPool>(threads);
+    fn(*pool, buffers_);
   }
 
   // The pools of this process. Call with the GIL held: in a forked child, where the threads do not
@@ -48,12 +36,6 @@ class SharedPools {
   }
 
  private:
-  ThreadPool& of(int threads) {
-    std::unique_ptr<ThreadPool>& pool = pools_[threads];
-    if (pool == nullptr) pool = std::make_unique<ThreadPool>(threads);
-    return *pool;
-  }
-
   void forget() {
     for (auto& [threads, pool] : pools_) ThreadPool::abandon(std::move(pool));
     pools_.clear();
@@ -64,6 +46,7 @@ class SharedPools {
 
   std::unique_ptr<std::mutex> mutex_{new std::mutex};
   std::map<int, std::unique_ptr<ThreadPool>> pools_;
+  FffWork buffers_;
   pid_t owner_ = getpid();
 };
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from nomatmul.engine.graph import GraphForms, describe
 from nomatmul.engine.native import native
 
 if TYPE_CHECKING:
@@ -91,22 +92,8 @@ class NativeBackend(_HostStates):
             threads = core.default_threads()
         self.weights = weights
         self.shape = (config.num_layers, config.hidden_size)
-        trees = {"trees": config.fff_trees, "depth": config.fff_depth} if config.fff_trees else {}
-        self.model: Any = core.Model(
-            vocab=config.vocab_size,
-            hidden=config.hidden_size,
-            layers=config.num_layers,
-            intermediate=config.mlp_size if config.channel_mixer == "glu" else 0,
-            packing=packing,
-            embedding=embedding,
-            norm_eps=config.norm_eps,
-            linear_norm_eps=config.linear_norm_eps,
-            gate_norm_eps=config.gate_norm_eps,
-            chunk=chunk,
-            isa=isa,
-            threads=threads,
-            **trees,
-        )
+        description = describe(config, GraphForms(packing, embedding), chunk=chunk)
+        self.model: Any = core.Model(description, isa, threads)
         for name, array in weights.arrays.items():
             self.model.set(name, array)
         self.model.check_complete()

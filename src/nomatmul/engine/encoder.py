@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nomatmul.engine.blas import blas_name, blas_threads
-from nomatmul.engine.encoder_forward import EncoderForward, Float, Profile, pooled
+from nomatmul.engine.encoder_forward import EncoderForward, Float, pooled
 from nomatmul.engine.encoder_text import Text, TextSide, best, softmax
 from nomatmul.formats.packed_encoder import EncoderReader
 
@@ -181,14 +182,14 @@ class EncoderModel:
 
     def profile(self, ids: ArrayLike) -> dict[str, float]:
         """Return seconds of each part of one forward pass over ids [B, T], the head included."""
-        profile = Profile()
-        hidden_BTD, _ = self._padded(ids, None, profile=profile)
-        profile.start()
+        seconds: dict[str, float] = {}
+        hidden_BTD, _ = self._padded(ids, None, seconds=seconds)
         if self.task == "masked":
             with self._lock, blas_threads(self.threads):
+                start = time.perf_counter()
                 self._forward.vocabulary_logits(hidden_BTD.reshape(-1, hidden_BTD.shape[-1]))
-            profile.mark("vocabulary head")
-        return profile.seconds
+                seconds["vocabulary head"] = time.perf_counter() - start
+        return seconds
 
     def info(self) -> dict[str, Any]:
         """Return what this model is and what runs it, as plain values."""
@@ -211,7 +212,7 @@ class EncoderModel:
             "parameters": config.param_count(),
             "forms": {"rows": forms.rows, "dense": forms.dense, "embedding": forms.embedding},
             "threads": self.threads,
-            "kernels": self._forward.steps.name,
+            "kernels": self._forward.name,
             "blas": blas_name(),
         }
 
@@ -279,7 +280,7 @@ class EncoderModel:
     def _hidden(self, group: list[list[int]]) -> Float:
         lengths = [len(ids) for ids in group]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        ids_N = np.fromiter((i for ids in group for i in ids), np.int64, int(offsets[-1]))
+        ids_N = np.fromiter((i for ids in group for i in ids), np.int32, int(offsets[-1]))
         return self._forward.hidden(ids_N, offsets)
 
     def _padded(
@@ -295,9 +296,9 @@ class EncoderModel:
             offsets = np.arange(len(rows) + 1, dtype=np.int64) * length
             seen = None if mask is None else seen_BT[at : at + step].reshape(-1).astype(np.uint8)
             with self._lock, blas_threads(self.threads):
-                if "profile" in more:
-                    more["profile"].start()
-                parts.append(self._forward.hidden(rows.reshape(-1), offsets, seen, **more))
+                parts.append(
+                    self._forward.hidden(rows.reshape(-1).astype(np.int32), offsets, seen, **more)
+                )
         return np.concatenate(parts).reshape(batch, length, -1), seen_BT
 
     def _checked_ids(self, ids: ArrayLike) -> NDArray[np.int64]:

@@ -91,25 +91,24 @@ def load_encoder(
 ) -> EncoderModel:
     """Load a packed encoder; arguments and errors as of `load`."""
     from nomatmul.engine.encoder import EncoderModel
-    from nomatmul.engine.encoder_forward import EncoderForward
-    from nomatmul.engine.encoder_steps import NativeSteps, NumpySteps, Steps
+    from nomatmul.engine.encoder_forward import EncoderForward, NativeEncoder, NumpyEncoder
 
     if backend not in (None, "native", "numpy"):
         raise ValueError(f'backend is {backend!r}; it must be "native" or "numpy"')
     threads = checked_threads(threads)
     reader = EncoderReader(path)
-    steps: Steps
+    engine: EncoderForward
     if (backend or _available_backend()) == "numpy":
         if isa is not None:
             raise ValueError(f'backend "numpy" has no instruction sets, got isa {isa!r}')
-        count, steps = threads or 1, NumpySteps()
+        count, engine = threads or 1, NumpyEncoder(reader)
     else:
         if isa is not None and isa not in native().kernels.isas():
             available = ", ".join(native().kernels.isas())
             raise ValueError(f"isa {isa!r} is not available here; available: {available}")
         count = threads if threads is not None else native().default_threads()
-        steps = NativeSteps(count, isa)
-    return EncoderModel(reader, EncoderForward(reader, steps), count)
+        engine = NativeEncoder(reader, count, isa)
+    return EncoderModel(reader, engine, count)
 
 
 def cuda_part(device: Any, **cpu_only: Any) -> Any:

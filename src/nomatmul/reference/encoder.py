@@ -53,7 +53,7 @@ class ReferenceEncoder:
         ids_BT = np.asarray(input_ids)
         seen_BT = np.ones(ids_BT.shape, bool) if attention_mask is None else attention_mask
         seen_BT = np.asarray(seen_BT).astype(bool)
-        x_BTD = self.tensor("embedding.weight")[ids_BT]
+        x_BTD = self.embed(ids_BT)
         if config.positions == "sinusoidal":
             table_TD = sinusoidal(ids_BT.shape[1], config.hidden_size)
             x_BTD = x_BTD + self.tensor("position_scale") * table_TD
@@ -73,6 +73,11 @@ class ReferenceEncoder:
         name = "embedding.weight" if self.config.tie_embeddings else "head.weight"
         return self.forward(input_ids, attention_mask).hidden_BTD @ self.tensor(name).T
 
+    def embed(self, ids_BT: NDArray[np.int64]) -> Float:
+        """Rows of the embedding."""
+        rows: Float = self.tensor("embedding.weight")[ids_BT]
+        return rows
+
     def _norm(self, x: Float, name: str) -> Float:
         if self.config.norm == "rms":
             return ops.rms_norm(x, self.tensor(f"{name}.weight"), self.config.norm_eps)
@@ -82,34 +87,37 @@ class ReferenceEncoder:
     def _attention(self, x_BTD: Float, at: str, seen_BT: NDArray[np.bool_]) -> Float:
         config = self.config
         shape = (*x_BTD.shape[:2], config.num_heads, config.head_size)
-        q, k, v = (
-            (x_BTD @ self.tensor(f"{at}.mixer.{c}_proj.weight").T).reshape(shape) for c in "qkv"
-        )
+        q, k, v = (self.linear(x_BTD, f"{at}.mixer.{c}_proj").reshape(shape) for c in "qkv")
         if config.positions == "rotary":
             places_BT = np.broadcast_to(np.arange(seen_BT.shape[1]), seen_BT.shape)
             q, k = (ops.rotate(part, places_BT, config.rope_theta) for part in (q, k))
         allowed = np.broadcast_to(seen_BT[:, None], (*seen_BT.shape, seen_BT.shape[1]))
-        return ops.attend(q, k, v, allowed) @ self.tensor(f"{at}.mixer.o_proj.weight").T
+        return self.linear(ops.attend(q, k, v, allowed), f"{at}.mixer.o_proj")
 
     def _channel(self, x_BTD: Float, layer: int, paths: dict[int, NDArray[np.int32]]) -> Float:
         config, at = self.config, f"layers.{layer}.channel"
         kind = config.channel_of(layer)
         if kind == "glu":
-            gate, up = np.split(x_BTD @ self.tensor(f"{at}.gate_proj.weight").T, 2, axis=-1)
+            gate, up = np.split(self.linear(x_BTD, f"{at}.gate_proj"), 2, axis=-1)
             gate = ACTIVATIONS[config.glu_activation](gate)
-            return (gate * up) @ self.tensor(f"{at}.down_proj.weight").T
+            return self.linear(gate * up, f"{at}.down_proj")
         if kind == "ffn":
             return self._ffn(x_BTD, at)
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
-        y_ND, paths[layer] = self._trees(x_ND, at)
+        y_ND, paths[layer] = self.trees(x_ND, at)
         y_BTD = y_ND.reshape(x_BTD.shape)
         return y_BTD + self._ffn(x_BTD, f"{at}.master") if config.fff_master_width else y_BTD
 
     def _ffn(self, x: Float, at: str) -> Float:
-        up = ACTIVATIONS[self.config.activation](x @ self.tensor(f"{at}.up_proj.weight").T)
-        return up @ self.tensor(f"{at}.down_proj.weight").T
+        up = ACTIVATIONS[self.config.activation](self.linear(x, f"{at}.up_proj"))
+        return self.linear(up, f"{at}.down_proj")
 
-    def _trees(self, x_ND: Float, at: str) -> tuple[Float, NDArray[np.int32]]:
+    def linear(self, x: Float, name: str) -> Float:
+        """x W^T of the linear `name`."""
+        product: Float = x @ self.tensor(f"{name}.weight").T
+        return product
+
+    def trees(self, x_ND: Float, at: str) -> tuple[Float, NDArray[np.int32]]:
         """Sum over visited nodes of act(logit) * w_out, and the nodes' rows int32 [N, A, L]."""
         logits_NV = x_ND @ self.tensor(f"{at}.w_in").T
         if self.config.fff_bias:

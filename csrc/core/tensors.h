@@ -1,0 +1,50 @@
+// A model's tensors by name: parts declare them, the caller points them at their bytes.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <map>
+#include <set>
+#include <string>
+
+namespace nomatmul {
+
+enum class DType { kU8, kI8, kBF16, kF32 };
+
+size_t width_of(DType dtype);
+DType dtype_of_form(const std::string& form);  // "int8" "bf16" "f32"; throws std::invalid_argument
+
+class Tensors {
+ public:
+  // The bytes stay where the caller has them.
+  template <class T>
+  void add(const std::string& name, DType dtype, size_t count, const T** pointer) {
+    slots_[name] = {dtype, count * width_of(dtype), true,
+                    [pointer](const void* data) { *pointer = static_cast<const T*>(data); }};
+    missing_.insert(name);
+  }
+  void add_floats(const std::string& name, size_t count, const float** pointer) {
+    add(name, DType::kF32, count, pointer);
+  }
+  // take() copies the bytes into a form of its own.
+  void add_copied(const std::string& name, DType dtype, size_t count,
+                  std::function<void(const void*)> take);
+
+  // Hands a tensor its bytes; true where they must outlive the model. Throws std::invalid_argument
+  // for an unknown name, a wrong dtype or a wrong size.
+  bool set(const std::string& name, const void* data, size_t bytes, DType dtype);
+  // Throws std::invalid_argument naming the tensors that are still missing.
+  void check_complete() const;
+
+ private:
+  struct Slot {
+    DType dtype;
+    size_t bytes;
+    bool kept;
+    std::function<void(const void*)> take;
+  };
+  std::map<std::string, Slot> slots_;
+  std::set<std::string> missing_;
+};
+
+}  // namespace nomatmul

@@ -1,0 +1,84 @@
+"""A model as the native core wants it told: the table of parts as plain values, and in which form
+each weight is stored."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from nomatmul.formats.architecture import FFF, Linear, Norm, Part, architecture_of
+from nomatmul.formats.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class GraphForms:
+    """linear: "2bit" or "1.6bit" of ternary linears, else "f32", "bf16" or "int8". rows: of dense
+    trees, and embedding: "f32", "bf16" or "int8"."""
+
+    linear: str
+    embedding: str
+    rows: str = "f32"
+
+
+def describe(config: ModelConfig, forms: GraphForms, *, chunk: int = 256) -> dict[str, Any]:
+    """What `_native.Model` is made from; causal models have a head in the graph, encoders none."""
+    model = architecture_of(config)
+    words = _Words(config.causal, forms)
+    embedding = {
+        "kind": "embedding",
+        "vocabulary": model.vocabulary,
+        "hidden": model.size,
+        "form": forms.embedding,
+        "positions": config.max_position_embeddings if model.sinusoidal else 0,
+    }
+    if model.embedding_norm is not None:
+        embedding["norm"] = words.of(model.embedding_norm)
+    description = {
+        "kind": "model",
+        "causal": config.causal,
+        "chunk": chunk,
+        "embedding": embedding,
+        "layers": [words.of(block) for block in model.blocks],
+        "final_norm": words.of(model.final_norm),
+    }
+    if config.causal:
+        description["head"] = words.of(model.head)
+    return description
+
+
+@dataclass(frozen=True)
+class _Words:
+    causal: bool
+    forms: GraphForms
+
+    def of(self, part: Part | Norm | Linear) -> dict[str, Any]:
+        """A part's fields by name; those that are None are left out."""
+        if isinstance(part, Linear):
+            return self._linear(part)
+        if isinstance(part, Norm):
+            # a causal model promises the same bits on every instruction set (docs/numerics.md)
+            return {"kind": part.kind, "size": part.size, "eps": part.eps, "exact": self.causal}
+        told: dict[str, Any] = {"kind": part.kind}
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            if isinstance(value, (Part, Norm, Linear)):
+                told[field.name] = self.of(value)
+            elif value is not None:
+                told[field.name] = value
+        if isinstance(part, FFF):
+            told["form"] = "ternary" if part.linear == "ternary" else self.forms.rows
+        return told
+
+    def _linear(self, linear: Linear) -> dict[str, Any]:
+        told: dict[str, Any] = {"outputs": linear.outputs, "inputs": linear.inputs}
+        if linear.kind == "ternary":
+            return {
+                "kind": "ternary",
+                "packing": self.forms.linear,
+                "norm_eps": linear.norm_eps,
+                **told,
+            }
+        if self.forms.linear == "int8":
+            return {"kind": "int8", **told}
+        return {"kind": "float", "form": self.forms.linear, **told}

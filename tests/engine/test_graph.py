@@ -1,0 +1,94 @@
+"""The native graph: what it is told, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+from encoder_files import DIALS, encoder_config
+from engine_models import CONFIG
+from union_models import union
+
+from nomatmul.engine.graph import GraphForms, describe
+from nomatmul.engine.native import native
+
+DECODER = describe(CONFIG, GraphForms("2bit", "int8"))
+ENCODER = describe(encoder_config(**DIALS["trees"]), GraphForms("f32", "f32"))
+
+
+def model(description, isa=None, threads=1):
+    return native().Model(description, isa, threads)
+
+
+def test_a_description_names_every_part():
+    layer = DECODER["layers"][1]
+    assert (layer["mixer"]["kind"], layer["channel"]["kind"]) == ("mlgru", "glu")
+    assert layer["channel"]["gate_proj"] == {
+        "kind": "ternary",
+        "packing": "2bit",
+        "norm_eps": CONFIG.linear_norm_eps,
+        "outputs": 2 * CONFIG.mlp_size,
+        "inputs": CONFIG.hidden_size,
+    }
+    assert DECODER["head"]["outputs"] == CONFIG.vocab_size
+    assert DECODER["final_norm"]["exact"]
+    assert (
+        describe(union(), GraphForms("2bit", "bf16"))["layers"][0]["channel"]["form"] == "ternary"
+    )
+    assert ENCODER["layers"][0]["channel"]["form"] == "f32"
+    assert "head" not in ENCODER
+    assert not ENCODER["final_norm"]["exact"]
+
+
+def test_layers_may_differ():
+    """A block without a channel mixer beside one with a GLU."""
+    mixed = copy.deepcopy(DECODER)
+    del mixed["layers"][1]["channel"], mixed["layers"][1]["channel_norm"]
+    with pytest.raises(ValueError, match=r"no tensor layers.1.channel.gate_proj.packed"):
+        model(mixed).set("layers.1.channel.gate_proj.packed", np.zeros((1, 32), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["layers"][0]["mixer"].update(kind="mamba"), 'no mixer of kind "mamba"'),
+        (lambda d: d["embedding"].update(form="f16"), 'form must be "int8", "bf16" or "f32"'),
+        (lambda d: d["embedding"].update(vocabulary=0), "vocabulary is 0.0+, expected 1 to"),
+        (lambda d: d.update(chunk=0), "chunk is 0.0+, expected 1 to 65536"),
+        (lambda d: d["head"].update(packing="3bit"), 'packing "3bit" is unknown'),
+        (lambda d: d["head"].update(kind="sparse"), 'ternary, int8 or float, not "sparse"'),
+        (lambda d: d["layers"][2]["mixer"].pop("i_proj"), "mlgru: i_proj is missing"),
+        (lambda d: d.pop("final_norm"), "final_norm is missing"),
+    ],
+)
+def test_descriptions_that_do_not_fit_are_refused(change, message):
+    changed = copy.deepcopy(DECODER)
+    change(changed)
+    with pytest.raises(ValueError, match=message):
+        model(changed)
+
+
+def test_causal_attention_is_refused_by_name():
+    changed = copy.deepcopy(ENCODER)
+    changed["layers"][0]["mixer"]["causal"] = True
+    with pytest.raises(ValueError, match="causal attention"):
+        model(changed)
+
+
+def test_decoders_step_and_encoders_encode():
+    ids, offsets = np.zeros(2, np.int32), np.array([0, 2])
+    with pytest.raises(ValueError, match="call encode"):
+        model(ENCODER).step([], [], "last")
+    with pytest.raises(ValueError, match="call step"):
+        model(DECODER).encode(ids, offsets)
+    with pytest.raises(ValueError, match=r"tensors are missing, embedding.weight among them"):
+        model(ENCODER).encode(ids, offsets)
+
+
+def test_tensors_are_checked():
+    core = model(ENCODER)
+    with pytest.raises(ValueError, match=r"final_norm.weight has 12 bytes, expected 96"):
+        core.set("final_norm.weight", np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match=r"final_norm.weight has the wrong dtype"):
+        core.set("final_norm.weight", np.zeros(24, np.int8))
