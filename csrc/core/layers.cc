@@ -44,13 +44,16 @@ Activation activation_of(const std::string& name) {
   throw std::invalid_argument("activation \"" + name + "\" is unknown: gelu, silu or relu");
 }
 
+// Each in its mixer's file.
+using Make = std::unique_ptr<Mixer>(const MixerParts&);
+Make make_mlgru, make_attention, make_glu, make_ffn, make_trees;
+
 std::unique_ptr<Mixer> make_mixer(const MixerParts& parts) {
-  using Make = std::unique_ptr<Mixer> (*)(const MixerParts&);
-  static const std::map<std::string, Make> kinds = {{"mlgru", make_mlgru},
-                                                    {"attention", make_attention},
-                                                    {"glu", make_glu},
-                                                    {"ffn", make_ffn},
-                                                    {"fff", make_trees}};
+  static const std::map<std::string, Make*> kinds = {{"mlgru", make_mlgru},
+                                                     {"attention", make_attention},
+                                                     {"glu", make_glu},
+                                                     {"ffn", make_ffn},
+                                                     {"fff", make_trees}};
   const auto found = kinds.find(parts.description.kind);
   if (found != kinds.end()) return found->second(parts);
   throw std::invalid_argument("no mixer of kind \"" + parts.description.kind + "\"");

@@ -66,12 +66,6 @@ struct MixerParts {
   void declare(const char* linear, Linear* to, int halves = 1) const;
 };
 
-std::unique_ptr<Mixer> make_mlgru(const MixerParts& parts);
-std::unique_ptr<Mixer> make_attention(const MixerParts& parts);
-std::unique_ptr<Mixer> make_glu(const MixerParts& parts);
-std::unique_ptr<Mixer> make_ffn(const MixerParts& parts);
-std::unique_ptr<Mixer> make_trees(const MixerParts& parts);
-
 // By the description's kind. Throws std::invalid_argument for an unknown one.
 std::unique_ptr<Mixer> make_mixer(const MixerParts& parts);
 
