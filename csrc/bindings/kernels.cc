@@ -179,14 +179,14 @@ bool codes_ok(const std::string& isa, const std::string& form, In<uint8_t, 1> w)
   return isa_of(isa).ternary->codes_ok(packing_of(form), w.data(), w.shape(0));
 }
 
-// Of one token: x += delta; y = layer norm (with a bias) or RMS norm. Whether y is finite.
-bool add_norm(const std::string& isa, Out<float, 1> x, std::optional<In<float, 1>> delta,
-              In<float, 1> weight, std::optional<In<float, 1>> bias, float eps, Out<float, 1> y) {
-  const int d = same_size({x.shape(0), delta ? delta->shape(0) : x.shape(0), weight.shape(0),
-                           bias ? bias->shape(0) : x.shape(0), y.shape(0)});
+// Of one token: y = layer norm (with a bias) or RMS norm. Whether y is finite.
+bool norm(const std::string& isa, In<float, 1> x, In<float, 1> weight,
+          std::optional<In<float, 1>> bias, float eps, Out<float, 1> y) {
+  const size_t shift = bias ? bias->shape(0) : x.shape(0);
+  const int d = same_size({x.shape(0), weight.shape(0), shift, y.shape(0)});
   require(x.data() != y.data(), "y must not be x");
-  return isa_of(isa).dense->add_norm(x.data(), delta ? delta->data() : nullptr, weight.data(),
-                                     bias ? bias->data() : nullptr, eps, d, y.data());
+  return isa_of(isa).dense->norm(x.data(), weight.data(), bias ? bias->data() : nullptr, eps, d,
+                                 y.data());
 }
 
 void activate(const std::string& isa, const std::string& kind, Out<float, 1> x) {
@@ -235,8 +235,8 @@ void bind_kernels(nb::module_& parent) {
   m.def("silu_mul", &silu_mul, nb::arg("isa"), nb::arg("gate"), nb::arg("up"), nb::arg("y"));
   m.def("add", &add, nb::arg("isa"), nb::arg("x"), nb::arg("y"));
   // Outputs are never converted: results would go into the copy.
-  m.def("add_norm", &add_norm, nb::arg("isa"), nb::arg("x").noconvert(), nb::arg("delta").none(),
-        nb::arg("weight"), nb::arg("bias").none(), nb::arg("eps"), nb::arg("y").noconvert());
+  m.def("norm", &norm, nb::arg("isa"), nb::arg("x"), nb::arg("weight"), nb::arg("bias").none(),
+        nb::arg("eps"), nb::arg("y").noconvert());
   m.def("activate", &activate, nb::arg("isa"), nb::arg("kind"), nb::arg("x").noconvert());
   m.def("attention", &attention, nb::arg("isa"), nb::arg("qkv"), nb::arg("seen").none(),
         nb::arg("heads"), nb::arg("out").noconvert());

@@ -19,7 +19,7 @@ bool Norm::apply(const float* x, float* y) const {
     isa_->ternary->rms_norm(x, weight_, eps_, size_, y);
     return true;  // the quantiser behind it finds out
   }
-  return isa_->dense->add_norm(const_cast<float*>(x), nullptr, weight_, bias_, eps_, size_, y);
+  return isa_->dense->norm(x, weight_, bias_, eps_, size_, y);
 }
 
 void feed_norm(Pass& pass, const Norm& norm, std::initializer_list<LinearInput*> inputs) {

@@ -13,10 +13,9 @@
 namespace nomatmul {
 
 struct DenseKernels {
-  // One token: x += delta (nullptr: nothing is added), then y = layer norm of x, or with bias ==
-  // nullptr the RMS norm. y may be delta; x != y. False where the norm of x is not finite.
-  bool (*add_norm)(float* x, const float* delta, const float* weight, const float* bias, float eps,
-                   int d, float* y);
+  // One token: y = layer norm of x, or with bias == nullptr the RMS norm. x != y. False where the
+  // norm of x is not finite.
+  bool (*norm)(const float* x, const float* weight, const float* bias, float eps, int d, float* y);
 
   // x = gelu(x) (error function, absolute error below 1e-6), silu(x), max(x, 0).
   void (*activate)(Activation, float* x, size_t count);

@@ -45,15 +45,10 @@ void activate_all(Activation kind, float* x, size_t count) {
   }
 }
 
-bool add_norm_one(float* x, const float* delta, const float* weight, const float* bias, float eps,
-                  int d, float* y) {
+bool norm_one(const float* x, const float* weight, const float* bias, float eps, int d, float* y) {
   const int whole = d / kLanes * kLanes;
   V sums = {};
   float rest = 0;
-  if (delta != nullptr) {
-    for (int i = 0; i < whole; i += kLanes) store(x + i, load(x + i) + load(delta + i));
-    for (int i = whole; i < d; ++i) x[i] += delta[i];
-  }
   float mean = 0;
   if (bias != nullptr) {
     for (int i = 0; i < whole; i += kLanes) sums += load(x + i);
@@ -87,6 +82,5 @@ bool add_norm_one(float* x, const float* delta, const float* weight, const float
 }  // namespace
 }  // namespace nomatmul
 
-#define NOMATMUL_DENSE                                                \
-  {add_norm_one, activate_all,      attention_head, attention_floats, \
-   kWide,        float_product_all, product_all}
+#define NOMATMUL_DENSE \
+  {norm_one, activate_all, attention_head, attention_floats, kWide, float_product_all, product_all}

@@ -8,9 +8,9 @@ extern "C" {
 
 int encoder_columns() { return kAvx512VnniDense.columns; }
 
-bool encoder_add_norm(float* x, const float* delta, const float* weight, const float* bias,
-                      float eps, int d, float* y) {
-  return kAvx512VnniDense.add_norm(x, delta, weight, bias, eps, d, y);
+bool encoder_norm(const float* x, const float* weight, const float* bias, float eps, int d,
+                  float* y) {
+  return kAvx512VnniDense.norm(x, weight, bias, eps, d, y);
 }
 
 void encoder_activate(int kind, float* x, size_t count) {
