@@ -55,7 +55,10 @@ def test_names(name, published):
         ({"use_lower_bound": False}, {"use_lower_bound": False}),
         ({"tie_word_embeddings": True}, {"tie_embeddings": True}),
         ({"hidden_act": "silu", "expand_ratio": 1.0}, {}),
-        ({"eos_token_id": [7, 2]}, {"eos_token_id": 7}),
+        ({"eos_token_id": [7, 2]}, {"eos_token_id": (7, 2), "end_token_ids": (7, 2)}),
+        ({"eos_token_id": [7]}, {"eos_token_id": 7, "end_token_ids": (7,)}),
+        ({"eos_token_id": [-1]}, {"eos_token_id": None, "end_token_ids": ()}),
+        ({"bos_token_id": [3, 1]}, {"bos_token_id": 3}),
         ({"pad_token_id": -1}, {"pad_token_id": None}),
         # The fused BitLinear's epsilon is a constant of the authors' code; g_norm's is not.
         (

@@ -28,6 +28,7 @@ from nomatmul.formats.weights import TensorSource, open_source
 from nomatmul.formats.wrappers import missing_tensor, unwrapped
 
 TRAINING_MODEL_TYPE = "nomatmul"
+GENERATION_FILE = "generation_config.json"
 _BLOCK_ELEMENTS = 1 << 22
 
 
@@ -196,11 +197,30 @@ def _open_unpacked(directory: Path, values: dict[str, Any]) -> Checkpoint:
             f" {encoder.ENCODER_MODEL_TYPE!r}, {published.MODEL_TYPE!r},"
             f" {published_encoder.MODEL_TYPE!r} and packed directories"
         )
+    if reading is None:
+        config = _with_generation_ends(config, directory / GENERATION_FILE)
     checkpoint = Checkpoint(directory, kind, config, open_source(directory), reading=reading)
     if kind == "published":
         family = published if reading is None else published_encoder
         checkpoint.ignored = family.ignored_keys(values)
     return checkpoint
+
+
+def _with_generation_ends(config: ModelConfig, path: Path) -> ModelConfig:
+    """The config with the end tokens that only generation_config.json names.
+
+    Chat models often name the end of a document in config.json and the end of an answer there.
+    """
+    if not path.exists():
+        return config
+    more = published.end_tokens(read_json_object(path).get("eos_token_id"))
+    if more is None:
+        return config
+    more = more if isinstance(more, tuple) else (more,)
+    try:
+        return dataclasses.replace(config, eos_token_id=(*config.end_token_ids, *more))
+    except ValueError as error:
+        raise FormatError(f"{path}: {error}") from None
 
 
 def config_from_training(values: dict[str, Any]) -> ModelConfig:

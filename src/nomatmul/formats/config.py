@@ -75,7 +75,8 @@ class ModelConfig:
     is an int ever after. `norm_eps` belongs to the block norms and the final norm,
     `linear_norm_eps` to the norm inside each BitLinear, `gate_norm_eps` to MLGRU's g_norm.
     `num_heads` are attention heads; MLGRU is element-wise, so there it only has to divide
-    `hidden_size`.
+    `hidden_size`. `eos_token_id` may be a list: each of its tokens ends a text (`end_token_ids`),
+    and the first is the one that stands behind a document. A list of one is kept as its id.
 
     norm is "rms" or "layer" (with bias) for block norms, final norm and, if `embedding_norm`, the
     norm behind the embedding. positions belong to attention: "rotary", "sinusoidal" (crammed
@@ -112,7 +113,7 @@ class ModelConfig:
     tie_embeddings: bool = False
     initializer_range: float = 0.02
     bos_token_id: int | None = None
-    eos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
     fff_trees: int | None = None
     fff_depth: int | None = None
@@ -151,12 +152,25 @@ class ModelConfig:
         for name in (*_EPS_FIELDS, "rope_theta", "initializer_range"):
             _check_positive(name, getattr(self, name))
             object.__setattr__(self, name, float(getattr(self, name)))
-        for name in _TOKEN_FIELDS:
-            if getattr(self, name) is not None:
-                _check_int(name, getattr(self, name), 0, self.vocab_size - 1)
+        self._check_tokens()
         self._check_heads()
         self._check_glu()
         self._check_trees()
+
+    def _check_tokens(self) -> None:
+        ends = self.eos_token_id
+        if isinstance(ends, list | tuple):
+            for token in ends:
+                _check_int("a token in eos_token_id:", token, 0, self.vocab_size - 1)
+            ends = tuple(dict.fromkeys(ends))
+            # one id as older versions of nomatmul wrote and read it
+            object.__setattr__(
+                self, "eos_token_id", ends if len(ends) > 1 else next(iter(ends), None)
+            )
+        for name in _TOKEN_FIELDS:
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, tuple):
+                _check_int(name, value, 0, self.vocab_size - 1)
 
     def _check_heads(self) -> None:
         if self.hidden_size % self.num_heads:
@@ -245,6 +259,13 @@ class ModelConfig:
         if self.fff_layers is not None and layer not in self.fff_layers:
             return "ffn"
         return self.channel_mixer
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """Every token that ends a text; empty for a model without one."""
+        if isinstance(self.eos_token_id, tuple):
+            return self.eos_token_id
+        return () if self.eos_token_id is None else (self.eos_token_id,)
 
     @property
     def tree_nodes(self) -> int:

@@ -93,7 +93,7 @@ def _translate(options: dict[str, Any]) -> ModelConfig:
             tie_embeddings=options["tie_word_embeddings"],
             initializer_range=options["initializer_range"],
             bos_token_id=_token_id(options["bos_token_id"]),
-            eos_token_id=_token_id(options["eos_token_id"]),
+            eos_token_id=end_tokens(options["eos_token_id"]),
             pad_token_id=_token_id(options["pad_token_id"]),
         )
     except FormatError:
@@ -103,9 +103,16 @@ def _translate(options: dict[str, Any]) -> ModelConfig:
 
 
 def _token_id(value: Any) -> Any:
-    """A list of ids (Hugging Face allows several ends of text) stands for its first."""
+    """A list of ids stands for its first, -1 for none."""
     if isinstance(value, list) and value:
-        return value[0]
+        value = value[0]
+    return None if value == -1 else value
+
+
+def end_tokens(value: Any) -> Any:
+    """`eos_token_id` as Hugging Face writes it: an id or a list of them; -1 stands for none."""
+    if isinstance(value, list):
+        return tuple(token for token in value if token != -1)
     return None if value == -1 else value
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.encoder import EncoderHead
 from nomatmul.formats.errors import FormatError
-from nomatmul.formats.published import is_one_of
+from nomatmul.formats.published import end_tokens, is_one_of
 from nomatmul.formats.published_keys import sort_keys, warn_ignored
 
 MODEL_TYPE = "crammedBERT"
@@ -153,7 +153,7 @@ def _model(arch: dict[str, Any], values: dict[str, Any]) -> ModelConfig:
         initializer_range=std,
         pad_token_id=arch.get("embedding.pad_token_id"),
         bos_token_id=values.get("bos_token_id"),
-        eos_token_id=values.get("eos_token_id"),
+        eos_token_id=end_tokens(values.get("eos_token_id")),
         **_channel(arch),
     )
 

@@ -186,12 +186,11 @@ def sample_text(
 
     An empty prompt starts a document. agree: makes every rank go on with the same token.
     """
-    start = (
-        config.model.eos_token_id
-        if config.model.bos_token_id is None
-        else config.model.bos_token_id
-    )
-    ids = [start or 0, *tokenizer.encode(config.sample_prompt, add_special_tokens=False).ids]
+    ends = config.model.end_token_ids
+    start = config.model.bos_token_id
+    if start is None:
+        start = ends[0] if ends else 0
+    ids = [start, *tokenizer.encode(config.sample_prompt, add_special_tokens=False).ids]
     random = torch.Generator().manual_seed(config.seed)
     model.eval()
     cache, fed, out = None, ids, list(ids)
@@ -206,7 +205,7 @@ def sample_text(
             )
             share = torch.softmax(values / temperature, dim=0)
             id_ = agree(int(indices[torch.multinomial(share, 1, generator=random)]))
-            if id_ == config.model.eos_token_id:
+            if id_ in ends:
                 break
             out.append(id_)
             fed = [id_]
