@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 
 import numpy as np
 import pytest
-from encoder_files import TREES, encoder_config, write_encoder
+from encoder_files import TREES, encoder_config, write_encoder, write_word_piece
 
 import nomatmul
 from nomatmul.convert import pack
@@ -55,3 +56,38 @@ def test_a_forked_child_computes_though_the_threads_are_not_there(model):
     with os.fdopen(reader, "rb") as answer:
         assert answer.read() == b"same"
     os.waitpid(child, 0)
+
+
+def test_calls_of_every_kind_at_the_same_time_give_what_they_give_alone(tmp_path):
+    write_encoder(tmp_path / "source", encoder_config(**TREES))
+    write_word_piece(tmp_path / "source")
+    pack(tmp_path / "source", tmp_path / "packed", check=False)
+    model = nomatmul.load(tmp_path / "packed", threads=1)
+    spelt, long = "the [MASK] [SEP] river flows", "a river [MASK] " * 30
+    calls = [
+        lambda: model.fill_mask("the [MASK] of stone"),
+        lambda: model.embed(spelt).tolist(),
+        lambda: model.embed([long, spelt], truncate=True).tolist(),
+        lambda: model.embed(("a river", spelt)).tolist(),
+    ]
+    expected = [call() for call in calls]
+    wrong, interval = [], sys.getswitchinterval()
+
+    def ask(number: int) -> None:
+        for _ in range(60):
+            try:
+                if calls[number]() != expected[number]:
+                    wrong.append(number)
+            except ValueError as error:
+                wrong.append(str(error))
+
+    workers = [threading.Thread(target=ask, args=(number % 4,)) for number in range(8)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(timeout=120)
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -18,13 +20,23 @@ def _controller() -> Any:
     return ThreadpoolController().select(user_api="blas")
 
 
-def blas_threads(count: int) -> Any:
-    """A context manager: dense products inside take `count` threads.
+# The setting belongs to the process: two models that compute at a time would each give back the
+# other's, and a sum of dense products depends on the number of threads.
+_LOCK = threading.RLock()
+
+
+@contextlib.contextmanager
+def blas_threads(count: int) -> Iterator[None]:
+    """Dense products inside take `count` threads; one caller at a time, others wait.
 
     Without threadpoolctl the BLAS keeps its own setting (OPENBLAS_NUM_THREADS).
     """
     controller = _controller()
-    return contextlib.nullcontext() if controller is None else controller.limit(limits=count)
+    if controller is None:
+        yield
+        return
+    with _LOCK, controller.limit(limits=count):
+        yield
 
 
 def blas_name() -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nomatmul.engine.text import named_ids
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.tokenizer import load_tokenizer
 
@@ -25,16 +26,34 @@ MASK_NAMES = ("[MASK]", "<mask>", "<|mask|>")
 class TextSide:
     """A model's tokenizer with the checks that its texts need. The tokenizer is loaded at once.
 
+    A tokenizer is shared by all threads, so its switches are set once, when it is loaded: texts
+    with masks and texts to be cut have a tokenizer each, loaded when first asked for.
     Raises FormatError for a damaged tokenizer.json; methods raise ValueError without one.
     """
 
     def __init__(self, path: Path | None, config: ModelConfig) -> None:
-        self._config = config
+        self._config, self._path = config, path
         self._tokenizer: Any = None
         if path is not None:
-            self._tokenizer = load_tokenizer(path, config.vocab_size)
-            self._tokenizer.no_padding()
-            self._tokenizer.no_truncation()
+            # Like the trainer's: what is typed is text, even where it spells a special token.
+            self._tokenizer = self._load(special_is_text=True)
+
+    def _load(self, *, special_is_text: bool) -> Any:
+        assert self._path is not None
+        tokenizer = load_tokenizer(self._path, self._config.vocab_size)
+        tokenizer.encode_special_tokens = special_is_text
+        return tokenizer
+
+    @functools.cached_property
+    def _masking(self) -> Any:
+        return self._load(special_is_text=False)
+
+    @functools.cached_property
+    def _cutting(self) -> Any:
+        tokenizer = self._load(special_is_text=True)
+        limit = self._config.max_position_embeddings
+        tokenizer.enable_truncation(limit, strategy="longest_first")
+        return tokenizer
 
     @property
     def tokenizer(self) -> Any:
@@ -48,9 +67,7 @@ class TextSide:
     @functools.cached_property
     def named_ids(self) -> NDArray[np.bool_]:
         """Which ids of the model's vocabulary the tokenizer has a token for, bool [V]."""
-        named = np.zeros(self._config.vocab_size, bool)
-        named[list(self.tokenizer.get_vocab(with_added_tokens=True).values())] = True
-        return named
+        return named_ids(self.tokenizer, self._config.vocab_size)
 
     @property
     def mask_token(self) -> str:
@@ -66,24 +83,22 @@ class TextSide:
         truncate: cut the longer text of what is too long for the model's positions.
         """
         batch = self._checked_texts(texts)
-        # Like the trainer's: what is typed is text, even where it spells a special token.
-        self.tokenizer.encode_special_tokens = True
-        return [self._tokens(text, number, truncate) for number, text in enumerate(batch)]
+        tokenizer = self.tokenizer
+        return [self._tokens(tokenizer, text, n, truncate) for n, text in enumerate(batch)]
 
     def encode_masked(self, text: str) -> tuple[list[int], list[int]]:
         """Return (ids, places of the mask token); here special tokens are told from text."""
         if not isinstance(text, str):
             raise ValueError(f"the text must be a string, got {type(text).__name__}")
         mask = self.mask_token
-        self.tokenizer.encode_special_tokens = False
-        ids = self._tokens(_checked(text, 0), 0, False).ids
+        ids = self._tokens(self._masking, _checked(text, 0), 0, False).ids
         mask_id = self.tokenizer.token_to_id(mask)
         places = [place for place, token in enumerate(ids) if token == mask_id]
         if not places:
             raise ValueError(f"the text has no {mask} to fill in")
         return ids, places
 
-    def _tokens(self, text: Text, number: int, truncate: bool) -> Tokens:
+    def _tokens(self, tokenizer: Any, text: Text, number: int, truncate: bool) -> Tokens:
         """The tokens of one text as training had them, checked against the model's positions.
 
         Where the config names an end token (models that we trained): a start token (the end token
@@ -91,17 +106,16 @@ class TextSide:
         itself adds. Lengths include special tokens.
         """
         parts = (text,) if isinstance(text, str) else text
-        limit, end = self._config.max_position_embeddings, self._config.eos_token_id
+        limit = self._config.max_position_embeddings
+        end = next(iter(self._config.end_token_ids), None)
         if end is None:
-            whole = self.tokenizer.encode(*parts)
+            whole = tokenizer.encode(*parts)
             if len(whole.ids) > limit and truncate:
-                self.tokenizer.enable_truncation(limit, strategy="longest_first")
-                whole = self.tokenizer.encode(*parts)
-                self.tokenizer.no_truncation()
+                whole = self._cutting.encode(*parts)
             tokens = Tokens([], [], [], [])
             tokens.add(whole)
         else:
-            encodings = [self.tokenizer.encode(part, add_special_tokens=False) for part in parts]
+            encodings = [tokenizer.encode(part, add_special_tokens=False) for part in parts]
             room = limit - 1 - len(parts)
             if truncate and room >= len(parts):
                 _cut(encodings, room)

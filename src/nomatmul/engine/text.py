@@ -1,59 +1,135 @@
 """From tokens to text while they are made: whole characters only, and stop strings cut off.
 
-A character may span several byte-level tokens, and a stop string may span tokens or begin in the
-middle of one, so both hold text back until it is certain.
+A character may span several tokens, and a stop string may span tokens or begin in the middle of
+one, so both hold text back until it is certain.
 """
 
 from __future__ import annotations
 
+import codecs
+import functools
+import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 BROKEN = "�"  # what a tokenizer writes for bytes that are no character (yet)
-# No character has more than 4 bytes, so after so many tokens without one it never comes.
-_MAX_WAIT = 8
-# Tokens of the prompt decoded along with new ones: tokenizers drop a leading space otherwise.
-_CONTEXT = 6
+_UNFINISHED = 3  # bytes of a character that lacks its last one, at most
+_BYTE_NAME = re.compile(
+    r"<0x([0-9A-Fa-f]{2})>"
+)  # a token of one byte in vocabularies with fallback
+
+
+def named_ids(tokenizer: Any, vocab_size: int) -> NDArray[np.bool_]:
+    """Return which of a model's ids the tokenizer has a token for, bool [V].
+
+    A model's vocabulary is often rounded up, so its last ids have no token.
+    """
+    ids = np.array(list(tokenizer.get_vocab(with_added_tokens=True).values()), np.int64)
+    named = np.zeros(vocab_size, bool)
+    named[ids[ids < vocab_size]] = True
+    return named
 
 
 class Detokenizer:
-    """Turns token ids into text piece by piece; the pieces join to the text of all tokens."""
+    """Turns token ids into text piece by piece.
+
+    The pieces join to the text of context and tokens together, less that of the context alone. A
+    context that ends inside a character gives that character to the first piece. Bytes that are no
+    character come out as U+FFFD; a byte-fallback vocabulary's own decoder would reject the
+    characters next to them as well, here they are kept.
+    """
 
     def __init__(self, tokenizer: Any, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._ids = list(context[-_CONTEXT:])
-        self._start = 0  # where decoding starts
-        self._read = len(self._ids)  # tokens whose text is out
-        self._waits = 0
+        # New tokens are decoded along with some before them, because decoders drop a leading
+        # space. Neither the first token that is held nor `_read` lies inside a character.
+        self._ids = list(context)
+        self._read = 0  # how many tokens' text is out
+        self._read = len(self._ids) - self._open(self._decode(self._ids))
 
     def push(self, token: int) -> str:
         """Return the text that this token completes, perhaps none."""
         self._ids.append(token)
-        piece = self._pending()
-        if piece.endswith(BROKEN) and self._waits < _MAX_WAIT:
-            self._waits += 1
-            return ""
-        self._waits = 0
+        piece = self._piece(len(self._ids))
+        held = self._open(piece)
+        end = len(self._ids) - held
+        if held:
+            piece = self._piece(end)
         if piece:
-            self._start, self._read = self._read, len(self._ids)
-            if len(self._ids) > 4 * _CONTEXT:
-                del self._ids[: self._start]
-                self._read -= self._start
-                self._start = 0
+            # the tokens of this piece are the context of the next one
+            del self._ids[: self._read]
+            self._read = end - self._read
         return piece
 
     def finish(self) -> str:
         """Return the rest; a character that was never completed is left out."""
-        piece = self._pending().rstrip(BROKEN)
-        self._start = self._read = len(self._ids)
+        end = len(self._ids)
+        piece = self._piece(end)
+        held = self._open(piece)
+        if held and _BYTE_NAME.fullmatch(self._name(self._ids[-1])):
+            piece = self._piece(end - held)
+        elif held:
+            piece = piece[:-1]
+        self._read = end
         return piece
 
-    def _pending(self) -> str:
-        old = self._decode(self._ids[self._start : self._read])
-        return self._decode(self._ids[self._start :])[len(old) :]
+    def _piece(self, end: int) -> str:
+        """The text of the tokens from `_read` to `end`."""
+        old = self._decode(self._ids[: self._read])
+        new = self._decode(self._ids[:end])
+        piece = new[len(old) :]
+        if BROKEN in piece or not new.startswith(old):
+            # Byte fallback judges a run of bytes as a whole: broken ones spoil what is out already.
+            alone = self._decode(self._ids[self._read : end])
+            if not new.startswith(old) or alone.count(BROKEN) < piece.count(BROKEN):
+                return alone
+        return piece
+
+    def _open(self, text: str) -> int:
+        """How many of the last tokens, whose text is given, belong to an unfinished character."""
+        if not text.endswith(BROKEN):
+            return 0
+        spelt = [_spelt_bytes(self._name(i)) for i in self._ids[self._read :][-_UNFINISHED:]]
+        for count in range(1, len(spelt) + 1):
+            if _is_unfinished(b"".join(spelt[-count:])[-_UNFINISHED:]):
+                return count
+        return 0
+
+    def _name(self, token: int) -> str:
+        return self._tokenizer.id_to_token(token) or ""
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
+
+
+def _is_unfinished(tail: bytes) -> bool:
+    """Whether bytes end with the beginning of a UTF-8 character that lacks its rest."""
+    for start in range(len(tail)):
+        try:
+            if not codecs.getincrementaldecoder("utf-8")().decode(tail[start:]):
+                return True
+        except UnicodeDecodeError:
+            continue
+    return False
+
+
+def _spelt_bytes(name: str) -> bytes:
+    """The bytes that a token stands for in a byte-fallback or a byte-level vocabulary."""
+    if fallback := _BYTE_NAME.fullmatch(name):
+        return bytes([int(fallback[1], 16)])
+    return bytes(_byte_alphabet().get(character, 0) for character in name)
+
+
+@functools.cache
+def _byte_alphabet() -> dict[str, int]:
+    """The character that stands for each byte in byte-level vocabularies (GPT-2's table)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    table = {chr(byte): byte for byte in plain}
+    return table | {chr(256 + at): byte for at, byte in enumerate(others)}
 
 
 class StopCutter:
@@ -69,10 +145,10 @@ class StopCutter:
         if self.stopped:
             return ""
         self._held += text
-        ends = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
-        if ends:
+        found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        if found:  # the first to be complete: how the text was cut into pieces does not count
             self.stopped = True
-            result, self._held = self._held[: min(ends)], ""
+            result, self._held = self._held[: min(found)[1]], ""
             return result
         keep = max((self._overlap(stop) for stop in self._stop), default=0)
         cut = len(self._held) - keep
