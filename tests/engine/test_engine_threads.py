@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from engine_models import random_ids
 
-from nomatmul.engine import LanguageModel
+from nomatmul.engine import LanguageModel, load
 
 
 def test_threads_may_share_a_model(lm: LanguageModel) -> None:
@@ -137,3 +137,29 @@ except KeyboardInterrupt:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.stdout == "stopped\n", done.stderr
+
+
+def test_threads_that_write_texts_disturb_nobody(text_lm: LanguageModel) -> None:
+    prompts = [f"The {word} " for word in ("otter", "kiln", "birch", "anchor")]
+    drawn = {"max_tokens": 12, "temperature": 0.9, "seed": 2}
+    expected = {prompt: text_lm.generate(prompt, **drawn) for prompt in prompts}
+    fresh = load(text_lm.path, threads=2)  # its tokenizer is loaded by whoever comes first
+    wrong: list[str] = []
+
+    def write(prompt: str) -> None:
+        for _ in range(4):
+            session = fresh.session()
+            texts = [
+                fresh.generate(prompt, **drawn),
+                fresh.generate([prompt, "x"], **drawn)[0],
+                "".join(fresh.stream(prompt, session=session, **drawn)),
+            ]
+            wrong.extend(text for text in texts if text != expected[prompt])
+
+    workers = [threading.Thread(target=write, args=(prompt,)) for prompt in prompts]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=120)
+        assert not worker.is_alive()
+    assert not wrong

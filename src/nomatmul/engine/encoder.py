@@ -49,6 +49,15 @@ class EncoderModel:
         self._text = TextSide(reader.tokenizer_path, reader.config)
         self._lock = threading.Lock()
 
+    def __repr__(self) -> str:
+        config = self.config
+        labels = f", labels {', '.join(self.labels)}" if self.labels else ""
+        return (
+            f"<EncoderModel from {str(self.path)!r}: {self.task}{labels}, {config.param_count():,}"
+            f" parameters, {config.num_layers} layers of {config.hidden_size},"
+            f" {config.channel_mixer}, vocabulary {config.vocab_size}, {self.threads} threads>"
+        )
+
     @property
     def task(self) -> str:
         """ "masked", "sequence" or "token": what the head on the encoder is for."""

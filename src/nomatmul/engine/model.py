@@ -6,18 +6,19 @@ Legend: S sequences, T tokens, V vocabulary, L layers, D hidden size.
 from __future__ import annotations
 
 import contextlib
-import numbers
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nomatmul.engine.generation import TextStream
-from nomatmul.engine.sampling import Sampler, Sampling, check_count
+from nomatmul.engine.generation import TextStream, make_tokens, write_texts
+from nomatmul.engine.ids import checked_ids, log_probabilities
+from nomatmul.engine.sampling import Sampler, Sampling, check_count, explains_options
 from nomatmul.engine.session import Session, read_state
-from nomatmul.engine.text import checked_stop
+from nomatmul.engine.text import checked_stop, named_ids
 
 if TYPE_CHECKING:
     from nomatmul.engine.backend import Backend, Float, Ids, Want
@@ -53,6 +54,16 @@ class LanguageModel:
         self.path = path
         self._tokenizer_path = tokenizer_path
         self._tokenizer: Any = None
+
+    def __repr__(self) -> str:
+        config = self.config
+        where = f" from {str(self.path)!r}" if self.path is not None else ""
+        return (
+            f"<LanguageModel{where}: {config.param_count():,} parameters, {config.num_layers}"
+            f" layers of {config.hidden_size}, {config.channel_mixer}, vocabulary"
+            f" {config.vocab_size}, {self.packing} weights, {self.backend.name} {self.backend.isa},"
+            f" {self.backend.threads} threads>"
+        )
 
     @property
     def tokenizer(self) -> Any:
@@ -128,10 +139,53 @@ class LanguageModel:
             parts.append(log_probabilities(logits_TV, targets))
         return np.concatenate(parts)
 
-    def generate(self, prompt: str | Sequence[int], **options: Any) -> str:
-        """Return the text that continues a prompt; options as in `stream`."""
-        return "".join(self.stream(prompt, **options))
+    @explains_options
+    def generate(
+        self,
+        prompt: str | Sequence[int] | Sequence[str | Sequence[int]],
+        *,
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        session: Session | None = None,
+    ) -> str | list[str]:
+        """Return the text that continues a prompt, or a list of texts for a list of prompts.
 
+        prompt: a text or its token ids, or a list of these: they are computed together, and each
+        answer equals that of its prompt alone. max_tokens: tokens to make at most. temperature: 0
+        takes the likeliest token each time; above 0 tokens are drawn, the higher the wilder.
+        top_k: draw among the K likeliest tokens (0: all). top_p: draw among the fewest tokens whose
+        probabilities sum to this share. min_p: drop tokens below this share of the likeliest one's
+        probability. repetition_penalty: above 1 makes tokens that were used less likely. seed:
+        makes draws repeatable. stop: a text, or several, before which the answer ends. session: a
+        sequence to go on from (one prompt only).
+
+        Tokens that the tokenizer has no name for are never chosen; every end token of the model
+        ends the text. Raises ValueError for a bad argument or a model without tokenizer.
+        """
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        if not _is_batch(prompt):
+            stream = self._stream(prompt, max_tokens, sampling, stop, session)
+            return "".join(stream)
+        if session is not None:
+            raise ValueError("a session goes on from one prompt, not from a list of them")
+        self._need_tokenizer()
+        count, stops = check_count("max_tokens", max_tokens), checked_stop(stop)
+        prompts = []
+        for number, part in enumerate(prompt):
+            try:
+                prompts.append(self.prompt_ids(part))  # type: ignore[arg-type]  # checked there
+            except ValueError as error:
+                raise ValueError(f"prompt {number}: {error}") from None
+        samplers = [Sampler(sampling, ids, self._legal) for ids in prompts]
+        return write_texts(self, prompts, count, samplers, stops)
+
+    @explains_options
     def stream(
         self,
         prompt: str | Sequence[int],
@@ -148,26 +202,18 @@ class LanguageModel:
     ) -> TextStream:
         """Continue a prompt (text or token ids) and yield the text in pieces as it is made.
 
-        Pieces hold whole characters and never any part of a stop string. The stream ends after
-        `max_tokens` tokens, before the first stop string, or at the model's end token; its
-        `finish_reason` says which and `token_ids` holds what was made. With `session` the
+        Options as of `generate`. Pieces hold whole characters and never any part of a stop string.
+        The stream ends after `max_tokens` tokens, before the first stop string, or at an end token;
+        its `finish_reason` says which and `token_ids` holds what was made. With `session` the
         prompt continues that sequence, which then contains the prompt and all made tokens.
-        Bad arguments raise ValueError here, before anything is computed (see Sampling).
+        Bad arguments raise ValueError here, before anything is computed.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        max_tokens = check_count("max_tokens", max_tokens)
-        stops = checked_stop(stop)
-        if self.tokenizer is None:
-            raise ValueError(
-                "this model has no tokenizer.json, so it makes no text; use generate_ids"
-            )
-        if session is not None and session.model is not self:
-            raise ValueError("the session belongs to another model")
-        fresh = session is None or session.position == 0
-        ids = self.prompt_ids(prompt, fresh)
-        tokens = self._tokens(ids, max_tokens, sampling, session)
-        return TextStream(self.tokenizer, ids, tokens, stops, self.config.eos_token_id)
+        if _is_batch(prompt):
+            raise ValueError("stream takes one prompt; generate takes a list of them")
+        return self._stream(prompt, max_tokens, sampling, stop, session)
 
+    @explains_options
     def generate_ids(
         self,
         ids: Sequence[int] | NDArray[Any],
@@ -180,13 +226,17 @@ class LanguageModel:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
     ) -> list[int]:
-        """Continue token ids by token ids; stops after the model's end token. No text needed."""
+        """Continue token ids by token ids; stops behind an end token. Options as of `generate`.
+
+        A model without tokenizer is fine: then any id may be chosen.
+        """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        count = check_count("max_tokens", max_tokens)
         prompt = [int(token) for token in self.checked_ids(ids)]
         made = []
-        for token in self._tokens(prompt, check_count("max_tokens", max_tokens), sampling, None):
+        for token in make_tokens(self, prompt, count, Sampler(sampling, prompt, self._legal)):
             made.append(token)
-            if token == self.config.eos_token_id:
+            if token in self.config.end_token_ids:
                 break
         return made
 
@@ -212,27 +262,7 @@ class LanguageModel:
 
     def checked_ids(self, ids: Sequence[int] | NDArray[Any]) -> Ids:
         """Return ids as int32 [T]; raises ValueError for none, or one out of range."""
-        if isinstance(ids, str | bytes):
-            raise ValueError("token ids are numbers; encode the text with lm.tokenizer first")
-        try:
-            array = np.asarray(ids)
-        except (ValueError, OverflowError) as error:
-            raise ValueError(f"token ids must be a list of numbers: {error}") from None
-        if array.size == 0:
-            raise ValueError("the prompt is empty: give at least one token id")
-        # numpy reads True among whole numbers as 1, and keeps ones beyond 64 bits as objects
-        items = ids if isinstance(ids, list | tuple) else ()
-        huge = array.dtype == object and all(isinstance(item, numbers.Integral) for item in items)
-        odd = any(isinstance(item, bool | np.bool_) for item in items)
-        if array.ndim != 1 or odd or not (array.dtype.kind in "iu" or (items and huge)):
-            raise ValueError(
-                f"token ids must be a list of whole numbers, got {array.dtype} {list(array.shape)}"
-            )
-        low, high, size = int(array.min()), int(array.max()), self.config.vocab_size
-        if low < 0 or high >= size:
-            bad = low if low < 0 else high
-            raise ValueError(f"token id {bad} is out of range: this model has ids 0 to {size - 1}")
-        return np.ascontiguousarray(array, dtype=np.int32)
+        return checked_ids(ids, self.config.vocab_size)
 
     def footprint(self) -> dict[str, int]:
         """Return bytes by part; see `nomatmul.engine.info.footprint_of`."""
@@ -240,32 +270,43 @@ class LanguageModel:
 
         return footprint_of(self)
 
-    def _tokens(
-        self, ids: list[int], max_tokens: int, sampling: Sampling, session: Session | None
-    ) -> Iterator[int]:
-        """Yield made tokens for as long as they are asked for.
+    def _stream(
+        self,
+        prompt: Any,
+        max_tokens: int,
+        sampling: Sampling,
+        stop: str | Sequence[str] | None,
+        session: Session | None,
+    ) -> TextStream:
+        count, stops = check_count("max_tokens", max_tokens), checked_stop(stop)
+        self._need_tokenizer()
+        if session is not None and session.model is not self:
+            raise ValueError("the session belongs to another model")
+        ids = self.prompt_ids(prompt, fresh=session is None or session.position == 0)
+        sampler = Sampler(sampling, ids, self._legal)
+        tokens = make_tokens(self, ids, count, sampler, session)
+        return TextStream(self.tokenizer, ids, tokens, stops, self.config.end_token_ids)
 
-        Each token is fed back when the next one is asked for; the last one only into a session
-        of the caller, who may go on from it.
-        """
-        sequence = session if session is not None else self.session()
-        sampler = Sampler(sampling, ids)
-        waiting = ids  # what the sequence has not seen yet
-        try:
-            for _ in range(max_tokens):
-                fed, waiting = waiting, []
-                logits_V = sequence.append(fed)
-                waiting = [sampler.sample(logits_V)]
-                yield waiting[0]
-        finally:
-            if session is not None and waiting:
-                sequence.append(waiting, logits="none")
+    def _need_tokenizer(self) -> None:
+        if self.tokenizer is None:
+            raise ValueError(
+                "this model has no tokenizer.json, so it makes no text; use generate_ids"
+            )
+
+    @functools.cached_property
+    def _legal(self) -> NDArray[np.int64] | None:
+        """The ids that may be chosen: those with a token, and end tokens; None for all of them."""
+        if self.tokenizer is None:
+            return None
+        legal = named_ids(self.tokenizer, self.config.vocab_size)
+        legal[list(self.config.end_token_ids)] = True
+        return None if legal.all() else np.flatnonzero(legal)
 
 
-def log_probabilities(logits_TV: Float, targets_T: NDArray[Any]) -> NDArray[np.float64]:
-    """Return float64 [T]: log softmax of each row of float32 [T, V] at its target id."""
-    top_T = logits_TV.max(axis=1)
-    chosen_T = logits_TV[np.arange(len(targets_T)), targets_T].astype(np.float64)
-    shifted_TV = logits_TV - top_T[:, None]
-    sums_T = np.exp(shifted_TV, out=shifted_TV).sum(axis=1, dtype=np.float64)
-    return chosen_T - top_T.astype(np.float64) - np.log(sums_T)
+def _is_batch(prompt: Any) -> bool:
+    """Whether a prompt is a list of prompts: of texts, or of lists of token ids."""
+    if isinstance(prompt, np.ndarray):
+        return prompt.ndim == 2
+    return isinstance(prompt, list | tuple) and any(
+        isinstance(part, str | list | tuple | np.ndarray) for part in prompt
+    )

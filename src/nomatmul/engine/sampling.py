@@ -7,15 +7,19 @@ on every machine and numpy version.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import numbers
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 _FIRST_LOOK = 256  # how many of the likeliest tokens top-p sorts before it sorts them all
 
@@ -49,10 +53,20 @@ class Sampling:
 
 
 class Sampler:
-    """Draws tokens one after the other; the same seed and logits give the same tokens."""
+    """Draws tokens one after the other; the same seed and logits give the same tokens.
 
-    def __init__(self, sampling: Sampling, history: Iterable[int] = ()) -> None:
+    history: tokens that a repetition penalty counts as used. legal: the ids that may be chosen, in
+    ascending order; None for all of them.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        history: Iterable[int] = (),
+        legal: NDArray[np.int64] | None = None,
+    ) -> None:
         self.sampling = sampling
+        self._legal = legal
         seed = sampling.seed
         self._random = random.Random(None if seed is None else int(seed))  # also numpy's numbers
         self._used = set(history) if sampling.repetition_penalty != 1.0 else set()
@@ -67,6 +81,8 @@ class Sampler:
         options = self.sampling
         if options.repetition_penalty != 1.0:
             logits_V = self._penalised(logits_V)
+        if self._legal is not None:
+            logits_V = logits_V[self._legal]
         if options.temperature == 0.0:
             token = int(np.argmax(logits_V))
         else:
@@ -74,6 +90,8 @@ class Sampler:
             # The sum is rounded; the last candidate takes what is left.
             at = int(np.searchsorted(np.cumsum(p), self._random.random() * p.sum(), side="right"))
             token = int(ids[min(at, len(ids) - 1)])
+        if self._legal is not None:
+            token = int(self._legal[token])
         if options.repetition_penalty != 1.0:
             self._used.add(token)
         return token
@@ -152,3 +170,35 @@ def _check(name: str, value: Any, low: float, high: float, open_low: bool = Fals
     above = "above" if open_low else "at least"
     upper = f" and at most {high:g}" if math.isfinite(high) else ""
     raise ValueError(f"{name} must be a finite number {above} {low:g}{upper}, got {value!r}")
+
+
+class OptionError(ValueError, TypeError):
+    """An option that a method does not have: a TypeError to Python, a user's fault to us."""
+
+
+# What other libraries call an option of ours.
+_ELSEWHERE = {
+    "max_new_tokens": "max_tokens",
+    "max_length": "max_tokens",
+    "n_predict": "max_tokens",
+    "do_sample": "temperature (0 takes the likeliest token)",
+    "repeat_penalty": "repetition_penalty",
+    "stop_strings": "stop",
+    "stop_sequences": "stop",
+    "random_seed": "seed",
+}
+
+
+def explains_options(method: _Method) -> _Method:
+    """Let a method refuse an unknown keyword in its own name, with the name that is right here."""
+    legal = list(inspect.signature(method).parameters)[1:]
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **options: Any) -> Any:
+        for name in options:
+            if name not in legal:
+                right = _ELSEWHERE.get(name, f"one of {', '.join(legal)}")
+                raise OptionError(f"{method.__name__} has no option {name!r}; use {right}")
+        return method(self, *args, **options)
+
+    return cast("_Method", call)

@@ -40,6 +40,9 @@ class Session:
         self._position = position
         self._lock = threading.RLock()
 
+    def __repr__(self) -> str:
+        return f"<Session: {self.position} tokens, {self.nbytes} bytes>"
+
     @property
     def position(self) -> int:
         """Number of tokens that this sequence has seen."""
