@@ -19,6 +19,14 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
+    """The directory of a run of one step; tests change only copies of it."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    train_here(tiny_config(steps=1), text_file, out)
+    return out
+
+
 @pytest.fixture
 def config() -> TrainConfig:
     return tiny_config()

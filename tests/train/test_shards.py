@@ -12,14 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from nomatmul.formats.special_tokens import END_OF_TEXT, special_ids
 from nomatmul.train import shards
 from nomatmul.train.documents import find_sources
 from nomatmul.train.shards import build_shards, read_index
 from nomatmul.train.tokenizer import (
-    END_OF_TEXT,
     fingerprint,
     load_tokenizer,
-    special_ids,
     train_tokenizer,
 )
 from nomatmul.train.tokens import join_streams, open_stream, verify_shards
@@ -206,5 +205,5 @@ def test_foreign_tokenizer_files(tmp_path: Path) -> None:
     path.write_bytes(b"\x0a\x0e\x00 not json")
     with pytest.raises(ValueError, match=r"is no tokenizer.json \(a SentencePiece model"):
         load_tokenizer(path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match="cannot read .*absent.json"):
         load_tokenizer(tmp_path / "absent.json")

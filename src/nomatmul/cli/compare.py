@@ -73,9 +73,14 @@ class Options:
     tokenizer: str | None = option(
         None, metavar="FILE", help="a tokenizer.json (default: one is trained on the data)"
     )
-    text_field: str = option("text", metavar="NAME", help="field of JSONL and parquet rows")
+    text_field: str = option("text", metavar="NAME", help="field of JSON and parquet rows")
     document_start: str | None = option(
-        None, metavar="REGEX", help="a line that matches starts a new document of a text file"
+        None,
+        metavar="REGEX",
+        help="a line that matches starts a new document of a text file, and is its first line",
+    )
+    drop_document_start: bool = option(
+        False, help="leave that line out: for markers such as <|endoftext|>, else learnt as text"
     )
     eval_tokens: int = option(500_000, metavar="N", help="held-out tokens to score, at most")
     points: int = option(8, metavar="N", help="looks at the held-out text during a run")
@@ -137,10 +142,9 @@ def run(options: Options) -> int:
 
 
 def _train(options: Options, out: Path) -> dict:
-    import os
-
     require_train("compare, which trains models,")  # its absence is told in one line
     from nomatmul.evaluate.compare import CompareOptions, compare
+    from nomatmul.formats.cpus import usable_cpus
     from nomatmul.train.config import apply_overrides
     from nomatmul.train.recipes import recipe
     from nomatmul.train.signals import StopSignals
@@ -154,11 +158,12 @@ def _train(options: Options, out: Path) -> dict:
         tokenizer=options.tokenizer,
         text_field=options.text_field,
         document_start=options.document_start,
+        drop_document_start=options.drop_document_start,
         variants=options.variant,
         seeds=options.seeds,
         devices=options.devices,
         lanes=options.lanes,
-        threads=options.threads or os.cpu_count() or 1,
+        threads=options.threads or usable_cpus(),
         seconds=options.time_limit or 0.0,
         eval_tokens=options.eval_tokens,
         points=options.points,

@@ -7,8 +7,10 @@ teaches a task: encoder_cpu_minute, ultrafastbert_1x11, ultrafastbert_128x4, and
 bert_cpu_minute and crammedbert. `nomatmul recipes` lists them all. Single settings are changed by
 --set NAME=VALUE (fields of the model: --set model.NAME=VALUE).
 
-Texts are UTF-8 files, JSONL, parquet, a data set saved by Hugging Face datasets, or hf:NAME from
-the hub; plain or compressed (gzip, bzip2, xz, zstd). The same command continues a run that was
+Texts are UTF-8 files, JSON (a row or an element of an array is a document), parquet, a data set
+saved by Hugging Face datasets, or hf:NAME from the hub; plain or compressed (gzip, bzip2, xz,
+zstd); pipes, and - for standard input. What a file is, its contents tell. Text that spells a
+special token is ordinary text, in training as everywhere. The same command continues a run that was
 stopped, with the same losses. Ctrl-C and SIGTERM save first. Needs pip install "nomatmul[train]".
 
 Many GPUs: torchrun --nproc-per-node N -m nomatmul train ... shards model and optimiser over them;
@@ -39,7 +41,9 @@ examples:
 @dataclass(frozen=True, kw_only=True)
 class Options:
     recipe: str = option(positional=True, metavar="RECIPE", help="name of a recipe")
-    data: tuple[str, ...] = option(metavar="FILE", nargs="+", help="texts to train on")
+    data: tuple[str, ...] = option(
+        metavar="FILE", nargs="+", help="texts to train on (- is standard input)"
+    )
     out: str = option(metavar="DIR", help="directory of the run; an old run there is continued")
     valid: tuple[str, ...] = option(
         (), metavar="FILE", nargs="+", help="held-out texts (default: the end of the data)"
@@ -49,14 +53,21 @@ class Options:
         metavar="FILE",
         help="a tokenizer.json or BERT's vocab.txt (default: one is trained on the data)",
     )
-    text_field: str = option("text", metavar="NAME", help="field of JSONL and parquet rows")
+    text_field: str = option("text", metavar="NAME", help="field of JSON and parquet rows")
     document_start: str | None = option(
-        None, metavar="REGEX", help="a line that matches starts a new document of a text file"
+        None,
+        metavar="REGEX",
+        help="a line that matches starts a new document of a text file, and is its first line",
+    )
+    drop_document_start: bool = option(
+        False, help="leave that line out: for markers such as <|endoftext|>, else learnt as text"
     )
     tokens: str | None = option(
         None, metavar="DIR", help="where token shards are kept (default: in the run's directory)"
     )
-    workers: int | None = option(None, metavar="N", help="processes that tokenise")
+    workers: int | None = option(
+        None, metavar="N", help="processes that tokenise (default: one a usable CPU)"
+    )
     set: tuple[str, ...] = option(
         (), metavar="NAME=VALUE", help="override a setting of the recipe; may be repeated"
     )

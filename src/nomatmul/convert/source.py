@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packed_layout import TOKENIZER_FILE
 from nomatmul.formats.runs import find_checkpoint
 from nomatmul.formats.tokenizer import load_tokenizer
+from nomatmul.formats.tokenizer_config import CONFIG_FILE
 
 __all__ = ["SENTENCEPIECE_FILE", "find_checkpoint", "prepare_tokenizer"]
 
@@ -32,6 +34,8 @@ def prepare_tokenizer(directory: Path, config: ModelConfig) -> Iterator[tuple[Pa
 
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / TOKENIZER_FILE
+            if (directory / CONFIG_FILE).is_file():  # names the special tokens
+                shutil.copy(directory / CONFIG_FILE, scratch)
             convert_tokenizer(sentencepiece).save(str(path))
             load_tokenizer(path, config.vocab_size)
             yield path, "converted"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nomatmul.engine.graph import GraphForms, describe
-from nomatmul.engine.native import native
+from nomatmul.engine.native import default_threads, native
 
 if TYPE_CHECKING:
     from nomatmul.engine.weights import Weights
@@ -89,7 +89,7 @@ class NativeBackend(_HostStates):
     ) -> None:
         core = native()
         if threads is None:
-            threads = core.default_threads()
+            threads = default_threads()
         self.weights = weights
         self.shape = (config.num_layers, config.hidden_size)
         description = describe(config, GraphForms(packing, embedding), chunk=chunk)

@@ -40,8 +40,9 @@ class TextSide:
 
     def _load(self, *, special_is_text: bool) -> Any:
         assert self._path is not None
-        tokenizer = load_tokenizer(self._path, self._config.vocab_size)
-        tokenizer.encode_special_tokens = special_is_text
+        tokenizer = load_tokenizer(
+            self._path, self._config.vocab_size, special_in_text=not special_is_text
+        )
         return tokenizer
 
     @functools.cached_property

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nomatmul.engine.native import native
+from nomatmul.engine.native import default_threads, native
+from nomatmul.formats.cpus import usable_cpus
 
 if TYPE_CHECKING:
     from nomatmul.engine.encoder import EncoderModel
@@ -32,7 +33,7 @@ def cpu_report() -> dict[str, Any]:
     report: dict[str, Any] = {
         "cpu": _cpu_name(),
         "machine": platform.machine(),
-        "logical_cpus": _usable_cpus(),
+        "logical_cpus": usable_cpus(),
         "features": _cpu_features(),
         "huge_pages": {"enabled": _thp_setting("enabled"), "defrag": _thp_setting("defrag")},
     }
@@ -53,7 +54,7 @@ def cpu_report() -> dict[str, Any]:
         "isas": isas,
         "isa": isa,
         "operations": _chosen(isa),
-        "threads": core.default_threads(),
+        "threads": default_threads(),
     }
 
 
@@ -104,7 +105,7 @@ def read_bandwidth(gib: float = 1.0, threads: int | None = None, passes: int = 5
     core = native()
     if not gib > 0 or gib > 1024:
         raise ValueError(f"gib must be above 0 and at most 1024, got {gib!r}")
-    count = core.default_threads() if threads is None else threads
+    count = default_threads() if threads is None else threads
     if count < 1 or passes < 1:
         raise ValueError(f"threads and passes must be at least 1, got {count} and {passes}")
     return core.read_bandwidth(int(gib * (1 << 30)), count, passes) / 1e9
@@ -267,12 +268,6 @@ def _cpuinfo() -> list[str]:
         return Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return []
-
-
-def _usable_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _thp_setting(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nomatmul.engine.backend import Backend, NativeBackend, NumpyBackend
 from nomatmul.engine.model import LanguageModel
-from nomatmul.engine.native import native
+from nomatmul.engine.native import default_threads, native
 from nomatmul.formats import capability
 from nomatmul.formats.packed_encoder import EncoderReader, is_packed_encoder
 from nomatmul.formats.packed_reader import PackedReader
@@ -106,7 +106,7 @@ def load_encoder(
         if isa is not None and isa not in native().kernels.isas():
             available = ", ".join(native().kernels.isas())
             raise ValueError(f"isa {isa!r} is not available here; available: {available}")
-        count = threads if threads is not None else native().default_threads()
+        count = threads if threads is not None else default_threads()
         engine = NativeEncoder(reader, count, isa)
     return EncoderModel(reader, engine, count)
 
@@ -182,7 +182,7 @@ def _native_backend(
     if isa is not None and isa not in native().kernels.isas():
         available = ", ".join(native().kernels.isas())
         raise ValueError(f"isa {isa!r} is not available here; available: {available}")
-    count = threads if threads is not None else native().default_threads()
+    count = threads if threads is not None else default_threads()
     fill = map_weights if mmap else read_weights
     weights = fill(reader, verify=verify, threads=count)
     return NativeBackend(

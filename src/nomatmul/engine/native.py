@@ -1,8 +1,10 @@
-"""The native module, imported once and only when asked for."""
+"""The native module, imported once and only when asked for; how many threads it gets."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from nomatmul.formats.cpus import usable_cpus
 
 
 def native() -> Any:
@@ -15,3 +17,8 @@ def native() -> Any:
             " install the package again with a C++17 compiler at hand"
         ) from None
     return _native
+
+
+def default_threads() -> int:
+    """One a physical core that this process may use, and no more than its CPU quota."""
+    return min(int(native().default_threads()), usable_cpus())

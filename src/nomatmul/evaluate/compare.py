@@ -8,6 +8,7 @@ summary.json and a plot. Names of variants: compare_variants.py.
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -22,8 +23,15 @@ from nomatmul.evaluate.compare_variants import Variant, default_names, make_vari
 from nomatmul.evaluate.rows import read_rows
 from nomatmul.formats.config import ModelConfig
 from nomatmul.train.config import TrainConfig
+from nomatmul.train.files import write_json
 from nomatmul.train.metrics import Console, preparing_words
-from nomatmul.train.prepare import DataArgs, build, with_token_ids
+from nomatmul.train.prepare import (
+    DataArgs,
+    build,
+    check_inputs,
+    data_checksums,
+    with_token_ids,
+)
 from nomatmul.train.tokenizer import load_tokenizer
 from nomatmul.train.tokens import open_stream
 
@@ -47,6 +55,7 @@ class CompareOptions:
     tokenizer: str | None = None
     text_field: str = "text"
     document_start: str | None = None
+    drop_document_start: bool = False
     variants: tuple[str, ...] = ()
     seeds: int = 2
     devices: str = "auto"
@@ -154,13 +163,21 @@ def prepare_data(options: CompareOptions, say: Say) -> tuple[tuple[str, ...], di
         options.tokenizer,
         options.text_field,
         options.document_start,
+        drop_document_start=options.drop_document_start,
     )
+    checked = check_inputs(options.config, args)
 
     def progress(what: str, done: int, of: int) -> None:
         say(preparing_words(what, done, of))
 
     options.out.mkdir(parents=True, exist_ok=True)
-    built = build(options.config, args, options.out, progress)
+    facts = options.out / "data.json"
+    known = json.loads(facts.read_text("utf-8")) if facts.is_file() else None
+    built = build(options.config, checked, options.out, progress, known)
+    found = data_checksums(built)
+    if known not in (None, found):
+        raise ValueError(f"the data of the runs in {options.out} have changed")
+    write_json(facts, found)
     if len(built["valid"]) == 1:
         return tuple(built["train"]), {"valid": built["valid"][0]}
     return tuple(built["train"]), {f"valid{n}": path for n, path in enumerate(built["valid"])}

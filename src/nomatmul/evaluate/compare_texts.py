@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nomatmul.evaluate.compare_plan import Cell
+from nomatmul.formats.special_tokens import mask_id
 from nomatmul.train.batches import (
     Batches,
     WindowOrder,
@@ -20,7 +21,6 @@ from nomatmul.train.batches import (
 )
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.masking import Masking
-from nomatmul.train.tokenizer import mask_id
 from nomatmul.train.tokens import TokenStream, join_streams, open_stream
 
 

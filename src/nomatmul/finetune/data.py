@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from nomatmul.finetune.tsv import Rows
-from nomatmul.train.tokenizer import special_ids
+from nomatmul.formats.special_tokens import special_ids
 
 _STEP = 8  # batches are padded to a multiple of it, so that there are few shapes
 

@@ -40,6 +40,7 @@ from nomatmul.train.memory import (
 )
 from nomatmul.train.metrics import Console, duration
 from nomatmul.train.signals import Stopped, StopSignals
+from nomatmul.train.threads import limit_threads
 from nomatmul.train.tokenizer import load_tokenizer
 
 
@@ -127,6 +128,7 @@ def finetune(
     """
     from nomatmul.train.job import pick_device
 
+    limit_threads()
     config = config or FinetuneConfig()
     console, place = Console(quiet), pick_device(device)
     source = find_checkpoint(Path(model))

@@ -269,4 +269,4 @@ class EncoderWriter(PackedWriter):
         self._matrices = {}
         document = encoder_config_dict(config, forms, reading)
         tensors = encoder_tensors(config, forms, reading)
-        self._start(dst, tensors, document, tokenizer_path, readme)
+        self._start(dst, tensors, document, tokenizer_path, readme, config)

@@ -25,6 +25,7 @@ from nomatmul.formats.errors import FormatError, WriteError
 from nomatmul.formats.packing import check_codes, pack_ternary
 from nomatmul.formats.safetensors_file import NUMPY_DTYPES, bytes_of, check_finite
 from nomatmul.formats.tokenizer import tokenizer_from_bytes
+from nomatmul.formats.tokenizer_config import CONFIG_FILE, tokenizer_config_bytes
 
 # Tensor data starts on a page, so that a mapped file has its first tensor on one.
 _DATA_ALIGN = 4096
@@ -57,7 +58,7 @@ class PackedWriter:
         self._matrices = layout.packed_matrices(config, packing)
         document = layout.packed_config_dict(config, packing, embedding_form)
         self._start(
-            dst, tensors, document, tokenizer_path, readme or _default_card(config, packing)
+            dst, tensors, document, tokenizer_path, readme or _default_card(config, packing), config
         )
 
     def _start(
@@ -67,6 +68,7 @@ class PackedWriter:
         document: dict[str, Any],
         tokenizer_path: str | Path | None,
         readme: str,
+        config: ModelConfig,
     ) -> None:
         """Open the temporary directory: what config.json says, and {name: (dtype, shape)}."""
         self.dst = Path(dst)
@@ -84,7 +86,7 @@ class PackedWriter:
             "config_sha256": hashlib.sha256(files[layout.CONFIG_FILE]).hexdigest(),
         }
         if tokenizer_path is not None:
-            files[layout.TOKENIZER_FILE] = _tokenizer_bytes(Path(tokenizer_path))
+            files |= _tokenizer_files(Path(tokenizer_path), config)
             digest = hashlib.sha256(files[layout.TOKENIZER_FILE]).hexdigest()
             self._metadata["tokenizer_sha256"] = digest
         with self._guard():
@@ -236,13 +238,14 @@ def _refuse_existing(dst: Path) -> None:
         raise FormatError(f"{dst} already exists; give a new name or remove it first")
 
 
-def _tokenizer_bytes(path: Path) -> bytes:
+def _tokenizer_files(path: Path, config: ModelConfig) -> dict[str, bytes]:
+    """tokenizer.json as it is, and tokenizer_config.json for other programs."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror or error}") from None
-    tokenizer_from_bytes(data, path)
-    return data
+    names = tokenizer_config_bytes(tokenizer_from_bytes(data, path), config, path.parent)
+    return {layout.TOKENIZER_FILE: data, CONFIG_FILE: names}
 
 
 def _default_card(config: ModelConfig, packing: str) -> str:

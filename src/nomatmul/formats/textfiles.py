@@ -1,113 +1,109 @@
-"""Text files as people keep them: plain or compressed with gzip, bzip2, xz or zstd.
+"""Text files as people keep them: plain or compressed, from a disk, a pipe or standard input.
 
-The compression is told from the first bytes, not from the name. zstd needs the `zstandard`
-package (part of the `train` extra).
+Every file is opened once and read from its first byte, so that a pipe loses nothing. What a file is
+(compressed, UTF-16, JSON, a picture) is told from its contents, see compression.py and contents.py.
 """
 
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 from typing import IO, Any, cast
 
-_MAGIC = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\x00": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-}
+from nomatmul.formats.compression import MAGIC_BYTES, compression_of, decompressed
+from nomatmul.formats.contents import HEAD_BYTES, check_text, json_layout
 
-
-def compression_of(path: Path | str) -> str | None:
-    """ "gzip", "bzip2", "xz", "zstd", or None for a plain file. Raises OSError when unreadable."""
-    with open(path, "rb") as file:
-        head = file.read(6)
-    return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
+STANDARD_INPUT = "-"
 
 
 def open_binary(path: Path | str) -> IO[bytes]:
-    """The file's decompressed bytes as a stream.
+    """The file's decompressed bytes as a stream; "-" is standard input.
 
-    A pipe is read as it is: it can be opened only once, so nobody may look at its first bytes.
     Raises OSError when it cannot be read and ValueError when zstd is needed and not installed.
     """
-    if Path(path).is_fifo():
+    file = open_raw(path)
+    head = _read_up_to(file, MAGIC_BYTES)
+    whole = _Joined(head, file)
+    compression = compression_of(head)
+    if compression is not None:
+        return decompressed(cast(IO[bytes], whole), compression, str(path))
+    return io.BufferedReader(whole, 1 << 16)
+
+
+def open_raw(path: Path | str) -> IO[bytes]:
+    """The bytes as they are. Raises OSError; ValueError when standard input is closed."""
+    if str(path) != STANDARD_INPUT:
         return open(path, "rb")
-    compression = compression_of(path)
-    if compression == "gzip":
-        import gzip
-
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    if compression == "bzip2":
-        import bz2
-
-        return cast(IO[bytes], bz2.open(path, "rb"))
-    if compression == "xz":
-        import lzma
-
-        return cast(IO[bytes], lzma.open(path, "rb"))
-    if compression == "zstd":
-        try:
-            import zstandard
-        except ImportError:
-            raise ValueError(f"{path} is zstd: pip install zstandard to read it") from None
-        return cast(IO[bytes], io.BufferedReader(_Zstd(path, zstandard.ZstdDecompressor())))
-    return open(path, "rb")
+    if sys.stdin is None or sys.stdin.closed:
+        raise ValueError("standard input is closed, so no text can be read from it")
+    return cast(IO[bytes], _NotClosed(sys.stdin.buffer))
 
 
-class _Zstd(io.RawIOBase):
-    """Decompressed bytes of a zstd file. zstandard's own reader stops after the first of several
-    frames (which `pzstd` and `cat` make) and takes a file that was cut short for a whole one."""
+class _NotClosed(io.RawIOBase):
+    """Standard input, which stays open for those who come later."""
 
-    _STEP = 2048  # compressed bytes at a time: what comes of them has at most 64 MB
-
-    def __init__(self, path: Path | str, decompressor: Any) -> None:
-        self._file = open(path, "rb")  # noqa: SIM115 - closed by close()
-        self._decompressor = decompressor
-        self._frame: Any = None
-        self._waiting = memoryview(b"")
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._waiting:
-            block = self._file.read(self._STEP)
-            if not block:
-                if self._frame is not None and not self._frame.eof:
-                    raise EOFError("Compressed file ended before its last frame did")
-                return 0
-            self._waiting = memoryview(self._decompressed(block))
-        count = min(len(buffer), len(self._waiting))
-        buffer[:count] = self._waiting[:count]
-        self._waiting = self._waiting[count:]
-        return count
+        return int(self._file.readinto(buffer))  # type: ignore[attr-defined]
 
-    def _decompressed(self, block: bytes) -> bytes:
-        parts = []
-        while block:
-            if self._frame is None or self._frame.eof:
-                self._frame = self._decompressor.decompressobj()
-            parts.append(self._frame.decompress(block))
-            block = self._frame.unused_data if self._frame.eof else b""
-        return b"".join(parts)
+
+class _Joined(io.RawIOBase):
+    """What has been read of a file already, then the rest of it."""
+
+    def __init__(self, head: bytes, file: IO[bytes]) -> None:
+        self._head, self._file = head, file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._head:
+            return int(self._file.readinto(buffer))  # type: ignore[attr-defined]
+        count = min(len(buffer), len(self._head))
+        buffer[:count] = self._head[:count]
+        self._head = self._head[count:]
+        return count
 
     def close(self) -> None:
         self._file.close()
         super().close()
 
 
+def read_head(path: Path | str) -> tuple[bytes, bool]:
+    """The first HEAD_BYTES of the (decompressed) file, and whether that is all of it.
+
+    For files that can be opened again. Raises as `read_text` does.
+    """
+    with open_binary(path) as file:
+        head = _read(file, path, HEAD_BYTES + 1)
+    return head[:HEAD_BYTES], len(head) <= HEAD_BYTES
+
+
 def read_text(path: Path | str, max_bytes: int | None = None) -> str:
-    """The text of a file, UTF-8.
+    """The text of a file, UTF-8, without a byte order mark; "-" is standard input.
 
     max_bytes: stop there (a character cut in two at that border is left off).
-    Raises ValueError naming the file when it is damaged, not UTF-8 or empty; OSError when absent.
+    Raises ValueError naming the file when it is damaged, empty, or no plain UTF-8 text (UTF-16,
+    JSON, a binary format); OSError when absent.
     """
     with open_binary(path) as file:
         data = _read(file, path, max_bytes)
     if not data:
         raise ValueError(f"{path} is empty")
-    return _decode(data, path, cut=max_bytes is not None and len(data) == max_bytes)
+    cut = max_bytes is not None and len(data) == max_bytes
+    head = check_text(data[:HEAD_BYTES], path, whole=not cut and len(data) <= HEAD_BYTES)
+    if json_layout(head, whole=not cut and len(data) <= HEAD_BYTES) is not None:
+        raise ValueError(
+            f"{path} holds JSON, not plain text: take the texts out first, for example with"
+            f" `jq -r .text {path}`"
+        )
+    return _decode(data, path, cut=cut)
 
 
 def _read(file: IO[bytes], path: Path | str, max_bytes: int | None) -> bytes:
@@ -133,6 +129,7 @@ def _read_up_to(file: IO[bytes], max_bytes: int) -> bytes:
 
 
 def _decode(data: bytes, path: Path | str, cut: bool) -> str:
+    data = data.removeprefix(b"\xef\xbb\xbf")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -262,6 +262,9 @@ def check_finite(model: nn.Module, path: Any) -> None:
 
 
 def save_tokenizer(model: Any, directory: Path) -> None:
-    """Write the model's tokenizer.json beside its weights, if it has one."""
+    """Write tokenizer.json and tokenizer_config.json beside the weights, if the model has one."""
+    from nomatmul.formats.tokenizer import save_tokenizer as save
+
     if model.tokenizer is not None:
-        model.tokenizer.save(str(directory / "tokenizer.json"))
+        source = Path(model.config._name_or_path) if model.config._name_or_path else None
+        save(model.tokenizer, directory, model.config.model_config, source)

@@ -23,6 +23,7 @@ class TrainArgs:
     tokenizer: str | None = None
     text_field: str = "text"
     document_start: str | None = None
+    drop_document_start: bool = False
     tokens: str | None = None
     workers: int | None = None
     set: tuple[str, ...] = ()

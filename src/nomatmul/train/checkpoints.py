@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from nomatmul.formats.atomic import write_file
+from nomatmul.formats.tokenizer import save_tokenizer
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.files import new_directory, remove_leftovers, write_json
 from nomatmul.train.parallelize import local
@@ -261,7 +262,9 @@ def write_model(
         else:
             shell = _without_weights(model)
             shell.save_pretrained(directory, state_dict=weights)
-    write_file(directory / "tokenizer.json", tokenizer.to_str().encode("utf-8"))
+    config: Any = model.config
+    # What save_pretrained may have written names the source's own tokens.
+    save_tokenizer(tokenizer, directory, config.model_config, source=directory)
 
 
 def _without_weights(model: torch.nn.Module) -> Any:

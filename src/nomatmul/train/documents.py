@@ -1,9 +1,10 @@
 """Sources of text, read as a stream of documents.
 
-A source is a text file (one document, or several where `document_start` matches a line), a JSONL
-file (a row is a document), a parquet file, a data set saved by Hugging Face `datasets`, or
-`hf:NAME[:CONFIG][:SPLIT]` from its hub. Files may be compressed (gzip, bzip2, xz, zstd). `datasets`
-is imported only for the last three.
+A source is a text file (one document, or several where `document_start` matches a line), a JSON
+file (a row, or an element of an array, is a document), a parquet file, a data set saved by Hugging
+Face `datasets`, or `hf:NAME[:CONFIG][:SPLIT]` from its hub. Files may be compressed (gzip, bzip2,
+xz, zstd), and pipes. What a file is, its contents tell. `datasets` is imported only for the last
+three.
 
 Documents come as pieces, because one book can be larger than what a tokenizer should get at once:
 a piece is `(text, ends_document)`.
@@ -11,70 +12,34 @@ a piece is `(text, ends_document)`.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
+import contextlib
 import io
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any
 
+from nomatmul.formats.contents import read_values
 from nomatmul.formats.textfiles import open_binary
+from nomatmul.train.pipes import copied, is_pipe
+from nomatmul.train.sources import Source, import_datasets, kind_of
 
 PIECE_CHARACTERS = 1 << 19  # a longer document is cut, in front of a line break where there is one
 
 Piece = tuple[str, bool]
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """One input. kind: "text", "jsonl", "parquet", "saved" (datasets.save_to_disk) or "hub"."""
-
-    path: str
-    kind: str
-    text_field: str = "text"
-    document_start: str | None = None
-
-    def stamp(self) -> dict[str, Any]:
-        """What tells cheaply that the source is unchanged: size and time of change of its files."""
-        if self.kind == "hub":
-            return {"path": self.path, "size": 0, "mtime_ns": 0}
-        files = [Path(self.path)]
-        if self.kind == "saved":
-            files = sorted(path for path in Path(self.path).rglob("*") if path.is_file())
-        stats = [path.stat() for path in files]
-        return {
-            "path": str(Path(self.path).resolve()),
-            "size": sum(stat.st_size for stat in stats),
-            "mtime_ns": max(stat.st_mtime_ns for stat in stats),
-        }
-
-    def settings(self) -> dict[str, Any]:
-        """What changes the documents that are read from equal bytes."""
-        return {
-            "kind": self.kind,
-            "text_field": self.text_field if self.kind != "text" else None,
-            "document_start": self.document_start if self.kind == "text" else None,
-        }
-
-    def sha256(self) -> str:
-        """SHA-256 of the file as it lies on disk; of all files in turn for a saved data set."""
-        digest = hashlib.sha256()
-        if self.kind != "hub":
-            root = Path(self.path)
-            for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
-                if path.is_file():
-                    with open(path, "rb") as file:
-                        while block := file.read(1 << 20):
-                            digest.update(block)
-        return digest.hexdigest()
-
-
 def find_sources(
-    names: list[str], text_field: str = "text", document_start: str | None = None
+    names: list[str],
+    text_field: str = "text",
+    document_start: str | None = None,
+    *,
+    drop_start: bool = False,
 ) -> list[Source]:
-    """Check the inputs before any work. Raises ValueError or OSError naming the first bad one."""
+    """Check the inputs before any work. Raises ValueError or OSError naming the first bad one.
+
+    A pipe (or "-", standard input) is read here, to its end.
+    """
     if not names:
         raise ValueError("no data: name at least one text, JSONL or parquet file")
     if document_start is not None:
@@ -84,37 +49,14 @@ def find_sources(
             raise ValueError(
                 f"document start {document_start!r} is no regular expression: {error}"
             ) from None
-    return [Source(name, _kind(name), text_field, document_start) for name in names]
-
-
-def _kind(name: str) -> str:
-    if name.startswith("hf:"):
-        _import_datasets(name)
-        return "hub"
-    path = Path(name)
-    if path.is_dir():
-        if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-            _import_datasets(name)
-            return "saved"
-        raise ValueError(
-            f"{name} is a directory, but no data set saved by `datasets` and no token directory"
-        )
-    with open(path, "rb") as file:  # absent or unreadable: the system's own words
-        if not file.read(1):
-            raise ValueError(f"{name} is empty")
-    if path.suffix == ".parquet":
-        _import_datasets(name)
-        return "parquet"
-    stem = path.with_suffix("") if path.suffix in (".gz", ".bz2", ".xz", ".zst") else path
-    return "jsonl" if stem.suffix in (".jsonl", ".ndjson") else "text"
-
-
-def _import_datasets(name: str) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise ValueError(f"{name} needs the package datasets: pip install datasets") from None
-    return datasets
+    elif drop_start:
+        raise ValueError("the line that starts a document can be dropped only where one is named")
+    sources = []
+    for name in names:
+        copy = None if name.startswith("hf:") or not is_pipe(name) else copied(name)
+        kind = kind_of(name, name if copy is None else copy.name)
+        sources.append(Source(name, kind, text_field, document_start, drop_start, copy))
+    return sources
 
 
 def read_pieces(source: Source) -> Iterator[Piece]:
@@ -162,12 +104,19 @@ def _cut_position(text: str) -> int:
 
 
 def _lines(source: Source) -> Iterator[str]:
-    binary: IO[bytes] = open_binary(source.path)
-    with io.TextIOWrapper(binary, encoding="utf-8", newline="") as file:
+    with _open_text(source) as file:
+        # Bounded, because a file without line breaks must not become one string.
+        while line := file.readline(PIECE_CHARACTERS):
+            yield line
+
+
+@contextlib.contextmanager
+def _open_text(source: Source) -> Iterator[IO[str]]:
+    """The file's text, without a byte order mark; errors while it is read name the source."""
+    binary: IO[bytes] = open_binary(source.file)
+    with io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
         try:
-            # Bounded, because a file without line breaks must not become one string.
-            while line := file.readline(PIECE_CHARACTERS):
-                yield line
+            yield file
         except UnicodeDecodeError as error:
             raise ValueError(f"{source.path} is not UTF-8 text ({error.reason})") from None
         except OSError as error:
@@ -185,7 +134,8 @@ def _read_text(source: Source) -> Iterator[Iterator[str]]:
     head: list[str] = []  # the line that opened the next document, once it has been met
 
     def document() -> Iterator[str]:
-        yield from head
+        if not source.drop_start:
+            yield from head
         head.clear()
         for line in lines:
             if starts.search(line.rstrip("\r\n")):
@@ -199,15 +149,37 @@ def _read_text(source: Source) -> Iterator[Iterator[str]]:
 
 
 def _read_jsonl(source: Source) -> Iterator[Iterator[str]]:
-    with open_binary(source.path) as file:
+    with open_binary(source.file) as file:
         for number, line in enumerate(file, 1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{source.path}, row {number}: not JSON ({error})") from None
             yield iter([_field(source, row, number)])
+
+
+def _read_json(source: Source) -> Iterator[Iterator[str]]:
+    number = 0
+    with _open_text(source) as file:
+        values = read_values(file)
+        while True:
+            number += 1
+            try:
+                row = next(values, _END)
+            except UnicodeDecodeError:
+                raise
+            except ValueError as error:
+                raise ValueError(f"{source.path}, row {number}: {error}") from None
+            if row is _END:
+                return
+            yield iter([_field(source, row, number)])
+
+
+_END = object()
 
 
 def _field(source: Source, row: Any, number: int) -> str:
@@ -215,7 +187,8 @@ def _field(source: Source, row: Any, number: int) -> str:
     if not isinstance(text, str):
         have = ", ".join(row) if isinstance(row, dict) else type(row).__name__
         raise ValueError(
-            f"{source.path}, row {number}: no text under {source.text_field!r} (it has: {have})"
+            f"{source.path}, row {number}: no text under {source.text_field!r} (it has: {have});"
+            " --text-field NAME names another"
         )
     try:
         text.encode("utf-8")
@@ -225,10 +198,10 @@ def _field(source: Source, row: Any, number: int) -> str:
 
 
 def _read_dataset(source: Source) -> Iterator[Iterator[str]]:
-    datasets = _import_datasets(source.path)
+    datasets = import_datasets(source.path)
     if source.kind == "parquet":
         data = datasets.load_dataset(
-            "parquet", data_files=source.path, split="train", streaming=True
+            "parquet", data_files=source.file, split="train", streaming=True
         )
     elif source.kind == "saved":
         data = datasets.load_from_disk(source.path)
@@ -246,6 +219,7 @@ def _read_dataset(source: Source) -> Iterator[Iterator[str]]:
 _READERS = {
     "text": _read_text,
     "jsonl": _read_jsonl,
+    "json": _read_json,
     "parquet": _read_dataset,
     "saved": _read_dataset,
     "hub": _read_dataset,

@@ -40,6 +40,7 @@ from nomatmul.train.ranks import OtherRankError, Ranks, open_ranks
 from nomatmul.train.run_directory import check_out, refuse_differences, write_run_file
 from nomatmul.train.signals import Stopped, StopSignals
 from nomatmul.train.states import gather_weights
+from nomatmul.train.threads import limit_threads
 from nomatmul.train.trainer import Trainer
 
 _ECHO = 5.0  # seconds in which torchrun may send Ctrl-C a second time
@@ -72,6 +73,7 @@ def run(
     tokenizer: str | None = None,
     text_field: str = "text",
     document_start: str | None = None,
+    drop_document_start: bool = False,
     tokens: str | None = None,
     workers: int | None = None,
     device: str = "auto",
@@ -98,9 +100,17 @@ def run(
     """
     if resume not in ("auto", "never"):
         raise ValueError(f"resume {resume!r}: choose auto or never")
+    limit_threads()
     ranks, device = open_ranks(device, collective_timeout)
     args = DataArgs(
-        tuple(data), tuple(valid or ()), tokenizer, text_field, document_start, tokens, workers
+        tuple(data),
+        tuple(valid or ()),
+        tokenizer,
+        text_field,
+        document_start,
+        tokens,
+        workers,
+        drop_document_start,
     )
     job = _Job(config, args, Path(out), ranks, Console(quiet, silent=not ranks.first))
     try:
@@ -168,9 +178,9 @@ class _Job:
         )
 
     def _build(self, resume: str, override: bool) -> dict[str, list[str]]:
-        check_inputs(self.config, self.args)
-        check_out(self.out, self.config, resume, override)
-        return build(self.config, self.args, self.out, self.console.preparing)
+        checked = check_inputs(self.config, self.args)
+        known = check_out(self.out, self.config, resume, override)
+        return build(self.config, checked, self.out, self.console.preparing, known)
 
     def _set_up(
         self,

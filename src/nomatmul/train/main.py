@@ -60,6 +60,7 @@ def _run(args: TrainArgs) -> RunResult:
         tokenizer=args.tokenizer,
         text_field=args.text_field,
         document_start=args.document_start,
+        drop_document_start=args.drop_document_start,
         tokens=args.tokens,
         workers=args.workers,
         device=args.device,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,22 @@ from tokenizers import Tokenizer
 
 from nomatmul.formats.atomic import write_file
 from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.special_tokens import mask_id, special_ids
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.documents import Source, find_sources
 from nomatmul.train.files import remove_leftovers, write_json
-from nomatmul.train.shards import Progress, build_shards, is_token_directory
+from nomatmul.train.pipes import refuse_repeated
+from nomatmul.train.shards import Progress, build_shards, is_current, is_token_directory
 from nomatmul.train.tokenizer import (
     fingerprint,
     load_tokenizer,
-    mask_id,
-    special_ids,
     train_tokenizer,
     train_word_piece,
 )
 from nomatmul.train.tokens import TokenStream, join_streams, open_stream, token_directory_sha256
+
+_ORIGIN_FILE = "tokenizer-origin.json"  # what the tokenizer was trained on, if it was trained here
+_SHORTEST = 8  # tokens of a sequence that may be advised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,7 @@ class DataArgs:
     document_start: str | None = None
     tokens: str | None = None
     workers: int | None = None
+    drop_document_start: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +59,10 @@ class Prepared:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Checked:
+class Checked:
     """Inputs that exist and can be opened."""
 
+    args: DataArgs
     directories: list[Path]
     sources: list[Source]
     valid_directories: list[Path]
@@ -64,8 +70,12 @@ class _Checked:
     tokenizer: Tokenizer | None
 
 
-def check_inputs(config: TrainConfig, args: DataArgs) -> _Checked:
-    """Find every mistake that needs no work to find. Raises ValueError or OSError."""
+def check_inputs(config: TrainConfig, args: DataArgs) -> Checked:
+    """Find every mistake that needs no work to find, once: pipes are read to their end here.
+
+    Raises ValueError or OSError.
+    """
+    refuse_repeated([*args.data, *args.valid])
     directories, sources = _split(args.data, args)
     if not directories and not sources:
         raise ValueError("no data: name at least one text, JSONL or parquet file")
@@ -83,7 +93,7 @@ def check_inputs(config: TrainConfig, args: DataArgs) -> _Checked:
             mask_id(tokenizer)
     if args.workers is not None and args.workers < 1:
         raise ValueError(f"workers {args.workers} must be at least 1")
-    return _Checked(directories, sources, valid_directories, valid_sources, tokenizer)
+    return Checked(args, directories, sources, valid_directories, valid_sources, tokenizer)
 
 
 def _split(names: tuple[str, ...], args: DataArgs) -> tuple[list[Path], list[Source]]:
@@ -91,7 +101,10 @@ def _split(names: tuple[str, ...], args: DataArgs) -> tuple[list[Path], list[Sou
     rest = [name for name in names if not is_token_directory(name)]
     if directories and rest:
         raise ValueError(f"{rest[0]} is text and {directories[0]} holds tokens: give one kind")
-    return directories, find_sources(rest, args.text_field, args.document_start) if rest else []
+    if not rest:
+        return directories, []
+    drop = args.drop_document_start
+    return directories, find_sources(rest, args.text_field, args.document_start, drop_start=drop)
 
 
 def _check_vocabulary(config: TrainConfig, tokenizer: Tokenizer, name: str) -> None:
@@ -110,21 +123,26 @@ def prepare(
     progress: Progress = lambda what, done, of: None,
 ) -> Prepared:
     """Tokenizer and token streams, built where they are missing. Raises ValueError, OSError."""
-    return open_built(config, build(config, args, out, progress))
+    return open_built(config, build(config, check_inputs(config, args), out, progress))
 
 
 def build(
     config: TrainConfig,
-    args: DataArgs,
+    checked: Checked,
     out: Path,
     progress: Progress = lambda what, done, of: None,
+    known: dict[str, str] | None = None,
 ) -> dict[str, list[str]]:
     """Tokenise what is not yet: the token directories under "train" and "valid".
 
-    One process does this, others map the same files by `open_built`.
+    One process does this, others map the same files by `open_built`. known: checksums of the data
+    that a run in `out` was made with (`data_checksums`); ValueError when the data are others,
+    before the tokens of that run are replaced.
     """
-    checked = check_inputs(config, args)
+    args = checked.args
     tokens = Path(args.tokens) if args.tokens else out / "tokens"
+    if known is not None:
+        refuse_changed(checked, tokens, known, out)
     tokenizer = checked.tokenizer or _own_tokenizer(config, checked.sources, tokens, progress)
     _check_vocabulary(config, tokenizer, str(tokens / "tokenizer.json"))
 
@@ -148,27 +166,69 @@ def open_built(config: TrainConfig, built: dict[str, list[str]]) -> Prepared:
     valid = join_streams([open_stream(path) for path in valid_dirs]) if valid_dirs else None
     if valid is not None and valid.tokenizer_sha256 != train.tokenizer_sha256:
         raise ValueError(f"{valid_dirs[0]} was made with another tokenizer than {train_dirs[0]}")
-    sha256 = {
-        "train": " ".join(token_directory_sha256(path) for path in train_dirs),
-        "valid": " ".join(token_directory_sha256(path) for path in valid_dirs),
+    _check_length(config, train, share=config.valid_fraction if valid is None else 0.0)
+    if valid is None and config.valid_fraction > 0:
+        held = max(int(len(train) * config.valid_fraction), config.sequence_length + 1)
+        border = len(train) - held
+        train, valid = train.part(0, border), train.part(border, len(train))
+    return Prepared(train, valid, train.tokenizer, data_checksums(built))
+
+
+def data_checksums(built: dict[str, list[str]]) -> dict[str, str]:
+    """What tells that the tokens under "train" and "valid" are the same as before."""
+    return {
+        name: " ".join(token_directory_sha256(path) for path in paths)
+        for name, paths in built.items()
     }
-    if valid is None:
-        train, valid = _hold_out(config, train)
-    return Prepared(train, valid, train.tokenizer, sha256)
 
 
-def _hold_out(config: TrainConfig, stream: TokenStream) -> tuple[TokenStream, TokenStream | None]:
-    """The stream's last valid_fraction (at least one window) as held-out text."""
-    if config.valid_fraction == 0:
-        return stream, None
-    held = max(int(len(stream) * config.valid_fraction), config.sequence_length + 1)
-    if held + 2 * config.sequence_length > len(stream):
-        raise ValueError(
-            f"sequence_length {config.sequence_length} is too long for data of {len(stream)} "
-            f"tokens of which {held} are held out"
-        )
-    border = len(stream) - held
-    return stream.part(0, border), stream.part(border, len(stream))
+def _check_length(config: TrainConfig, stream: TokenStream, share: float) -> None:
+    """Raise ValueError for a text too short to train on when `share` of it is held out.
+
+    Needed are two sequences to train on and, where text is held out, one and a token more.
+    """
+    length, tokens = config.sequence_length, len(stream)
+    needed = max(math.ceil(2 * length / (1 - share)), 3 * length + 1 if share else 0)
+    if tokens >= needed:
+        return
+    size = ""
+    if stream.text_bytes:
+        size = f", about {math.ceil(needed * stream.text_bytes / tokens):,} bytes of text"
+        have = f"{tokens:,} tokens ({stream.text_bytes:,} bytes)"
+    else:
+        have = f"{tokens:,} tokens"
+    shorter = min(int(tokens * (1 - share) / 2), (tokens - 1) // 3 if share else tokens)
+    advice = f", or set sequence_length={shorter}" if shorter >= _SHORTEST else ""
+    raise ValueError(
+        f"the text is too short: it has {have}, and training on sequences of {length} tokens"
+        f" needs at least {needed:,}{size}; give more text{advice}"
+    )
+
+
+def refuse_changed(checked: Checked, tokens: Path, known: dict[str, str], out: Path) -> None:
+    """Raise ValueError when the inputs are not those that the run in `out` was made with.
+
+    Text is compared where its tokens still lie in `tokens`; where they do not, nothing can be lost.
+    """
+    for name, directories, sources in (
+        ("train", checked.directories, checked.sources),
+        ("valid", checked.valid_directories, checked.valid_sources),
+    ):
+        here = tokens / name
+        if directories or not sources:
+            paths = [str(path) for path in directories]
+            same = data_checksums({name: paths})[name] == known.get(name, "")
+        elif not is_token_directory(here) or token_directory_sha256(here) != known.get(name):
+            same = bool(known.get(name))
+        else:
+            given = fingerprint(checked.tokenizer) if checked.tokenizer is not None else None
+            own = given is None and (tokens / _ORIGIN_FILE).is_file()
+            same = (own or given is not None) and is_current(here, sources, given)
+        if not same:
+            raise ValueError(
+                f"the data or the tokenizer of the run in {out} have changed; give the same ones"
+                " again, or another directory"
+            )
 
 
 def _own_tokenizer(
@@ -181,7 +241,7 @@ def _own_tokenizer(
     }
     if not config.model.causal:
         origin["kind"] = "wordpiece"
-    file, origin_file = tokens / "tokenizer.json", tokens / "tokenizer-origin.json"
+    file, origin_file = tokens / "tokenizer.json", tokens / _ORIGIN_FILE
     try:
         if json.loads(origin_file.read_text("utf-8")) == origin:
             return load_tokenizer(file)

@@ -16,8 +16,11 @@ from nomatmul.train.prepare import Prepared
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def check_out(out: Path, config: TrainConfig, resume: str, override: bool) -> None:
-    """Refuse a directory that is not ours, or holds a run with another config."""
+def check_out(out: Path, config: TrainConfig, resume: str, override: bool) -> dict[str, str] | None:
+    """Refuse a directory that is not ours, or holds a run with another config.
+
+    Returns the checksums of the data that a run there must be continued with; None for any.
+    """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is not a directory")
     file = out / "run.json"
@@ -27,11 +30,12 @@ def check_out(out: Path, config: TrainConfig, resume: str, override: bool) -> No
             raise ValueError(
                 f"{out} holds {foreign[0]!r} and is no training run: choose an empty directory"
             )
-        return
+        return None
     if resume == "never":
         raise ValueError(f"{out} holds a training run: choose another directory or resume it")
     try:
-        old = TrainConfig.from_dict(json.loads(file.read_text("utf-8"))["config"])
+        facts = json.loads(file.read_text("utf-8"))
+        old, data = TrainConfig.from_dict(facts["config"]), facts.get("data")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged or of another version: {error}") from None
     same_ids = dataclasses.replace(
@@ -39,6 +43,7 @@ def check_out(out: Path, config: TrainConfig, resume: str, override: bool) -> No
     )
     found = differences(old, dataclasses.replace(config, model=same_ids))
     refuse_differences(out, found, override)
+    return data if isinstance(data, dict) and not override else None
 
 
 def refuse_differences(out: Path, found: list[str], override: bool) -> None:

@@ -26,10 +26,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from nomatmul.formats.atomic import write_file
+from nomatmul.formats.cpus import usable_cpus
+from nomatmul.formats.special_tokens import special_ids
 from nomatmul.train.children import tie_to
 from nomatmul.train.documents import Piece, Source, read_pieces
 from nomatmul.train.files import write_json
-from nomatmul.train.tokenizer import fingerprint, load_tokenizer, special_ids
+from nomatmul.train.tokenizer import fingerprint, load_tokenizer
 
 FORMAT, VERSION = "nomatmul-tokens", 1
 CHUNK_CHARACTERS = 16 << 20  # text in one shard: about 8 MB of ids
@@ -66,12 +68,13 @@ def build_shards(
 ) -> Path:
     """Encode the sources into `out` and return it; what is there already and still fits is kept.
 
-    workers: processes (None: one a CPU). Raises ValueError when the sources hold no text.
+    workers: processes (None: one a CPU that this process may use). Raises ValueError when the
+    sources hold no text.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     sha = fingerprint(tokenizer)
-    if _is_current(out, sources, sha):
+    if is_current(out, sources, sha):
         return out
     (out / "index.json").unlink(missing_ok=True)
     write_file(out / "tokenizer.json", tokenizer.to_str().encode("utf-8"))
@@ -99,12 +102,13 @@ def build_shards(
     return out
 
 
-def _is_current(out: Path, sources: list[Source], sha: str) -> bool:
-    """Whether a complete build of just these sources and this tokenizer lies in `out`."""
+def is_current(out: Path, sources: list[Source], sha: str | None) -> bool:
+    """Whether a complete build of just these sources lies in `out`, made with the tokenizer of
+    fingerprint `sha` (None: with any)."""
     if not is_token_directory(out):
         return False
     index = read_index(out)
-    if index["tokenizer_sha256"] != sha or len(index["sources"]) != len(sources):
+    if sha not in (None, index["tokenizer_sha256"]) or len(index["sources"]) != len(sources):
         return False
     for source, seen in zip(sources, index["sources"], strict=True):
         if any(seen.get(key) != value for key, value in source.settings().items()):
@@ -176,10 +180,12 @@ def _encode_all(
     progress: Progress,
 ) -> Iterator[dict[str, Any]]:
     """Shard descriptions in the order of the text."""
-    workers = workers if workers is not None else (os.cpu_count() or 1)
+    workers = workers if workers is not None else usable_cpus()
     if workers < 1:
         raise ValueError(f"workers {workers} must be at least 1")
     size = sum(source.stamp()["size"] for source in sources)  # 0 for the hub: not known
+    if size:  # a worker without a chunk costs memory; compressed text is some eight times as long
+        workers = min(workers, 1 + 8 * size // CHUNK_CHARACTERS)
     small = 0 < size < CHUNK_CHARACTERS // 4  # done before the processes would have started
     pool = None if workers == 1 or small else _pool(workers, tasks.out)
     waiting: list[tuple[_Chunk, str, Future[dict[str, Any]] | dict[str, Any]]] = []

@@ -9,10 +9,9 @@ text.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import (
@@ -26,26 +25,15 @@ from tokenizers import (
     trainers,
 )
 
+from nomatmul.formats.special_tokens import END_OF_TEXT, PAD
+from nomatmul.formats.tokenizer import load_tokenizer as open_tokenizer
+from nomatmul.formats.tokenizer import prepare
 from nomatmul.train.documents import Source, read_pieces
 
-END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
 SAMPLE_BYTES = 64 << 20  # more text hardly changes the merges, and costs minutes
 _SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-_BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "[CLS]", "<cls>", END_OF_TEXT)
-_EOS_NAMES = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "[SEP]", "<sep>")
-_PAD_NAMES = (PAD, "<pad>", "[PAD]")
-_MASK_NAMES = ("[MASK]", "<mask>")
 WORD_PIECE_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-
-
-@dataclasses.dataclass(frozen=True)
-class SpecialIds:
-    """Ids of the special tokens. bos is None or equal to eos where documents get no start token."""
-
-    bos: int | None
-    eos: int
-    pad: int | None
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -59,15 +47,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         file = path / "vocab.txt"
     if file.name.endswith("vocab.txt"):
         return read_vocabulary(file)
-    with open(file, "rb") as stream:
-        text = stream.read()
-    try:
-        tokenizer = Tokenizer.from_str(text.decode("utf-8"))
-    except Exception as error:  # tokenizers raises plain Exception
-        hint = " (a SentencePiece model must be converted first)" if text[:1] != b"{" else ""
-        raise ValueError(f"{file} is no tokenizer.json{hint}: {error}") from None
-    prepare(tokenizer)
-    return tokenizer
+    return open_tokenizer(file)
 
 
 def read_vocabulary(file: Path) -> Tokenizer:
@@ -109,42 +89,9 @@ def word_piece(ids: dict[str, int], *, lowercase: bool = True) -> Tokenizer:
     return tokenizer
 
 
-def prepare(tokenizer: Tokenizer) -> None:
-    """Switch off what must not act on training text: padding, truncation, special words in text."""
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    tokenizer.encode_special_tokens = True
-
-
 def fingerprint(tokenizer: Tokenizer) -> str:
     """SHA-256 of the tokenizer's JSON: equal means equal ids for every text."""
     return hashlib.sha256(tokenizer.to_str().encode("utf-8")).hexdigest()
-
-
-def special_ids(tokenizer: Tokenizer) -> SpecialIds:
-    """Find the special tokens by their customary names. Raises ValueError without an end token."""
-
-    eos = _first_id(tokenizer, _EOS_NAMES)
-    if eos is None:
-        raise ValueError(f"the tokenizer has no end token: one of {', '.join(_EOS_NAMES)}")
-    bos, pad = _first_id(tokenizer, _BOS_NAMES), _first_id(tokenizer, _PAD_NAMES)
-    return SpecialIds(bos=bos, eos=eos, pad=pad)
-
-
-def mask_id(tokenizer: Tokenizer) -> int:
-    """Id of the token that hides another one. Raises ValueError when there is none."""
-    found = _first_id(tokenizer, _MASK_NAMES)
-    if found is None:
-        raise ValueError(
-            "the tokenizer has no mask token, which an encoder is trained with: one of "
-            f"{', '.join(_MASK_NAMES)}"
-        )
-    return found
-
-
-def _first_id(tokenizer: Tokenizer, names: Iterable[str]) -> int | None:
-    ids = (tokenizer.token_to_id(name) for name in names)
-    return next((id_ for id_ in ids if id_ is not None), None)
 
 
 def train_word_piece(sources: list[Source], vocab_size: int) -> Tokenizer:

@@ -20,6 +20,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from nomatmul.formats.special_tokens import mask_id
 from nomatmul.ops.bitlinear import ternary_cache
 from nomatmul.train.batches import Batches, Slice, WindowOrder
 from nomatmul.train.checkpoints import Checkpoints, Progress
@@ -34,7 +35,6 @@ from nomatmul.train.optimizer import build_loss, clip_gradients
 from nomatmul.train.parallelize import eager, free_gathered
 from nomatmul.train.ranks import Ranks
 from nomatmul.train.schedule import batch_size, learning_rate
-from nomatmul.train.tokenizer import mask_id
 from nomatmul.train.tokens import TokenStream
 
 

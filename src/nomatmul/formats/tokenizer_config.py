@@ -1,0 +1,102 @@
+"""tokenizer_config.json, in which other programs look for the names of the special tokens.
+
+This package reads the ids in config.json instead and never this file. It is written so that what
+others make of a text agrees with what the package does:
+
+- bos, eos and pad are the tokens of the ids in the model's config (a decoder's start and end may be
+  one token); unk, mask, cls and sep are found by their customary names.
+- Text that spells a special token is ordinary text (`split_special_tokens`), except where the
+  tokenizer has a mask or the directory a chat template: both put special tokens in as text.
+- `padding_side` is "right", as in training rows. Batched generation of a decoder needs "left".
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.special_tokens import (
+    CLS_NAMES,
+    MASK_NAMES,
+    PAD_NAMES,
+    SEP_NAMES,
+    first_name,
+)
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+CONFIG_FILE = "tokenizer_config.json"
+_BY_NAME = {
+    "pad_token": PAD_NAMES,
+    "mask_token": MASK_NAMES,
+    "cls_token": CLS_NAMES,
+    "sep_token": SEP_NAMES,
+}
+_NO_LIMIT = int(1e30)  # what transformers writes for a model that reads texts of any length
+
+
+def tokenizer_config(
+    tokenizer: Tokenizer, config: ModelConfig, source: Path | None = None
+) -> dict[str, Any]:
+    """The contents of tokenizer_config.json for a model.
+
+    source: a directory whose own tokenizer_config.json names tokens that have no customary name,
+    and may hold a chat template; both are kept.
+    """
+    given = _read(source) if source is not None else {}
+    names = {
+        key: found
+        for key, customary in _BY_NAME.items()
+        if (found := _given_name(tokenizer, given.get(key)) or first_name(tokenizer, customary))
+    }
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    if unknown is not None and tokenizer.token_to_id(unknown) is not None:
+        names["unk_token"] = unknown
+    for key in ("bos", "eos", "pad"):
+        token = _token_of(tokenizer, getattr(config, f"{key}_token_id"))
+        if token is not None:
+            names[f"{key}_token"] = token
+    template = {"chat_template": given["chat_template"]} if given.get("chat_template") else {}
+    limited = not config.causal or config.token_mixer == "attention"
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **dict(sorted(names.items())),
+        "model_max_length": config.max_position_embeddings if limited else _NO_LIMIT,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "padding_side": "right",
+        "clean_up_tokenization_spaces": False,
+        "split_special_tokens": not template and "mask_token" not in names,
+        **template,
+    }
+
+
+def tokenizer_config_bytes(
+    tokenizer: Tokenizer, config: ModelConfig, source: Path | None = None
+) -> bytes:
+    """`tokenizer_config` as the bytes of the file."""
+    document = tokenizer_config(tokenizer, config, source)
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def _read(directory: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((directory / CONFIG_FILE).read_text("utf-8"))
+    except (OSError, ValueError):  # optional: what it would name has customary names as a rule
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _given_name(tokenizer: Tokenizer, value: Any) -> str | None:
+    """The token that another tokenizer_config.json names: a string, or a dict that holds it."""
+    name = value.get("content") if isinstance(value, dict) else value
+    known = isinstance(name, str) and tokenizer.token_to_id(name) is not None
+    return name if known else None
+
+
+def _token_of(tokenizer: Tokenizer, ids: Any) -> str | None:
+    """The token of an id, or of the first of several."""
+    first = next(iter(ids), None) if isinstance(ids, list | tuple) else ids
+    return None if first is None else tokenizer.id_to_token(first)
