@@ -266,7 +266,7 @@ def changed_copy(directory, target, change):
         (lambda v: v["forms"].update(rows="f16"), "rows form 'f16' is unknown"),
         (lambda v: v["head"].update(task="poem"), "task 'poem' is unknown"),
         (lambda v: v["head"].update(labels=["a"]), "task 'masked' does not go with 1 labels"),
-        (lambda v: v["model"].update(causal=True), "has causal False, this model has True"),
+        (lambda v: v["model"].update(causal=True), "a packed encoder is not causal, this model is"),
         (lambda v: v.pop("head"), "missing config key 'head'"),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_jobs import make_text, tiny_config
+from train_jobs import make_text, tiny_config, train_here
 
 from nomatmul.train import TrainConfig
 

@@ -205,5 +205,5 @@ def test_foreign_tokenizer_files(tmp_path: Path) -> None:
     path.write_bytes(b"\x0a\x0e\x00 not json")
     with pytest.raises(ValueError, match=r"is no tokenizer.json \(a SentencePiece model"):
         load_tokenizer(path)
-    with pytest.raises(ValueError, match="cannot read .*absent.json"):
+    with pytest.raises(ValueError, match=r"cannot read .*absent\.json"):
         load_tokenizer(tmp_path / "absent.json")
