@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import dataclasses
 import math
 import sys
 from pathlib import Path
@@ -91,7 +92,7 @@ HEAD = "sentence\tlabel"
     ("lines", "message"),
     [
         ((HEAD, "a\t1", "", "b\t0"), "bad.tsv, line 3: empty row"),
-        ((HEAD, "a\t1", "\t"), "bad.tsv, line 3: empty row"),
+        ((HEAD, "a\t1", "\t", "b\t0"), "bad.tsv, line 3: empty row"),
         ((HEAD, "a\t1", "b"), "bad.tsv, line 3: 1 columns, expected 2"),
         ((HEAD, "a\t1", "b\t0\t7"), "bad.tsv, line 3: 3 columns, expected 2"),
         ((HEAD, " \t1"), "bad.tsv, line 2: column 1 is empty"),
@@ -107,8 +108,37 @@ HEAD = "sentence\tlabel"
 )
 def test_bad_rows_name_file_and_line(tmp_path: Path, lines: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message) as info:
-        read_rows(write(tmp_path / "bad.tsv", *lines), TASKS["sst2"])
+        read_rows(write(tmp_path / "bad.tsv", *lines), dataclasses.replace(OWN, labels=("0", "1")))
     assert "\n" not in str(info.value)
+
+
+def test_glues_files_are_read_as_they_are_shipped(tmp_path: Path) -> None:
+    header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
+    row = "7\t1\t2\tIs the oven on?\tIs the oven hot?\t1"
+    short, empty = '"\tWhy so?\t0', "8\t1\t2\t\tWhat?\t0"
+    file = write(tmp_path / "train.tsv", header, row, short, row, "", empty, row, row, "", "")
+    rows, _ = read_rows(file, TASKS["qqp"])
+    assert (len(rows), rows.left_out) == (4, 3)  # blank lines at the end are no rows
+    mnli = "index\tsentence1\tsentence2\tlabel1\tgold_label"
+    file = write(
+        tmp_path / "dev_matched.tsv", mnli, "1\ta\tb\tneutral\tneutral", "2\tc\td\tneutral\t-"
+    )
+    rows, _ = read_rows(file, TASKS["mnli"])
+    assert (rows.labels, rows.left_out) == ([1.0], 1)
+    with pytest.raises(ValueError, match=r"line 3: label 'maybe' is not one of"):
+        read_rows(write(file, mnli, "1\ta\tb\tx\tneutral", "2\tc\td\tx\tmaybe"), TASKS["mnli"])
+
+
+def test_another_file_than_the_task_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "train.tsv", "sentence\tlabel", "a\t1", "b", "c")
+    with pytest.raises(ValueError, match=r"2 of 3 rows are no rows of sst2 \(.*line 3: 1 columns"):
+        read_rows(file, TASKS["sst2"])
+
+
+def test_blank_lines_at_the_end_are_no_rows(tmp_path: Path) -> None:
+    file = write(tmp_path / "own.tsv", HEAD, "a\t1", "b\t0", "", "\t", "")
+    rows, _ = read_rows(file, OWN)
+    assert (len(rows), rows.left_out) == (2, 0)
 
 
 def test_bad_files(tmp_path: Path) -> None:

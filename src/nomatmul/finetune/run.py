@@ -133,6 +133,9 @@ def finetune(
     console, place = Console(quiet), pick_device(device)
     source = find_checkpoint(Path(model))
     rows, names = load_rows(task, data, held_out)
+    for part, found in rows.items():
+        if found.left_out:
+            console.say(f"{part}: {found.left_out:,} rows without a text or a label left out")
     if not force:
         check_memory(source, config, place)
     with StopSignals() as signals:

@@ -36,7 +36,8 @@ def load_rows(
                 f"{files[0]} has {len(train)} rows: too few to hold some out, give --valid"
             )
         rest = [i for i in places if i % _HELD_OUT_SHARE != _HELD_OUT_SHARE - 1]
-        rows = {"train": train.part(rest), "held_out": train.part(held)}
+        kept = dataclasses.replace(train.part(rest), left_out=train.left_out)
+        rows = {"train": kept, "held_out": train.part(held)}
     return rows, names
 
 

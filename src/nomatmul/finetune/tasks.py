@@ -42,6 +42,11 @@ class Task:
         return self.labels == ()
 
     @property
+    def shipped(self) -> bool:
+        """Whether it is a task of GLUE, whose files are taken as they are shipped."""
+        return self.folder != "."
+
+    @property
     def has_header(self) -> bool:
         return self.columns is None
 

@@ -12,14 +12,19 @@ from nomatmul.finetune.tasks import Task
 from nomatmul.formats.textfiles import open_binary
 
 MAX_CLASSES = 1000
+NO_GOLD_LABEL = "-"  # of the rows of MNLI on whose label the annotators did not agree
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Texts (one or two a row) and labels: class ids, or numbers of a regression."""
+    """Texts (one or two a row) and labels: class ids, or numbers of a regression.
+
+    left_out: rows of the file that had no text or label to use (GLUE's own files only).
+    """
 
     texts: list[tuple[str, ...]]
     labels: list[float]
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -31,20 +36,36 @@ class Rows:
 def read_rows(path: str | Path, task: Task) -> tuple[Rows, tuple[str, ...]]:
     """All rows of a file, and the task's class names (read off the rows where it has none).
 
-    Nothing is quoted: a quotation mark is a character like others. Raises ValueError naming file
-    and line for an empty row, a row with more or fewer columns than the first, an empty text or a
-    label that is not legal; naming the file for missing columns; OSError.
+    Nothing is quoted: a quotation mark is a character like others. Blank lines at the end are no
+    rows. Some of GLUE's files are shipped with rows that lack columns, a text or the gold label
+    ("-"): of GLUE's own tasks those are left out and counted. Raises ValueError naming file and
+    line for such a row in a file of one's own and for a label that is not legal; naming the file
+    for missing columns, or where most rows of a task of GLUE would be left out; OSError.
     """
     rows = _Reader(Path(path), task)
     texts: list[tuple[str, ...]] = []
     words: list[tuple[int, str]] = []
+    left_out, fault = 0, ""
     for number, cells in rows:
-        texts.append(rows.texts(number, cells))
-        words.append((number, rows.cell(number, cells, rows.label).strip()))
+        try:
+            found = rows.texts(number, cells), rows.label_of(number, cells)
+        except _NoRow as error:
+            if not task.shipped:
+                raise
+            left_out, fault = left_out + 1, fault or str(error)
+            continue
+        texts.append(found[0])
+        words.append((number, found[1]))
+    if left_out > len(texts):
+        raise ValueError(
+            f"{path}: {left_out} of {left_out + len(texts)} rows are no rows of {task.name}"
+            f" ({fault})"
+        )
     if not texts:
         raise ValueError(f"{path} has no rows")
     if task.regression:
-        return Rows(texts, [_number(path, number, word) for number, word in words]), ()
+        numbers = [_number(path, number, word) for number, word in words]
+        return Rows(texts, numbers, left_out), ()
     names = task.labels if task.labels is not None else _names(path, [word for _, word in words])
     ids = {name: float(place) for place, name in enumerate(names)}
     for number, word in words:
@@ -52,7 +73,11 @@ def read_rows(path: str | Path, task: Task) -> tuple[Rows, tuple[str, ...]]:
             raise ValueError(
                 f"{path}, line {number}: label {word!r} is not one of {', '.join(names)}"
             )
-    return Rows(texts, [ids[word] for _, word in words]), names
+    return Rows(texts, [ids[word] for _, word in words], left_out), names
+
+
+class _NoRow(ValueError):
+    """A line that lacks what a row needs; names file and line."""
 
 
 class _Reader:
@@ -84,23 +109,32 @@ class _Reader:
         return stripped.index(name)
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
+        blank: list[int] = []  # lines that are no rows if nothing but such lines follows
         for number, line in self._lines:
             if not line.strip():
-                raise ValueError(f"{self.path}, line {number}: empty row")
-            cells = line.split("\t")
-            if len(cells) != self.width:
-                raise ValueError(
-                    f"{self.path}, line {number}: {len(cells)} columns, expected {self.width}"
-                )
-            yield number, cells
+                blank.append(number)
+                continue
+            yield from ((n, [""]) for n in blank)
+            blank.clear()
+            yield number, line.split("\t")
 
     def cell(self, number: int, cells: list[str], place: int) -> str:
+        if cells == [""]:
+            raise _NoRow(f"{self.path}, line {number}: empty row")
+        if len(cells) != self.width:
+            raise _NoRow(f"{self.path}, line {number}: {len(cells)} columns, expected {self.width}")
         if not cells[place].strip():
-            raise ValueError(f"{self.path}, line {number}: column {place + 1} is empty")
+            raise _NoRow(f"{self.path}, line {number}: column {place + 1} is empty")
         return cells[place]
 
     def texts(self, number: int, cells: list[str]) -> tuple[str, ...]:
         return tuple(self.cell(number, cells, place) for place in self.columns)
+
+    def label_of(self, number: int, cells: list[str]) -> str:
+        word = self.cell(number, cells, self.label).strip()
+        if word == NO_GOLD_LABEL and self.task.shipped:
+            raise _NoRow(f"{self.path}, line {number}: no gold label")
+        return word
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
