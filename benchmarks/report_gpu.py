@@ -180,52 +180,8 @@ def _many_again(rows: Rows) -> list[str]:
     return ["", "Part (b) later: " + describe(machine_of(rows) or {}), "", *table(header, cells)]
 
 
-def targets(folder: Path, link: Callable[[str], str]) -> list[str]:
-    """Each figure that was to be reached, with what was measured."""
-    training_rows = good(read_rows(folder / "training-rows.jsonl"), "size", "variant")
-    rows = good(read_rows(folder / "inference-rows.jsonl"), "size", "side")
-    packed = {row["size"]: row for row in rows if row["side"] == "packed"}
-    lines = []
-    for size, memory, speed in (("370m", 12, 180_000), ("1.3b", 28, 60_000)):
-        mine = [r for r in training_rows if r["size"] == size and r["variant"].startswith("fused")]
-        twins = [r for r in training_rows if r["size"] == size and r["arch"] == "transformer"]
-        if not mine:
-            continue
-        # The quickest setting that keeps the memory, else the one that needs least.
-        fits = [r for r in mine if r["peak_bytes"] <= memory * 1e9]
-        row = max(fits, key=lambda r: r["tokens_per_second"], default=None)
-        row = row or min(mine, key=lambda r: r["peak_bytes"])
-        name = f"{size.replace('m', 'M').replace('b', 'B')} training ({path_of(row)})"
-        lines.append(_target(f"{name}: peak GB", row["peak_bytes"] / 1e9, memory, False, ".1f"))
-        lines.append(_target(f"{name}: tokens/s", row["tokens_per_second"], speed, True, ",.0f"))
-        if twins:
-            best = max(twins, key=lambda r: r["tokens_per_second"])
-            words = f"{name}: tokens/s against {path_of(best)}"
-            rate, goal = row["tokens_per_second"], best["tokens_per_second"]
-            lines.append(_target(words, rate, goal, True, ",.0f"))
-    for size, what, key, unit, limit, more, form in (
-        ("2.7B", "decode, tokens/s", "decode_tokens_per_second", 1, 2000, True, ",.0f"),
-        ("2.7B", "decode, share of the limit", "bandwidth_share", 1, 0.5, True, ".0%"),
-        ("370M", "decode, tokens/s", "decode_tokens_per_second", 1, 4000, True, ",.0f"),
-        ("2.7B", "prompt of 2048 tokens, ms", "prefill_seconds", 1e3, 25, False, ".1f"),
-        ("2.7B", "inference peak GB", "peak_bytes", 1e-9, 1.0, False, ".2f"),
-        ("13B", "inference peak GB", "peak_bytes", 1e-9, 3.6, False, ".2f"),
-        ("13B", "prompt of 2048 tokens, ms", "prefill_seconds", 1e3, 110, False, ".1f"),
-    ):
-        if size in packed:
-            value = packed[size][key] * unit
-            lines.append(_target(f"{size} {what}", value, limit, more, form))
-    return table(["figure", "to reach", "measured", ""], lines) if lines else []
-
-
-def _target(name: str, value: float, limit: float, more: bool, form: str) -> list[str]:
-    reached = value >= limit if more else value <= limit
-    bound = f"{'at least' if more else 'at most'} {limit:{form}}"
-    return [name, bound, f"{value:{form}}", "reached" if reached else "**missed**"]
-
-
 PARTS = {
-    "targets": targets, "training": training, "inference": inference, "scaling": scaling,
+    "training": training, "inference": inference, "scaling": scaling,
     "many-gpus": many, "tests": tests,
 }  # fmt: skip
 
