@@ -262,11 +262,13 @@ def test_without_the_native_core_numpy_steps_in(
     packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import nomatmul.engine.loading as loading
+    import nomatmul.engine.native as native
 
     def missing() -> None:
         raise ImportError("the native core of nomatmul is missing")
 
-    monkeypatch.setattr(loading, "native", missing)
+    for module in (loading, native):
+        monkeypatch.setattr(module, "native", missing)
     monkeypatch.delenv("NOMATMUL_ISA", raising=False)
     with pytest.warns(RuntimeWarning, match="slow numpy reference"):
         lm = load(packed)

@@ -20,8 +20,8 @@ checkpoint_seconds checkpoint_keep
 """
 
 ARGUMENTS = """
-recipe data out valid tokenizer text_field document_start tokens workers set steps time_limit seed
-device resume override_config force quiet json collective_timeout
+recipe data out valid tokenizer text_field document_start drop_document_start tokens workers set
+steps time_limit seed device resume override_config force quiet json collective_timeout
 """
 
 

@@ -29,7 +29,7 @@ examples:
 EXTRAS = {
     "train": (
         *("torch", "transformers", "datasets", "rich", "tensorboard", "matplotlib"),
-        *("sklearn", "zstandard"),
+        *("sklearn", "zstandard", "numpy"),
     ),
     "bench": ("llama_cpp", "gguf", "psutil", "scipy"),
 }
