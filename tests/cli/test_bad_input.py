@@ -128,7 +128,8 @@ def test_chat_refuses_bad_options_before_the_first_turn(refused, packed):
 
 
 def test_a_model_that_is_not_packed_is_told_so(refused, training):
-    refused("`nomatmul pack`", "generate", "--model", training, "--prompt", "w1")
+    words = f"{training} is not packed: `nomatmul pack {training} {training}-packed` packs it"
+    refused(words, "generate", "--model", training, "--prompt", "w1")
 
 
 def test_a_bad_model_is_refused_by_bench(refused, tmp_path):

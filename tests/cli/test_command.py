@@ -30,7 +30,7 @@ def test_overview_lists_every_command(capsys):
     ("arguments", "message"),
     [
         (["generatee"], "unknown command 'generatee'"),
-        (["generate"], "required: --prompt"),
+        (["generate"], "there is no prompt"),
         (["generate", "--prompt", "x", "--max-tokens", "many"], "'many' is not a whole number"),
         (["generate", "--prompt", "x", "--temperature", "nan"], "'nan' is not a finite number"),
         (["generate", "--prompt", "x", "--bogus"], "unrecognized arguments: --bogus"),

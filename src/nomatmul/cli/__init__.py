@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     With NOMATMUL_DEBUG=1 in the environment errors keep their traceback.
     """
     _open_missing_streams()
+    _replace_what_cannot_be_shown()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -52,21 +54,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except KeyboardInterrupt:
         if sys.stderr.isatty():
-            print(file=sys.stderr)  # the text that was being written ends in the middle of a line
-        print("nomatmul: interrupted", file=sys.stderr)
-        return 130
+            _tell("")  # the text that was being written ends in the middle of a line
+        _tell("nomatmul: interrupted")
+        return _flushed(130)
     except BrokenPipeError:
         _drop_stdout()
         return 141
     except Exception as error:  # nothing is hidden: one line and status 1, or the traceback
         if os.environ.get("NOMATMUL_DEBUG") == "1":
             raise
-        print(f"nomatmul: error: {one_line(error)}", file=sys.stderr)
-        try:
-            sys.stdout.flush()
-        except OSError:  # the output itself was the trouble (full disk, closed pipe): already told
-            _drop_stdout()
-        return 1
+        _tell(f"nomatmul: error: {one_line(error)}")
+        return _flushed(1)
+
+
+def _tell(line: str) -> None:
+    """A line on standard error, or nothing where its reader has gone."""
+    with contextlib.suppress(BrokenPipeError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def _flushed(status: int) -> int:
+    """The status, standard output written as far as it can be."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # the output itself was the trouble (full disk, closed pipe): already told
+        _drop_stdout()
+    return status
+
+
+def _replace_what_cannot_be_shown() -> None:
+    """A terminal's encoding may lack characters that a model writes: the rest is still due."""
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):  # not so in programs that capture the output
+            stream.reconfigure(errors=errors)
 
 
 def _open_missing_streams() -> None:
@@ -132,7 +152,7 @@ def _overview() -> str:
     lines += [
         "",
         "first steps:",
-        '  nomatmul generate --prompt "The river"      the model in the box continues your words',
+        '  nomatmul generate "The river"               the model in the box continues your words',
         "  nomatmul doctor                             what this machine can do",
         "  nomatmul pack CHECKPOINT PACKED             make a trained or published model small",
         "",

@@ -51,7 +51,10 @@ class Options:
     )
     device: str = option("cpu", metavar="DEVICE", help="cpu, or a GPU: cuda, cuda:1")
     batch: tuple[int, ...] = option(
-        (1, 16), metavar="N,N", type=integers, help="numbers of sequences decoded together"
+        (1, 16),
+        metavar="N,N",
+        type=integers,
+        help="numbers of sequences decoded together; 1 is the decode speed itself",
     )
     prefill: int = option(512, metavar="N", help="tokens of the prompt")
     steps: int = option(32, metavar="N", help="decoding steps to take the median of")
@@ -100,12 +103,19 @@ def _show(cpu: str, results: list[SpeedResult]) -> None:
     )
     on_cpu = not first.device_name
     header = ["", *(f"{r.threads} thread{'s' if r.threads > 1 else ''}" for r in results)]
-    rows = [["decode, tokens/s", *(f"{r.decode_tokens_per_second:.1f}" for r in results)]]
+    rows = [
+        [
+            "decode of one sequence, tokens/s",
+            *(f"{r.decode_tokens_per_second:.1f}" for r in results),
+        ]
+    ]
     rate = [f"{r.prefill_tokens_per_second:.1f}" for r in results]
     rows.append([f"prefill of {first.prefill_tokens}, tokens/s", *rate])
     for count in first.batch_tokens_per_second:
+        if count == 1:  # that is decoding
+            continue
         total = [f"{r.batch_tokens_per_second[count]:.1f}" for r in results]
-        rows.append([f"{count} sequences, tokens/s", *total])
+        rows.append([f"{count} sequences together, tokens/s", *total])
     bandwidth = [size(r.read_bandwidth_bytes_per_second) + "/s" for r in results]
     rows.append(["read bandwidth", *bandwidth])
     rows.append(["read for a token", *(size(r.bytes_read_per_token) for r in results)])

@@ -1,25 +1,34 @@
 """Write a text together with a model: it goes on from what you type, and remembers all of it.
 
 The model's state is kept between turns, so a turn costs only its own new words. A pasted block of
-several lines is one turn. Ctrl-C stops the model in mid-sentence (what it wrote stays); at the
-prompt it leaves, as Ctrl-D and /quit do. With --json each turn gives one line, a JSON object.
+several lines is one turn. Ctrl-C stops the model in mid-sentence (what it wrote stays) or drops a
+half-typed line; Ctrl-D or /exit ends. Lines that you typed can be recalled, in later sessions too.
+With --json each turn gives one line, a JSON object.
 
-  /reset        forget everything        /save FILE    keep the state in a file
-  /load FILE    go on from such a file   /quit         leave
+  /help         these commands           /reset        forget everything
+  /save FILE    keep the state           /load FILE    go on from such a file
+  /exit         end (so does /quit)
+A text that begins with a slash: put a space in front of it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import select
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any
 
 from nomatmul.cli import one_line
 from nomatmul.cli.options import option
-from nomatmul.cli.sampling import checked_text, load_model, sampling_arguments, unescape
+from nomatmul.cli.sampling import (
+    checked_text,
+    load_model,
+    sampling_arguments,
+    show_speed,
+    unescape,
+)
+from nomatmul.cli.show import json_text
+from nomatmul.cli.terminal import MODEL, line_editing, read_turn, terminal_writer
 
 EXAMPLES = r"""
 examples:
@@ -30,7 +39,13 @@ examples:
   printf 'The old man\n' | nomatmul chat --json | jq -r .text
 """
 
-PASTE_SECONDS = 0.05  # lines that come faster after each other than that were pasted
+COMMANDS = {
+    "/help": "list these commands",
+    "/reset": "forget everything",
+    "/save FILE": "keep the state in a file",
+    "/load FILE": "go on from such a file",
+    "/exit": "end the conversation (so do /quit and Ctrl-D)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +74,17 @@ def run(options: Options) -> int:
     lm = load_model(options)
     chat = Conversation(lm, options)
     if sys.stdin.isatty():
-        print(
-            "Type a beginning; the model goes on. /reset /save FILE /load FILE /quit",
-            file=sys.stderr,
-        )
-    while True:
-        turn = read_turn()
-        if turn is None:
-            return 0
-        try:
-            if not chat.answer(turn):
-                return 0
-        except (ValueError, OSError) as error:  # a wrong file name must not end the conversation
-            print(f"nomatmul: error: {one_line(error)}", file=sys.stderr)
+        print("Type a beginning; the model goes on. /help lists commands.", file=sys.stderr)
+    with line_editing():
+        while (turn := read_turn()) is not None:
+            try:
+                if not chat.answer(turn):
+                    break
+            except (ValueError, OSError) as error:  # a wrong file name must not end all of it
+                if isinstance(error, BrokenPipeError):
+                    raise
+                print(f"nomatmul: error: {one_line(error)}", file=sys.stderr)
+    return 0
 
 
 class Conversation:
@@ -99,9 +112,12 @@ class Conversation:
         argument = argument.strip()
         if word in ("/save", "/load") and not argument:
             raise ValueError(f"{word} needs the name of a file")
-        if word == "/quit":
+        if word in ("/exit", "/quit"):
             return False
-        if word == "/reset":
+        if word == "/help":
+            lines = (f"  {name:12}{text}" for name, text in COMMANDS.items())
+            print("\n".join(lines), file=sys.stderr)
+        elif word == "/reset":
             self.session = self.lm.session()
         elif word == "/save":
             self.session.save(argument)
@@ -110,7 +126,7 @@ class Conversation:
             self.session = self.lm.session(argument)
             print(f"went back to {self.session.position} tokens of context", file=sys.stderr)
         else:
-            raise ValueError(f"{word} is no command; /reset /save FILE /load FILE /quit are")
+            raise ValueError(f"{word} is no command; {', '.join(COMMANDS)} are")
         return True
 
     def _continue(self, text: str) -> None:
@@ -120,16 +136,27 @@ class Conversation:
         self.turns += 1
         stream = self.lm.stream(checked_text(text), session=self.session, **sampling)
         pieces: list[str] = []
+        times: list[float] = []
+        wrap = None if self.json else terminal_writer(len(MODEL))
+        if wrap is not None:
+            print(MODEL, end="", flush=True)
         try:
             for piece in stream:
+                times.append(time.perf_counter())
                 pieces.append(piece)
-                if not self.json:
+                if wrap is not None:
+                    wrap.push(piece)
+                elif not self.json:
                     print(piece, end="", flush=True)
         except KeyboardInterrupt:
             stream.close()
+        if wrap is not None:
+            wrap.finish()
         if self.json:
             self._print_turn(text, "".join(pieces), stream)
         print(flush=True)
+        if not self.json:
+            show_speed(len(stream.token_ids), times)
 
     def _print_turn(self, prompt: str, text: str, stream: Any) -> None:
         turn = {
@@ -139,27 +166,4 @@ class Conversation:
             "finish_reason": stream.finish_reason or "interrupted",
             "context": self.session.position,
         }
-        print(json.dumps(turn, ensure_ascii=False), end="")
-
-
-def read_turn() -> str | None:
-    """The next block that was typed or pasted, None at the end of input.
-
-    At a terminal, lines that arrive together (a paste) are one turn; in a pipe a line is a turn.
-    """
-    if not sys.stdin.isatty():
-        line = sys.stdin.readline()
-        return line.rstrip("\r\n") if line else None
-    with contextlib.suppress(ImportError):  # line editing and history, where Python has them
-        import readline  # noqa: F401
-    try:
-        lines = [input("> ")]
-    except EOFError:
-        print()
-        return None
-    while select.select([sys.stdin], [], [], PASTE_SECONDS)[0]:
-        try:
-            lines.append(input())
-        except EOFError:
-            break
-    return "\n".join(lines)
+        print(json_text(turn), end="")

@@ -1,5 +1,6 @@
 """Continue a prompt. The text streams to standard output as it is made; --json gives it at the end.
 
+nomatmul generate "The river" is enough: the prompt may stand alone, or behind --prompt.
 --temperature 0 takes the most likely token each time, so every run gives the same text. Above 0
 tokens are drawn by chance, and --seed makes a run repeatable.
 """
@@ -11,28 +12,35 @@ import time
 from dataclasses import dataclass
 
 from nomatmul.cli.options import json_option, option
-from nomatmul.cli.sampling import checked_text, load_model, sampling_arguments
+from nomatmul.cli.sampling import (
+    checked_text,
+    load_model,
+    sampling_arguments,
+    show_speed,
+    tokens_per_second,
+)
 from nomatmul.cli.show import print_json
 
 EXAMPLES = r"""
 examples:
-  nomatmul generate --prompt "The river"                         the model in the box
-  nomatmul generate --prompt "The river" --seed 1 --max-tokens 50 --echo
-  nomatmul generate --prompt "The river" --temperature 0
-  nomatmul generate --model my-model-packed --prompt "Q: 2+2?" --stop "\n" --max-tokens 20
-  cat opening.txt | nomatmul generate --prompt - > continued.txt
-  nomatmul generate --prompt "The river" --json | jq .tokens_per_second
+  nomatmul generate "The river"                                  the model in the box
+  nomatmul generate "The river" --seed 1 --max-tokens 50 --echo
+  nomatmul generate "The river" --temperature 0
+  nomatmul generate --model my-model-packed "Q: 2+2?" --stop "\n" --max-tokens 20
+  cat opening.txt | nomatmul generate - > continued.txt
+  nomatmul generate "The river" --json | jq .tokens_per_second
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
+    text: str | None = option(
+        None, positional=True, metavar="TEXT", help="the text to continue; - is standard input"
+    )
     model: str | None = option(
         None, metavar="DIR", help="packed model directory (default: the model in the box)"
     )
-    prompt: str = option(
-        metavar="TEXT", help="the text to continue; - reads it from standard input"
-    )
+    prompt: str | None = option(None, metavar="TEXT", help="the same as TEXT alone")
     max_tokens: int = option(200, metavar="N", help="stop after so many tokens")
     temperature: float = option(0.8, metavar="T", help="0 takes the most likely token")
     top_k: int = option(0, metavar="K", help="sample among the K most likely tokens (0: all)")
@@ -55,7 +63,11 @@ class Options:
 
 def run(options: Options) -> int:
     start = time.perf_counter()
-    prompt = options.prompt
+    if options.text is not None and options.prompt is not None:
+        raise ValueError("the prompt is given twice; give TEXT or --prompt TEXT")
+    prompt = options.text if options.prompt is None else options.prompt
+    if prompt is None:
+        raise ValueError('there is no prompt; try nomatmul generate "The river"')
     if prompt == "-":  # the last line's end belongs to the pipe, not to the text
         prompt = sys.stdin.read().removesuffix("\n")
     if not prompt.strip("\r\n"):
@@ -65,18 +77,17 @@ def run(options: Options) -> int:
     if options.echo and not options.json:
         print(prompt, end="", flush=True)
     pieces: list[str] = []
-    first = end = start
+    times: list[float] = []
     for piece in stream:
-        end = time.perf_counter()
-        first = end if not pieces else first
+        times.append(time.perf_counter())
         pieces.append(piece)
         if not options.json:
             print(piece, end="", flush=True)
-    if not options.json:
-        print()
-        return 0
     tokens = len(stream.token_ids)
-    rate = (tokens - 1) / (end - first) if tokens > 1 and end > first else None
+    if not options.json:
+        print(flush=True)
+        show_speed(tokens, times)
+        return 0
     print_json(
         {
             "prompt": prompt,
@@ -84,8 +95,8 @@ def run(options: Options) -> int:
             "tokens": tokens,
             "prompt_tokens": len(stream.prompt_ids),
             "finish_reason": stream.finish_reason,
-            "tokens_per_second": rate,
-            "seconds_to_first_token": first - start if pieces else None,
+            "tokens_per_second": tokens_per_second(tokens, times),
+            "seconds_to_first_token": times[0] - start if times else None,
             "model": str(lm.path),
         }
     )

@@ -111,7 +111,8 @@ def _add_argument(
     if typing.get_origin(hint) is tuple and meta.get("type") is None:
         many = {"nargs": meta["nargs"]} if meta.get("nargs") else {"action": "append"}
     if not required and field.default not in (None, "", ()):
-        text += f" (default {field.default})"
+        values = field.default if isinstance(field.default, tuple) else (field.default,)
+        text += f" (default {','.join(map(str, values))})"
     parser.add_argument(
         flag,
         dest=field.name,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -56,3 +58,21 @@ def sampling_arguments(options: Any) -> dict[str, Any]:
         "seed": options.seed,
         "stop": [unescape(text) for text in options.stop],
     }
+
+
+def tokens_per_second(tokens: int, times: Sequence[float]) -> float | None:
+    """The rate after the first piece of text, which waited for the prompt; None if unknown.
+
+    times: when each piece came, in seconds.
+    """
+    if tokens < 2 or len(times) < 2 or times[-1] <= times[0]:
+        return None
+    return (tokens - 1) / (times[-1] - times[0])
+
+
+def show_speed(tokens: int, times: Sequence[float]) -> None:
+    """One line on standard error about what was written, where a person reads it."""
+    if sys.stderr.isatty():
+        rate = tokens_per_second(tokens, times)
+        speed = f", {rate:.1f} tokens/s" if rate is not None else ""
+        print(f"[{tokens} token{'' if tokens == 1 else 's'}{speed}]", file=sys.stderr)

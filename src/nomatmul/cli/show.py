@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One JSON object, indented, numbers never NaN (that is not JSON)."""
-    print(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+    """One JSON object, indented."""
+    print(json_text(value, indent=2))
+
+
+def json_text(value: dict[str, Any], indent: int | None = None) -> str:
+    """JSON for standard output: numbers never NaN, plain ASCII where that is not in UTF-8.
+
+    JSON is read as UTF-8 whatever the terminal's encoding is.
+    """
+    encoding = codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name
+    ascii_only = encoding != "utf-8"
+    return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=ascii_only)
 
 
 def print_table(rows: Sequence[Sequence[str]], header: Sequence[str] | None = None) -> None:

@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,7 +123,7 @@ def measure(request: SpeedRequest) -> list[SpeedResult]:
     results = []
     for model, values in zip(models, decoding, strict=True):
         seconds = prefill_seconds(model, request.prefill)
-        rates = {size: size / median(step_seconds(model, 8, size)) for size in request.batches}
+        rates = batch_rates(model, request.batches, values["decode_tokens_per_second"])
         results.append(
             SpeedResult(
                 **values,
@@ -149,7 +150,7 @@ def _measure_on_device(request: SpeedRequest) -> SpeedResult:
     peak = backend.peak_bytes()
     prefill_seconds(lm, request.prefill)  # kernels are compiled, then captured in a graph
     seconds = prefill_seconds(lm, request.prefill)
-    rates = {size: size / median(step_seconds(lm, 8, size)) for size in request.batches}
+    rates = batch_rates(lm, request.batches, rate)
     read, bandwidth = bytes_read_per_token(lm), backend.copy_bandwidth()
     return SpeedResult(
         size=request.size,
@@ -245,6 +246,11 @@ def step_seconds(lm: LanguageModel, steps: int, sequences: int = 1) -> list[floa
         lm.step(sessions, ids)
         times.append(time.perf_counter() - start)
     return times[_WARM_STEPS:]
+
+
+def batch_rates(lm: LanguageModel, sizes: Sequence[int], single: float) -> dict[int, float]:
+    """Tokens a second of all sequences, by batch size; of one it is what was measured already."""
+    return {n: n / median(step_seconds(lm, 8, n)) if n > 1 else single for n in sizes}
 
 
 def prefill_seconds(lm: LanguageModel, tokens: int, turns: int = 3) -> float:

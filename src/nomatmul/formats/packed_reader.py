@@ -20,6 +20,7 @@ from nomatmul.formats.config import read_json_object
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.packing import check_codes, unpack_ternary
 from nomatmul.formats.quantise import from_bfloat16
+from nomatmul.formats.runs import refuse_unpacked
 from nomatmul.formats.safetensors_file import NUMPY_DTYPES, SafetensorsFile, check_finite
 
 _METADATA_KEYS = {"format", "config_sha256", "crc32"}
@@ -41,6 +42,7 @@ class PackedReader:
         if not self.directory.is_dir():
             what = "is not a directory" if self.directory.exists() else "does not exist"
             raise FormatError(f"{directory} {what}; a packed model is a directory")
+        refuse_unpacked(self.directory)
         config_path = self.directory / layout.CONFIG_FILE
         config_bytes = _read_file(config_path)
         values = read_json_object(config_path, config_bytes)

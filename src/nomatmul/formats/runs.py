@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import warnings
 from pathlib import Path
 
@@ -35,6 +36,33 @@ def find_checkpoint(path: Path) -> Path:
     what = f"the finished model in {model} is older" if finished else "the run has not finished"
     warnings.warn(f"{path}: taking its checkpoint {latest.name}; {what}", stacklevel=2)
     return latest
+
+
+def refuse_unpacked(path: Path) -> None:
+    """Raise FormatError, with the command that packs it, for a model that is not packed.
+
+    Of a run's directory as of a checkpoint; whatever else is wrong is for the reader to tell.
+    """
+    config = path / "config.json"
+    if config.is_file():
+        try:
+            values = json.loads(config.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return
+        if not isinstance(values, dict) or "format" in values or "model_type" not in values:
+            return
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # which weights they are: `pack` says it
+            try:
+                find_checkpoint(path)
+            except FormatError:
+                if any(path.glob("*/model/config.json")):  # several tasks: it names them
+                    raise
+                return
+    source = shlex.quote(str(path))
+    target = shlex.quote(f"{path}-packed")
+    raise FormatError(f"{path} is not packed: `nomatmul pack {source} {target}` packs it")
 
 
 def _latest_checkpoint(path: Path) -> Path | None:
