@@ -5,7 +5,9 @@ from __future__ import annotations
 import bz2
 import dataclasses
 import math
+import os
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -155,6 +157,44 @@ def test_bad_files(tmp_path: Path) -> None:
         read_rows(many, OWN)
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("sentence\tlabel\na\tx\n".encode("utf-16"), "own is UTF-16.*iconv"),
+        (b'{"sentence": "a", "label": 1}\n', "own holds JSON, not tab-separated"),
+        (b'[\n {"sentence": "a", "label": 1}\n]', "own holds JSON, not tab-separated"),
+        (b"sentence,label\na,1\n", "own: commas are not read"),
+        (b"PK\x03\x04\x14\0", "own is a zip archive or an office document"),
+    ],
+)
+def test_tables_of_another_kind_are_refused(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "own").write_bytes(data)
+    with pytest.raises(ValueError, match=message) as info:
+        read_rows(tmp_path / "own", OWN)
+    assert "\n" not in str(info.value)
+
+
+def test_rows_through_pipes(tmp_path: Path) -> None:
+    """Each pipe is read once, from its first byte; one pipe cannot serve for both."""
+    text = "sentence\tlabel\n" + "".join(f"row {i}\t{i % 2}\n" for i in range(3000))
+    names, writers = [tmp_path / "one", tmp_path / "two"], []
+    for name in names:
+        os.mkfifo(name)
+        writers.append(
+            threading.Thread(target=name.write_bytes, args=(bz2.compress(text.encode()),))
+        )
+        writers[-1].start()
+    rows, classes = load_rows(find_task(str(names[0])), *names)
+    for writer in writers:
+        writer.join()
+    assert find_task(str(names[0])).name == "pipe"
+    assert classes == ("0", "1")
+    for part in (rows["train"], rows["two"]):
+        assert part.texts == [(f"row {i}",) for i in range(3000)]
+    with pytest.raises(ValueError, match="is named twice"):
+        load_rows(find_task(str(names[0])), names[0], names[0])
+
+
 def test_tasks_are_found_by_name() -> None:
     assert find_task("SST-2") is TASKS["sst2"]
     assert (TASKS["cola"].epochs, TASKS["sst2"].epochs) == (15, 5)
@@ -162,6 +202,7 @@ def test_tasks_are_found_by_name() -> None:
     for name, message in (
         ("sst3", "unknown task 'sst3': name one of cola, sst2"),
         ("a.csv", "commas are not read"),
+        ("A.CSV.gz", "commas are not read"),
     ):
         with pytest.raises(ValueError, match=message):
             find_task(name)

@@ -79,14 +79,51 @@ def test_another_config_in_the_same_directory(
     assert result.step == 2
 
 
-def test_changed_data_is_noticed(
+def snapshot(directory: Path) -> dict[str, tuple[bytes, int]]:
+    """Contents and time of change of every file."""
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    return {
+        str(file.relative_to(directory)): (file.read_bytes(), file.stat().st_mtime_ns)
+        for file in files
+    }
+
+
+def test_changed_data_is_noticed_before_anything_is_written(
     tmp_path: Path, text_file: Path, finished: Path, config: TrainConfig
 ) -> None:
-    shutil.copytree(finished, tmp_path / "run")
-    other = tmp_path / "other.txt"
+    out, other = tmp_path / "run", tmp_path / "other.txt"
+    shutil.copytree(finished, out)
     other.write_text(text_file.read_text().replace("bridge", "ridges"))
+    tokenizer = str(out / "tokens/tokenizer.json")
     one = dataclasses.replace(config, steps=1)
-    refused(one, other, tmp_path / "run", "the data or the tokenizer of the run in .* have changed")
+    before = snapshot(out)
+    message = "the data or the tokenizer of the run in .* have changed"
+    for data, options in (
+        (other, {}),
+        (other, {"tokenizer": tokenizer}),
+        (text_file, {"valid": [str(text_file)]}),
+        (text_file, {"document_start": "^the"}),
+    ):
+        refused(one, data, out, message, **options)
+        assert snapshot(out) == before
+    assert train_here(one, text_file, out, tokenizer=tokenizer).step == 1  # the same tokenizer
+    moved = tmp_path / "moved.txt"
+    shutil.copy(text_file, moved)
+    assert train_here(one, moved, out).step == 1  # the same text
+    again = train_here(dataclasses.replace(one, steps=2), other, out, override_config=True)
+    assert again.step == 2
+
+
+def test_another_tokenizer_is_noticed_before_anything_is_written(
+    tmp_path: Path, text_file: Path, finished: Path, config: TrainConfig
+) -> None:
+    """A run with a given tokenizer is not continued with one that would be trained."""
+    out = tmp_path / "run"
+    one = dataclasses.replace(config, steps=1)
+    train_here(one, text_file, out, tokenizer=str(finished / "model/tokenizer.json"))
+    before = snapshot(out)
+    refused(one, text_file, out, "the data or the tokenizer of the run in .* have changed")
+    assert snapshot(out) == before
 
 
 def test_foreign_directories_and_devices(

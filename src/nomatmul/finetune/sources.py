@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nomatmul.finetune.tasks import Task
 from nomatmul.finetune.tsv import Rows, read_hub, read_rows
+from nomatmul.train.pipes import is_pipe, refuse_repeated
 
 HUB = "hub"
 _HELD_OUT_SHARE = 10  # of a file without a held-out one every tenth row is held out
@@ -43,7 +44,9 @@ def load_rows(
 
 def _files(task: Task, data: Path, held_out: str | Path | None) -> list[Path]:
     """The training file and the held-out ones. Raises ValueError naming what is missing."""
-    if data.is_file():
+    names = [str(path) for path in (data, held_out) if path is not None]
+    refuse_repeated(names)
+    if data.is_file() or is_pipe(names[0]):
         return [data, *([Path(held_out)] if held_out else [])]
     if task.folder == ".":  # a file of one's own
         what = "is a directory, not a file" if data.is_dir() else "does not exist"

@@ -10,6 +10,9 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from nomatmul.train.pipes import is_pipe
+from nomatmul.train.sources import suffix_of
+
 EPOCHS = 5
 
 
@@ -95,17 +98,17 @@ def find_task(
         if texts or label or regression:
             raise ValueError(f"{name} is a task of GLUE: its columns are known, give none")
         return TASKS[key]
-    path = Path(name)
-    if path.suffix not in (".tsv", ".txt", ".csv") and not path.is_file():
+    path, suffix, once = Path(name), suffix_of(name), is_pipe(name)
+    if suffix not in (".tsv", ".txt", ".csv") and not path.is_file() and not once:
         raise ValueError(
             f"unknown task {name!r}: name one of {', '.join(TASKS)}, or a file of your own (.tsv)"
         )
-    if path.suffix == ".csv":
+    if suffix == ".csv":
         raise ValueError(f"{name}: commas are not read, only tab-separated values (.tsv)")
     if len(texts) > 2:
         raise ValueError(f"{len(texts)} text columns ({', '.join(texts)}): give one or two")
     return Task(
-        name=path.stem,
+        name="pipe" if once else path.stem,
         folder=".",
         texts=tuple(texts) or ("sentence",),
         label=label or "label",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nomatmul.finetune.tasks import Task
-from nomatmul.formats.textfiles import open_binary
+from nomatmul.formats.textfiles import open_table
 
 MAX_CLASSES = 1000
 NO_GOLD_LABEL = "-"  # of the rows of MNLI on whose label the annotators did not agree
@@ -101,8 +101,10 @@ class _Reader:
             self.label = int(task.label)
 
     def _find(self, names: list[str], name: str) -> int:
-        stripped = [text.strip().strip("\ufeff") for text in names]
+        stripped = [text.strip() for text in names]
         if name not in stripped:
+            if len(names) == 1 and "," in names[0]:
+                raise ValueError(f"{self.path}: commas are not read, only tab-separated values")
             raise ValueError(
                 f"{self.path} has no column {name!r}; its header names {', '.join(stripped)}"
             )
@@ -139,8 +141,10 @@ class _Reader:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines with their numbers from 1 on. Only line feeds end one: texts may hold U+2028."""
-    with open_binary(str(path)) as file:
+    with open_table(path) as file:
         for number, line in enumerate(file, 1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
             try:
                 yield number, line.decode("utf-8").rstrip("\n").rstrip("\r")
             except UnicodeDecodeError as error:

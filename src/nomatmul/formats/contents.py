@@ -42,15 +42,20 @@ def check_text(head: bytes, path: Path | str, *, whole: bool) -> str:
     head: its first bytes; whole: they are all of it, else a character may be cut at the end.
     Raises ValueError saying what the file is when it is not UTF-8 text.
     """
-    found = _foreign(head)
-    if found is not None:
-        raise ValueError(f"{path} is {found}")
+    refuse_foreign(head, path)
     try:
         return head.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as error:
         if not whole and error.start >= len(head) - 6:
             return head[: error.start].removeprefix(b"\xef\xbb\xbf").decode("utf-8", "ignore")
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from None
+
+
+def refuse_foreign(head: bytes, path: Path | str) -> None:
+    """Raise ValueError saying what the file is when it begins as another format or encoding."""
+    found = _foreign(head)
+    if found is not None:
+        raise ValueError(f"{path} is {found}")
 
 
 def _foreign(head: bytes) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from nomatmul.formats.compression import MAGIC_BYTES, compression_of, decompressed
-from nomatmul.formats.contents import HEAD_BYTES, check_text, json_layout
+from nomatmul.formats.contents import HEAD_BYTES, check_text, json_layout, refuse_foreign
 
 STANDARD_INPUT = "-"
 
@@ -38,6 +38,21 @@ def open_raw(path: Path | str) -> IO[bytes]:
     if sys.stdin is None or sys.stdin.closed:
         raise ValueError("standard input is closed, so no text can be read from it")
     return cast(IO[bytes], _NotClosed(sys.stdin.buffer))
+
+
+def open_table(path: Path | str) -> IO[bytes]:
+    """`open_binary` for a table of text: raises ValueError when its beginning is something else."""
+    file = open_binary(path)
+    try:
+        head = _read(file, path, HEAD_BYTES)
+        refuse_foreign(head, path)
+        text = head.decode("utf-8", "replace").removeprefix("\ufeff")  # its reader names the line
+        if json_layout(text, whole=len(head) < HEAD_BYTES) is not None:
+            raise ValueError(f"{path} holds JSON, not tab-separated values")
+    except BaseException:
+        file.close()
+        raise
+    return io.BufferedReader(_Joined(head, file), 1 << 16)
 
 
 class _NotClosed(io.RawIOBase):

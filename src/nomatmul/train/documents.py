@@ -53,7 +53,7 @@ def find_sources(
         raise ValueError("the line that starts a document can be dropped only where one is named")
     sources = []
     for name in names:
-        copy = None if name.startswith("hf:") or not is_pipe(name) else copied(name)
+        copy = copied(name) if is_pipe(name) else None
         kind = kind_of(name, name if copy is None else copy.name)
         sources.append(Source(name, kind, text_field, document_start, drop_start, copy))
     return sources

@@ -9,7 +9,6 @@ import os
 import shutil
 import stat
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from nomatmul.formats.textfiles import STANDARD_INPUT, open_raw
@@ -18,11 +17,14 @@ from nomatmul.formats.textfiles import STANDARD_INPUT, open_raw
 def is_pipe(name: str) -> bool:
     """Whether a name is standard input ("-") or a file that can be read only once.
 
-    Raises ValueError for a device, which may have no end; OSError when there is no such file.
+    Raises ValueError for a device, which may have no end.
     """
     if name == STANDARD_INPUT:
         return True
-    mode = os.stat(name).st_mode
+    try:
+        mode = os.stat(name).st_mode
+    except OSError:  # whoever opens it says so
+        return False
     if stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and not _is_terminal(name)):
         raise ValueError(f"{name} is a device, not a file of text")
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
@@ -44,8 +46,6 @@ def refuse_repeated(names: list[str]) -> None:
     """Raise ValueError when one pipe is named twice: the second reading would find it empty."""
     seen: set[tuple[int, int]] = set()
     for name in names:
-        if name.startswith("hf:") or not (name == STANDARD_INPUT or Path(name).exists()):
-            continue
         if not is_pipe(name):
             continue
         facts = os.fstat(0) if name == STANDARD_INPUT else os.stat(name)

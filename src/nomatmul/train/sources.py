@@ -91,7 +91,7 @@ def _kind_of_file(name: str, file: str) -> str:
     head, whole = read_head(file)
     if not head:
         raise ValueError(f"{name} is empty")
-    suffix = _suffix(name)
+    suffix = suffix_of(name)
     if head.startswith(PARQUET):
         with open(file, "rb") as stream:
             if stream.read(len(PARQUET)) != PARQUET:
@@ -111,7 +111,7 @@ def _kind_of_file(name: str, file: str) -> str:
     return {"lines": "jsonl", "values": "json", None: "text"}[layout]
 
 
-def _suffix(name: str) -> str:
+def suffix_of(name: str) -> str:
     """The ending of a file's name in lower case, without that of a compression."""
     path = Path(name.lower())
     return (path.with_suffix("") if path.suffix in _COMPRESSED_SUFFIXES else path).suffix
