@@ -91,6 +91,12 @@ def test_json_is_not_read_as_plain_text(tmp_path):
                 read_text(path, limit)
 
 
+def test_a_device_is_refused():
+    for name in ("/dev/zero", "/dev/null"):
+        with pytest.raises(ValueError, match=f"{name} is a device, not a file of text"):
+            read_text(name)
+
+
 def test_a_byte_order_mark_is_no_text(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbfthe \xc3\xa9")

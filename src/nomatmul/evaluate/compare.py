@@ -172,7 +172,8 @@ def prepare_data(options: CompareOptions, say: Say) -> tuple[tuple[str, ...], di
 
     options.out.mkdir(parents=True, exist_ok=True)
     facts = options.out / "data.json"
-    known = json.loads(facts.read_text("utf-8")) if facts.is_file() else None
+    begun = (options.out / "rows.jsonl").is_file() and facts.is_file()
+    known = json.loads(facts.read_text("utf-8")) if begun else None
     built = build(options.config, checked, options.out, progress, known)
     found = data_checksums(built)
     if known not in (None, found):

@@ -7,6 +7,8 @@ Every file is opened once and read from its first byte, so that a pipe loses not
 from __future__ import annotations
 
 import io
+import os
+import stat
 import sys
 from pathlib import Path
 from typing import IO, Any, cast
@@ -32,9 +34,17 @@ def open_binary(path: Path | str) -> IO[bytes]:
 
 
 def open_raw(path: Path | str) -> IO[bytes]:
-    """The bytes as they are. Raises OSError; ValueError when standard input is closed."""
+    """The bytes as they are.
+
+    Raises OSError; ValueError for a device, which may have no end, and a closed standard input.
+    """
     if str(path) != STANDARD_INPUT:
-        return open(path, "rb")
+        file = open(path, "rb")  # noqa: SIM115 - returned open
+        mode = os.fstat(file.fileno()).st_mode
+        if stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and not file.isatty()):
+            file.close()
+            raise ValueError(f"{path} is a device, not a file of text")
+        return file
     if sys.stdin is None or sys.stdin.closed:
         raise ValueError("standard input is closed, so no text can be read from it")
     return cast(IO[bytes], _NotClosed(sys.stdin.buffer))

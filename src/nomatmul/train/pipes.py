@@ -15,25 +15,21 @@ from nomatmul.formats.textfiles import STANDARD_INPUT, open_raw
 
 
 def is_pipe(name: str) -> bool:
-    """Whether a name is standard input ("-") or a file that can be read only once.
-
-    Raises ValueError for a device, which may have no end.
-    """
+    """Whether a name is standard input ("-") or a file that can be read only once."""
     if name == STANDARD_INPUT:
         return True
     try:
         mode = os.stat(name).st_mode
     except OSError:  # whoever opens it says so
         return False
-    if stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and not _is_terminal(name)):
-        raise ValueError(f"{name} is a device, not a file of text")
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def copied(name: str) -> Any:
     """All of a pipe in a `NamedTemporaryFile`, which lives as long as this object.
 
-    Raises OSError, also when the disk of the temporary folder ($TMPDIR) is full.
+    Raises ValueError for a device; OSError, also when the disk of the temporary folder ($TMPDIR)
+    is full.
     """
     copy = tempfile.NamedTemporaryFile(prefix="nomatmul-")  # noqa: SIM115 - closed by its owner
     with open_raw(name) as pipe:
@@ -52,11 +48,3 @@ def refuse_repeated(names: list[str]) -> None:
         if (facts.st_dev, facts.st_ino) in seen:
             raise ValueError(f"{name} is named twice, but a pipe can be read only once")
         seen.add((facts.st_dev, facts.st_ino))
-
-
-def _is_terminal(name: str) -> bool:
-    try:
-        with open(name, "rb", buffering=0) as file:
-            return file.isatty()
-    except OSError:
-        return False
