@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from dry_run import add_tiny, temporary, write_glue
-from gpu_common import ROOT, git_commit
+from gpu_common import git_commit, python_path
 from with_parent import with_parent
 
 from nomatmul.evaluate.rows import append_row, read_rows
@@ -105,7 +105,7 @@ def _start(
     }  # fmt: skip
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "benchmarks")]),
+        "PYTHONPATH": python_path(),
         "CUDA_VISIBLE_DEVICES": device.removeprefix("cuda:").replace("cpu", ""),
         "OMP_NUM_THREADS": "2",
     }

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from dry_run import add_tiny, temporary
 from fff_study_plan import study_cell
-from gpu_common import ROOT
+from gpu_common import python_path
 
 from nomatmul.evaluate.compare_plan import Cell, missing
 from nomatmul.evaluate.compare_summary import Entry, summarise
@@ -77,7 +77,7 @@ def commands(args: argparse.Namespace) -> list[tuple[list[str], dict[str, str]]]
         target = args.out / f"ship-{'glu' if variant == 'dense' else 'fff'}.safetensors"
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "benchmarks")]),
+            "PYTHONPATH": python_path(),
             "TORCHINDUCTOR_CACHE_DIR": str(args.work / "inductor"),
             "TRITON_CACHE_DIR": str(args.work / "triton"),
             "CUDA_VISIBLE_DEVICES": device.removeprefix("cuda:").replace("cpu", ""),

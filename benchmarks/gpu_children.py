@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gpu_common import ROOT
+from gpu_common import python_path
 from with_parent import kill_group, with_parent
 
 from nomatmul.evaluate.rows import append_row
@@ -72,7 +72,7 @@ def start(script: str, label: dict[str, Any], job: dict[str, Any], **variables: 
     """Start `script` as the process of one job; its errors go to our standard error."""
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "benchmarks")]),
+        "PYTHONPATH": python_path(),
         "PYTHONUNBUFFERED": "1",
         **variables,
     }

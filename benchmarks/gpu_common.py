@@ -24,6 +24,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def python_path() -> str:
+    """PYTHONPATH of a child process: the package that this process runs, and the scripts."""
+    import nomatmul
+
+    package = Path(nomatmul.__file__).resolve().parents[1]
+    return os.pathsep.join([str(package), str(ROOT / "benchmarks")])
+
+
 def environment(commit: str | None = None) -> dict[str, Any]:
     """Date, devices, versions and commit: what every table must carry.
 

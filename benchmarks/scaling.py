@@ -35,7 +35,7 @@ from typing import Any
 import dry_run
 import scaling_page
 from box_model import write_documents
-from gpu_common import ROOT, environment, table
+from gpu_common import ROOT, environment, python_path, table
 from scaling_plan import CENTRE, SIZES, cells, missing, order, predicted
 from with_parent import with_parent
 
@@ -169,7 +169,7 @@ class Device:
         self.deadline = args.began + args.seconds
         self.environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "benchmarks")]),
+            "PYTHONPATH": python_path(),
             "TORCHINDUCTOR_CACHE_DIR": str(args.work / "inductor"),
             "TORCHINDUCTOR_COMPILE_THREADS": "6",
             "TRITON_CACHE_DIR": str(args.work / "triton"),
