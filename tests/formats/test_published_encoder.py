@@ -204,7 +204,7 @@ def test_fused_and_turned_matrices(tmp_path):
     assert np.array_equal(checkpoint.read("layers.0.channel.gate_proj.weight"), gate_first)
 
 
-@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize("pickled", [False, pytest.param(True, marks=pytest.mark.train)])
 def test_stored_forms(tmp_path, pickled):
     """Safetensors or a pickle; a stored tied head; names of the bare encoder; 16-bit values."""
     values = crammed.config()
