@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import threading
 from collections.abc import Callable
@@ -32,6 +34,35 @@ def test_json_is_rows_whatever_its_name(tmp_path: Path, name: str, layout: str) 
     data = b"\xef\xbb\xbf" + text[layout].encode()
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("GZ") else data)
     assert read(tmp_path / name) == TEXTS
+
+
+@pytest.mark.parametrize("kind", ["gzip", "bzip2", "xz", "zstd"])
+def test_compressed_rows_need_no_ending(tmp_path: Path, kind: str) -> None:
+    import zstandard
+
+    packers = {
+        "gzip": gzip.compress,
+        "bzip2": bz2.compress,
+        "xz": lzma.compress,
+        "zstd": zstandard.compress,
+    }
+    (tmp_path / "corpus").write_bytes(packers[kind](LINES.encode()))
+    assert read(tmp_path / "corpus") == TEXTS
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{Enter the harbour master}\nWho goes there?\n",
+        "[1] Tides are given in metres.\n[2] Depths, too.\n",
+        '{"boat": 3}\nis how the log writes a boat.\nThe next page\nsays why.\n',
+        "{{Infobox ship\n| name = Gull\n}}\nA ship.\n",
+    ],
+)
+def test_prose_with_braces_is_one_text(tmp_path: Path, text: str) -> None:
+    for name, data in (("a.txt", text.encode()), ("a.gz", gzip.compress(text.encode()))):
+        (tmp_path / name).write_bytes(data)
+        assert read(tmp_path / name) == [text]
 
 
 def test_an_object_is_one_document(tmp_path: Path) -> None:
