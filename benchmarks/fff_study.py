@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -36,6 +35,7 @@ from with_parent import with_parent
 from nomatmul.evaluate.compare_plan import missing
 from nomatmul.evaluate.compare_pool import PoolOptions, run_pool
 from nomatmul.evaluate.rows import read_rows
+from nomatmul.formats.cpus import usable_cpus
 
 TRAIN = ("wikipedia-en-2015/train-00", "wikipedia-en-2015/train-01", "english-novels-98/train")
 HELD_OUT = {"wikipedia": "wikipedia-en-2015/valid", "novels": "english-novels-98/valid"}
@@ -64,7 +64,7 @@ def prepare(args: argparse.Namespace) -> None:
     names = (*(args.train or TRAIN), *HELD_OUT.values())
     jobs = [(args.data / f"{name}.txt.bz2", _target(texts, name)) for name in names]
     jobs = [job for job in jobs if not job[1].exists()]
-    with ProcessPoolExecutor(min(len(jobs) or 1, os.cpu_count() or 1)) as pool:
+    with ProcessPoolExecutor(min(len(jobs) or 1, usable_cpus())) as pool:
         list(pool.map(write_documents, jobs))
     print(f"texts: {time.monotonic() - began:.0f} s", flush=True)
     # Two processes: each of them has a pool of its own, and neither may be a daemon of the other.
@@ -96,7 +96,7 @@ def tokens(args: argparse.Namespace) -> None:
         tokenizer = load_tokenizer(args.data / "wordpiece-8192.json")
     else:
         tokenizer = train_word_piece(sources, VOCABULARY)
-    workers = max((os.cpu_count() or 2) // 2, 1)
+    workers = max(usable_cpus() // 2, 1)
     build_shards(sources, tokenizer, args.work / f"train-{args.kind}", workers=workers)
     for label, name in HELD_OUT.items():
         held = find_sources([str(_target(texts, name))])

@@ -40,6 +40,7 @@ from scaling_plan import CENTRE, SIZES, cells, missing, order, predicted
 from with_parent import with_parent
 
 from nomatmul.evaluate.rows import read_rows
+from nomatmul.formats.cpus import usable_cpus
 
 TRAIN = ("wikipedia-en-2015/train-00", "wikipedia-en-2015/train-01", "english-novels-98/train")
 HELD_OUT = {"wikipedia": "wikipedia-en-2015/valid", "novels": "english-novels-98/valid"}
@@ -60,7 +61,7 @@ def prepare(args: argparse.Namespace) -> None:
     names = args.train or TRAIN
     target = {n: texts / (n.replace("/", "-") + ".jsonl") for n in (*names, *HELD_OUT.values())}
     jobs = [(args.data / f"{n}.txt.bz2", path) for n, path in target.items() if not path.exists()]
-    with ProcessPoolExecutor(min(len(jobs) or 1, os.cpu_count() or 1)) as pool:
+    with ProcessPoolExecutor(min(len(jobs) or 1, usable_cpus())) as pool:
         list(pool.map(write_documents, jobs))
     print(f"texts: {time.monotonic() - began:.0f} s", flush=True)
     tokenizer = load_tokenizer(TOKENIZER)

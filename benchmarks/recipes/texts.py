@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import bz2
 import dataclasses
-import os
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,8 @@ from pathlib import Path
 from box_model import write_documents
 from clean import clean
 from gpu_common import ROOT
+
+from nomatmul.formats.cpus import usable_cpus
 
 HELD_OUT = ("wikipedia", "novels", "stories")
 BOX_TOKENIZER = ROOT / "src/nomatmul/box/tokenizer.json"
@@ -99,7 +100,7 @@ def documents(work: Path, *, cleaned: bool) -> list[Path]:
     targets = [folder / f"{path.name.removesuffix('.txt.bz2')}.jsonl" for path in sources]
     jobs = [job for job in zip(sources, targets, strict=True) if not job[1].exists()]
     edit = clean if cleaned else str
-    with ProcessPoolExecutor(min(len(jobs) or 1, os.cpu_count() or 1)) as pool:
+    with ProcessPoolExecutor(min(len(jobs) or 1, usable_cpus())) as pool:
         list(pool.map(partial(write_documents, edit=edit), jobs))
     return targets
 
@@ -121,7 +122,7 @@ def _tokens(work: Path, kind: Kind, files: list[Path]) -> None:
     tokenizer = load_tokenizer(work / _SMALL if kind.small else BOX_TOKENIZER)
     train = [str(path) for path in files if "-valid" not in path.name]
     if kind in TRAINED:
-        workers = min(len(train) * 2, os.cpu_count() or 1)
+        workers = min(len(train) * 2, usable_cpus())
         build_shards(find_sources(train), tokenizer, work / f"train-{kind.name}", workers=workers)
     for text in HELD_OUT:
         (file,) = [path for path in files if path.name == f"{text}-valid.jsonl"]

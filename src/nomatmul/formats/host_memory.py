@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from nomatmul.formats.control_groups import control_groups
+
 
 def available_memory(root: Path = Path("/")) -> int | None:
     """Bytes that this process could still allocate without swapping; None where nobody says.
@@ -28,20 +30,17 @@ def _machine(root: Path) -> Iterator[int]:
             yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+# Files of a group: its limit, what it uses, and what of that is files that are only cached.
+_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
+
+
 def _control_groups(root: Path) -> Iterator[int]:
     """What is left of the limits of the process's groups and of those around them."""
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        controllers, _, path = line.partition(":")[2].partition(":")
-        if controllers == "":
-            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            top = root / "sys/fs/cgroup/memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        parts = [part for part in path.split("/") if part not in ("", "..")]
-        for depth in range(len(parts) + 1):  # in a container the inner ones may not be there
-            yield from _left_in(top.joinpath(*parts[:depth]), *names)
+    for version, group in control_groups("memory", root / "proc/self", root / "sys/fs/cgroup"):
+        yield from _left_in(group, *_FILES[version])
 
 
 def _left_in(group: Path, limit: str, used: str, cache: str) -> Iterator[int]:
