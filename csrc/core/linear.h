@@ -87,7 +87,6 @@ class Linear {
   size_t panel_bytes() const;
   int columns() const { return isa_->dense->columns; }
   const uint8_t* panels_of(int row) const;
-  uint8_t* place_of(int row, size_t* step);
   void take_float(const void* data, bool bfloat16);
   void take_int8(const int8_t* data);
 

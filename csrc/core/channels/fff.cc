@@ -34,8 +34,7 @@ int64_t fff_rows(int trees, int depth) {
 
 FffLayer::FffLayer(const FffSpec& spec, const Isa& isa)
     : spec_(spec), tree_{}, kernels_(isa.ternary), fff_(isa.trees), levels_(spec.depth + 1) {
-  row_count_ = fff_rows(spec.trees, spec.depth);
-  nodes_ = static_cast<int32_t>(row_count_ / spec.trees);
+  nodes_ = static_cast<int32_t>(fff_rows(spec.trees, spec.depth) / spec.trees);
   const bool integers = spec.form == FffForm::kInt8 || spec.form == FffForm::kTernary;
   const int limit = integers ? kMaxInteger : kMaxElements;
   require(spec.hidden >= 1 && spec.hidden <= limit,

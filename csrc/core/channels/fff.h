@@ -48,7 +48,6 @@ class FffLayer {
 
   int levels() const { return levels_; }
   int active() const { return levels_ * spec_.trees; }
-  int64_t row_count() const { return row_count_; }
   const FffSpec& spec() const { return spec_; }
 
   // y [tokens, hidden] = layer(x [tokens, hidden]); x and y must not overlap. rows (int32) and
@@ -83,7 +82,6 @@ class FffLayer {
   const TreeKernels* fff_;
   int levels_;
   int32_t nodes_;  // of one tree
-  int64_t row_count_;
   size_t prepared_bytes_;
   bool as_is_;  // x needs no preparation
 };
