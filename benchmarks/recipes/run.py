@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(BENCHMARKS))
+sys.path.insert(0, str(BENCHMARKS))  # the scripts there are imported below, hence E402
 
 import texts  # noqa: E402
 from cells import PARTS, Amount, guess, plan  # noqa: E402
