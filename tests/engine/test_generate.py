@@ -72,6 +72,7 @@ def test_one_end_token_is_written_as_before() -> None:
         ModelConfig(**{**CONFIG.to_dict(), "eos_token_id": [7, 301]})
 
 
+@pytest.mark.train
 def test_torch_stops_at_each_end_token(tmp_path: Path) -> None:
     import torch
 
