@@ -131,13 +131,19 @@ def page(rows: list[Row], packed: dict[str, int]) -> str:
     return "\n".join(f"## {title}\n\n" + "\n".join(t) + "\n" for title, t in parts.items() if t[2:])
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("rows", type=Path, nargs="+", help="later files may repeat earlier rows")
+    parser.add_argument("rows", type=Path, nargs="*", help="later files may repeat earlier rows")
     parser.add_argument("--models", type=Path)
-    args = parser.parse_args()
+    parser.add_argument("--tiny", action="store_true", help="dry run: the newest rows kept here")
+    args = parser.parse_args(argv)
+    if args.tiny:
+        results = Path(__file__).resolve().parents[1] / "results"
+        args.rows = args.rows or [max(results.glob("*-recipes")) / "rows.jsonl"]
+    if not args.rows:
+        parser.error("the files of rows are needed")
     rows = [row for file in args.rows for row in read_rows(file)]
     unique = list({repr(row): row for row in rows}.values())
     print(page(unique, packed_bytes(args.models)))

@@ -1,6 +1,6 @@
 """The Transformer++ twin, rounded after training: int8 rows, 4-bit groups, 4-bit groups with GPTQ.
 
-    python quantised.py MODEL-DIRECTORY ROWS < cell.json
+    python quantised.py MODEL-DIRECTORY ROWS < cell.json    (run.py starts it, in its dry run too)
 
 Each form is scored as the training run was (`compare_cell`), on the same held-out texts, and
 becomes a row. File bytes: a weight's bits, a float16 scale for each row or group, two bytes for

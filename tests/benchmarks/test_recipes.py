@@ -206,3 +206,12 @@ def test_packed_models_take_their_place_by_size(dry_run: Path) -> None:
     sizes = [float(line.split(" | ")[2]) for line in lines]
     assert sizes == sorted(sizes)
     assert "## Runs of the Pareto models" in page.page(rows, packed)
+
+
+def test_the_tables_of_the_kept_rows_can_be_made_again(capsys):
+    page.main(["--tiny"])
+    printed = capsys.readouterr().out
+    assert "## One change at a time" in printed
+    assert "today's recipe" in printed
+    with pytest.raises(SystemExit):
+        page.main([])
