@@ -27,8 +27,8 @@ from dry_run import add_tiny, shrink, temporary
 from kernels import machine
 
 from nomatmul.engine.blas import blas_name
-from nomatmul.engine.encoder import EncoderModel
 from nomatmul.engine.encoder_forward import NativeEncoder
+from nomatmul.engine.encoder_model import EncoderModel
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.encoder import EncoderHead, EncoderReading
 from nomatmul.formats.packed_encoder import Forms, encoder_tensors

@@ -21,7 +21,7 @@ import report
 from dry_run import add_tiny, shrink, temporary
 
 from nomatmul.engine import random_model
-from nomatmul.engine.model import LanguageModel
+from nomatmul.engine.language_model import LanguageModel
 from nomatmul.evaluate.speed import SIZES, bytes_read_per_token, with_threads
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packed_layout import active_rows

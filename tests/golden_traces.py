@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import nomatmul
 from nomatmul.convert import pack
 from nomatmul.engine.fff import FFFLayer, pack_rows
-from nomatmul.engine.model import LanguageModel
+from nomatmul.engine.language_model import LanguageModel
 from nomatmul.engine.native import native
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.safetensors_file import SafetensorsFile

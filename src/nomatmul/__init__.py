@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from nomatmul import _transformers
 
 if TYPE_CHECKING:
-    from nomatmul.engine.encoder import EncoderModel
-    from nomatmul.engine.info import footprint
+    from nomatmul.engine.encoder_model import EncoderModel
+    from nomatmul.engine.language_model import LanguageModel
     from nomatmul.engine.loading import load
-    from nomatmul.engine.model import LanguageModel
+    from nomatmul.engine.report import footprint
     from nomatmul.engine.session import Session
     from nomatmul.formats.config import ModelConfig
 
@@ -36,10 +36,10 @@ __all__ = [
 
 _HOMES = {
     "load": "nomatmul.engine.loading",
-    "EncoderModel": "nomatmul.engine.encoder",
-    "LanguageModel": "nomatmul.engine.model",
+    "EncoderModel": "nomatmul.engine.encoder_model",
+    "LanguageModel": "nomatmul.engine.language_model",
     "Session": "nomatmul.engine.session",
-    "footprint": "nomatmul.engine.info",
+    "footprint": "nomatmul.engine.report",
     "ModelConfig": "nomatmul.formats.config",
 }
 _ROOMS = ("cli", "convert", "engine", "evaluate", "formats", "models", "ops", "reference", "train")

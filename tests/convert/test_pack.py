@@ -159,7 +159,7 @@ def test_packing_needs_little_memory(tmp_path):
     (source / "config.json").write_text(json.dumps({"model_type": "nomatmul", **config.to_dict()}))
     code = (
         "import json, sys\n"
-        "from nomatmul.engine.info import memory_of_process\n"
+        "from nomatmul.engine.report import memory_of_process\n"
         "from nomatmul.convert import pack\n"
         "import nomatmul.formats.safetensors_file, numpy.random\n"
         "before = memory_of_process()[1]\n"

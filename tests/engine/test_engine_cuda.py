@@ -99,7 +99,7 @@ def test_what_a_captured_graph_reads_outlives_its_making(monkeypatch: pytest.Mon
     """A replay reads addresses: a tensor that is gone by then would be somebody else's memory."""
     import torch
 
-    from nomatmul.engine.cuda import graphs
+    from nomatmul.engine.backends.cuda import graphs
 
     read = []
 

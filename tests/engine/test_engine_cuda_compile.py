@@ -17,7 +17,7 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from nomatmul.engine.cuda import fff_kernels, kernels
+from nomatmul.engine.backends.cuda import fff_kernels, kernels
 
 kernels.FUSED = triton.language.constexpr(False)  # its two fused steps are meant; no others may be
 ROW = {"D": 2560, "RB": 640, "BLOCK": 4096}
@@ -87,7 +87,7 @@ def test_kernels_compile_and_round_every_step(capability: str) -> None:
 @pytest.fixture
 def _nvrtc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NVRTC with an empty cache, or a skipped test."""
-    from nomatmul.engine.cuda.nvrtc import CompileError, _library
+    from nomatmul.engine.backends.cuda.nvrtc import CompileError, _library
 
     try:
         _library()
@@ -100,8 +100,8 @@ def _nvrtc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
 @pytest.mark.parametrize("mixer", ["glu", "none"])
 def test_persistent_kernel_compiles(capability: tuple[int, int], mixer: str) -> None:
-    from nomatmul.engine.cuda.decoder import best_blocks, defines
-    from nomatmul.engine.cuda.nvrtc import CompileError, compile_cubin
+    from nomatmul.engine.backends.cuda.decoder import best_blocks, defines
+    from nomatmul.engine.backends.cuda.nvrtc import CompileError, compile_cubin
     from nomatmul.formats.config import ModelConfig
 
     config = ModelConfig(vocab_size=67, hidden_size=42, num_layers=2, channel_mixer=mixer)
@@ -117,8 +117,8 @@ def test_persistent_kernel_compiles(capability: tuple[int, int], mixer: str) -> 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (9, 0)])
 @pytest.mark.parametrize("mixer", ["glu", "none"])
 def test_kernels_of_long_prompts_compile(capability: tuple[int, int], mixer: str) -> None:
-    from nomatmul.engine.cuda.nvrtc import CompileError, compile_cubin
-    from nomatmul.engine.cuda.prompt import defines
+    from nomatmul.engine.backends.cuda.nvrtc import CompileError, compile_cubin
+    from nomatmul.engine.backends.cuda.prompt import defines
     from nomatmul.formats.config import ModelConfig
 
     config = ModelConfig(vocab_size=67, hidden_size=44, num_layers=2, channel_mixer=mixer)
@@ -130,8 +130,8 @@ def test_kernels_of_long_prompts_compile(capability: tuple[int, int], mixer: str
 @pytest.mark.usefixtures("_nvrtc")
 @pytest.mark.parametrize("glu", [False, True])
 def test_the_product_of_hopper_compiles_for_every_tile(glu: bool) -> None:
-    from nomatmul.engine.cuda.hopper import STAGES, best_rows, defines
-    from nomatmul.engine.cuda.nvrtc import compile_cubin
+    from nomatmul.engine.backends.cuda.hopper import STAGES, best_rows, defines
+    from nomatmul.engine.backends.cuda.nvrtc import compile_cubin
 
     for rows, stages in STAGES.items():
         assert stages * (128 + rows) * 128 + 1024 + 16 * stages <= 227 << 10

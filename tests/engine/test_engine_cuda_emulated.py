@@ -64,7 +64,7 @@ class Emulated:
 def build(
     directory: Path, config: ModelConfig, embedding: int, blocks: int, threads: int
 ) -> Emulated:
-    from nomatmul.engine.cuda import decoder
+    from nomatmul.engine.backends.cuda import decoder
 
     compiler = need_compiler("g++")
     source, library = directory / "driver.cc", directory / "driver.so"
@@ -98,8 +98,8 @@ def test_decoding_has_the_bits_of_the_native_core(
     blocks: int,
     threads: int,
 ) -> None:
-    from nomatmul.engine.cuda.decoder import Decoder
-    from nomatmul.engine.cuda.weights import read_weights
+    from nomatmul.engine.backends.cuda.decoder import Decoder
+    from nomatmul.engine.backends.cuda.weights import read_weights
 
     config = ModelConfig(
         vocab_size=67,

@@ -65,8 +65,8 @@ PROGRAM = """
 import ctypes, sys, types
 import numpy as np
 import torch
-from nomatmul.engine.cuda import launch
-from nomatmul.engine.cuda.prompt import Prompt, row_threads
+from nomatmul.engine.backends.cuda import launch
+from nomatmul.engine.backends.cuda.prompt import Prompt, row_threads
 from nomatmul.formats.quantise import quantise_activation
 from nomatmul.reference.ops import rms_norm
 
@@ -156,7 +156,7 @@ np.testing.assert_array_equal(turns[:, : M - begin], expected)
 def test_rows_and_recurrence_have_the_bits_of_the_general_path(
     tmp_path: Path,
 ) -> None:
-    from nomatmul.engine.cuda import prompt
+    from nomatmul.engine.backends.cuda import prompt
     from nomatmul.formats.config import ModelConfig
 
     compiler = need_compiler("g++")

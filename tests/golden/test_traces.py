@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 import nomatmul
 from nomatmul.engine.backend import NativeBackend
-from nomatmul.engine.model import LanguageModel
+from nomatmul.engine.language_model import LanguageModel
 
 ISAS = g.isas()
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from nomatmul.cli.sampling import checked_text
 
 if TYPE_CHECKING:
-    from nomatmul.engine.encoder import EncoderModel
+    from nomatmul.engine.encoder_model import EncoderModel
 
 
 def load_encoder(options: Any) -> EncoderModel:
     """The encoder that the options name; raises ValueError for a language model."""
     import nomatmul
-    from nomatmul.engine.encoder import EncoderModel
+    from nomatmul.engine.encoder_model import EncoderModel
     from nomatmul.formats.packed_encoder import is_packed_encoder
     from nomatmul.formats.packed_reader import PackedReader
 

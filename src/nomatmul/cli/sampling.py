@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    from nomatmul.engine.model import LanguageModel
+    from nomatmul.engine.language_model import LanguageModel
 
 
 def unescape(text: str) -> str:

@@ -10,17 +10,17 @@ from typing import Any
 
 _HOMES = {
     "load": "loading",
-    "EncoderModel": "encoder",
-    "LanguageModel": "model",
+    "EncoderModel": "encoder_model",
+    "LanguageModel": "language_model",
     "Session": "session",
     "TextStream": "generation",
     "Sampler": "sampling",
     "Sampling": "sampling",
     "random_model": "random_weights",
-    "cpu_report": "info",
-    "footprint": "info",
-    "gpu_report": "info",
-    "read_bandwidth": "info",
+    "cpu_report": "report",
+    "footprint": "report",
+    "gpu_report": "report",
+    "read_bandwidth": "report",
     "self_test": "doctor",
 }
 

@@ -14,7 +14,7 @@ from nomatmul.engine.text import Detokenizer, StopCutter
 
 if TYPE_CHECKING:
     from nomatmul.engine.backend import Float
-    from nomatmul.engine.model import LanguageModel
+    from nomatmul.engine.language_model import LanguageModel
     from nomatmul.engine.session import Session
 
 _LANES = 16  # texts of a batch that are written side by side

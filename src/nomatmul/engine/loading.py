@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nomatmul.engine.backend import Backend, NativeBackend, NumpyBackend
-from nomatmul.engine.model import LanguageModel
+from nomatmul.engine.language_model import LanguageModel
 from nomatmul.engine.native import default_threads, native
 from nomatmul.formats import capability
 from nomatmul.formats.packed_encoder import EncoderReader, is_packed_encoder
 from nomatmul.formats.packed_reader import PackedReader
 
 if TYPE_CHECKING:
-    from nomatmul.engine.encoder import EncoderModel
+    from nomatmul.engine.encoder_model import EncoderModel
 
 # The model in the box lies in the package itself.
 BOX = Path(__file__).resolve().parent.parent / "box"
@@ -90,8 +90,8 @@ def load_encoder(
     backend: str | None = None,
 ) -> EncoderModel:
     """Load a packed encoder; arguments and errors as of `load`."""
-    from nomatmul.engine.encoder import EncoderModel
     from nomatmul.engine.encoder_forward import EncoderForward, NativeEncoder, NumpyEncoder
+    from nomatmul.engine.encoder_model import EncoderModel
 
     if backend not in (None, "native", "numpy"):
         raise ValueError(f'backend is {backend!r}; it must be "native" or "numpy"')
@@ -121,10 +121,10 @@ def cuda_part(device: Any, **cpu_only: Any) -> Any:
     for name, value in cpu_only.items():
         if value is not None and device.startswith("cuda"):
             raise ValueError(f"{name} is about the CPU; with device {device!r} leave it out")
-    from nomatmul.engine.cuda.device import torch_device
+    from nomatmul.engine.backends.cuda.device import torch_device
 
     found = torch_device(device)
-    from nomatmul.engine.cuda import opening
+    from nomatmul.engine.backends.cuda import opening
 
     return opening, found
 

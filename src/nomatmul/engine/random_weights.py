@@ -8,8 +8,8 @@ import math
 import numpy as np
 
 from nomatmul.engine.backend import NativeBackend
+from nomatmul.engine.language_model import LanguageModel
 from nomatmul.engine.loading import checked_threads, cuda_part
-from nomatmul.engine.model import LanguageModel
 from nomatmul.engine.native import native
 from nomatmul.engine.weights import Weights, allocate
 from nomatmul.formats import capability

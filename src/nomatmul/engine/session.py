@@ -20,7 +20,7 @@ from nomatmul.formats.errors import FormatError, WriteError
 
 if TYPE_CHECKING:
     from nomatmul.engine.backend import Float, Want
-    from nomatmul.engine.model import LanguageModel
+    from nomatmul.engine.language_model import LanguageModel
 
 STATE_FORMAT = "nomatmul-state"
 STATE_VERSION = "1"

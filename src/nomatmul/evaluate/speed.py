@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from nomatmul.train import children
 
 if TYPE_CHECKING:
-    from nomatmul.engine.model import LanguageModel
+    from nomatmul.engine.language_model import LanguageModel
 
 # The published sizes of MatMul-free LM (arXiv 2406.02528).
 SIZES: dict[str, dict[str, Any]] = {
@@ -109,7 +109,7 @@ def measure(request: SpeedRequest) -> list[SpeedResult]:
 
     Raises ValueError for a size, a packing or an instruction set that does not exist here.
     """
-    from nomatmul.engine.info import memory_of_process
+    from nomatmul.engine.report import memory_of_process
 
     if request.device != "cpu":
         return [_measure_on_device(request)]
@@ -173,7 +173,7 @@ def _measure_on_device(request: SpeedRequest) -> SpeedResult:
 
 def _decoding(model: LanguageModel, request: SpeedRequest) -> dict[str, Any]:
     """Decode rate between two measurements of the bandwidth, of which the better one counts."""
-    from nomatmul.engine.info import read_bandwidth
+    from nomatmul.engine.report import read_bandwidth
 
     threads = model.backend.threads
     bandwidth = read_bandwidth(request.bandwidth_gib, threads)
@@ -206,8 +206,8 @@ def open_model(request: SpeedRequest) -> LanguageModel:
 def with_threads(lm: LanguageModel, threads: int) -> LanguageModel:
     """The same weights, not copied, behind another number of threads."""
     from nomatmul.engine.backend import NativeBackend
+    from nomatmul.engine.language_model import LanguageModel
     from nomatmul.engine.loading import checked_threads
-    from nomatmul.engine.model import LanguageModel
 
     old = lm.backend
     checked_threads(threads)
@@ -228,7 +228,7 @@ def with_threads(lm: LanguageModel, threads: int) -> LanguageModel:
 def bytes_read_per_token(lm: LanguageModel) -> int:
     """Bytes of weights that decoding one token reads: all but the embedding's other rows, and the
     rows of trees that it does not visit."""
-    from nomatmul.engine.info import unvisited_bytes
+    from nomatmul.engine.report import unvisited_bytes
 
     parts = lm.footprint()
     read = parts["core"] + parts["head"] + parts["norms"]

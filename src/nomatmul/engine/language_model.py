@@ -265,8 +265,8 @@ class LanguageModel:
         return checked_ids(ids, self.config.vocab_size)
 
     def footprint(self) -> dict[str, int]:
-        """Return bytes by part; see `nomatmul.engine.info.footprint_of`."""
-        from nomatmul.engine.info import footprint_of
+        """Return bytes by part; see `nomatmul.engine.report.footprint_of`."""
+        from nomatmul.engine.report import footprint_of
 
         return footprint_of(self)
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nomatmul.engine.cuda.nvrtc import CompileError, Kernel, cache_file, compile_cubin
+from nomatmul.engine.backends.cuda.nvrtc import CompileError, Kernel, cache_file, compile_cubin
 
 if TYPE_CHECKING:
-    from nomatmul.engine.cuda.weights import DeviceWeights
+    from nomatmul.engine.backends.cuda.weights import DeviceWeights
     from nomatmul.formats.config import ModelConfig
 
 MOST_THREADS = 352  # of a block that compute, but for rows
@@ -48,7 +48,7 @@ def defines(
     shared: int = 232448,
 ) -> dict[str, str]:
     """Macros of decode.cu for a model on so many blocks of threads with `shared` bytes each."""
-    from nomatmul.engine.cuda.weights import device_row_bytes
+    from nomatmul.engine.backends.cuda.weights import device_row_bytes
 
     inner = config.mlp_size if config.channel_mixer == "glu" else 0
     least = min(config.norm_eps, config.linear_norm_eps, config.gate_norm_eps)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import triton
 
-from nomatmul.engine.cuda import fff_kernels
-from nomatmul.engine.cuda.launch import _EXACT, Quantised
+from nomatmul.engine.backends.cuda import fff_kernels
+from nomatmul.engine.backends.cuda.launch import _EXACT, Quantised
 
 _TILE = 1024  # packed bytes that a program of the walk reads at once
 _PROGRAMS = 264  # that fill a GPU: two for each processor of the largest

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import triton
 
-from nomatmul.engine.cuda import kernels
-from nomatmul.engine.cuda.hopper import Product, best_rows
-from nomatmul.engine.cuda.launch import _EXACT, Quantised, Stretches
-from nomatmul.engine.cuda.nvrtc import CompileError, Kernel, compile_cubin
+from nomatmul.engine.backends.cuda import kernels
+from nomatmul.engine.backends.cuda.hopper import Product, best_rows
+from nomatmul.engine.backends.cuda.launch import _EXACT, Quantised, Stretches
+from nomatmul.engine.backends.cuda.nvrtc import CompileError, Kernel, compile_cubin
 
 if TYPE_CHECKING:
     from nomatmul.formats.config import ModelConfig

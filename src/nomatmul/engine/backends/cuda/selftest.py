@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from nomatmul.engine.cuda.opening import open_random
-from nomatmul.engine.cuda.weights import device_row_bytes
+from nomatmul.engine.backends.cuda.opening import open_random
+from nomatmul.engine.backends.cuda.weights import device_row_bytes
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packed_layout import fff_rows

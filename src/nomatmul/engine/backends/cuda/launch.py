@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import triton
 
-from nomatmul.engine.cuda import kernels
-from nomatmul.engine.cuda.device import INTERPRETED
+from nomatmul.engine.backends.cuda import kernels
+from nomatmul.engine.backends.cuda.device import INTERPRETED
 
 # The contract with float_ops.h: no fused multiply-adds. The interpreter has none to begin with.
 _EXACT: dict[str, Any] = {} if INTERPRETED else {"enable_fp_fusion": False}

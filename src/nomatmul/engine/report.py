@@ -13,8 +13,8 @@ from nomatmul.engine.native import default_threads, native
 from nomatmul.formats.cpus import usable_cpus
 
 if TYPE_CHECKING:
-    from nomatmul.engine.encoder import EncoderModel
-    from nomatmul.engine.model import LanguageModel
+    from nomatmul.engine.encoder_model import EncoderModel
+    from nomatmul.engine.language_model import LanguageModel
 
 # CPU features that a kernel of ours asks for, as Linux spells them.
 _FEATURES = (
@@ -217,14 +217,14 @@ def gpu_report(test: bool = True) -> dict[str, Any]:
     Returns {"available", "why" (when not), "devices": [...], "path", "self_test": [{"operation",
     "ok"}]}; never raises: a machine without a GPU is no fault.
     """
-    from nomatmul.engine.cuda.device import describe, torch_device
+    from nomatmul.engine.backends.cuda.device import describe, torch_device
 
     try:
         torch_device("cuda")
     except ValueError as error:
         return {"available": False, "why": str(error), "devices": [], "self_test": []}
     try:
-        from nomatmul.engine.cuda.selftest import devices, run_self_test
+        from nomatmul.engine.backends.cuda.selftest import devices, run_self_test
 
         report: dict[str, Any] = {"available": True, "devices": devices(), "self_test": []}
         if test:

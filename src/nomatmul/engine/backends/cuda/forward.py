@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nomatmul.engine.cuda import fff, launch
-from nomatmul.engine.cuda.nvrtc import CompileError
-from nomatmul.engine.cuda.prompt import Prompt
+from nomatmul.engine.backends.cuda import fff, launch
+from nomatmul.engine.backends.cuda.nvrtc import CompileError
+from nomatmul.engine.backends.cuda.prompt import Prompt
 
 if TYPE_CHECKING:
-    from nomatmul.engine.cuda.weights import DeviceWeights
+    from nomatmul.engine.backends.cuda.weights import DeviceWeights
     from nomatmul.formats.config import ModelConfig
 
 # int32 accumulators [T, D], their steps [1, T] and their scale: what x still lacks

@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nomatmul.engine.cuda.backend import CudaBackend, chunk_tokens, scratch_bytes, token_bytes
-from nomatmul.engine.cuda.device import check_memory, describe
-from nomatmul.engine.cuda.weights import bytes_needed, random_weights, read_weights
+from nomatmul.engine.backends.cuda.backend import (
+    CudaBackend,
+    chunk_tokens,
+    scratch_bytes,
+    token_bytes,
+)
+from nomatmul.engine.backends.cuda.device import check_memory, describe
+from nomatmul.engine.backends.cuda.weights import bytes_needed, random_weights, read_weights
 
 if TYPE_CHECKING:
     from nomatmul.formats.config import ModelConfig

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nomatmul.engine.cuda.nvrtc import CompileError, Kernel, compile_cubin
+from nomatmul.engine.backends.cuda.nvrtc import CompileError, Kernel, compile_cubin
 
 # rows of a tile: stages of shared memory that fit
 STAGES = {256: 4, 192: 5, 160: 6, 128: 7}

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nomatmul.engine.cuda.decoder import Decoder
-from nomatmul.engine.cuda.device import INTERPRETED, describe
-from nomatmul.engine.cuda.forward import Forward
-from nomatmul.engine.cuda.graphs import Graph, PromptGraph
-from nomatmul.engine.cuda.launch import UNPACK_TOKENS, Stretches
-from nomatmul.engine.cuda.nvrtc import CompileError
-from nomatmul.engine.cuda.probes import Probes
+from nomatmul.engine.backends.cuda.decoder import Decoder
+from nomatmul.engine.backends.cuda.device import INTERPRETED, describe
+from nomatmul.engine.backends.cuda.forward import Forward
+from nomatmul.engine.backends.cuda.graphs import Graph, PromptGraph
+from nomatmul.engine.backends.cuda.launch import UNPACK_TOKENS, Stretches
+from nomatmul.engine.backends.cuda.nvrtc import CompileError
+from nomatmul.engine.backends.cuda.probes import Probes
 from nomatmul.formats import capability
 from nomatmul.formats.packed_layout import active_rows
 
 if TYPE_CHECKING:
     from nomatmul.engine.backend import Float, Ids, Want
-    from nomatmul.engine.cuda.weights import DeviceWeights
+    from nomatmul.engine.backends.cuda.weights import DeviceWeights
     from nomatmul.formats.config import ModelConfig
 
 # Work space that a block of tokens may take, and rows of logits that exist at once.
@@ -326,7 +326,7 @@ class CudaBackend(Probes):
 
 def scratch_bytes(config: ModelConfig) -> int:
     """Bytes of int8 matrices that are unpacked at once: those of one product, if they fit."""
-    from nomatmul.engine.cuda.weights import device_row_bytes
+    from nomatmul.engine.backends.cuda.weights import device_row_bytes
 
     size, inner = config.hidden_size, _inner(config)
     short, long = device_row_bytes(size), device_row_bytes(inner)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nomatmul.engine.cuda.device import describe
-from nomatmul.engine.cuda.launch import Stretches
+from nomatmul.engine.backends.cuda.device import describe
+from nomatmul.engine.backends.cuda.launch import Stretches
 
 if TYPE_CHECKING:
-    from nomatmul.engine.cuda.forward import Forward
+    from nomatmul.engine.backends.cuda.forward import Forward
 
 
 class Graph:

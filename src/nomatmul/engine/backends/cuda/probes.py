@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nomatmul.engine.cuda import fff, launch
+from nomatmul.engine.backends.cuda import fff, launch
 
 if TYPE_CHECKING:
-    from nomatmul.engine.cuda.forward import Forward
-    from nomatmul.engine.cuda.weights import DeviceWeights
+    from nomatmul.engine.backends.cuda.forward import Forward
+    from nomatmul.engine.backends.cuda.weights import DeviceWeights
     from nomatmul.formats.config import ModelConfig
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from nomatmul.engine.cuda.kernels import _divided, _root, _silu, _to_int8
+from nomatmul.engine.backends.cuda.kernels import _divided, _root, _silu, _to_int8
 
 
 @triton.jit

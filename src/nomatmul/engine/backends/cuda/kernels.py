@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from nomatmul.engine.cuda.device import INTERPRETED
+from nomatmul.engine.backends.cuda.device import INTERPRETED
 
 FUSED = tl.constexpr(not INTERPRETED)
 
