@@ -31,8 +31,8 @@ from nomatmul.engine.encoder_forward import NativeEncoder
 from nomatmul.engine.encoder_model import EncoderModel
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.encoder import EncoderHead, EncoderReading
-from nomatmul.formats.packed_encoder import Forms, encoder_tensors
-from nomatmul.formats.safetensors_file import NUMPY_DTYPES, TensorInfo
+from nomatmul.formats.files.safetensors import NUMPY_DTYPES, TensorInfo
+from nomatmul.formats.packed.encoder import Forms, encoder_tensors
 
 LENGTH = 128
 SIZES: dict[str, Any] = {

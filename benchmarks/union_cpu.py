@@ -24,7 +24,7 @@ from nomatmul.engine import random_model
 from nomatmul.engine.language_model import LanguageModel
 from nomatmul.evaluate.speed import SIZES, bytes_read_per_token, with_threads
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.packed_layout import active_rows
+from nomatmul.formats.packed.layout import active_rows
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # trees, depth: 4224 rows have the parameters of the GLU; the first has half of them

@@ -21,7 +21,7 @@ from nomatmul.engine.fff import FFFLayer, pack_rows
 from nomatmul.engine.language_model import LanguageModel
 from nomatmul.engine.native import native
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.safetensors_file import SafetensorsFile
+from nomatmul.formats.files.safetensors import SafetensorsFile
 
 TRACES = Path(__file__).parent / "golden" / "traces"
 Observed = dict[str, NDArray[Any]]

@@ -37,7 +37,7 @@ from gpu_common import ROOT, environment, git_commit, table  # noqa: E402
 from nomatmul.evaluate.compare_plan import Cell, missing  # noqa: E402
 from nomatmul.evaluate.compare_pool import PoolOptions, run_pool  # noqa: E402
 from nomatmul.evaluate.rows import read_rows  # noqa: E402
-from nomatmul.formats.atomic import write_file  # noqa: E402
+from nomatmul.formats.files.atomic import write_file  # noqa: E402
 
 # What comes back of OUT at most: bytes of a file, bytes and number of all files.
 FILE_LIMIT, ALL_LIMIT, FILES = 16 << 20, 60 << 20, 8

@@ -161,7 +161,7 @@ def test_packing_needs_little_memory(tmp_path):
         "import json, sys\n"
         "from nomatmul.engine.report import memory_of_process\n"
         "from nomatmul.convert import pack\n"
-        "import nomatmul.formats.safetensors_file, numpy.random\n"
+        "import nomatmul.formats.files.safetensors, numpy.random\n"
         "before = memory_of_process()[1]\n"
         f"pack({str(source)!r}, {str(tmp_path / 'packed')!r}, check=False)\n"
         "print(memory_of_process()[1] - before)\n"

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from nomatmul.formats.atomic import write_file
+from nomatmul.formats.files.atomic import write_file
 
 
 def test_an_older_file_is_replaced_and_nothing_else_is_left(tmp_path):

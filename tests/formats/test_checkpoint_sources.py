@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.errors import FormatError
+from nomatmul.formats.files.safetensors import SafetensorsFile
 from nomatmul.formats.published import config_from_published, published_name
-from nomatmul.formats.safetensors_file import SafetensorsFile
 
 
 def assert_holds(directory: Path, tensors: dict, rel: float = 0.0) -> None:

@@ -8,8 +8,8 @@ import json
 
 import pytest
 
-from nomatmul.formats.contents import HEAD_BYTES, check_text, json_layout, read_values
-from nomatmul.formats.textfiles import read_text
+from nomatmul.formats.files.contents import HEAD_BYTES, check_text, json_layout, read_values
+from nomatmul.formats.files.texts import read_text
 
 ROWS = [{"text": f'No. {i}: "{{" and [", \u00e9\n' * (1 + i % 3)} for i in range(200)]
 LAYOUTS = {

@@ -11,7 +11,7 @@ import threading
 import numpy as np
 import pytest
 
-from nomatmul.formats.textfiles import read_text
+from nomatmul.formats.files.texts import read_text
 
 TEXT = "First line\nzweite Zeile \u00fc\u00f6\u00e4\n" * 50
 

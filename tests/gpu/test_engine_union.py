@@ -15,7 +15,7 @@ from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packed import PackedReader
-from nomatmul.formats.packed_layout import fff_rows
+from nomatmul.formats.packed.layout import fff_rows
 from nomatmul.reference.model import ReferenceModel
 
 MODEL_ERROR = 2e-2

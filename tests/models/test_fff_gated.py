@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from nomatmul.formats import capability
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.packed_encoder import check_encoder
-from nomatmul.formats.packed_layout import check_packable
+from nomatmul.formats.packed.encoder import check_encoder
+from nomatmul.formats.packed.layout import check_packable
 from nomatmul.models import FFF, CausalLM, FFFTraining
 from nomatmul.models.config import CausalLMConfig
 from nomatmul.ops import fff as ops

@@ -77,7 +77,7 @@ def _write(path: str, vectors_BD: Any) -> None:
 
     import numpy as np
 
-    from nomatmul.formats.atomic import write_file
+    from nomatmul.formats.files.atomic import write_file
 
     buffer = io.BytesIO()
     np.save(buffer, vectors_BD)

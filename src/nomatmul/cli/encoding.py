@@ -15,8 +15,8 @@ def load_encoder(options: Any) -> EncoderModel:
     """The encoder that the options name; raises ValueError for a language model."""
     import nomatmul
     from nomatmul.engine.encoder_model import EncoderModel
-    from nomatmul.formats.packed_encoder import is_packed_encoder
-    from nomatmul.formats.packed_reader import PackedReader
+    from nomatmul.formats.packed.encoder import is_packed_encoder
+    from nomatmul.formats.packed.reader import PackedReader
 
     if not is_packed_encoder(options.model):
         PackedReader(options.model)  # a directory that is no packed model at all says so itself
@@ -37,7 +37,7 @@ def read_texts(texts: tuple[str, ...], file: str | None) -> list[str]:
     if file == "-":
         found += [checked_text(line) for line in _lines(sys.stdin.read())]
     elif file is not None:
-        from nomatmul.formats.textfiles import read_text
+        from nomatmul.formats.files.texts import read_text
 
         found += _lines(read_text(file))
     if not found:

@@ -48,7 +48,7 @@ class Options:
 def run(options: Options) -> int:
     from nomatmul.evaluate import score_text
     from nomatmul.evaluate.score import CHARACTERS_PER_TOKEN
-    from nomatmul.formats.textfiles import read_text
+    from nomatmul.formats.files.texts import read_text
 
     limit = options.max_tokens
     if limit is not None and limit < 1:

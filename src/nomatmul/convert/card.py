@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.encoder import EncoderReading
-from nomatmul.formats.packed_encoder import Forms
-from nomatmul.formats.packed_layout import active_rows
+from nomatmul.formats.packed.encoder import Forms
+from nomatmul.formats.packed.layout import active_rows
 
 EMBEDDINGS = {"f32": "float32", "bf16": "bfloat16", "int8": "int8, one scale a row"}
 

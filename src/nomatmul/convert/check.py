@@ -17,9 +17,9 @@ import numpy as np
 from nomatmul.formats import capability
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.files.texts import read_text
 from nomatmul.formats.host_memory import available_memory
 from nomatmul.formats.packed import PackedReader
-from nomatmul.formats.textfiles import read_text
 from nomatmul.formats.tokenizer import load_tokenizer
 
 # The opening of Alice's Adventures in Wonderland (Lewis Carroll, 1865; public domain).

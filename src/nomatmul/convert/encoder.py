@@ -19,7 +19,7 @@ from nomatmul.convert.check import CheckText
 from nomatmul.convert.source import prepare_tokenizer
 from nomatmul.formats.checkpoint import Checkpoint
 from nomatmul.formats.encoder import EncoderReading
-from nomatmul.formats.packed_encoder import (
+from nomatmul.formats.packed.encoder import (
     EncoderReader,
     EncoderWriter,
     Forms,

@@ -24,7 +24,7 @@ from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.checkpoint import Checkpoint, open_checkpoint
 from nomatmul.formats.gates import cumulative_lower_bounds
 from nomatmul.formats.packed import EMBEDDING_FORMS, PackedWriter
-from nomatmul.formats.packed_encoder import FORMS, Forms, is_packed_encoder
+from nomatmul.formats.packed.encoder import FORMS, Forms, is_packed_encoder
 from nomatmul.formats.packing import PACKINGS
 from nomatmul.formats.quantise import absmean_scale, quantise_rows, ternarise, to_bfloat16
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.packed_layout import TOKENIZER_FILE
+from nomatmul.formats.packed.layout import TOKENIZER_FILE
 from nomatmul.formats.runs import find_checkpoint
 from nomatmul.formats.tokenizer import load_tokenizer
 from nomatmul.formats.tokenizer_config import CONFIG_FILE

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nomatmul.engine.graph import GraphForms, describe
 from nomatmul.engine.native import native
 from nomatmul.formats.encoder import EncoderReading
-from nomatmul.formats.packed_encoder import EncoderReader, pooler_size
+from nomatmul.formats.packed.encoder import EncoderReader, pooler_size
 from nomatmul.reference.encoder import ACTIVATIONS, sinusoidal
 from nomatmul.reference.packed_encoder import PackedReferenceEncoder, expanded, product
 

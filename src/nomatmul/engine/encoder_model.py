@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from nomatmul.engine.blas import blas_name, blas_threads
 from nomatmul.engine.encoder_forward import EncoderForward, Float, pooled
 from nomatmul.engine.encoder_text import Text, TextSide, best, softmax
-from nomatmul.formats.packed_encoder import EncoderReader
+from nomatmul.formats.packed.encoder import EncoderReader
 
 # Tokens of one pass: enough for the matrix products, few enough that what is between two of
 # them stays in the last cache.

@@ -11,8 +11,8 @@ from nomatmul.engine.backend import Backend, NativeBackend, NumpyBackend
 from nomatmul.engine.language_model import LanguageModel
 from nomatmul.engine.native import default_threads, native
 from nomatmul.formats import capability
-from nomatmul.formats.packed_encoder import EncoderReader, is_packed_encoder
-from nomatmul.formats.packed_reader import PackedReader
+from nomatmul.formats.packed.encoder import EncoderReader, is_packed_encoder
+from nomatmul.formats.packed.reader import PackedReader
 
 if TYPE_CHECKING:
     from nomatmul.engine.encoder_model import EncoderModel

@@ -14,7 +14,7 @@ from nomatmul.engine.native import native
 from nomatmul.engine.weights import Weights, allocate
 from nomatmul.formats import capability
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.packed_layout import (
+from nomatmul.formats.packed.layout import (
     active_rows,
     check_packable,
     packed_matrices,

@@ -141,7 +141,7 @@ def footprint_of(lm: LanguageModel) -> dict[str, int]:
 
 def unvisited_bytes(lm: LanguageModel) -> int:
     """Return the bytes of packed rows of trees that decoding one token does not visit."""
-    from nomatmul.formats.packed_layout import active_rows
+    from nomatmul.formats.packed.layout import active_rows
 
     if lm.config.channel_mixer != "fff":
         return 0

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nomatmul.formats.atomic import write_file
 from nomatmul.formats.errors import FormatError, WriteError
+from nomatmul.formats.files.atomic import write_file
 
 if TYPE_CHECKING:
     from nomatmul.engine.backend import Float, Want

@@ -19,7 +19,7 @@ from nomatmul.engine.native import native
 from nomatmul.formats.errors import FormatError
 
 if TYPE_CHECKING:
-    from nomatmul.formats.packed_reader import PackedReader
+    from nomatmul.formats.packed.reader import PackedReader
 
 ALIGN = 64  # a cache line
 DTYPES = {"U8": np.uint8, "I8": np.int8, "BF16": np.uint16, "F32": np.float32}
@@ -28,7 +28,7 @@ DTYPES = {"U8": np.uint8, "I8": np.int8, "BF16": np.uint16, "F32": np.float32}
 class Weights:
     """Tensors of one model by name, and what keeps their memory alive.
 
-    `arrays` maps a name (formats/packed_layout.py) to an array of its stored dtype and shape,
+    `arrays` maps a name (formats/packed/layout.py) to an array of its stored dtype and shape,
     bfloat16 as uint16 bits. `arena` is the native Arena, None when the file is mapped.
     """
 

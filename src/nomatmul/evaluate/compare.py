@@ -22,8 +22,8 @@ from nomatmul.evaluate.compare_report import write_report
 from nomatmul.evaluate.compare_variants import Variant, default_names, make_variant
 from nomatmul.evaluate.rows import read_rows
 from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.files.directory import write_json
 from nomatmul.train.config import TrainConfig
-from nomatmul.train.files import write_json
 from nomatmul.train.metrics import Console, preparing_words
 from nomatmul.train.prepare import (
     DataArgs,

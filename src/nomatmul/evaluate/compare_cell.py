@@ -296,8 +296,8 @@ def _summary(row: dict[str, Any]) -> str:
 
 def save_model(trainee: Trainee, directory: Path) -> None:
     """The trained model as a directory that `nomatmul` commands and transformers read."""
+    from nomatmul.formats.files.directory import new_directory
     from nomatmul.train.checkpoints import write_model
-    from nomatmul.train.files import new_directory
 
     with new_directory(directory) as temporary:
         write_model(trainee.model, trainee.texts.train.tokenizer, temporary)

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from nomatmul.finetune.results import check_settings
+from nomatmul.formats.files.directory import new_directory, write_json
 from nomatmul.train.checkpoints import CheckpointError, restore, write_model
-from nomatmul.train.files import new_directory, write_json
 from nomatmul.train.ranks import Ranks
 from nomatmul.train.signals import Stopped
 from nomatmul.train.states import optimizer_tensors, save_random_states

@@ -26,9 +26,9 @@ from nomatmul.finetune.sources import load_rows
 from nomatmul.finetune.tasks import Task
 from nomatmul.finetune.tsv import Rows
 from nomatmul.formats.checkpoint import open_checkpoint
+from nomatmul.formats.files.directory import new_directory, write_json
 from nomatmul.formats.runs import find_checkpoint
 from nomatmul.models.classifiers import EncoderForSequenceClassification
-from nomatmul.train.files import new_directory, write_json
 from nomatmul.train.memory import (
     FORCE,
     Estimate,

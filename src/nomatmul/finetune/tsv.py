@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nomatmul.finetune.tasks import Task
-from nomatmul.formats.textfiles import open_table
+from nomatmul.formats.files.texts import open_table
 
 MAX_CLASSES = 1000
 NO_GOLD_LABEL = "-"  # of the rows of MNLI on whose label the annotators did not agree

@@ -14,18 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nomatmul.formats import encoder, published, published_encoder
+from nomatmul.formats import encoder
 from nomatmul.formats.architecture import architecture_of
-from nomatmul.formats.config import ModelConfig, read_json_object
+from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.errors import FormatError
-from nomatmul.formats.packed_encoder import FORMAT as PACKED_ENCODER_FORMAT
-from nomatmul.formats.packed_layout import FORMAT as PACKED_FORMAT
-from nomatmul.formats.packed_reader import PackedReader
-from nomatmul.formats.published_encoder_tensors import EncoderSource
-from nomatmul.formats.published_keys import HARMLESS_KEYS
+from nomatmul.formats.files.json import read_json_object
+from nomatmul.formats.files.weights import TensorSource, open_source
+from nomatmul.formats.files.wrappers import missing_tensor, unwrapped
+from nomatmul.formats.packed.encoder import FORMAT as PACKED_ENCODER_FORMAT
+from nomatmul.formats.packed.layout import FORMAT as PACKED_FORMAT
+from nomatmul.formats.packed.reader import PackedReader
+from nomatmul.formats.published import crammed_bert, hgrn_bit
+from nomatmul.formats.published.keys import HARMLESS_KEYS, end_tokens
 from nomatmul.formats.tokenizer import find_tokenizer_file
-from nomatmul.formats.weights import TensorSource, open_source
-from nomatmul.formats.wrappers import missing_tensor, unwrapped
 
 TRAINING_MODEL_TYPE = "nomatmul"
 GENERATION_FILE = "generation_config.json"
@@ -71,10 +72,10 @@ class Checkpoint:
     def _map_names(self, source: TensorSource) -> None:
         """Pair our names with the stored ones; refuse what is missing, extra or misshapen."""
         decoder = self.kind == "published" and self.reading is None
-        translate = published.published_name if decoder else str
+        translate = hgrn_bit.published_name if decoder else str
         if self.kind == "published" and self.reading is not None:
-            source = unwrapped(source, EncoderSource.anchors(), self.directory)
-            source = EncoderSource(source, self.config, self._shapes)
+            source = unwrapped(source, crammed_bert.EncoderSource.anchors(), self.directory)
+            source = crammed_bert.EncoderSource(source, self.config, self._shapes)
         else:
             source = unwrapped(source, [translate("embedding.weight")], self.directory)
         self._source = source
@@ -181,10 +182,10 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
 
 def _open_unpacked(directory: Path, values: dict[str, Any]) -> Checkpoint:
     model_type, reading = values.get("model_type"), None
-    if model_type == published.MODEL_TYPE:
-        config, kind = published.config_from_published(values), "published"
-    elif model_type == published_encoder.MODEL_TYPE:
-        config, head = published_encoder.encoder_from_published(values)
+    if model_type == hgrn_bit.MODEL_TYPE:
+        config, kind = hgrn_bit.config_from_published(values), "published"
+    elif model_type == crammed_bert.MODEL_TYPE:
+        config, head = crammed_bert.encoder_from_published(values)
         reading, kind = encoder.reading_of(values, head), "published"
     elif model_type == TRAINING_MODEL_TYPE:
         config, kind = config_from_training(values), "training"
@@ -194,14 +195,14 @@ def _open_unpacked(directory: Path, values: dict[str, Any]) -> Checkpoint:
     else:
         raise FormatError(
             f"model_type {model_type!r} is unknown; legal are {TRAINING_MODEL_TYPE!r},"
-            f" {encoder.ENCODER_MODEL_TYPE!r}, {published.MODEL_TYPE!r},"
-            f" {published_encoder.MODEL_TYPE!r} and packed directories"
+            f" {encoder.ENCODER_MODEL_TYPE!r}, {hgrn_bit.MODEL_TYPE!r},"
+            f" {crammed_bert.MODEL_TYPE!r} and packed directories"
         )
     if reading is None:
         config = _with_generation_ends(config, directory / GENERATION_FILE)
     checkpoint = Checkpoint(directory, kind, config, open_source(directory), reading=reading)
     if kind == "published":
-        family = published if reading is None else published_encoder
+        family = hgrn_bit if reading is None else crammed_bert
         checkpoint.ignored = family.ignored_keys(values)
     return checkpoint
 
@@ -213,7 +214,7 @@ def _with_generation_ends(config: ModelConfig, path: Path) -> ModelConfig:
     """
     if not path.exists():
         return config
-    more = published.end_tokens(read_json_object(path).get("eos_token_id"))
+    more = end_tokens(read_json_object(path).get("eos_token_id"))
     if more is None:
         return config
     more = more if isinstance(more, tuple) else (more,)

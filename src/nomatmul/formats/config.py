@@ -1,6 +1,6 @@
 """The one frozen description of a model: three dials and the sizes.
 
-Published formats are translated into a `ModelConfig` at the border (`published.py`); no other
+Published formats are translated into a `ModelConfig` at the border (`published/`); no other
 room knows of any other configuration.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nomatmul.formats.errors import FormatError
+from nomatmul.formats.files.json import read_json_object
 
 TOKEN_MIXERS = ("mlgru", "attention")
 CHANNEL_MIXERS = ("glu", "ffn", "fff", "none")
@@ -338,36 +339,6 @@ class ModelConfig:
             raise
         except ValueError as error:
             raise FormatError(f"{path}: {error}") from None
-
-
-def read_json_object(path: str | Path, data: bytes | None = None) -> dict[str, Any]:
-    """Read the JSON object in the file `path` (or in `data`, already read from there).
-
-    Raises FormatError in one line when it is missing, unreadable, no JSON, no object, or names
-    a key twice.
-    """
-    if data is None:
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise FormatError(f"cannot read {path}: {error.strerror or error}") from None
-    try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_pairs)
-    except (ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FormatError(f"{path} is not valid JSON: {reason}") from None
-    if not isinstance(value, dict):
-        raise FormatError(f"{path} must hold a JSON object, found {type(value).__name__}")
-    return value
-
-
-def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key!r} appears twice")
-        found[key] = value
-    return found
 
 
 def _check_dial(name: str, value: object, legal: tuple[str, ...]) -> None:

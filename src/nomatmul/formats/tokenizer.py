@@ -13,9 +13,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nomatmul.formats.atomic import write_file
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.errors import FormatError
+from nomatmul.formats.files.atomic import write_file
 from nomatmul.formats.tokenizer_config import CONFIG_FILE, tokenizer_config_bytes
 
 if TYPE_CHECKING:

@@ -135,7 +135,7 @@ class PublishedEncoderConfig(EncoderConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Translate a published config.json. Raises ValueError for options not supported."""
-        from nomatmul.formats.published_encoder import encoder_from_published
+        from nomatmul.formats.published.crammed_bert import encoder_from_published
 
         config, head = encoder_from_published(config_dict)
         translated = {name: getattr(config, name) for name in _FIELDS}

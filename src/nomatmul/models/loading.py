@@ -187,8 +187,8 @@ def _is_wrapped(place: Path, kwargs: dict[str, Any]) -> bool:
     """Do an own checkpoint's tensors have names that only our reader understands?"""
     if any(kwargs.get(word) is not None for word in _REFUSED):
         return False
-    from nomatmul.formats.weights import open_source
-    from nomatmul.formats.wrappers import plain_names
+    from nomatmul.formats.files.weights import open_source
+    from nomatmul.formats.files.wrappers import plain_names
 
     try:
         with warnings.catch_warnings():

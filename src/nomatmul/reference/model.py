@@ -18,7 +18,7 @@ from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.checkpoint import Checkpoint, open_checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.gates import cumulative_lower_bounds
-from nomatmul.formats.packed_reader import PackedReader
+from nomatmul.formats.packed.reader import PackedReader
 from nomatmul.formats.quantise import quantise_weight
 from nomatmul.reference import ops
 from nomatmul.reference.ops import BitLinear, DenseLinear, Float, Linear

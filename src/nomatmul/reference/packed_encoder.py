@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nomatmul.formats.packed_encoder import EncoderReader
+from nomatmul.formats.packed.encoder import EncoderReader
 from nomatmul.formats.quantise import from_bfloat16, quantise_activation
 from nomatmul.reference import fff
 from nomatmul.reference.encoder import Float, ReferenceEncoder

@@ -23,10 +23,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from nomatmul.formats.atomic import write_file
+from nomatmul.formats.files.atomic import write_file
+from nomatmul.formats.files.directory import new_directory, remove_leftovers, write_json
 from nomatmul.formats.tokenizer import save_tokenizer
 from nomatmul.train.config import TrainConfig
-from nomatmul.train.files import new_directory, remove_leftovers, write_json
 from nomatmul.train.parallelize import local
 from nomatmul.train.ranks import LostRankError, OtherRankError, Ranks
 from nomatmul.train.states import (

@@ -19,8 +19,8 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any
 
-from nomatmul.formats.contents import read_values
-from nomatmul.formats.textfiles import open_binary
+from nomatmul.formats.files.contents import read_values
+from nomatmul.formats.files.texts import open_binary
 from nomatmul.train.pipes import copied, is_pipe
 from nomatmul.train.sources import Source, import_datasets, kind_of
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from nomatmul.formats.files.directory import new_directory, write_json
 from nomatmul.formats.runs import MODEL_STEP_FILE
 from nomatmul.train.batches import WindowOrder
 from nomatmul.train.checkpoints import (
@@ -21,7 +22,6 @@ from nomatmul.train.checkpoints import (
 )
 from nomatmul.train.config import TrainConfig, differences
 from nomatmul.train.curve import draw_curve
-from nomatmul.train.files import new_directory, write_json
 from nomatmul.train.memory import MemoryPlan, plan_memory
 from nomatmul.train.metrics import Console, read_metrics
 from nomatmul.train.micro_step import wants_graph

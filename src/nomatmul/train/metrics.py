@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from nomatmul.formats.atomic import named, write_file
+from nomatmul.formats.files.atomic import named, write_file
 
 
 class MetricsLog:

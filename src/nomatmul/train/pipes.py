@@ -11,7 +11,7 @@ import stat
 import tempfile
 from typing import Any
 
-from nomatmul.formats.textfiles import STANDARD_INPUT, open_raw
+from nomatmul.formats.files.texts import STANDARD_INPUT, open_raw
 
 
 def is_pipe(name: str) -> bool:

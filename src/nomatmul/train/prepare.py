@@ -10,12 +10,12 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from nomatmul.formats.atomic import write_file
 from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.files.atomic import write_file
+from nomatmul.formats.files.directory import remove_leftovers, write_json
 from nomatmul.formats.special_tokens import mask_id, special_ids
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.documents import Source, find_sources
-from nomatmul.train.files import remove_leftovers, write_json
 from nomatmul.train.pipes import refuse_repeated
 from nomatmul.train.shards import Progress, build_shards, is_current, is_token_directory
 from nomatmul.train.tokenizer import (

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from nomatmul.formats.files.directory import remove_leftovers, write_json
 from nomatmul.train.config import TrainConfig, differences
-from nomatmul.train.files import remove_leftovers, write_json
 from nomatmul.train.prepare import Prepared
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")

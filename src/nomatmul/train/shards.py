@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from nomatmul.formats.atomic import write_file
 from nomatmul.formats.cpus import usable_cpus
+from nomatmul.formats.files.atomic import write_file
+from nomatmul.formats.files.directory import write_json
 from nomatmul.formats.special_tokens import special_ids
 from nomatmul.train.children import tie_to
 from nomatmul.train.documents import Piece, Source, read_pieces
-from nomatmul.train.files import write_json
 from nomatmul.train.tokenizer import fingerprint, load_tokenizer
 
 FORMAT, VERSION = "nomatmul-tokens", 1

@@ -11,8 +11,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from nomatmul.formats.contents import PARQUET, check_text, json_layout
-from nomatmul.formats.textfiles import read_head
+from nomatmul.formats.files.contents import PARQUET, check_text, json_layout
+from nomatmul.formats.files.texts import read_head
 
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 _COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zstd")

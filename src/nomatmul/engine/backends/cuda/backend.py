@@ -23,7 +23,7 @@ from nomatmul.engine.backends.cuda.launch import UNPACK_TOKENS, Stretches
 from nomatmul.engine.backends.cuda.nvrtc import CompileError
 from nomatmul.engine.backends.cuda.probes import Probes
 from nomatmul.formats import capability
-from nomatmul.formats.packed_layout import active_rows
+from nomatmul.formats.packed.layout import active_rows
 
 if TYPE_CHECKING:
     from nomatmul.engine.backend import Float, Ids, Want

@@ -18,7 +18,7 @@ from nomatmul.engine.backends.cuda.weights import bytes_needed, random_weights, 
 
 if TYPE_CHECKING:
     from nomatmul.formats.config import ModelConfig
-    from nomatmul.formats.packed_reader import PackedReader
+    from nomatmul.formats.packed.reader import PackedReader
 
 
 def open_packed(reader: PackedReader, device: Any, verify: bool) -> CudaBackend:

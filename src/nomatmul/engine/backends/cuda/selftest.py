@@ -11,7 +11,7 @@ from nomatmul.engine.backends.cuda.opening import open_random
 from nomatmul.engine.backends.cuda.weights import device_row_bytes
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.packed_layout import fff_rows
+from nomatmul.formats.packed.layout import fff_rows
 from nomatmul.reference.ternary_fff import walk_trees
 
 # No size is a multiple of a tile.

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from nomatmul.formats.architecture import architecture_of
-from nomatmul.formats.packed_layout import active_rows, fff_rows
+from nomatmul.formats.packed.layout import active_rows, fff_rows
 from nomatmul.formats.packing import row_bytes
 
 if TYPE_CHECKING:
     from nomatmul.formats.config import ModelConfig
-    from nomatmul.formats.packed_reader import PackedReader
+    from nomatmul.formats.packed.reader import PackedReader
 
 ROW_ALIGN = 64
 _ZEROS = 0x55  # four codes 1: zero weights

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import IO, Any, cast
 
-from nomatmul.formats.compression import MAGIC_BYTES, compression_of, decompressed
-from nomatmul.formats.contents import HEAD_BYTES, check_text, json_layout, refuse_foreign
+from nomatmul.formats.files.compression import MAGIC_BYTES, compression_of, decompressed
+from nomatmul.formats.files.contents import HEAD_BYTES, check_text, json_layout, refuse_foreign
 
 STANDARD_INPUT = "-"
 

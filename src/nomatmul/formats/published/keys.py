@@ -74,3 +74,16 @@ def warn_ignored(keys: Iterable[str]) -> None:
         names = ", ".join(map(repr, keys))
         # always from this line: Python shows one text from one line once
         warnings.warn(f"published config: ignored the unknown key {names}", stacklevel=1)
+
+
+def end_tokens(value: Any) -> Any:
+    """`eos_token_id` as Hugging Face writes it: an id or a list of them; -1 stands for none."""
+    if isinstance(value, list):
+        return tuple(token for token in value if token != -1)
+    return None if value == -1 else value
+
+
+def is_one_of(value: Any, legal: tuple[Any, ...]) -> bool:
+    return any(
+        value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in legal
+    )

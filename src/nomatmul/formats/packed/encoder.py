@@ -1,6 +1,6 @@
 """The packed directory of an encoder: what it holds, its config.json, reader and writer.
 
-The same container as that of a causal model (`packed_layout`, docs/formats.md): one safetensors
+The same container as that of a causal model (`layout`, docs/formats.md): one safetensors
 file with checksums, config.json, tokenizer.json, a card. What differs is the config's "format"
 and the tensors. Legend: V vocabulary, D hidden size, M intermediate size, N/K rows and columns
 of a dense matrix, R rows of an FFF (nodes of all trees), C classes, P size of the pooler.
@@ -16,15 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nomatmul.formats import capability
-from nomatmul.formats import packed_layout as layout
 from nomatmul.formats.architecture import architecture_of
-from nomatmul.formats.config import ModelConfig, read_json_object
+from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.encoder import MAX_LABELS, TASKS, EncoderHead, EncoderReading
 from nomatmul.formats.errors import FormatError
-from nomatmul.formats.packed_reader import PackedReader, _read_file
-from nomatmul.formats.packed_writer import PackedWriter
+from nomatmul.formats.files.json import read_json_object
+from nomatmul.formats.files.safetensors import SafetensorsFile
+from nomatmul.formats.packed import layout
+from nomatmul.formats.packed.reader import PackedReader, _read_file
+from nomatmul.formats.packed.writer import PackedWriter
 from nomatmul.formats.quantise import from_bfloat16
-from nomatmul.formats.safetensors_file import SafetensorsFile
 
 FORMAT = "nomatmul-packed-encoder"
 FORMAT_VERSION = 1

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nomatmul.formats import packed_layout as layout
-from nomatmul.formats.atomic import sync_directory
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.errors import FormatError, WriteError
+from nomatmul.formats.files.atomic import sync_directory
+from nomatmul.formats.files.safetensors import NUMPY_DTYPES, bytes_of, check_finite
+from nomatmul.formats.packed import layout
 from nomatmul.formats.packing import check_codes, pack_ternary
-from nomatmul.formats.safetensors_file import NUMPY_DTYPES, bytes_of, check_finite
 from nomatmul.formats.tokenizer import tokenizer_from_bytes
 from nomatmul.formats.tokenizer_config import CONFIG_FILE, tokenizer_config_bytes
 

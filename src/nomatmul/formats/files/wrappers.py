@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nomatmul.formats.errors import FormatError
-from nomatmul.formats.weights import TensorSource
+from nomatmul.formats.files.weights import TensorSource
 
 # Put before any module's name by torch.compile, FSDP and activation checkpointing; no layer of a
 # model has such a name.

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nomatmul.formats.config import read_json_object
 from nomatmul.formats.errors import FormatError
+from nomatmul.formats.files.json import read_json_object
 from nomatmul.formats.quantise import from_bfloat16
 
 MAX_HEADER_BYTES = 100_000_000

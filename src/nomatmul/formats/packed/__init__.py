@@ -1,14 +1,14 @@
 """The packed model directory: `PackedReader` and `PackedWriter` (see docs/formats.md)."""
 
-from nomatmul.formats.packed_layout import (
+from nomatmul.formats.packed.layout import (
     EMBEDDING_FORMS,
     FORMAT,
     FORMAT_VERSION,
     check_packable,
     packed_tensors,
 )
-from nomatmul.formats.packed_reader import PackedReader
-from nomatmul.formats.packed_writer import PackedWriter
+from nomatmul.formats.packed.reader import PackedReader
+from nomatmul.formats.packed.writer import PackedWriter
 
 __all__ = [
     "EMBEDDING_FORMS",

@@ -11,7 +11,7 @@ from typing import Any
 
 from nomatmul.formats.config import ModelConfig, default_intermediate_size
 from nomatmul.formats.errors import FormatError
-from nomatmul.formats.published_keys import sort_keys, warn_ignored
+from nomatmul.formats.published.keys import end_tokens, is_one_of, sort_keys, warn_ignored
 
 MODEL_TYPE = "hgrn_bit"
 
@@ -107,19 +107,6 @@ def _token_id(value: Any) -> Any:
     if isinstance(value, list) and value:
         value = value[0]
     return None if value == -1 else value
-
-
-def end_tokens(value: Any) -> Any:
-    """`eos_token_id` as Hugging Face writes it: an id or a list of them; -1 stands for none."""
-    if isinstance(value, list):
-        return tuple(token for token in value if token != -1)
-    return None if value == -1 else value
-
-
-def is_one_of(value: Any, legal: tuple[Any, ...]) -> bool:
-    return any(
-        value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in legal
-    )
 
 
 _OUTER = {

@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all, as `formats.atomic` does for files."""
+"""Directories that appear whole or not at all, as `atomic` does for files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nomatmul.formats.atomic import share_files, sync_directory, write_file
+from nomatmul.formats.files.atomic import share_files, sync_directory, write_file
 
 
 def write_json(path: Path, value: Any) -> None:

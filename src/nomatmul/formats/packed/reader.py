@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nomatmul.formats import packed_layout as layout
-from nomatmul.formats.config import read_json_object
 from nomatmul.formats.errors import FormatError
+from nomatmul.formats.files.json import read_json_object
+from nomatmul.formats.files.safetensors import NUMPY_DTYPES, SafetensorsFile, check_finite
+from nomatmul.formats.packed import layout
 from nomatmul.formats.packing import check_codes, unpack_ternary
 from nomatmul.formats.quantise import from_bfloat16
 from nomatmul.formats.runs import refuse_unpacked
-from nomatmul.formats.safetensors_file import NUMPY_DTYPES, SafetensorsFile, check_finite
 
 _METADATA_KEYS = {"format", "config_sha256", "crc32"}
 

@@ -1,0 +1,39 @@
+"""Reading a JSON object, strictly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nomatmul.formats.errors import FormatError
+
+
+def read_json_object(path: str | Path, data: bytes | None = None) -> dict[str, Any]:
+    """Read the JSON object in the file `path` (or in `data`, already read from there).
+
+    Raises FormatError in one line when it is missing, unreadable, no JSON, no object, or names
+    a key twice.
+    """
+    if data is None:
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise FormatError(f"cannot read {path}: {error.strerror or error}") from None
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_pairs)
+    except (ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FormatError(f"{path} is not valid JSON: {reason}") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{path} must hold a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} appears twice")
+        found[key] = value
+    return found

@@ -1,0 +1,97 @@
+"""Where a checkpoint's tensors lie: one safetensors file, several, or torch's own pickles.
+
+Each source gives names, shapes and float32 tensors (whole, or some rows), one at a time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nomatmul.formats.errors import FormatError
+from nomatmul.formats.files.json import read_json_object
+from nomatmul.formats.files.pickles import TorchSource
+from nomatmul.formats.files.safetensors import FLOAT_DTYPES, SafetensorsFile
+
+SINGLE, SINGLE_INDEX = "model.safetensors", "model.safetensors.index.json"
+TORCH, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+
+class TensorSource(Protocol):
+    """Named float tensors, read one at a time.
+
+    nested: do the tensors lie one level deep in a larger dict?
+    left_out: {name: dtype} of stored tensors that are no floats (buffers of whole numbers, masks);
+    no model has any, so they are no part of the source.
+    """
+
+    nested: bool
+    left_out: dict[str, str]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return {name: shape} of everything stored."""
+        ...
+
+    def read(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
+        """Return a tensor, or some of its rows, as finite float32; raises FormatError."""
+        ...
+
+
+def open_source(directory: Path) -> TensorSource:
+    """Find the weights in `directory`; safetensors are preferred to pickles.
+
+    Raises FormatError when there are none, or when an index disagrees with its files.
+    """
+    if (directory / SINGLE).exists():
+        return SafetensorsSource({"": directory / SINGLE}, None)
+    if (directory / SINGLE_INDEX).exists():
+        index = _read_index(directory / SINGLE_INDEX)
+        return SafetensorsSource({f: directory / f for f in set(index.values())}, index)
+    if (directory / TORCH).exists():
+        return TorchSource([directory / TORCH], None)
+    if (directory / TORCH_INDEX).exists():
+        index = _read_index(directory / TORCH_INDEX)
+        return TorchSource([directory / f for f in sorted(set(index.values()))], index)
+    raise FormatError(
+        f"{directory} holds no weights: none of {SINGLE}, {SINGLE_INDEX}, {TORCH}, {TORCH_INDEX}"
+    )
+
+
+class SafetensorsSource:
+    """Tensors of one or several safetensors files."""
+
+    def __init__(self, paths: dict[str, Path], index: dict[str, str] | None) -> None:
+        files = {key: SafetensorsFile(path) for key, path in paths.items()}
+        self._file_of: dict[str, SafetensorsFile] = {}
+        self.nested = False
+        self.left_out: dict[str, str] = {}
+        for key, file in files.items():
+            for name, info in file.infos.items():
+                if index is not None and index.get(name) != key:
+                    raise FormatError(f"{file.path} holds {name!r}, which the index puts elsewhere")
+                if info.dtype in FLOAT_DTYPES:
+                    self._file_of[name] = file
+                else:
+                    self.left_out[name] = info.dtype
+        for name, key in (index or {}).items():
+            if name not in files[key].infos:
+                raise FormatError(f"{files[key].path} lacks {name!r}, which the index puts there")
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: file.infos[name].shape for name, file in self._file_of.items()}
+
+    def read(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
+        return self._file_of[name].read_float32(name, rows)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    weight_map = read_json_object(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FormatError(f"{path} has no weight_map")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or file in ("", ".", "..") or set("/\\\0") & set(file):
+            raise FormatError(f"{path}: {name!r} lies in {file!r}, which is no plain file name")
+    return weight_map
