@@ -47,7 +47,7 @@ def main(args: TrainArgs) -> int:
 def _run(args: TrainArgs) -> RunResult:
     config = build_config(args)
     # Threads of torch that wait for each other spin; on a busy machine that was ten times slower
-    # than sleeping soon (docs/log.md). Read when torch is first imported.
+    # than sleeping soon (docs/log/command-line.md). Read when torch is first imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     require_train("training")
     from nomatmul.train.job import run
