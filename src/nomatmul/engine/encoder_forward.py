@@ -103,7 +103,7 @@ class EncoderForward(ABC):
 class NativeEncoder(EncoderForward):
     """The native core's graph. A token has the same bits whatever the other tokens and the threads
     are: that is why its dense products are its own. A BLAS sums in an order that depends on the
-    batch, and a last bit may turn a decision of a tree. docs/log/cpu-trees-and-encoders.md compares their speeds."""
+    batch, and a last bit may turn a decision of a tree. docs/log has their speeds."""
 
     def __init__(self, reader: EncoderReader, threads: int, isa: str | None = None) -> None:
         self._core, self._threads, self._isa = native(), threads, isa

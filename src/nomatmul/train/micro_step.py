@@ -1,7 +1,7 @@
 """Forward and backward of one micro-batch: launched kernel by kernel, or replayed as a CUDA graph.
 
 A fused model of 370M launches some 1,500 kernels a step, which costs the host about as long as the
-GPU needs to run them; a graph replays them all in one launch (docs/log/gpu-training.md has the figures).
+GPU needs to run them; a graph replays them all in one launch (docs/log has the figures).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ gradients too (`triton_weights`): no atomics, the same bits in every run.
 Shallow trees (at most seven levels) are one tile each. From a few tokens on, the dense tile of a
 whole shallow tree beats gathering its visited rows: rows of a token are read from cache at about
 two operations a byte, a tile reads them once for 16 to 64 tokens and multiplies on matrix units
-(docs/log/gpu-training.md has the measurement). Deep trees never multiply a node that none of a tile's tokens
+(docs/log has the measurement). Deep trees never multiply a node that none of a tile's tokens
 could visit from the stage's root.
 
 Operands: contiguous or not, 16 or 32 bit floats; products of 16 bit operands are summed in float32,

@@ -112,7 +112,7 @@ def _sum_rows_kernel(
 
 
 def _steps(pairs: int) -> tuple[int, int]:
-    """Levels at once and warps, as measured on an H200 from 1 to 4096 tokens (docs/log/gpu-training.md)."""
+    """Levels at once and warps, as measured on an H200 from 1 to 4096 tokens (docs/log)."""
     return 2, 4 if pairs <= 256 else 2
 
 
