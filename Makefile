@@ -118,15 +118,15 @@ bench: $(VENV)/.dev
 	$(PY) benchmarks/vs_llama.py
 
 lint: $(VENV)/.dev
-	$(VENV)/bin/ruff check src tests benchmarks
-	$(VENV)/bin/ruff format --check src tests benchmarks
+	$(VENV)/bin/ruff check src tests benchmarks studies
+	$(VENV)/bin/ruff format --check src tests benchmarks studies
 	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc -name '*.cc' -o -name '*.h')
 	$(VENV)/bin/mypy
 	cd src && ../$(VENV)/bin/lint-imports --config ../pyproject.toml
 
 format: $(VENV)/.dev
-	$(VENV)/bin/ruff check --fix src tests benchmarks
-	$(VENV)/bin/ruff format src tests benchmarks
+	$(VENV)/bin/ruff check --fix src tests benchmarks studies
+	$(VENV)/bin/ruff format src tests benchmarks studies
 	$(VENV)/bin/clang-format -i $$(find csrc -name '*.cc' -o -name '*.h')
 
 clean:

@@ -15,17 +15,15 @@ steps with a toy.
 from __future__ import annotations
 
 import argparse
-import bz2
 import json
 import os
-import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from documents import write_documents
 from dry_run import add_tiny, folders
 from with_parent import with_parent
 
@@ -42,38 +40,6 @@ HELD_OUT = (
     "english-novels-98/test",
 )
 RUNS = {"box": "mlgru", "transformer_box": "transformer"}  # recipe -> folder
-_ARTICLE = re.compile(r"^= [^=].* =$")
-_NEXT_BOOK = "<|endoftext|>"
-
-
-def documents(text: str) -> Iterator[str]:
-    """Articles (each begins with its title line) or books (split at their separator line)."""
-    lines: list[str] = []
-    for line in text.splitlines(keepends=True):
-        bare = line.rstrip("\r\n")
-        if bare == _NEXT_BOOK or _ARTICLE.match(bare):
-            if body := "".join(lines).strip():
-                yield body
-            lines = [] if bare == _NEXT_BOOK else [line]
-        else:
-            lines.append(line)
-    if body := "".join(lines).strip():
-        yield body
-
-
-def write_documents(job: tuple[Path, Path], edit: Callable[[str], str] = str) -> int:
-    """A compressed text to JSONL, a row a document; the characters read.
-
-    edit: applied to each document; one that it leaves empty is left out.
-    """
-    source, target = job
-    text = bz2.decompress(source.read_bytes()).decode("utf-8").replace("\r\n", "\n")
-    temporary = target.with_suffix(".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        for document in filter(None, map(edit, documents(text))):
-            file.write(json.dumps({"text": document}, ensure_ascii=False) + "\n")
-    temporary.rename(target)
-    return len(text)
 
 
 def _target(work: Path, name: str) -> Path:

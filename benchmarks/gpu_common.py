@@ -25,11 +25,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def python_path() -> str:
-    """PYTHONPATH of a child process: the package that this process runs, and the scripts."""
+    """PYTHONPATH of a child process: the package that this process runs, scripts and studies."""
     import nomatmul
 
     package = Path(nomatmul.__file__).resolve().parents[1]
-    return os.pathsep.join([str(package), str(ROOT / "benchmarks")])
+    return os.pathsep.join([str(package), str(ROOT), str(ROOT / "benchmarks")])
 
 
 def environment(commit: str | None = None) -> dict[str, Any]:
@@ -144,6 +144,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
         "|" + "|".join(" --- " for _ in header) + "|",
         *("| " + " | ".join(row) + " |" for row in cells),
     ]
+
+
+def count_parameters(model: Any) -> dict[str, int]:
+    """Parameters in all, and without embedding and head."""
+    total = sum(p.numel() for p in model.parameters())
+    outer = sum(p.numel() for n, p in model.named_parameters() if n.startswith(("embed", "head")))
+    return {"parameters": total, "non_embedding": total - outer}
 
 
 def peak_memory(device: str) -> dict[str, float]:

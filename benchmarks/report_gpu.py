@@ -13,16 +13,19 @@ import argparse
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import scaling_page
 from dry_run import add_tiny, newest_results
 from gpu_common import ROOT, describe, table
 from plot_gpu import SIDES, draw, latest, machine_of
 
+sys.path.insert(0, str(ROOT))
+
 from nomatmul.evaluate.rows import read_rows
+from studies.scaling import page as scaling_page
 
 PAGE = ROOT / "docs/gpu.md"
 PATHS = {

@@ -24,10 +24,10 @@ from typing import Any
 import report_gpu
 from dry_run import add_tiny, shrink, temporary
 from gpu_children import Child, run_wave, start, terminated, wait_for_go
-from gpu_common import environment, median, peak_memory, synchronize
-from scaling_cell import count_parameters, training_flops
+from gpu_common import count_parameters, environment, median, peak_memory, synchronize
 
 from nomatmul.evaluate.compare_cell import compile_blocks
+from nomatmul.evaluate.compare_flops import training_flops
 from nomatmul.evaluate.rows import append_row
 
 PEAK_FLOPS = 989e12  # dense bf16 of an H200 by its datasheet
@@ -265,7 +265,7 @@ def summary(step: Step, mode: str, times: list[float], loss: float) -> dict[str,
 
     job, counts = step.job, count_parameters(step.model)
     tokens = job["batch"] * job["length"]
-    flops = training_flops(step.config, counts, job["length"]) * tokens
+    flops = training_flops(step.config, job["length"]) * tokens
     seconds = median(times)
     return {
         "size": job["size"],

@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 GOLDEN = HERE / "golden"
 # With --base: files whose imports need the extra `train`. Single tests are marked `train`.
 TRAIN_ONLY = (
-    *("models/*", "ops/*", "train/*", "finetune/*", "gpu/*", "benchmarks/*"),
+    *("models/*", "ops/*", "train/*", "finetune/*", "gpu/*", "benchmarks/*", "studies/*"),
     *("engine/test_*cuda*.py", "*/test_*torch*.py", "evaluate/test_compare_c*.py"),
 )
 

@@ -5,27 +5,20 @@ from __future__ import annotations
 import bz2
 import os
 import re
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from train_jobs import make_text
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-sys.path[:0] = [str(BENCHMARKS / "recipes"), str(BENCHMARKS)]
-
-import page  # noqa: E402
-import run  # noqa: E402
-import texts  # noqa: E402
-from cells import PARTS, Amount, plan  # noqa: E402
-from quantised import file_bytes, gptq, round_groups  # noqa: E402
-from train_jobs import make_text  # noqa: E402
-
-from nomatmul.evaluate.compare_plan import identity  # noqa: E402
-from nomatmul.evaluate.rows import read_rows  # noqa: E402
-from nomatmul.train.model import build_model  # noqa: E402
+from nomatmul.evaluate.compare_plan import identity
+from nomatmul.evaluate.rows import read_rows
+from nomatmul.train.model import build_model
+from studies.recipes import page, run, texts
+from studies.recipes.plan import PARTS, Amount, plan
+from studies.recipes.quantised import file_bytes, gptq, round_groups
 
 
 def _cells(*parts: str) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 `gather` writes compressed texts of 36 MiB and a small tokenizer: what travels. Tokens of 16 bits
 would hold half as much text in those bytes, and one text serves all kinds of tokens; 16 cores make
 them in half a minute.
+
+A library of run.py.
 """
 
 from __future__ import annotations
@@ -13,11 +15,10 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from box_model import write_documents
-from clean import clean
-from gpu_common import ROOT
-
+from benchmarks.documents import write_documents
+from benchmarks.gpu_common import ROOT
 from nomatmul.formats.cpus import usable_cpus
+from studies.recipes.clean import clean
 
 HELD_OUT = ("wikipedia", "novels", "stories")
 BOX_TOKENIZER = ROOT / "src/nomatmul/box/tokenizer.json"

@@ -4,10 +4,10 @@ The work is `nomatmul finetune`'s (its batches, recorded steps, schedule and sco
 epochs and a higher rate than the published ones, because the encoders are small and briefly
 trained: no search, the same for all. Trees are computed in the masked form, as in the study.
 
-    python benchmarks/fff_study_glue.py --model runs/fff/models/encoder-dense-1 --data DIR \\
+    python studies/fff/glue.py --model runs/fff/models/encoder-dense-1 --data DIR \\
         --task cola --seed 1 --out runs/out       # one run; its row goes to fff-study-glue.jsonl
 
-fff_study.py starts one such process after the other (`fine_tune`). A model's folder is named
+run.py starts one such process after the other (`fine_tune`). A model's folder is named
 encoder-VARIANT-SEED, as the study keeps it; DIR has GLUE's own folders (CoLA, SST-2).
 """
 
@@ -23,10 +23,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dry_run import add_tiny, temporary, write_glue
-from gpu_common import git_commit, python_path
-from with_parent import with_parent
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout
 
+from benchmarks.dry_run import add_tiny, temporary, write_glue
+from benchmarks.gpu_common import git_commit, python_path
+from benchmarks.with_parent import with_parent
 from nomatmul.evaluate.rows import append_row, read_rows
 
 # task of nomatmul.finetune -> (name in tables, epochs, metric)

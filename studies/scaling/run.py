@@ -1,7 +1,7 @@
 """Does it learn? MatMul-free LM and Transformer++ at several sizes on the same tokens.
 
-    python benchmarks/scaling.py plan
-    python benchmarks/scaling.py all --data ../shared/data --work runs/scaling --out runs/out
+    python studies/scaling/run.py plan
+    python studies/scaling/run.py all --data ../shared/data --work runs/scaling --out runs/out
 
 `all` is prepare (texts to token shards, about half a minute on 32 cores), run and fit, one after
 the other, and ends --seconds after its start. Each architecture has the same number of learning
@@ -32,15 +32,16 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import dry_run
-import scaling_page
-from box_model import write_documents
-from gpu_common import ROOT, environment, python_path, table
-from scaling_plan import CENTRE, SIZES, cells, missing, order, predicted
-from with_parent import with_parent
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout
 
+from benchmarks import dry_run
+from benchmarks.documents import write_documents
+from benchmarks.gpu_common import ROOT, environment, python_path, table
+from benchmarks.with_parent import with_parent
 from nomatmul.evaluate.rows import read_rows
 from nomatmul.formats.cpus import usable_cpus
+from studies.scaling import page
+from studies.scaling.plan import CENTRE, SIZES, cells, missing, order, predicted
 
 TRAIN = ("wikipedia-en-2015/train-00", "wikipedia-en-2015/train-01", "english-novels-98/train")
 HELD_OUT = {"wikipedia": "wikipedia-en-2015/valid", "novels": "english-novels-98/valid"}
@@ -197,7 +198,7 @@ class Device:
     def _start(self, cell: dict[str, Any]) -> subprocess.Popen[bytes]:
         cell = {**cell, "deadline": self.deadline}
         cell["device"] = "cpu" if self.device == "cpu" else "cuda"
-        command = [sys.executable, str(ROOT / "benchmarks/scaling_cell.py"), json.dumps(cell)]
+        command = [sys.executable, str(Path(__file__).with_name("cell.py")), json.dumps(cell)]
         # The twin has one kernel of ours, for the head's loss: torch.compile makes its own.
         ops = "naive" if cell["arch"] == "transformer" else self.args.ops
         return subprocess.Popen(
@@ -237,7 +238,7 @@ class Device:
 
 def fit(args: argparse.Namespace) -> None:
     """Curves, gaps, plots and the page from the rows in --out."""
-    scaling_page.report(args.out)
+    page.report(args.out)
     print((args.out / "scaling.md").read_text())
 
 

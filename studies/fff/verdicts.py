@@ -2,7 +2,7 @@
 
 A sentence names the error that the seeds give; what lies within twice of it is no difference.
 
-A library of fff_study.py.
+A library of run.py.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import re
 import statistics
 from typing import Any
 
-from fff_study_words import name_of
-
 from nomatmul.evaluate.compare_report import compared
 from nomatmul.evaluate.compare_summary import Entry, difference
+from studies.fff.words import name_of
 
 
 def _pick(entries: list[Entry], name: str) -> Entry | None:

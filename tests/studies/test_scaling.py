@@ -12,11 +12,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import report_gpu
-import scaling
-import scaling_fit
-import scaling_page
-import scaling_plan
 from plot_gpu import latest
+
+from studies.scaling import fit, page, plan, run
 
 
 def rows(
@@ -43,9 +41,9 @@ SIZES = {"S": 3e6, "M": 1e7, "L": 3e7, "XL": 1e8}
 
 
 def test_a_known_curve_is_found_again() -> None:
-    entries = scaling_fit.summarise(rows(SIZES, dict.fromkeys(SIZES, 0.0)))
+    entries = fit.summarise(rows(SIZES, dict.fromkeys(SIZES, 0.0)))
     twin = [entry for entry in entries if entry["arch"] == "transformer"]
-    found = scaling_fit.fit_curve(twin, "non_embedding")
+    found = fit.fit_curve(twin, "non_embedding")
     assert found["freedom_of_sizes"] == 1
     assert found["E"] == pytest.approx(1, abs=0.02)
     assert found["A"] == pytest.approx(0.5, abs=0.02)
@@ -59,12 +57,12 @@ def test_a_curve_that_is_not_determined_is_said_to_be_so() -> None:
     losses = {"S": 1.657, "M": 1.627, "L": 1.599, "XL": 1.562}
     for row in made:
         row["bpb"] = losses[row["size"]] + 0.005 * (-1) ** row["seed"]
-    twin = [e for e in scaling_fit.summarise(made) if e["arch"] == "transformer"]
-    floor = scaling_fit.fit_curve(twin, "non_embedding")
+    twin = [e for e in fit.summarise(made) if e["arch"] == "transformer"]
+    floor = fit.fit_curve(twin, "non_embedding")
     assert not floor["determined"]
     assert "E" not in floor
-    power = scaling_fit.fit_power(twin, "non_embedding")
-    text = "".join(scaling_page.curves("transformer", {"power": power, "floor": floor}))
+    power = fit.fit_power(twin, "non_embedding")
+    text = "".join(page.curves("transformer", {"power": power, "floor": floor}))
     assert "not determined" in text
     assert "E + A" not in text
 
@@ -73,15 +71,15 @@ def test_a_power_law_is_found_again() -> None:
     made = rows(SIZES, dict.fromkeys(SIZES, 0.0), spread=0.0)
     for row in made:
         row["bpb"] = 1.6 * (row["non_embedding"] / 1e7) ** -0.05
-    found = scaling_fit.fit_power(scaling_fit.summarise(made)[:4], "non_embedding")
+    found = fit.fit_power(fit.summarise(made)[:4], "non_embedding")
     assert found["A"] == pytest.approx(1.6)
     assert found["alpha"] == pytest.approx(0.05)
     assert found["largest_miss"] == pytest.approx(0, abs=1e-9)
 
 
 def test_two_sizes_give_no_curve() -> None:
-    entries = scaling_fit.summarise(rows({"S": 3e6, "M": 1e7}, {"S": 0.0, "M": 0.0}))
-    found = scaling_fit.fit_curve(entries[:2], "non_embedding")
+    entries = fit.summarise(rows({"S": 3e6, "M": 1e7}, {"S": 0.0, "M": 0.0}))
+    found = fit.fit_curve(entries[:2], "non_embedding")
     assert "2 sizes" in found["note"]
 
 
@@ -94,23 +92,23 @@ def test_two_sizes_give_no_curve() -> None:
     ],
 )
 def test_the_sentence_says_what_the_numbers_say(gap_at: dict[str, float], verdict: str) -> None:
-    found = scaling_fit.gaps(scaling_fit.summarise(rows(SIZES, gap_at)))
+    found = fit.gaps(fit.summarise(rows(SIZES, gap_at)))
     assert [gap["gap"] for gap in found["sizes"]] == pytest.approx(list(gap_at.values()))
     assert found["seed_freedom"] == 8
-    assert verdict in scaling_page.sentence(found, 1e6)
+    assert verdict in page.sentence(found, 1e6)
 
 
 def test_a_run_that_was_cut_does_not_count() -> None:
     made = rows({"S": 3e6}, {"S": 0.1})
     made[0] |= {"status": "cut", "bpb": 9.0}
-    ours = scaling_fit.summarise(made)[0]
+    ours = fit.summarise(made)[0]
     assert (ours["arch"], ours["runs"]) == ("mlgru", 1)
 
 
 def test_no_pair_no_claim() -> None:
     only = [row for row in rows({"S": 3e6}, {"S": 0.0}) if row["arch"] == "mlgru"]
-    found = scaling_fit.gaps(scaling_fit.summarise(only))
-    assert scaling_page.sentence(found, 1e6).startswith("No size has final runs of both")
+    found = fit.gaps(fit.summarise(only))
+    assert page.sentence(found, 1e6).startswith("No size has final runs of both")
 
 
 CELL = {
@@ -130,7 +128,7 @@ def ended(stage: str, rate: float, seed: int, bpb: float, status: str = "ok") ->
 
 def test_only_runs_without_an_earlier_row_are_left() -> None:
     def left(rows: list[dict[str, Any]]) -> list[str]:
-        return scaling_plan.missing(rows, CELL, 100_000)
+        return plan.missing(rows, CELL, 100_000)
 
     assert left([]) == ["rate 0.001", "rate 0.002", "rate 0.004", "seed 1", "seed 2"]
     tuned = [ended("tune", rate, 0, bpb) for rate, bpb in ((0.001, 2.0), (0.002, 1.9))]
@@ -146,9 +144,9 @@ def test_only_runs_without_an_earlier_row_are_left() -> None:
 
 def test_a_best_rate_at_the_edge_asks_for_one_more() -> None:
     tuned = [ended("tune", rate, 0, bpb) for rate, bpb in ((0.001, 1), (0.002, 2), (0.004, 3))]
-    assert scaling_plan.missing(tuned, CELL, 100_000) == ["rate 0.0005", "seed 1", "seed 2"]
+    assert plan.missing(tuned, CELL, 100_000) == ["rate 0.0005", "seed 1", "seed 2"]
     tuned.append(ended("tune", 0.0005, 0, 1.5))
-    assert scaling_plan.missing(tuned, CELL, 100_000) == ["seed 1", "seed 2"]
+    assert plan.missing(tuned, CELL, 100_000) == ["seed 1", "seed 2"]
 
 
 def test_a_run_made_twice_is_compared_and_does_not_count() -> None:
@@ -156,7 +154,7 @@ def test_a_run_made_twice_is_compared_and_does_not_count() -> None:
         {**ended("final", 0.002, 1, 1.5), "ops": "naive", "commit": "old"},
         {**ended("check", 0.002, 1, 1.6), "steps": 25, "fused": True, "commit": "new"},
     ]
-    (line,) = scaling_page.checks(made)
+    (line,) = page.checks(made)
     assert "1.5000 bits per byte (plain PyTorch old) and 1.6000 (fused new)" in line
 
 
@@ -171,7 +169,7 @@ def test_cells_without_a_final_run_come_first() -> None:
         for arch, sizes in (("mlgru", "S XL"), ("transformer", "S M L XL"))
         for size in sizes.split()
     ]
-    names = [f"{c['arch']} {c['size']}" for c in scaling_plan.order(have, work)]
+    names = [f"{c['arch']} {c['size']}" for c in plan.order(have, work)]
     assert names[:4] == ["mlgru M", "mlgru L", "mlgru S", "mlgru XL"]
 
 
@@ -179,14 +177,14 @@ def test_earlier_rows_are_told_their_commit_once(tmp_path: Path) -> None:
     (tmp_path / "scaling-rows.jsonl").write_text('{"arch": "mlgru"}\n')
     (tmp_path / "scaling-machine.json").write_text('{"commit": "old"}')
     for new in ("newer", "newest"):
-        assert scaling.adopt(tmp_path, {"commit": new}) == [{"commit": "old", "arch": "mlgru"}]
+        assert run.adopt(tmp_path, {"commit": new}) == [{"commit": "old", "arch": "mlgru"}]
     machines = json.loads((tmp_path / "scaling-machine.json").read_text())
     assert machines == {"commit": "newest", "earlier": [{"commit": "old"}, {"commit": "newer"}]}
 
 
 def test_both_architectures_get_equal_effort() -> None:
-    for size in scaling_plan.SIZES.values():
-        tried = {arch: scaling_plan.rates(arch, size[1]) for arch in scaling_plan.CENTRE}
+    for size in plan.SIZES.values():
+        tried = {arch: plan.rates(arch, size[1]) for arch in plan.CENTRE}
         assert {len(rates) for rates in tried.values()} == {3}
         for rates in tried.values():
             assert rates[2] / rates[0] == pytest.approx(4, rel=0.05)

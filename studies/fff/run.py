@@ -1,15 +1,15 @@
 """What do fast feedforward layers give, and what do they cost? The controls, trained.
 
-    python benchmarks/fff_study.py plan
-    python benchmarks/fff_study.py all --data ../shared/data --work runs/fff --out runs/out
-    python benchmarks/fff_study.py report --out benchmarks/results/DATE-DEVICE
+    python studies/fff/run.py plan
+    python studies/fff/run.py all --data ../shared/data --work runs/fff --out runs/out
+    python studies/fff/run.py report --out benchmarks/results/DATE-DEVICE
 
 `all` is prepare (texts to token shards, byte pairs for the causal models and WordPiece for the
-encoders), train (every cell of fff_study_plan.py through `nomatmul compare`'s own code, two at a
+encoders), train (every cell of plan.py through `nomatmul compare`'s own code, two at a
 time on each GPU), glue (the kept encoders on SST-2 and CoLA) and ship (the best union model beside
 its GLU twin at equal parameters and tokens), and ends --seconds after its start. Rows go to
 OUT/fff-study-rows.jsonl as they are measured and are not measured again: the same command goes on
-where an earlier one ran out of time. `report` needs the rows only (fff_study_page.py).
+where an earlier one ran out of time. `report` needs the rows only (page.py).
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import dry_run
-import fff_study_page
-import fff_study_ship
-from box_model import write_documents
-from fff_study_glue import fine_tune
-from fff_study_plan import CHECKED, FINE_TUNED, FIRST, VOCABULARY, plan
-from gpu_common import ROOT, environment, git_commit, table
-from with_parent import with_parent
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout
 
+from benchmarks import dry_run
+from benchmarks.documents import write_documents
+from benchmarks.gpu_common import ROOT, environment, git_commit, table
+from benchmarks.with_parent import with_parent
 from nomatmul.evaluate.compare_plan import missing
 from nomatmul.evaluate.compare_pool import PoolOptions, run_pool
 from nomatmul.evaluate.rows import read_rows
 from nomatmul.formats.cpus import usable_cpus
+from studies.fff import page, ship
+from studies.fff.glue import fine_tune
+from studies.fff.plan import CHECKED, FINE_TUNED, FIRST, VOCABULARY, plan
 
 TRAIN = ("wikipedia-en-2015/train-00", "wikipedia-en-2015/train-01", "english-novels-98/train")
 HELD_OUT = {"wikipedia": "wikipedia-en-2015/valid", "novels": "english-novels-98/valid"}
@@ -154,7 +154,7 @@ def train(args: argparse.Namespace) -> None:
 
 def glue_and_ship(args: argparse.Namespace) -> None:
     """The last stage: fine-tuning on all GPUs, and the two long runs beside it."""
-    pair = fff_study_ship.commands(args) if args.ship else []
+    pair = ship.commands(args) if args.ship else []
     jobs = [subprocess.Popen(command, env=env, preexec_fn=with_parent()) for command, env in pair]
     try:
         fine_tune(args)
@@ -188,7 +188,7 @@ def write_machine(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace) -> None:
     """docs/fff.md and the plots from the rows in --out."""
-    fff_study_page.write(args.out, args.page)
+    page.write(args.out, args.page)
 
 
 def everything(args: argparse.Namespace) -> None:
@@ -199,7 +199,7 @@ def everything(args: argparse.Namespace) -> None:
     print(f"{_clock(args)} prepared", flush=True)
     train(args)
     glue_and_ship(args)
-    fff_study_page.short_table(args.out)
+    page.short_table(args.out)
     print(f"{_clock(args)} end", flush=True)
 
 

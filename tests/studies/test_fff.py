@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import fff_study_plan  # noqa: E402  (found by the line above)
-import fff_study_verdicts as verdicts  # noqa: E402
-import fff_study_words as words  # noqa: E402
-from fff_study_ship import choose, is_ternary  # noqa: E402
-
-from nomatmul.evaluate.compare_plan import identity  # noqa: E402
-from nomatmul.evaluate.compare_summary import Entry  # noqa: E402
+from nomatmul.evaluate.compare_plan import identity
+from nomatmul.evaluate.compare_summary import Entry
+from studies.fff import plan, verdicts, words
+from studies.fff.ship import choose, is_ternary
 
 
 def _args(tmp_path: Path, **values) -> argparse.Namespace:
     given = {
-        "sections": list(fff_study_plan.FIRST), "probes": list(fff_study_plan.CHECKED),
+        "sections": list(plan.FIRST), "probes": list(plan.CHECKED),
         "tiny": False, "length": 512, "batch": 64, "warmup": 80, "tokens": 26e6,
         "encoder_tokens": 16e6, "ternary_tokens": 13e6, "cells": None,
         "rate_tokens": 7e6, "eval_tokens": 1e6, "points": 8, "seeds": 2,
@@ -35,8 +28,8 @@ def _args(tmp_path: Path, **values) -> argparse.Namespace:
 
 
 def test_cells_come_in_turn_and_no_run_is_planned_twice(tmp_path):
-    cells = fff_study_plan.plan(_args(tmp_path))
-    sections = list(fff_study_plan.FIRST)
+    cells = plan.plan(_args(tmp_path))
+    sections = list(plan.FIRST)
     assert [cell.section for cell in cells[: len(sections)]] == sections
     runs = [(c.section, c.variant, c.stage, identity(c), seed) for c in cells for seed in c.seeds]
     assert len(runs) == len(set(runs))
@@ -44,20 +37,20 @@ def test_cells_come_in_turn_and_no_run_is_planned_twice(tmp_path):
 
 def test_named_cells_are_those_alone_in_their_order(tmp_path):
     named = ["union:fff-64x5:2", "causal:dense:1,3"]
-    cells = fff_study_plan.plan(_args(tmp_path, cells=named))
+    cells = plan.plan(_args(tmp_path, cells=named))
     found = [(cell.section, cell.variant, cell.seeds) for cell in cells]
     assert found == [("union", "fff-64x5", (2,)), ("causal", "dense", (1, 3))]
     # They are the cells of the whole plan: a row of one counts for the other.
-    whole = {(c.section, c.variant): identity(c) for c in fff_study_plan.plan(_args(tmp_path))}
+    whole = {(c.section, c.variant): identity(c) for c in plan.plan(_args(tmp_path))}
     assert all(identity(cell) == whole[cell.section, cell.variant] for cell in cells)
     for text in ("causal:dense", "sonnet:dense:1", "causal:dense:one"):
         with pytest.raises(ValueError, match="use SECTION:VARIANT:SEED"):
-            fff_study_plan.plan(_args(tmp_path, cells=[text]))
+            plan.plan(_args(tmp_path, cells=[text]))
 
 
 def test_sections_differ_in_the_channel_mixer_only(tmp_path):
-    cells = [c for c in fff_study_plan.plan(_args(tmp_path)) if c.stage == "final"]
-    for section in fff_study_plan.FIRST:
+    cells = [c for c in plan.plan(_args(tmp_path)) if c.stage == "final"]
+    for section in plan.FIRST:
         configs = [cell.train_config for cell in cells if cell.section == section]
         for field in ("learning_rate", "steps", "batch_size", "sequence_length", "warmup_steps"):
             assert len({getattr(config, field) for config in configs}) == 1
@@ -66,9 +59,9 @@ def test_sections_differ_in_the_channel_mixer_only(tmp_path):
 
 
 def test_encoders_are_kept_for_fine_tuning_and_their_trees_have_a_bias(tmp_path):
-    cells = fff_study_plan.plan(_args(tmp_path, sections=["encoder"], probes=[]))
+    cells = plan.plan(_args(tmp_path, sections=["encoder"], probes=[]))
     kept = {cell.variant for cell in cells if cell.keep}
-    assert kept == set(fff_study_plan.FINE_TUNED)
+    assert kept == set(plan.FINE_TUNED)
     for cell in cells:
         model = cell.train_config.model
         assert model.fff_bias == (model.channel_mixer == "fff" and model.fff_leaf_width is None)
@@ -163,13 +156,13 @@ def test_fine_tuning_that_tells_nothing_apart_is_said_to():
 
 def test_squeezed_models_keep_ternary_values_and_scales(tmp_path):
     import torch
-    from fff_study_ship import expand, squeeze
     from model_files import write_tokenizer
     from safetensors.numpy import load_file
 
     from nomatmul.formats.config import ModelConfig
     from nomatmul.formats.quantise import quantise_weight
     from nomatmul.models import CausalLM, CausalLMConfig
+    from studies.fff.ship import expand, squeeze
 
     torch.manual_seed(0)
     config = ModelConfig(

@@ -1,9 +1,9 @@
 """The recipe study on a GPU: texts to tokens, cells that have no row yet, models that come back.
 
-    python benchmarks/recipes/run.py gather  --data ../shared/data --work runs/recipes
-    python benchmarks/recipes/run.py plan
-    python benchmarks/recipes/run.py all     --work runs/recipes --out $OUT --seconds 570
-    python benchmarks/recipes/run.py all --tiny --devices cpu --work runs/recipes --out runs/tiny
+    python studies/recipes/run.py gather  --data ../shared/data --work runs/recipes
+    python studies/recipes/run.py plan
+    python studies/recipes/run.py all     --work runs/recipes --out $OUT --seconds 570
+    python studies/recipes/run.py all --tiny --devices cpu --work runs/recipes --out runs/tiny
 
 `gather` runs where the texts are; WORK/texts and the tokenizer beside them travel to the GPU.
 `all` is prepare and train. Rows go to OUT/rows.jsonl as they are measured; WORK/rows.jsonl keeps
@@ -27,17 +27,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-BENCHMARKS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(BENCHMARKS))  # the scripts there are imported below, hence E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout
 
-import texts  # noqa: E402
-from cells import PARTS, Amount, guess, plan  # noqa: E402
-from gpu_common import ROOT, environment, git_commit, table  # noqa: E402
-
-from nomatmul.evaluate.compare_plan import Cell, missing  # noqa: E402
-from nomatmul.evaluate.compare_pool import PoolOptions, run_pool  # noqa: E402
-from nomatmul.evaluate.rows import read_rows  # noqa: E402
-from nomatmul.formats.files.atomic import write_file  # noqa: E402
+from benchmarks.gpu_common import ROOT, environment, git_commit, python_path, table
+from nomatmul.evaluate.compare_plan import Cell, missing
+from nomatmul.evaluate.compare_pool import PoolOptions, run_pool
+from nomatmul.evaluate.rows import read_rows
+from nomatmul.formats.files.atomic import write_file
+from studies.recipes import texts
+from studies.recipes.plan import PARTS, Amount, guess, plan
 
 # What comes back of OUT at most: bytes of a file, bytes and number of all files.
 FILE_LIMIT, ALL_LIMIT, FILES = 16 << 20, 60 << 20, 8
@@ -163,8 +161,7 @@ class Finisher(threading.Thread):
             send(archive, self.args.out)
 
     def _child(self, name: str, words: list[str], given: bytes) -> bool:
-        source = os.pathsep.join([str(ROOT / "src"), str(BENCHMARKS)])
-        environment = {**os.environ, "PYTHONPATH": source, "NOMATMUL_OPS": "naive",
+        environment = {**os.environ, "PYTHONPATH": python_path(), "NOMATMUL_OPS": "naive",
                        "OMP_NUM_THREADS": "2"}  # fmt: skip
         with open(self.args.out / "recipes.log", "ab") as log:
             self.child = subprocess.Popen(

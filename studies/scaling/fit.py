@@ -1,6 +1,6 @@
-"""Means, curves and gaps of the scaling study; scaling_page.py puts them in words.
+"""Means, curves and gaps of the scaling study; page.py puts them in words.
 
-A library of scaling.py.
+A library of run.py.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ The Wikipedia texts were made by a program that took templates and tables out of
 left their surroundings (`(, an acronym`, `a diameter of up to .`), and placeholders where formulas
 and code had been. The books have rows of asterisks, box drawings of tables, captions of pictures
 and verse that is indented by spaces.
+
+A library of run.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The words of docs/fff.md; fff_study_verdicts.py has what follows from the rows.
+"""The words of docs/fff.md; verdicts.py has what follows from the rows.
 
-A library of fff_study.py.
+A library of run.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ that costs in quality, with the controls that were never published: a dense laye
 decisions) is "1 x 12" here."""
 
 METHOD = """\
-`benchmarks/fff_study.py` trains every variant through the code of `nomatmul compare`: 8 layers of
+`studies/fff/run.py` trains every variant through the code of `nomatmul compare`: 8 layers of
 width 512, texts of `wikipedia-en-2015` and `english-novels-98`, the same order of tokens for equal
 seeds and the same learning rate for all variants of a section; only the channel mixer differs.
 Causal models have 8,192 byte-pair tokens, sequences of 512 and 32,768 tokens a step; encoders 8,192
@@ -79,7 +79,7 @@ replayed as CUDA graphs, whose losses were checked against launched ones before 
 `nomatmul compare` runs all variants on anybody's text, for example
 `nomatmul compare transformer_box --data ... --valid ... --budget 26M --out runs/trees
 --variant dense --variant fff-16x7 --variant fff-16x7-balanced --variant fff-16x7-master64
---variant fff-16x7-every2 --variant fff-1x6-leaf64`; `fff_study.py train --cells
+--variant fff-16x7-every2 --variant fff-1x6-leaf64`; `studies/fff/run.py train --cells
 causal:fff-16x7-every2:1,2` adds a row to this page."""
 
 _SHAPE = re.compile(r"(fff|gated)-(\d+)x(\d+)(.*)")

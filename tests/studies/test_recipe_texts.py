@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-sys.path[:0] = [str(BENCHMARKS / "recipes"), str(BENCHMARKS)]
-
-from clean import clean  # noqa: E402
+from studies.recipes.clean import clean
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 Every cell is today's recipe of the model in the box (`nomatmul train box`), or its Transformer++
 twin, with other sizes and one thing changed.
+
+A library of run.py.
 """
 
 from __future__ import annotations
@@ -11,13 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scaling_plan import HEAD, LAYER
-from texts import CLEAN, HELD_OUT, RAW, SMALL, Kind
-
 from nomatmul.evaluate.compare_plan import Cell
 from nomatmul.formats.config import ModelConfig
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.recipes import recipe
+from studies.recipes.texts import CLEAN, HELD_OUT, RAW, SMALL, Kind
+from studies.scaling.plan import HEAD, LAYER
 
 # layers, width; 64 elements a head of the twin. Rates: the best of the scaling study (docs/gpu.md).
 SIZES = {"S": (5, 256), "M": (7, 384), "L": (8, 512)}

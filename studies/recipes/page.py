@@ -1,6 +1,6 @@
 """Tables of the recipe study from its rows, to be put into a page whose words are written by hand.
 
-    python benchmarks/recipes/page.py benchmarks/results/DATE-recipes/rows.jsonl [--models FOLDER]
+    python studies/recipes/page.py benchmarks/results/DATE-recipes/rows.jsonl [--models FOLDER]
 
 --models: the folder of the MODEL.tar.gz of the same run; a packed model's bytes are read there.
 """
@@ -14,10 +14,9 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout
 
-from gpu_common import table
-
+from benchmarks.gpu_common import ROOT, table
 from nomatmul.evaluate.rows import read_rows
 
 TEXTS = ("wikipedia", "novels", "stories")
@@ -140,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="dry run: the newest rows kept here")
     args = parser.parse_args(argv)
     if args.tiny:
-        results = Path(__file__).resolve().parents[1] / "results"
+        results = ROOT / "benchmarks/results"
         args.rows = args.rows or [max(results.glob("*-recipes")) / "rows.jsonl"]
     if not args.rows:
         parser.error("the files of rows are needed")

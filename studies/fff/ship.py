@@ -1,6 +1,6 @@
 """The small union model and its GLU twin: trained longest, squeezed to travel, made whole again.
 
-    python benchmarks/fff_study_ship.py expand ship-union.safetensors runs/union/model
+    python studies/fff/ship.py expand ship-union.safetensors runs/union/model
 
 `expand` writes the checkpoint directory that `nomatmul pack`, `eval` and transformers take. A
 squeezed file holds ternary matrices at 1.6 bits a weight with their absmean scale, the embedding in
@@ -20,16 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dry_run import add_tiny, temporary
-from fff_study_plan import study_cell
-from gpu_common import python_path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout
+
+from benchmarks.dry_run import add_tiny, temporary
+from benchmarks.gpu_common import python_path
 from nomatmul.evaluate.compare_plan import Cell, missing
 from nomatmul.evaluate.compare_summary import Entry, summarise
 from nomatmul.evaluate.rows import read_rows
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packing import pack_ternary, unpack_ternary
 from nomatmul.formats.quantise import quantise_weight
+from studies.fff.plan import study_cell
 
 NEAR = 0.02  # bits per byte: of variants this near the best one, the fewest active neurons win
 SPEED = 400_000.0  # tokens a second, where no row says better

@@ -1,6 +1,6 @@
 """One cell of the scaling study: all runs of one architecture at one size, in one process.
 
-Started by scaling.py; --tiny prepares invented texts and trains a toy cell by itself. Training is
+Started by run.py; --tiny prepares invented texts and trains a toy cell by itself. Training is
 `nomatmul compare`'s own: the model is compiled once, every run
 draws new weights into it. Tunes the learning rate on a short budget, then trains the final runs at
 the best rate. A run that would not end before the deadline is not started; one that is overtaken
@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dry_run import add_tiny
-from scaling_plan import best_rate, beyond, cells, find_run, step_count
-from torch import nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout
+
+from benchmarks.dry_run import add_tiny
+from benchmarks.gpu_common import count_parameters
 from nomatmul.evaluate.compare_cell import Trainee
+from nomatmul.evaluate.compare_flops import training_flops
 from nomatmul.evaluate.compare_plan import Cell as Comparison
 from nomatmul.evaluate.rows import append_row, read_rows
 from nomatmul.formats.config import ModelConfig
@@ -32,11 +34,12 @@ from nomatmul.ops import choose
 from nomatmul.ops.bitlinear import TernaryCache, ternary_cache
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.optimizer import runs_fused
+from studies.scaling.plan import best_rate, beyond, cells, find_run, step_count
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """What scaling.py asks for; see its `plan`."""
+    """What run.py asks for; see its `plan`."""
 
     arch: str
     size: str
@@ -102,7 +105,7 @@ class Bench:
             "steps": course.step,
             "tokens": seen,
             **counts,
-            "flops": training_flops(config.model, counts, config.sequence_length) * seen,
+            "flops": training_flops(config.model, config.sequence_length) * seen,
             "seconds": round(course.took, 2),
             "tokens_per_second": round(trainee.speed),
             "compiled": trainee.compiled,
@@ -146,23 +149,6 @@ def comparison(cell: Cell) -> Comparison:
         deadline=cell.deadline,
         commit=cell.commit,
     )
-
-
-def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Parameters in all, and without embedding and head (what the plot's axis shows)."""
-    total = sum(p.numel() for p in model.parameters())
-    outer = sum(p.numel() for n, p in model.named_parameters() if n.startswith(("embed", "head")))
-    return {"parameters": total, "non_embedding": total - outer}
-
-
-def training_flops(model: ModelConfig, counts: dict[str, int], length: int) -> float:
-    """A token's: 6 for each weight of a product (the head too), and attention's own products.
-
-    A ternary product is counted like a dense one of its size.
-    """
-    products = counts["non_embedding"] + model.vocab_size * model.hidden_size
-    scores = model.num_layers * model.hidden_size * length  # causal: half of 2 L D T
-    return 6.0 * (products + (scores if model.token_mixer == "attention" else 0))
 
 
 def run_cell(cell: Cell, wait: Callable[[], object]) -> None:
@@ -228,15 +214,15 @@ def main(argv: list[str] | None = None) -> None:
     cell = Cell(**json.loads(args.cell))
     if cell.device == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    run_cell(cell, sys.stdin.readline)  # ready: scaling.py says when it is this cell's turn
+    run_cell(cell, sys.stdin.readline)  # ready: run.py says when it is this cell's turn
 
 
 def toy(out: Path | None) -> Cell:
-    """The first cell of scaling.py's dry run, its texts prepared."""
-    import scaling
+    """The first cell of run.py's dry run, its texts prepared."""
+    from studies.scaling import run
 
-    args = scaling.parse(["prepare", "--tiny", *(["--out", str(out)] if out else [])])
-    scaling.prepare(args)
+    args = run.parse(["prepare", "--tiny", *(["--out", str(out)] if out else [])])
+    run.prepare(args)
     values = {**cells(args)[0], "tune": True, "device": "cpu", "deadline": time.time() + 600}
     return Cell(**values)
 

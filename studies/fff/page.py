@@ -1,12 +1,12 @@
 """docs/fff.md: what fast feedforward layers give and cost, made from the study's rows.
 
-    python benchmarks/fff_study.py report --out benchmarks/results/DATE-DEVICE
+    python studies/fff/run.py report --out benchmarks/results/DATE-DEVICE
 
 Reads fff-study-rows.jsonl, fff-study-glue.jsonl and fff-study-machine.json in OUT; writes the page
 and, beside the rows, a plot a section. Numbers and verdicts come from the rows; the words between
 them are here.
 
-A library of fff_study.py.
+A library of run.py.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import fff_study_verdicts as verdicts
-import fff_study_words as words
-from fff_study_glue import BATCH, RATE, TASKS
-from gpu_common import ROOT, describe
-
+from benchmarks.gpu_common import ROOT, describe
 from nomatmul.evaluate.compare_report import plot, plot_name, table, with_error
 from nomatmul.evaluate.compare_summary import Entry, summarise
 from nomatmul.evaluate.rows import read_rows
+from studies.fff import verdicts, words
+from studies.fff.glue import BATCH, RATE, TASKS
 
 TITLES = {
     "causal": "Causal language model, attention, dense weights",

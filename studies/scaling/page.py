@@ -1,6 +1,6 @@
-"""The scaling study in words, tables and plots, made from its rows (scaling.py fit).
+"""The scaling study in words, tables and plots, made from its rows (run.py fit).
 
-A library of scaling.py.
+A library of run.py.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_common import describe, table
-from scaling_fit import UNIT, fit_curve, fit_power, gaps, kernels, summarise
 
+from benchmarks.gpu_common import describe, table
 from nomatmul.evaluate.rows import read_rows
+from studies.scaling.fit import UNIT, fit_curve, fit_power, gaps, kernels, summarise
 
 NAMES = {"mlgru": "MatMul-free LM", "transformer": "Transformer++"}
 TEXTS = {"bpb": "both texts", "bpb_wikipedia": "Wikipedia", "bpb_novels": "novels"}

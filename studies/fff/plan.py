@@ -13,7 +13,7 @@ The sections share widths (8 layers x 512) and texts; in each only the channel m
 
 Names of variants: nomatmul/evaluate/compare_variants.py. Nothing here needs torch.
 
-A library of fff_study.py.
+A library of run.py.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A cell is one architecture at one size, as plain values. Nothing here needs torch.
 
-A library of scaling.py.
+A library of run.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from gpu_common import git_commit
+from benchmarks.gpu_common import git_commit
 
 VOCABULARY = 8192
 # layers, width, heads of the twin (64 elements each); non-embedding 4, 12, 27 and 71 million
