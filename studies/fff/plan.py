@@ -44,7 +44,7 @@ FIRST = {
 MORE = {
     "causal": [
         "fff-16x7-balanced", "fff-16x7-master64", "dense-512", "fff-16x7-every2",
-        "fff-1x6-leaf64", "fff-64x5", "dense-320", "fff-32x6", "fff-1x11-master64", "dense-64",
+        "fff-64x5", "dense-320", "fff-32x6", "fff-1x11-master64", "dense-64",
         "fff-1x11-balanced",
     ],
     "encoder": [
@@ -52,7 +52,7 @@ MORE = {
         "fff-1x12-master64",
     ],
     "union": [
-        "gated-90x4", "glu-360", "fff-128x4", "fff-32x7", "fff-16x9", "fff-16x7-balanced",
+        "glu-360", "fff-128x4", "fff-32x7", "fff-16x9", "fff-16x7-balanced",
         "fff-64x5-every2", "fff-16x7-master64", "dense-512", "fff-64x5-balanced",
     ],
     "ternary": ["fff-16x7", "dense-112", "fff-128x4"],
@@ -124,7 +124,7 @@ def study_cell(
     """One cell. values: tokens, rate and stage where they are not the study's own."""
     base = base_config(section, args)
     model = base.model
-    if name.startswith("fff") and section in ENCODERS and "leaf" not in name:
+    if name.startswith("fff") and section in ENCODERS:
         model = _with_bias(model, name)
     tokens = values.pop("tokens", tokens_of(section, args))
     steps = max(tokens // base.tokens_per_step, 1)

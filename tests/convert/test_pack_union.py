@@ -111,7 +111,6 @@ def test_damaged_rows_are_refused(source, tmp_path):
     ("dials", "message"),
     [
         ({"linear": "dense"}, "is a dense model"),
-        ({"fff_leaf_width": 4}, "a packed model has no trees with networks in their leaves"),
         ({"activation": "gelu"}, "a packed model has no ternary trees with activation 'gelu'"),
         ({"norm": "layer"}, "a packed model has no norm 'layer'"),
     ],

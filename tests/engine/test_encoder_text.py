@@ -317,12 +317,6 @@ def test_values_that_overflow_are_told(place, tmp_path):
 
 
 def test_what_cannot_be_packed_is_named(packed, tmp_path):
-    leaves = encoder_config(**{**TREES, "fff_leaf_width": 2})
-    write_encoder(tmp_path / "leaves", leaves)
-    with pytest.raises(
-        ValueError, match="a packed model has no trees with networks in their leaves"
-    ):
-        pack(tmp_path / "leaves", tmp_path / "packed")
     write_encoder(tmp_path / "ternary", encoder_config(linear="ternary", channel_mixer="ffn"))
     with pytest.raises(ValueError, match="a packed model has no linear 'ternary' in an encoder"):
         pack(tmp_path / "ternary", tmp_path / "packed")

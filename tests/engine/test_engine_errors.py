@@ -137,8 +137,6 @@ TREES = {"channel_mixer": "fff", "fff_trees": 2, "fff_depth": 2, "activation": "
         ({"norm": "layer"}, "norm 'layer' in a causal model"),
         ({"embedding_norm": True}, "norm behind the embedding"),
         ({**TREES, "activation": "gelu"}, "ternary trees with activation 'gelu'"),
-        ({**TREES, "fff_leaf_width": 3}, "fff_leaf_width"),
-        ({**TREES, "fff_gated": True}, "fff_gated"),
         ({**TREES, "fff_master_width": 8}, "master leaf"),
         ({**TREES, "fff_layers": (1,), "num_layers": 2}, "channel_mixer 'ffn' in a causal model"),
     ],

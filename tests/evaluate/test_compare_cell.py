@@ -54,7 +54,7 @@ def _cells(options: CompareOptions):
 @pytest.mark.parametrize(
     ("model", "names"),
     [
-        (CAUSAL, ("fff-3x3-balanced", "fff-2x2-leaf4", "dense-9")),
+        (CAUSAL, ("fff-3x3-balanced", "dense-9")),
         (ENCODER, ("fff-3x3-master4", "none")),
         (UNION, ("dense", "fff-3x3", "dense-9")),
     ],

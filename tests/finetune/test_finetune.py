@@ -16,10 +16,10 @@ import torch
 from nomatmul import cli
 from nomatmul.finetune import FinetuneConfig, TaskReport, find_task, finetune
 from nomatmul.finetune.data import encode, scoring_batches, training_batches
-from nomatmul.finetune.loop import Settings, _optimizer, loss_of, rate_at, score
+from nomatmul.finetune.loop import Settings, loss_of, rate_at, score
 from nomatmul.finetune.sources import load_rows
 from nomatmul.finetune.tsv import Rows
-from nomatmul.models import EncoderForSequenceClassification, LeafFFF, MaskedLM
+from nomatmul.models import EncoderForSequenceClassification, MaskedLM
 from nomatmul.models.config import EncoderConfig
 from nomatmul.train.tokenizer import word_piece
 
@@ -273,11 +273,3 @@ def test_the_command(
     ):
         assert cli.main(arguments) == 1
         assert message in capsys.readouterr().err
-
-
-def test_biases_of_leaves_are_not_decayed() -> None:
-    layer = LeafFFF(8, leaf_width=4, depth=2, bias=True)
-    decayed, plain = _optimizer(layer, Settings(weight_decay=0.1)).param_groups
-    matrices = layer.nodes, layer.leaf_in, layer.leaf_out
-    assert {id(p) for p in decayed["params"]} == set(map(id, matrices))
-    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)

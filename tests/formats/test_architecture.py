@@ -85,8 +85,6 @@ def test_operations_of_a_token(dials: dict[str, object], channel: int, masked: i
         ({"linear": "dense"}, {"numpy"}),
         (ENCODER, {"packed", "numpy", "native"}),
         ({**ENCODER, **TREES}, {"packed", "numpy", "native"}),
-        ({**TREES, "activation": "silu", "fff_gated": True}, set()),
-        ({**TREES, "activation": "silu", "fff_leaf_width": 4}, set()),
         ({"norm": "layer"}, set()),
     ],
 )

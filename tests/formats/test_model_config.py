@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from nomatmul.formats.config import ModelConfig, default_intermediate_size
@@ -27,12 +29,19 @@ def test_what_older_versions_know_is_written_as_they_wrote_it():
     assert config.to_dict()["norm"] == "layer"
 
 
+def test_dials_that_are_gone_load_where_they_were_off(tmp_path):
+    config = ModelConfig(**SIZES, **TREES)
+    values = {**config.to_dict(), "fff_gated": False, "fff_leaf_width": None}
+    assert ModelConfig.from_dict(values) == config
+    (tmp_path / "config.json").write_text(json.dumps({**values, "fff_leaf_width": 4}))
+    with pytest.raises(ValueError, match=r"config\.json: fff_leaf_width 4 is no longer part"):
+        ModelConfig.load(tmp_path / "config.json")
+
+
 def test_rows_of_trees_and_the_mixer_of_each_layer():
     config = ModelConfig(**SIZES, **TREES, fff_layers=[1])
     assert (config.tree_nodes, config.tree_rows) == (15, 30)
     assert [config.channel_of(layer) for layer in range(2)] == ["ffn", "fff"]
-    leaves = ModelConfig(**SIZES, **TREES, fff_leaf_width=4)
-    assert (leaves.tree_nodes, leaves.tree_rows) == (7, 14)
     glu = ModelConfig(**SIZES)
     assert [glu.channel_of(layer) for layer in range(2)] == ["glu", "glu"]
 
@@ -90,8 +99,8 @@ def test_a_tied_head_is_counted_once():
         ({**TREES, "fff_trees": 0}, r"fff_trees 0 is out of range; it must lie in 1\.\."),
         ({**TREES, "fff_trees": 200, "fff_depth": 24}, "have more rows than int32 can number"),
         ({**TREES, "fff_trees": 100_000, "fff_depth": 3}, "400000 is out of range"),
-        ({**TREES, "fff_leaf_width": 0}, "fff_leaf_width 0 is out of range"),
-        ({**TREES, "fff_leaf_width": 4, "fff_depth": 0}, r"fff_depth 0 .* must lie in 1\.\.24"),
+        ({**TREES, "fff_leaf_width": 4}, "fff_leaf_width 4 is no longer part of nomatmul"),
+        ({**TREES, "fff_gated": True}, "fff_gated True is no longer part of nomatmul"),
         ({**TREES, "fff_master_width": -1}, "fff_master_width -1 is out of range"),
         ({**TREES, "fff_bias": True}, "fff_bias belongs to linear 'dense'"),
         ({**TREES, "fff_layers": [2]}, r"a layer in fff_layers: 2 is out of range; .* 0\.\.1"),

@@ -28,20 +28,5 @@ DIALS: dict[str, dict[str, Any]] = {
         "fff_master_width": 8,
         "fff_layers": [1],
     },
-    "leaves": {
-        "linear": "dense",
-        "channel_mixer": "fff",
-        "fff_trees": 2,
-        "fff_depth": 2,
-        "fff_leaf_width": 4,
-        "fff_bias": True,
-    },
-    "ternary leaves": {
-        "channel_mixer": "fff",
-        "fff_trees": 2,
-        "fff_depth": 2,
-        "fff_leaf_width": 4,
-        "activation": "relu",
-    },
     "no channel mixer": {"channel_mixer": "none", "use_lower_bound": False},
 }

@@ -24,7 +24,6 @@ DIALS: dict[str, dict[str, Any]] = {
     "bert": {},
     "ultrafastbert": {**TREES, "fff_bias": True},
     "ternary trees": {**TREES, "linear": "ternary", "norm": "rms", "activation": "silu"},
-    "leaves": {**TREES, "fff_leaf_width": 4, "fff_bias": True},
     "trees in one layer": {**TREES, "fff_layers": [1], "fff_master_width": 8},
     "glu, rotary": {"channel_mixer": "glu", "positions": "rotary", "embedding_norm": False},
     "no channel mixer": {"channel_mixer": "none", "positions": "none", "tie_embeddings": False},

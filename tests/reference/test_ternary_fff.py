@@ -104,7 +104,6 @@ def test_some_layers_and_the_master_leaf(tmp_path, rng, more):
     [
         ({"linear": "dense"}, "trees of dense rows"),
         ({"activation": "gelu"}, "activation 'gelu'"),
-        ({"fff_leaf_width": 4}, "fff_leaf_width"),
         ({"norm": "layer"}, "norm 'layer'"),
     ],
 )

@@ -64,7 +64,7 @@ def test_encoders_are_kept_for_fine_tuning_and_their_trees_have_a_bias(tmp_path)
     assert kept == set(plan.FINE_TUNED)
     for cell in cells:
         model = cell.train_config.model
-        assert model.fff_bias == (model.channel_mixer == "fff" and model.fff_leaf_width is None)
+        assert model.fff_bias == (model.channel_mixer == "fff")
 
 
 def _entry(variant: str, score: float, active: int, section: str = "union", **values) -> Entry:

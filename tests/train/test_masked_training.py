@@ -19,7 +19,7 @@ from nomatmul.models import MaskedLM
 from nomatmul.models.fff import balance_loss
 from nomatmul.train import TrainConfig
 from nomatmul.train.batches import held_out_masked
-from nomatmul.train.fff_training import FFFSchedule, counting, tree_layers, usage_row
+from nomatmul.train.fff_training import counting, tree_layers, usage_row
 from nomatmul.train.masking import Masking
 from nomatmul.train.metrics import read_metrics
 from nomatmul.train.model import build_model
@@ -31,7 +31,6 @@ CPU = torch.device("cpu")
 TREES: dict[str, Any] = {
     "channel_mixer": "fff", "fff_trees": 2, "fff_depth": 2, "fff_bias": True,
 }  # fmt: skip
-LEAVES: dict[str, Any] = TREES | {"fff_leaf_width": 4}
 
 
 def encoder_config(model: dict[str, Any] | None = None, **changes: object) -> TrainConfig:
@@ -165,24 +164,6 @@ def test_the_auxiliary_loss_is_the_layers_own() -> None:
     assert model.layers[0].channel.w_in.grad.abs().sum() > 0
 
 
-def test_leaves_harden_in_a_line(tmp_path: Path, text_file: Path) -> None:
-    config = encoder_config(
-        LEAVES, fff_hard_at=0.5, fff_hardening=0.1, fff_region_leak=0.05, batch_ramp=0.0
-    )
-    model = build_model(config.model)
-    schedule, layer = FFFSchedule(model, config), next(iter(tree_layers(model).values()))
-    seen = []
-    for progress in (0.0, 0.25, 0.5, 0.9):
-        schedule.set(progress)
-        seen.append((layer.training_plan.hardness, float(layer.hardness)))
-    assert seen == [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0), (1.0, 1.0)]
-    assert (layer.training_plan.hardening, layer.training_plan.region_leak) == (0.1, 0.05)
-    train_here(config, text_file, tmp_path / "run")
-    rows = [row for row in read_metrics(tmp_path / "run") if "loss" in row]
-    assert rows[-1]["loss"] < rows[0]["loss"]
-    assert all(row["auxiliary_loss"] > 0 for row in rows)
-
-
 def test_dead_nodes_are_counted() -> None:
     """A bias that sends everybody left leaves 1 + ... of each tree's 7 nodes with visitors."""
     config = encoder_config(TREES)
@@ -200,14 +181,14 @@ def test_dead_nodes_are_counted() -> None:
 
 
 def test_biases_and_norms_are_not_decayed() -> None:
-    config = encoder_config(LEAVES)
+    config = encoder_config(TREES)
     model = build_model(config.model)
     groups = build_optimizer(model, config).param_groups
     plain = {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
     names = {name for name, p in model.named_parameters() if id(p) in plain}
     assert all("norm" in name or "bias" in name or "scale" in name for name in names)
-    assert "layers.0.channel.leaf_in_bias" in names
-    assert "layers.0.channel.leaf_in" not in names
+    assert "layers.0.channel.bias" in names
+    assert "layers.0.channel.w_in" not in names
 
 
 def test_a_causal_model_with_trees_trains(tmp_path: Path, text_file: Path) -> None:

@@ -143,6 +143,3 @@ def test_trees_count_what_a_token_visits() -> None:
     # of the hidden tokens only the logits are made, and in chunks where the fused loss serves
     whole = estimate(fast, 1, "none", fused=False)
     assert whole.logits == 128 * 32 * 32_768 * 10
-    leaves = dataclasses.replace(fast.model, fff_depth=4, fff_leaf_width=8)
-    soft = estimate(dataclasses.replace(fast, model=leaves), 1, "none")
-    assert soft.activations - small.activations >= tokens * layers * 14 * (8 * 16 + 15 - 12)

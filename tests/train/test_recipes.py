@@ -12,8 +12,7 @@ from nomatmul.train.config import FREE_FIELDS, differences
 OPTIONS = """
 recipe model sequence_length batch_size micro_batch_size batch_ramp steps time_limit seed
 learning_rate schedule warmup_steps final_rate beta1 beta2 epsilon weight_decay clip_norm z_loss
-mask_share fff_balance fff_hardening fff_region_leak fff_route_gradient fff_hard_at
-precision compile
+mask_share fff_balance fff_route_gradient precision compile
 deterministic recompute loss_chunks valid_fraction log_interval eval_interval
 eval_tokens sample_interval sample_tokens sample_prompt diagnostics_interval checkpoint_interval
 checkpoint_seconds checkpoint_keep
@@ -36,6 +35,13 @@ def test_every_recipe_is_valid_and_survives_a_round_trip(name: str) -> None:
     config = recipe(name)
     assert config.recipe == name
     assert TrainConfig.from_dict(config.to_dict()) == config
+
+
+def test_options_that_are_gone_load_where_they_were_off(config: TrainConfig) -> None:
+    off = {"fff_hardening": 0.0, "fff_region_leak": 0.0, "fff_hard_at": 0.0}
+    assert TrainConfig.from_dict(config.to_dict() | off) == config
+    with pytest.raises(ValueError, match=r"fff_hard_at 0\.5 is no longer part of nomatmul"):
+        TrainConfig.from_dict(config.to_dict() | off | {"fff_hard_at": 0.5})
 
 
 @pytest.mark.parametrize(
@@ -186,7 +192,6 @@ def test_attention_cannot_be_longer_than_its_positions(config: TrainConfig) -> N
         (["mask_share=0.001"], "mask_share 0.001 of sequence_length 64 masks no token"),
         (["sequence_length=65"], "sequence_length 65 is above model.max_position_embeddings 64"),
         (["loss_chunks=5"], "loss_chunks 5 must divide masked tokens x micro_batch_size (256)"),
-        (["fff_hard_at=2"], "fff_hard_at 2.0 must be at most 1"),
         (["model.fff_depth=-1"], "fff_depth -1 is out of range"),
         (["model.fff_trees=0"], "fff_trees 0 is out of range"),
     ],

@@ -13,7 +13,7 @@ controls that are run unless you name others with --variant:
   fff-...-balanced   trees trained with a load-balancing loss
 
 and further -masterN (a dense layer of N neurons beside the trees), -everyN (trees in one layer of
-N), -leafN (leaf form with leaves of N). Levels count neurons on a path (fff_depth + 1).
+N). Levels count neurons on a path (fff_depth + 1).
 
 OUT gets report.md (tables, what they allow to say), table.md, summary.json, a plot and rows.jsonl,
 a row a run: the same command goes on after the last finished run. Scores are held-out bits per

@@ -31,7 +31,7 @@ from nomatmul.evaluate.rows import append_row, read_rows
 from nomatmul.ops import choose
 from nomatmul.ops.bitlinear import TernaryCache, ternary_cache
 from nomatmul.train.config import TrainConfig
-from nomatmul.train.fff_training import FFFSchedule
+from nomatmul.train.fff_training import plan
 from nomatmul.train.micro_step import build_micro_step
 from nomatmul.train.model import build_model
 from nomatmul.train.optimizer import build_loss, build_optimizer, clip_gradients, runs_fused
@@ -56,7 +56,7 @@ class Trainee:
     def _new_model(self) -> Any:
         model: Any = build_model(self.config.model).to(self.device)
         choose_implementation(model, self.cell.implementation)
-        FFFSchedule(model, self.config).set(0.0)
+        model.set_fff_training(plan(self.config))
         return model
 
     def _start(self, mode: str) -> None:
@@ -137,10 +137,9 @@ class Trainee:
         """
         self._new_weights(config.seed)
         optimizer, batches = build_optimizer(self.model, config), self.texts.batches(config.seed)
-        course, trees = Course(self.cell, config), FFFSchedule(self.model, config)
+        course = Course(self.cell, config)
         self.ternary.clear()
         for step in range(config.steps):
-            trees.set(step / config.steps)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, step / config.steps)
             x_BT, y_BT = next(batches)

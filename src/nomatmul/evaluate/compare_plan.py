@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nomatmul.evaluate.compare_variants import Variant
-from nomatmul.train.config import FFF_FIELDS, FREE_FIELDS, TrainConfig
+from nomatmul.train.config import FFF_FIELDS, FREE_FIELDS, RETIRED_OPTIONS, TrainConfig
 
 # Of a TrainConfig, what a run's identity leaves out: it has columns of its own, or decides nothing.
 _NOT_IDENTITY = FREE_FIELDS | {"recipe", "seed", "steps"}
@@ -98,7 +98,8 @@ def _without_trees() -> dict[str, Any]:
 
 def identity(cell: Cell) -> str:
     """A short hash of all that decides the result of a seed, apart from seed and steps."""
-    config = {k: v for k, v in cell.config.items() if k not in _NOT_IDENTITY}
+    # With the options that are gone, so that rows of older runs are found.
+    config = RETIRED_OPTIONS | {k: v for k, v in cell.config.items() if k not in _NOT_IDENTITY}
     facts = [config, list(cell.train), cell.valid, cell.eval_tokens]
     # Directories differ between machines, what lies in them does not: names only.
     facts[1] = [Path(path).name for path in cell.train]

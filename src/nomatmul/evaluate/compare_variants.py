@@ -7,11 +7,9 @@ A variant is named by a short word that a command line takes:
     glu-112             a `glu` of 112 gated neurons (the control for 112 active gated ones)
     none                no channel mixer at all
     fff-16x7            16 trees of 7 levels (6 decisions): 16 * (2^7 - 1) neurons, 16 * 7 active
-    gated-16x7          the same trees of gated neurons, those of a GLU
     fff-16x7-balanced   as fff-16x7, trained with a load-balancing loss
     fff-16x7-master64   the same beside a small layer of 64 neurons that is always active
     fff-16x7-every2     the same in every second layer; the others keep the dense layer
-    fff-1x6-leaf64      the leaf form: 5 decisions, then one of 2^5 layers of 64 neurons
 
 Levels count neurons on a path, as tables of this project do; `fff_depth` and the papers count
 decisions, one less. Nothing here needs torch.
@@ -26,9 +24,7 @@ from typing import Any
 from nomatmul.formats.config import ModelConfig
 
 BALANCE = 0.01  # weight of the load-balancing loss of "-balanced"
-HARDENING = 0.01  # "-leafWIDTH": weight of the decisions' entropy, and the share of the run after
-HARD_AT = 0.75  # which training computes one leaf, as inference does
-_FFF = re.compile(r"(fff|gated)-(\d+)x(\d+)((?:-balanced|-master\d+|-every\d+|-leaf\d+)*)")
+_FFF = re.compile(r"fff-(\d+)x(\d+)((?:-balanced|-master\d+|-every\d+)*)")
 _DENSE = re.compile(r"(dense|glu)-(\d+)")
 
 
@@ -54,8 +50,7 @@ def rows_of(model: ModelConfig) -> int:
     if model.channel_mixer == "fff":
         assert model.fff_trees is not None
         assert model.fff_depth is not None
-        nodes = model.fff_trees * (2 ** (model.fff_depth + 1) - 1)
-        return nodes * 3 // 2 if model.fff_gated else nodes
+        return model.fff_trees * (2 ** (model.fff_depth + 1) - 1)
     if model.channel_mixer == "none":
         raise ValueError(
             "channel_mixer 'none' has no size to compare at: take a recipe with a channel mixer, "
@@ -98,11 +93,10 @@ def make_variant(base: ModelConfig, name: str) -> Variant:
         size = rows_of(model)
         return Variant(name, _plain_label(mixer, width), model, {}, size, size)
     if found := _FFF.fullmatch(name):
-        return _trees(base, name, int(found[2]), int(found[3]), found[4].split("-")[1:], rows)
+        return _trees(base, name, int(found[1]), int(found[2]), found[3].split("-")[1:], rows)
     raise ValueError(
-        f"variant {name!r} is not known: use dense, none, dense-WIDTH, glu-WIDTH, fff-TREESxLEVELS "
-        "or gated-TREESxLEVELS, the last two with -balanced, -masterWIDTH, -everyN or -leafWIDTH "
-        "behind it"
+        f"variant {name!r} is not known: use dense, none, dense-WIDTH, glu-WIDTH or "
+        "fff-TREESxLEVELS, the last with -balanced, -masterWIDTH or -everyN behind it"
     )
 
 
@@ -129,10 +123,7 @@ def _trees(
     values: dict[str, Any] = {"fff_trees": trees, "fff_depth": levels - 1}
     train: dict[str, Any] = {}
     neurons, active, label = trees * (2**levels - 1), trees * levels, f"FFF {trees} x {levels}"
-    if name.startswith("gated"):
-        values["fff_gated"] = True
-        neurons, active, label = neurons * 3 // 2, active * 3 // 2, f"gated {label}"
-    for kind, number in re.findall(r"(balanced|master|every|leaf)(\d*)", "-".join(options)):
+    for kind, number in re.findall(r"(balanced|master|every)(\d*)", "-".join(options)):
         size = int(number or 0)
         if kind == "balanced":
             train["fff_balance"] = BALANCE
@@ -140,12 +131,6 @@ def _trees(
         elif kind == "master":
             values["fff_master_width"] = size
             neurons, active, label = neurons + size, active + size, f"{label} + {size}"
-        elif kind == "leaf":
-            values["fff_leaf_width"] = size
-            train |= {"fff_hardening": HARDENING, "fff_hard_at": HARD_AT}
-            neurons += trees * (2 ** (levels - 1) * size - 2**levels + 1)
-            active += trees * (size - levels)
-            label += f", leaves of {size}"
         else:
             if size < 2:
                 raise ValueError(f"variant {name!r}: every{size} must be at least every2")

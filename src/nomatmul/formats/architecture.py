@@ -155,8 +155,7 @@ class FFN(Part):
 
 @dataclass(frozen=True)
 class FFF(Part):
-    """Trees of neurons (arXiv 2311.10770) or, with `leaf_width`, of hyperplanes with a network in
-    each leaf (arXiv 2308.14711); `master` stands beside them for every token.
+    """Trees of neurons (arXiv 2311.10770); `master` stands beside them for every token.
 
     Row t * n + j is node j of tree t (n nodes a tree); its children are 2j + 1 and 2j + 2.
     """
@@ -169,14 +168,12 @@ class FFF(Part):
     activation: str
     norm_eps: float
     bias: bool
-    gated: bool
-    leaf_width: int | None
     master: FFN | None
 
     @property
     def nodes(self) -> int:
-        """Nodes of one tree: 2^(depth+1) - 1, in the leaf form the 2^depth - 1 hyperplanes."""
-        return (1 << (self.depth + (self.leaf_width is None))) - 1
+        """Nodes of one tree: 2^(depth+1) - 1."""
+        return (2 << self.depth) - 1
 
     @property
     def rows(self) -> int:
@@ -189,32 +186,16 @@ class FFF(Part):
         return self.trees * (self.depth + 1)
 
     def own_tensors(self) -> dict[str, Shape]:
-        size, rows, width = self.size, self.rows, self.leaf_width
-        if width is None:
-            shapes: dict[str, Shape] = {"w_in": (rows, size), "w_out": (rows, size)}
-            if self.gated:
-                shapes["w_up"] = (rows, size)
-            biases: dict[str, Shape] = {"bias": (rows,)}
-            hidden = rows
-        else:
-            leaves = self.trees << self.depth
-            shapes = {"nodes": (rows, size), "leaf_in": (leaves, width, size)}
-            shapes["leaf_out"] = (leaves, size, width)
-            biases = {"node_bias": (rows,), "leaf_in_bias": (leaves, width)}
-            biases["leaf_out_bias"] = (leaves, size)
-            hidden = leaves * width
+        size, rows = self.size, self.rows
+        shapes: dict[str, Shape] = {"w_in": (rows, size), "w_out": (rows, size)}
         if self.bias:
-            shapes |= biases
+            shapes["bias"] = (rows,)
         if self.linear == "ternary":
-            shapes |= {"norm_in.weight": (size,), "norm_out.weight": (hidden,)}
+            shapes |= {"norm_in.weight": (size,), "norm_out.weight": (rows,)}
         return shapes
 
     def active_products(self, *, masked: bool = False) -> float:
-        if self.leaf_width is None:
-            neurons = float(self.rows if masked else self.active_rows) * (1.5 if self.gated else 1)
-        else:  # hyperplanes have a product in only
-            nodes, leaves = (self.nodes, 1 << self.depth) if masked else (self.depth, 1)
-            neurons = self.trees * (0.5 * nodes + leaves * self.leaf_width)
+        neurons = self.rows if masked else self.active_rows
         master = self.master.active_products() if self.master is not None else 0.0
         return 2.0 * self.size * neurons + master
 
@@ -394,8 +375,6 @@ def _fff(config: ModelConfig) -> FFF:
         activation=config.activation,
         norm_eps=config.linear_norm_eps,
         bias=config.fff_bias,
-        gated=config.fff_gated,
-        leaf_width=config.fff_leaf_width,
         master=_ffn(config, master) if master else None,
     )
 

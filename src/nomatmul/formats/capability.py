@@ -54,10 +54,6 @@ def missing(config: ModelConfig, backend: str) -> Iterator[str]:
 def _everywhere(model: Architecture) -> Iterator[str]:
     """What PyTorch alone runs."""
     for name, trees in model.trees().items():
-        if trees.leaf_width is not None:
-            yield f"trees with networks in their leaves (fff_leaf_width, {name})"
-        if trees.gated:
-            yield f"trees of gated neurons (fff_gated, {name})"
         if trees.linear == "ternary" and trees.activation != "silu":
             yield f"ternary trees with activation {trees.activation!r} ({name})"
 

@@ -39,7 +39,6 @@ _BOOL_FIELDS = (
     "tie_embeddings",
     "embedding_norm",
     "fff_bias",
-    "fff_gated",
 )
 _TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -52,11 +51,13 @@ _LATER_FIELDS = (
     "activation",
     "glu_activation",
     "fff_bias",
-    "fff_gated",
-    "fff_leaf_width",
     "fff_master_width",
     "fff_layers",
 )
+
+# Dials that nomatmul no longer has, and their values in configs that did not use them. The layers
+# are in studies/fff.
+RETIRED_DIALS: dict[str, Any] = {"fff_gated": False, "fff_leaf_width": None}
 
 
 def default_intermediate_size(hidden_size: int, hidden_ratio: float = 4) -> int:
@@ -87,11 +88,9 @@ class ModelConfig:
 
     "fff" walks `fff_trees` trees (arXiv 2311.10770); `fff_depth` counts decisions, so a tree has
     depth + 1 levels and 2^(depth+1) - 1 nodes. `fff_bias`: the nodes have a bias (dense only).
-    `fff_gated`: each node is one of a GLU, with a second product.
-    `fff_leaf_width` (arXiv 2308.14711): trees of hyperplanes with depth levels, and a small
-    network of this width in each of 2^depth leaves. `fff_master_width`: an ffn of this width
-    beside the trees, active for every token (arXiv 2405.16836). `fff_layers`: the layers that hold
-    an fff, the others an ffn of `intermediate_size`; None for all.
+    `fff_master_width`: an ffn of this width beside the trees, active for every token
+    (arXiv 2405.16836). `fff_layers`: the layers that hold an fff, the others an ffn of
+    `intermediate_size`; None for all.
 
     Raises ValueError naming the value and the limit.
     """
@@ -124,8 +123,6 @@ class ModelConfig:
     activation: str = "gelu"
     glu_activation: str = "silu"
     fff_bias: bool = False
-    fff_gated: bool = False
-    fff_leaf_width: int | None = None
     fff_master_width: int = 0
     fff_layers: tuple[int, ...] | None = None
 
@@ -208,25 +205,18 @@ class ModelConfig:
             self._check_no_trees()
             return
         _check_int("fff_trees", self.fff_trees, 1, MAX_FEATURES)
-        leaves = self.fff_leaf_width is not None
-        # a leaf form without decisions is an ffn, which has its own dial
-        _check_int("fff_depth", self.fff_depth, 1 if leaves else 0, MAX_TREE_DEPTH)
+        _check_int("fff_depth", self.fff_depth, 0, MAX_TREE_DEPTH)
         _check_int("fff_master_width", self.fff_master_width, 0, MAX_FEATURES)
-        if leaves:
-            _check_int("fff_leaf_width", self.fff_leaf_width, 1, MAX_FEATURES)
         if self.fff_bias and self.linear == "ternary":
             raise ValueError("fff_bias belongs to linear 'dense'; ternary layers have no bias")
-        if self.fff_gated and leaves:
-            raise ValueError("fff_gated belongs to trees of neurons, not to fff_leaf_width")
         assert self.fff_trees is not None
         assert self.fff_depth is not None
-        rows = self.fff_trees * (2 << self.fff_depth) * (self.fff_leaf_width or 1)
-        if rows > MAX_TREE_ROWS:
+        if self.fff_trees * (2 << self.fff_depth) > MAX_TREE_ROWS:
             raise ValueError(
                 f"{self.fff_trees} trees of depth {self.fff_depth} have more rows than int32 can"
                 f" number ({MAX_TREE_ROWS})"
             )
-        active = self.fff_trees * (self.fff_leaf_width or self.fff_depth + 1)
+        active = self.fff_trees * (self.fff_depth + 1)
         _check_int("active neurons of fff_trees and fff_depth:", active, 1, MAX_FEATURES)
         self._check_tree_layers()
 
@@ -236,7 +226,7 @@ class ModelConfig:
                 'fff_trees and fff_depth belong to channel_mixer "fff",'
                 f" got channel_mixer {self.channel_mixer!r}"
             )
-        for name in ("fff_bias", "fff_gated", "fff_leaf_width", "fff_master_width", "fff_layers"):
+        for name in ("fff_bias", "fff_master_width", "fff_layers"):
             if getattr(self, name):
                 raise ValueError(
                     f'{name} belongs to channel_mixer "fff", got channel_mixer '
@@ -270,9 +260,9 @@ class ModelConfig:
 
     @property
     def tree_nodes(self) -> int:
-        """Nodes of one tree: 2^(depth+1) - 1, in the leaf form the 2^depth - 1 hyperplanes."""
+        """Nodes of one tree: 2^(depth+1) - 1."""
         assert self.fff_depth is not None
-        return (1 << (self.fff_depth + (self.fff_leaf_width is None))) - 1
+        return (2 << self.fff_depth) - 1
 
     @property
     def tree_rows(self) -> int:
@@ -314,6 +304,7 @@ class ModelConfig:
         """
         if not isinstance(values, dict):
             raise ValueError(f"a model config must be a JSON object, got {type(values).__name__}")
+        values = drop_retired(values, RETIRED_DIALS)
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(str(key) for key in values if key not in known)
         if unknown:
@@ -339,6 +330,16 @@ class ModelConfig:
             raise
         except ValueError as error:
             raise FormatError(f"{path}: {error}") from None
+
+
+def drop_retired(values: dict[str, Any], retired: dict[str, Any]) -> dict[str, Any]:
+    """`values` without options that are gone. Raises ValueError, by name, for one that is set."""
+    for name, off in retired.items():
+        if values.get(name, off) != off:
+            raise ValueError(
+                f"{name} {values[name]!r} is no longer part of nomatmul (see studies/fff)"
+            )
+    return {name: value for name, value in values.items() if name not in retired}
 
 
 def _check_dial(name: str, value: object, legal: tuple[str, ...]) -> None:

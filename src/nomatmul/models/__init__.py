@@ -13,7 +13,6 @@ from nomatmul.models.classifiers import (
 from nomatmul.models.config import CausalLMConfig, EncoderConfig
 from nomatmul.models.encoder import Encoder
 from nomatmul.models.fff import FFF, FFFTraining, auxiliary_loss, set_fff_training
-from nomatmul.models.fff_leaf import LeafFFF
 from nomatmul.models.layers import FFN, GLU, BitLinear, DenseLinear, LayerNorm, RMSNorm
 from nomatmul.models.masked_lm import MaskedLM
 from nomatmul.models.mlgru import MLGRU
@@ -37,7 +36,6 @@ __all__ = [
     "EncoderForTokenClassification",
     "FFFTraining",
     "LayerNorm",
-    "LeafFFF",
     "MaskedLM",
     "RMSNorm",
     "RecurrentCache",

@@ -18,7 +18,6 @@ from torch.utils.checkpoint import checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.models.attention import Attention
 from nomatmul.models.fff import FFF
-from nomatmul.models.fff_leaf import LeafFFF
 from nomatmul.models.layers import FFN, GLU, BitLinear, RMSNorm, make_norm
 from nomatmul.models.mlgru import MLGRU
 from nomatmul.ops import choose, fused
@@ -67,7 +66,7 @@ def make_token_mixer(config: ModelConfig, layer: int) -> MLGRU | Attention:
     )
 
 
-def make_channel_mixer(config: ModelConfig, layer: int) -> GLU | FFN | FFF | LeafFFF | None:
+def make_channel_mixer(config: ModelConfig, layer: int) -> GLU | FFN | FFF | None:
     """The channel mixer of this layer that the dials name, None for "none"."""
     kind = config.channel_of(layer)
     size, linear, eps = config.hidden_size, config.linear, config.linear_norm_eps
@@ -79,18 +78,16 @@ def make_channel_mixer(config: ModelConfig, layer: int) -> GLU | FFN | FFF | Lea
         return None
     assert config.fff_trees is not None
     assert config.fff_depth is not None
-    options: dict[str, Any] = {
-        "trees": config.fff_trees,
-        "depth": config.fff_depth,
-        "linear": linear,
-        "activation": config.activation,
-        "bias": config.fff_bias,
-        "master_width": config.fff_master_width,
-        "eps": eps,
-    }
-    if config.fff_leaf_width is not None:
-        return LeafFFF(size, leaf_width=config.fff_leaf_width, **options)
-    return FFF(size, gated=config.fff_gated, **options)
+    return FFF(
+        size,
+        trees=config.fff_trees,
+        depth=config.fff_depth,
+        linear=linear,
+        activation=config.activation,
+        bias=config.fff_bias,
+        master_width=config.fff_master_width,
+        eps=eps,
+    )
 
 
 class Block(nn.Module):

@@ -22,7 +22,6 @@ from nomatmul.models.block import Block
 from nomatmul.models.cache import LIBRARY_NAME, RecurrentCache, one_cache, takes_cache
 from nomatmul.models.config import CausalLMConfig
 from nomatmul.models.fff import FFF
-from nomatmul.models.fff_leaf import LeafFFF
 from nomatmul.models.layers import (
     FFN,
     GLU,
@@ -121,7 +120,7 @@ class CausalLM(TextModel, GenerationMixin):
         residual_std = std / math.sqrt(2 * self.config.num_layers)
         self.head.initial_std = std
         for module in self.modules():
-            if isinstance(module, FFF | LeafFFF):
+            if isinstance(module, FFF):
                 module.initial_std = std
             if not isinstance(module, Attention | GLU | FFN):
                 continue
@@ -136,7 +135,7 @@ class CausalLM(TextModel, GenerationMixin):
             nn.init.normal_(module.weight, 0.0, self.config.initializer_range)
         elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
-        elif isinstance(module, LayerNorm | FFF | LeafFFF):
+        elif isinstance(module, LayerNorm | FFF):
             module.reset_parameters()
         elif isinstance(module, BitLinear | DenseLinear):
             if module.initial_std is None:

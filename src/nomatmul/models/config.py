@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.config import RETIRED_DIALS, ModelConfig
 from nomatmul.formats.encoder import (
     ENCODER_DEFAULTS,
     ENCODER_MODEL_TYPE,
@@ -61,7 +61,8 @@ class CausalLMConfig(PretrainedConfig):
         for alias, name in _ALIASES.items():
             if alias in kwargs:
                 values[name] = kwargs.pop(alias)
-        values |= {name: kwargs.pop(name) for name in _FIELDS if name in kwargs}
+        dials = (*_FIELDS, *RETIRED_DIALS)
+        values |= {name: kwargs.pop(name) for name in dials if name in kwargs}
         known = _EXTRA_KEYS | set(PretrainedConfig().to_dict())
         unknown = sorted(key for key in kwargs if key not in known and not key.startswith("_"))
         if unknown:

@@ -20,7 +20,6 @@ from nomatmul.models.base import TextModel
 from nomatmul.models.block import Block
 from nomatmul.models.config import EncoderConfig
 from nomatmul.models.fff import FFF
-from nomatmul.models.fff_leaf import LeafFFF
 from nomatmul.models.layers import BitLinear, DenseLinear, RMSNorm, make_norm
 
 
@@ -99,7 +98,7 @@ class EncoderBase(TextModel):
             nn.init.normal_(module.weight, 0.0, std)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, FFF | LeafFFF):
+        elif isinstance(module, FFF):
             module.initial_std = std
             module.reset_parameters()
         elif isinstance(module, EncoderBase) and hasattr(module, "position_scale"):

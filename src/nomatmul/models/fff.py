@@ -21,30 +21,19 @@ from nomatmul.ops.fff.ternary import ternary_fff
 class FFFTraining:
     """How FFF layers train; `set_fff_training` hands it to every layer of a model.
 
-    balance: weight of the load-balancing loss. hardening: weight of the entropy of soft decisions,
-    region_leak: share of decisions turned round at random, hardness: from 0 (all leaves mixed) to
-    1 (one leaf, as in inference); these three belong to the leaf form (arXiv 2308.14711).
-    route_gradient: give decisions a gradient (`nomatmul.ops.fff.surrogate`; a soft mixture has its
-    own). count_usage: count visits, for `usage`.
+    balance: weight of the load-balancing loss. route_gradient: give decisions a gradient
+    (`nomatmul.ops.fff.surrogate`). count_usage: count visits, for `usage`.
 
     Raises ValueError naming the value and the limit.
     """
 
     balance: float = 0.0
-    hardening: float = 0.0
-    region_leak: float = 0.0
-    hardness: float = 0.0
     route_gradient: bool = False
     count_usage: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("balance", "hardening"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} {value} must be finite and at least 0")
-        for name in ("region_leak", "hardness"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} {getattr(self, name)} must lie in 0..1")
+        if not (math.isfinite(self.balance) and self.balance >= 0):
+            raise ValueError(f"balance {self.balance} must be finite and at least 0")
 
 
 @dataclass(frozen=True)
@@ -53,7 +42,7 @@ class Usage:
 
     tokens: how many walked; entropy: of the visits of the last level, as a share of the greatest
     possible one, mean over trees (1: all ends of a tree equally used, 0: one of them); dead: share
-    of all nodes (in the leaf form: leaves) that nobody visited; visits: int64 [T, nodes].
+    of all nodes that nobody visited; visits: int64 [T, nodes].
     """
 
     tokens: int
@@ -63,7 +52,7 @@ class Usage:
 
 
 class TreeLayer(nn.Module):
-    """What both forms share: the training plan, visit counts, the auxiliary loss."""
+    """What every form of trees has: the training plan, visit counts, the auxiliary loss."""
 
     training_plan = FFFTraining()
     visits: Tensor | None
@@ -153,14 +142,13 @@ class FFF(TreeLayer):
     hidden: inputs; out: outputs (None: as many). depth: decisions of a walk; a tree has
     2^(depth+1) - 1 nodes. linear: "dense", or "ternary" (BitLinear's quantisers on both sides, so
     decisions are made on whole numbers; no bias). activation: "gelu" (exact), "silu", "relu". bias:
-    of the nodes, as the authors have it. gated: nodes are those of a GLU (arXiv 2002.05202), each
-    adds activation(logit) * (x . w_up[row]) * w_out[row]. master_width: an always active FFN of
-    this width beside the trees (the master leaf of arXiv 2405.16836). eps: of the norms of a
-    ternary layer. implementation: see `nomatmul.ops.fff`.
+    of the nodes, as the authors have it. master_width: an always active FFN of this width beside
+    the trees (the master leaf of arXiv 2405.16836). eps: of the norms of a ternary layer.
+    implementation: see `nomatmul.ops.fff`.
 
-    Parameters: w_in [V, hidden], w_up [V, hidden] if gated, w_out [V, out], bias [V]; ternary:
-    norm_in.weight [hidden], norm_out.weight [V]; `master`. Row t * nodes + j is node j of tree t.
-    Raises ValueError for sizes and names that do not fit.
+    Parameters: w_in [V, hidden], w_out [V, out], bias [V]; ternary: norm_in.weight [hidden],
+    norm_out.weight [V]; `master`. Row t * nodes + j is node j of tree t. Raises ValueError for
+    sizes and names that do not fit.
     """
 
     initial_std: float | None = None  # set by models: normal weights instead of the authors' own
@@ -175,7 +163,6 @@ class FFF(TreeLayer):
         linear: str = "dense",
         activation: str = "gelu",
         bias: bool = False,
-        gated: bool = False,
         master_width: int = 0,
         eps: float = 1e-6,
         implementation: str | None = None,
@@ -188,13 +175,12 @@ class FFF(TreeLayer):
         self.implementation = implementation
         rows = trees * ((2 << depth) - 1)
         self.w_in = nn.Parameter(torch.empty(rows, hidden))
-        self.w_up = nn.Parameter(torch.empty(rows, hidden)) if gated else None
         self.w_out = nn.Parameter(torch.empty(rows, self.out))
         self.bias = nn.Parameter(torch.empty(rows)) if bias else None
         if linear == "ternary":
             self.norm_in = RMSNorm(hidden, eps)
             self.norm_out = RMSNorm(rows, eps)
-            self.slots = (new_slot(), new_slot(), new_slot())
+            self.slots = (new_slot(), new_slot())
         self.master = make_master(hidden, self.out, master_width, linear, eps, activation)
         self.reset_parameters()
 
@@ -208,15 +194,11 @@ class FFF(TreeLayer):
         if self.initial_std is not None:
             nn.init.normal_(self.w_in, 0.0, self.initial_std)
             nn.init.normal_(self.w_out, 0.0, self.initial_std)
-            if self.w_up is not None:
-                nn.init.normal_(self.w_up, 0.0, self.initial_std)
             if self.bias is not None:
                 nn.init.zeros_(self.bias)
             return
         bound = 1 / math.sqrt(self.hidden)
         nn.init.uniform_(self.w_in, -bound, bound)
-        if self.w_up is not None:
-            nn.init.uniform_(self.w_up, -bound, bound)
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
         bound = 1 / math.sqrt(self.trees * (self.depth + 1))
@@ -242,10 +224,6 @@ class FFF(TreeLayer):
     def walk_and_sum(self, x_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The trees alone: (y [N, out], logits [N, T, L], visited rows int32 [N, T, L])."""
         route = self.training_plan.route_gradient
-        if self.w_up is not None and route:
-            raise ValueError("FFF: route_gradient belongs to nodes without a gate")
-        if self.linear == "dense" and self.w_up is not None:
-            return self._gated(x_NK, self.w_up)
         if self.linear == "dense":
             return ops.fff(
                 x_NK,
@@ -270,24 +248,14 @@ class FFF(TreeLayer):
             activation=self.activation,
             route_gradient=route,
             slots=self.slots,
-            w_up=self.w_up,
             implementation=self.implementation,
         )
         return y.to(result_type(x_NK)), logits, nodes
 
-    def _gated(self, x_NK: Tensor, w_up_VK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        how = self.implementation
-        shape = {"trees": self.trees, "depth": self.depth}
-        logits, nodes = ops.walk(x_NK, self.w_in, self.bias, **shape, implementation=how)
-        up_NTL = ops.project(x_NK, nodes, w_up_VK, implementation=how)
-        h_NTL = ops.activate(logits, self.activation) * up_NTL
-        y_ND = ops.combine(h_NTL, nodes, self.w_out, implementation=how)
-        return y_ND.to(result_type(x_NK)), logits, nodes
-
     def extra_repr(self) -> str:
         return (
             f"{self.hidden}, {self.out}, trees={self.trees}, depth={self.depth}, {self.linear}, "
-            f"{self.activation}, bias={self.bias is not None}, gated={self.w_up is not None}"
+            f"{self.activation}, bias={self.bias is not None}"
         )
 
 

@@ -17,10 +17,8 @@ def check_activation(name: str) -> None:
 def activate(logits: Tensor, activation: str) -> Tensor:
     """activation(logits), element by element; "gelu" is the exact form with the error function.
 
-    Differentiable. "none" gives the logits back. Raises ValueError for an unknown activation.
+    Differentiable. Raises ValueError for an unknown activation.
     """
-    if activation == "none":
-        return logits
     check_activation(activation)
     if activation == "gelu":
         return F.gelu(logits)

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
-from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.config import ModelConfig, drop_retired
 
 SCHEDULES = ("cosine_halved", "cosine", "linear", "constant", "triangle")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -23,8 +23,10 @@ RECOMPUTES = ("auto", "none", "mlp", "block")
 # a run may go on with other values on another machine.
 MACHINE_FIELDS = frozenset({"micro_batch_size", "recompute", "loss_chunks"})
 
-LEAF_FIELDS = ("fff_hardening", "fff_region_leak", "fff_hard_at")
-FFF_FIELDS = ("fff_balance", "fff_route_gradient", *LEAF_FIELDS)
+FFF_FIELDS = ("fff_balance", "fff_route_gradient")
+
+# Options that nomatmul no longer has, and their values in runs that did not use them.
+RETIRED_OPTIONS = {"fff_hardening": 0.0, "fff_region_leak": 0.0, "fff_hard_at": 0.0}
 
 # Fields that change what is printed and kept, never what is learnt: free to differ on a resume.
 FREE_FIELDS = MACHINE_FIELDS | frozenset(
@@ -74,10 +76,7 @@ class TrainConfig:
     mask_share: float = 0.25  # encoders: share of each sequence that is to be guessed
     # fast feedforward layers, in training only
     fff_balance: float = 0.0  # weight of the loss for unequal use of the sides of each decision
-    fff_hardening: float = 0.0  # leaf form: weight of the entropy of the nodes' decisions
-    fff_region_leak: float = 0.0  # leaf form: share of decisions whose sides are swapped
     fff_route_gradient: bool = False  # let the gradient reach hard decisions
-    fff_hard_at: float = 0.0  # leaf form: share of the run after which one leaf serves; 0: never
     # execution
     precision: str = "auto"
     compile: str = "auto"  # auto (on CUDA), graph, on, off, or a torch.compile mode
@@ -108,8 +107,7 @@ class TrainConfig:
             _at_least(self, name, 1)
         for name in (
             "time_limit", "seed", "warmup_steps", "final_rate", "weight_decay", "clip_norm",
-            "z_loss", "batch_ramp", "fff_balance", "fff_hardening", "fff_region_leak",
-            "fff_hard_at",
+            "z_loss", "batch_ramp", "fff_balance",
             "eval_interval", "eval_tokens", "sample_interval", "sample_tokens",
             "diagnostics_interval", "checkpoint_interval", "checkpoint_seconds",
         ):  # fmt: skip
@@ -120,9 +118,8 @@ class TrainConfig:
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ValueError(f"{name} {value} must be in [0, 1)")
-        for name in ("batch_ramp", "fff_region_leak", "fff_hard_at"):
-            if getattr(self, name) > 1:
-                raise ValueError(f"{name} {getattr(self, name)} must be at most 1")
+        if self.batch_ramp > 1:
+            raise ValueError(f"batch_ramp {self.batch_ramp} must be at most 1")
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of "
@@ -160,12 +157,6 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} {getattr(self, name)} belongs to fast feedforward layers, but "
                     f"model.channel_mixer is {self.model.channel_mixer!r}"
-                )
-        for name in LEAF_FIELDS if self.model.fff_leaf_width is None else ():
-            if getattr(self, name):
-                raise ValueError(
-                    f"{name} {getattr(self, name)} belongs to the leaf form: set "
-                    "model.fff_leaf_width too"
                 )
 
     def _check_masking(self) -> None:
@@ -209,7 +200,7 @@ class TrainConfig:
 
         Runs of before `recompute` have the switch activation_checkpointing in its place.
         """
-        values = dict(values)
+        values = drop_retired(values, RETIRED_OPTIONS)
         if (old := values.pop("activation_checkpointing", None)) is not None:
             values.setdefault("recompute", "block" if old else "none")
         names = {field.name for field in dataclasses.fields(cls)}

@@ -1,8 +1,6 @@
 """What fast feedforward layers are told in training, what they add to the loss, how they are used.
 
-The knobs are TrainConfig's `fff_...`; the layers themselves are in models/fff.py. The leaf form
-mixes all its leaves in training. With `fff_hard_at` decisions harden in a line, from the start of
-the run until that share of it is over; from then on training computes what inference does.
+The knobs are TrainConfig's `fff_...`; the layers themselves are in models/fff.py.
 """
 
 from __future__ import annotations
@@ -21,41 +19,12 @@ from nomatmul.train.ranks import Ranks
 
 def wants_auxiliary(config: TrainConfig) -> bool:
     """Does this run add an auxiliary loss of the trees?"""
-    return config.fff_balance > 0 or config.fff_hardening > 0
+    return config.fff_balance > 0
 
 
-def hardness(config: TrainConfig, progress: float) -> float:
-    """How hard decisions are when the share `progress` of the run is over, in [0, 1]."""
-    if config.fff_hard_at <= 0:
-        return 0.0
-    return min(progress / config.fff_hard_at, 1.0)
-
-
-def plan(config: TrainConfig, progress: float = 0.0) -> fff.FFFTraining:
-    """What the layers are told at `progress`."""
-    return fff.FFFTraining(
-        balance=config.fff_balance,
-        hardening=config.fff_hardening,
-        region_leak=config.fff_region_leak,
-        hardness=hardness(config, progress),
-        route_gradient=config.fff_route_gradient,
-    )
-
-
-class FFFSchedule:
-    """Hands the plan to the model, and again before every step while it changes."""
-
-    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
-        self.model, self.config = model, config
-        self.layers = fff.set_fff_training(model, plan(config))
-        self._told = 0.0
-
-    def set(self, progress: float) -> None:
-        """To be called before each step. progress: share of the run that is over."""
-        wanted = hardness(self.config, progress)
-        if self.layers and wanted != self._told:
-            fff.set_fff_training(self.model, plan(self.config, progress))
-            self._told = wanted
+def plan(config: TrainConfig) -> fff.FFFTraining:
+    """What the layers are told."""
+    return fff.FFFTraining(balance=config.fff_balance, route_gradient=config.fff_route_gradient)
 
 
 def tree_layers(model: nn.Module) -> dict[str, fff.TreeLayer]:
@@ -82,7 +51,7 @@ def counting(model: nn.Module) -> Iterator[None]:
 def usage_row(model: nn.Module, ranks: Ranks) -> dict[str, Any]:
     """What was visited since counting began, over all ranks; empty without trees.
 
-    fff_dead: share of nodes (leaves) without a visitor; fff_entropy: of the ends of the walks, 1
+    fff_dead: share of nodes without a visitor; fff_entropy: of the ends of the walks, 1
     for even use; both the mean of the layers, which "fff_layers" has one by one; fff_tokens.
     """
     layers = tree_layers(model)

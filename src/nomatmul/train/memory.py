@@ -129,7 +129,7 @@ def _kind(model: ModelConfig, fused: bool) -> str:
 def _inner_size(model: ModelConfig) -> int:
     """Neurons of the channel mixer that a token computes in training.
 
-    Of trees the visited nodes; the leaf form mixes all its leaves.
+    Of trees the visited nodes.
     """
     if model.channel_mixer == "none":
         return 0
@@ -137,10 +137,7 @@ def _inner_size(model: ModelConfig) -> int:
         return model.mlp_size
     assert model.fff_trees is not None
     assert model.fff_depth is not None
-    active = (model.fff_depth + 1) * (2 if model.fff_gated else 1)
-    if model.fff_leaf_width is not None:
-        active = (model.fff_leaf_width << model.fff_depth) + model.tree_nodes
-    return model.fff_trees * active + model.fff_master_width
+    return model.fff_trees * (model.fff_depth + 1) + model.fff_master_width
 
 
 def _group_sizes(model: ModelConfig) -> tuple[int, int]:

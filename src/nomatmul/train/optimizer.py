@@ -37,8 +37,7 @@ class ShardedAdamW(torch.optim.AdamW):
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Groups of trained parameters, with weight decay on matrices only; an empty one is left out.
 
-    Norm weights, biases (those of leaves are tables) and the lower bounds (a table of gates, not a
-    matrix) are not decayed.
+    Norm weights, biases and the lower bounds (a table of gates, not a matrix) are not decayed.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -116,11 +115,9 @@ def runs_fused(config: TrainConfig, device: torch.device) -> bool:
 def recorded_by_default(config: TrainConfig, device: torch.device) -> bool:
     """Is this a model that "auto" records as a CUDA graph on one GPU?
 
-    One whose token mixer is fused. Trees behind it are operations of their own and follow; the leaf
-    form is left to torch.compile, for its soft mixture is plain products.
+    One whose token mixer is fused. Trees behind it are operations of their own and follow.
     """
-    model = config.model
-    trees = model.channel_mixer == "fff" and model.fff_leaf_width is None
+    trees = config.model.channel_mixer == "fff"
     return runs_fused(config, device) or (trees and _fused_mixer(config, device))
 
 

@@ -27,7 +27,7 @@ from nomatmul.train.checkpoints import Checkpoints, Progress
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.diagnostics import Diagnostics
 from nomatmul.train.evaluation import Evaluator, MaskedEvaluator, sample_text
-from nomatmul.train.fff_training import FFFSchedule, counting, usage_row
+from nomatmul.train.fff_training import counting, usage_row
 from nomatmul.train.masking import Masking
 from nomatmul.train.metrics import Console, MetricsLog, NoMetrics, duration
 from nomatmul.train.micro_step import build_micro_step
@@ -101,7 +101,6 @@ class Trainer:
             self.evaluator = MaskedEvaluator(valid, config, device, model, masking, ranks)
         elif valid is not None:
             self.evaluator = Evaluator(valid, config, device, ranks)
-        self.fff = FFFSchedule(model, config)
         self.loss = build_loss(model, config, device)
         self._ternary = ternary_cache()
         self.micro_step = build_micro_step(
@@ -175,7 +174,6 @@ class Trainer:
         config = self.config
         progress = self.share_done()
         rate = learning_rate(config, self.step, progress)
-        self.fff.set(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         total = torch.zeros((), device=self.device)

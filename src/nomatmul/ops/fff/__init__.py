@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nomatmul.ops.activations import ACTIVATIONS, activate, check_activation
 from nomatmul.ops.fff import masked, native
-from nomatmul.ops.fff.operators import check_logits, combine_op, fff_op, project_op, walk_op
+from nomatmul.ops.fff.operators import check_logits, combine_op, fff_op, walk_op
 from nomatmul.ops.fff.surrogate import activate_routed, route_factor
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "check_activation",
     "combine",
     "fff",
-    "project",
     "route_factor",
     "walk",
 ]
@@ -100,25 +99,6 @@ def walk(
         return walk_op(x, w_in, bias, trees, depth, name)
     logits, nodes = masked.walk(x, w_in, bias, trees, depth)
     return (logits if torch.compiler.is_compiling() else check_logits(logits)), nodes
-
-
-def project(x: Tensor, nodes: Tensor, w: Tensor, *, implementation: str | None = None) -> Tensor:
-    """[N, T, L]: x[n] . w[nodes[n, t, l]], products of a token with rows of the nodes it visits.
-
-    x: float [N, K]; nodes: int32 [N, T, L], from `walk`; w: float [V, K]. Operands take autocast's
-    type; the result is float32 (float64 for float64). Gradients for x and w. Raises ValueError if
-    the shapes disagree.
-    """
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation {implementation!r} is not known: {IMPLEMENTATIONS}")
-    if x.dim() != 2 or w.dim() != 2 or x.shape[1] != w.shape[1]:
-        raise ValueError(f"fff: x {tuple(x.shape)} must be [N, K] and w {tuple(w.shape)} [V, K]")
-    if nodes.dim() != 3 or nodes.shape[0] != x.shape[0]:
-        raise ValueError(f"fff: nodes must be [{x.shape[0]}, T, L], got {tuple(nodes.shape)}")
-    x, w = _lowered(x, w)
-    if implementation == "masked":
-        return masked.project(x, nodes, w)
-    return project_op(x, nodes, w, implementation or "")
 
 
 def combine(

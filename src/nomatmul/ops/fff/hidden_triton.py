@@ -22,7 +22,7 @@ from nomatmul.ops.bitlinear.rows import (
 )
 from nomatmul.ops.fff.surrogate import activate_backward
 
-_ACTIVATIONS = {"gelu": 0, "silu": 1, "relu": 2, "none": 3}
+_ACTIVATIONS = {"gelu": 0, "silu": 1, "relu": 2}
 
 
 @triton.jit
@@ -31,8 +31,6 @@ def _active(z, ACTIVATION: tl.constexpr):
         return z * (0.5 * (1.0 + tl.erf(z * 0.70710678118654752)))
     if ACTIVATION == 1:
         return z * sigmoid(z, True)
-    if ACTIVATION == 3:
-        return z
     return tl.where(z > 0.0, z, z * 0.0)  # NaN stays NaN
 
 
@@ -44,8 +42,6 @@ def _slope(z, ACTIVATION: tl.constexpr):
     if ACTIVATION == 1:
         share = sigmoid(z)
         return share * (1.0 + z * (1.0 - share))
-    if ACTIVATION == 3:
-        return z * 0.0 + 1.0
     return tl.where(z > 0.0, 1.0, 0.0)
 
 

@@ -42,12 +42,6 @@ def walk(
     return logits, nodes_NTL.to(torch.int32)
 
 
-def project(x_NK: Tensor, nodes_NTL: Tensor, w_VK: Tensor) -> Tensor:
-    """As `naive.project`, from the products of all rows; differentiable."""
-    products_NV = all_logits(x_NK, w_VK, None)
-    return products_NV.gather(1, nodes_NTL.flatten(1).long()).view(nodes_NTL.shape)
-
-
 def combine(h_NTL: Tensor, nodes_NTL: Tensor, w_out_VD: Tensor) -> Tensor:
     """As `naive.combine`, as a dense product of [N, V] and [V, D]; differentiable."""
     w_out = wide(w_out_VD)

@@ -4,7 +4,6 @@ An implementation is a module with these functions; operands are contiguous or n
 
     walk(x, w_in, bias | None, trees, depth) -> (logits, nodes)
     walk_backward(dlogits, nodes, x, w_in, with_bias) -> (dx, dw_in, dbias)
-    project(x, nodes, w) -> products with the visited rows
     combine(h, nodes, w_out) -> y
     combine_backward(dy, h, nodes, w_out) -> (dh, dw_out)
     fff(x, w_in, w_out, bias | None, trees, depth, activation) -> (y, logits, nodes)   # optional
@@ -126,20 +125,6 @@ def _(
 
 
 @torch.library.custom_op(
-    "nomatmul::fff_project",
-    mutates_args=(),
-    schema="(Tensor x, Tensor nodes, Tensor w, str implementation) -> Tensor",
-)
-def project_op(x: Tensor, nodes: Tensor, w: Tensor, implementation: str) -> Tensor:
-    return call("project", implementation, x, nodes, w)
-
-
-@project_op.register_fake
-def _(x: Tensor, nodes: Tensor, w: Tensor, implementation: str) -> Tensor:
-    return x.new_empty(nodes.shape, dtype=_float(x))
-
-
-@torch.library.custom_op(
     "nomatmul::fff_combine",
     mutates_args=(),
     schema="(Tensor h, Tensor nodes, Tensor w_out, str implementation) -> Tensor",
@@ -235,19 +220,6 @@ def _walk_gradient(ctx: Any, dlogits: Tensor, _: Any) -> tuple[Tensor | None, ..
 
 
 walk_op.register_autograd(_walk_gradient, setup_context=_walk_context)
-
-
-def _project_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, nodes, w, ctx.implementation = inputs
-    ctx.save_for_backward(nodes, x, w)
-
-
-def _project_gradient(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
-    dx, dw, _ = _walk_backward(d.contiguous(), *ctx.saved_tensors, False, ctx.implementation)
-    return dx, None, dw, None
-
-
-project_op.register_autograd(_project_gradient, setup_context=_project_context)
 
 
 def _combine_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -49,8 +49,6 @@ def activate_backward(
     elif activation == "silu":
         share = torch.sigmoid(z)
         slope = share * (1 + z * (1 - share))
-    elif activation == "none":
-        slope = torch.ones_like(z)
     else:
         slope = (z > 0).to(z.dtype)
     dz = slope * dh_NTL

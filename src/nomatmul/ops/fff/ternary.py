@@ -15,21 +15,17 @@ import torch
 from torch import Tensor
 
 from nomatmul.ops import choose
-from nomatmul.ops.activations import activate
 from nomatmul.ops.bitlinear import steps, ternary_weights
-from nomatmul.ops.fff import combine, hidden, project, walk
-from nomatmul.ops.fff.hidden import int8, root
+from nomatmul.ops.fff import combine, hidden, walk
 from nomatmul.ops.fff.naive import wide
 from nomatmul.ops.fff.operators import call, check_logits
-
-__all__ = ["int8", "operand_type", "root", "straight_int8", "straight_ternary", "ternary_fff"]
 
 _ROWS = "nomatmul.ops.bitlinear.rows"
 _ROWS_BACKWARD = "nomatmul.ops.bitlinear.rows_backward"
 _HIDDEN = "nomatmul.ops.fff.hidden_triton"
 
 
-class _Straight(torch.autograd.Function):
+class Straight(torch.autograd.Function):
     """quantised, in dtype; the gradient of source is that of source / scale."""
 
     @staticmethod
@@ -46,24 +42,13 @@ class _Straight(torch.autograd.Function):
         return (d.to(scale.dtype) / scale).to(ctx.dtype), None, None, None
 
 
-def straight_int8(y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(q, step): int8 values in dtype and the value of one unit [..., 1], a scale a row.
-
-    y: float32 or float64. The gradient of y is that of y / step.
-    """
-    with torch.no_grad():
-        q, step = int8(y)
-    return _Straight.apply(y, q, step, dtype), step
-
-
 def straight_ternary(weight: Tensor, slot: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(t, beta): ternary values in dtype and their scale [], one for the tensor.
+    """(t, beta): ternary values of weight [V, K] in dtype and their scale [], one for the tensor.
 
     The gradient of weight is that of weight / beta. slot: from `new_slot`.
     """
-    flat = weight if weight.dim() == 2 else weight.flatten(0, -2)
-    t, beta = ternary_weights(slot, [flat])
-    return _Straight.apply(weight, t[0].view(weight.shape), beta[0], dtype), beta[0]
+    t, beta = ternary_weights(slot, [weight])
+    return Straight.apply(weight, t[0], beta[0], dtype), beta[0]
 
 
 def operand_type(x: Tensor, implementation: str | None = None) -> torch.dtype:
@@ -227,15 +212,13 @@ def ternary_fff(
     eps: float = 1e-6,
     activation: str = "silu",
     route_gradient: bool = False,
-    slots: tuple[int, ...],
-    w_up: Tensor | None = None,
+    slots: tuple[int, int],
     implementation: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """RMSNorm, int8, walk on integers, activation, norm of the visited, int8, sum of visited rows.
 
     x: [N, K]; w_in: [V, K] and w_out: [V, D] latent; norm_in: [K]; norm_out: [V]; slots: from
-    `new_slot`, for w_in, w_out and w_up. w_up: [V, K] latent, the other half of gated nodes: each
-    adds activation(logit) * (x . w_up[row]) * w_out[row].
+    `new_slot`, for w_in and w_out.
 
     Returns (y [N, D], logits [N, T, L], rows int32 [N, T, L]), y and logits float32 (float64 for
     float64). Raises ValueError as `walk`.
@@ -244,7 +227,7 @@ def ternary_fff(
         raise ValueError(f"fff: x must be [N, {w_in.shape[-1]}], got {tuple(x.shape)}")
     dtype = operand_type(x, implementation)
     # A compiled layer has no use for a cache; reading its numbers would compile every layer anew.
-    numbers = (0, 0, 0) if torch.compiler.is_compiling() else slots
+    numbers = (0, 0) if torch.compiler.is_compiling() else slots
     with torch.autocast(x.device.type, enabled=False):
         q_NK, step_N1 = _quantize(x, norm_in, eps, dtype)
         t_VK, beta_in = straight_ternary(w_in, numbers[0], dtype)
@@ -252,14 +235,8 @@ def ternary_fff(
         acc_NTL, nodes_NTL = walk(q_NK, t_VK, **shape)
         logits_NTL = acc_NTL * (beta_in * step_N1).unsqueeze(-1)
 
-        h_NTL = logits_NTL
-        if w_up is not None:
-            t_VK, beta_up = straight_ternary(w_up, numbers[2], dtype)
-            acc_NTL = project(q_NK, nodes_NTL, t_VK, implementation=implementation)
-            up_NTL = acc_NTL * (beta_up * step_N1).unsqueeze(-1)
-            h_NTL, activation = activate(logits_NTL, activation) * up_NTL, "none"
         options = eps, activation, route_gradient, implementation or ""
-        q_NTL, step_N1 = _hidden(h_NTL, nodes_NTL, norm_out, *options)
+        q_NTL, step_N1 = _hidden(logits_NTL, nodes_NTL, norm_out, *options)
         t_VD, beta_out = straight_ternary(w_out, numbers[1], dtype)
         acc_ND = combine(q_NTL, nodes_NTL, t_VD, implementation=implementation)
         return acc_ND * (beta_out * step_N1), logits_NTL, nodes_NTL

@@ -103,16 +103,6 @@ def combine(h_NTL: Tensor, nodes_NTL: Tensor, w_out_VD: Tensor) -> Tensor:
     return gather.combine(h, nodes, w, torch.float32)
 
 
-def project(x_NK: Tensor, nodes_NTL: Tensor, w_VK: Tensor) -> Tensor:
-    """As `naive.project`, float32."""
-    shape = _shape_of(nodes_NTL)
-    x, w = _operands(x_NK, w_VK)
-    nodes = nodes_NTL.contiguous()
-    if not len(x):
-        return x.new_empty(nodes.shape, dtype=torch.float32)
-    return tiles.pick(x, nodes, w, shape, tiles.order_of(nodes, shape, w))
-
-
 def combine_backward(
     dy_ND: Tensor, h_NTL: Tensor, nodes_NTL: Tensor, w_out_VD: Tensor
 ) -> tuple[Tensor, Tensor]:

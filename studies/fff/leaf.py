@@ -1,12 +1,20 @@
 """The leaf form of FFF (arXiv 2308.14711): hyperplanes choose a leaf, a leaf is a small network.
 
+Tried, and not kept (docs/fff.md).
+
+    model = CausalLM(config)  # with channel_mixer "fff"
+    replace_trees(model, lambda layer: LeafFFF(layer.hidden, leaf_width=64, depth=5))
+    model.set_fff_training(LeafTraining(hardening=0.01))
+
 Shape suffixes: N tokens, K inputs, D outputs, T trees, M = 2^depth - 1 hyperplanes of a tree, F
 leaves of a tree (2^depth), W width of a leaf.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +30,35 @@ from nomatmul.models.fff import (
 from nomatmul.models.layers import RMSNorm
 from nomatmul.ops import fff as ops
 from nomatmul.ops.bitlinear import new_slot
+from nomatmul.ops.fff.hidden import root
 from nomatmul.ops.fff.naive import wide
 from nomatmul.ops.fff.operators import check_logits
-from nomatmul.ops.fff.ternary import root, straight_int8, straight_ternary
+from nomatmul.ops.fff.ternary import straight_ternary
+from studies.fff.layers import straight_int8
+
+
+@dataclass(frozen=True)
+class LeafTraining(FFFTraining):
+    """How the leaf form trains, beside what `FFFTraining` says of all trees.
+
+    hardening: weight of the entropy of soft decisions; region_leak: share of decisions turned round
+    at random; hardness: from 0 (all leaves mixed) to 1 (one leaf, as in inference). The published
+    runs moved hardness in a line from 0 to 1 over three quarters of a run, with hardening 0.01.
+
+    Raises ValueError naming the value and the limit.
+    """
+
+    hardening: float = 0.0
+    region_leak: float = 0.0
+    hardness: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (math.isfinite(self.hardening) and self.hardening >= 0):
+            raise ValueError(f"hardening {self.hardening} must be finite and at least 0")
+        for name in ("region_leak", "hardness"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)} must lie in 0..1")
 
 
 class LeafFFF(TreeLayer):
@@ -36,7 +70,7 @@ class LeafFFF(TreeLayer):
 
     Training mixes all leaves: a node sends sigmoid(logit) of a token right, the rest left, and a
     leaf's output counts by the product of the shares on its path. That is dense work, as in the
-    paper. The plan (`FFFTraining`) adds `hardening` * sum over nodes of the mean entropy of their
+    paper. The plan (`LeafTraining`) adds `hardening` * sum over nodes of the mean entropy of their
     shares, in nats (eq. of section 3 there); swaps left and right of a node for a token with
     probability `region_leak`; and moves shares s to s + hardness * ([logit > 0] - s), from the soft
     mixture at 0 to the one leaf of inference at 1 (the step has no gradient). With hardness 1 and
@@ -55,6 +89,7 @@ class LeafFFF(TreeLayer):
     """
 
     initial_std: float | None = None  # set by models: normal weights instead of the authors' own
+    training_plan: LeafTraining = LeafTraining()
     one_leaf = False  # in training too
 
     def __init__(
@@ -119,6 +154,8 @@ class LeafFFF(TreeLayer):
                     nn.init.zeros_(bias)
 
     def plan_training(self, plan: FFFTraining) -> None:
+        if not isinstance(plan, LeafTraining):
+            plan = LeafTraining(**dataclasses.asdict(plan))
         super().plan_training(plan)
         if self.hardness is None:
             self.hardness = torch.zeros((), device=self._device())
@@ -138,14 +175,15 @@ class LeafFFF(TreeLayer):
             return x_NK.to(result_type(x_NK)), None
         x_NK = wide(x_NK)
         y_NK = x_NK / root(x_NK, self.eps) * wide(self.norm_in.weight)
-        return straight_int8(y_NK, y_NK.dtype)
+        return straight_int8(y_NK)
 
     def _weights(self, which: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """Nodes (0), leaf_in (1) or leaf_out (2) in dtype; ternary ones with their scale []."""
         weight = (self.nodes, self.leaf_in, self.leaf_out)[which]
         if self.linear == "dense":
             return weight.to(dtype), None
-        return straight_ternary(weight, self.slots[which], dtype)
+        t, beta = straight_ternary(weight.flatten(0, -2), self.slots[which], dtype)
+        return t.view(weight.shape), beta
 
     def _hidden(self, acc: Tensor, leaves: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What leaf_out reads, [..., W], and the value of one unit [..., 1] if it is int8.
@@ -160,7 +198,7 @@ class LeafFFF(TreeLayer):
             return h, None
         norm = wide(self.norm_out.weight).view(-1, self.leaf_width)
         z = h / root(h, self.eps) * (norm if leaves is None else norm[leaves])
-        return straight_int8(z, z.dtype)
+        return straight_int8(z)
 
     # -- one leaf ------------------------------------------------------------------------------
 

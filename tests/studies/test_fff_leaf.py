@@ -8,8 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nomatmul.models import FFFTraining, LeafFFF, auxiliary_loss
-from nomatmul.models.fff_leaf import hard_leaves, mixture
+from nomatmul.formats.config import ModelConfig
+from nomatmul.models import CausalLM, CausalLMConfig, FFFTraining, auxiliary_loss
+from nomatmul.models.fff import TreeLayer
+from nomatmul.train.optimizer import decay_groups
+from studies.fff.layers import replace_trees
+from studies.fff.leaf import LeafFFF, LeafTraining, hard_leaves, mixture
 
 DENSE = {"bias": True, "out": 4}
 TERNARY = {"linear": "ternary", "out": 4}
@@ -88,13 +92,13 @@ def test_schedule_ends_at_inference(x, options):
         distances = []
         for hardness in (0, 0.5, 0.9, 1):
             # a loss term keeps the mixture in use at 1
-            layer.plan_training(FFFTraining(hardness=hardness, hardening=0.1))
+            layer.plan_training(LeafTraining(hardness=hardness, hardening=0.1))
             distances.append((layer(x) - hard).norm().item())
         assert distances[0] == (soft - hard).norm().item()
         assert distances[-1] < 1e-12
         if layer.depth:
             assert distances == sorted(distances, reverse=True)
-        layer.plan_training(FFFTraining(hardness=1))
+        layer.plan_training(LeafTraining(hardness=1))
         assert layer.one_leaf
         assert torch.equal(layer(x), hard)
 
@@ -103,7 +107,7 @@ def test_schedule_ends_at_inference(x, options):
 def test_gradients_of_one_leaf_equal_those_of_the_hard_mixture(x, options):
     """At hardness 1 the mixture's weights are steps, so both forms have the same gradients."""
     results = []
-    for plan in (FFFTraining(hardness=1), FFFTraining(hardness=1, hardening=1e-30)):
+    for plan in (LeafTraining(hardness=1), LeafTraining(hardness=1, hardening=1e-30)):
         layer = make(**options).train()
         layer.plan_training(plan)
         inputs = x.clone().requires_grad_()
@@ -126,7 +130,7 @@ def test_soft_training_moves_every_parameter(x, options):
 
 def test_soft_gradients_equal_differences():
     layer = make(**DENSE).train()
-    layer.plan_training(FFFTraining(hardening=0.7))
+    layer.plan_training(LeafTraining(hardening=0.7))
     x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
 
     def loss(x, *_):
@@ -137,9 +141,9 @@ def test_soft_gradients_equal_differences():
 
 def test_route_gradient_reaches_the_nodes_and_changes_no_value(x):
     layer = make(**DENSE).train()
-    layer.plan_training(FFFTraining(hardness=1))
+    layer.plan_training(LeafTraining(hardness=1))
     plain = layer(x)
-    layer.plan_training(FFFTraining(hardness=1, route_gradient=True))
+    layer.plan_training(LeafTraining(hardness=1, route_gradient=True))
     routed = layer(x)
     assert torch.equal(plain, routed)
     # the surrogate: a level's share of the side taken is a factor of the tree's output
@@ -163,7 +167,7 @@ def test_route_gradient_reaches_the_nodes_and_changes_no_value(x):
 
 def test_hardening_is_the_entropy_of_all_nodes_and_training_lowers_it(x):
     layer = make(**DENSE).train()
-    layer.plan_training(FFFTraining(hardening=2))
+    layer.plan_training(LeafTraining(hardening=2))
     layer(x)
     p = torch.sigmoid(x @ layer.nodes.T + layer.node_bias)
     entropy = (-(p * p.log()) - (1 - p) * (1 - p).log()).mean(0).sum()
@@ -183,7 +187,7 @@ def test_entropy_of_a_certain_node_is_zero_not_nan():
     layer = make(**DENSE).train()
     with torch.no_grad():
         layer.node_bias.fill_(1e4)
-    layer.plan_training(FFFTraining(hardening=1))
+    layer.plan_training(LeafTraining(hardening=1))
     layer(torch.randn(3, 6, dtype=torch.float64))
     loss = auxiliary_loss(layer)
     loss.backward()
@@ -224,7 +228,7 @@ def test_usage_counts_leaves(x, train):
 def test_region_leak_swaps_sides_at_random_in_training_only(x):
     layer = make(**DENSE, seed=2)
     hard = layer.eval()(x)
-    layer.plan_training(FFFTraining(region_leak=1, hardness=1))
+    layer.plan_training(LeafTraining(region_leak=1, hardness=1))
     assert torch.equal(layer.eval()(x), hard)
     # always swapped and hard: every decision turned round
     swapped = layer.train()(x)
@@ -236,7 +240,7 @@ def test_region_leak_swaps_sides_at_random_in_training_only(x):
 
 def test_region_leak_swaps_that_share_of_decisions():
     layer = LeafFFF(4, leaf_width=1, depth=1, trees=1)
-    layer.plan_training(FFFTraining(region_leak=0.25))
+    layer.plan_training(LeafTraining(region_leak=0.25))
     z = torch.full((20_000, 1, 1), 2.0)
     torch.manual_seed(0)
     share = layer._shares(z)
@@ -255,7 +259,7 @@ def test_region_leak_swaps_that_share_of_decisions():
 def test_types_and_shapes(options, train):
     torch.manual_seed(0)
     layer = LeafFFF(8, 5, leaf_width=2, trees=2, depth=2, **options).train(train)
-    layer.plan_training(FFFTraining(hardness=0.5))
+    layer.plan_training(LeafTraining(hardness=0.5))
     x = torch.randn(2, 3, 8)
     y = layer(x)
     assert (y.shape, y.dtype) == ((2, 3, 5), torch.float32)
@@ -283,6 +287,99 @@ def test_first_weights_are_the_authors():
             assert weights.abs().mean().item() == pytest.approx(bound / 2, rel=0.1)
 
 
-def test_leaf_width_is_checked():
-    with pytest.raises(ValueError, match="leaf_width is 0, it must be at least 1"):
-        LeafFFF(4, leaf_width=0, depth=1)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"leaf_width": 0}, "leaf_width is 0, it must be at least 1"),
+        ({"hidden": 0}, "hidden is 0, it must be at least 1"),
+        ({"depth": 25}, r"depth is 25, it must lie in 0\.\.24"),
+        ({"linear": "ternary", "bias": True}, "a ternary layer has no bias"),
+        ({"activation": "elu"}, "activation 'elu' is not known"),
+    ],
+)
+def test_bad_sizes_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        LeafFFF(**{"hidden": 4, "leaf_width": 2, "depth": 1, **options})
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("linear", ["dense", "ternary"])
+def test_bad_inputs_are_named(train, linear):
+    layer = make(linear=linear).train(train)
+    with pytest.raises(ValueError, match=r"x must be \[.*6\], got \(3, 5\)"):
+        layer(torch.ones(3, 5, dtype=torch.float64))
+    x = torch.ones(3, 6, dtype=torch.float64)
+    x[1, 2] = torch.nan
+    with pytest.raises(ValueError, match="logit is NaN"):
+        layer(x)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hardening": math.inf}, "hardening inf must be finite"),
+        ({"hardness": 1.5}, r"hardness 1.5 must lie in 0\.\.1"),
+        ({"region_leak": math.nan}, r"region_leak nan must lie in 0\.\.1"),
+    ],
+)
+def test_bad_plans_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        LeafTraining(**options)
+
+
+# -- inside a model --------------------------------------------------------------------------------
+
+
+def with_leaves(**dials) -> CausalLM:
+    sizes = {"vocab_size": 16, "num_layers": 2, "hidden_size": 8, "intermediate_size": 8}
+    trees = {"channel_mixer": "fff", "fff_trees": 2, "fff_depth": 1, "activation": "silu"}
+    torch.manual_seed(7)
+    model = CausalLM(CausalLMConfig.from_model_config(ModelConfig(**sizes, **trees, **dials)))
+    ternary = model.config.linear == "ternary"
+    assert (
+        replace_trees(
+            model,
+            lambda layer: LeafFFF(
+                layer.hidden, leaf_width=4, trees=2, depth=2, linear=layer.linear, bias=not ternary
+            ),
+        )
+        == 2
+    )
+    return model
+
+
+@pytest.mark.parametrize("linear", ["dense", "ternary"])
+def test_a_model_of_them_learns_and_recomputes(linear):
+    ids = torch.randint(0, 16, (2, 9), generator=torch.Generator().manual_seed(0))
+    results = []
+    for mode in ("none", "block"):
+        model = with_leaves(linear=linear).train()
+        model.set_fff_training(LeafTraining(hardening=0.1, balance=0.2, count_usage=True))
+        model.set_recompute(mode)
+        loss, _ = model.loss(ids[:, :-1], ids[:, 1:])
+        auxiliary = model.auxiliary_loss()
+        (loss + auxiliary).backward()
+        visits = [m.visits for m in model.modules() if isinstance(m, TreeLayer)]
+        results.append([loss, auxiliary, *visits, *(p.grad for p in model.parameters())])
+    assert results[0][1] > 0
+    assert all(gradient is not None for gradient in results[0])
+    torch.testing.assert_close(results[1], results[0])
+
+    model.set_fff_training(LeafTraining(hardening=0.001, hardness=0.5))
+    optimizer = torch.optim.AdamW(decay_groups(model, 0.1), 0.02)
+    for _ in range(25):
+        optimizer.zero_grad()
+        last, _ = model.loss(ids[:, :-1], ids[:, 1:])
+        (last + model.auxiliary_loss()).backward()
+        optimizer.step()
+    assert last < loss - 0.5
+    weights = model.layers[0].channel.leaf_out
+    assert weights.std().item() < 0.2  # drawn as the model's others, not in +-1/2
+
+
+def test_tables_of_biases_are_not_decayed():
+    layer = LeafFFF(8, leaf_width=4, depth=2, bias=True)
+    matrices = set(map(id, (layer.nodes, layer.leaf_in, layer.leaf_out)))
+    decayed, plain = decay_groups(layer, 0.1)
+    assert {id(p) for p in decayed["params"]} == matrices
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
