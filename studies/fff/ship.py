@@ -104,7 +104,7 @@ def train(text: str, target: Path) -> None:
 def is_ternary(name: str, config: ModelConfig) -> bool:
     """Is this tensor of a ternary model a matrix that products read?"""
     return config.linear == "ternary" and name.endswith(
-        ("_proj.weight", "head.weight", ".w_in", ".w_out", ".nodes", ".leaf_in", ".leaf_out")
+        ("_proj.weight", "head.weight", ".w_in", ".w_out")
     )
 
 

@@ -79,7 +79,7 @@ replayed as CUDA graphs, whose losses were checked against launched ones before 
 `nomatmul compare` runs all variants on anybody's text, for example
 `nomatmul compare transformer_box --data ... --valid ... --budget 26M --out runs/trees
 --variant dense --variant fff-16x7 --variant fff-16x7-balanced --variant fff-16x7-master64
---variant fff-16x7-every2 --variant fff-1x6-leaf64`; `studies/fff/run.py train --cells
+--variant fff-16x7-every2`; `studies/fff/run.py train --cells
 causal:fff-16x7-every2:1,2` adds a row to this page."""
 
 _SHAPE = re.compile(r"(fff|gated)-(\d+)x(\d+)(.*)")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -124,3 +126,15 @@ def test_norm_kinds(dtype):
     assert isinstance(make_norm(8, "rms"), RMSNorm)
     with pytest.raises(ValueError, match="norm 'batch' is not known"):
         make_norm(8, "batch")
+
+
+def test_configs_with_dials_that_are_gone_load_where_they_were_off(build, ids, tmp_path):
+    model = build("union")
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "fff_gated": False, "fff_leaf_width": None}))
+    assert torch.equal(CausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
+    path.write_text(json.dumps({**values, "fff_gated": True}))
+    with pytest.raises(ValueError, match="fff_gated True is no longer part of nomatmul"):
+        CausalLM.from_pretrained(tmp_path)
