@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nomatmul.models import FFF
-from nomatmul.models.fff import result_type
+from nomatmul.models.channels.fff import result_type
 from nomatmul.ops import fff as ops
 from nomatmul.ops.bitlinear import new_slot
 from nomatmul.ops.fff.hidden import root

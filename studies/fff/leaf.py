@@ -20,13 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nomatmul.models.fff import (
-    FFFTraining,
-    TreeLayer,
-    check_tree_sizes,
-    make_master,
-    result_type,
-)
+from nomatmul.models.channels.fff import check_tree_sizes, make_master, result_type
+from nomatmul.models.channels.trees import FFFTraining, TreeLayer
 from nomatmul.models.layers import RMSNorm
 from nomatmul.ops import fff as ops
 from nomatmul.ops.bitlinear import new_slot

@@ -20,7 +20,7 @@ from nomatmul.finetune.loop import Settings, loss_of, rate_at, score
 from nomatmul.finetune.sources import load_rows
 from nomatmul.finetune.tsv import Rows
 from nomatmul.models import EncoderForSequenceClassification, MaskedLM
-from nomatmul.models.config import EncoderConfig
+from nomatmul.models.hf.config import EncoderConfig
 from nomatmul.train.tokenizer import word_piece
 
 WORDS = ["the", "river", "runs", "under", "an", "old", "stone", "bridge", "boats", "wait", "light"]

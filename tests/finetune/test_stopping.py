@@ -17,7 +17,7 @@ from nomatmul import cli
 from nomatmul.finetune import checkpoint as room
 from nomatmul.finetune import run as running
 from nomatmul.models import EncoderForSequenceClassification, MaskedLM
-from nomatmul.models.config import EncoderConfig
+from nomatmul.models.hf.config import EncoderConfig
 from nomatmul.train.tokenizer import word_piece
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

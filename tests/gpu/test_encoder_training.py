@@ -14,7 +14,7 @@ from nomatmul.finetune.loop import Settings, train_seed
 from nomatmul.finetune.tasks import TASKS
 from nomatmul.formats.config import ModelConfig
 from nomatmul.models import EncoderForSequenceClassification
-from nomatmul.models.config import EncoderConfig
+from nomatmul.models.hf.config import EncoderConfig
 from nomatmul.train import TrainConfig
 from nomatmul.train.masking import Masking
 from nomatmul.train.micro_step import GraphedMicroStep, build_micro_step

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from nomatmul.models import FFF, FFFTraining, auxiliary_loss, set_fff_training
-from nomatmul.models.fff import balance_loss
+from nomatmul.models.channels.trees import balance_loss
 from nomatmul.ops.fff import walk
 
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from nomatmul.formats.config import ModelConfig
 from nomatmul.models import FFF, Block, CausalLM, FFFTraining, auxiliary_loss
-from nomatmul.models.layers import FFN, LayerNorm, RMSNorm, make_norm
+from nomatmul.models.channels.ffn import FFN
+from nomatmul.models.layers import LayerNorm, RMSNorm, make_norm
 
 TREES = ["union", "trees with all there is"]
 PLAN = FFFTraining(balance=0.2, route_gradient=True, count_usage=True)

@@ -10,7 +10,7 @@ from dials import DIALS
 from transformers import DynamicCache
 
 from nomatmul.models import CausalLM, RecurrentCache
-from nomatmul.models.cache import CACHE_NAMES, cache_of
+from nomatmul.models.hf.cache import CACHE_NAMES, cache_of
 
 MODES = {
     "greedy": {"do_sample": False},

@@ -7,7 +7,7 @@ import torch
 from dials import DIALS
 
 from nomatmul.models import MLGRU
-from nomatmul.models.cache import cache_of
+from nomatmul.models.hf.cache import cache_of
 from nomatmul.ops.mlgru import mlgru_scan
 
 CLOSE = {"rtol": 0, "atol": 2e-5}

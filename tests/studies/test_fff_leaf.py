@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from nomatmul.formats.config import ModelConfig
 from nomatmul.models import CausalLM, CausalLMConfig, FFFTraining, auxiliary_loss
-from nomatmul.models.fff import TreeLayer
+from nomatmul.models.channels.trees import TreeLayer
 from nomatmul.train.optimizer import decay_groups
 from studies.fff.layers import replace_trees
 from studies.fff.leaf import LeafFFF, LeafTraining, hard_leaves, mixture

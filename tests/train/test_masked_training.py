@@ -16,7 +16,7 @@ from train_jobs import held_out, losses, tiny_config, train_here
 
 from nomatmul.formats.config import ModelConfig
 from nomatmul.models import MaskedLM
-from nomatmul.models.fff import balance_loss
+from nomatmul.models.channels.trees import balance_loss
 from nomatmul.train import TrainConfig
 from nomatmul.train.batches import held_out_masked
 from nomatmul.train.fff_training import counting, tree_layers, usage_row

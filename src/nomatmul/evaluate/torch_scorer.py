@@ -70,7 +70,7 @@ class TorchScorer:
             return np.concatenate([part.double().cpu().numpy() for part in parts])
 
     def _recurrent(self, ids_T: torch.Tensor) -> Iterator[torch.Tensor]:
-        from nomatmul.models.cache import cache_of
+        from nomatmul.models.hf.cache import cache_of
 
         past = None
         for start in range(0, len(ids_T) - 1, CHUNK):

@@ -1,21 +1,24 @@
 """The torch model: drop-in layers, the block with its three dials, and the language model."""
 
 import nomatmul.models._needs  # noqa: F401  # before anything that imports torch
-from nomatmul.models.attention import Attention
-from nomatmul.models.auto import register
 from nomatmul.models.block import Block
-from nomatmul.models.cache import RecurrentCache
 from nomatmul.models.causal_lm import CausalLM
+from nomatmul.models.channels.fff import FFF
+from nomatmul.models.channels.ffn import FFN
+from nomatmul.models.channels.glu import GLU
+from nomatmul.models.channels.trees import FFFTraining, auxiliary_loss, set_fff_training
 from nomatmul.models.classifiers import (
     EncoderForSequenceClassification,
     EncoderForTokenClassification,
 )
-from nomatmul.models.config import CausalLMConfig, EncoderConfig
 from nomatmul.models.encoder import Encoder
-from nomatmul.models.fff import FFF, FFFTraining, auxiliary_loss, set_fff_training
-from nomatmul.models.layers import FFN, GLU, BitLinear, DenseLinear, LayerNorm, RMSNorm
+from nomatmul.models.hf.auto import register
+from nomatmul.models.hf.cache import RecurrentCache
+from nomatmul.models.hf.config import CausalLMConfig, EncoderConfig
+from nomatmul.models.layers import BitLinear, DenseLinear, LayerNorm, RMSNorm
 from nomatmul.models.masked_lm import MaskedLM
-from nomatmul.models.mlgru import MLGRU
+from nomatmul.models.mixers.attention import Attention
+from nomatmul.models.mixers.mlgru import MLGRU
 
 register()
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nomatmul.models.block import RECOMPUTE, Block, fused_wanted, watched
-from nomatmul.models.fff import FFFTraining, auxiliary_loss, set_fff_training
+from nomatmul.models.channels.trees import FFFTraining, auxiliary_loss, set_fff_training
+from nomatmul.models.hf.loading import load_pretrained, save_tokenizer
+from nomatmul.models.hf.resize import resize_vocabulary
 from nomatmul.models.layers import BitLinear, DenseLinear
-from nomatmul.models.loading import load_pretrained, save_tokenizer
-from nomatmul.models.resize import resize_vocabulary
 from nomatmul.ops.loss import IGNORE_INDEX, chunked_cross_entropy, linear_cross_entropy
 
 _ID_TYPES = (torch.int64, torch.int32)  # what nn.Embedding takes
@@ -158,7 +158,7 @@ class TextModel(PreTrainedModel):
         set_fff_training(self, plan)
 
     def auxiliary_loss(self) -> Tensor:
-        """The weighted auxiliary losses of the last forward pass, a scalar; see `models.fff`."""
+        """The weighted auxiliary losses of the last forward pass, a scalar."""
         return auxiliary_loss(self)
 
     # -- what every `forward` does with its switches ----------------------------------------------

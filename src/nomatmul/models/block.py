@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nomatmul.formats.config import ModelConfig
-from nomatmul.models.attention import Attention
-from nomatmul.models.fff import FFF
-from nomatmul.models.layers import FFN, GLU, BitLinear, RMSNorm, make_norm
-from nomatmul.models.mlgru import MLGRU
+from nomatmul.models.channels.fff import FFF
+from nomatmul.models.channels.ffn import FFN
+from nomatmul.models.channels.glu import GLU
+from nomatmul.models.layers import BitLinear, RMSNorm, make_norm
+from nomatmul.models.mixers.attention import Attention
+from nomatmul.models.mixers.mlgru import MLGRU
 from nomatmul.ops import choose, fused
 
 RECOMPUTE = ("none", "mlp", "block")

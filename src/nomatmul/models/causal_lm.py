@@ -15,16 +15,15 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from nomatmul.models.arguments import refuse_unknown
-from nomatmul.models.attention import Attention, attention_bias, rotary_angles
 from nomatmul.models.base import TextModel, share_of_batch
 from nomatmul.models.block import Block
-from nomatmul.models.cache import LIBRARY_NAME, RecurrentCache, one_cache, takes_cache
-from nomatmul.models.config import CausalLMConfig
-from nomatmul.models.fff import FFF
+from nomatmul.models.channels.fff import FFF
+from nomatmul.models.channels.ffn import FFN
+from nomatmul.models.channels.glu import GLU
+from nomatmul.models.hf.arguments import refuse_unknown
+from nomatmul.models.hf.cache import LIBRARY_NAME, RecurrentCache, one_cache, takes_cache
+from nomatmul.models.hf.config import CausalLMConfig
 from nomatmul.models.layers import (
-    FFN,
-    GLU,
     XAVIER_GAIN,
     BitLinear,
     DenseLinear,
@@ -33,6 +32,7 @@ from nomatmul.models.layers import (
     make_linear,
     make_norm,
 )
+from nomatmul.models.mixers.attention import Attention, attention_bias, rotary_angles
 
 _LOGPROB_CHUNK = 512
 

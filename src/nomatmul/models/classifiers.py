@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
 from nomatmul.formats.config import ModelConfig
-from nomatmul.models.arguments import refuse_unknown
 from nomatmul.models.base import share_of_batch
 from nomatmul.models.encoder import EncoderBase
+from nomatmul.models.hf.arguments import refuse_unknown
 from nomatmul.ops.loss import IGNORE_INDEX
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from nomatmul.formats.config import ModelConfig
-from nomatmul.models.arguments import refuse_unknown
-from nomatmul.models.attention import Attention, padding_bias, rotary_angles
 from nomatmul.models.base import TextModel
 from nomatmul.models.block import Block
-from nomatmul.models.config import EncoderConfig
-from nomatmul.models.fff import FFF
+from nomatmul.models.channels.fff import FFF
+from nomatmul.models.hf.arguments import refuse_unknown
+from nomatmul.models.hf.config import EncoderConfig
 from nomatmul.models.layers import BitLinear, DenseLinear, RMSNorm, make_norm
+from nomatmul.models.mixers.attention import Attention, padding_bias, rotary_angles
 
 
 def sinusoids(steps: int, size: int, device: torch.device | None = None) -> Tensor:

@@ -1,6 +1,5 @@
-"""Layers without a token mixer: norms, linear layers and channel mixers.
+"""Norms and linear layers.
 
-Shape suffixes: B sequences, T steps, D hidden, M intermediate, K inputs of a linear layer.
 Each layer can be used alone; none of them knows of a configuration object.
 """
 
@@ -10,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nomatmul.ops.activations import activate, check_activation
 from nomatmul.ops.bitlinear import bit_linear, new_slot, root_mean_square
 
 XAVIER_GAIN = 2**-2.5
@@ -128,62 +126,3 @@ def make_linear(
     if kind == "dense":
         return DenseLinear(in_features, out_features)
     raise ValueError(f"linear {kind!r} is not known: use 'ternary' or 'dense'")
-
-
-class GLU(nn.Module):
-    """down(activation(gate) * up) with gate and up from one projection; [..., D] -> [..., D].
-
-    gate_proj.weight is [2M, D]: the gate's rows first. The product is taken in float32.
-    activation: "silu", or as of `FFN`.
-    """
-
-    def __init__(
-        self,
-        hidden_size: int,
-        intermediate_size: int,
-        *,
-        linear: str = "ternary",
-        eps: float = 1e-6,
-        activation: str = "silu",
-    ) -> None:
-        super().__init__()
-        check_activation(activation)
-        self.activation = activation
-        self.gate_proj = make_linear(hidden_size, 2 * intermediate_size, linear, eps)
-        self.down_proj = make_linear(intermediate_size, hidden_size, linear, eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.gate_proj(x)
-        gate, up = y.chunk(2, dim=-1)
-        product = activate(gate.float(), self.activation) * up.float()
-        # A ternary layer norms and rounds in float32 itself; a dense one wants x's own type.
-        if not is_ternary(self.down_proj):
-            product = product.to(y.dtype)
-        return self.down_proj(product).to(y.dtype)
-
-
-class FFN(nn.Module):
-    """down(activation(up(x))), BERT's feed-forward layer; [..., D] -> [..., out_size].
-
-    activation: "gelu" (the exact form), "silu" or "relu". out_size: None for D.
-    """
-
-    def __init__(
-        self,
-        hidden_size: int,
-        intermediate_size: int,
-        *,
-        linear: str = "ternary",
-        eps: float = 1e-6,
-        activation: str = "gelu",
-        out_size: int | None = None,
-    ) -> None:
-        super().__init__()
-        check_activation(activation)
-        self.activation = activation
-        self.up_proj = make_linear(hidden_size, intermediate_size, linear, eps)
-        self.down_proj = make_linear(intermediate_size, out_size or hidden_size, linear, eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.up_proj(x)
-        return self.down_proj(activate(y, self.activation)).to(y.dtype)

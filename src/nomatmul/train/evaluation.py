@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from nomatmul.models.cache import cache_of
+from nomatmul.models.hf.cache import cache_of
 from nomatmul.train.batches import held_out_batches, held_out_length, held_out_masked
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.masking import Masking

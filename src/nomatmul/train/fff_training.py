@@ -1,6 +1,6 @@
 """What fast feedforward layers are told in training, what they add to the loss, how they are used.
 
-The knobs are TrainConfig's `fff_...`; the layers themselves are in models/fff.py.
+The knobs are TrainConfig's `fff_...`; the layers themselves are in models/channels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nomatmul.models import fff
+from nomatmul.models.channels import trees
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.ranks import Ranks
 
@@ -22,15 +22,17 @@ def wants_auxiliary(config: TrainConfig) -> bool:
     return config.fff_balance > 0
 
 
-def plan(config: TrainConfig) -> fff.FFFTraining:
+def plan(config: TrainConfig) -> trees.FFFTraining:
     """What the layers are told."""
-    return fff.FFFTraining(balance=config.fff_balance, route_gradient=config.fff_route_gradient)
+    return trees.FFFTraining(balance=config.fff_balance, route_gradient=config.fff_route_gradient)
 
 
-def tree_layers(model: nn.Module) -> dict[str, fff.TreeLayer]:
+def tree_layers(model: nn.Module) -> dict[str, trees.TreeLayer]:
     """The layers with trees by name, "layers.0.channel"."""
     return {
-        name: module for name, module in model.named_modules() if isinstance(module, fff.TreeLayer)
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, trees.TreeLayer)
     }
 
 
@@ -75,4 +77,4 @@ def usage_row(model: nn.Module, ranks: Ranks) -> dict[str, Any]:
 
 def auxiliary_loss(model: nn.Module) -> Tensor | None:
     """The weighted auxiliary losses of all layers in the last forward pass; None without any."""
-    return fff.auxiliary_loss(model)
+    return trees.auxiliary_loss(model)

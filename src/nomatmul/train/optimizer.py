@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nomatmul.models.fff import set_fff_training
+from nomatmul.models.channels.trees import set_fff_training
 from nomatmul.ops.choose import triton_wanted
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.fff_training import auxiliary_loss, plan, wants_auxiliary

@@ -15,7 +15,7 @@ from nomatmul.formats.encoder import (
     EncoderHead,
     reading_of,
 )
-from nomatmul.models.cache import CACHE_NAMES
+from nomatmul.models.hf.cache import CACHE_NAMES
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 _ALIASES = {

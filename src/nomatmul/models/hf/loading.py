@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from nomatmul.formats.encoder import HEAD_FIELDS
-from nomatmul.models.config import (
+from nomatmul.models.hf.config import (
     CausalLMConfig,
     EncoderConfig,
     PublishedConfig,

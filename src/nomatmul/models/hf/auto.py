@@ -19,13 +19,13 @@ from nomatmul.models.classifiers import (
     EncoderForSequenceClassification,
     EncoderForTokenClassification,
 )
-from nomatmul.models.config import (
+from nomatmul.models.encoder import Encoder
+from nomatmul.models.hf.config import (
     CausalLMConfig,
     EncoderConfig,
     PublishedConfig,
     PublishedEncoderConfig,
 )
-from nomatmul.models.encoder import Encoder
 from nomatmul.models.masked_lm import MaskedLM
 
 _CAUSAL: dict[Any, Any] = {AutoModelForCausalLM: CausalLM}

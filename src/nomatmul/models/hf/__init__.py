@@ -1,0 +1,1 @@
+"""What Hugging Face's transformers asks of a model: config, files, cache, arguments."""
