@@ -1,4 +1,4 @@
-// AMX's layout of activations, and the transposition that both it and the results need.
+// AMX's layout of activations, and the transpose that both it and the results need.
 //
 // For more than kFewTokens tokens: sums of q [m], then for each 16 tokens, for each step (one plane
 // of one 64-byte block of a packed row) one B tile of 1 KB: byte [r][4 * t + i] is token t's

@@ -1,7 +1,7 @@
 // AMX-int8: tiles of 16 rows x 64 bytes. Weights are the A operand (16 rows of w, 64 codes each,
 // unpacked into scratch), activations the B operand (laid out by prepare), C is 16 rows of w x 16
 // tokens of int32. Up to four tokens the product reads memory as fast as it can be read without
-// tiles: those go through avx512.h.
+// tiles: those go through avx512vnni/vectors.h.
 #include "kernels/ternary.h"
 #include "kernels/amx/layout.h"
 #include "kernels/common/float_ops.h"
@@ -29,31 +29,6 @@ int groups_of(int tokens) { return (tokens + kSide - 1) / kSide; }
 int token_block(const PlaneLayout& layout, int m) {
   const int fit = static_cast<int>(kTokenBlockBytes / layout.bytes_per_token) / kPanel * kPanel;
   return at_most(m, fit > kLeastTokens ? fit : kLeastTokens);
-}
-
-// --- activations -------------------------------------------------------------------------------
-
-size_t prepared_bytes(Packing packing, int m, int k) {
-  const PlaneLayout layout(packing, kVec, m, k);
-  if (m <= kFewTokens) return layout.bytes(m);
-  return layout.sums_bytes + static_cast<size_t>(groups_of(m)) * kSide * layout.bytes_per_token;
-}
-
-void prepare(Packing packing, const int8_t* q, int m, int k, int ldq, void* prepared) {
-  if (m <= kFewTokens) return prepare_planes<kVec>(packing, q, m, k, ldq, prepared);
-  const PlaneLayout layout(packing, kVec, m, k);
-  auto* sums = static_cast<int32_t*>(prepared);
-  auto* tiles = static_cast<uint8_t*>(prepared) + layout.sums_bytes;
-  for (int t = 0; t < m; ++t) sums[t] = sum_of(q + static_cast<size_t>(t) * ldq, k);
-  for (int t = 0; t < m; t += kSide, tiles += kSide * layout.bytes_per_token) {
-    const int8_t* group = q + static_cast<size_t>(t) * ldq;
-    const int tokens = at_most(kSide, m - t);
-    if (packing == Packing::kTwoBit) {
-      prepare_group<4>(group, tokens, k, static_cast<size_t>(ldq), layout, tiles);
-    } else {
-      prepare_group<5>(group, tokens, k, static_cast<size_t>(ldq), layout, tiles);
-    }
-  }
 }
 
 // GCC's tile intrinsics do not say that they read memory, so without this it may keep a store back
@@ -201,18 +176,6 @@ struct Scratch {
   int32_t* c;  // [groups of 16 tokens][2 row halves] tiles; one pair more for multiply_one
 };
 
-// Calls body(packed vectors before this block, packed vectors in it) for blocks of nearly equal
-// length.
-template <class Body>
-void each_k_block(int blocks, int longest, Body&& body) {
-  const int pieces = (blocks + longest - 1) / longest;
-  for (int piece = 0, first = 0; piece < pieces; ++piece) {
-    const int count = (blocks - first) / (pieces - piece);
-    body(first, count);
-    first += count;
-  }
-}
-
 // At most 32 tokens: C stays in its tiles.
 template <Packing packing>
 void panel_of_few(const Operands& op, int n, int rows, const Scratch& scratch) {
@@ -279,39 +242,65 @@ void panel_of_many(const Operands& op, int n, int rows, int t0, int tokens,
   }
 }
 
-size_t scratch_bytes(Packing packing, int m, int k) {
-  if (m <= kFewTokens) return 0;
-  const PlaneLayout layout(packing, kVec, m, k);
-  const int pairs = (groups_of(token_block(layout, m)) + 1) / 2;
-  return static_cast<size_t>(2 * kMaxSteps + 4 * pairs) * kTile;
-}
+// --- the table's functions ----------------------------------------------------------------------
 
-template <Packing packing>
-void product_of(const Operands& op, void* memory) {
-  if (op.m <= kFewTokens) return product_of_few<packing>(op);
-  const TileSession session;
-  auto* a = static_cast<uint8_t*>(memory);
-  const Scratch scratch{a, reinterpret_cast<int32_t*>(a + 2 * kMaxSteps * kTile)};
-  const int block = token_block(op.layout, op.m);
-  for (int t0 = 0; t0 < op.m; t0 += block) {
-    for (int n = op.n0; n < op.n1; n += kPanel) {
-      const int rows = at_most(kPanel, op.n1 - n);
-      if (op.m <= 2 * kSide) {
-        panel_of_few<packing>(op, n, rows, scratch);
+struct Amx : ProductEntry<Amx> {
+  static constexpr int kVec = nomatmul::kVec;
+
+  static size_t prepared_bytes(Packing packing, int m, int k) {
+    const PlaneLayout layout(packing, kVec, m, k);
+    if (m <= FewTokens::kFewTokens) return layout.bytes(m);
+    return layout.sums_bytes + static_cast<size_t>(groups_of(m)) * kSide * layout.bytes_per_token;
+  }
+
+  static void prepare(Packing packing, const int8_t* q, int m, int k, int ldq, void* prepared) {
+    if (m <= FewTokens::kFewTokens) {
+      return prepare_planes<kVec>(packing, q, m, k, ldq, prepared);
+    }
+    const PlaneLayout layout(packing, kVec, m, k);
+    auto* sums = static_cast<int32_t*>(prepared);
+    auto* tiles = static_cast<uint8_t*>(prepared) + layout.sums_bytes;
+    for (int t = 0; t < m; ++t) sums[t] = sum_of(q + static_cast<size_t>(t) * ldq, k);
+    for (int t = 0; t < m; t += kSide, tiles += kSide * layout.bytes_per_token) {
+      const int8_t* group = q + static_cast<size_t>(t) * ldq;
+      const int tokens = at_most(kSide, m - t);
+      if (packing == Packing::kTwoBit) {
+        prepare_group<4>(group, tokens, k, static_cast<size_t>(ldq), layout, tiles);
       } else {
-        panel_of_many<packing>(op, n, rows, t0, at_most(block, op.m - t0), scratch);
+        prepare_group<5>(group, tokens, k, static_cast<size_t>(ldq), layout, tiles);
       }
     }
   }
-}
+
+  static size_t scratch_bytes(Packing packing, int m, int k) {
+    if (m <= FewTokens::kFewTokens) return 0;
+    const PlaneLayout layout(packing, kVec, m, k);
+    const int pairs = (groups_of(token_block(layout, m)) + 1) / 2;
+    return static_cast<size_t>(2 * kMaxSteps + 4 * pairs) * kTile;
+  }
+
+  template <Packing packing>
+  static void product_of(const Operands& op, void* memory) {
+    if (op.m <= FewTokens::kFewTokens) return product_of_few<FewTokens, packing>(op);
+    const TileSession session;
+    auto* a = static_cast<uint8_t*>(memory);
+    const Scratch scratch{a, reinterpret_cast<int32_t*>(a + 2 * kMaxSteps * kTile)};
+    const int block = token_block(op.layout, op.m);
+    for (int t0 = 0; t0 < op.m; t0 += block) {
+      for (int n = op.n0; n < op.n1; n += kPanel) {
+        const int rows = at_most(kPanel, op.n1 - n);
+        if (op.m <= 2 * kSide) {
+          panel_of_few<packing>(op, n, rows, scratch);
+        } else {
+          panel_of_many<packing>(op, n, rows, t0, at_most(block, op.m - t0), scratch);
+        }
+      }
+    }
+  }
+};
 
 }  // namespace
-}  // namespace nomatmul
 
-#include "kernels/common/product_entry.h"
-
-namespace nomatmul {
-
-const TernaryKernels kAmxTernary = NOMATMUL_TERNARY;
+const TernaryKernels kAmxTernary = NOMATMUL_TERNARY(Amx);
 
 }  // namespace nomatmul

@@ -6,7 +6,7 @@
 #include <immintrin.h>
 
 #include "kernels/common/float_ops.h"
-#include "kernels/common/gemm.h"
+#include "kernels/common/product_entry.h"
 #include "kernels/common/unroll.h"
 #include "kernels/ternary.h"
 
@@ -18,6 +18,7 @@ constexpr int kMaxAdds = 64;
 constexpr int run_of(Packing packing) { return kMaxAdds / planes_of(packing); }
 
 inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline void store(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 // Prefetches what lies some bytes further on. A prefetch never faults, so that may be past
 // the end of the weights; an integer, because a pointer may not point there.
 inline void fetch_ahead(const uint8_t* p, size_t bytes) {
@@ -135,8 +136,8 @@ struct Few {
   static void product(const Operands& op) {
     for (int n = op.n0; n < op.n1; n += kRows) {
       const int count = at_most(kRows, op.n1 - n);
-      const uint8_t* rows[kRows];  // beyond n1 the last row again; its result is dropped
-      for (int r = 0; r < kRows; ++r) rows[r] = op.row(n + at_most(r, count - 1));
+      const uint8_t* rows[kRows];
+      op.rows_from(n, count, rows);
       Few few;
       few.ahead = op.row_bytes * kRows;  // the same place of the next rows
       few.template run<packing>(rows, op.q, op.layout.bytes_per_token, op.layout.blocks);
@@ -204,6 +205,7 @@ struct Avx2 {
   static constexpr int kTileRows = 4, kTileTokens = 2, kPanel = 8;
   static constexpr int kMaxBlockSteps = kMaxAdds;
   static constexpr int kTokenBlockBytes = 256 * 1024;
+  static constexpr int kFewTokens = 4;
 
   static constexpr int block_of(Packing packing) { return run_of(packing); }
 
@@ -211,11 +213,9 @@ struct Avx2 {
   static void unpack(const uint8_t* w, size_t bytes, uint8_t* codes) {
     for (size_t at = 0; at < bytes; at += kVec, codes += planes_of(packing) * kVec) {
       Digits<packing> digits(load(w + at));
-      store(codes, digits.template next<0>());
-      store(codes + kVec, digits.template next<1>());
-      store(codes + 2 * kVec, digits.template next<2>());
-      store(codes + 3 * kVec, digits.template next<3>());
-      if constexpr (packing == Packing::kBase3) store(codes + 4 * kVec, digits.template next<4>());
+      unrolled<planes_of(packing)>([&](auto p) NOMATMUL_INLINE {
+        store(codes + p * kVec, digits.template next<decltype(p)::value>());
+      });
     }
   }
 
@@ -245,51 +245,18 @@ struct Avx2 {
     });
   }
 
- private:
-  static void store(uint8_t* p, __m256i v) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
+  template <Packing packing, int kTokens>
+  static void few(const Operands& op) {
+    if constexpr (kTokens == 1) {
+      one_token<packing>(op);
+    } else {
+      Few<kTokens, kTokens == 2 ? 4 : 2>::template product<packing>(op);
+    }
   }
 };
 
-// --- the table's functions -----------------------------------------------------------------
-
-constexpr int kFewTokens = 4;
-
-size_t prepared_bytes(Packing packing, int m, int k) { return plane_bytes<kVec>(packing, m, k); }
-
-void prepare(Packing packing, const int8_t* q, int m, int k, int ldq, void* prepared) {
-  prepare_planes<kVec>(packing, q, m, k, ldq, prepared);
-}
-
-size_t scratch_bytes(Packing packing, int m, int k) {
-  return m <= kFewTokens ? 0 : Gemm<Avx2>::scratch_bytes(packing, m, k);
-}
-
-template <Packing packing>
-void product_of(const Operands& op, void* scratch) {
-  switch (op.m) {
-    case 0:
-      return;
-    case 1:
-      return one_token<packing>(op);
-    case 2:
-      return Few<2, 4>::product<packing>(op);
-    case 3:
-      return Few<3, 2>::product<packing>(op);
-    case 4:
-      return Few<4, 2>::product<packing>(op);
-    default:
-      return Gemm<Avx2>::product<packing>(op, scratch);
-  }
-}
-
 }  // namespace
-}  // namespace nomatmul
 
-#include "kernels/common/product_entry.h"
-
-namespace nomatmul {
-
-const TernaryKernels kAvx2Ternary = NOMATMUL_TERNARY;
+const TernaryKernels kAvx2Ternary = NOMATMUL_TERNARY(PlaneProducts<Avx2>);
 
 }  // namespace nomatmul

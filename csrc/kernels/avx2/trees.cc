@@ -170,7 +170,7 @@ NOMATMUL_INLINE inline void store4(int32_t* out, const __m256i (&v)[kFour]) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out), sums);
 }
 
-struct Avx2 {
+struct Avx2 : TernaryPlanes<kVec> {
   static constexpr int kWidth = 8;
   using F = float __attribute__((vector_size(32)));
   static F load(const float* p) { return load_as<F>(p); }
@@ -184,17 +184,10 @@ struct Avx2 {
   }
 
   // |w| as unsigned times x with w's sign: a pair adds at most 2 * 128 * 127 to an int16 lane.
-  // x is never -128 (quantise() divides by the largest), so its sign can be turned.
+  // x is never -128 (quantise() divides by the largest), so its sign can be flipped.
   using Q = int8_t;
   static int32_t dot_int8(const int8_t* row, const int8_t* x, int k) {
     return sum_of_lanes(int8_sums(row, x, k));
-  }
-
-  static size_t ternary_bytes(int k) {
-    return PlaneLayout(Packing::kTwoBit, kVec, 1, k).bytes_per_token;
-  }
-  static void ternary_prepare(const int8_t* q, int k, int8_t* prepared) {
-    split_row<kVec, 4>(q, k, prepared);
   }
 
   static int32_t dot_ternary(const uint8_t* row, const int8_t* q, int k) {
@@ -230,9 +223,10 @@ struct Avx2 {
     };
     for (int c = from; c < to; c += kBlockColumns) {
       const uint8_t* at = tree.out + c / 4;
-      // Every second block calls in the next line of the rows, the last ones that of the next rows.
+      // Every second block prefetches the next line of the rows, the last ones that of the next
+      // rows.
       const bool fetching = c / kBlockColumns % 2 == 0;
-      if (next != nullptr && c + kBlockColumns >= to) call_first(tree, next, count);
+      if (next != nullptr && c + kBlockColumns >= to) prefetch_first(tree, next, count);
       alignas(32) float out[kBlockColumns];
       float* to_y = c + kBlockColumns <= to ? y + c : out;
       alignas(32) int32_t sums32[kBlockColumns];
@@ -271,7 +265,7 @@ struct Avx2 {
     }
   }
 
-  static void call_first(const FffTree& tree, const int32_t* rows, int count) {
+  static void prefetch_first(const FffTree& tree, const int32_t* rows, int count) {
     for (int r = 0; r < count; ++r) {
       fetch_line(tree.out + static_cast<size_t>(rows[r]) * tree.stride);
     }

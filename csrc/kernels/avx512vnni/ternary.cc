@@ -1,4 +1,4 @@
-// The AVX512-VNNI table: avx512.h for few tokens, register tiles of 4 rows x 6 tokens for more.
+// The AVX512-VNNI table: vectors.h for few tokens, register tiles of 4 rows x 6 tokens for more.
 #include "kernels/ternary.h"
 #include "kernels/avx512vnni/vectors.h"
 #include "kernels/common/float_ops.h"
@@ -6,7 +6,7 @@
 namespace nomatmul {
 namespace {
 
-struct Avx512 {
+struct Avx512 : FewTokens {
   static constexpr int kVec = 64;
   static constexpr int kTileRows = 4, kTileTokens = 6, kPanel = 8;
   static constexpr int kMaxBlockSteps = 40;  // 8 rows x 2560 codes + 6 tokens of q: 35 KB of L1
@@ -52,32 +52,8 @@ struct Avx512 {
   }
 };
 
-size_t prepared_bytes(Packing packing, int m, int k) { return plane_bytes<kVec>(packing, m, k); }
-
-void prepare(Packing packing, const int8_t* q, int m, int k, int ldq, void* prepared) {
-  prepare_planes<kVec>(packing, q, m, k, ldq, prepared);
-}
-
-size_t scratch_bytes(Packing packing, int m, int k) {
-  return m <= kFewTokens ? 0 : Gemm<Avx512>::scratch_bytes(packing, m, k);
-}
-
-template <Packing packing>
-void product_of(const Operands& op, void* scratch) {
-  if (op.m <= kFewTokens) {
-    product_of_few<packing>(op);
-  } else {
-    Gemm<Avx512>::product<packing>(op, scratch);
-  }
-}
-
 }  // namespace
-}  // namespace nomatmul
 
-#include "kernels/common/product_entry.h"
-
-namespace nomatmul {
-
-const TernaryKernels kAvx512VnniTernary = NOMATMUL_TERNARY;
+const TernaryKernels kAvx512VnniTernary = NOMATMUL_TERNARY(PlaneProducts<Avx512>);
 
 }  // namespace nomatmul

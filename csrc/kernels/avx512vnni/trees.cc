@@ -1,5 +1,5 @@
 // AVX-512 with VNNI: 16 floats; int8 x int16 through vpdpwssd; ternary codes x int8 through
-// vpdpbusd, masked where they stand (avx512.h).
+// vpdpbusd, masked where they stand (vectors.h).
 #include "kernels/avx512vnni/vectors.h"
 #include "kernels/common/trees_ops.h"
 
@@ -40,13 +40,13 @@ inline void spread(const __m512i (&sums)[4][4], int32_t* columns) {
   });
 }
 
-struct Avx512 {
+struct PlainFloats {
   NOMATMUL_PLAIN_FLOATS(16)
-  using Q = int16_t;
-#if defined(NOMATMUL_EMULATE)  // an intrinsic's vector is not the compiler's
-  static F load(const uint16_t* p) { return load_wide(p); }
-  static F load(const int8_t* p) { return load_wide(p); }
-#else
+};
+
+struct Avx512 : PlainFloats, OneByOne<Avx512>, TernaryPlanes<kVec> {
+  using PlainFloats::load;
+#if !defined(NOMATMUL_EMULATE)  // there an intrinsic's vector is not the compiler's
   static F load(const uint16_t* p) {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return reinterpret_cast<F>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
@@ -74,13 +74,6 @@ struct Avx512 {
       block(last, x + e);
     }
     return sum_of_lanes(_mm512_add_epi32(sums[0], sums[1]));
-  }
-
-  static size_t ternary_bytes(int k) {
-    return PlaneLayout(Packing::kTwoBit, kVec, 1, k).bytes_per_token;
-  }
-  static void ternary_prepare(const int8_t* q, int k, int8_t* prepared) {
-    split_row<kVec, 4>(q, k, prepared);
   }
 
   static int32_t dot_ternary(const uint8_t* row, const int8_t* q, int k) {
@@ -135,14 +128,6 @@ struct Avx512 {
       const int there = at_most(kBlockColumns, to - c);
       for (int j = 0; j < there; ++j) y[c + j] = static_cast<float>(columns[j] - total) * scale;
     }
-  }
-  static void four_int8(const int8_t* const (&rows)[kFour], const int16_t* const (&x)[kFour], int k,
-                        int32_t* out) {
-    each_int8<Avx512>(rows, x, k, out);
-  }
-  static void four_ternary(const uint8_t* const (&rows)[kFour], const int8_t* const (&x)[kFour],
-                           int k, int32_t* out) {
-    each_ternary<Avx512>(rows, x, k, out);
   }
 };
 

@@ -3,20 +3,10 @@
 // Shared by the AVX512-VNNI table and, for few tokens, the AMX one.
 #pragma once
 
-#if defined(NOMATMUL_EMULATE)
-#include "tests/emulate/x86.h"
-#else
-// GCC 12 calls its own _mm512_undefined_epi32 uninitialised (its bug 105593).
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-#include <immintrin.h>
-#endif
-
 #include <cstdint>
 
-#include "kernels/common/gemm.h"
+#include "kernels/avx512vnni/intrinsics.h"
+#include "kernels/common/product_entry.h"
 #include "kernels/common/unroll.h"
 
 namespace nomatmul {
@@ -188,10 +178,9 @@ struct RowPointers {
   const uint8_t* rows[kRows];
   size_t row_bytes;
 
-  // Beyond n1 the last row again; its result is dropped.
   NOMATMUL_INLINE RowPointers(const Operands& op, int n, int count, size_t row_bytes_)
       : row_bytes(row_bytes_) {
-    for (int r = 0; r < kRows; ++r) rows[r] = op.row(n + at_most(r, count - 1));
+    op.rows_from(n, count, rows);
   }
   // body(load_row, block) for blocks first..last; only the row's last block may be half there.
   template <class Body>
@@ -261,8 +250,6 @@ inline void one_token_base3(const Operands& op) {
 
 // --- two to four tokens: codes stay in registers ------------------------------------------------
 
-constexpr int kFewTokens = 4;
-
 template <Packing packing, int kTokens>
 void few_tokens(const Operands& op) {
   constexpr int kRows = 4, kPlanes = planes_of(packing);
@@ -295,21 +282,20 @@ void few_tokens(const Operands& op) {
   }
 }
 
-template <Packing packing>
-void product_of_few(const Operands& op) {
-  switch (op.m) {
-    case 0:
-      return;
-    case 1:
-      return packing == Packing::kTwoBit ? one_token_two_bit(op) : one_token_base3(op);
-    case 2:
-      return few_tokens<packing, 2>(op);
-    case 3:
-      return few_tokens<packing, 3>(op);
-    default:
-      return few_tokens<packing, 4>(op);
+struct FewTokens {
+  static constexpr int kFewTokens = 4;
+
+  template <Packing packing, int kTokens>
+  static void few(const Operands& op) {
+    if constexpr (kTokens > 1) {
+      few_tokens<packing, kTokens>(op);
+    } else if constexpr (packing == Packing::kTwoBit) {
+      one_token_two_bit(op);
+    } else {
+      one_token_base3(op);
+    }
   }
-}
+};
 
 }  // namespace
 }  // namespace nomatmul

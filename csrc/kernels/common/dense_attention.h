@@ -1,4 +1,4 @@
-// One head of one sequence: both products are those of encoder_product.h.
+// One head of one sequence: both products are those of dense_product.h.
 #pragma once
 
 #include <algorithm>

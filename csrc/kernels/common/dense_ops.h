@@ -3,9 +3,9 @@
 //   kProductRows                           tokens at once, so that 2 sums each stay in registers
 //   Acc     kLanes sums of int32
 //   load_pairs(const int8_t* p)            2 * kLanes values, widened
-//   broadcast_pair(const int16_t* p)       p[0], p[1] in every lane
+//   broadcast_pair(int32_t)                two values of int16 in every lane
 //   multiply_add(Acc, pairs, pairs)        sums of products of pairs
-//   scale_store(Acc, const float* row_scale, float step, float* out, int count)
+//   V floats_of(Acc)
 #include <cmath>
 
 #include "kernels/common/dense_attention.h"

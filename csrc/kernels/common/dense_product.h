@@ -1,5 +1,4 @@
-// The encoder's float32 and int8 products; encoder_impl.h says what a file that includes it
-// defines.
+// The float32 and int8 products; dense_ops.h says what a file that includes it defines.
 #pragma once
 
 #include <algorithm>
@@ -107,6 +106,12 @@ void float_product_all(const float* x, size_t ldx, int rows, int k, const float*
 
 // --- int8 product ----------------------------------------------------------
 
+inline void scale_store(Acc acc, const float* row_scale, float step, float* out, int count) {
+  const V sums = floats_of(acc);
+  if (count == kLanes) return store(out, sums * (load(row_scale) * step));
+  for (int i = 0; i < count; ++i) out[i] = sums[i] * (row_scale[i] * step);
+}
+
 template <int kR>
 inline void product_rows(const int16_t* q, size_t ldq, int pairs, const int8_t* panel, int columns,
                          const float* row_scale, const float* step, float* out, size_t ldo) {
@@ -115,7 +120,9 @@ inline void product_rows(const int16_t* q, size_t ldq, int pairs, const int8_t* 
     const auto w0 = load_pairs(panel + static_cast<size_t>(i) * 2 * kWide);
     const auto w1 = load_pairs(panel + static_cast<size_t>(i) * 2 * kWide + kWide);
     for (int r = 0; r < kR; ++r) {
-      const auto x = broadcast_pair(q + r * ldq + 2 * i);
+      int32_t pair;
+      std::memcpy(&pair, q + r * ldq + 2 * i, sizeof pair);
+      const auto x = broadcast_pair(pair);
       acc[r][0] = multiply_add(acc[r][0], x, w0);
       acc[r][1] = multiply_add(acc[r][1], x, w1);
     }

@@ -1,4 +1,4 @@
-// The encoder's vectors of NOMATMUL_LANES floats, and e^x of them.
+// Vectors of NOMATMUL_LANES floats, and e^x of them.
 #pragma once
 
 #include <cstddef>

@@ -114,9 +114,18 @@ bool codes_ok(Packing packing, const uint8_t* w, size_t nbytes) {
 }  // namespace
 }  // namespace nomatmul
 
-// What each <isa>/ternary.cc defines, from the functions in its anonymous namespace and those
-// above.
-#define NOMATMUL_TERNARY                                                             \
-  {prepared_bytes, prepare,  scratch_bytes, product,   rms_norm_quantize, normalise, \
-   scale_quantize, rms_norm, mlgru_step,    gate_norm, silu_mul,          add,       \
+// What each <isa>/ternary.cc defines, from its products and the functions above.
+#define NOMATMUL_TERNARY(Products) \
+  {Products::prepared_bytes,       \
+   Products::prepare,              \
+   Products::scratch_bytes,        \
+   Products::product,              \
+   rms_norm_quantize,              \
+   normalise,                      \
+   scale_quantize,                 \
+   rms_norm,                       \
+   mlgru_step,                     \
+   gate_norm,                      \
+   silu_mul,                       \
+   add,                            \
    codes_ok}

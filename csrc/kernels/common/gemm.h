@@ -10,8 +10,7 @@
 //   kPanel                    rows unpacked at a time, a multiple of kTileRows
 //   block_of(packing)         packed vectors in a k block
 //   unpack<packing>(w, bytes, codes)     `bytes` packed bytes -> planes of codes; the last vector
-//   may
-//                                        be half there (rows end at a multiple of 32 bytes)
+//                             may be half there (rows end at a multiple of 32 bytes)
 //   tile<tokens>(codes, code_stride, q, q_stride, steps, c, ldc)   c[t * ldc + r] += sum code * q
 #pragma once
 
@@ -19,6 +18,18 @@
 
 namespace nomatmul {
 namespace {
+
+// Calls body(packed vectors before this block, packed vectors in it) for blocks of nearly equal
+// length: a short last one would pay its reduction for little work.
+template <class Body>
+inline void each_k_block(int blocks, int longest, Body&& body) {
+  const int pieces = (blocks + longest - 1) / longest;
+  for (int piece = 0, first = 0; piece < pieces; ++piece) {
+    const int count = (blocks - first) / (pieces - piece);
+    body(first, count);
+    first += count;
+  }
+}
 
 template <class Isa>
 struct Gemm {
@@ -77,11 +88,7 @@ struct Gemm {
     const int tiled_rows = static_cast<int>(round_up(static_cast<size_t>(rows), Isa::kTileRows));
     std::memset(c, 0, static_cast<size_t>(tokens) * Isa::kPanel * sizeof(int32_t));
     const size_t row_bytes = row_bytes_of(packing, op.k);
-    // k blocks of nearly equal length: a short last one would pay its reduction for little work
-    const int blocks = op.layout.blocks, longest = Isa::block_of(packing);
-    const int pieces = (blocks + longest - 1) / longest;
-    for (int piece = 0, first = 0; piece < pieces; ++piece) {
-      const int count = (blocks - first) / (pieces - piece);
+    each_k_block(op.layout.blocks, Isa::block_of(packing), [&](int first, int count) {
       const size_t from = static_cast<size_t>(first) * Isa::kVec;
       const size_t left = row_bytes - from, full = static_cast<size_t>(count) * Isa::kVec;
       const size_t code_stride = full * kPlanes;
@@ -92,8 +99,7 @@ struct Gemm {
       }
       multiply(codes, code_stride, op.token(t0) + from * kPlanes, op.layout.bytes_per_token, tokens,
                tiled_rows, count * kPlanes, c);
-      first += count;
-    }
+    });
     for (int t = 0; t < tokens; ++t) op.write(t0 + t, n, c + t * Isa::kPanel, rows);
   }
 

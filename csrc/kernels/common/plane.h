@@ -1,7 +1,7 @@
 // The layout of prepared activations that all vector kernels share, and how results are written.
 //
 // A vector of kVec packed bytes holds `planes` values a byte (4 in the 2-bit form, 5 in base 3):
-// plane p of the vector is elements planes * j + p for j < kVec. TernaryKernels take planes apart
+// plane p of the vector is elements planes * j + p for j < kVec. Kernels take planes apart
 // by shifts or multiplications, never by shuffles, so prepare() reorders q instead:
 //   q_planes[(block * planes + p) * kVec + j] = q[(block * kVec + j) * planes + p], 0 beyond k.
 // A "step" is one plane of one block: kVec codes against kVec activations.
@@ -75,11 +75,6 @@ inline void split_row(const int8_t* q, int k, int8_t* planes) {
 }
 
 template <int kVec>
-size_t plane_bytes(Packing packing, int m, int k) {
-  return PlaneLayout(packing, kVec, m, k).bytes(m);
-}
-
-template <int kVec>
 void prepare_planes(Packing packing, const int8_t* q, int m, int k, int ldq, void* prepared) {
   const PlaneLayout layout(packing, kVec, m, k);
   auto* bytes = static_cast<uint8_t*>(prepared);
@@ -128,6 +123,11 @@ struct Operands {
   }
 
   const uint8_t* row(int n) const { return w + static_cast<size_t>(n) * row_bytes; }
+  // count rows from n on; beyond them the last one again, whose result is dropped.
+  template <int kRows>
+  void rows_from(int n, int count, const uint8_t* (&rows)[kRows]) const {
+    for (int r = 0; r < kRows; ++r) rows[r] = row(n + at_most(r, count - 1));
+  }
   const int8_t* token(int t) const { return q + static_cast<size_t>(t) * layout.bytes_per_token; }
 
   // Writes count results of token t from row n on, given their sums of code * q.

@@ -1,5 +1,4 @@
-// The table's product(): picks the packing. Written once, included by each <isa>.cc after its
-// kVec and its product_of<packing>(operands, scratch), which it calls.
+// The products of a table of ternary kernels, from the parts that an instruction set has for them.
 #pragma once
 
 #include "kernels/common/gemm.h"
@@ -7,16 +6,51 @@
 namespace nomatmul {
 namespace {
 
-void product(Packing packing, const uint8_t* w, size_t row_bytes, int n0, int n1,
-             const void* prepared, int m, int k, const float* token_scale, void* out, size_t ldo,
-             void* scratch) {
-  const Operands op(packing, kVec, w, row_bytes, n0, n1, prepared, m, k, token_scale, out, ldo);
-  if (packing == Packing::kTwoBit) {
-    product_of<Packing::kTwoBit>(op, scratch);
-  } else {
-    product_of<Packing::kBase3>(op, scratch);
+// product() of the table, by T::product_of<packing>(operands, scratch).
+template <class T>
+struct ProductEntry {
+  static void product(Packing packing, const uint8_t* w, size_t row_bytes, int n0, int n1,
+                      const void* prepared, int m, int k, const float* token_scale, void* out,
+                      size_t ldo, void* scratch) {
+    const Operands op(packing, T::kVec, w, row_bytes, n0, n1, prepared, m, k, token_scale, out,
+                      ldo);
+    if (packing == Packing::kTwoBit) {
+      T::template product_of<Packing::kTwoBit>(op, scratch);
+    } else {
+      T::template product_of<Packing::kBase3>(op, scratch);
+    }
+  }
+};
+
+// Isa::few<packing, tokens>(operands) for the operands' number of tokens, at most kFewTokens.
+template <class Isa, Packing packing, int kTokens = Isa::kFewTokens>
+void product_of_few(const Operands& op) {
+  if constexpr (kTokens > 0) {
+    if (op.m == kTokens) return Isa::template few<packing, kTokens>(op);
+    product_of_few<Isa, packing, kTokens - 1>(op);
   }
 }
+
+// Activations in planes (plane.h): few tokens by product_of_few(), more by gemm.h.
+template <class Isa>
+struct PlaneProducts : ProductEntry<PlaneProducts<Isa>> {
+  static constexpr int kVec = Isa::kVec;
+
+  static size_t prepared_bytes(Packing packing, int m, int k) {
+    return PlaneLayout(packing, kVec, m, k).bytes(m);
+  }
+  static void prepare(Packing packing, const int8_t* q, int m, int k, int ldq, void* prepared) {
+    prepare_planes<kVec>(packing, q, m, k, ldq, prepared);
+  }
+  static size_t scratch_bytes(Packing packing, int m, int k) {
+    return m <= Isa::kFewTokens ? 0 : Gemm<Isa>::scratch_bytes(packing, m, k);
+  }
+  template <Packing packing>
+  static void product_of(const Operands& op, void* scratch) {
+    if (op.m > Isa::kFewTokens) return Gemm<Isa>::template product<packing>(op, scratch);
+    product_of_few<Isa, packing>(op);
+  }
+};
 
 }  // namespace
 }  // namespace nomatmul

@@ -1,4 +1,4 @@
-// The conditional kernels, written once over a type `Isa` that each <isa>_fff.cc defines:
+// The conditional kernels, written once over a type `Isa` that each <isa>/trees.cc defines:
 //   kWidth                     floats of a vector
 //   F                          the compiler's vector of kWidth floats
 //   load(const float*), load(const uint16_t* bfloat16 bits), load(const int8_t*)   -> F
@@ -160,21 +160,36 @@ inline bool activate_all(Activation activation, const float* logits, int count, 
   return false;
 }
 
+// Prepared ternary activations in planes (plane.h).
+template <int kVec>
+struct TernaryPlanes {
+  static size_t ternary_bytes(int k) {
+    return PlaneLayout(Packing::kTwoBit, kVec, 1, k).bytes_per_token;
+  }
+  static void ternary_prepare(const int8_t* q, int k, int8_t* prepared) {
+    split_row<kVec, 4>(q, k, prepared);
+  }
+};
+
+// Four logits one after the other, where there is no better way.
+template <class Isa>
+struct OneByOne {
+  using Q = int16_t;
+  static void four_int8(const int8_t* const (&rows)[kFour], const int16_t* const (&x)[kFour], int k,
+                        int32_t* out) {
+    for (int i = 0; i < kFour; ++i) out[i] = Isa::dot_int8(rows[i], x[i], k);
+  }
+  static void four_ternary(const uint8_t* const (&rows)[kFour], const int8_t* const (&x)[kFour],
+                           int k, int32_t* out) {
+    for (int i = 0; i < kFour; ++i) out[i] = Isa::dot_ternary(rows[i], x[i], k);
+  }
+};
+
 // The plain form of what vector units have their own for.
 struct PlainIntegers {
-  using Q = int16_t;
   static int32_t dot_int8(const int8_t* row, const int16_t* x, int k) {
     int32_t sum = 0;
     for (int e = 0; e < k; ++e) sum += static_cast<int16_t>(row[e]) * x[e];
-    return sum;
-  }
-  static size_t ternary_bytes(int k) { return static_cast<size_t>(k); }
-  static void ternary_prepare(const int8_t* q, int k, int8_t* prepared) {
-    std::memcpy(prepared, q, static_cast<size_t>(k));
-  }
-  static int32_t dot_ternary(const uint8_t* row, const int8_t* q, int k) {
-    int32_t sum = 0;
-    for (int e = 0; e < k; ++e) sum += ((row[e / 4] >> (e % 4 * 2)) & 3) * q[e];
     return sum;
   }
   static void combine_ternary(const FffTree& tree, const int32_t* rows, const int8_t* q, int count,
@@ -201,11 +216,11 @@ struct PlainIntegers {
   using Halves = uint16_t __attribute__((vector_size(floats * 2)));                      \
   using Bytes = int8_t __attribute__((vector_size(floats)));                             \
   static F load(const float* p) { return load_as<F>(p); }                                \
-  static F load_wide(const uint16_t* p) {                                                \
+  static F load(const uint16_t* p) {                                                     \
     const Words words = __builtin_convertvector(load_as<Halves>(p), Words);              \
     return reinterpret_cast<F>(words << 16);                                             \
   }                                                                                      \
-  static F load_wide(const int8_t* p) {                                                  \
+  static F load(const int8_t* p) {                                                       \
     return __builtin_convertvector(__builtin_convertvector(load_as<Bytes>(p), Ints), F); \
   }
 

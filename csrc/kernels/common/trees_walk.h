@@ -1,4 +1,4 @@
-// The walk of fff_ops.h: logits of a few walkers at a time, and who goes where.
+// The walk of trees_ops.h: logits of a few walkers at a time, and who goes where.
 #pragma once
 
 #include <cstring>
@@ -60,18 +60,6 @@ NOMATMUL_INLINE inline float dot_float(const T* row, const float* x, int k) {
     block(last, x + e);
   }
   return fold_lanes<Isa>(sums);
-}
-
-// For instruction sets that have no better way.
-template <class Isa>
-void each_int8(const int8_t* const (&rows)[kFour], const typename Isa::Q* const (&x)[kFour], int k,
-               int32_t* out) {
-  for (int i = 0; i < kFour; ++i) out[i] = Isa::dot_int8(rows[i], x[i], k);
-}
-template <class Isa>
-void each_ternary(const uint8_t* const (&rows)[kFour], const int8_t* const (&x)[kFour], int k,
-                  int32_t* out) {
-  for (int i = 0; i < kFour; ++i) out[i] = Isa::dot_ternary(rows[i], x[i], k);
 }
 
 template <class Isa, FffForm form>

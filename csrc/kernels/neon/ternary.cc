@@ -3,7 +3,7 @@
 #include <arm_neon.h>
 
 #include "kernels/common/float_ops.h"
-#include "kernels/common/gemm.h"
+#include "kernels/common/product_entry.h"
 #include "kernels/common/unroll.h"
 #include "kernels/ternary.h"
 
@@ -66,8 +66,8 @@ void few_tokens(const Operands& op) {
   const size_t q_stride = op.layout.bytes_per_token;
   for (int n = op.n0; n < op.n1; n += kRows) {
     const int count = at_most(kRows, op.n1 - n);
-    const uint8_t* rows[kRows];  // beyond n1 the last row again; its result is dropped
-    for (int r = 0; r < kRows; ++r) rows[r] = op.row(n + at_most(r, count - 1));
+    const uint8_t* rows[kRows];
+    op.rows_from(n, count, rows);
     int32x4_t sums[kTokens][kRows];
     unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
       unrolled<kRows>([&](auto r) NOMATMUL_INLINE { sums[t][r] = vdupq_n_s32(0); });
@@ -105,6 +105,12 @@ struct Neon {
   static constexpr int kTileRows = 4, kTileTokens = 5, kPanel = 8;
   static constexpr int kMaxBlockSteps = 120;  // 8 rows x 1920 codes + 5 tokens of q: 25 KB of L1
   static constexpr int kTokenBlockBytes = 256 * 1024;
+  static constexpr int kFewTokens = 4;
+
+  template <Packing packing, int kTokens>
+  static void few(const Operands& op) {
+    few_tokens<packing, kTokens>(op);
+  }
 
   static constexpr int block_of(Packing packing) { return kMaxBlockSteps / planes_of(packing); }
 
@@ -144,45 +150,8 @@ struct Neon {
   }
 };
 
-// --- the table's functions -----------------------------------------------------------------
-
-constexpr int kFewTokens = 4;
-
-size_t prepared_bytes(Packing packing, int m, int k) { return plane_bytes<kVec>(packing, m, k); }
-
-void prepare(Packing packing, const int8_t* q, int m, int k, int ldq, void* prepared) {
-  prepare_planes<kVec>(packing, q, m, k, ldq, prepared);
-}
-
-size_t scratch_bytes(Packing packing, int m, int k) {
-  return m <= kFewTokens ? 0 : Gemm<Neon>::scratch_bytes(packing, m, k);
-}
-
-template <Packing packing>
-void product_of(const Operands& op, void* scratch) {
-  switch (op.m) {
-    case 0:
-      return;
-    case 1:
-      return few_tokens<packing, 1>(op);
-    case 2:
-      return few_tokens<packing, 2>(op);
-    case 3:
-      return few_tokens<packing, 3>(op);
-    case 4:
-      return few_tokens<packing, 4>(op);
-    default:
-      return Gemm<Neon>::product<packing>(op, scratch);
-  }
-}
-
 }  // namespace
-}  // namespace nomatmul
 
-#include "kernels/common/product_entry.h"
-
-namespace nomatmul {
-
-const TernaryKernels kNeonTernary = NOMATMUL_TERNARY;
+const TernaryKernels kNeonTernary = NOMATMUL_TERNARY(PlaneProducts<Neon>);
 
 }  // namespace nomatmul

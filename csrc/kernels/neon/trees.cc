@@ -8,10 +8,8 @@ namespace {
 
 constexpr int kVec = 16;
 
-struct Neon : PlainIntegers {
+struct Neon : OneByOne<Neon>, PlainIntegers, TernaryPlanes<kVec> {
   NOMATMUL_PLAIN_FLOATS(4)
-  static F load(const uint16_t* p) { return load_wide(p); }
-  static F load(const int8_t* p) { return load_wide(p); }
 
   static int32_t dot_int8(const int8_t* row, const int16_t* x, int k) {
     int32x4_t sums[2] = {vdupq_n_s32(0), vdupq_n_s32(0)};
@@ -23,12 +21,6 @@ struct Neon : PlainIntegers {
     }
     const int32_t rest = PlainIntegers::dot_int8(row + e, x + e, k - e);
     return vaddvq_s32(vaddq_s32(sums[0], sums[1])) + rest;
-  }
-  static size_t ternary_bytes(int k) {
-    return PlaneLayout(Packing::kTwoBit, kVec, 1, k).bytes_per_token;
-  }
-  static void ternary_prepare(const int8_t* q, int k, int8_t* prepared) {
-    split_row<kVec, 4>(q, k, prepared);
   }
   static int32_t dot_ternary(const uint8_t* row, const int8_t* q, int k) {
     const int blocks = PlaneLayout(Packing::kTwoBit, kVec, 1, k).blocks;
@@ -42,14 +34,6 @@ struct Neon : PlainIntegers {
       }
     }
     return vaddvq_s32(sum);
-  }
-  static void four_int8(const int8_t* const (&rows)[kFour], const int16_t* const (&x)[kFour], int k,
-                        int32_t* out) {
-    each_int8<Neon>(rows, x, k, out);
-  }
-  static void four_ternary(const uint8_t* const (&rows)[kFour], const int8_t* const (&x)[kFour],
-                           int k, int32_t* out) {
-    each_ternary<Neon>(rows, x, k, out);
   }
 };
 

@@ -1,14 +1,13 @@
 // The dense kernels on any CPU: vectors of four floats, which compilers map to SSE2 or NEON.
 #define NOMATMUL_LANES 4
-#include <cstdint>
-#include <cstring>
+#include "kernels/common/dense_vectors.h"
 
 namespace nomatmul {
 namespace {
 
 constexpr int kProductRows = 2;
 
-typedef int32_t Acc __attribute__((vector_size(16)));
+typedef VI Acc;
 struct Pairs {
   int16_t value[8];
 };
@@ -18,9 +17,9 @@ inline Pairs load_pairs(const int8_t* p) {
   for (int i = 0; i < 8; ++i) pairs.value[i] = p[i];
   return pairs;
 }
-inline Pairs broadcast_pair(const int16_t* p) {
+inline Pairs broadcast_pair(int32_t pair) {
   Pairs pairs;
-  for (int i = 0; i < 8; ++i) pairs.value[i] = p[i % 2];
+  for (int i = 0; i < 4; ++i) std::memcpy(pairs.value + 2 * i, &pair, sizeof pair);
   return pairs;
 }
 inline Acc multiply_add(Acc sum, const Pairs& a, const Pairs& b) {
@@ -30,9 +29,7 @@ inline Acc multiply_add(Acc sum, const Pairs& a, const Pairs& b) {
   }
   return sum;
 }
-inline void scale_store(Acc acc, const float* row_scale, float step, float* out, int count) {
-  for (int i = 0; i < count; ++i) out[i] = static_cast<float>(acc[i]) * (row_scale[i] * step);
-}
+inline V floats_of(Acc acc) { return __builtin_convertvector(acc, V); }
 
 }  // namespace
 }  // namespace nomatmul

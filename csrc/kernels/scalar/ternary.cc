@@ -6,20 +6,6 @@
 namespace nomatmul {
 namespace {
 
-size_t prepared_bytes(Packing, int m, int k) {
-  return static_cast<size_t>(m) * static_cast<size_t>(k);
-}
-
-void prepare(Packing, const int8_t* q, int m, int k, int ldq, void* prepared) {
-  auto* copy = static_cast<int8_t*>(prepared);
-  for (int t = 0; t < m; ++t) {
-    std::memcpy(copy + static_cast<size_t>(t) * k, q + static_cast<size_t>(t) * ldq,
-                static_cast<size_t>(k));
-  }
-}
-
-size_t scratch_bytes(Packing, int, int k) { return static_cast<size_t>(k); }
-
 void unpack_row(Packing packing, const uint8_t* w, int k, int8_t* row) {
   if (packing == Packing::kTwoBit) {
     for (int e = 0; e < k; ++e) row[e] = static_cast<int8_t>(((w[e / 4] >> (e % 4 * 2)) & 3) - 1);
@@ -35,30 +21,44 @@ void unpack_row(Packing packing, const uint8_t* w, int k, int8_t* row) {
   }
 }
 
-void product(Packing packing, const uint8_t* w, size_t row_bytes, int n0, int n1,
-             const void* prepared, int m, int k, const float* token_scale, void* out, size_t ldo,
-             void* scratch) {
-  if (m == 0) return;
-  const auto* q = static_cast<const int8_t*>(prepared);
-  auto* row = static_cast<int8_t*>(scratch);
-  for (int n = n0; n < n1; ++n) {
-    unpack_row(packing, w + static_cast<size_t>(n) * row_bytes, k, row);
+struct Scalar {
+  static size_t prepared_bytes(Packing, int m, int k) {
+    return static_cast<size_t>(m) * static_cast<size_t>(k);
+  }
+  static void prepare(Packing, const int8_t* q, int m, int k, int ldq, void* prepared) {
+    auto* copy = static_cast<int8_t*>(prepared);
     for (int t = 0; t < m; ++t) {
-      const int8_t* q_t = q + static_cast<size_t>(t) * k;
-      int32_t acc = 0;
-      for (int e = 0; e < k; ++e) acc += q_t[e] * row[e];
-      const size_t at = static_cast<size_t>(t) * ldo + static_cast<size_t>(n);
-      if (token_scale == nullptr) {
-        static_cast<int32_t*>(out)[at] = acc;
-      } else {
-        static_cast<float*>(out)[at] = static_cast<float>(acc) * token_scale[t];
+      std::memcpy(copy + static_cast<size_t>(t) * k, q + static_cast<size_t>(t) * ldq,
+                  static_cast<size_t>(k));
+    }
+  }
+  static size_t scratch_bytes(Packing, int, int k) { return static_cast<size_t>(k); }
+
+  static void product(Packing packing, const uint8_t* w, size_t row_bytes, int n0, int n1,
+                      const void* prepared, int m, int k, const float* token_scale, void* out,
+                      size_t ldo, void* scratch) {
+    if (m == 0) return;
+    const auto* q = static_cast<const int8_t*>(prepared);
+    auto* row = static_cast<int8_t*>(scratch);
+    for (int n = n0; n < n1; ++n) {
+      unpack_row(packing, w + static_cast<size_t>(n) * row_bytes, k, row);
+      for (int t = 0; t < m; ++t) {
+        const int8_t* q_t = q + static_cast<size_t>(t) * k;
+        int32_t acc = 0;
+        for (int e = 0; e < k; ++e) acc += q_t[e] * row[e];
+        const size_t at = static_cast<size_t>(t) * ldo + static_cast<size_t>(n);
+        if (token_scale == nullptr) {
+          static_cast<int32_t*>(out)[at] = acc;
+        } else {
+          static_cast<float*>(out)[at] = static_cast<float>(acc) * token_scale[t];
+        }
       }
     }
   }
-}
+};
 
 }  // namespace
 
-const TernaryKernels kScalarTernary = NOMATMUL_TERNARY;
+const TernaryKernels kScalarTernary = NOMATMUL_TERNARY(Scalar);
 
 }  // namespace nomatmul

@@ -4,17 +4,16 @@
 namespace nomatmul {
 namespace {
 
-struct Scalar : PlainIntegers {
+struct Scalar : OneByOne<Scalar>, PlainIntegers {
   NOMATMUL_PLAIN_FLOATS(4)
-  static F load(const uint16_t* p) { return load_wide(p); }
-  static F load(const int8_t* p) { return load_wide(p); }
-  static void four_int8(const int8_t* const (&rows)[kFour], const int16_t* const (&x)[kFour], int k,
-                        int32_t* out) {
-    each_int8<Scalar>(rows, x, k, out);
+  static size_t ternary_bytes(int k) { return static_cast<size_t>(k); }
+  static void ternary_prepare(const int8_t* q, int k, int8_t* prepared) {
+    std::memcpy(prepared, q, static_cast<size_t>(k));
   }
-  static void four_ternary(const uint8_t* const (&rows)[kFour], const int8_t* const (&x)[kFour],
-                           int k, int32_t* out) {
-    each_ternary<Scalar>(rows, x, k, out);
+  static int32_t dot_ternary(const uint8_t* row, const int8_t* q, int k) {
+    int32_t sum = 0;
+    for (int e = 0; e < k; ++e) sum += ((row[e / 4] >> (e % 4 * 2)) & 3) * q[e];
+    return sum;
   }
 };
 
