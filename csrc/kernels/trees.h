@@ -2,7 +2,7 @@
 // table per instruction set. csrc/fff.cc decides who walks when; here a few walkers descend
 // together.
 //
-// Results have the same bits on every ISA and equal nomatmul.reference.fff:
+// Results have the same bits on every ISA and equal nomatmul.reference.trees:
 //   - a float logit is summed in 64 lanes (element k in lane k % 64, from zero, one product and one
 //     addition each) that are folded by halves (lane i + lane i + 32, then 16, ... 1); then + bias;
 //   - int8 and ternary logits are exact int32 sums, scaled by (scale of the row * the token's

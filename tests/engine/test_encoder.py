@@ -16,7 +16,8 @@ import nomatmul
 from nomatmul import _native
 from nomatmul.convert import pack
 from nomatmul.formats.checkpoint import open_checkpoint
-from nomatmul.reference.encoder import ReferenceEncoder
+from nomatmul.reference.model import ReferenceModel
+from nomatmul.reference.weights import FloatWeights
 
 BACKENDS = [*_native.kernels.isas(), "numpy"]
 
@@ -57,10 +58,9 @@ def test_recorded_logits_and_paths(golden, golden_packed, backend, masked):
 
 def test_oracle_has_the_recorded_outputs(golden):
     directory, recorded = golden
-    checkpoint = open_checkpoint(directory)
-    oracle = ReferenceEncoder(checkpoint.config, checkpoint.read)
+    oracle = ReferenceModel.load(directory)
     for mask, name in ((recorded["attention_mask"], "logits"), (None, "logits_nomask")):
-        found = oracle.masked_lm(recorded["input_ids"], mask)
+        found = oracle.forward(recorded["input_ids"], mask).logits_BTV
         assert np.abs(found - recorded[name]).max() < tolerance(recorded[name], 64)
 
 
@@ -81,8 +81,7 @@ def test_every_dial_against_the_oracle(dials, tmp_path):
     config = encoder_config(**DIALS[dials])
     write_encoder(tmp_path / "source", config)
     pack(tmp_path / "source", tmp_path / "packed", check=False)
-    checkpoint = open_checkpoint(tmp_path / "source")
-    oracle = ReferenceEncoder(config, checkpoint.read)
+    oracle = ReferenceModel.load(tmp_path / "source")
     ids = np.random.default_rng(1).integers(0, 32, (3, 13))
     mask = np.ones((3, 13), int)
     mask[0, 9:] = 0
@@ -97,7 +96,7 @@ def test_every_dial_against_the_oracle(dials, tmp_path):
                 np.testing.assert_array_equal(
                     rows.reshape(39, *rows.shape[2:]), expected.paths[layer]
                 )
-            wanted = oracle.masked_lm(ids, seen)
+            wanted = expected.logits_BTV
             assert np.abs(model.logits(ids, seen) - wanted).max() < tolerance(wanted, 40)
 
 
@@ -124,7 +123,7 @@ def test_other_forms_compute_with_what_they_store(form, tmp_path):
             matrix = values.ndim == 2
             return from_bfloat16(to_bfloat16(values)) if matrix else values
 
-        wanted = ReferenceEncoder(config, rounded).masked_lm(ids)
+        wanted = ReferenceModel(config, FloatWeights(rounded)).forward(ids).logits_BTV
         assert np.abs(logits[0] - wanted).max() < limit
 
 

@@ -26,23 +26,26 @@ import sys
 import numpy as np
 from nomatmul.engine import load
 from nomatmul.formats.packed import PackedReader
-from nomatmul.reference.model import ReferenceModel
+from nomatmul.formats.architecture import architecture_of
+from nomatmul.reference.trees import combine
+from nomatmul.reference.weights import PackedWeights
 
 directory, found = sys.argv[1:]
-lm, oracle = load(directory, device="cuda"), ReferenceModel.load(directory)
+lm, weights = load(directory, device="cuda"), PackedWeights(PackedReader(directory))
 config, rng = lm.config, np.random.default_rng(3)
-for layer, block in enumerate(oracle.blocks):
-    name = f"layers.{layer}.channel.rows"
+for at, part in architecture_of(config).trees().items():
+    name, trees = f"{at}.rows", weights.trees(at, part)
     for tokens in (1, 3):
         q_TD = rng.integers(-128, 128, (tokens, config.hidden_size)).astype(np.int8)
         q_TD[0] = 0  # all ties: the left-most path
         rows_TA, acc_TA = lm.backend.walk(name, q_TD)
-        expected_rows, expected_acc = block.fff.walk(q_TD)
-        np.testing.assert_array_equal(rows_TA, expected_rows)
-        np.testing.assert_array_equal(acc_TA, expected_acc)
+        expected_acc, expected_rows = trees.visits(q_TD)
+        np.testing.assert_array_equal(rows_TA, expected_rows.reshape(tokens, -1))
+        np.testing.assert_array_equal(acc_TA, expected_acc.reshape(tokens, -1))
         q_TA = rng.integers(-128, 128, rows_TA.shape).astype(np.int8)
         acc_TD = lm.backend.combine(name, q_TA, rows_TA)
-        np.testing.assert_array_equal(acc_TD, block.fff.combine(q_TA, rows_TA))
+        expected_TD = combine(q_TA.astype(np.int32), rows_TA, trees.w_out_VD)
+        np.testing.assert_array_equal(acc_TD, expected_TD)
 ids = np.load(found)["ids"]
 whole = lm.logits(ids)
 session = lm.session()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from model_files import write_packed, write_training
+from union_models import oracle_trees
 
 from nomatmul.engine import load, random_model
 from nomatmul.formats.architecture import architecture_of
@@ -16,7 +17,7 @@ from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packed import PackedReader
 from nomatmul.formats.packed.layout import fff_rows
-from nomatmul.reference.model import ReferenceModel
+from nomatmul.reference.trees import combine
 
 MODEL_ERROR = 2e-2
 # hidden size, trees, depth, packing, embedding
@@ -59,23 +60,22 @@ def packed(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def test_paths_and_accumulators_equal_the_oracles(packed: Path) -> None:
-    lm, oracle = load(packed, device="cuda"), ReferenceModel.load(packed)
-    reader, rng = PackedReader(packed), np.random.default_rng(3)
-    for layer, name in enumerate(fff_rows(lm.config)):
-        block = oracle.blocks[layer]
-        assert block.fff is not None
+    lm, reader = load(packed, device="cuda"), PackedReader(packed)
+    rng = np.random.default_rng(3)
+    for name, trees in zip(fff_rows(lm.config), oracle_trees(packed), strict=True):
         for tokens in (1, 7, 200):
             q_TD = rng.integers(-128, 128, (tokens, lm.config.hidden_size)).astype(np.int8)
             q_TD[0] = 0  # nothing but ties
             poison()
             rows_TA, acc_TA = lm.backend.walk(name, q_TD)
-            expected_rows, expected_acc = block.fff.walk(q_TD)
-            np.testing.assert_array_equal(rows_TA, expected_rows)
-            np.testing.assert_array_equal(acc_TA, expected_acc)
+            expected_acc, expected_rows = trees.visits(q_TD)
+            np.testing.assert_array_equal(rows_TA, expected_rows.reshape(tokens, -1))
+            np.testing.assert_array_equal(acc_TA, expected_acc.reshape(tokens, -1))
             q_TA = rng.integers(-128, 128, rows_TA.shape).astype(np.int8)
             poison()
             acc_TD = lm.backend.combine(name, q_TA, rows_TA)
-            np.testing.assert_array_equal(acc_TD, block.fff.combine(q_TA, rows_TA))
+            expected_TD = combine(q_TA.astype(np.int32), rows_TA, trees.w_out_VD)
+            np.testing.assert_array_equal(acc_TD, expected_TD)
     for name in architecture_of(lm.config).linears():
         q_TK = rng.integers(-128, 128, (9, lm.config.hidden_size)).astype(np.int8)
         t_NK, _ = reader.ternary(name)
@@ -85,22 +85,21 @@ def test_paths_and_accumulators_equal_the_oracles(packed: Path) -> None:
 
 def test_inside_the_model_every_integer_follows_from_the_one_before(packed: Path) -> None:
     """Paths follow from the walk's int8 inputs, sums from the int8 hidden values, in each layer."""
-    lm, oracle = load(packed, device="cuda"), ReferenceModel.load(packed)
+    lm = load(packed, device="cuda")
     lm.backend.forward.record = record = {}
     lm.backend.chunk = 128
     lm.logits(ids_of(lm, 100))
     size, row_bytes = lm.config.hidden_size, lm.backend.weights.stack["rows"].shape[-1]
-    for layer, name in enumerate(fff_rows(lm.config)):
-        fff = oracle.blocks[layer].fff
-        assert fff is not None
+    for name, trees in zip(fff_rows(lm.config), oracle_trees(packed), strict=True):
         planes, acc_TA = (part.cpu().numpy() for part in record[f"{name}.in"])
         q_TD = planes.reshape(len(planes), 4, row_bytes).swapaxes(1, 2).reshape(len(planes), -1)
         rows_TA, q_TA = (part.cpu().numpy() for part in record[f"{name}.path"])
-        expected_rows, expected_acc = fff.walk(q_TD[:, :size])
-        np.testing.assert_array_equal(rows_TA, expected_rows)
-        np.testing.assert_array_equal(acc_TA, expected_acc)
+        expected_acc, expected_rows = trees.visits(q_TD[:, :size])
+        np.testing.assert_array_equal(rows_TA, expected_rows.reshape(rows_TA.shape))
+        np.testing.assert_array_equal(acc_TA, expected_acc.reshape(rows_TA.shape))
         acc_TD = record[f"{name}.out"][1].cpu().numpy()
-        np.testing.assert_array_equal(acc_TD, fff.combine(q_TA, rows_TA))
+        expected_TD = combine(q_TA.astype(np.int32), rows_TA, trees.w_out_VD)
+        np.testing.assert_array_equal(acc_TD, expected_TD)
 
 
 def test_logits_agree_with_the_oracle_and_all_paths_with_each_other(

@@ -143,7 +143,7 @@ class EmulatedKernels:
         self._lib.emulated_add(TABLES[isa], _pointer(x), _pointer(y), len(x))
 
     def fff_forward(self, isa: str, layer: Any, x_NK: Array, threads: int) -> tuple[Array, ...]:
-        """Return (y, logits, rows) of a `reference.fff.FFFRows`; ValueError if not finite."""
+        """Return (y, logits, rows) of `fff_backends.StoredTrees`; ValueError if not finite."""
         visits = (len(x_NK), layer.trees, layer.depth + 1)
         out = (np.empty_like(x_NK), np.empty(visits, np.float32), np.empty(visits, np.int32))
         sizes = (layer.hidden, layer.trees, layer.depth)

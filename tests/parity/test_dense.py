@@ -8,7 +8,7 @@ import pytest
 from nomatmul import _native
 from nomatmul.formats.quantise import quantise_activation, quantise_rows, to_bfloat16
 from nomatmul.reference import ops
-from nomatmul.reference.encoder import layer_norm
+from nomatmul.reference.activations import ACTIVATIONS
 
 KERNELS = _native.kernels
 ISAS = KERNELS.isas()
@@ -26,7 +26,7 @@ def test_norms(isa, size, rng):
     x = rng.standard_normal(size).astype(np.float32) * 3
     weight, bias = rng.standard_normal((2, size)).astype(np.float32)
     for shift, expected in (
-        (bias, layer_norm(x, weight, bias, 1e-5)),
+        (bias, ops.layer_norm(x, weight, bias, 1e-5)),
         (None, ops.rms_norm(x, weight, 1e-5)),
     ):
         out = np.full_like(x, np.nan)
@@ -57,10 +57,10 @@ def test_norm_finds_an_output_that_is_not_finite(isa, place):
 def test_activations(isa):
     x = np.concatenate([np.linspace(-100, 100, 4001), np.linspace(-6, 6, 4001), [0.0, -0.0]])
     x = x.astype(np.float32)
-    for kind, exact in (("gelu", ops.gelu), ("silu", ops.silu)):
+    for kind in ("gelu", "silu"):
         y = x.copy()
         KERNELS.activate(isa, kind, y)
-        assert np.abs(y - exact(x)).max() < 1e-6, kind
+        assert np.abs(y - ACTIVATIONS[kind](x)).max() < 1e-6, kind
     y = x.copy()
     KERNELS.activate(isa, "relu", y)
     np.testing.assert_array_equal(y, np.maximum(x, 0))

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from fff_backends import (
     F32,
+    StoredTrees,
     native_fff,
     native_layer,
+    oracle,
     random_layer,
     random_tokens,
     run,
@@ -22,8 +24,7 @@ from fff_backends import (
 from numpy.typing import NDArray
 from parity_backends import ISAS, native
 
-from nomatmul.reference import fff as reference
-from nomatmul.reference.fff_activations import ACTIVATIONS
+from nomatmul.reference.activations import ACTIVATIONS
 
 FORMS = ("f32", "bf16", "int8", "ternary")
 # hidden, trees, depth, activation, tokens: one token, blocks, many trees, odd sizes, a lone root.
@@ -43,12 +44,12 @@ GROUPED = (("f32", 300, 1, 11), ("bf16", 200, 2, 13), ("int8", 300, 1, 13), ("te
 @functools.cache
 def expected(
     form: str, case: tuple[int, int, int, str, int]
-) -> tuple[reference.FFFRows, F32, tuple[NDArray[np.generic], ...]]:
+) -> tuple[StoredTrees, F32, tuple[NDArray[np.generic], ...]]:
     """Return (layer, x, what the oracle gives); made once for all instruction sets."""
     hidden, trees, depth, activation, tokens = case
     layer = random_layer(form, hidden, trees, depth, activation)
     x_NK = random_tokens(layer, tokens)
-    return layer, x_NK, reference.forward(layer, x_NK)
+    return layer, x_NK, oracle(layer)(x_NK)
 
 
 def assert_same(
@@ -75,7 +76,7 @@ def test_ties_go_left(isa: str, form: str) -> None:
     """Sparse integers: a good part of the logits is exactly 0, of either sign."""
     layer = sparse_layer(form, 100, 3, 5)
     x_NK = np.random.default_rng(8).integers(-2, 3, (40, 100)).astype(np.float32)
-    theirs = reference.forward(layer, x_NK)
+    theirs = oracle(layer)(x_NK)
     zeros = np.count_nonzero(theirs[1] == 0)
     assert zeros > theirs[1].size // 10
     assert_same(run(isa, layer, x_NK), theirs)
@@ -91,7 +92,7 @@ def test_sorted_by_path(form: str, hidden: int, trees: int, depth: int) -> None:
     parts = [run("scalar", layer, x_NK[at : at + 100]) for at in range(0, 1100, 100)]
     assert_same(whole, tuple(np.concatenate(part) for part in zip(*parts, strict=True)))
     some = x_NK[-7:]
-    assert_same(tuple(part[-7:] for part in whole), reference.forward(layer, some))
+    assert_same(tuple(part[-7:] for part in whole), oracle(layer)(some))
     for isa in native().isas():
         assert_same(run(isa, layer, x_NK, 2), whole)
 
@@ -102,7 +103,7 @@ def test_trees_are_shared_between_threads(form: str, hidden: int) -> None:
     """Few tokens and enough trees for fff_batches.cc to cut by trees (128 KiB of rows a batch)."""
     layer = random_layer(form, hidden, 256, 1, "gelu")
     x_NK = random_tokens(layer, 3)
-    theirs = reference.forward(layer, x_NK)
+    theirs = oracle(layer)(x_NK)
     assert layer.rows[0, 0].nbytes * 3 * 512 > 2**17
     for isa in native().isas():
         for threads in (1, 2, 4):
@@ -123,14 +124,14 @@ def test_largest_sums(isa: str, form: str, sign: int) -> None:
         layer.norm_in[:] = layer.norm_out[:] = 1
         layer.scales[:] = 0.001  # logits near 1 or -1, where silu is not 0
     x_NK = np.full((5, 1024), sign, np.float32)
-    assert_same(run(isa, layer, x_NK), reference.forward(layer, x_NK))
+    assert_same(run(isa, layer, x_NK), oracle(layer)(x_NK))
 
 
 def test_a_second_way_to_the_same_sums() -> None:
     """The oracle itself, against float64 and a walk written as the paper says it."""
     layer = random_layer("f32", 96, 2, 4, "gelu")
     x_NK = random_tokens(layer, 9)
-    y_NK, logits, rows = reference.forward(layer, x_NK)
+    y_NK, logits, rows = oracle(layer)(x_NK)
     assert layer.bias is not None
     for n, x_K in enumerate(x_NK.astype(np.float64)):
         y_K = np.zeros(96)

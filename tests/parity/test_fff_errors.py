@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fff_backends import native_fff, native_layer, random_layer, random_tokens
+from fff_backends import StoredTrees, native_fff, native_layer, oracle, random_layer, random_tokens
 
 from nomatmul.engine.fff import FFFLayer, pack_rows
-from nomatmul.reference import fff as reference
 
 FORMS = ("f32", "bf16", "int8", "ternary")
 
@@ -102,7 +101,7 @@ def test_not_finite(form: str, bad: float) -> None:
         with pytest.raises(ValueError, match=f"of token {tokens - 1} are not finite"):
             built.forward(x_NK, np.empty_like(x_NK))
         with pytest.raises(ValueError, match="finite"), np.errstate(invalid="ignore"):
-            reference.forward(layer, x_NK[-1:])
+            oracle(layer)(x_NK[-1:])
         good = np.empty_like(x_NK[:-1])  # and the layer is none the worse for it
         built.forward(x_NK[:-1], good)
         assert np.isfinite(good).all()
@@ -115,8 +114,7 @@ def test_the_wrapper() -> None:
     for form in ("f32", "bf16", "int8"):
         rows, scales = pack_rows(w_in, w_out, form)
         y_ND, paths = FFFLayer(form, rows, 1, 2, scales=scales).with_paths(x_ND.astype(np.float64))
-        layer = reference.FFFRows(form, rows, 1, 2, 33, scales=scales)
-        theirs = reference.forward(layer, x_ND)
+        theirs = oracle(StoredTrees(form, rows, 1, 2, 33, scales=scales))(x_ND)
         for ours, expected in zip((y_ND, paths.logits, paths.rows), theirs, strict=True):
             np.testing.assert_array_equal(ours, expected)
         np.testing.assert_array_equal(FFFLayer(form, rows, 1, 2, scales=scales)(x_ND), y_ND)

@@ -5,15 +5,16 @@ Legend: N tokens, A visits of a token, V rows, K columns.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
-from fff_backends import F32, native_fff, random_layer, random_tokens
+from fff_backends import F32, native_fff, oracle, random_layer, random_tokens
 from numpy.typing import NDArray
 from parity_backends import native
 
-from nomatmul.reference import fff as reference
+from nomatmul.reference import trees as reference
 
 SHAPES = ((5, 64, 1, 2), (40, 129, 3, 3), (70, 300, 2, 5), (1, 7, 4, 0))  # N, K, trees, depth
 
@@ -28,8 +29,8 @@ def problem(shape: tuple[int, int, int, int]) -> tuple[Any, F32, F32, F32]:
 
 def walked(shape: tuple[int, int, int, int]) -> tuple[F32, NDArray[np.int32]]:
     """Return (logits, rows) [N, A] of the oracle."""
-    layer, w_in, _, x_NK = problem(shape)
-    logits, rows = reference.walk(x_NK, w_in, layer.bias, layer.trees, layer.depth)
+    layer, _, _, x_NK = problem(shape)
+    logits, rows = oracle(layer).walk(x_NK)
     return logits.reshape(len(x_NK), -1), rows.reshape(len(x_NK), -1)
 
 
@@ -38,7 +39,7 @@ def walked(shape: tuple[int, int, int, int]) -> tuple[F32, NDArray[np.int32]]:
 def test_walk(shape: tuple[int, int, int, int], threads: int) -> None:
     layer, w_in, _, x_NK = problem(shape)
     for bias in (layer.bias, None):
-        expected = reference.walk(x_NK, w_in, bias, layer.trees, layer.depth)
+        expected = oracle(dataclasses.replace(layer, bias=bias)).walk(x_NK)
         for isa in native().isas():
             logits = np.full(expected[0].shape, np.nan, np.float32)
             rows = np.full(logits.shape, -1, np.int32)

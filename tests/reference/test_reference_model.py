@@ -10,7 +10,7 @@ from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packed import PackedReader
 from nomatmul.formats.quantise import from_bfloat16, to_bfloat16
-from nomatmul.reference import ops
+from nomatmul.reference.mixers import Tokens
 from nomatmul.reference.model import ReferenceModel
 
 BLOCK_BOUND, MODEL_BOUND, SAME_ARGMAX = 2e-3, 2e-2, 0.98
@@ -57,8 +57,8 @@ def published(tiny) -> ReferenceModel:
 def test_each_block_fed_the_recorded_state(published, golden, layer):
     mask = golden["attention_mask"].astype(bool)
     block = published.blocks[layer]
-    positions = np.zeros(mask.shape, np.int64)
-    found, _ = block(golden[f"hidden.{layer}"], block.new_state(2), mask, positions)
+    tokens = Tokens(mask, mask, np.zeros(mask.shape, np.int64))
+    found, _, _ = block(golden[f"hidden.{layer}"], block.new_state(2), tokens)
     expected = golden[f"hidden.{layer + 1}"]
     assert relative(found, expected) < BLOCK_BOUND
     # Almost every token has no flipped rounding, and then only float32 noise is left.
@@ -68,13 +68,14 @@ def test_each_block_fed_the_recorded_state(published, golden, layer):
 
 
 def test_head_fed_the_recorded_state(published, golden):
-    normed = ops.rms_norm(golden["hidden.2"], published.final_norm, published.config.norm_eps)
-    assert relative(published.head(normed), golden["logits"]) < 1e-6
+    assert (
+        relative(published.head(published.final_norm(golden["hidden.2"])), golden["logits"]) < 1e-6
+    )
 
 
 def test_whole_model_against_the_recorded_logits(published, golden):
-    output = published.forward(golden["input_ids"], golden["attention_mask"], keep_hidden=True)
-    np.testing.assert_array_equal(output.hidden[0], golden["hidden.0"])
+    output = published.forward(golden["input_ids"], golden["attention_mask"], keep_inputs=True)
+    np.testing.assert_array_equal(output.inputs[0], golden["hidden.0"])
     assert relative(output.logits_BTV, golden["logits"]) < MODEL_BOUND
     same = output.logits_BTV.argmax(-1) == golden["logits"].argmax(-1)
     assert same.mean() >= SAME_ARGMAX
@@ -89,8 +90,8 @@ def test_the_unfused_epsilon_does_not_reproduce_the_trace(tiny, golden):
     model = ReferenceModel.from_checkpoint(checkpoint)
     block = model.blocks[0]
     mask = golden["attention_mask"].astype(bool)
-    zeros = np.zeros(mask.shape, np.int64)
-    found, _ = block(golden["hidden.0"], block.new_state(2), mask, zeros)
+    tokens = Tokens(mask, mask, np.zeros(mask.shape, np.int64))
+    found, _, _ = block(golden["hidden.0"], block.new_state(2), tokens)
     token = np.linalg.norm(found - golden["hidden.1"], axis=-1)
     assert np.median(token / np.linalg.norm(golden["hidden.1"], axis=-1)) > 1e-5
 
@@ -156,7 +157,7 @@ def test_chunked_is_recurrent(tmp_path, rng, chunk):
     ids = ids_for(model, rng, 2, 21)
     plain, chunked = model.forward(ids), model.forward(ids, chunk=chunk)
     assert_same(chunked.logits_BTV, plain.logits_BTV)
-    assert_same(chunked.state.layers[0].h_BD, plain.state.layers[0].h_BD)
+    assert_same(chunked.state.layers[0]["h"], plain.state.layers[0]["h"])
 
 
 def test_heads_only_reshape_in_a_published_model(tmp_path, rng):
@@ -204,3 +205,14 @@ def test_a_state_of_another_batch_is_refused(tmp_path, rng):
     model = ReferenceModel.load(tmp_path)
     with pytest.raises(ValueError, match="the state holds 2 sequences, the input 1"):
         model.forward([1, 2], state=model.new_state(2))
+
+
+def test_an_encoder_has_no_state_to_go_on_from(tmp_path, rng):
+    config = ModelConfig(
+        50, 32, 2, token_mixer="attention", channel_mixer="ffn", linear="dense", causal=False
+    )
+    write_training(tmp_path, config, rng)
+    model = ReferenceModel.load(tmp_path)
+    state = model.forward([1, 2]).state
+    with pytest.raises(ValueError, match="an encoder has no state"):
+        model.forward([3], state=state)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 import pytest
 
 from nomatmul.formats.quantise import quantise_weight
-from nomatmul.reference import ops
+from nomatmul.reference import activations, ops
+from nomatmul.reference.linear import IntegerLinear
 
 EPS32 = float(np.finfo(np.float32).eps)
 
@@ -35,23 +37,23 @@ def test_rms_norm_does_not_depend_on_the_order_of_summation(rng):
 def test_sigmoid_and_silu_have_no_overflow():
     x = np.float32([-1e30, -200, -90, -1, 0, 1, 90, 200, 1e30])
     with np.errstate(all="raise", under="ignore"):
-        s = ops.sigmoid(x)
+        s = activations.sigmoid(x)
     expected = [0.0 if v < -700 else 1 / (1 + math.exp(-min(v, 700.0))) for v in x.astype(float)]
     np.testing.assert_allclose(s, expected, rtol=4 * EPS32, atol=1e-38)
-    np.testing.assert_array_equal(ops.silu(x), x * s)
+    np.testing.assert_array_equal(activations.silu(x), x * s)
 
 
 def test_gelu_is_the_exact_one():
     x = np.float32([-3, -1, 0, 0.5, 2])
     expected = [v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x.astype(float)]
-    np.testing.assert_allclose(ops.gelu(x), expected, rtol=4 * EPS32)
+    np.testing.assert_allclose(activations.gelu(x), expected, rtol=4 * EPS32)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 5), (7, 128), (2, 1000)])
 def test_accumulators_are_exact(rng, rows, columns):
     q = rng.integers(-128, 128, (4, columns), dtype=np.int8)
     t = rng.integers(-1, 2, (rows, columns), dtype=np.int8)
-    acc = ops.ternary_product(q, t)
+    acc = ops.exact_product(q, t)
     assert acc.dtype == np.int32
     expected = [[sum(int(a) * int(b) for a, b in zip(x, w, strict=True)) for w in t] for x in q]
     assert acc.tolist() == expected
@@ -59,14 +61,14 @@ def test_accumulators_are_exact(rng, rows, columns):
 
 def test_accumulators_are_exact_at_the_largest_sum():
     q = np.full((1, 131_072), -128, np.int8)
-    assert ops.ternary_product(q, np.ones((1, 131_072), np.int8)) == -(2**24)
+    assert ops.exact_product(q, np.ones((1, 131_072), np.int8)) == -(2**24)
 
 
 def test_bit_linear_is_close_to_the_float_product_of_what_it_stands_for(rng):
     weight = rng.standard_normal((9, 64)).astype(np.float32)
     t, scale = quantise_weight(weight)
     norm = (1 + 0.2 * rng.standard_normal(64)).astype(np.float32)
-    layer = ops.BitLinear(t, scale, norm, 1e-6)
+    layer = IntegerLinear(t, scale, functools.partial(ops.rms_norm, weight=norm, eps=1e-6))
     x = rng.standard_normal((2, 5, 64)).astype(np.float32)
     q, step = layer.quantised_input(x)
     exact = (q.astype(np.float64) * step) @ (t.astype(np.float64) * scale).T
@@ -77,7 +79,8 @@ def test_bit_linear_is_close_to_the_float_product_of_what_it_stands_for(rng):
 
 
 def test_a_zero_token_gives_zero(rng):
-    layer = ops.BitLinear(np.ones((3, 8), np.int8), np.float32(1), np.ones(8, np.float32), 1e-6)
+    norm = functools.partial(ops.rms_norm, weight=np.ones(8, np.float32), eps=1e-6)
+    layer = IntegerLinear(np.ones((3, 8), np.int8), np.float32(1), norm)
     assert not layer(np.zeros((1, 8), np.float32)).any()
 
 

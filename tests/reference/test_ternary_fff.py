@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 from model_files import write_packed, write_training
@@ -10,7 +12,8 @@ from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packed import PackedReader
 from nomatmul.reference.model import ReferenceModel
-from nomatmul.reference.ternary_fff import TernaryFFF, walk_trees
+from nomatmul.reference.trees import TernaryTrees, walk
+from nomatmul.reference.weights import FloatWeights
 
 UNION = {
     "vocab_size": 40,
@@ -23,15 +26,15 @@ UNION = {
 }
 
 
-def random_fff(rng: np.random.Generator, size: int, trees: int, depth: int) -> TernaryFFF:
+def random_fff(rng: np.random.Generator, size: int, trees: int, depth: int) -> TernaryTrees:
     rows = trees * (2 ** (depth + 1) - 1)
     t_in, t_out = rng.integers(-1, 2, (2, rows, size)).astype(np.int8)
     scales = rng.random(2).astype(np.float32)
     norms = [(1 + 0.3 * rng.standard_normal(n)).astype(np.float32) for n in (size, rows)]
-    return TernaryFFF(t_in, t_out, scales, *norms, trees, depth, 1e-6)
+    return TernaryTrees(trees, depth, "silu", t_in, t_out, scales, *norms, 1e-6)
 
 
-def token_by_token(fff: TernaryFFF, x_D: np.ndarray) -> tuple[list[int], np.ndarray]:
+def token_by_token(fff: TernaryTrees, x_D: np.ndarray) -> tuple[list[int], np.ndarray]:
     """(visited rows, output in float64): the page's formulas, one number at a time."""
     y = x_D / np.sqrt(np.mean(x_D.astype(np.float64) ** 2) + fff.eps) * fff.norm_in_D
     step = np.abs(y).max() / 127
@@ -41,7 +44,7 @@ def token_by_token(fff: TernaryFFF, x_D: np.ndarray) -> tuple[list[int], np.ndar
         node = 0
         for _ in range(fff.depth + 1):
             row = tree * nodes + node
-            acc = sum(a * int(t) for a, t in zip(q, fff.t_in_VD[row], strict=True))
+            acc = sum(a * int(t) for a, t in zip(q, fff.w_in_VD[row], strict=True))
             rows.append(row)
             logits.append(acc * float(fff.scales[0]) * step)
             node = 2 * node + (2 if acc > 0 else 1)
@@ -49,15 +52,15 @@ def token_by_token(fff: TernaryFFF, x_D: np.ndarray) -> tuple[list[int], np.ndar
     z = h / np.sqrt(np.mean(h**2) + fff.eps) * fff.norm_out_V[rows]
     step_h = np.abs(z).max() / 127
     q_h = np.sign(z) * np.floor(np.abs(z) / step_h + 0.5)
-    return rows, (q_h @ fff.t_out_VD[rows]) * float(fff.scales[1]) * step_h
+    return rows, (q_h @ fff.w_out_VD[rows]) * float(fff.scales[1]) * step_h
 
 
 @pytest.mark.parametrize(("size", "trees", "depth"), [(33, 3, 2), (1, 1, 0), (20, 1, 5), (9, 7, 1)])
 def test_it_is_the_walk_of_each_token(rng, size, trees, depth):
     fff = random_fff(rng, size, trees, depth)
     x_TD = rng.standard_normal((6, size)).astype(np.float32)
-    rows_TA, _ = fff.walk(fff.quantised_input(x_TD)[0])
-    out_TD = fff(x_TD)
+    out_TD, _, rows_TAL = fff(x_TD)
+    rows_TA = rows_TAL.reshape(6, -1)
     for x_D, rows_A, out_D in zip(x_TD, rows_TA, out_TD, strict=True):
         rows, expected_D = token_by_token(fff, x_D)
         assert rows_A.tolist() == rows
@@ -65,15 +68,32 @@ def test_it_is_the_walk_of_each_token(rng, size, trees, depth):
         np.testing.assert_allclose(out_D, expected_D, atol=2e-2 * np.abs(expected_D).max() + 1e-6)
 
 
+def visited(acc_NV: list[list[int]], trees: int, depth: int) -> list[list[int]]:
+    """The rows of each token, tree by tree."""
+    acc = np.array(acc_NV, np.int32)
+    of_rows = functools.partial(np.take_along_axis, acc, axis=1)
+    values, rows = walk(of_rows, len(acc), trees, depth)
+    np.testing.assert_array_equal(values.reshape(len(acc), -1), of_rows(rows.reshape(len(acc), -1)))
+    return rows.reshape(len(acc), -1).tolist()
+
+
 def test_ties_go_left_and_signs_decide():
-    acc_V = np.array([[0, 5, -3, 9, 9, 9, 9], [1, 5, -3, 9, 9, 9, 9], [-1, 0, 7, 9, 9, 9, 9]])
-    rows = walk_trees(acc_V.astype(np.int32), 1, 2)
-    assert rows.tolist() == [[0, 1, 4], [0, 2, 5], [0, 1, 3]]
+    acc_NV = [[0, 5, -3, 9, 9, 9, 9], [1, 5, -3, 9, 9, 9, 9], [-1, 0, 7, 9, 9, 9, 9]]
+    assert visited(acc_NV, 1, 2) == [[0, 1, 4], [0, 2, 5], [0, 1, 3]]
 
 
 def test_trees_lie_one_after_the_other():
-    acc_V = np.array([1, 0, 0, -1, 0, 0], np.int32)
-    assert walk_trees(acc_V, 2, 1).tolist() == [0, 2, 3, 4]
+    assert visited([[1, 0, 0, -1, 0, 0]], 2, 1) == [[0, 2, 3, 4]]
+
+
+def test_groups_of_tokens_are_the_tokens(rng, monkeypatch):
+    """Many trees are computed a few tokens at a time."""
+    fff = random_fff(rng, 20, 4, 3)
+    x_TD = rng.standard_normal((7, 20)).astype(np.float32)
+    whole = fff(x_TD)
+    monkeypatch.setattr("nomatmul.reference.trees._GATHERED", 3 * 4 * 20)
+    for found, expected in zip(fff(x_TD), whole, strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_a_checkpoint_and_its_packed_form_are_one_model(tmp_path, rng):
@@ -90,13 +110,16 @@ def test_a_checkpoint_and_its_packed_form_are_one_model(tmp_path, rng):
 def test_some_layers_and_the_master_leaf(tmp_path, rng, more):
     config = ModelConfig(**UNION, **more, intermediate_size=12)
     write_training(tmp_path, config, rng)
-    model, ids = ReferenceModel.load(tmp_path), rng.integers(0, 40, (1, 5))
-    before = model.forward(ids).logits_BTV
-    kinds = [(block.fff is not None, bool(block.channel)) for block in model.blocks]
-    assert kinds == ([(False, True), (True, False)] if "fff_layers" in more else [(True, True)] * 2)
-    model.blocks[1].channel.clear()  # what stands beside the trees counts
-    changed = "fff_master_width" in more
-    assert np.array_equal(model.forward(ids).logits_BTV, before) != changed
+    read, ids = open_checkpoint(tmp_path).read, rng.integers(0, 40, (1, 5))
+    found = ReferenceModel.load(tmp_path).forward(ids)
+    assert list(found.paths) == ([1] if "fff_layers" in more else [0, 1])
+
+    def without_master(name: str) -> np.ndarray:
+        return read(name) * np.float32(name != "layers.1.channel.master.up_proj.weight")
+
+    changed = ReferenceModel(config, FloatWeights(without_master)).forward(ids)
+    same = np.array_equal(changed.logits_BTV, found.logits_BTV)
+    assert same != ("fff_master_width" in more)  # what stands beside the trees counts
 
 
 @pytest.mark.parametrize(

@@ -133,17 +133,16 @@ def check_encoder_packed(checkpoint: Checkpoint, target: Path, text: CheckText) 
     """
     from nomatmul.engine.encoder_forward import pooled
     from nomatmul.engine.loading import load_encoder
-    from nomatmul.reference.encoder import ReferenceEncoder
+    from nomatmul.reference.model import ReferenceModel
 
     model = load_encoder(target)
     assert checkpoint.reading is not None
     ids_BT, named = _check_ids(EncoderReader(target), text)
-    source = ReferenceEncoder(checkpoint.config, checkpoint.read)
-    expected = source.forward(ids_BT)
+    expected = ReferenceModel.from_checkpoint(checkpoint).forward(ids_BT)
     found = model.hidden(ids_BT)
     logits = model.logits(ids_BT)
     if checkpoint.reading.task == "masked":
-        wanted = source.masked_lm(ids_BT)
+        wanted = expected.logits_BTV
     else:
         states = expected.hidden_BTD
         if checkpoint.reading.task == "sequence":
@@ -170,13 +169,12 @@ def check_encoder_packed(checkpoint: Checkpoint, target: Path, text: CheckText) 
 def _classes(
     checkpoint: Checkpoint, reading: EncoderReading, x: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    from nomatmul.reference.encoder import ACTIVATIONS
+    from nomatmul.reference.activations import ACTIVATIONS
 
     if "pooler.weight" in checkpoint.names():
         x = x @ checkpoint.read("pooler.weight").T + checkpoint.read("pooler.bias")
     if reading.task == "sequence":
-        kind = reading.head.pooler_activation
-        x = np.tanh(x) if kind == "tanh" else ACTIVATIONS[kind](x)
+        x = ACTIVATIONS[reading.head.pooler_activation](x)
     return x @ checkpoint.read("classifier.weight").T + checkpoint.read("classifier.bias")
 
 

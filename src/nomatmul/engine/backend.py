@@ -120,12 +120,12 @@ class NumpyBackend(_HostStates):
 
     def step(self, states: Sequence[Float], ids_T: Sequence[Ids], want: Want) -> Float:
         """See Backend."""
-        from nomatmul.reference.model import LayerState, State
+        from nomatmul.reference.model import State
 
         rows, new_states = [], []
         for state_LD, ids in zip(states, ids_T, strict=True):
-            layers = [LayerState(h_BD=h_D[None]) for h_D in state_LD]
-            output = self.model.forward(ids[None], state=State(layers, np.zeros(1, np.int64)))
+            state = State([{"h": h_D[None]} for h_D in state_LD], np.zeros((1, 0), bool))
+            output = self.model.forward(ids[None], state=state)
             logits_TV = output.logits_BTV[0]
             if not np.isfinite(logits_TV).all():
                 raise ValueError("the activations are not finite (NaN or infinity)")
@@ -133,9 +133,8 @@ class NumpyBackend(_HostStates):
                 rows.append(logits_TV if want == "all" else logits_TV[-1:])
             new_states.append(output.state)
         for state_LD, new in zip(states, new_states, strict=True):
-            for layer, memory in enumerate(new.layers):
-                assert memory.h_BD is not None
-                state_LD[layer] = memory.h_BD[0]
+            for layer, pieces in enumerate(new.layers):
+                state_LD[layer] = pieces["h"][0]
         if not rows:
             return np.zeros((0, self.model.config.vocab_size), np.float32)
         return np.concatenate(rows)

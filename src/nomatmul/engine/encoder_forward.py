@@ -18,8 +18,10 @@ from nomatmul.engine.graph import GraphForms, describe
 from nomatmul.engine.native import native
 from nomatmul.formats.encoder import EncoderReading
 from nomatmul.formats.packed.encoder import EncoderReader, pooler_size
-from nomatmul.reference.encoder import ACTIVATIONS, sinusoidal
-from nomatmul.reference.packed_encoder import PackedReferenceEncoder, expanded, product
+from nomatmul.reference.activations import ACTIVATIONS
+from nomatmul.reference.linear import expanded, stored_linear
+from nomatmul.reference.model import ReferenceModel
+from nomatmul.reference.ops import sinusoidal
 
 Float = NDArray[np.float32]
 Layer = Callable[[Float], Float]
@@ -86,8 +88,7 @@ class EncoderForward(ABC):
         if self._pooler is not None:
             x = self._pooler(x)
         if self.reading.task == "sequence":
-            kind = self.reading.head.pooler_activation
-            x = np.tanh(x) if kind == "tanh" else ACTIVATIONS[kind](x)
+            x = ACTIVATIONS[self.reading.head.pooler_activation](x)
         return self._classifier(x)
 
     def _dense(self, name: str) -> Layer:
@@ -153,8 +154,8 @@ class NumpyEncoder(EncoderForward):
     name = "numpy"
 
     def __init__(self, reader: EncoderReader) -> None:
-        self._model = PackedReferenceEncoder(reader)
-        self.embedding = self._model.stored["embedding.weight"]
+        self._model = ReferenceModel.from_packed(reader, head=False)
+        self.embedding = reader.read("embedding.weight")
         super().__init__(reader)
 
     def hidden(
@@ -167,16 +168,19 @@ class NumpyEncoder(EncoderForward):
         seconds: dict[str, float] | None = None,
     ) -> Float:
         found = [
-            self._model.hidden(ids_N[a:b], None if seen_N is None else seen_N[a:b])
+            self._model.forward(ids_N[a:b], None if seen_N is None else seen_N[a:b])
             for a, b in itertools.pairwise(offsets_B)
         ]
         if paths is not None:
-            for layer in found[0][1]:
-                paths[layer] = np.concatenate([rows[layer] for _, rows in found])
-        return np.concatenate([hidden for hidden, _ in found])
+            for layer in found[0].paths:
+                paths[layer] = np.concatenate([output.paths[layer] for output in found])
+        hidden_ND = np.concatenate([output.hidden_BTD[0] for output in found])
+        if not np.isfinite(hidden_ND).all():
+            raise ValueError("a value inside the model is not finite (NaN or infinity)")
+        return hidden_ND
 
     def linear(self, weight: NDArray[Any], scale: Float | None) -> Layer:
-        return lambda x: product(x, weight, scale)
+        return stored_linear(weight, scale)
 
 
 def _weight_bytes(reader: EncoderReader) -> dict[str, int]:

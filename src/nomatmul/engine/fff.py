@@ -2,7 +2,7 @@
 
 Legend: N tokens, T trees, L levels (depth + 1), V rows (T * (2^L - 1)), D hidden size. Row v of
 `rows` holds a node's input weights and, beside them, its output weights, because a visit reads
-both. docs/numerics.md says what each form computes; `nomatmul.reference.fff` gives the same bits.
+both. docs/numerics.md says what each form computes; `nomatmul.reference.trees` gives the same bits.
 """
 
 from __future__ import annotations

@@ -7,40 +7,13 @@ H heads, E head size, L layers; `...` any leading shape.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nomatmul.formats.quantise import quantise_activation
+from nomatmul.reference.activations import Float, sigmoid, silu
 
-Float = NDArray[np.float32]
 _ONE = np.float32(1.0)
-
-
-def sigmoid(x: Float) -> Float:
-    """Return 1 / (1 + exp(-x)), float32, without overflow at either end."""
-    e = np.exp(-np.abs(x))
-    return np.where(x >= 0, _ONE / (_ONE + e), e / (_ONE + e)).astype(np.float32)
-
-
-def silu(x: Float) -> Float:
-    """Return x * sigmoid(x)."""
-    return x * sigmoid(x)
-
-
-def gelu(x: Float) -> Float:
-    """Return the exact x * Phi(x) (error function, no tanh approximation), as BERT uses it."""
-    phi = np.array([math.erf(float(v) / math.sqrt(2.0)) for v in x.reshape(-1)], dtype=np.float64)
-    return (0.5 * x * (1.0 + phi.reshape(x.shape))).astype(np.float32)
-
-
-def relu(x: Float) -> Float:
-    """Return max(x, 0)."""
-    return np.maximum(x, np.float32(0.0))
-
-
-ACTIVATIONS = {"gelu": gelu, "silu": silu, "relu": relu}
 
 
 def rms_norm(x: Float, weight: Float, eps: float) -> Float:
@@ -54,53 +27,23 @@ def rms_norm(x: Float, weight: Float, eps: float) -> Float:
     return (x / root) * weight
 
 
-@dataclass(frozen=True)
-class BitLinear:
-    """A ternary linear layer: t int8 [N, K] of -1, 0, 1, its scale, and its own norm [K].
+def layer_norm(x: Float, weight: Float, bias: Float, eps: float) -> Float:
+    """Return (x - mean) / sqrt(variance + eps) * weight + bias over the last axis; sums in
+    float64."""
+    mean = np.mean(x, axis=-1, keepdims=True, dtype=np.float64).astype(np.float32)
+    centred = x - mean
+    variance = np.mean(centred * centred, axis=-1, keepdims=True, dtype=np.float64)
+    root: Float = np.sqrt(variance.astype(np.float32) + np.float32(eps))
+    return centred / root * weight + bias
 
-    y = norm(x); q, step = absmax int8 of y; acc = q @ t^T; out = acc * (scale * step).
+
+def exact_product(q: NDArray[np.int8], w_NK: NDArray[np.int8]) -> NDArray[np.int32]:
+    """Return int32 [..., N]: q [..., K] @ w^T, exact.
+
+    Computed by float64 matrix products: every partial sum is an integer far below 2^53, so no
+    order of summation can round. (numpy's integer product has no fast path.)
     """
-
-    t_NK: NDArray[np.int8]
-    scale: np.float32
-    norm_weight: Float
-    eps: float
-
-    def quantised_input(self, x: Float) -> tuple[NDArray[np.int8], Float]:
-        """Return (q int8 [..., K], step float32 [..., 1]) of the normalised input."""
-        return quantise_activation(rms_norm(x, self.norm_weight, self.eps))
-
-    def accumulators(self, q: NDArray[np.int8]) -> NDArray[np.int32]:
-        """Return the exact int32 sums acc[..., n] = sum_k q[..., k] * t[n, k]."""
-        return ternary_product(q, self.t_NK)
-
-    def __call__(self, x: Float) -> Float:
-        """Return float32 [..., N] of float32 [..., K]."""
-        q, step = self.quantised_input(x)
-        return self.accumulators(q).astype(np.float32) * (np.float32(self.scale) * step)
-
-
-@dataclass(frozen=True)
-class DenseLinear:
-    """A plain linear layer without bias: x @ W^T in float32."""
-
-    weight_NK: Float
-
-    def __call__(self, x: Float) -> Float:
-        """Return float32 [..., N] of float32 [..., K]."""
-        return (x @ self.weight_NK.T).astype(np.float32)
-
-
-Linear = BitLinear | DenseLinear
-
-
-def ternary_product(q: NDArray[np.int8], t_NK: NDArray[np.int8]) -> NDArray[np.int32]:
-    """Return int32 q @ t^T, exact.
-
-    Computed by float64 matrix products: every partial sum is an integer below 2^24, far below
-    2^53, so no order of summation can round. (numpy's integer product has no fast path.)
-    """
-    product = q.astype(np.float64) @ t_NK.astype(np.float64).T
+    product = q.astype(np.float64) @ w_NK.astype(np.float64).T
     return product.astype(np.int32)
 
 
@@ -149,13 +92,24 @@ def mlgru_chunked(i_BTD: Float, f_BTD: Float, h_BD: Float, chunk: int = 16) -> t
 
 
 def rotate(x_BTHE: Float, positions_BT: NDArray[np.int64], theta: float) -> Float:
-    """Turn pairs (e, e + E/2) by position * theta^(-2e/E): rotary positions as Llama has them."""
+    """Rotate pairs (e, e + E/2) by position * theta^(-2e/E): rotary positions as in Llama."""
     half = x_BTHE.shape[-1] // 2
     inverse = theta ** (-np.arange(half, dtype=np.float64) / half)
     angle = positions_BT[:, :, None, None].astype(np.float64) * inverse
     cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
     first, second = x_BTHE[..., :half], x_BTHE[..., half:]
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def sinusoidal(tokens: int, size: int) -> Float:
+    """The positions of crammed BERT, [T, D]: sin at even and cos at odd elements."""
+    step = np.exp(
+        np.arange(0, size, 2, dtype=np.float32) * np.float32(-math.log(10000.0) / size)
+    ).astype(np.float32)
+    angle = np.arange(tokens, dtype=np.float32)[:, None] * step
+    table = np.zeros((tokens, size), np.float32)
+    table[:, 0::2], table[:, 1::2] = np.sin(angle), np.cos(angle[:, : size // 2])
+    return table
 
 
 def attend(q_BTHE: Float, k_BSHE: Float, v_BSHE: Float, allowed_BTS: NDArray[np.bool_]) -> Float:
@@ -167,4 +121,5 @@ def attend(q_BTHE: Float, k_BSHE: Float, v_BSHE: Float, allowed_BTS: NDArray[np.
     total = weights.sum(axis=-1, keepdims=True)
     weights = weights / np.where(total > 0, total, 1.0)
     out = np.einsum("bhts,bshe->bthe", weights, v_BSHE)
-    return out.reshape(*q_BTHE.shape[:2], -1).astype(np.float32)
+    heads_BTD: Float = out.reshape(*q_BTHE.shape[:2], -1).astype(np.float32)
+    return heads_BTD

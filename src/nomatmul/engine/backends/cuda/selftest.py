@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from nomatmul.engine.backends.cuda.weights import device_row_bytes
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packed.layout import fff_rows
-from nomatmul.reference.ternary_fff import walk_trees
+from nomatmul.reference.trees import walk
 
 # No size is a multiple of a tile.
 CONFIG = ModelConfig(vocab_size=307, hidden_size=200, num_layers=2, intermediate_size=332)
@@ -77,13 +78,15 @@ def _ternary(backend: Any, name: str, columns: int) -> np.ndarray:
 
 def _walks(backend: Any, rng: np.random.Generator) -> bool:
     config, same = backend.config, True
+    sizes = (config.fff_trees, config.fff_depth)
     for name, (_, size) in fff_rows(config).items():
         t_V2D = _ternary(backend, name, size)
         q_TD = rng.integers(-128, 128, (5, size)).astype(np.int8)
         rows_TA, acc_TA = backend.walk(name, q_TD)
         expected_TV = q_TD.astype(np.int64) @ t_V2D[:, 0].T
-        same &= np.array_equal(rows_TA, walk_trees(expected_TV, config.fff_trees, config.fff_depth))
-        same &= np.array_equal(acc_TA, np.take_along_axis(expected_TV, rows_TA, axis=1))
+        acc_TAL, rows_TAL = walk(partial(np.take_along_axis, expected_TV, axis=1), 5, *sizes)
+        same &= np.array_equal(rows_TA, rows_TAL.reshape(5, -1))
+        same &= np.array_equal(acc_TA, acc_TAL.reshape(5, -1))
         q_TA = rng.integers(-128, 128, rows_TA.shape).astype(np.int8)
         expected_TD = np.einsum("ta,tad->td", q_TA.astype(np.int64), t_V2D[rows_TA, 1])
         same &= np.array_equal(backend.combine(name, q_TA, rows_TA), expected_TD)

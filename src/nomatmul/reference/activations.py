@@ -1,7 +1,9 @@
-"""The activations of the native core in numpy float32, operation by operation.
+"""The activations, operation by operation as the native core has them: one table for all models.
 
-The constants and their order are those of csrc/kernels/common/float_vectors.h; numpy's own exp
-differs from them in the last bits, and a test compares both with float64.
+The constants and their order are those of csrc/kernels/common/float_vectors.h, so results are equal
+to the core's bit for bit; numpy's own exp differs in the last bits. Tests compare with float64.
+
+Every function takes float32 of any shape.
 """
 
 from __future__ import annotations
@@ -9,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nomatmul.reference.ops import Float
+Float = NDArray[np.float32]
 
 _F = np.float32
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1)
@@ -23,7 +26,7 @@ _TAIL = (
 
 def _polynomial(coefficients: tuple[float, ...], x: Float) -> Float:
     """Horner's scheme, highest power first."""
-    p = np.full_like(x, coefficients[0])
+    p: Float = np.full_like(x, coefficients[0])
     for coefficient in coefficients[1:]:
         p = p * x + _F(coefficient)
     return p
@@ -42,11 +45,16 @@ def exp_poly(x: Float) -> Float:
     return result
 
 
-def silu(x: Float) -> Float:
-    """Return x / (1 + exp(-x)); exactly 0 below -88."""
+def sigmoid(x: Float) -> Float:
+    """Return 1 / (1 + exp(-x)); exactly 0 below -88."""
     y = np.clip(x, _F(-88.0), _F(88.0))
     s = _F(1.0) / (_F(1.0) + exp_poly(-y))
-    return x * np.where(x < _F(-88.0), _F(0.0), s)
+    return np.where(x < _F(-88.0), _F(0.0), s)
+
+
+def silu(x: Float) -> Float:
+    """Return x * sigmoid(x)."""
+    return x * sigmoid(x)
 
 
 def gelu(x: Float) -> Float:
@@ -69,4 +77,9 @@ def relu(x: Float) -> Float:
     return np.where(x > 0, x, _F(0.0))
 
 
-ACTIVATIONS: dict[str, Callable[[Float], Float]] = {"gelu": gelu, "silu": silu, "relu": relu}
+ACTIVATIONS: dict[str, Callable[[Float], Float]] = {
+    "gelu": gelu,
+    "silu": silu,
+    "relu": relu,
+    "tanh": np.tanh,  # of poolers only
+}

@@ -1,0 +1,167 @@
+"""Where a model gets its weights: from a float checkpoint, quantised here, or as packed.
+
+Legend: V vocabulary or rows of trees, D hidden size, L layers, N/K outputs and inputs of a linear.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nomatmul.formats import architecture as parts
+from nomatmul.formats.gates import cumulative_lower_bounds
+from nomatmul.formats.packed import PackedReader
+from nomatmul.formats.quantise import quantise_weight
+from nomatmul.reference import ops
+from nomatmul.reference.activations import Float
+from nomatmul.reference.linear import (
+    FloatLinear,
+    IntegerLinear,
+    Linear,
+    Norm,
+    expanded,
+    stored_linear,
+)
+from nomatmul.reference.trees import FloatTrees, Int8Trees, TernaryTrees, Trees
+
+_MERGED = ("q_proj", "k_proj", "v_proj")  # lie one below the other in encoders' qkv_proj
+
+
+class Weights(ABC):
+    """The tensors of a model by the names of its parts ("layers.0.mixer.i_proj")."""
+
+    @abstractmethod
+    def vector(self, name: str) -> Float:
+        """A norm's weight, a bias or another small tensor."""
+
+    @abstractmethod
+    def embedding(self) -> Float:
+        """The table [V, D], expanded to its values."""
+
+    @abstractmethod
+    def linear(self, name: str, part: parts.Linear) -> Linear:
+        """A linear layer."""
+
+    @abstractmethod
+    def trees(self, name: str, part: parts.FFF) -> Trees:
+        """The trees of a channel mixer."""
+
+    @abstractmethod
+    def lower_bound(self, layer: int) -> Float:
+        """The bound [D] of a layer's forget gate; exactly zero, that is none, in the first."""
+
+    def linears(self, part: parts.Part, at: str) -> list[Linear]:
+        """All linears of a part whose name is `at`, in the order of its fields."""
+        return [self.linear(f"{at}.{name}", linear) for name, linear in parts.linears_of(part)]
+
+    def norm(self, name: str, part: parts.Norm) -> Norm:
+        """A norm over the last axis."""
+        weight = self.vector(f"{name}.weight")
+        if part.kind == "rms":
+            return functools.partial(ops.rms_norm, weight=weight, eps=part.eps)
+        bias = self.vector(f"{name}.bias")
+        return functools.partial(ops.layer_norm, weight=weight, bias=bias, eps=part.eps)
+
+
+class FloatWeights(Weights):
+    """`read` gives a float32 tensor of a training checkpoint by its name (docs/formats.md); what
+    the table calls ternary is quantised here."""
+
+    def __init__(self, read: Callable[[str], Float]) -> None:
+        self._read = read
+
+    def vector(self, name: str) -> Float:
+        return self._read(name)
+
+    def embedding(self) -> Float:
+        return self.vector("embedding.weight")
+
+    def linear(self, name: str, part: parts.Linear) -> Linear:
+        weight_NK = self.embedding() if part.tied else self.vector(f"{name}.weight")
+        if part.kind == "dense":
+            return FloatLinear(weight_NK)
+        norm = parts.Norm("rms", part.inputs, part.norm_eps)
+        return IntegerLinear(*quantise_weight(weight_NK), self.norm(f"{name}.norm", norm))
+
+    def trees(self, name: str, part: parts.FFF) -> Trees:
+        w_in_VD, w_out_VD = (self.vector(f"{name}.w_{way}") for way in ("in", "out"))
+        if part.linear == "dense":
+            bias_V = self.vector(f"{name}.bias") if part.bias else None
+            return FloatTrees(part.trees, part.depth, part.activation, w_in_VD, w_out_VD, bias_V)
+        (t_in_VD, scale_in), (t_out_VD, scale_out) = map(quantise_weight, (w_in_VD, w_out_VD))
+        scales = np.array([scale_in, scale_out], np.float32)
+        return _ternary_trees(self, name, part, t_in_VD, t_out_VD, scales)
+
+    def lower_bound(self, layer: int) -> Float:
+        row_D: Float = cumulative_lower_bounds(self.vector("lower_bounds"))[layer]
+        return row_D
+
+
+class PackedWeights(Weights):
+    """A packed directory: values and scales as it stores them, quantised by nobody again.
+
+    Raises FormatError for damaged tensors.
+    """
+
+    def __init__(self, reader: PackedReader) -> None:
+        self._reader = reader
+        self._matrix = functools.lru_cache(maxsize=1)(self._read_matrix)  # one holds q, k and v
+
+    def vector(self, name: str) -> Float:
+        return self._reader.read_float32(name)
+
+    def embedding(self) -> Float:
+        return self._reader.read_float32("embedding.weight")
+
+    def linear(self, name: str, part: parts.Linear) -> Linear:
+        if f"{name}.packed" in self._reader.infos:
+            norm = parts.Norm("rms", part.inputs, part.norm_eps)
+            return IntegerLinear(*self._reader.ternary(name), self.norm(f"{name}.norm", norm))
+        base, _, last = name.rpartition(".")
+        if last not in _MERGED:
+            return stored_linear(*self._matrix("embedding" if part.tied else name))
+        first = _MERGED.index(last) * part.outputs
+        weight_NK, scale_N = self._matrix(f"{base}.qkv_proj")
+        rows = slice(first, first + part.outputs)
+        return stored_linear(weight_NK[rows], None if scale_N is None else scale_N[rows])
+
+    def trees(self, name: str, part: parts.FFF) -> Trees:
+        reader, sizes = self._reader, (part.trees, part.depth, part.activation)
+        if f"{name}.rows.packed" in reader.infos:
+            t_V2D, scales = reader.ternary_rows(f"{name}.rows")
+            t_in_VD, t_out_VD = np.ascontiguousarray(t_V2D.swapaxes(0, 1))
+            return _ternary_trees(self, name, part, t_in_VD, t_out_VD, scales)
+        rows_V2D = reader.read(f"{name}.rows")
+        bias_V = self.vector(f"{name}.bias") if part.bias else None
+        if rows_V2D.dtype == np.int8:
+            scales_V2 = reader.read(f"{name}.row_scale")
+            return Int8Trees(*sizes, rows_V2D[:, 0], rows_V2D[:, 1], scales_V2, bias_V)
+        rows_V2D = expanded(rows_V2D)
+        return FloatTrees(*sizes, rows_V2D[:, 0], rows_V2D[:, 1], bias_V)
+
+    def lower_bound(self, layer: int) -> Float:
+        return self.vector(f"layers.{layer}.mixer.lower_bound")
+
+    def _read_matrix(self, name: str) -> tuple[NDArray[Any], Float | None]:
+        """The stored matrix [N, K] and, of int8, its scales [N]."""
+        weight_NK = self._reader.read(f"{name}.weight")
+        is_int8 = weight_NK.dtype == np.int8
+        return weight_NK, self._reader.read(f"{name}.scale") if is_int8 else None
+
+
+def _ternary_trees(
+    weights: Weights,
+    name: str,
+    part: parts.FFF,
+    t_in_VD: NDArray[np.int8],
+    t_out_VD: NDArray[np.int8],
+    scales: Float,
+) -> TernaryTrees:
+    norm_in_D, norm_out_V = (weights.vector(f"{name}.norm_{way}.weight") for way in ("in", "out"))
+    sizes = (part.trees, part.depth, part.activation)
+    return TernaryTrees(*sizes, t_in_VD, t_out_VD, scales, norm_in_D, norm_out_V, part.norm_eps)
