@@ -7,13 +7,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.config import ACTIVATIONS, ModelConfig
 
 ENCODER_MODEL_TYPE = "nomatmul-encoder"
 TASKS = ("masked", "sequence", "token")
 POOLERS = ("avg", "zero_index", "max", "lse")
 MAX_LABELS = 1 << 20
-POOLER_ACTIVATIONS = ("tanh", "gelu", "relu", "silu")
+POOLER_ACTIVATIONS = ("tanh", *ACTIVATIONS)
 
 # What a config.json of ours that leaves a field out means; crammed BERT (arXiv 2212.14034).
 ENCODER_DEFAULTS: dict[str, Any] = {

@@ -5,7 +5,6 @@ Shape suffixes: B sequences, T steps, D hidden, C labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,14 +16,8 @@ from nomatmul.formats.config import ModelConfig
 from nomatmul.models.base import share_of_batch
 from nomatmul.models.encoder import EncoderBase
 from nomatmul.models.hf.arguments import refuse_unknown
+from nomatmul.ops.activations import activate
 from nomatmul.ops.loss import IGNORE_INDEX
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
-    "gelu": F.gelu,
-    "relu": F.relu,
-    "silu": F.silu,
-}
 
 
 class _Classifier(EncoderBase):
@@ -99,7 +92,7 @@ class EncoderForSequenceClassification(_Classifier):
         x = self.pool(hidden, attention_mask)
         if hasattr(self, "pooler"):
             x = self.pooler(x)
-        logits = self._classify(_ACTIVATIONS[self.config.pooler_activation](x))
+        logits = self._classify(activate(x, self.config.pooler_activation))
         loss = None
         if labels is not None:
             loss = self._loss(logits.float(), labels)

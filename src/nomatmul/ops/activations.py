@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ACTIVATIONS = ("gelu", "silu", "relu")
+from nomatmul.formats.config import ACTIVATIONS
+
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "relu": F.relu,
+    "tanh": torch.tanh,  # of poolers only
+}
 
 
 def check_activation(name: str) -> None:
@@ -19,7 +29,6 @@ def activate(logits: Tensor, activation: str) -> Tensor:
 
     Differentiable. Raises ValueError for an unknown activation.
     """
-    check_activation(activation)
-    if activation == "gelu":
-        return F.gelu(logits)
-    return F.silu(logits) if activation == "silu" else F.relu(logits)
+    if activation not in _FUNCTIONS:
+        check_activation(activation)
+    return _FUNCTIONS[activation](logits)
