@@ -26,12 +26,14 @@ import numpy as np
 from dry_run import add_tiny, shrink, temporary
 from kernels import machine
 
+from nomatmul.engine.backends.native import NativeBackend
 from nomatmul.engine.blas import blas_name
-from nomatmul.engine.encoder_forward import NativeEncoder
 from nomatmul.engine.encoder_model import EncoderModel
+from nomatmul.engine.graph import GraphForms
+from nomatmul.engine.weights import Weights
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.encoder import EncoderHead, EncoderReading
-from nomatmul.formats.files.safetensors import NUMPY_DTYPES, TensorInfo
+from nomatmul.formats.files.safetensors import NUMPY_DTYPES
 from nomatmul.formats.packed.encoder import Forms, encoder_tensors
 
 LENGTH = 128
@@ -65,39 +67,40 @@ OURS = {
     "FFF, int8": (TREE, Forms(rows="int8", dense="int8")),
     "dense twin, int8": (DENSE, Forms(dense="int8")),
 }
+READING = EncoderReading("masked", EncoderHead(), ())
 TORCH = ("torch float32", "torch bfloat16", "torch int8")
 
 
-class RandomReader:
-    """Stands for a packed directory: random weights in the forms asked for."""
-
-    def __init__(self, config: ModelConfig, forms: Forms, seed: int = 0) -> None:
-        self.config, self.forms = config, forms
-        self.reading = EncoderReading("masked", EncoderHead(), ())
-        self.directory, self.fingerprint, self.tokenizer_path = Path(), "random", None
-        self._tensors = encoder_tensors(config, forms, self.reading)
-        self.infos = {n: TensorInfo(d, s, 0, 0) for n, (d, s) in self._tensors.items()}
-        self._rng = np.random.default_rng(seed)
-
-    def read(self, name: str) -> Any:
-        dtype, shape = self._tensors[name]
+def random_tensors(config: ModelConfig, forms: Forms) -> dict[str, Any]:
+    """Random weights of a masked language model in the forms asked for."""
+    rng, found = np.random.default_rng(0), {}
+    for name, (dtype, shape) in encoder_tensors(config, forms, READING).items():
         if dtype == "I8":
-            return self._rng.integers(-127, 128, shape, dtype=np.int8)
-        assert NUMPY_DTYPES[dtype] == np.float32
-        if name.endswith("norm.weight"):
-            return np.ones(shape, np.float32)
-        if name.endswith("scale"):
-            return np.full(shape, 0.03 / 73, np.float32)
-        values = self._rng.standard_normal(shape, dtype=np.float32)
-        values *= np.float32(0.03)
-        return values
+            found[name] = rng.integers(-127, 128, shape, dtype=np.int8)
+        elif name.endswith("norm.weight"):
+            found[name] = np.ones(shape, np.float32)
+        elif name.endswith("scale"):
+            found[name] = np.full(shape, 0.03 / 73, np.float32)
+        else:
+            assert NUMPY_DTYPES[dtype] == np.float32
+            found[name] = rng.standard_normal(shape, dtype=np.float32) * np.float32(0.03)
+    return found
 
 
 def our_model(dials: dict[str, Any], forms: Forms, threads: int, tiny: bool) -> EncoderModel:
     """One of our encoders with random weights."""
     small = {**TINY_SIZES, **TINY_DIALS[dials["channel_mixer"]]} if tiny else {}
-    reader: Any = RandomReader(ModelConfig(**{**SIZES, **dials, **small}), forms)
-    return EncoderModel(reader, NativeEncoder(reader, threads), threads)
+    config = ModelConfig(**{**SIZES, **dials, **small})
+    graph_forms = GraphForms(forms.dense, forms.embedding, forms.rows)
+    weights = Weights(random_tensors(config, forms))
+    return EncoderModel(
+        NativeBackend(config, graph_forms, weights, threads=threads),
+        config,
+        READING,
+        fingerprint="random",
+        forms=forms,
+        path=Path(),
+    )
 
 
 def torch_models(tiny: bool) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from nomatmul.evaluate.speed import (
     median,
     prefill_seconds,
     step_seconds,
-    with_threads,
 )
 from nomatmul.formats.config import ModelConfig
 
@@ -60,7 +59,7 @@ class Ours:
 
     def _with(self, threads: int) -> Any:
         if threads not in self.models:
-            self.models[threads] = with_threads(self.lm, threads)
+            self.models[threads] = self.lm.with_threads(threads)
         return self.models[threads]
 
 

@@ -22,7 +22,7 @@ from dry_run import add_tiny, shrink, temporary
 
 from nomatmul.engine import random_model
 from nomatmul.engine.language_model import LanguageModel
-from nomatmul.evaluate.speed import SIZES, bytes_read_per_token, with_threads
+from nomatmul.evaluate.speed import SIZES, bytes_read_per_token
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packed.layout import active_rows
 
@@ -50,7 +50,7 @@ class Runner:
     """One model behind some threads: seconds of a phase, always with other tokens."""
 
     def __init__(self, lm: LanguageModel, threads: int) -> None:
-        self.lm = with_threads(lm, threads)
+        self.lm = lm.with_threads(threads)
         self.session = self.lm.session()
         self.sessions = [self.lm.session() for _ in range(BATCH)]
         self.count = 0

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from nomatmul.engine import LanguageModel, Session
+from nomatmul.engine.backends.native import NativeBackend
 from nomatmul.formats.config import ModelConfig
 
 # No dimension is a multiple of a kernel's step.
@@ -15,3 +19,15 @@ CONFIG = ModelConfig(
 def random_ids(count: int, vocab_size: int = CONFIG.vocab_size, seed: int = 0) -> np.ndarray:
     """Token ids int32 [count]."""
     return np.random.default_rng(seed).integers(0, vocab_size, count).astype(np.int32)
+
+
+def state_of(session: Session) -> np.ndarray:
+    """A copy of the state of a sequence whose layers leave one piece each: float32 [L, D]."""
+    return np.stack(list(session.arrays().values()))
+
+
+def rebuilt(lm: LanguageModel, **options: Any) -> LanguageModel:
+    """The same weights under another chunk, number of threads or instruction set."""
+    old = lm.backend
+    assert isinstance(old, NativeBackend)
+    return lm.on(NativeBackend(lm.config, old.forms, old.weights, **options))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from engine_models import state_of
 from numpy.typing import NDArray
 
 import nomatmul
@@ -128,7 +129,7 @@ def run_decoder(lm: LanguageModel, ids: NDArray[np.int32], step: int) -> Observe
         session.append(ids[first:last], logits="all")
         for first, last in itertools.pairwise(cuts(len(ids), step))
     ]
-    return {"logits": np.concatenate(parts), "state": np.array(session._state_LD)}
+    return {"logits": np.concatenate(parts), "state": state_of(session)}
 
 
 def accumulators(lm: LanguageModel, linear: str, q: NDArray[np.int8]) -> NDArray[np.int32]:

@@ -153,12 +153,12 @@ def test_padding_is_not_seen(golden, golden_packed):
 
 
 def test_long_batches_are_cut_into_passes(golden_packed, monkeypatch):
-    from nomatmul.engine import encoder_model
+    from nomatmul.engine import encoder_passes
 
     model = nomatmul.load(golden_packed)
     ids = np.random.default_rng(3).integers(0, 512, (5, 12))
     whole = model.hidden(ids)
-    monkeypatch.setattr(encoder_model, "PASS_TOKENS", 25)
+    monkeypatch.setattr(encoder_passes, "PASS_TOKENS", 25)
     np.testing.assert_array_equal(model.hidden(ids), whole)
     rows = model.paths(ids)
     assert {layer: path.shape for layer, path in rows.items()} == {

@@ -59,13 +59,14 @@ assert again.position == 5
 rows = lm.step([again, lm.session(), lm.session()], [ids[5:7], ids[:9], ids[:1]])
 np.testing.assert_array_equal(rows, whole[[6, 8, 0]])
 lm.backend.weights.stack["mixer_norm"][1, 3] = float("nan")
-before = again._state_LD.copy()
+state_of = lambda session: np.stack(list(session.arrays().values()))
+before = state_of(again)
 try:
     again.append(ids[:2])
     raise SystemExit("values that are not finite went through")
 except ValueError as error:
     assert "not finite" in str(error), error
-assert again.position == 7 and np.array_equal(again._state_LD, before)
+assert again.position == 7 and np.array_equal(state_of(again), before)
 parts = lm.footprint()
 assert parts["core"] > 0 and parts["total"] >= parts["weights"]
 np.savez(found, ids=ids, logits=whole)

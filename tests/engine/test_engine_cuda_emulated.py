@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_models import random_ids
+from engine_models import random_ids, state_of
 from machine import need_compiler, need_triton
 
 from nomatmul.engine import load
@@ -122,7 +122,7 @@ def test_decoding_has_the_bits_of_the_native_core(
         decoder.launch(int(token), before, after)
         expected_V = session.append([token])
         np.testing.assert_array_equal(decoder.fetch(), expected_V)
-        np.testing.assert_array_equal(after.numpy(), session._state_LD)
+        np.testing.assert_array_equal(after.numpy(), state_of(session))
         assert int(decoder.out[-1]) == int(expected_V.argmax())
         before = after
     assert int(flag) == 0

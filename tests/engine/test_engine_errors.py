@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_models import CONFIG, random_ids
+from engine_models import CONFIG, random_ids, state_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 import nomatmul
 from nomatmul.engine import LanguageModel, load, random_model
-from nomatmul.engine.backend import NativeBackend
+from nomatmul.engine.backends.native import NativeBackend
 from nomatmul.formats import capability
 from nomatmul.formats.config import ModelConfig
 
@@ -55,11 +55,12 @@ def test_bad_ids(lm: LanguageModel, ids: Any, message: str) -> None:
 
 
 def test_the_native_core_checks_ids_too(lm: LanguageModel) -> None:
-    state = np.zeros((CONFIG.num_layers, CONFIG.hidden_size), np.float32)
+    state = lm.backend.new_state()
     for bad in (-1, CONFIG.vocab_size, 2**31 - 1):
         with pytest.raises(ValueError, match="out of range"):
             lm.backend.step([state], [np.array([1, bad], np.int32)], "last")
-    assert not state.any()
+    assert state.position == 0
+    assert not any(array.any() for array in state.arrays().values())
 
 
 def test_bad_steps(lm: LanguageModel) -> None:
@@ -95,12 +96,12 @@ def test_bad_generation_arguments(text_lm: LanguageModel) -> None:
 def test_nan_weights_stop_the_step_and_leave_the_session(lm: LanguageModel) -> None:
     session = lm.session()
     session.append([1, 2])
-    before = session._state_LD.copy()
+    before = state_of(session)
     lm.backend.weights.arrays["layers.1.channel_norm.weight"][3] = np.nan
     with pytest.raises(ValueError, match="before the channel mixer of layer 1 are not finite"):
         session.append(random_ids(20))
     assert session.position == 2
-    np.testing.assert_array_equal(session._state_LD, before)
+    np.testing.assert_array_equal(state_of(session), before)
 
 
 @pytest.mark.parametrize(
@@ -259,13 +260,14 @@ def test_a_state_that_cannot_be_written_leaves_nothing(lm: LanguageModel, tmp_pa
 def test_without_the_native_core_numpy_steps_in(
     packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import nomatmul.engine.backends.native as core
     import nomatmul.engine.loading as loading
     import nomatmul.engine.native as native
 
     def missing() -> None:
         raise ImportError("the native core of nomatmul is missing")
 
-    for module in (loading, native):
+    for module in (core, loading, native):
         monkeypatch.setattr(module, "native", missing)
     monkeypatch.delenv("NOMATMUL_ISA", raising=False)
     with pytest.warns(RuntimeWarning, match="slow numpy reference"):

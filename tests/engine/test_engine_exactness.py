@@ -6,28 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_models import CONFIG, random_ids
+from engine_models import CONFIG, random_ids, rebuilt, state_of
 
 from nomatmul.engine import LanguageModel, random_model
-from nomatmul.engine.backend import NativeBackend
 from nomatmul.engine.native import native
 from nomatmul.formats.config import ModelConfig
 
 # More than two blocks of 256 tokens, and more than one chunk of 512.
 LONG = 530
-
-
-def rebuilt(lm: LanguageModel, **options: object) -> LanguageModel:
-    """The same weights under another chunk, thread count or instruction set."""
-    assert isinstance(lm.backend, NativeBackend)
-    backend = NativeBackend(lm.config, lm.packing, lm.embedding_form, lm.backend.weights, **options)
-    return LanguageModel(
-        backend,
-        lm.config,
-        fingerprint=lm.fingerprint,
-        packing=lm.packing,
-        embedding_form=lm.embedding_form,
-    )
 
 
 def one_by_one(lm: LanguageModel, ids: np.ndarray) -> np.ndarray:
@@ -73,7 +59,7 @@ def test_batched_equals_alone(lm: LanguageModel) -> None:
             else:
                 np.testing.assert_array_equal(result, alone.append(part))
             assert session.position == alone.position
-            np.testing.assert_array_equal(session._state_LD, alone._state_LD)
+            np.testing.assert_array_equal(state_of(session), state_of(alone))
 
 
 def test_batch_of_single_tokens(lm: LanguageModel) -> None:
@@ -117,16 +103,16 @@ def test_save_writes_one_moment_though_another_thread_waits(
         def __enter__(self) -> None: ...
 
         def __exit__(self, *error: object) -> None:
-            session._state += 1
-            session._position += 1
+            session._state.fixed_LS += 1
+            session._state.position += 1
 
     session = lm.session()
     session.append([1, 2, 3])
-    before = session._state.copy()
+    before = state_of(session)
     session._lock = FedWhenFree()
     session.save(tmp_path / "state")
     loaded = lm.session(tmp_path / "state")
-    np.testing.assert_array_equal(loaded._state_LD, before)
+    np.testing.assert_array_equal(state_of(loaded), before)
     assert loaded.position == 3
 
 

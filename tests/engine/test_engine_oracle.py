@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_models import CONFIG, random_ids
+from engine_models import CONFIG, random_ids, state_of
 from model_files import write_packed
 from numpy.typing import NDArray
 
@@ -40,7 +40,7 @@ def test_logits_equal_the_oracles(
     states = fast.session(), slow.session()
     for session in states:
         session.append(ids)
-    np.testing.assert_array_equal(states[0]._state_LD, states[1]._state_LD)
+    np.testing.assert_array_equal(state_of(states[0]), state_of(states[1]))
 
 
 def test_accumulators_equal_the_oracles(make_packed: Callable[..., Path], packing: str) -> None:

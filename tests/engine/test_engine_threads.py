@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_models import random_ids
+from engine_models import random_ids, state_of
 
 from nomatmul.engine import LanguageModel, load
 
@@ -51,7 +51,7 @@ def test_threads_may_share_a_session(lm: LanguageModel) -> None:
     assert session.position == 80
     expected = lm.session()
     expected.append([7] * 80)
-    np.testing.assert_array_equal(session._state_LD, expected._state_LD)
+    np.testing.assert_array_equal(state_of(session), state_of(expected))
 
 
 def test_steps_over_the_same_sessions_do_not_deadlock(lm: LanguageModel) -> None:
@@ -123,14 +123,15 @@ from nomatmul.formats.config import ModelConfig
 
 config = ModelConfig(vocab_size=64, hidden_size=256, num_layers=8)
 lm = random_model(config, isa="scalar", threads=1)
+state_of = lambda session: np.stack(list(session.arrays().values()))
 session = lm.session()
 session.append([1])
-before = session._state_LD.copy()
+before = state_of(session)
 threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
     session.append(np.ones(200_000, np.int32))
 except KeyboardInterrupt:
-    assert session.position == 1 and np.array_equal(session._state_LD, before)
+    assert session.position == 1 and np.array_equal(state_of(session), before)
     print("stopped")
 """
     done = subprocess.run(

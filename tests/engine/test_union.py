@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_models import random_ids
+from engine_models import random_ids, rebuilt, state_of
 from union_models import oracle_trees, union
 
 import nomatmul
-from nomatmul.engine import LanguageModel, load, random_model
-from nomatmul.engine.backend import NativeBackend
+from nomatmul.engine import load, random_model
 from nomatmul.engine.native import native
 from nomatmul.formats.config import ModelConfig
 
@@ -24,18 +23,6 @@ SHAPES = {
     "41 x 1": union(fff_trees=41, fff_depth=1, hidden_size=260),
     "3 x 0": union(fff_trees=3, fff_depth=0, hidden_size=1, vocab_size=2),
 }
-
-
-def rebuilt(lm: LanguageModel, **options: object) -> LanguageModel:
-    """The same weights under another chunk, thread count or instruction set."""
-    backend = NativeBackend(lm.config, lm.packing, lm.embedding_form, lm.backend.weights, **options)
-    return LanguageModel(
-        backend,
-        lm.config,
-        fingerprint=lm.fingerprint,
-        packing=lm.packing,
-        embedding_form=lm.embedding_form,
-    )
 
 
 @pytest.fixture(params=SHAPES.values(), ids=SHAPES)
@@ -100,12 +87,12 @@ def test_values_that_are_not_finite_leave_the_session_as_it_was(name: str) -> No
     lm = random_model(union(), threads=2)
     session = lm.session()
     session.append([1, 2, 3])
-    before = session._state_LD.copy()
+    before = state_of(session)
     lm.backend.weights.arrays[f"layers.1.{name}"][:] = np.inf
     for ids in ([4], list(range(40))):
         with pytest.raises(ValueError, match=r"channel mixer of layer 1 are not finite"):
             session.append(ids)
-    np.testing.assert_array_equal(session._state_LD, before)
+    np.testing.assert_array_equal(state_of(session), before)
 
 
 def test_text_and_footprint(make_packed: Callable[..., Path]) -> None:

@@ -18,7 +18,7 @@ def test_median():
 
 def test_other_threads_share_the_weights_and_give_the_same_bits():
     lm = random_model(CONFIG)
-    other = speed.with_threads(lm, 3)
+    other = lm.with_threads(3)
     assert other.backend.threads == 3
     assert other.backend.weights is lm.backend.weights
     ids = [1, 5, 9]

@@ -8,11 +8,10 @@ import golden_traces as g
 import numpy as np
 import pytest
 from encoder_files import tolerance
+from engine_models import rebuilt
 from safetensors.numpy import load_file
 
 import nomatmul
-from nomatmul.engine.backend import NativeBackend
-from nomatmul.engine.language_model import LanguageModel
 
 ISAS = g.isas()
 
@@ -74,16 +73,7 @@ def test_decoders_have_the_recorded_bits(case, isa, directory_of, expected, inpu
 def test_chunks_have_the_recorded_bits(chunk, directory_of, expected, inputs):
     for case in ("glu-1.6bit-bf16", "union-2bit-bf16"):
         lm = nomatmul.load(directory_of(case))
-        weights = lm.backend.weights
-        backend = NativeBackend(lm.config, lm.packing, lm.embedding_form, weights, chunk=chunk)
-        lm = LanguageModel(
-            backend,
-            lm.config,
-            fingerprint=lm.fingerprint,
-            packing=lm.packing,
-            embedding_form=lm.embedding_form,
-        )
-        found = g.run_decoder(lm, inputs["decoder_ids"], 53)
+        found = g.run_decoder(rebuilt(lm, chunk=chunk), inputs["decoder_ids"], 53)
         for name in ("logits", "state"):
             np.testing.assert_array_equal(found[name], expected[f"{case}.{name}"])
 

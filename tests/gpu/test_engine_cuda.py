@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engine_models import state_of
 from model_files import write_packed, write_training
 
 from nomatmul.engine import load, random_model
@@ -129,14 +130,14 @@ def test_a_failed_step_changes_nothing() -> None:
     lm = random_model(config, device="cuda")
     session = lm.session()
     session.append([1, 2, 3])
-    before = session._state_LD.copy()
+    before = state_of(session)
     if lm.backend.decoder is not None:
         lm.backend.decoder._keep["o_norm"].fill_(float("inf"))
     lm.backend.weights.stack["o_norm"].fill_(float("inf"))
     for ids in ([4], [4, 5]):
         with pytest.raises(ValueError, match="not finite"):
             session.append(ids)
-        np.testing.assert_array_equal(session._state_LD, before)
+        np.testing.assert_array_equal(state_of(session), before)
         assert session.position == 3
 
 

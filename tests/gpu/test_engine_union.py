@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engine_models import state_of
 from model_files import write_packed, write_training
 from union_models import oracle_trees
 
@@ -138,12 +139,12 @@ def test_a_failed_step_changes_nothing() -> None:
     lm = random_model(union(96, 6, 3), device="cuda")
     session = lm.session()
     session.append([1, 2, 3])
-    before = session._state_LD.copy()
+    before = state_of(session)
     lm.backend.weights.stack["norm_out"].fill_(float("inf"))
     for ids in ([4], [4, 5]):
         with pytest.raises(ValueError, match="not finite"):
             session.append(ids)
-        np.testing.assert_array_equal(session._state_LD, before)
+        np.testing.assert_array_equal(state_of(session), before)
 
 
 def test_the_persistent_kernel_is_refused_by_name(

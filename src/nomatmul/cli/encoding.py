@@ -14,18 +14,8 @@ if TYPE_CHECKING:
 def load_encoder(options: Any) -> EncoderModel:
     """The encoder that the options name; raises ValueError for a language model."""
     import nomatmul
-    from nomatmul.engine.encoder_model import EncoderModel
-    from nomatmul.formats.packed.encoder import is_packed_encoder
-    from nomatmul.formats.packed.reader import PackedReader
 
-    if not is_packed_encoder(options.model):
-        PackedReader(options.model)  # a directory that is no packed model at all says so itself
-        raise ValueError(
-            f"{options.model} is a language model, not an encoder; `nomatmul generate` runs it"
-        )
-    model = nomatmul.load(options.model, threads=options.threads)
-    assert isinstance(model, EncoderModel)
-    return model
+    return nomatmul.load(options.model, kind="encoder", threads=options.threads)
 
 
 def read_texts(texts: tuple[str, ...], file: str | None) -> list[str]:

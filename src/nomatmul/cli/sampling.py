@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nomatmul.engine.language_model import LanguageModel
@@ -37,13 +37,9 @@ def load_model(options: Any) -> LanguageModel:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import nomatmul
 
-    lm = nomatmul.load(options.model, threads=options.threads, device=options.device)
-    if not hasattr(lm, "stream"):
-        raise ValueError(
-            f"{options.model} is an encoder, which continues no text; use nomatmul embed,"
-            " fill-mask or classify"
-        )
-    return cast("LanguageModel", lm)
+    return nomatmul.load(
+        options.model, kind="language", threads=options.threads, device=options.device
+    )
 
 
 def sampling_arguments(options: Any) -> dict[str, Any]:

@@ -131,11 +131,11 @@ def check_encoder_packed(checkpoint: Checkpoint, target: Path, text: CheckText) 
 
     Without a tokenizer the text is replaced by fixed pseudo-random token ids.
     """
-    from nomatmul.engine.encoder_forward import pooled
-    from nomatmul.engine.loading import load_encoder
+    from nomatmul.engine import load
+    from nomatmul.engine.heads import pooled
     from nomatmul.reference.model import ReferenceModel
 
-    model = load_encoder(target)
+    model = load(target, kind="encoder")
     assert checkpoint.reading is not None
     ids_BT, named = _check_ids(EncoderReader(target), text)
     expected = ReferenceModel.from_checkpoint(checkpoint).forward(ids_BT)

@@ -16,7 +16,7 @@ _HOMES = {
     "TextStream": "generation",
     "Sampler": "sampling",
     "Sampling": "sampling",
-    "random_model": "random_weights",
+    "random_model": "loading",
     "cpu_report": "report",
     "footprint": "report",
     "gpu_report": "report",

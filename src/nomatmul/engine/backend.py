@@ -1,140 +1,154 @@
-"""What computes a step: the native core, or the numpy oracle with the same interface.
+"""What computes: the protocol of a backend, and the backends by name.
 
-Legend: S sequences, T tokens, L layers, D hidden size, V vocabulary. The state of a sequence is
-float32 [L, D] in whatever memory the backend works in; `step` advances it in place, and only if
-it succeeds.
+A backend is one model in memory: "native" (the C++ core), "numpy" (the oracle) or "cuda" (a GPU).
+Which models it runs is answered by formats/capability.py, before it is made.
+
+Legend: S sequences, T tokens, N tokens of all sequences, D hidden size, V vocabulary, A trees of a
+layer, L levels of a tree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nomatmul.engine.graph import GraphForms, describe
-from nomatmul.engine.native import default_threads, native
+from nomatmul.engine.state import Float, Layout, State
 
 if TYPE_CHECKING:
-    from nomatmul.engine.weights import Weights
     from nomatmul.formats.config import ModelConfig
+    from nomatmul.formats.packed.reader import PackedReader
 
 Want = Literal["last", "all", "none"]
-Float = NDArray[np.float32]
 Ids = NDArray[np.int32]
+Layer = Callable[[Float], Float]
+Paths = dict[int, NDArray[np.int32]]
+
+
+class Gpu(Protocol):
+    """The device that a backend computes on, where that is not the CPU."""
+
+    def name(self) -> str:
+        """Its own name."""
+
+    def peak_bytes(self) -> int:
+        """The most device memory that this process had in use."""
+
+    def copy_bandwidth(self) -> float:
+        """Bytes a second that a large copy moves, read and written together."""
 
 
 class Backend(Protocol):
-    """One model that can be stepped; safe to call from several threads."""
+    """One model that can be computed; safe to call from several threads."""
 
     name: str
     isa: str
     threads: int
+    gpu: Gpu | None
 
-    def new_state(self) -> Any:
+    def weight_bytes(self) -> dict[str, int]:
+        """Bytes of the weights in memory by part ("embedding", "core", "head", "norms", ...).
+
+        Raises ValueError for a backend that holds no packed weights.
+        """
+
+    def unvisited_bytes(self) -> int:
+        """Of the weights, the rows of trees that one token does not visit."""
+
+    def scratch_bytes(self) -> int:
+        """Bytes of work space of the largest step so far."""
+
+    def with_threads(self, threads: int) -> Backend:
+        """The same weights, not copied, computed by another number of threads.
+
+        Raises ValueError for a backend that has no threads to choose.
+        """
+
+
+class CausalBackend(Backend, Protocol):
+    """A decoder: sequences are fed token by token, or many at a time."""
+
+    layout: Layout
+
+    def new_state(self) -> State:
         """The state of a sequence that has seen nothing."""
 
-    def copy_state(self, state: Any) -> Any:
-        """An independent copy of a state."""
-
-    def state_to_numpy(self, state: Any) -> Float:
-        """A state as float32 [L, D] on the host, not copied where it lies there."""
-
-    def state_from_numpy(self, state_LD: Float) -> Any:
-        """The state of a backend from float32 [L, D]."""
+    def load_state(self, arrays: Mapping[str, Float], position: int) -> State:
+        """The state that holds these pieces (see Layout.shapes)."""
 
     def step(self, states: Sequence[Any], ids_T: Sequence[Ids], want: Want) -> Float:
-        """Advance each state by its ids; float32 [S, V] ("last"), [sum of T, V] ("all") or
-        [0, V] ("none"). Raises ValueError for an id out of range or values not finite."""
+        """Advance each state, made by this backend, by its ids; float32 [S, V] ("last"),
+        [sum of T, V] ("all") or [0, V] ("none").
 
+        Raises ValueError for an id out of range or values not finite, and changes no state then.
+        """
 
-class _HostStates:
-    """States that are plain numpy arrays [L, D]."""
-
-    shape: tuple[int, int]
-
-    def new_state(self) -> Float:
+    def with_threads(self, threads: int) -> CausalBackend:
         """See Backend."""
-        return np.zeros(self.shape, np.float32)
-
-    def copy_state(self, state: Float) -> Float:
-        """See Backend."""
-        return state.copy()
-
-    def state_to_numpy(self, state: Float) -> Float:
-        """See Backend."""
-        return state
-
-    def state_from_numpy(self, state_LD: Float) -> Float:
-        """See Backend."""
-        return state_LD
 
 
-class NativeBackend(_HostStates):
-    """The C++ core over Weights. Raises ValueError for an instruction set that is not there."""
+class EncoderBackend(Backend, Protocol):
+    """An encoder without its task head: sequences are computed whole, side by side."""
 
-    name = "native"
-
-    def __init__(
+    def hidden(
         self,
-        config: ModelConfig,
-        packing: str,
-        embedding: str,
-        weights: Weights,
+        ids_N: Ids,
+        offsets_B: NDArray[np.int64],
+        seen_N: NDArray[np.uint8] | None = None,
         *,
-        threads: int | None = None,
-        isa: str | None = None,
-        chunk: int = 256,
-    ) -> None:
-        core = native()
-        if threads is None:
-            threads = default_threads()
-        self.weights = weights
-        self.shape = (config.num_layers, config.hidden_size)
-        description = describe(config, GraphForms(packing, embedding), chunk=chunk)
-        self.model: Any = core.Model(description, isa, threads)
-        for name, array in weights.arrays.items():
-            self.model.set(name, array)
-        self.model.check_complete()
-        self.isa: str = self.model.isa
-        self.threads: int = self.model.threads
+        paths: Paths | None = None,
+        seconds: dict[str, float] | None = None,
+    ) -> Float:
+        """Final-normed hidden states [N, D] of sequences offsets[b]..offsets[b + 1].
 
-    def step(self, states: Sequence[Float], ids_T: Sequence[Ids], want: Want) -> Float:
-        """See Backend."""
-        return self.model.step(list(states), list(ids_T), want)
+        seen: 0 hides a token from all others of its sequence. paths: a dict that receives the
+        visited rows int32 [N, A, L] of each layer of trees. seconds: a dict to which those of each
+        part are added. Raises ValueError where a value inside the model is not finite.
+        """
+
+    def tensor(self, name: str) -> NDArray[Any]:
+        """A tensor as the packed file has it (bfloat16 as uint16 bits), for task heads."""
+
+    def linear(self, weight: NDArray[Any], scale: Float | None) -> Layer:
+        """A function from x [N, K] to x W^T [N, M]; weight [M, K] as stored, scale [M] of int8."""
 
 
-class NumpyBackend(_HostStates):
-    """The oracle of `nomatmul.reference` behind the engine's sessions: slow, and correct."""
+@dataclass(frozen=True)
+class Options:
+    """How a model is to be opened; arguments of `nomatmul.load`."""
 
-    name = "numpy"
-    isa = "numpy"
-    threads = 1
+    threads: int | None = None
+    isa: str | None = None
+    mmap: bool = False
+    verify: bool = True
+    device: str = "cpu"
 
-    def __init__(self, reader: Any) -> None:
-        from nomatmul.reference.model import ReferenceModel
 
-        self.model = ReferenceModel.from_packed(reader)
-        self.shape = (reader.config.num_layers, reader.config.hidden_size)
+class Opener(Protocol):
+    """What the module of a backend offers. Both raise ValueError for an option that is not for this
+    backend or cannot be had here, and FormatError for damaged weights."""
 
-    def step(self, states: Sequence[Float], ids_T: Sequence[Ids], want: Want) -> Float:
-        """See Backend."""
-        from nomatmul.reference.model import State
+    def open_packed(self, reader: PackedReader, options: Options) -> Any:
+        """The model of a packed directory: a CausalBackend or, of an encoder, an EncoderBackend."""
 
-        rows, new_states = [], []
-        for state_LD, ids in zip(states, ids_T, strict=True):
-            state = State([{"h": h_D[None]} for h_D in state_LD], np.zeros((1, 0), bool))
-            output = self.model.forward(ids[None], state=state)
-            logits_TV = output.logits_BTV[0]
-            if not np.isfinite(logits_TV).all():
-                raise ValueError("the activations are not finite (NaN or infinity)")
-            if want != "none":
-                rows.append(logits_TV if want == "all" else logits_TV[-1:])
-            new_states.append(output.state)
-        for state_LD, new in zip(states, new_states, strict=True):
-            for layer, pieces in enumerate(new.layers):
-                state_LD[layer] = pieces["h"][0]
-        if not rows:
-            return np.zeros((0, self.model.config.vocab_size), np.float32)
-        return np.concatenate(rows)
+    def open_random(
+        self, config: ModelConfig, packing: str, embedding: str, seed: int, options: Options
+    ) -> CausalBackend:
+        """A decoder of random weights."""
+
+
+# In order of preference on a CPU. A module is imported when its backend is asked for.
+_MODULES = {
+    "native": "nomatmul.engine.backends.native",
+    "numpy": "nomatmul.engine.backends.numpy",
+    "cuda": "nomatmul.engine.backends.cuda.opening",
+}
+
+
+def opener(name: str) -> Opener:
+    """The module of a backend."""
+    return cast("Opener", importlib.import_module(_MODULES[name]))

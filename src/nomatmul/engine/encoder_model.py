@@ -10,23 +10,26 @@ Legend: B sequences, T tokens, N tokens of all sequences, D hidden size, V vocab
 from __future__ import annotations
 
 import itertools
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nomatmul.engine.blas import blas_name, blas_threads
-from nomatmul.engine.encoder_forward import EncoderForward, Float, pooled
-from nomatmul.engine.encoder_text import Text, TextSide, best, softmax
-from nomatmul.formats.packed.encoder import EncoderReader
+from nomatmul.engine.blas import blas_name
+from nomatmul.engine.encoder_passes import Pass, Passes
+from nomatmul.engine.encoder_text import Text, TextSide, Tokens, best, softmax
+from nomatmul.engine.heads import TaskHead, pooled
 
-# Tokens of one pass: enough for the matrix products, few enough that what is between two of
-# them stays in the last cache.
-PASS_TOKENS = 2048
+if TYPE_CHECKING:
+    from nomatmul.engine.backend import EncoderBackend
+    from nomatmul.engine.state import Float
+    from nomatmul.formats.config import ModelConfig
+    from nomatmul.formats.encoder import EncoderReading
+    from nomatmul.formats.packed.encoder import Forms
+
 POOLINGS = {"mean": "avg", "first": "zero_index", "max": "max"}
 
 
@@ -40,14 +43,23 @@ class EncoderModel:
     at a time computes; others wait.
     """
 
-    def __init__(self, reader: EncoderReader, forward: EncoderForward, threads: int) -> None:
-        self.config, self.reading = reader.config, reader.reading
-        self.path: Path = reader.directory
-        self.fingerprint = reader.fingerprint
-        self.threads = threads
-        self._forward = forward
-        self._text = TextSide(reader.tokenizer_path, reader.config)
-        self._lock = threading.Lock()
+    def __init__(
+        self,
+        backend: EncoderBackend,
+        config: ModelConfig,
+        reading: EncoderReading,
+        *,
+        fingerprint: str,
+        forms: Forms,
+        path: Path,
+        tokenizer_path: Path | None = None,
+    ) -> None:
+        self.backend, self.config, self.reading = backend, config, reading
+        self.fingerprint, self.forms, self.path = fingerprint, forms, path
+        self.threads = backend.threads
+        self._passes = Passes(backend, config)
+        self._head = TaskHead(backend, config, reading)
+        self._text = TextSide(tokenizer_path, config)
 
     def __repr__(self) -> str:
         config = self.config
@@ -92,7 +104,7 @@ class EncoderModel:
         if pooling not in POOLINGS:
             raise ValueError(f"pooling {pooling!r} is unknown; legal are {', '.join(POOLINGS)}")
         out: list[Float] = []
-        for hidden_ND, offsets in self._passes(self._text.encode(texts, truncate)):
+        for hidden_ND, offsets in self._side_by_side(self._text.encode(texts, truncate)):
             for first, last in itertools.pairwise(offsets):
                 part, seen = hidden_ND[first:last], np.ones(last - first, bool)
                 out.append(pooled(part, seen, self.reading, POOLINGS[pooling]))
@@ -112,9 +124,8 @@ class EncoderModel:
         if not 1 <= top_k <= limit:
             raise ValueError(f"top_k is {top_k}, it must lie in 1..{limit}")
         ids, places = self._text.encode_masked(text)
-        with self._lock, blas_threads(self.threads):
-            hidden_ND = self._hidden([ids])
-            scores = softmax(self._checked(self._forward.vocabulary_logits(hidden_ND[places])))
+        ((hidden_ND, _),) = self._passes.side_by_side([ids])
+        scores = softmax(self._logits(hidden_ND[places]))
         fillings = []
         for place, row in zip(places, scores, strict=True):
             chosen = best(np.where(self._text.named_ids, row, -1), top_k)
@@ -147,9 +158,8 @@ class EncoderModel:
         if self.task == "sequence":
             logits_BC = self._sequence_logits([e.ids for e in encodings])
             return [self._class_answer(row) for row in logits_BC]
-        for start, (hidden_ND, offsets) in _counted(self._passes(encodings)):
-            with self._lock, blas_threads(self.threads):
-                scores = softmax(self._checked(self._forward.classes(hidden_ND)))
+        for start, (hidden_ND, offsets) in _counted(self._side_by_side(encodings)):
+            scores = softmax(self._logits(hidden_ND))
             for b, (first, last) in enumerate(itertools.pairwise(offsets)):
                 found = self._text.tagged(encodings[start + b], scores[first:last], self.labels)
                 answers.append({"tokens": found})
@@ -164,26 +174,21 @@ class EncoderModel:
         classifier, [B, T, C] of a token classifier. mask [B, T]: 0 hides a token from all others,
         as for padding. Raises ValueError for ids or a mask that do not fit.
         """
-        hidden_BTD, seen_BT = self._padded(ids, mask)
-        with self._lock, blas_threads(self.threads):
-            if self.task == "sequence":
-                rows = [
-                    pooled(h, s, self.reading) for h, s in zip(hidden_BTD, seen_BT, strict=True)
-                ]
-                return self._checked(self._forward.classes(np.stack(rows)))
-            flat = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-            head = self._forward.vocabulary_logits if self.task == "masked" else None
-            logits = head(flat) if head is not None else self._forward.classes(flat)
-        return self._checked(logits).reshape(*hidden_BTD.shape[:2], -1)
+        hidden_BTD, seen_BT = self._passes.padded(ids, mask)
+        if self.task == "sequence":
+            pairs = zip(hidden_BTD, seen_BT, strict=True)
+            return self._logits(np.stack([pooled(h, s, self.reading) for h, s in pairs]))
+        flat = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+        return self._logits(flat).reshape(*hidden_BTD.shape[:2], -1)
 
     def hidden(self, ids: ArrayLike, mask: ArrayLike | None = None) -> Float:
         """Return the final-normed hidden states [B, T, D]; arguments as of `logits`."""
-        return self._padded(ids, mask)[0]
+        return self._passes.padded(ids, mask)[0]
 
     def paths(self, ids: ArrayLike, mask: ArrayLike | None = None) -> dict[int, NDArray[np.int32]]:
         """Return {layer: visited rows int32 [B, T, trees, levels]} of the layers of trees."""
         found: dict[int, NDArray[np.int32]] = {}
-        hidden_BTD, _ = self._padded(ids, mask, paths=found)
+        hidden_BTD, _ = self._passes.padded(ids, mask, paths=found)
         return {
             layer: rows.reshape(*hidden_BTD.shape[:2], *rows.shape[1:])
             for layer, rows in found.items()
@@ -192,17 +197,16 @@ class EncoderModel:
     def profile(self, ids: ArrayLike) -> dict[str, float]:
         """Return seconds of each part of one forward pass over ids [B, T], the head included."""
         seconds: dict[str, float] = {}
-        hidden_BTD, _ = self._padded(ids, None, seconds=seconds)
+        hidden_BTD, _ = self._passes.padded(ids, None, seconds=seconds)
         if self.task == "masked":
-            with self._lock, blas_threads(self.threads):
-                start = time.perf_counter()
-                self._forward.vocabulary_logits(hidden_BTD.reshape(-1, hidden_BTD.shape[-1]))
-                seconds["vocabulary head"] = time.perf_counter() - start
+            start = time.perf_counter()
+            self._logits(hidden_BTD.reshape(-1, hidden_BTD.shape[-1]))
+            seconds["vocabulary head"] = time.perf_counter() - start
         return seconds
 
     def info(self) -> dict[str, Any]:
         """Return what this model is and what runs it, as plain values."""
-        config, forms = self.config, self._forward.forms
+        config, forms = self.config, self.forms
         trees = None
         if config.channel_mixer == "fff":
             trees = {"trees": config.fff_trees, "depth": config.fff_depth}
@@ -221,13 +225,13 @@ class EncoderModel:
             "parameters": config.param_count(),
             "forms": {"rows": forms.rows, "dense": forms.dense, "embedding": forms.embedding},
             "threads": self.threads,
-            "kernels": self._forward.name,
+            "kernels": self.backend.isa,
             "blas": blas_name(),
         }
 
     def weight_bytes(self) -> dict[str, int]:
         """Return bytes of the weights in memory, by part."""
-        return dict(self._forward.weight_bytes)
+        return self.backend.weight_bytes()
 
     # -- inside ---------------------------------------------------------------------------------
 
@@ -236,7 +240,10 @@ class EncoderModel:
             have = f'its head is for task "{self.task}"'
             raise ValueError(f'{method} needs a model with a head for task "{task}"; {have}')
 
-    def _checked(self, logits: Float) -> Float:
+    def _logits(self, x: Float) -> Float:
+        """The head's finite logits of hidden or, for a sequence's class, pooled states."""
+        with self._passes.alone():
+            logits = self._head.logits(x)
         # A float64 sum of finite float32 cannot overflow.
         if not np.isfinite(np.sum(logits, dtype=np.float64)):
             raise ValueError("the logits are not finite (NaN or infinity)")
@@ -260,96 +267,17 @@ class EncoderModel:
             mask_BT = np.arange(length) < np.array([[len(ids)] for ids in sequences])
             return self.logits(ids_BT, mask_BT)
         states: list[Float] = []
-        for hidden_ND, offsets in self._id_passes(sequences):
+        for hidden_ND, offsets in self._passes.side_by_side(sequences):
             for first, last in itertools.pairwise(offsets):
                 seen = np.ones(last - first, bool)
                 states.append(pooled(hidden_ND[first:last], seen, self.reading))
-        with self._lock, blas_threads(self.threads):
-            return self._checked(self._forward.classes(np.stack(states)))
+        return self._logits(np.stack(states))
 
-    def _passes(self, encodings: Sequence[Any]) -> Iterator[tuple[Float, NDArray[np.int64]]]:
-        return self._id_passes([encoding.ids for encoding in encodings])
-
-    def _id_passes(self, sequences: list[list[int]]) -> Iterator[tuple[Float, NDArray[np.int64]]]:
-        """(hidden [N, D], offsets) of as many sequences at a time as a pass holds."""
-        group: list[list[int]] = []
-        for ids in sequences:
-            if group and sum(map(len, group)) + len(ids) > PASS_TOKENS:
-                yield self._group(group)
-                group = []
-            group.append(ids)
-        if group:
-            yield self._group(group)
-
-    def _group(self, group: list[list[int]]) -> tuple[Float, NDArray[np.int64]]:
-        offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in group])]).astype(np.int64)
-        with self._lock, blas_threads(self.threads):
-            return self._hidden(group), offsets
-
-    def _hidden(self, group: list[list[int]]) -> Float:
-        lengths = [len(ids) for ids in group]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        ids_N = np.fromiter((i for ids in group for i in ids), np.int32, int(offsets[-1]))
-        return self._forward.hidden(ids_N, offsets)
-
-    def _padded(
-        self, ids: ArrayLike, mask: ArrayLike | None, **more: Any
-    ) -> tuple[Float, NDArray[np.bool_]]:
-        ids_BT = self._checked_ids(ids)
-        seen_BT = _checked_mask(mask, ids_BT.shape)
-        batch, length = ids_BT.shape
-        step = max(1, PASS_TOKENS // length) if "paths" not in more else batch
-        parts = []
-        for at in range(0, batch, step):
-            rows = ids_BT[at : at + step]
-            offsets = np.arange(len(rows) + 1, dtype=np.int64) * length
-            seen = None if mask is None else seen_BT[at : at + step].reshape(-1).astype(np.uint8)
-            with self._lock, blas_threads(self.threads):
-                parts.append(
-                    self._forward.hidden(rows.reshape(-1).astype(np.int32), offsets, seen, **more)
-                )
-        return np.concatenate(parts).reshape(batch, length, -1), seen_BT
-
-    def _checked_ids(self, ids: ArrayLike) -> NDArray[np.int64]:
-        array = np.asarray(ids)
-        array = array[None] if array.ndim == 1 else array
-        if array.ndim != 2 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
-            raise ValueError(
-                f"token ids must be whole numbers [B, T], got {array.dtype} {list(array.shape)}"
-            )
-        low, high = int(array.min()), int(array.max())
-        if low < 0 or high >= self.config.vocab_size:
-            bad = low if low < 0 else high
-            raise ValueError(
-                f"token id {bad} is out of range; the vocabulary is 0..{self.config.vocab_size - 1}"
-            )
-        if array.shape[1] > self.config.max_position_embeddings:
-            raise ValueError(
-                f"a sequence of {array.shape[1]} tokens is longer than the model's"
-                f" {self.config.max_position_embeddings} positions"
-            )
-        return array.astype(np.int64)
+    def _side_by_side(self, encodings: Sequence[Tokens]) -> Iterator[Pass]:
+        return self._passes.side_by_side([encoding.ids for encoding in encodings])
 
 
-def _checked_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    if mask is None:
-        return np.ones(shape, bool)
-    array = np.asarray(mask)
-    array = array[None] if array.ndim == 1 else array
-    if array.shape != shape:
-        raise ValueError(f"the mask has shape {list(array.shape)}, the token ids {list(shape)}")
-    if not np.all((array == 0) | (array == 1)):
-        raise ValueError("the mask must hold 0 and 1 only")
-    seen = array.astype(bool)
-    if not seen.any(axis=1).all():
-        empty = int(np.argmin(seen.any(axis=1)))
-        raise ValueError(f"sequence {empty} has no token: its mask is 0 everywhere")
-    return seen
-
-
-def _counted(
-    passes: Iterator[tuple[Float, NDArray[np.int64]]],
-) -> Iterator[tuple[int, tuple[Float, NDArray[np.int64]]]]:
+def _counted(passes: Iterator[Pass]) -> Iterator[tuple[int, Pass]]:
     """Each pass with the number of sequences before it."""
     start = 0
     for hidden_ND, offsets in passes:

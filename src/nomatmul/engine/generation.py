@@ -6,16 +6,16 @@ text, why it ended) and `Sampler`; a stream and a batch differ in who asks for t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nomatmul.engine.sampling import Sampler
 from nomatmul.engine.text import Detokenizer, StopCutter
 
 if TYPE_CHECKING:
-    from nomatmul.engine.backend import Float
     from nomatmul.engine.language_model import LanguageModel
     from nomatmul.engine.session import Session
+    from nomatmul.engine.state import Float
 
 _LANES = 16  # texts of a batch that are written side by side
 
@@ -71,7 +71,7 @@ class TextStream:
         self,
         tokenizer: Any,
         prompt_ids: Sequence[int],
-        tokens: Iterator[int],
+        tokens: Generator[int, None, None],
         stop: Sequence[str],
         end_tokens: int | Iterable[int] | None,
     ) -> None:
@@ -79,7 +79,7 @@ class TextStream:
         self._tokens = tokens
         ends = (end_tokens,) if isinstance(end_tokens, int) else end_tokens or ()
         self._writer = TextWriter(tokenizer, prompt_ids, stop, ends)
-        self._pieces = self._run()
+        self._pieces: Generator[str, None, None] = self._run()
 
     @property
     def token_ids(self) -> list[int]:
@@ -101,7 +101,7 @@ class TextStream:
         """End the stream early; a session that it feeds then holds all tokens made so far."""
         self._pieces.close()
 
-    def _run(self) -> Any:
+    def _run(self) -> Generator[str, None, None]:
         try:
             for token in self._tokens:
                 piece = self._writer.push(token)
@@ -112,7 +112,7 @@ class TextStream:
             if rest := self._writer.finish("length"):
                 yield rest
         finally:
-            self._tokens.close()  # type: ignore[attr-defined]
+            self._tokens.close()
 
 
 def make_tokens(
@@ -121,7 +121,7 @@ def make_tokens(
     max_tokens: int,
     sampler: Sampler,
     session: Session | None = None,
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Yield made tokens for as long as they are asked for.
 
     Each token is fed back when the next one is asked for; the last one only into a session of the

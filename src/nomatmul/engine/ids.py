@@ -46,4 +46,5 @@ def log_probabilities(
     chosen_T = logits_TV[np.arange(len(targets_T)), targets_T].astype(np.float64)
     shifted_TV = logits_TV - top_T[:, None]
     sums_T = np.exp(shifted_TV, out=shifted_TV).sum(axis=1, dtype=np.float64)
-    return chosen_T - top_T.astype(np.float64) - np.log(sums_T)
+    result: NDArray[np.float64] = chosen_T - top_T.astype(np.float64) - np.log(sums_T)
+    return result

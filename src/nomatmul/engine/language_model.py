@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from nomatmul.engine.generation import TextStream, make_tokens, write_texts
 from nomatmul.engine.ids import checked_ids, log_probabilities
+from nomatmul.engine.native import checked_threads
 from nomatmul.engine.sampling import Sampler, Sampling, check_count, explains_options
-from nomatmul.engine.session import Session, read_state
+from nomatmul.engine.session import Session
 from nomatmul.engine.text import checked_stop, named_ids
 
 if TYPE_CHECKING:
-    from nomatmul.engine.backend import Backend, Float, Ids, Want
+    from nomatmul.engine.backend import CausalBackend, Ids, Want
+    from nomatmul.engine.state import Float
     from nomatmul.formats.config import ModelConfig
 
 # Positions whose logits are in memory at once while a text is scored.
@@ -37,7 +39,7 @@ class LanguageModel:
 
     def __init__(
         self,
-        backend: Backend,
+        backend: CausalBackend,
         config: ModelConfig,
         *,
         fingerprint: str,
@@ -79,11 +81,31 @@ class LanguageModel:
 
         Raises FormatError (a ValueError) for a damaged or foreign file.
         """
-        shape = (self.config.num_layers, self.config.hidden_size)
         if path is None:
             return Session(self, self.backend.new_state())
-        state_LD, position = read_state(path, shape, self.fingerprint)
-        return Session(self, self.backend.state_from_numpy(state_LD), position)
+        from nomatmul.engine.state_file import read_state
+
+        arrays, position = read_state(path, self.backend.layout, self.fingerprint)
+        return Session(self, self.backend.load_state(arrays, position))
+
+    def with_threads(self, threads: int) -> LanguageModel:
+        """Return a model of the same weights, not copied, with another number of threads.
+
+        Raises ValueError for a number below 1, or a backend that has no threads to choose.
+        """
+        return self.on(self.backend.with_threads(checked_threads(threads)))
+
+    def on(self, backend: CausalBackend) -> LanguageModel:
+        """Return this model on another backend of the same weights."""
+        return LanguageModel(
+            backend,
+            self.config,
+            fingerprint=self.fingerprint,
+            packing=self.packing,
+            embedding_form=self.embedding_form,
+            path=self.path,
+            tokenizer_path=self._tokenizer_path,
+        )
 
     def step(
         self,
@@ -115,8 +137,6 @@ class LanguageModel:
                 stack.enter_context(session._lock)
             states = [session._state for session in sessions]
             result = self.backend.step(states, arrays, logits)
-            for session, array in zip(sessions, arrays, strict=True):
-                session._position += len(array)
         if logits == "last":
             return list(result)
         if logits == "none":

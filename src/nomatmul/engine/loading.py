@@ -1,26 +1,57 @@
-"""From a directory, or from nothing, to a LanguageModel."""
+"""From a directory, or from nothing, to a model."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from nomatmul.engine.backend import Backend, NativeBackend, NumpyBackend
+from nomatmul.engine.backend import Options, opener
 from nomatmul.engine.language_model import LanguageModel
-from nomatmul.engine.native import default_threads, native
+from nomatmul.engine.native import checked_threads, native
 from nomatmul.formats import capability
 from nomatmul.formats.packed.encoder import EncoderReader, is_packed_encoder
+from nomatmul.formats.packed.layout import check_packable
 from nomatmul.formats.packed.reader import PackedReader
 
 if TYPE_CHECKING:
     from nomatmul.engine.encoder_model import EncoderModel
+    from nomatmul.formats.config import ModelConfig
 
 # The model in the box lies in the package itself.
 BOX = Path(__file__).resolve().parent.parent / "box"
 
 
+@overload
+def load(
+    path: str | Path | None = None,
+    *,
+    kind: Literal["language"],
+    threads: int | None = None,
+    isa: str | None = None,
+    mmap: bool = False,
+    verify: bool = True,
+    device: str = "cpu",
+    backend: str | None = None,
+) -> LanguageModel: ...
+
+
+@overload
+def load(
+    path: str | Path,
+    *,
+    kind: Literal["encoder"],
+    threads: int | None = None,
+    isa: str | None = None,
+    mmap: bool = False,
+    verify: bool = True,
+    device: str = "cpu",
+    backend: str | None = None,
+) -> EncoderModel: ...
+
+
+@overload
 def load(
     path: str | Path | None = None,
     *,
@@ -30,11 +61,25 @@ def load(
     verify: bool = True,
     device: str = "cpu",
     backend: str | None = None,
-) -> Any:
+) -> Any: ...
+
+
+def load(
+    path: str | Path | None = None,
+    *,
+    kind: Literal["language", "encoder"] | None = None,
+    threads: int | None = None,
+    isa: str | None = None,
+    mmap: bool = False,
+    verify: bool = True,
+    device: str = "cpu",
+    backend: str | None = None,
+) -> LanguageModel | EncoderModel:
     """Load a packed model directory; without a path, the model in the box.
 
     Returns a LanguageModel, or an EncoderModel where the directory holds an encoder (then isa,
-    threads and backend have the same meaning, and there is no device but the CPU).
+    threads and backend have the same meaning, and there is no device but the CPU). kind:
+    "language" or "encoder" where only one of them will do; type checkers then know the result.
 
     threads: default the physical cores that this process may use. isa: an instruction set of
     `nomatmul doctor` (default the best one, or NOMATMUL_ISA). mmap: map the file, which several
@@ -47,32 +92,26 @@ def load(
     Raises ValueError for a bad argument, and FormatError (a ValueError) for a directory that is
     missing, damaged, or holds a model that this engine does not run.
     """
-    if path is not None and is_packed_encoder(path):
-        if device != "cpu" or mmap:
-            wrong = f"device {device!r}" if device != "cpu" else "mmap"
-            raise ValueError(
-                f"{path} is an encoder: the engine runs it on the CPU, without {wrong}"
-            )
-        return load_encoder(path, threads=threads, isa=isa, backend=backend)
-    if device != "cpu":
-        cpu_only = {"threads": threads, "isa": isa, "mmap": mmap or None, "backend": backend}
-        return _load_on_device(_directory(path), device, verify, cpu_only)
-    if backend not in (None, "native", "numpy"):
-        raise ValueError(f'backend is {backend!r}; it must be "native" or "numpy"')
-    threads = checked_threads(threads)
+    if kind not in (None, "language", "encoder"):
+        raise ValueError(f'kind is {kind!r}; it must be "language" or "encoder"')
+    options = Options(_checked_threads(threads), isa, mmap, verify, _checked_device(device))
+    _check_backend(backend, device)
     directory = _directory(path)
+    if is_packed_encoder(directory):
+        if kind == "language":
+            raise ValueError(
+                f"{path} is an encoder, which continues no text; nomatmul embed, fill-mask and"
+                " classify run it"
+            )
+        return _load_encoder(directory, backend or _available_backend(), options)
     reader = PackedReader(directory)
-    capability.check(reader.config, "native")
-    chosen = backend or _available_backend()
-    engine: Backend
-    if chosen == "numpy":
-        if isa is not None:
-            raise ValueError(f'backend "numpy" has no instruction sets, got isa {isa!r}')
-        engine = NumpyBackend(reader)
-    else:
-        engine = _native_backend(reader, threads, isa, mmap, verify)
+    if kind == "encoder":
+        raise ValueError(f"{path} is a language model, not an encoder; `nomatmul generate` runs it")
+    # the engine keeps no growing pieces of a state yet, whatever the oracle can do alone
+    capability.check(reader.config, "native" if device == "cpu" else "cuda")
+    name = "cuda" if device != "cpu" else backend or _available_backend()
     return LanguageModel(
-        engine,
+        opener(name).open_packed(reader, options),
         reader.config,
         fingerprint=reader.fingerprint,
         packing=reader.packing,
@@ -82,77 +121,74 @@ def load(
     )
 
 
-def load_encoder(
-    path: str | Path,
+def _load_encoder(directory: Path, name: str, options: Options) -> EncoderModel:
+    if options.device != "cpu" or options.mmap:
+        wrong = f"device {options.device!r}" if options.device != "cpu" else "mmap"
+        raise ValueError(
+            f"{directory} is an encoder: the engine runs it on the CPU, without {wrong}"
+        )
+    from nomatmul.engine.encoder_model import EncoderModel
+
+    reader = EncoderReader(directory)
+    capability.check(reader.config, name)
+    return EncoderModel(
+        opener(name).open_packed(reader, options),
+        reader.config,
+        reader.reading,
+        fingerprint=reader.fingerprint,
+        forms=reader.forms,
+        path=directory,
+        tokenizer_path=reader.tokenizer_path,
+    )
+
+
+def random_model(
+    config: ModelConfig,
+    packing: str = "2bit",
+    embedding: str = "int8",
+    seed: int = 0,
     *,
     threads: int | None = None,
     isa: str | None = None,
-    backend: str | None = None,
-) -> EncoderModel:
-    """Load a packed encoder; arguments and errors as of `load`."""
-    from nomatmul.engine.encoder_forward import EncoderForward, NativeEncoder, NumpyEncoder
-    from nomatmul.engine.encoder_model import EncoderModel
-
-    if backend not in (None, "native", "numpy"):
-        raise ValueError(f'backend is {backend!r}; it must be "native" or "numpy"')
-    threads = checked_threads(threads)
-    reader = EncoderReader(path)
-    engine: EncoderForward
-    if (backend or _available_backend()) == "numpy":
-        if isa is not None:
-            raise ValueError(f'backend "numpy" has no instruction sets, got isa {isa!r}')
-        count, engine = threads or 1, NumpyEncoder(reader)
-    else:
-        if isa is not None and isa not in native().kernels.isas():
-            available = ", ".join(native().kernels.isas())
-            raise ValueError(f"isa {isa!r} is not available here; available: {available}")
-        count = threads if threads is not None else default_threads()
-        engine = NativeEncoder(reader, count, isa)
-    return EncoderModel(reader, engine, count)
-
-
-def cuda_part(device: Any, **cpu_only: Any) -> Any:
-    """Return the module of the GPU backend and the torch.device; the only way in.
-
-    Raises ValueError for a device that cannot be used, or an argument that is about the CPU.
-    """
-    if not isinstance(device, str):
-        raise ValueError(f'device must be a text such as "cuda", got {device!r}')
-    for name, value in cpu_only.items():
-        if value is not None and device.startswith("cuda"):
-            raise ValueError(f"{name} is about the CPU; with device {device!r} leave it out")
-    from nomatmul.engine.backends.cuda.device import torch_device
-
-    found = torch_device(device)
-    from nomatmul.engine.backends.cuda import opening
-
-    return opening, found
-
-
-def _load_on_device(
-    directory: Path, device: str, verify: bool, cpu_only: dict[str, Any]
+    device: str = "cpu",
 ) -> LanguageModel:
-    opening, found = cuda_part(device, **cpu_only)
-    reader = PackedReader(directory)
-    capability.check(reader.config, "cuda")
+    """Return a model of `config` whose weights are random legal codes; no file is involved.
+
+    Scales keep the activations near 1. The same seed gives the same model (on one device: a GPU
+    draws other numbers). Raises ValueError for a config that the engine does not run, an unknown
+    packing or embedding form, or a device that cannot be used (see `load`).
+    """
+    if not config.causal:
+        raise ValueError("random weights are drawn for causal models only, this one is an encoder")
+    name = "native" if device == "cpu" else "cuda"
+    capability.check(config, name)
+    check_packable(config, packing, embedding)
+    options = Options(_checked_threads(threads), isa, device=_checked_device(device))
+    where = "" if device == "cpu" else f"{device}-"
     return LanguageModel(
-        opening.open_packed(reader, found, verify),
-        reader.config,
-        fingerprint=reader.fingerprint,
-        packing=reader.packing,
-        embedding_form=reader.embedding_form,
-        path=directory,
-        tokenizer_path=reader.tokenizer_path,
+        opener(name).open_random(config, packing, embedding, seed, options),
+        config,
+        fingerprint=f"random-{seed}-{packing}-{embedding}-{where}{config}",
+        packing=packing,
+        embedding_form=embedding,
     )
 
 
-def checked_threads(threads: int | None) -> int | None:
-    """Return the number of threads asked for; raises ValueError for one below 1."""
-    if threads is None:
-        return None
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
-        raise ValueError(f"threads must be a whole number from 1 to 1024, got {threads!r}")
-    return threads
+def _checked_threads(threads: int | None) -> int | None:
+    return None if threads is None else checked_threads(threads)
+
+
+def _checked_device(device: str) -> str:
+    if not isinstance(device, str):
+        raise ValueError(f'device must be a text such as "cuda", got {device!r}')
+    return device
+
+
+def _check_backend(backend: str | None, device: str) -> None:
+    if backend is not None and device.startswith("cuda"):
+        raise ValueError(f"backend is about the CPU; with device {device!r} leave it out")
+    if backend not in (None, "native", "numpy"):
+        raise ValueError(f'backend is {backend!r}; it must be "native" or "numpy"')
 
 
 def _directory(path: str | Path | None) -> Path:
@@ -172,19 +208,3 @@ def _available_backend() -> str:
         warnings.warn(f"{error}; running the slow numpy reference", RuntimeWarning, stacklevel=3)
         return "numpy"
     return "native"
-
-
-def _native_backend(
-    reader: PackedReader, threads: int | None, isa: str | None, mmap: bool, verify: bool
-) -> NativeBackend:
-    from nomatmul.engine.weights import map_weights, read_weights
-
-    if isa is not None and isa not in native().kernels.isas():
-        available = ", ".join(native().kernels.isas())
-        raise ValueError(f"isa {isa!r} is not available here; available: {available}")
-    count = threads if threads is not None else default_threads()
-    fill = map_weights if mmap else read_weights
-    weights = fill(reader, verify=verify, threads=count)
-    return NativeBackend(
-        reader.config, reader.packing, reader.embedding_form, weights, threads=count, isa=isa
-    )

@@ -22,3 +22,10 @@ def native() -> Any:
 def default_threads() -> int:
     """One a physical core that this process may use, and no more than its CPU quota."""
     return min(int(native().default_threads()), usable_cpus())
+
+
+def checked_threads(threads: int) -> int:
+    """Return the number of threads asked for; raises ValueError for one below 1."""
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
+        raise ValueError(f"threads must be a whole number from 1 to 1024, got {threads!r}")
+    return threads

@@ -1,5 +1,5 @@
-"""A model of any size with random weights, made in memory: what speed and memory are measured
-on, since neither depends on the values."""
+"""Random weights of a packed model, made in memory: what speed and memory are measured on, since
+neither depends on the values."""
 
 from __future__ import annotations
 
@@ -7,73 +7,20 @@ import math
 
 import numpy as np
 
-from nomatmul.engine.backend import NativeBackend
-from nomatmul.engine.language_model import LanguageModel
-from nomatmul.engine.loading import checked_threads, cuda_part
 from nomatmul.engine.native import native
 from nomatmul.engine.weights import Weights, allocate
-from nomatmul.formats import capability
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.packed.layout import (
-    active_rows,
-    check_packable,
-    packed_matrices,
-    packed_tensors,
-)
+from nomatmul.formats.packed.layout import active_rows, packed_matrices, packed_tensors
 
 
-def random_model(
-    config: ModelConfig,
-    packing: str = "2bit",
-    embedding: str = "int8",
-    seed: int = 0,
-    *,
-    threads: int | None = None,
-    isa: str | None = None,
-    device: str = "cpu",
-) -> LanguageModel:
-    """Return a model of `config` whose weights are random legal codes; no file is involved.
+def random_weights(config: ModelConfig, packing: str, embedding: str, seed: int) -> Weights:
+    """Random legal codes with scales that keep the activations near 1; a seed gives the same ones.
 
-    Scales keep the activations near 1. The same seed gives the same model (on one device: a GPU
-    draws other numbers). Raises ValueError for a config that the engine does not run, an unknown
-    packing or embedding form, or a device that cannot be used (see `load`).
+    Raises ValueError for an unknown packing or embedding form.
     """
-    if not config.causal:
-        raise ValueError("random weights are drawn for causal models only, this one is an encoder")
-    capability.check(config, "native" if device == "cpu" else "cuda")
-    if device != "cpu":
-        return _random_on_device(config, packing, embedding, seed, device, threads, isa)
-    threads = checked_threads(threads)
     weights = allocate(packed_tensors(config, packing, embedding))
     _fill(weights, config, packing, seed)
-    backend = NativeBackend(config, packing, embedding, weights, threads=threads, isa=isa)
-    return LanguageModel(
-        backend,
-        config,
-        fingerprint=f"random-{seed}-{packing}-{embedding}-{config}",
-        packing=packing,
-        embedding_form=embedding,
-    )
-
-
-def _random_on_device(
-    config: ModelConfig,
-    packing: str,
-    embedding: str,
-    seed: int,
-    device: str,
-    threads: int | None,
-    isa: str | None,
-) -> LanguageModel:
-    check_packable(config, packing, embedding)
-    opening, found = cuda_part(device, threads=threads, isa=isa)
-    return LanguageModel(
-        opening.open_random(config, embedding, seed, found),
-        config,
-        fingerprint=f"random-{seed}-{packing}-{embedding}-{device}-{config}",
-        packing=packing,
-        embedding_form=embedding,
-    )
+    return weights
 
 
 def _fill(weights: Weights, config: ModelConfig, packing: str, seed: int) -> None:

@@ -93,7 +93,7 @@ def huge_bytes(arena: Any) -> int:
             inside = low < arena.address + arena.nbytes and arena.address < high
         elif inside and head == "AnonHugePages:":
             total += 1024 * int(line.split()[1])
-    return min(total, arena.nbytes)
+    return min(total, int(arena.nbytes))
 
 
 def read_bandwidth(gib: float = 1.0, threads: int | None = None, passes: int = 5) -> float:
@@ -108,7 +108,7 @@ def read_bandwidth(gib: float = 1.0, threads: int | None = None, passes: int = 5
     count = default_threads() if threads is None else threads
     if count < 1 or passes < 1:
         raise ValueError(f"threads and passes must be at least 1, got {count} and {passes}")
-    return core.read_bandwidth(int(gib * (1 << 30)), count, passes) / 1e9
+    return float(core.read_bandwidth(int(gib * (1 << 30)), count, passes)) / 1e9
 
 
 def footprint_of(lm: LanguageModel) -> dict[str, int]:
@@ -119,50 +119,15 @@ def footprint_of(lm: LanguageModel) -> dict[str, int]:
     total: weights + state + scratch. disk: the directory's files, 0 for a model without one.
     dense_bf16: what the same parameters take unpacked.
     """
-    weights = getattr(lm.backend, "weights", None)
-    if weights is None:
-        raise ValueError("the numpy backend holds no packed weights; nothing to measure")
-    parts = dict.fromkeys(("embedding", "core", "head", "norms"), 0)
-    if lm.backend.name == "cuda":
-        parts = weights.footprint()
-        scratch = lm.backend.scratch_bytes  # type: ignore[attr-defined]  # CudaBackend has it
-        return _footprint(lm, parts, scratch)
-    for name, array in weights.arrays.items():
-        if name.startswith("embedding."):
-            part = "embedding"
-        elif name.endswith(".packed"):
-            part = "head" if name.startswith("head.") else "core"
-        else:
-            part = "norms"
-        parts[part] += array.nbytes
-    # NativeBackend alone has a `model` that counts its scratch; the protocol of backends does not.
-    return _footprint(lm, parts, int(lm.backend.model.scratch_bytes))  # type: ignore[attr-defined]
-
-
-def unvisited_bytes(lm: LanguageModel) -> int:
-    """Return the bytes of packed rows of trees that decoding one token does not visit."""
-    from nomatmul.formats.packed.layout import active_rows
-
-    if lm.config.channel_mixer != "fff":
-        return 0
-    weights: Any = lm.backend.weights  # type: ignore[attr-defined]  # of both real backends
-    if lm.backend.name == "cuda":
-        stored = weights.stack["rows"].nbytes
-    else:
-        rows = (part for name, part in weights.arrays.items() if name.endswith(".rows.packed"))
-        stored = sum(part.nbytes for part in rows)
-    return int(stored // lm.config.tree_rows * (lm.config.tree_rows - active_rows(lm.config)))
-
-
-def _footprint(lm: LanguageModel, parts: dict[str, int], scratch: int) -> dict[str, int]:
-    state = 4 * lm.config.num_layers * lm.config.hidden_size
-    total = sum(parts.values())
+    parts = lm.backend.weight_bytes()
+    weights, scratch = sum(parts.values()), lm.backend.scratch_bytes()
+    state = lm.backend.layout.nbytes(0)
     return {
         **parts,
-        "weights": total,
+        "weights": weights,
         "state": state,
         "scratch": scratch,
-        "total": total + state + scratch,
+        "total": weights + state + scratch,
         "disk": _disk_bytes(lm.path),
         "dense_bf16": 2 * lm.config.param_count(),
     }
@@ -170,29 +135,30 @@ def _footprint(lm: LanguageModel, parts: dict[str, int], scratch: int) -> dict[s
 
 def footprint(
     path: str | Path | None = None, tokens: int = 8, device: str = "cpu"
-) -> dict[str, Any]:
+) -> dict[str, int]:
     """Load a packed model (default the one in the box), decode a few tokens, report bytes.
 
     As `footprint_of`, and "resident" and "peak": of this whole process, Python included, now
     and at its worst moment (0 where the system does not tell). With a GPU also "device_peak": the
     most of its memory that was in use. Raises ValueError for a bad path or device.
     """
+    from nomatmul.engine.language_model import LanguageModel
     from nomatmul.engine.loading import load
 
     lm = load(path, device=device)
-    if not hasattr(lm, "session"):
+    if not isinstance(lm, LanguageModel):
         return _encoder_footprint(lm)
     session = lm.session()
     for token in range(tokens):
         session.append([token % lm.config.vocab_size])
     resident, peak = memory_of_process()
     report = {**footprint_of(lm), "resident": resident, "peak": peak}
-    if device != "cpu":
-        report["device_peak"] = lm.backend.peak_bytes()
+    if lm.backend.gpu is not None:
+        report["device_peak"] = lm.backend.gpu.peak_bytes()
     return report
 
 
-def _encoder_footprint(model: EncoderModel) -> dict[str, Any]:
+def _encoder_footprint(model: EncoderModel) -> dict[str, int]:
     """As `footprint`, of an encoder after one pass over its longest sequence.
 
     Matrices that are kept as bfloat16 count as the float32 that they are computed with.

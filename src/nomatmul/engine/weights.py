@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,26 +25,56 @@ ALIGN = 64  # a cache line
 DTYPES = {"U8": np.uint8, "I8": np.int8, "BF16": np.uint16, "F32": np.float32}
 
 
+# How the names of an encoder's task heads begin; they are not in the graph.
+HEADS = ("head.", "pooler.", "classifier.")
+
+
 class Weights:
     """Tensors of one model by name, and what keeps their memory alive.
 
     `arrays` maps a name (formats/packed/layout.py) to an array of its stored dtype and shape,
-    bfloat16 as uint16 bits. `arena` is the native Arena, None when the file is mapped.
+    bfloat16 as uint16 bits. `arena` is the native Arena, None where there is none. `sizes`: bytes
+    of each tensor as it lies in memory while the model computes.
     """
 
-    def __init__(self, arrays: dict[str, NDArray[Any]], arena: Any) -> None:
-        self.arrays = arrays
-        self.arena = arena
+    def __init__(
+        self,
+        arrays: Mapping[str, NDArray[Any]],
+        arena: Any = None,
+        sizes: dict[str, int] | None = None,
+    ) -> None:
+        self.arrays, self.arena = arrays, arena
+        self.sizes = {n: a.nbytes for n, a in arrays.items()} if sizes is None else sizes
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(array.nbytes for array in self.arrays.values())
+    def bytes_by_part(self) -> dict[str, int]:
+        """{part: bytes}: of decoders "embedding", "core", "head", "norms"; of encoders "dense" and
+        "trees" in place of "core"."""
+        return bytes_by_part(self.sizes)
 
-    @property
-    def mapped(self) -> bool:
-        """Whether the weights are the mapped file itself."""
-        return self.arena is None
+
+def bytes_by_part(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sum {tensor: bytes} by part; see Weights.bytes_by_part."""
+    ternary = any(name.endswith(".packed") for name in sizes)
+    found: dict[str, int] = {}
+    for name, size in sizes.items():
+        part = _part_of(name, ternary)
+        found[part] = found.get(part, 0) + size
+    return {part: found[part] for part in _PARTS if part in found}
+
+
+_PARTS = ("embedding", "core", "trees", "dense", "head", "norms")
+
+
+def _part_of(name: str, ternary: bool) -> str:
+    if name.startswith("embedding."):
+        return "embedding"
+    if name.endswith(".packed"):
+        return "head" if name.startswith("head.") else "core"
+    if ternary or "norm" in name or name == "position_scale":
+        return "norms"
+    if name.startswith(("pooler.", "classifier.")):
+        return "head"
+    return "trees" if name.endswith((".rows", ".row_scale", "channel.bias")) else "dense"
 
 
 def allocate(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> Weights:
@@ -98,12 +128,43 @@ def map_weights(reader: PackedReader, *, verify: bool = True, threads: int = 1) 
         if info.dtype == "F32" and part.ctypes.data % 4:
             part = part.copy()  # a file of another writer may have them unaligned; they are small
         arrays[name] = part.view(DTYPES[info.dtype]).reshape(info.shape)
-    weights = Weights(arrays, None)
+    weights = Weights(arrays)
     if verify:
         _in_threads(
             lambda name: verify_tensor(reader, name, arrays[name]), _largest_first(reader), threads
         )
     return weights
+
+
+class _OneByOne(Mapping[str, NDArray[Any]]):
+    """Tensors that are read and verified each time that they are asked for."""
+
+    def __init__(self, reader: PackedReader) -> None:
+        self._reader = reader
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._reader.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._reader.infos)
+
+    def __len__(self) -> int:
+        return len(self._reader.infos)
+
+
+def read_one_by_one(reader: PackedReader) -> Weights:
+    """An encoder's tensors: the core widens bfloat16 to float32 and needs the stored one no more,
+    so only one of them is in memory at a time."""
+    return Weights(_OneByOne(reader), sizes=encoder_sizes(reader))
+
+
+def encoder_sizes(reader: PackedReader) -> dict[str, int]:
+    """Bytes of each tensor of an encoder in memory; dense bfloat16 matrices are widened."""
+    parts = {name: _part_of(name, False) for name in reader.infos}
+    return {
+        name: info.nbytes * (2 if info.dtype == "BF16" and parts[name] in ("dense", "head") else 1)
+        for name, info in reader.infos.items()
+    }
 
 
 def verify_tensor(reader: PackedReader, name: str, array: NDArray[Any]) -> None:

@@ -114,7 +114,7 @@ def measure(request: SpeedRequest) -> list[SpeedResult]:
     if request.device != "cpu":
         return [_measure_on_device(request)]
     lm = open_model(request)
-    models = [with_threads(lm, threads) for threads in request.threads]
+    models = [lm.with_threads(threads) for threads in request.threads]
     for model in models:  # nothing but the model has used memory so far
         step_seconds(model, 4)
     peak = memory_of_process()[1]
@@ -145,13 +145,14 @@ def measure(request: SpeedRequest) -> list[SpeedResult]:
 def _measure_on_device(request: SpeedRequest) -> SpeedResult:
     """As `measure`, on a GPU: steps include what the host does, memory is the device's."""
     lm = open_model(request)
-    backend: Any = lm.backend
+    backend, gpu = lm.backend, lm.backend.gpu
+    assert gpu is not None
     rate = 1 / median(step_seconds(lm, max(request.steps, 32)))
-    peak = backend.peak_bytes()
+    peak = gpu.peak_bytes()
     prefill_seconds(lm, request.prefill)  # kernels are compiled, then captured in a graph
     seconds = prefill_seconds(lm, request.prefill)
     rates = batch_rates(lm, request.batches, rate)
-    read, bandwidth = bytes_read_per_token(lm), backend.copy_bandwidth()
+    read, bandwidth = bytes_read_per_token(lm), gpu.copy_bandwidth()
     return SpeedResult(
         size=request.size,
         packing=lm.packing,
@@ -163,11 +164,11 @@ def _measure_on_device(request: SpeedRequest) -> SpeedResult:
         prefill_tokens_per_second=request.prefill / seconds,
         batch_tokens_per_second=rates,
         peak_resident_bytes=peak,
-        peak_with_prefill_bytes=backend.peak_bytes(),
+        peak_with_prefill_bytes=gpu.peak_bytes(),
         read_bandwidth_bytes_per_second=bandwidth,
         bytes_read_per_token=read,
         fraction_of_bandwidth_limit=rate * read / bandwidth,
-        device_name=backend.device_name(),
+        device_name=gpu.name(),
     )
 
 
@@ -200,39 +201,15 @@ def open_model(request: SpeedRequest) -> LanguageModel:
         )
     if not Path(request.size).exists():
         raise ValueError(f"{request.size} is no size ({', '.join(SIZES)}) and no packed directory")
-    return load(request.size, isa=request.isa, device=request.device)
-
-
-def with_threads(lm: LanguageModel, threads: int) -> LanguageModel:
-    """The same weights, not copied, behind another number of threads."""
-    from nomatmul.engine.backend import NativeBackend
-    from nomatmul.engine.language_model import LanguageModel
-    from nomatmul.engine.loading import checked_threads
-
-    old = lm.backend
-    checked_threads(threads)
-    if not isinstance(old, NativeBackend):
-        raise ValueError("speed is measured on the native core, which is missing here")
-    backend = NativeBackend(
-        lm.config, lm.packing, lm.embedding_form, old.weights, threads=threads, isa=old.isa
-    )
-    return LanguageModel(
-        backend,
-        lm.config,
-        fingerprint=lm.fingerprint,
-        packing=lm.packing,
-        embedding_form=lm.embedding_form,
-    )
+    return load(request.size, kind="language", isa=request.isa, device=request.device)
 
 
 def bytes_read_per_token(lm: LanguageModel) -> int:
     """Bytes of weights that decoding one token reads: all but the embedding's other rows, and the
     rows of trees that it does not visit."""
-    from nomatmul.engine.report import unvisited_bytes
-
     parts = lm.footprint()
     read = parts["core"] + parts["head"] + parts["norms"]
-    return read - unvisited_bytes(lm) + parts["embedding"] // lm.config.vocab_size
+    return read - lm.backend.unvisited_bytes() + parts["embedding"] // lm.config.vocab_size
 
 
 def step_seconds(lm: LanguageModel, steps: int, sequences: int = 1) -> list[float]:

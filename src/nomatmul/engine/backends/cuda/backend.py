@@ -9,25 +9,29 @@ import contextlib
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nomatmul.engine.backends.cuda.decoder import Decoder
-from nomatmul.engine.backends.cuda.device import INTERPRETED, describe
+from nomatmul.engine.backends.cuda.device import INTERPRETED, CudaDevice, describe
 from nomatmul.engine.backends.cuda.forward import Forward
 from nomatmul.engine.backends.cuda.graphs import Graph, PromptGraph
 from nomatmul.engine.backends.cuda.launch import UNPACK_TOKENS, Stretches
 from nomatmul.engine.backends.cuda.nvrtc import CompileError
 from nomatmul.engine.backends.cuda.probes import Probes
+from nomatmul.engine.state import Layout, State
 from nomatmul.formats import capability
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.packed.layout import active_rows
 
 if TYPE_CHECKING:
-    from nomatmul.engine.backend import Float, Ids, Want
+    from nomatmul.engine.backend import Ids, Want
     from nomatmul.engine.backends.cuda.weights import DeviceWeights
+    from nomatmul.engine.state import Float
     from nomatmul.formats.config import ModelConfig
 
 # Work space that a block of tokens may take, and rows of logits that exist at once.
@@ -38,11 +42,27 @@ LOST = 2  # what decode.cu sets the flag to when its blocks wait in vain
 MAX_GRAPH = 64  # sequences that decode through a captured graph
 
 
-class DeviceState:
+class DeviceState(State):
     """The state of one sequence: float32 [L, D] in device memory."""
 
-    def __init__(self, h_LD: torch.Tensor) -> None:
-        self.h_LD = h_LD
+    def __init__(self, backend: CudaBackend, h_LD: Tensor | None = None, position: int = 0) -> None:
+        super().__init__(backend.layout, position)
+        self._backend = backend
+        with backend.alone():
+            if h_LD is None:
+                h_LD = torch.zeros(backend.shape, dtype=torch.float32)
+            self.h_LD = h_LD.to(backend.device)
+
+    def fork(self) -> DeviceState:
+        """See State."""
+        with self._backend.alone():
+            return DeviceState(self._backend, self.h_LD.clone(), self.position)
+
+    def arrays(self) -> dict[str, Float]:
+        """See State."""
+        with self._backend.alone():
+            # a copy, though the device of the interpreter is the host itself
+            return self.layout.views(self.h_LD.cpu().numpy().copy())
 
 
 class CudaBackend(Probes):
@@ -58,13 +78,15 @@ class CudaBackend(Probes):
         self.forward = Forward(config, weights)
         self.chunk = chunk if chunk is not None else chunk_tokens(config)
         self.isa = "triton (interpreted)" if INTERPRETED else "triton, CUDA graph"
-        self.shape = (config.num_layers, config.hidden_size)
+        self.layout = Layout.of(architecture_of(config))
+        self.shape = self.layout.fixed_shape
+        self.gpu = CudaDevice(self.device, weights.nbytes)
         self._lock = threading.RLock()
         self._graphs: dict[int, Graph] = {}
         self._prompt_graph: tuple[int, PromptGraph] | None = None  # one: it keeps its work space
         self._no_graphs = os.environ.get("NOMATMUL_PROMPT_GRAPHS") == "0"
         self._last_block = 0  # tokens of the last block that a graph could have served
-        self._spare: torch.Tensor | None = None
+        self._spare: Tensor | None = None
         self.decoder = self._decoder()
         if self.decoder is not None:
             self.isa = "cuda, persistent kernel"
@@ -121,43 +143,38 @@ class CudaBackend(Probes):
             decoder.proof.touch()
 
     def new_state(self) -> DeviceState:
-        """See Backend."""
-        with self._alone():
-            return DeviceState(torch.zeros(self.shape, dtype=torch.float32, device=self.device))
+        """See CausalBackend."""
+        return DeviceState(self)
 
-    def copy_state(self, state: DeviceState) -> DeviceState:
-        """See Backend."""
-        with self._alone():
-            return DeviceState(state.h_LD.clone())
-
-    def state_to_numpy(self, state: DeviceState) -> Float:
-        """See Backend."""
-        with self._alone():
-            return state.h_LD.cpu().numpy()
-
-    def state_from_numpy(self, state_LD: Float) -> DeviceState:
-        """See Backend."""
-        with self._alone():
-            return DeviceState(torch.from_numpy(state_LD.copy()).to(self.device))
+    def load_state(self, arrays: Mapping[str, Float], position: int) -> DeviceState:
+        """See CausalBackend."""
+        return DeviceState(self, torch.from_numpy(self.layout.gathered(arrays)), position)
 
     def step(self, states: Sequence[DeviceState], ids_T: Sequence[Ids], want: Want) -> Float:
-        """See Backend. Raises ValueError where the GPU has too little memory for so many tokens."""
-        with self._alone(), torch.inference_mode():
-            single = all(len(ids) == 1 for ids in ids_T)
-            if single and len(states) == 1 and self.decoder is not None:
-                return self._decode_one(self.decoder, states[0], int(ids_T[0][0]), want)
-            if single and len(states) <= MAX_GRAPH and self.device.type == "cuda":
-                return self._decode(states, ids_T, want)
-            work_SLD = torch.stack([state.h_LD for state in states])
-            rows = list(self._run(work_SLD, ids_T, want))
-            self._check_finite()
-            for state, h_LD in zip(states, work_SLD, strict=True):
-                state.h_LD.copy_(h_LD)
-            if not rows:
-                return np.zeros((0, self.config.vocab_size), np.float32)
-            return np.concatenate(rows)
+        """See CausalBackend. Raises ValueError where the GPU has too little memory for so many
+        tokens."""
+        with self.alone(), torch.inference_mode():
+            logits = self._step(states, ids_T, want)
+            for state, ids in zip(states, ids_T, strict=True):
+                state.position += len(ids)
+        return logits
 
-    def _run(self, work_SLD: Any, ids_T: Sequence[Ids], want: Want) -> Iterator[Float]:
+    def _step(self, states: Sequence[DeviceState], ids_T: Sequence[Ids], want: Want) -> Float:
+        single = all(len(ids) == 1 for ids in ids_T)
+        if single and len(states) == 1 and self.decoder is not None:
+            return self._decode_one(self.decoder, states[0], int(ids_T[0][0]), want)
+        if single and len(states) <= MAX_GRAPH and self.device.type == "cuda":
+            return self._decode(states, ids_T, want)
+        work_SLD = torch.stack([state.h_LD for state in states])
+        rows = list(self._run(work_SLD, ids_T, want))
+        self._check_finite()
+        for state, h_LD in zip(states, work_SLD, strict=True):
+            state.h_LD.copy_(h_LD)
+        if not rows:
+            return np.zeros((0, self.config.vocab_size), np.float32)
+        return np.concatenate(rows)
+
+    def _run(self, work_SLD: Tensor, ids_T: Sequence[Ids], want: Want) -> Iterator[Float]:
         """Blocks of at most `chunk` tokens, in the order of the sequences."""
         lengths = [len(ids) for ids in ids_T]
         ends = np.cumsum(lengths)
@@ -249,42 +266,21 @@ class CudaBackend(Probes):
             return np.zeros((0, self.config.vocab_size), np.float32)
         return logits_SV
 
-    @property
+    def weight_bytes(self) -> dict[str, int]:
+        """See Backend."""
+        return self.weights.footprint()
+
+    def unvisited_bytes(self) -> int:
+        """See Backend."""
+        return self.weights.unvisited_bytes()
+
     def scratch_bytes(self) -> int:
-        """Bytes of work space of the largest step so far: what was in use beyond the weights."""
-        return max(0, self.peak_bytes() - self.weights.nbytes)
+        """See Backend: what was in use beyond the weights."""
+        return max(0, self.gpu.peak_bytes() - self.weights.nbytes)
 
-    def peak_bytes(self) -> int:
-        """The most device memory that this process had in use."""
-        if self.device.type != "cuda":
-            return self.weights.nbytes
-        return int(torch.cuda.max_memory_allocated(self.device))
-
-    def device_name(self) -> str:
-        """The GPU's own name."""
-        if self.device.type != "cuda":
-            return "CPU, interpreted"
-        return str(torch.cuda.get_device_name(self.device))
-
-    def copy_bandwidth(self, nbytes: int = 1 << 30) -> float:
-        """Bytes a second that a large copy moves in device memory, read and written together.
-
-        The best of five. Less where the memory has no room for two such pieces.
-        """
-        if self.device.type != "cuda":
-            return 1.0
-        free, _ = torch.cuda.mem_get_info(self.device)
-        nbytes = min(nbytes, free // 4)
-        source = torch.ones(nbytes, dtype=torch.uint8, device=self.device)
-        target, best = torch.empty_like(source), float("inf")
-        for _ in range(5):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            target.copy_(source)
-            end.record()
-            end.synchronize()
-            best = min(best, start.elapsed_time(end) / 1e3)
-        return 2 * nbytes / best
+    def with_threads(self, threads: int) -> CudaBackend:
+        """See Backend."""
+        raise ValueError("threads are about the CPU, this model is on a GPU")
 
     def _check_finite(self) -> None:
         flag = self.forward.flag
@@ -297,7 +293,7 @@ class CudaBackend(Probes):
                 raise RuntimeError("the blocks of the persistent kernel lost each other")
             raise ValueError("the activations are not finite (NaN or infinity)")
 
-    def _scratch(self, tokens: int) -> Any:
+    def _scratch(self, tokens: int) -> Tensor | None:
         """int8 for the largest unpacked matrix, None where too few tokens share it."""
         if min(tokens, self.chunk) < UNPACK_TOKENS or self.device.type != "cuda":
             return None
@@ -305,11 +301,11 @@ class CudaBackend(Probes):
             return None
         return torch.empty(scratch_bytes(self.config), dtype=torch.int8, device=self.device)
 
-    def _put(self, array: np.ndarray) -> Any:
+    def _put(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def alone(self) -> Iterator[None]:
         """One thread at a time works on the device, nobody while a graph is captured."""
         with self._lock, self._on_device():
             try:

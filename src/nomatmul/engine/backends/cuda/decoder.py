@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nomatmul.engine.backends.cuda.nvrtc import CompileError, Kernel, cache_file, compile_cubin
 
@@ -103,7 +104,7 @@ class Decoder:
         self,
         config: ModelConfig,
         weights: DeviceWeights,
-        flag: torch.Tensor,
+        flag: Tensor,
         emulated: tuple[Any, int, int] | None = None,
     ) -> None:
         device = weights.device
@@ -114,7 +115,7 @@ class Decoder:
             self._compile(config, weights)
         self.config = config
         self._set = 0
-        self._keep: dict[str, torch.Tensor] = dict(weights.stack)
+        self._keep: dict[str, Tensor] = dict(weights.stack)
         inner = config.mlp_size if config.channel_mixer == "glu" else 0
         for name, tensor in weights.stack.items():
             if name.endswith("_norm"):
@@ -152,7 +153,11 @@ class Decoder:
         self.proof = cache_file("decode", cubin, "proved")
 
     def launch(
-        self, token: int | torch.Tensor, before_LD: Any, after_LD: Any, made: Any = None
+        self,
+        token: int | Tensor,
+        before_LD: Tensor,
+        after_LD: Tensor,
+        made: Any = None,
     ) -> None:
         """Queue one token: from the state `before` to `after`, logits into `logits_V`.
 
@@ -162,7 +167,7 @@ class Decoder:
         """
         params = self.params
         params.token = token if isinstance(token, int) else -1
-        if isinstance(token, torch.Tensor):
+        if isinstance(token, Tensor):
             params.token_in = token.data_ptr()
         params.token_out = (self._keep["token_out"] if made is None else made).data_ptr()
         params.state_in, params.state_out = before_LD.data_ptr(), after_LD.data_ptr()
@@ -187,7 +192,7 @@ class Decoder:
         return self.host.numpy()[:-1].view(np.float32).copy()
 
 
-def _places(size: int, device: Any) -> torch.Tensor:
+def _places(size: int, device: Any) -> Tensor:
     """int64 [size padded to 16]: the element at each place, `size` and more where there is none.
 
     Place 16 w + 4 p + b holds element 16 w + 4 b + p: see decode_vector.cuh.
@@ -196,7 +201,7 @@ def _places(size: int, device: Any) -> torch.Tensor:
     return place.view(-1, 4, 4).transpose(1, 2).flatten()
 
 
-def _in_order(norms: torch.Tensor, size: int) -> torch.Tensor:
+def _in_order(norms: Tensor, size: int) -> Tensor:
     """Norm weights [L, C * size] or [size] as decode.cu meets them: [L, C, padded], zeros last."""
     places = _places(size, norms.device)
     vectors = norms.reshape(norms.shape[0], -1, size)
@@ -204,14 +209,14 @@ def _in_order(norms: torch.Tensor, size: int) -> torch.Tensor:
     return torch.where(places < size, chosen, 0.0).contiguous()
 
 
-def _items(size: int, inner: int, device: Any) -> torch.Tensor:
+def _items(size: int, inner: int, device: Any) -> Tensor:
     """int32 [SETS, words]: nothing is there yet, but for places of no element, which are zero."""
     vectors = [size] * 4 + ([inner] if inner else [])
     words = [torch.where(_places(n, device) < n, ABSENT, 0) for n in vectors]
     return torch.cat(words).to(torch.int32).repeat(SETS, 1)
 
 
-def _betas(config: ModelConfig, weights: DeviceWeights, device: Any) -> torch.Tensor:
+def _betas(config: ModelConfig, weights: DeviceWeights, device: Any) -> Tensor:
     """float32 [6 L + 1]: scales of i, f, g, o, gate, down of each layer, then the head's."""
     names = [f"mixer.{letter}_proj" for letter in "ifgo"]
     names += ["channel.gate_proj", "channel.down_proj"]

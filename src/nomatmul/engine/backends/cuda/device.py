@@ -47,6 +47,56 @@ def torch_device(device: str) -> Any:
     return torch.device("cuda", number)
 
 
+class CudaDevice:
+    """A GPU as tables name and measure it; see `nomatmul.engine.backend.Gpu`. Of the interpreter,
+    which has none, `weight_bytes` are all the memory that is in use."""
+
+    def __init__(self, device: Any, weight_bytes: int) -> None:
+        self._device, self._weight_bytes = device, weight_bytes
+
+    def name(self) -> str:
+        """See Gpu."""
+        import torch
+
+        if self._device.type != "cuda":
+            return "CPU, interpreted"
+        return str(torch.cuda.get_device_name(self._device))
+
+    def peak_bytes(self) -> int:
+        """See Gpu."""
+        import torch
+
+        if self._device.type != "cuda":
+            return self._weight_bytes
+        return int(torch.cuda.max_memory_allocated(self._device))
+
+    def copy_bandwidth(self, nbytes: int = 1 << 30) -> float:
+        """See Gpu. The best of five; less where the memory has no room for two such pieces."""
+        import torch
+
+        if self._device.type != "cuda":
+            return 1.0
+        free, _ = torch.cuda.mem_get_info(self._device)
+        nbytes = min(nbytes, free // 4)
+        source = torch.ones(nbytes, dtype=torch.uint8, device=self._device)
+        target, best = torch.empty_like(source), float("inf")
+        for _ in range(5):
+            start, end = [_event() for _ in range(2)]
+            start.record()
+            target.copy_(source)
+            end.record()
+            end.synchronize()
+            best = min(best, start.elapsed_time(end) / 1e3)
+        return 2 * nbytes / best
+
+
+def _event() -> Any:
+    import torch
+
+    event: Any = torch.cuda.Event  # which torch itself does not type
+    return event(enable_timing=True)
+
+
 def check_memory(device: Any, needed: int, embedding_form: str, embedding_bytes: int) -> None:
     """Raise ValueError when `needed` bytes are not free, with what would fit."""
     import torch

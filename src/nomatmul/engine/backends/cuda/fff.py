@@ -5,10 +5,9 @@ Legend: T tokens, D hidden size, A active rows of a token, V rows, RB bytes of a
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
+from torch import Tensor
 
 from nomatmul.engine.backends.cuda import fff_kernels
 from nomatmul.engine.backends.cuda.launch import _EXACT, Quantised
@@ -17,7 +16,7 @@ _TILE = 1024  # packed bytes that a program of the walk reads at once
 _PROGRAMS = 264  # that fill a GPU: two for each processor of the largest
 
 
-def walk(quantised: Quantised, rows_V2R: Any, trees: int, depth: int) -> tuple[Any, Any]:
+def walk(quantised: Quantised, rows_V2R: Tensor, trees: int, depth: int) -> tuple[Tensor, Tensor]:
     """Return (visited rows, their accumulators), int32 [T, A] each."""
     q_TK = quantised.q_CTK[0]
     tokens, levels = len(q_TK), depth + 1
@@ -35,8 +34,14 @@ def walk(quantised: Quantised, rows_V2R: Any, trees: int, depth: int) -> tuple[A
 
 
 def hidden(
-    acc_TA: Any, rows_TA: Any, step_T: Any, beta: float, norm_V: Any, eps: float, flag: Any
-) -> tuple[Any, Any]:
+    acc_TA: Tensor,
+    rows_TA: Tensor,
+    step_T: Tensor,
+    beta: float,
+    norm_V: Tensor,
+    eps: float,
+    flag: Tensor,
+) -> tuple[Tensor, Tensor]:
     """int8 [T, A] of the active neurons, and its steps [1, T]."""
     tokens, active = acc_TA.shape
     q_TA = torch.empty((tokens, active), dtype=torch.int8, device=acc_TA.device)
@@ -49,7 +54,7 @@ def hidden(
     return q_TA, step_1T
 
 
-def combine(q_TA: Any, rows_TA: Any, rows_V2R: Any, size: int) -> Any:
+def combine(q_TA: Tensor, rows_TA: Tensor, rows_V2R: Tensor, size: int) -> Tensor:
     """Exact int32 [T, D]: the sum over active rows of q times the row's output weights."""
     tokens, active = q_TA.shape
     row_bytes = rows_V2R.shape[-1]

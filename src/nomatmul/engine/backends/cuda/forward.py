@@ -5,9 +5,10 @@ Legend: S sequences, T tokens of all of them, L layers, D hidden size, V vocabul
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from nomatmul.engine.backends.cuda import fff, launch
 from nomatmul.engine.backends.cuda.nvrtc import CompileError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from nomatmul.formats.config import ModelConfig
 
 # int32 accumulators [T, D], their steps [1, T] and their scale: what x still lacks
-Added = tuple[Any, Any, float]
+Added = tuple[Tensor, Tensor, float]
 
 
 class Forward:
@@ -32,7 +33,7 @@ class Forward:
         self.config = config
         self.weights = weights
         self.flag = torch.zeros(1, dtype=torch.int32, device=weights.device)
-        self.record: dict[str, tuple[Any, Any]] | None = None
+        self.record: dict[str, tuple[Tensor, Tensor]] | None = None
         self.prompt = self._compiled()
 
     def _compiled(self) -> Prompt | None:
@@ -45,7 +46,7 @@ class Forward:
         except CompileError:
             return None
 
-    def embed(self, ids_T: Any) -> Any:
+    def embed(self, ids_T: Tensor) -> Tensor:
         """float32 [T, D] of int32 ids on the device."""
         stack = self.weights.stack
         x_TD = stack["embedding"].index_select(0, ids_T).float()
@@ -54,8 +55,12 @@ class Forward:
         return x_TD
 
     def blocks(
-        self, x_TD: Any, states_SLD: Any, stretches: launch.Stretches, scratch: Any = None
-    ) -> Any:
+        self,
+        x_TD: Tensor,
+        states_SLD: Tensor,
+        stretches: launch.Stretches,
+        scratch: Tensor | None = None,
+    ) -> Tensor:
         """Run all blocks, in place on x and on the states; return x of the last block."""
         added: list[Added] = []  # taken out by who adds it, so that its memory is free from then on
         for layer in range(self.config.num_layers):
@@ -63,15 +68,17 @@ class Forward:
             self.channel(layer, x_TD, added, scratch)
         return self._add(x_TD, added)
 
-    def block(self, layer: int, x_TD: Any, states_SLD: Any, stretches: launch.Stretches) -> Any:
+    def block(
+        self, layer: int, x_TD: Tensor, states_SLD: Tensor, stretches: launch.Stretches
+    ) -> Tensor:
         """One block alone, in place on x and the states."""
         added = [self.mixer(layer, x_TD, [], states_SLD, stretches, None)]
         self.channel(layer, x_TD, added, None)
         return self._add(x_TD, added)
 
     def mixer(
-        self, layer: int, x_TD: Any, added: list[Added], states_SLD: Any,
-        stretches: launch.Stretches, scratch: Any,
+        self, layer: int, x_TD: Tensor, added: list[Added], states_SLD: Tensor,
+        stretches: launch.Stretches, scratch: Tensor | None,
     ) -> Added:  # fmt: skip
         """MLGRU of one layer: what is to be added to x, as (accumulators, steps, scale)."""
         config, stack, beta = self.config, self.weights.stack, self.weights.beta
@@ -107,7 +114,7 @@ class Forward:
         self._note(f"{at}.o_proj", gated.q_CTK[0], acc_1TD[0])
         return acc_1TD[0], gated.step_CT, beta[f"{at}.o_proj"]
 
-    def channel(self, layer: int, x_TD: Any, added: list[Added], scratch: Any) -> None:
+    def channel(self, layer: int, x_TD: Tensor, added: list[Added], scratch: Tensor | None) -> None:
         """The channel mixer of one layer, as `mixer`, but in the place of what `added` holds.
 
         Without one that is still to be added.
@@ -124,8 +131,8 @@ class Forward:
         return self.prompt
 
     def _norm(
-        self, prompt: Prompt | None, x_TD: Any, added: list[Added], norm_D: Any, norm_CD: Any,
-        row_bytes: int,
+        self, prompt: Prompt | None, x_TD: Tensor, added: list[Added], norm_D: Tensor,
+        norm_CD: Tensor, row_bytes: int,
     ) -> launch.Quantised:  # fmt: skip
         """Take what is `added`, add it to x, and return x's int8 for C linears."""
         taken, config = added.pop() if added else None, self.config
@@ -136,14 +143,14 @@ class Forward:
             self.flag,
         )  # fmt: skip
 
-    def product(self, inputs: launch.Quantised, w_CNR: Any, scratch: Any) -> Any:
+    def product(self, inputs: launch.Quantised, w_CNR: Tensor, scratch: Tensor | None) -> Tensor:
         """Exact int32 accumulators [C, T, N]; scratch: int8 for unpacked matrices, or None."""
         prompt = self._prompt(inputs.q_CTK.shape[1])
         if prompt is not None and scratch is not None:
             return prompt.product(inputs, w_CNR, scratch)
         return launch.product(inputs, w_CNR)
 
-    def _fff(self, layer: int, x_TD: Any, added: list[Added]) -> Added:
+    def _fff(self, layer: int, x_TD: Tensor, added: list[Added]) -> Added:
         config, stack, beta = self.config, self.weights.stack, self.weights.beta
         assert config.fff_trees is not None
         assert config.fff_depth is not None
@@ -163,7 +170,7 @@ class Forward:
         self._note(f"{name}.out", q_TA, acc_TD)
         return acc_TD, step_1T, beta[f"{name}.out"]
 
-    def _glu(self, layer: int, x_TD: Any, added: list[Added], scratch: Any) -> Added:
+    def _glu(self, layer: int, x_TD: Tensor, added: list[Added], scratch: Tensor | None) -> Added:
         config, stack, beta = self.config, self.weights.stack, self.weights.beta
         at = f"layers.{layer}.channel"
         scales = beta[f"{at}.gate_proj"], beta[f"{at}.down_proj"]
@@ -193,7 +200,7 @@ class Forward:
         self._note(f"{at}.down_proj", hidden.q_CTK[0], acc_1TD[0])
         return acc_1TD[0], hidden.step_CT, scales[1]
 
-    def head(self, x_TD: Any) -> Any:
+    def head(self, x_TD: Tensor) -> Tensor:
         """float32 logits [T, V] of the last block's output."""
         config, stack = self.config, self.weights.stack
         inputs = launch.residual_norm(
@@ -204,11 +211,11 @@ class Forward:
         self._note("head", inputs.q_CTK[0], acc_TV)
         return acc_TV.float() * (inputs.step_CT[0] * self.weights.beta["head"])[:, None]
 
-    def _add(self, x_TD: Any, added: list[Added]) -> Any:
+    def _add(self, x_TD: Tensor, added: list[Added]) -> Tensor:
         for acc, step, beta in added:
             x_TD += acc.float() * (step[0] * beta)[:, None]
         return x_TD
 
-    def _note(self, name: str, q_TK: Any, acc_TN: Any) -> None:
+    def _note(self, name: str, q_TK: Tensor, acc_TN: Tensor) -> None:
         if self.record is not None:
             self.record[name] = (q_TK.clone(), acc_TN.clone())

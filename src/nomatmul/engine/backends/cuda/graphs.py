@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from nomatmul.engine.backends.cuda.device import describe
 from nomatmul.engine.backends.cuda.launch import Stretches
@@ -28,7 +29,7 @@ class Graph:
         # kept, as all that a replay reads: a graph knows addresses, not tensors
         self.stretches = Stretches(numbers[:count], numbers, 1)
 
-        def run() -> Any:
+        def run() -> Tensor:
             x_SD = forward.embed(self.ids_S)
             return forward.head(forward.blocks(x_SD, self.states_SLD, self.stretches))
 
@@ -45,7 +46,7 @@ class PromptGraph:
     something that nobody reads: tokens meet in the scan alone, which ends where they do."""
 
     def __init__(
-        self, forward: Forward, shape: tuple[int, int], tokens: int, scratch: torch.Tensor | None
+        self, forward: Forward, shape: tuple[int, int], tokens: int, scratch: Tensor | None
     ) -> None:
         device = forward.weights.device
         self.ids_T = torch.zeros(tokens, dtype=torch.int32, device=device)
@@ -55,13 +56,13 @@ class PromptGraph:
         first = torch.zeros(1, dtype=torch.int32, device=device)
         self.stretches = Stretches(first, self.starts, tokens)
 
-        def run() -> Any:
+        def run() -> Tensor:
             x_TD = forward.embed(self.ids_T)
             return forward.blocks(x_TD, self.states_SLD, self.stretches, scratch)
 
         self.graph, self.x_TD = captured(run, device)
 
-    def replay(self, ids_T: Any, state_LD: Any) -> Any:
+    def replay(self, ids_T: Tensor, state_LD: Tensor) -> Tensor:
         """Advance the state in place; return x [T, D], valid until the next replay."""
         self.ids_T.zero_()
         self.ids_T[: len(ids_T)] = ids_T
@@ -72,9 +73,10 @@ class PromptGraph:
         return self.x_TD[: len(ids_T)]
 
 
-def captured(run: Callable[[], Any], device: Any) -> tuple[torch.cuda.CUDAGraph, Any]:
+def captured(run: Callable[[], Tensor], device: Any) -> tuple[torch.cuda.CUDAGraph, Tensor]:
     """A graph of what `run` launches, and its result; run is called twice."""
-    stream = torch.cuda.Stream(device)
+    new_stream: Any = torch.cuda.Stream  # which torch itself does not type
+    stream = new_stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         run()  # compiles the kernels

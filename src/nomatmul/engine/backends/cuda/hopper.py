@@ -10,6 +10,7 @@ import functools
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nomatmul.engine.backends.cuda.nvrtc import CompileError, Kernel, compile_cubin
 
@@ -64,7 +65,12 @@ class Product:
         return Kernel(compile_cubin("product.cu", defines(rows, glu), (9, 0), "a"), "product")
 
     def launch(
-        self, q_CTK: Any, t_NK: Any, out_CTN: Any, tile: int, scales: tuple[Any, float] | None
+        self,
+        q_CTK: Tensor,
+        t_NK: Tensor,
+        out_CTN: Tensor,
+        tile: int,
+        scales: tuple[Any, float] | None,
     ) -> None:
         """t: the rows of all linears. int32 sums, or with (steps, beta) of a GLU float32."""
         linears, tokens, columns = q_CTK.shape
@@ -87,7 +93,7 @@ class Product:
         kernel = self.kernel(tile, scales is not None)
         kernel.launch((min(tiles, self.processors), 1), _THREADS, arguments, stream)
 
-    def _map(self, matrix_NK: Any, rows: int) -> Any:
+    def _map(self, matrix_NK: Tensor, rows: int) -> Any:
         """A CUtensorMap of boxes of so many rows and 128 columns; it lies at 64 bytes."""
         count, columns = matrix_NK.shape
         memory = (ctypes.c_char * 192)()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import triton
+from torch import Tensor
 
 from nomatmul.engine.backends.cuda import kernels
 from nomatmul.engine.backends.cuda.device import INTERPRETED
@@ -35,8 +36,8 @@ def _block(columns: int, row_bytes: int) -> tuple[int, int]:
 
 
 def residual_norm(
-    x_TD: Any, added: tuple[Any, Any, float] | None, norm_D: Any, eps: float,
-    norm_CD: Any, eps2: float, row_bytes: int, flag: Any,
+    x_TD: Tensor, added: tuple[Tensor, Tensor, float] | None, norm_D: Tensor, eps: float,
+    norm_CD: Tensor, eps2: float, row_bytes: int, flag: Tensor,
 ) -> Quantised:  # fmt: skip
     """x += acc * (beta * step) where given (acc, step, beta); return its int8 for C linears."""
     tokens, size = x_TD.shape
@@ -52,8 +53,8 @@ def residual_norm(
 
 
 def gate_norm(
-    g_TD: Any, h_TD: Any, norm_D: Any, eps: float, norm_CD: Any, eps2: float,
-    row_bytes: int, flag: Any,
+    g_TD: Tensor, h_TD: Tensor, norm_D: Tensor, eps: float, norm_CD: Tensor, eps2: float,
+    row_bytes: int, flag: Tensor,
 ) -> Quantised:  # fmt: skip
     """int8 of norm(g) * silu(h)."""
     tokens, size = g_TD.shape
@@ -67,7 +68,13 @@ def gate_norm(
 
 
 def glu(
-    acc_TM: Any, step_T: Any, beta: float, norm_CM: Any, eps: float, row_bytes: int, flag: Any
+    acc_TM: Tensor,
+    step_T: Tensor,
+    beta: float,
+    norm_CM: Tensor,
+    eps: float,
+    row_bytes: int,
+    flag: Tensor,
 ) -> Quantised:
     """int8 of silu(gate) * up of accumulators [T, 2 M]."""
     tokens, size = acc_TM.shape[0], acc_TM.shape[1] // 2
@@ -80,7 +87,12 @@ def glu(
     return out
 
 
-def gates(acc_3TD: Any, step_3T: Any, betas: tuple[float, float, float], bound_D: Any) -> Any:
+def gates(
+    acc_3TD: Tensor,
+    step_3T: Tensor,
+    betas: tuple[float, float, float],
+    bound_D: Tensor,
+) -> Tensor:
     """Turn accumulators of i, f, g into float32 input, forget gate and g, in place."""
     _, tokens, size = acc_3TD.shape
     out = acc_3TD.view(torch.float32)
@@ -98,11 +110,17 @@ class Stretches:
     and where the last one's end. longest: tokens of the longest one.
     """
 
-    def __init__(self, sequences: Any, starts: Any, longest: int) -> None:
+    def __init__(self, sequences: Tensor, starts: Tensor, longest: int) -> None:
         self.sequences, self.starts, self.longest = sequences, starts, longest
 
 
-def scan(i_TD: Any, f_TD: Any, states_SLD: Any, layer: int, stretches: Stretches) -> None:
+def scan(
+    i_TD: Tensor,
+    f_TD: Tensor,
+    states_SLD: Tensor,
+    layer: int,
+    stretches: Stretches,
+) -> None:
     """h_t = f_t * h_(t-1) + i_t over each stretch; h replaces i."""
     sequences = stretches.sequences
     _, layers, size = states_SLD.shape
@@ -114,7 +132,7 @@ def scan(i_TD: Any, f_TD: Any, states_SLD: Any, layer: int, stretches: Stretches
     )  # fmt: skip
 
 
-def product(quantised: Quantised, w_CNR: Any) -> Any:
+def product(quantised: Quantised, w_CNR: Tensor) -> Tensor:
     """Exact int32 accumulators [C, T, N]; w [C, N, RB]."""
     q_CTK = quantised.q_CTK
     linears, tokens, _ = q_CTK.shape

@@ -1,50 +1,77 @@
-"""From a packed directory, or from nothing, to a CudaBackend."""
+"""From a packed directory, or from nothing, to a CudaBackend.
+
+Torch is imported only when a device that can be used was asked for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from nomatmul.engine.backends.cuda.backend import (
-    CudaBackend,
-    chunk_tokens,
-    scratch_bytes,
-    token_bytes,
-)
-from nomatmul.engine.backends.cuda.device import check_memory, describe
-from nomatmul.engine.backends.cuda.weights import bytes_needed, random_weights, read_weights
+from nomatmul.engine.backends.cuda.device import check_memory, describe, torch_device
 
 if TYPE_CHECKING:
+    from nomatmul.engine.backend import Options
+    from nomatmul.engine.backends.cuda.backend import CudaBackend
     from nomatmul.formats.config import ModelConfig
     from nomatmul.formats.packed.reader import PackedReader
 
 
-def open_packed(reader: PackedReader, device: Any, verify: bool) -> CudaBackend:
-    """The model of a directory. Raises FormatError for a damaged one, ValueError for too little
-    device memory."""
+def open_packed(reader: PackedReader, options: Options) -> CudaBackend:
+    """See Opener. Raises ValueError for too little device memory."""
+    device = _device(options)
+    from nomatmul.engine.backends.cuda.backend import CudaBackend
+    from nomatmul.engine.backends.cuda.weights import read_weights
+
     _check(reader.config, reader.embedding_form, device)
     return _guarded(
-        device, lambda: CudaBackend(reader.config, read_weights(reader, device, verify))
+        device,
+        lambda: CudaBackend(reader.config, read_weights(reader, device, options.verify)),
     )
 
 
-def open_random(config: ModelConfig, embedding: str, seed: int, device: Any) -> CudaBackend:
-    """A model of random weights. Raises ValueError for too little device memory."""
+def open_random(
+    config: ModelConfig, packing: str, embedding: str, seed: int, options: Options
+) -> CudaBackend:
+    """See Opener; the packing is that of device memory. Raises ValueError for too little of it."""
+    return random_backend(config, embedding, seed, _device(options))
+
+
+def random_backend(config: ModelConfig, embedding: str, seed: int, device: Any) -> CudaBackend:
+    """A model of random weights on a torch.device."""
+    from nomatmul.engine.backends.cuda.backend import CudaBackend
+    from nomatmul.engine.backends.cuda.weights import random_weights
+
     _check(config, embedding, device)
     return _guarded(
         device, lambda: CudaBackend(config, random_weights(config, embedding, seed, device))
     )
 
 
+def _device(options: Options) -> Any:
+    """The torch.device. Raises ValueError for one that cannot be used, or an option that is about
+    the CPU."""
+    cpu_only = {"threads": options.threads, "isa": options.isa, "mmap": options.mmap or None}
+    for name, value in cpu_only.items():
+        if value is not None and options.device.startswith("cuda"):
+            raise ValueError(
+                f"{name} is about the CPU; with device {options.device!r} leave it out"
+            )
+    return torch_device(options.device)
+
+
 def _check(config: ModelConfig, embedding_form: str, device: Any) -> None:
+    from nomatmul.engine.backends.cuda.backend import chunk_tokens, scratch_bytes, token_bytes
+    from nomatmul.engine.backends.cuda.weights import bytes_needed
+
     parts = bytes_needed(config, embedding_form)
     work = scratch_bytes(config) + token_bytes(config) * chunk_tokens(config)
     check_memory(device, sum(parts.values()) + work, embedding_form, parts["embedding"])
 
 
 def _guarded(device: Any, make: Callable[[], CudaBackend]) -> CudaBackend:
+    import torch
+
     try:
         return make()
     except torch.OutOfMemoryError as error:  # another process took it meanwhile

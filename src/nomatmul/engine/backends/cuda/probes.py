@@ -9,6 +9,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
 from nomatmul.engine.backends.cuda import fff, launch
 
@@ -26,10 +27,10 @@ class Probes:
     device: Any
     forward: Forward
 
-    def _scratch(self, tokens: int) -> Any:
+    def _scratch(self, tokens: int) -> Tensor | None:
         raise NotImplementedError
 
-    def _put(self, array: np.ndarray) -> Any:
+    def _put(self, array: np.ndarray) -> Tensor:
         raise NotImplementedError
 
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:

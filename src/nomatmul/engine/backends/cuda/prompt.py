@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
+from torch import Tensor
 
 from nomatmul.engine.backends.cuda import kernels
 from nomatmul.engine.backends.cuda.hopper import Product, best_rows
@@ -66,8 +67,8 @@ class Prompt:
         self.kernels[name].launch(grid, threads, arguments, stream)
 
     def norm(
-        self, x_TD: Any, added: tuple[Any, Any, float] | None, norm_D: Any, norm_CD: Any,
-        row_bytes: int, flag: Any,
+        self, x_TD: Tensor, added: tuple[Tensor, Tensor, float] | None, norm_D: Tensor,
+        norm_CD: Tensor, row_bytes: int, flag: Tensor,
     ) -> Quantised:  # fmt: skip
         """launch.residual_norm of one or three linears."""
         tokens, linears = len(x_TD), len(norm_CD)
@@ -80,9 +81,9 @@ class Prompt:
         return out
 
     def scan(
-        self, acc_3TD: Any, step_3T: Any, betas: tuple[float, float, float], bound_D: Any,
-        state_SD: Any, stretches: Stretches,
-    ) -> Any:  # fmt: skip
+        self, acc_3TD: Tensor, step_3T: Tensor, betas: tuple[float, float, float], bound_D: Tensor,
+        state_SD: Tensor, stretches: Stretches,
+    ) -> Tensor:  # fmt: skip
         """Gates and recurrence: float32 h [T, D], in the place of the accumulators of i."""
         tokens = acc_3TD.shape[1]
         grid = triton.cdiv(self.size, _CHANNELS), len(stretches.sequences)
@@ -93,8 +94,8 @@ class Prompt:
         return acc_3TD[0].view(torch.float32)
 
     def gate_norm(
-        self, acc_TD: Any, step_T: Any, beta: float, h_TD: Any, norm_D: Any, norm_CD: Any,
-        row_bytes: int, flag: Any,
+        self, acc_TD: Tensor, step_T: Tensor, beta: float, h_TD: Tensor, norm_D: Tensor,
+        norm_CD: Tensor, row_bytes: int, flag: Tensor,
     ) -> Quantised:  # fmt: skip
         """int8 of norm(g) * silu(h), of the accumulators of g."""
         tokens = len(h_TD)
@@ -105,7 +106,7 @@ class Prompt:
         )  # fmt: skip
         return out
 
-    def glu_norm(self, y_TM: Any, norm_CM: Any, row_bytes: int, flag: Any) -> Quantised:
+    def glu_norm(self, y_TM: Tensor, norm_CM: Tensor, row_bytes: int, flag: Tensor) -> Quantised:
         """int8 of silu(gate) * up."""
         tokens = len(y_TM)
         out = Quantised(1, tokens, row_bytes, y_TM.device)
@@ -115,7 +116,7 @@ class Prompt:
         )  # fmt: skip
         return out
 
-    def product(self, quantised: Quantised, w_CNR: Any, scratch: Any) -> Any:
+    def product(self, quantised: Quantised, w_CNR: Tensor, scratch: Tensor) -> Tensor:
         """Exact int32 accumulators [C, T, N] of as many linears; w [C, N, RB]."""
         q_CTK = quantised.q_CTK
         linears, tokens, _ = q_CTK.shape
@@ -134,7 +135,7 @@ class Prompt:
                 self._matmul(q_CTK[c : c + group], t_NK, out_CTN, tile)
         return acc_CTN
 
-    def glu(self, quantised: Quantised, w_NR: Any, beta: float, scratch: Any) -> Any:
+    def glu(self, quantised: Quantised, w_NR: Tensor, beta: float, scratch: Tensor) -> Tensor:
         """float32 silu(gate) * up [T, M]; w [2 M, RB]: the rows of gate, then those of up."""
         q_CTK = quantised.q_CTK
         tokens, inner, row_bytes = q_CTK.shape[1], len(w_NR) // 2, w_NR.shape[1]
@@ -151,7 +152,9 @@ class Prompt:
             self._matmul(q_CTK, t_NK, out_TM[None], tile, (quantised.step_CT, beta))
         return y_TM
 
-    def _unpack(self, w_NR: Any, rows: int, scratch: Any, half: int = 0, begin: int = 0) -> Any:
+    def _unpack(
+        self, w_NR: Tensor, rows: int, scratch: Tensor, half: int = 0, begin: int = 0
+    ) -> Tensor:
         """Ternary int8 [rows, 4 RB] by planes; half: rows of gate and up take turns."""
         row_bytes = w_NR.shape[-1]
         t_NK = scratch[: 4 * rows * row_bytes].view(rows, 4 * row_bytes)
@@ -169,7 +172,7 @@ class Prompt:
         return best_rows(linears, tokens, rows, self.hopper.processors)
 
     def _matmul(
-        self, q_CTK: Any, t_NK: Any, out_CTN: Any, tile: int,
+        self, q_CTK: Tensor, t_NK: Tensor, out_CTN: Tensor, tile: int,
         scales: tuple[Any, float] | None = None,
     ) -> None:  # fmt: skip
         """int32 accumulators, or with (steps, beta) of a GLU silu(gate) * up."""
@@ -190,6 +193,6 @@ class Prompt:
 def _argument(value: Any) -> Any:
     if value is None:
         return ctypes.c_void_p(0)
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         return ctypes.c_void_p(value.data_ptr())
     return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int(value)

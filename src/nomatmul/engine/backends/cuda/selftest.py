@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nomatmul.engine.backends.cuda.opening import open_random
+from nomatmul.engine.backends.cuda.opening import random_backend
 from nomatmul.engine.backends.cuda.weights import device_row_bytes
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
@@ -43,13 +43,13 @@ def run_self_test(device: Any = None) -> tuple[str, list[dict[str, Any]]]:
     """Return (the path that decodes, [{"operation", "ok"}]); equality is asked for."""
     device = torch.device("cuda", torch.cuda.current_device()) if device is None else device
     rng = np.random.default_rng(0)
-    backend = open_random(CONFIG, "int8", 0, device)
+    backend = random_backend(CONFIG, "int8", 0, device)
     results = [
         {"operation": f"accumulators, {tokens} tokens", "ok": _accumulators(backend, rng, tokens)}
         for tokens in (3, 130)
     ]
     results += _paths_agree(backend, rng, "")
-    trees = open_random(UNION, "int8", 0, device)
+    trees = random_backend(UNION, "int8", 0, device)
     results.append({"operation": "paths through trees", "ok": _walks(trees, rng)})
     return backend.isa, results + _paths_agree(trees, rng, ", trees")
 
@@ -73,7 +73,10 @@ def _ternary(backend: Any, name: str, columns: int) -> np.ndarray:
     """int64 [..., columns] of packed rows on the device."""
     packed = backend.weights.slot(f"{name}.packed").cpu().numpy()
     codes = (packed[..., None] >> np.array([0, 2, 4, 6], np.uint8) & 3).astype(np.int64)
-    return codes.reshape(*packed.shape[:-1], 4 * device_row_bytes(columns))[..., :columns] - 1
+    ternary: np.ndarray = (
+        codes.reshape(*packed.shape[:-1], 4 * device_row_bytes(columns))[..., :columns] - 1
+    )
+    return ternary
 
 
 def _walks(backend: Any, rng: np.random.Generator) -> bool:

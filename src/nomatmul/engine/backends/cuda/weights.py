@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.packed.layout import active_rows, fff_rows
@@ -84,7 +85,7 @@ class DeviceWeights:
     def __init__(self, config: ModelConfig, embedding_form: str, device: Any) -> None:
         self.config = config
         self.device = device
-        self.stack: dict[str, torch.Tensor] = {
+        self.stack: dict[str, Tensor] = {
             name: torch.empty(shape, dtype=dtype, device=device)
             for name, (shape, dtype) in shapes(config, embedding_form).items()
         }
@@ -105,7 +106,14 @@ class DeviceWeights:
             parts["head" if name == "head" else part] += tensor.nbytes
         return parts
 
-    def slot(self, name: str) -> torch.Tensor:
+    def unvisited_bytes(self) -> int:
+        """Bytes of the rows of trees that one token does not visit."""
+        if "rows" not in self.stack:
+            return 0
+        rows = self.config.tree_rows
+        return self.stack["rows"].nbytes // rows * (rows - active_rows(self.config))
+
+    def slot(self, name: str) -> Tensor:
         """The place of a tensor of the packed file (a scale has none: it goes to `beta`)."""
         if name.startswith("embedding."):
             return self.stack["embedding" if name.endswith(".weight") else "embedding_scale"]
@@ -148,7 +156,7 @@ class DeviceWeights:
             part[..., rows.shape[-1] :] = _ZEROS
 
 
-def two_bits(rows: torch.Tensor, columns: int) -> torch.Tensor:
+def two_bits(rows: Tensor, columns: int) -> Tensor:
     """Rows of the 1.6-bit form, uint8 [N, bytes], in the 2-bit form [N, row_bytes]."""
     rest = rows.to(torch.int16)
     digits = []
@@ -231,7 +239,7 @@ def _even(terms: int) -> float:
     return float(np.float32(1 / math.sqrt(terms * 2 / 3)))
 
 
-def _random_codes(matrix: torch.Tensor, columns: int, random: torch.Generator) -> None:
+def _random_codes(matrix: Tensor, columns: int, random: torch.Generator) -> None:
     matrix.random_(0, 256, generator=random)
     matrix &= ~((matrix & (matrix >> 1) & _ZEROS) << 1)  # code 3 becomes 1
     whole = columns // 4
@@ -242,7 +250,7 @@ def _random_codes(matrix: torch.Tensor, columns: int, random: torch.Generator) -
     )
 
 
-def _partial(tail: torch.Tensor, live: int) -> torch.Tensor:
+def _partial(tail: Tensor, live: int) -> Tensor:
     """Bytes of which only the first `live` codes count."""
     keep = (1 << (2 * live)) - 1
     return (tail & keep) | (_ZEROS & ~keep & 255)

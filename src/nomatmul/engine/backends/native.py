@@ -1,0 +1,176 @@
+"""The C++ core: one graph for decoders and encoders, on threads and an instruction set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nomatmul.engine.graph import GraphForms, describe
+from nomatmul.engine.native import default_threads, native
+from nomatmul.engine.state import Float, HostState, Layout
+from nomatmul.engine.weights import HEADS, Weights, map_weights, read_one_by_one, read_weights
+from nomatmul.formats.architecture import architecture_of
+from nomatmul.formats.packed.encoder import EncoderReader
+
+if TYPE_CHECKING:
+    from nomatmul.engine.backend import Ids, Layer, Options, Paths, Want
+    from nomatmul.formats.config import ModelConfig
+    from nomatmul.formats.packed.reader import PackedReader
+
+
+def open_packed(reader: PackedReader, options: Options) -> NativeBackend:
+    """See Opener."""
+    count = _checked(options)
+    if not reader.config.causal:
+        weights = read_one_by_one(reader)
+    else:
+        fill = map_weights if options.mmap else read_weights
+        weights = fill(reader, verify=options.verify, threads=count)
+    return NativeBackend(reader.config, _forms(reader), weights, threads=count, isa=options.isa)
+
+
+def open_random(
+    config: ModelConfig, packing: str, embedding: str, seed: int, options: Options
+) -> NativeBackend:
+    """See Opener."""
+    from nomatmul.engine.random_weights import random_weights
+
+    weights = random_weights(config, packing, embedding, seed)
+    forms = GraphForms(packing, embedding)
+    return NativeBackend(config, forms, weights, threads=options.threads, isa=options.isa)
+
+
+def _checked(options: Options) -> int:
+    """The number of threads. Raises ValueError for an instruction set that is not there."""
+    isas = native().kernels.isas()
+    if options.isa is not None and options.isa not in isas:
+        raise ValueError(f"isa {options.isa!r} is not available here; available: {', '.join(isas)}")
+    return options.threads if options.threads is not None else default_threads()
+
+
+def _forms(reader: PackedReader) -> GraphForms:
+    """In which forms a packed directory stores the weights."""
+    if isinstance(reader, EncoderReader):
+        forms = reader.forms
+        return GraphForms(forms.dense, forms.embedding, forms.rows)
+    return GraphForms(reader.packing, reader.embedding_form)
+
+
+class NativeBackend:
+    """A CausalBackend of a causal model, an EncoderBackend of another one.
+
+    An encoder's token has the same bits whatever the other tokens and the threads are: that is why
+    the core's dense products are its own. A BLAS sums in an order that depends on the batch, and a
+    last bit may turn a decision of a tree. docs/log has their speeds.
+
+    chunk: tokens that go through the layers together. Raises ValueError for an instruction set
+    that is not there.
+    """
+
+    name = "native"
+    gpu = None
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        forms: GraphForms,
+        weights: Weights,
+        *,
+        threads: int | None = None,
+        isa: str | None = None,
+        chunk: int = 256,
+    ) -> None:
+        self.config, self.forms, self.weights = config, forms, weights
+        self.architecture = architecture_of(config)
+        self.layout = Layout.of(self.architecture)
+        count = default_threads() if threads is None else threads
+        self.model: Any = native().Model(describe(config, forms, chunk=chunk), isa, count)
+        self._fill()
+        self.isa: str = self.model.isa
+        self.threads: int = self.model.threads
+
+    def _fill(self) -> None:
+        """Hand the graph its tensors; the core reads them in place where it can."""
+        for name in self.weights.arrays:
+            if self.config.causal or not name.startswith(HEADS):
+                array = self.weights.arrays[name]
+                if name == "embedding.weight":
+                    self._embedding = array
+                if name == "position_scale":
+                    name, array = "positions", array * self._positions()
+                self.model.set(name, array)
+        self.model.check_complete()
+
+    def _positions(self) -> Float:
+        from nomatmul.reference.ops import sinusoidal
+
+        return sinusoidal(self.config.max_position_embeddings, self.config.hidden_size)
+
+    def new_state(self) -> HostState:
+        """See CausalBackend."""
+        return HostState(self.layout)
+
+    def load_state(self, arrays: Mapping[str, Float], position: int) -> HostState:
+        """See CausalBackend."""
+        return HostState(self.layout, self.layout.gathered(arrays), position)
+
+    def step(self, states: Sequence[HostState], ids_T: Sequence[Ids], want: Want) -> Float:
+        """See CausalBackend."""
+        logits: Float = self.model.step([state.fixed_LS for state in states], list(ids_T), want)
+        for state, ids in zip(states, ids_T, strict=True):
+            state.position += len(ids)
+        return logits
+
+    def hidden(
+        self,
+        ids_N: Ids,
+        offsets_B: NDArray[np.int64],
+        seen_N: NDArray[np.uint8] | None = None,
+        *,
+        paths: Paths | None = None,
+        seconds: dict[str, float] | None = None,
+    ) -> Float:
+        """See EncoderBackend."""
+        hidden_ND: Float
+        hidden_ND, rows, parts = self.model.encode(
+            ids_N, offsets_B, seen_N, paths is not None, seconds is not None
+        )
+        if paths is not None:
+            for name, trees in self.architecture.trees().items():
+                layer = int(name.split(".")[1])
+                paths[layer] = rows[layer].reshape(len(ids_N), trees.trees, trees.depth + 1)
+        if seconds is not None:
+            seconds |= {part: seconds.get(part, 0.0) + spent for part, spent in parts.items()}
+        return hidden_ND
+
+    def tensor(self, name: str) -> NDArray[Any]:
+        """See EncoderBackend."""
+        return self._embedding if name == "embedding.weight" else self.weights.arrays[name]
+
+    def linear(self, weight: NDArray[Any], scale: Float | None) -> Layer:
+        """See EncoderBackend."""
+        layer: Layer = native().Linear(weight, scale, self.threads, self.isa)
+        return layer
+
+    def weight_bytes(self) -> dict[str, int]:
+        """See Backend."""
+        return self.weights.bytes_by_part()
+
+    def unvisited_bytes(self) -> int:
+        """See Backend."""
+        sizes, total = self.weights.sizes, 0
+        for name, trees in self.architecture.trees().items():
+            row = sizes[f"{name}.rows.packed"] // trees.rows
+            total += row * (trees.rows - trees.active_rows)
+        return total
+
+    def scratch_bytes(self) -> int:
+        """See Backend."""
+        return int(self.model.scratch_bytes)
+
+    def with_threads(self, threads: int) -> NativeBackend:
+        """See Backend."""
+        return NativeBackend(self.config, self.forms, self.weights, threads=threads, isa=self.isa)
