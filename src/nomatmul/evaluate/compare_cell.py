@@ -249,10 +249,14 @@ def compile_blocks(model: Any) -> None:
     model.loss_of_hidden = torch.compile(model.loss_of_hidden, dynamic=False)
 
 
-def run_cell(cell: Cell, wait: Callable[[], object] = lambda: None) -> list[dict[str, Any]]:
+def run_cell(
+    cell: Cell,
+    wait: Callable[[], object] = lambda: None,
+    trainee_type: type[Trainee] = Trainee,
+) -> list[dict[str, Any]]:
     """Every seed in turn; each run is a row of the file as soon as it ends. Returns the rows.
 
-    wait: called once all is compiled, before the first run.
+    wait: called once all is compiled, before the first run. trainee_type: what trains it.
     """
 
     def say(text: str) -> None:
@@ -261,7 +265,7 @@ def run_cell(cell: Cell, wait: Callable[[], object] = lambda: None) -> list[dict
     file, rows = Path(cell.rows), []
     with ExitStack() as stack:
         cache = stack.enter_context(ternary_cache())
-        trainee = Trainee(cell, cache, say)
+        trainee = trainee_type(cell, cache, say)
         wait()
         for seed in cell.seeds:
             if find_row(read_rows(file), cell, seed) is not None:
@@ -302,13 +306,14 @@ def save_model(trainee: Trainee, directory: Path) -> None:
         write_model(trainee.model, trainee.texts.train.tokenizer, temporary)
 
 
-def main() -> None:
-    cell = Cell.from_json(sys.stdin.readline())
+def main(cell_type: type[Cell] = Cell, trainee_type: type[Trainee] = Trainee) -> None:
+    """A process of the pool. A study's own module calls it with types of its own."""
+    cell = cell_type.from_json(sys.stdin.readline())
     # Whole numbers of a ternary layer stay exact in TF32; other products are bfloat16 anyway.
     torch.set_float32_matmul_precision("high")
     if cell.device == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    run_cell(cell, sys.stdin.readline)
+    run_cell(cell, sys.stdin.readline, trainee_type)
 
 
 if __name__ == "__main__":

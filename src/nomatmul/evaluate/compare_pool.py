@@ -26,7 +26,8 @@ _GRACE = 15.0  # seconds after the deadline that cut runs have to write their ro
 @dataclasses.dataclass(frozen=True)
 class PoolOptions:
     """devices: "cpu", "cuda:0", ...; lanes: cells that train at once on a GPU; ahead: further ones
-    that start and compile meanwhile. deadline: seconds since the epoch, 0 for none."""
+    that start and compile meanwhile. deadline: seconds since the epoch, 0 for none. program: the
+    module that trains a cell."""
 
     devices: tuple[str, ...]
     lanes: int = 2
@@ -34,6 +35,7 @@ class PoolOptions:
     deadline: float = 0.0
     cache: Path | None = None
     threads: int = 1
+    program: str = "nomatmul.evaluate.compare_cell"
 
 
 def run_pool(
@@ -145,7 +147,7 @@ class _Device:
         cell = dataclasses.replace(cell, device=device, deadline=deadline, lanes=lanes)
         self.say(f"{self.device}: {cell.section} {cell.variant}, seeds {list(cell.seeds)}")
         process = subprocess.Popen(
-            children.command("nomatmul.evaluate.compare_cell"),
+            children.command(self.options.program),
             env=self._environment(cell),
             stdin=subprocess.PIPE,
             stdout=self.log if self.log is not None else subprocess.DEVNULL,
