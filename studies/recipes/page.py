@@ -20,6 +20,8 @@ from benchmarks.gpu_common import ROOT, table
 from nomatmul.evaluate.rows import read_rows
 
 TEXTS = ("wikipedia", "novels", "stories")
+SECOND = ("phases", "distil", "optimiser", "structure", "longer", "combined", "teacher")
+DEAD_ZONE = ("zero", "stuck", "flipped", "seconds")
 Row = dict[str, Any]
 
 
@@ -33,12 +35,34 @@ def finished(rows: list[Row], section: str) -> list[Row]:
 
 
 def recipe_table(rows: list[Row]) -> list[str]:
-    """Each change against `base`: mean of its seeds, difference, and the spread of the seeds.
+    """Each change of the first stay against `base`."""
+    return change_table(finished(rows, "recipe"))
 
-    The error of a difference comes from the seeds' spread over all variants that have two.
+
+def second_table(rows: list[Row]) -> list[str]:
+    """Each change of the second stay that has the base's size and tokens, with its dead zone."""
+    return change_table([row for row in second(rows) if like_base(row, rows)], DEAD_ZONE)
+
+
+def second(rows: list[Row]) -> list[Row]:
+    return [row for section in SECOND for row in finished(rows, section)]
+
+
+def like_base(row: Row, rows: list[Row]) -> bool:
+    """As many parameters and tokens as the base of the second stay, to two percent?"""
+    base = next((r for r in finished(rows, "phases") if r["variant"] == "base"), row)
+    near = [abs(row[key] / base[key] - 1) < 0.02 for key in ("parameters", "tokens")]
+    return all(near) and row["section"] != "teacher"
+
+
+def change_table(rows: list[Row], more: tuple[str, ...] = ()) -> list[str]:
+    """Each variant against `base`: mean of its seeds, difference, and the spread of the seeds.
+
+    The error of a difference comes from the seeds' spread over all variants that have two. more:
+    names of further fields, whose means are shown.
     """
     groups: dict[str, list[Row]] = {}
-    for row in finished(rows, "recipe"):
+    for row in rows:
         groups.setdefault(row["variant"], []).append(row)
     if "base" not in groups:
         return []
@@ -54,10 +78,16 @@ def recipe_table(rows: list[Row]) -> list[str]:
             f"{error:.4f}" if error and name != "base" else None,
             *(f"{statistics.fmean(r[f'bpb_{text}'] for r in group):.4f}" for text in TEXTS),
             f"{statistics.fmean(r['bpb_wikipedia-raw'] for r in group):.4f}",
+            *(_mean(group, key) for key in more),
         ])  # fmt: skip
     header = ["change", "seeds", "rate", "bits per byte", "against today's", "standard error",
-              "Wikipedia", "novels", "stories", "Wikipedia, raw"]  # fmt: skip
+              "Wikipedia", "novels", "stories", "Wikipedia, raw", *more]  # fmt: skip
     return table(header, lines)
+
+
+def _mean(group: list[Row], key: str) -> str | None:
+    values = [row[key] for row in group if key in row]
+    return f"{statistics.fmean(values):.4g}" if values else None
 
 
 def pooled(groups: list[list[Row]]) -> float | None:
@@ -91,8 +121,8 @@ def bits(row: Row) -> list[str]:
     return [f"{clean_bits(row):.4f}", *(f"{row[f'bpb_{text}']:.4f}" for text in TEXTS)]
 
 
-def runs_table(rows: list[Row], section: str) -> list[str]:
-    """Every run of a section as it was measured. tokens/s is shared by the lanes of the row."""
+def runs_table(runs: list[Row]) -> list[str]:
+    """Every run as it was measured. tokens/s is shared by the lanes of the row."""
     lines = [
         [
             row["label"], row["seed"], f"{row['learning_rate']:g}",
@@ -100,11 +130,23 @@ def runs_table(rows: list[Row], section: str) -> list[str]:
             f"{row['tokens_per_second']:,}",
             row["lanes"], row["commit"],
         ]
-        for row in finished(rows, section)
+        for row in runs
     ]  # fmt: skip
     header = ["run", "seed", "rate", "parameters", "tokens", "bits per byte", "Wikipedia", "novels",
               "stories", "tokens/s", "lanes", "commit"]  # fmt: skip
     return table(header, lines)
+
+
+def others(rows: list[Row]) -> list[Row]:
+    """Runs of the second stay with other sizes or tokens, among the Pareto models: by size."""
+    runs = [row for row in second(rows) if not like_base(row, rows)]
+    if not runs:
+        return []
+    key = ("parameters", "tokens")
+    return sorted(
+        finished(rows, "pareto") + runs,
+        key=lambda row: ([round(row[k], -6) for k in key], clean_bits(row)),
+    )
 
 
 def packed_bytes(folder: Path | None) -> dict[str, int]:
@@ -124,8 +166,10 @@ def page(rows: list[Row], packed: dict[str, int]) -> str:
     parts = {
         "One change at a time": recipe_table(rows),
         "File size and quality": pareto_table(rows, packed),
-        "Runs of the Pareto models": runs_table(rows, "pareto"),
-        "Shapes of at most 12 MB": runs_table(rows, "box12"),
+        "Runs of the Pareto models": runs_table(finished(rows, "pareto")),
+        "Shapes of at most 12 MB": runs_table(finished(rows, "box12")),
+        "Training that changes on its way": second_table(rows),
+        "Other sizes and lengths": runs_table(others(rows)),
     }
     return "\n".join(f"## {title}\n\n" + "\n".join(t) + "\n" for title, t in parts.items() if t[2:])
 

@@ -24,6 +24,7 @@ import sys
 import tarfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,17 @@ from nomatmul.evaluate.compare_pool import PoolOptions, run_pool
 from nomatmul.evaluate.rows import read_rows
 from nomatmul.formats.files.atomic import write_file
 from studies.recipes import texts
-from studies.recipes.plan import PARTS, Amount, guess, plan
+from studies.recipes.cells import Amount, guess
+from studies.recipes.change import ChangedCell
+from studies.recipes.first import FINISHED
+from studies.recipes.plan import PARTS, plan
 
 # What comes back of OUT at most: bytes of a file, bytes and number of all files.
 FILE_LIMIT, ALL_LIMIT, FILES = 16 << 20, 60 << 20, 8
 PAUSE = 0.5  # seconds between looks for models to finish
 
 
-def cells(args: argparse.Namespace) -> list[Cell]:
+def cells(args: argparse.Namespace) -> list[ChangedCell]:
     rows = (args.out / "rows.jsonl").resolve()
     commit = args.commit or git_commit()
     every = plan(args.amount, args.work.resolve(), rows, args.parts, commit=commit)
@@ -55,7 +59,7 @@ def show(args: argparse.Namespace) -> None:
     for cell in cells(args):
         config = cell.train_config
         tokens = config.steps * config.tokens_per_step * len(cell.seeds)
-        seconds = tokens / guess(config)
+        seconds = tokens / guess(config, cell.change)
         total += seconds
         shape = f"{config.model.num_layers} x {config.model.hidden_size}"
         seeds = ", ".join(map(str, cell.seeds))
@@ -82,9 +86,9 @@ def train(args: argparse.Namespace) -> None:
     if kept.exists() and not rows.exists():
         write_file(rows, kept.read_bytes())
     _write_machine(args)
-    todo = missing(read_rows(rows), cells(args))
+    todo = with_models(missing(read_rows(rows), cells(args)), lambda text: _say(args, text))
     _say(args, f"to do: {sum(len(cell.seeds) for cell in todo)} runs")
-    finisher = Finisher(args, [cell for cell in cells(args) if cell.keep], rows)
+    finisher = Finisher(args, [cell for cell in cells(args) if cell.section in FINISHED], rows)
     finisher.start()
     try:
         with open(args.out / "recipes.log", "ab") as log:
@@ -94,6 +98,7 @@ def train(args: argparse.Namespace) -> None:
                 ahead=args.ahead,
                 deadline=args.began + args.seconds - args.after,
                 cache=args.work,
+                program="studies.recipes.trainee",
             )
             failed = run_pool(todo, options, log, lambda text: _say(args, text))
     finally:
@@ -104,6 +109,20 @@ def train(args: argparse.Namespace) -> None:
     _say(args, f"{len(done)} rows, {len(failed) + len(finisher.failed)} failures")
     if finisher.failed:
         raise SystemExit("\n".join(finisher.failed))
+
+
+def with_models(todo: list[ChangedCell], say: Callable[[str], None]) -> list[ChangedCell]:
+    """The cells whose teachers are there, or are trained before them by this command."""
+    chosen, coming = [], set[str]()
+    for cell in todo:
+        there = [name in coming or (cell.models / name).is_dir() for name in cell.change.needs]
+        if not all(there):
+            say(f"{cell.section}-{cell.variant} is left out: {cell.change.needs} are not here")
+            continue
+        chosen.append(cell)
+        if cell.keep:
+            coming |= {f"{cell.section}-{cell.variant}-{seed}" for seed in cell.seeds}
+    return chosen
 
 
 class Finisher(threading.Thread):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import bz2
 import os
 import re
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from train_jobs import make_text
 
 from nomatmul.evaluate.compare_plan import identity
 from nomatmul.evaluate.rows import read_rows
@@ -92,16 +91,10 @@ def test_file_bytes_count_codes_scales_and_norms() -> None:
 
 
 @pytest.fixture(scope="module")
-def dry_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two toy cells of the Pareto part, on texts with what cleaning takes away."""
-    root = tmp_path_factory.mktemp("recipes")
-    folder = root / "work/texts"
-    folder.mkdir(parents=True)
-    for number, name in enumerate(texts.HELD_OUT):
-        for part, length in (("train", 400), ("valid", 60)):
-            text = "= Title =\nTwo  spaces () here.\n" + make_text(length, number)
-            (folder / f"{name}-{part}.txt.bz2").write_bytes(bz2.compress(text.encode()))
-    texts._small_tokenizer(root / "work")
+def dry_run(recipe_work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two toy cells of the Pareto part."""
+    root = tmp_path_factory.mktemp("dry-run")
+    shutil.copytree(recipe_work, root / "work")
     _run(root)
     return root
 

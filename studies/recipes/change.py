@@ -1,0 +1,76 @@
+"""What a cell of the second stay changes in the course of training, beside its options.
+
+The package trains none of this; `trainee.py` does, around the package's model and micro-step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from nomatmul.evaluate.compare_plan import Cell
+from nomatmul.train.config import TrainConfig
+
+STRUCTURES = ("", "relu2", "short-convolution")
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """All at their defaults: the run of the package, bit for bit.
+
+    dense: share of the steps, from the start, whose weights are not rounded. fresh: the optimiser
+    forgets its state when they are rounded; rewarm: the rate then warms up again and falls over
+    what is left. decay_until: share of the run after which weights do not decay; second_rate: what
+    the rate is multiplied by in the second half. muon: what the rate is multiplied by for the
+    matrices of the blocks, which Muon then moves (0: AdamW). teacher: directory of a model beside
+    the others whose distribution is `weight` of the targets, while weights are rounded; start: one
+    whose tensors replace the drawn ones of equal names and shapes. structure: see `structure.py`.
+    """
+
+    dense: float = 0.0
+    fresh: bool = False
+    rewarm: bool = False
+    decay_until: float = 1.0
+    second_rate: float = 1.0
+    muon: float = 0.0
+    teacher: str = ""
+    weight: float = 1.0
+    start: str = ""
+    structure: str = ""
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.dense <= 1, self.dense
+        assert 0 <= self.weight <= 1, self.weight
+        assert self.structure in STRUCTURES, self.structure
+
+    @property
+    def needs(self) -> list[str]:
+        """Directories of models that must be there before the run begins."""
+        return [name for name in (self.teacher, self.start) if name]
+
+    def to_dict(self) -> dict[str, object]:
+        """What differs from the defaults."""
+        default = Change()
+        values = dataclasses.asdict(self)
+        return {k: v for k, v in values.items() if v != getattr(default, k)}
+
+
+@dataclasses.dataclass(frozen=True)
+class ChangedCell(Cell):
+    """A cell whose `config` may hold a `change` beside the fields of a TrainConfig.
+
+    There, because all of `config` is in the identity of a run.
+    """
+
+    @property
+    def models(self) -> Path:
+        """Where the models lie that cells leave to each other."""
+        return Path(self.train[0]).parent / "models"
+
+    @property
+    def change(self) -> Change:
+        return Change(**self.config.get("change", {}))
+
+    @property
+    def train_config(self) -> TrainConfig:
+        return TrainConfig.from_dict({k: v for k, v in self.config.items() if k != "change"})

@@ -1,0 +1,124 @@
+"""The fused operations with a part exchanged while a context is open.
+
+`mixer`, `channel` and the head's loss call their steps by name (`ops.fused.parts.step`), so one
+step can be another one without a flag in the package. A CUDA graph keeps what was in place when it
+was recorded.
+
+Shape suffixes: N tokens, D features, M outputs or intermediate, K inputs, G matrices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from nomatmul.models import base, block
+from nomatmul.ops.bitlinear import absmax_quantize, root_mean_square
+from nomatmul.ops.fused.parts import step
+from nomatmul.ops.loss import linear
+
+# by name: functions of the same names hide these modules in their package
+mixer = importlib.import_module("nomatmul.ops.fused.mixer")
+channel = importlib.import_module("nomatmul.ops.fused.channel")
+
+
+@contextlib.contextmanager
+def fused_everywhere() -> Iterator[None]:
+    """The fused operations on a CPU, too, where their steps are plain PyTorch."""
+    with (
+        patch.object(block, "fused_wanted", lambda x: x.dtype != torch.float64),
+        patch.object(base, "fused_wanted", lambda x: x.dtype != torch.float64),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Latent weights serve as they are, in the type of the products; inputs stay rounded to int8.
+
+    Norms, gradients, kernels and the order of operations are those of the ternary layers.
+    """
+    with contextlib.ExitStack() as stack:
+        for module in (mixer, channel, linear):
+            # a structure may have exchanged the channel's steps before
+            stack.enter_context(patch.object(module, "step", _without_rounding(module.step)))
+            stack.enter_context(patch.object(module, "ternary_weights", _latent_weights))
+        yield
+
+
+def _without_rounding(step: Any) -> Any:
+    def run(name: str, x: Tensor, *args: Any, **options: Any) -> Any:
+        if name == "product":
+            return _product(x, *args)
+        if name.endswith("_quantize") and args[-1] == torch.int8:  # int8 values times their unit
+            args = (*args[:-1], torch.bfloat16 if x.is_cuda else x.dtype)
+        return step(name, x, *args, **options)
+
+    return run
+
+
+def _latent_weights(slot: int, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    return torch.stack(list(weights)), torch.ones(len(weights), device=weights[0].device)
+
+
+def _product(
+    y_GNK: Tensor,
+    w_GMK: Tensor,
+    _step: Tensor,
+    _beta: Tensor,
+    dtype: torch.dtype,
+    residual_NM: Tensor | None = None,
+) -> Tensor:
+    w_GKM = w_GMK.to(y_GNK.dtype).transpose(1, 2)
+    if residual_NM is not None:
+        out = torch.addmm(residual_NM.to(y_GNK.dtype), y_GNK[0], w_GKM[0]).unsqueeze(0)
+    else:
+        out = torch.bmm(y_GNK, w_GKM)
+    return out.to(dtype)
+
+
+@contextlib.contextmanager
+def squared_relu() -> Iterator[None]:
+    """relu(gate)^2 * up in place of silu(gate) * up in every GLU."""
+    own = {"glu_quantize": glu_quantize, "glu_backward": glu_backward}
+
+    def run(name: str, x: Tensor, *args: Any, **options: Any) -> Any:
+        return own[name](x, *args, **options) if name in own else step(name, x, *args, **options)
+
+    with patch.object(channel, "step", run):
+        yield
+
+
+def glu_quantize(
+    gu_N2M: Tensor, norm_M: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """As `ops.bitlinear.steps.glu_quantize`."""
+    gate, up = gu_N2M.float().chunk(2, -1)
+    y_NM = gate.relu().square() * up
+    q, unit = absmax_quantize(y_NM / root_mean_square(y_NM, eps) * norm_M)
+    q = q if dtype == torch.int8 else q * unit
+    return q.to(dtype).unsqueeze(0), unit.squeeze(-1).unsqueeze(0)
+
+
+def glu_backward(
+    gu_N2M: Tensor, norm_M: Tensor, d_NM: Tensor, beta_G: Tensor, eps: float, in_place: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `ops.bitlinear.steps.glu_backward`; nothing is written over."""
+    gate, up = gu_N2M.float().chunk(2, -1)
+    positive = gate.relu()
+    y_NM = positive.square() * up
+    root_N1 = root_mean_square(y_NM, eps)
+    hat_NM = y_NM / root_N1
+    q, unit = absmax_quantize(hat_NM * norm_M)
+    dy_NM = d_NM.float() * beta_G
+    dnorm_M = (dy_NM * hat_NM).sum(0)
+    dy_NM = dy_NM * norm_M
+    dy_NM = (dy_NM - hat_NM * (dy_NM * hat_NM).mean(-1, keepdim=True)) / root_N1
+    dgu = torch.cat([dy_NM * up * 2 * positive, dy_NM * positive.square()], -1)
+    return dgu.to(gu_N2M.dtype), (q * unit).to(d_NM.dtype), dnorm_M
