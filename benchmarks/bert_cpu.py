@@ -34,7 +34,7 @@ from nomatmul.engine.weights import Weights
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.encoder import EncoderHead, EncoderReading
 from nomatmul.formats.files.safetensors import NUMPY_DTYPES
-from nomatmul.formats.packed.encoder import Forms, encoder_tensors
+from nomatmul.formats.packed import Forms, packed_tensors
 
 LENGTH = 128
 SIZES: dict[str, Any] = {
@@ -62,10 +62,10 @@ DENSE: dict[str, Any] = {"channel_mixer": "ffn", "intermediate_size": 3072}
 TINY_SIZES = {"vocab_size": 256, "hidden_size": 64, "num_layers": 2, "num_heads": 2}
 TINY_DIALS = {"fff": {"fff_depth": 3}, "ffn": {"intermediate_size": 128}}
 OURS = {
-    "FFF": (TREE, Forms()),
-    "dense twin": (DENSE, Forms()),
-    "FFF, int8": (TREE, Forms(rows="int8", dense="int8")),
-    "dense twin, int8": (DENSE, Forms(dense="int8")),
+    "FFF": (TREE, "f32"),
+    "dense twin": (DENSE, "f32"),
+    "FFF, int8": (TREE, "int8"),
+    "dense twin, int8": (DENSE, "int8"),
 }
 READING = EncoderReading("masked", EncoderHead(), ())
 TORCH = ("torch float32", "torch bfloat16", "torch int8")
@@ -74,7 +74,7 @@ TORCH = ("torch float32", "torch bfloat16", "torch int8")
 def random_tensors(config: ModelConfig, forms: Forms) -> dict[str, Any]:
     """Random weights of a masked language model in the forms asked for."""
     rng, found = np.random.default_rng(0), {}
-    for name, (dtype, shape) in encoder_tensors(config, forms, READING).items():
+    for name, (dtype, shape) in packed_tensors(config, forms, READING).items():
         if dtype == "I8":
             found[name] = rng.integers(-127, 128, shape, dtype=np.int8)
         elif name.endswith("norm.weight"):
@@ -87,10 +87,11 @@ def random_tensors(config: ModelConfig, forms: Forms) -> dict[str, Any]:
     return found
 
 
-def our_model(dials: dict[str, Any], forms: Forms, threads: int, tiny: bool) -> EncoderModel:
+def our_model(dials: dict[str, Any], form: str, threads: int, tiny: bool) -> EncoderModel:
     """One of our encoders with random weights."""
     small = {**TINY_SIZES, **TINY_DIALS[dials["channel_mixer"]]} if tiny else {}
     config = ModelConfig(**{**SIZES, **dials, **small})
+    forms = Forms.of(config, dense=form, rows=form, embedding="f32")
     graph_forms = GraphForms(forms.dense, forms.embedding, forms.rows)
     weights = Weights(random_tensors(config, forms))
     return EncoderModel(

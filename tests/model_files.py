@@ -13,7 +13,7 @@ from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.checkpoint import Checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.gates import cumulative_lower_bounds
-from nomatmul.formats.packed import PackedWriter
+from nomatmul.formats.packed import Forms, PackedWriter
 from nomatmul.formats.published import config_from_published, published_name
 from nomatmul.formats.quantise import quantise_rows, quantise_weight, to_bfloat16
 
@@ -118,7 +118,9 @@ def write_packed(
 ) -> None:
     """Pack a checkpoint the short way."""
     values = packed_values(checkpoint, packing, embedding_form)
-    with PackedWriter(directory, checkpoint.config, packing, embedding_form, tokenizer) as writer:
+    config = checkpoint.config
+    forms = Forms.of(config, ternary=packing, embedding=embedding_form)
+    with PackedWriter(directory, config, forms, tokenizer_path=tokenizer) as writer:
         for name in writer.names:
             if name.endswith(".packed"):
                 writer.add_packed(name, values[name])

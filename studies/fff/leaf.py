@@ -83,7 +83,6 @@ class LeafFFF(TreeLayer):
     [T*F*W]; `master`. Raises ValueError for sizes and names that do not fit.
     """
 
-    initial_std: float | None = None  # set by models: normal weights instead of the authors' own
     training_plan: LeafTraining = LeafTraining()
     one_leaf = False  # in training too
 

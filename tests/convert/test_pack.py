@@ -70,7 +70,7 @@ def test_the_check_agrees_on_a_sound_model(source, tmp_path):
 
 
 def test_the_check_without_torch_uses_the_oracle(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(check, "_torch_fits", lambda directory: False)
+    monkeypatch.setattr(check, "_torch_fits", lambda checkpoint: False)
     result = pack(source, tmp_path / "packed")
     assert result.check is not None
     assert result.check.source_backend == "numpy oracle"
@@ -82,7 +82,7 @@ def test_the_check_tells_a_wrong_model(source, tmp_path, rng):
     other = tmp_path / "other"
     write_training(other, CONFIG, rng)
     pack(other, tmp_path / "packed", check=False)
-    found = check.check_packed(source, tmp_path / "packed", check.CheckText())
+    found = check.check_packed(open_checkpoint(source), tmp_path / "packed", check.CheckText())
     assert found.relative_error > 0.5
     assert found.largest_difference > 0.1
 

@@ -37,7 +37,7 @@ def test_every_tensor_is_what_the_formats_say(source, tmp_path, packing):
     assert set(expected) == set(reader.infos)
     for name, value in expected.items():
         if name.endswith("rows.packed"):
-            found, _ = reader.ternary_rows(name.removesuffix(".packed"))
+            found, _ = reader.rows(name.removesuffix(".rows.packed"))
         elif name.endswith(".packed"):
             found, _ = reader.ternary(name.removesuffix(".packed"))
         else:

@@ -261,13 +261,13 @@ def changed_copy(directory, target, change):
         (lambda v: v["model"].update(fff_depth=3), r"rows is F32 \[21, 2, 24\], the config asks"),
         (lambda v: v["model"].update(fff_trees=2), r"rows is F32 \[21, 2, 24\], the config asks"),
         (lambda v: v["model"].update(fff_depth=60), "fff_depth 60 is out of range"),
-        (lambda v: v.update(format_version=2), "format_version 2 is unknown"),
+        (lambda v: v.update(format_version=3), "format_version 3 is unknown"),
         (lambda v: v.update(more=1), "unknown config key 'more'"),
         (lambda v: v["forms"].update(rows="f16"), "rows form 'f16' is unknown"),
         (lambda v: v["head"].update(task="poem"), "task 'poem' is unknown"),
         (lambda v: v["head"].update(labels=["a"]), "task 'masked' does not go with 1 labels"),
-        (lambda v: v["model"].update(causal=True), "a packed encoder is not causal, this model is"),
-        (lambda v: v.pop("head"), "missing config key 'head'"),
+        (lambda v: v["model"].update(causal=True), "a causal model has no task head"),
+        (lambda v: v.pop("head"), "an encoder needs a task head"),
     ],
 )
 def test_configs_that_do_not_fit_are_refused(packed, tmp_path, change, message):

@@ -14,7 +14,8 @@ from model_files import write_packed, write_published, write_tokenizer
 
 import nomatmul
 from nomatmul.convert import pack
-from nomatmul.engine import LanguageModel, TextStream, load, random_model
+from nomatmul.engine import LanguageModel, Sampler, Sampling, TextStream, load, random_model
+from nomatmul.engine.generation import Generation
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
 
@@ -210,3 +211,56 @@ def test_a_checkpoint_without_tokenizer_writes_no_text(tmp_path: Path) -> None:
     write_packed(tmp_path / "packed", open_checkpoint(tmp_path / "source"))
     with pytest.raises(ValueError, match="has no tokenizer"):
         load(tmp_path / "packed", threads=1).generate(["a", "b"])
+
+
+def test_sampling_may_be_given_whole(text_lm: LanguageModel) -> None:
+    sampling = Sampling(**DRAWN)
+    for method in (text_lm.generate, lambda *a, **o: "".join(text_lm.stream(*a, **o))):
+        expected = method("Hello", max_tokens=9, **DRAWN)
+        assert method("Hello", max_tokens=9, sampling=sampling) == expected
+    ids = text_lm.generate_ids([65, 66], max_tokens=9, sampling=sampling)
+    assert ids == text_lm.generate_ids([65, 66], max_tokens=9, **DRAWN)
+    with pytest.raises(ValueError, match="give sampling, or temperature and the like, not both"):
+        text_lm.generate("Hello", sampling=sampling, top_k=3)
+    with pytest.raises(ValueError, match="sampling must be a Sampling, got dict"):
+        text_lm.stream("Hello", sampling=DRAWN)
+
+
+def test_any_driver_may_step_the_texts(text_lm: LanguageModel) -> None:
+    """A server's loop: texts come and go while others are written, all in one step."""
+    sampling, prompts = Sampling(**DRAWN), ["Hello", "A longer prompt", [65, 66, 67], "x"]
+    counts = [5, 9, 1, 3]
+    texts = [
+        text_lm.text_generation(prompt, count, sampling)
+        for prompt, count in zip(prompts, counts, strict=True)
+    ]
+    written, sessions, round_number = [""] * 4, {}, 0
+    while any(text.needs for text in texts):
+        for number in range(min(4, 1 + round_number // 2)):  # a new one every second round
+            sessions.setdefault(number, text_lm.session())
+        live = [number for number in sessions if texts[number].needs]
+        rows = text_lm.step([sessions[n] for n in live], [texts[n].needs for n in live])
+        for number, logits_V in zip(live, rows, strict=True):
+            written[number] += texts[number].take(logits_V)
+        round_number += 1
+        assert round_number < 30
+    for prompt, count, text, found in zip(prompts, counts, texts, written, strict=True):
+        assert found == text_lm.generate(prompt, max_tokens=count, **DRAWN)
+        assert text.writer.finish_reason in ("length", "end")
+    assert text_lm.text_generation("Hello", 0, sampling).needs == []
+
+
+def test_a_generation_owes_a_session_what_it_made(text_lm: LanguageModel) -> None:
+    prompt = [65, 66]
+    generation = Generation(prompt, 2, Sampler(Sampling(), prompt))
+    assert (generation.needs, generation.unseen) == (prompt, [])  # a prompt is not owed
+    logits_V = text_lm.session().append(prompt)
+    with pytest.raises(ValueError, match="not finite"):
+        generation.take(logits_V * np.float32("nan"))
+    assert (generation.needs, generation.unseen) == ([], [])  # the model has seen the prompt
+    generation = Generation(prompt, 2, Sampler(Sampling(), prompt))
+    first = generation.take(logits_V)
+    assert (generation.needs, generation.unseen) == ([first], [first])
+    last = generation.take(logits_V)
+    assert (generation.needs, generation.unseen) == ([], [last])
+    assert Generation(prompt, 0, Sampler(Sampling(), prompt)).unseen == prompt

@@ -214,7 +214,7 @@ def test_directories_that_are_no_model(tmp_path, rng):
     with pytest.raises(ValueError, match="model_type 'llama' is unknown"):
         open_checkpoint(tmp_path)
     write_json(tmp_path / "config.json", {"format": "gguf"})
-    with pytest.raises(ValueError, match="unknown format 'gguf'"):
+    with pytest.raises(ValueError, match="format 'gguf' is not 'nomatmul-packed'"):
         open_checkpoint(tmp_path)
     write_json(tmp_path / "config.json", PUBLISHED)
     with pytest.raises(ValueError, match="holds no weights"):

@@ -14,10 +14,11 @@ from safetensors import safe_open
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.errors import WriteError
-from nomatmul.formats.packed import PackedReader, PackedWriter, packed_tensors
+from nomatmul.formats.packed import Forms, PackedReader, PackedWriter
 from nomatmul.formats.quantise import from_bfloat16, quantise_weight
 
 SMALL = ModelConfig(9, 6, 1, intermediate_size=5)
+FORMS = Forms.of(SMALL)
 
 
 @pytest.fixture
@@ -32,10 +33,8 @@ def left_behind(directory: Path) -> list[str]:
 
 def write_small(directory: Path, stop_before: str | None = None, **options) -> None:
     """Write SMALL with weights of zeros and ones."""
-    with PackedWriter(directory, SMALL, **options) as writer:
-        for name, (dtype, shape) in packed_tensors(
-            SMALL, writer.packing, writer.embedding_form
-        ).items():
+    with PackedWriter(directory, SMALL, FORMS, **options) as writer:
+        for name, (dtype, shape) in writer.layout.tensors().items():
             if name == stop_before:
                 return
             if name.endswith(".packed"):
@@ -120,7 +119,7 @@ def test_open_checkpoint_sees_a_packed_directory(tmp_path, source):
 def test_tensors_may_come_in_blocks_of_rows(tmp_path, source):
     write_packed(tmp_path / "whole", source)
     values = packed_values(source, "2bit", "bf16")
-    with PackedWriter(tmp_path / "blocks", source.config) as writer:
+    with PackedWriter(tmp_path / "blocks", source.config, Forms.of(source.config)) as writer:
         for name in writer.names:
             blocks = [values[name][i : i + 7] for i in range(0, len(values[name]), 7)]
             add = writer.add_packed if name.endswith(".packed") else writer.add
@@ -140,7 +139,7 @@ def test_an_existing_destination_is_refused_and_kept(tmp_path, occupied):
     else:
         dst.symlink_to(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="already exists"):
-        PackedWriter(dst, SMALL)
+        PackedWriter(dst, SMALL, FORMS)
     assert left_behind(tmp_path) == ["packed"]
 
 
@@ -159,7 +158,7 @@ def test_a_missing_tensor_leaves_nothing(tmp_path):
 
 def test_any_exception_leaves_nothing(tmp_path):
     def interrupted() -> None:
-        with PackedWriter(tmp_path / "packed", SMALL):
+        with PackedWriter(tmp_path / "packed", SMALL, FORMS):
             assert left_behind(tmp_path) != []
             raise KeyboardInterrupt
 
@@ -180,7 +179,10 @@ BAD_TENSORS = [
 
 @pytest.mark.parametrize(("name", "values", "message"), BAD_TENSORS)
 def test_a_tensor_that_does_not_fit_is_refused(tmp_path, name, values, message):
-    with pytest.raises(ValueError, match=message), PackedWriter(tmp_path / "p", SMALL) as writer:
+    with (
+        pytest.raises(ValueError, match=message),
+        PackedWriter(tmp_path / "p", SMALL, FORMS) as writer,
+    ):
         writer.add(name, values)
     assert left_behind(tmp_path) == []
 
@@ -209,15 +211,15 @@ def test_values_that_make_no_sense_are_refused(tmp_path, name, value, message):
 
 def test_models_that_cannot_be_packed(tmp_path):
     dense = ModelConfig(9, 6, 1, linear="dense")
-    with pytest.raises(ValueError, match="only linear 'ternary' models can be packed"):
-        PackedWriter(tmp_path / "p", dense)
-    with pytest.raises(ValueError, match="packing '4bit' is unknown"):
-        PackedWriter(tmp_path / "p", SMALL, packing="4bit")
+    with pytest.raises(ValueError, match="no linear 'dense' in a causal model"):
+        PackedWriter(tmp_path / "p", dense, Forms("f32", dense="f32"))
+    with pytest.raises(ValueError, match="ternary form '4bit' is unknown"):
+        PackedWriter(tmp_path / "p", SMALL, Forms("bf16", ternary="4bit"))
     with pytest.raises(ValueError, match="embedding form 'fp8' is unknown"):
-        PackedWriter(tmp_path / "p", SMALL, embedding_form="fp8")
+        PackedWriter(tmp_path / "p", SMALL, Forms("fp8", ternary="2bit"))
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="is no tokenizer"):
-        PackedWriter(tmp_path / "p", SMALL, tokenizer_path=tmp_path / "tokenizer.json")
+        PackedWriter(tmp_path / "p", SMALL, FORMS, tokenizer_path=tmp_path / "tokenizer.json")
     assert left_behind(tmp_path) == ["tokenizer.json"]
 
 

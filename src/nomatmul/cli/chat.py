@@ -13,22 +13,28 @@ A text that begins with a slash: put a space in front of it.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from nomatmul.cli import one_line
 from nomatmul.cli.options import option
 from nomatmul.cli.sampling import (
     checked_text,
     load_model,
-    sampling_arguments,
+    sampling_of,
     show_speed,
     unescape,
 )
 from nomatmul.cli.show import json_text
 from nomatmul.cli.terminal import MODEL, line_editing, read_turn, terminal_writer
+
+if TYPE_CHECKING:
+    from nomatmul.engine.generation import TextStream
+    from nomatmul.engine.language_model import LanguageModel
+    from nomatmul.engine.session import Session
 
 EXAMPLES = r"""
 examples:
@@ -90,14 +96,15 @@ def run(options: Options) -> int:
 class Conversation:
     """One sequence, and what a turn does to it."""
 
-    def __init__(self, lm: Any, options: Options) -> None:
-        self.lm = lm
+    def __init__(self, lm: LanguageModel, options: Options) -> None:
+        self.lm, self.turns = lm, 0
         self.prefix, self.suffix = unescape(options.prefix), unescape(options.suffix)
-        self.sampling = sampling_arguments(options)
-        lm.stream([0], **self.sampling)  # refuses bad options before the first turn
+        self.sampling = sampling_of(options)
+        self.stop = [unescape(text) for text in options.stop]
+        self.max_tokens = options.max_tokens
+        self._stream([0])  # refuses bad options before the first turn
         self.json = options.json
         self.session = lm.session()
-        self.turns = 0
 
     def answer(self, turn: str) -> bool:
         """Obey a command or go on from a text; False means that the conversation is over."""
@@ -130,11 +137,8 @@ class Conversation:
         return True
 
     def _continue(self, text: str) -> None:
-        sampling = dict(self.sampling)
-        if sampling["seed"] is not None:  # each turn draws anew, and all of them repeatably
-            sampling["seed"] += self.turns
+        stream = self._stream(checked_text(text), self.session)
         self.turns += 1
-        stream = self.lm.stream(checked_text(text), session=self.session, **sampling)
         pieces: list[str] = []
         times: list[float] = []
         wrap = None if self.json else terminal_writer(len(MODEL))
@@ -158,7 +162,15 @@ class Conversation:
         if not self.json:
             show_speed(len(stream.token_ids), times)
 
-    def _print_turn(self, prompt: str, text: str, stream: Any) -> None:
+    def _stream(self, prompt: str | list[int], session: Session | None = None) -> TextStream:
+        sampling = self.sampling
+        if sampling.seed is not None:  # each turn draws anew, and all of them repeatably
+            sampling = dataclasses.replace(sampling, seed=sampling.seed + self.turns)
+        return self.lm.stream(
+            prompt, max_tokens=self.max_tokens, sampling=sampling, stop=self.stop, session=session
+        )
+
+    def _print_turn(self, prompt: str, text: str, stream: TextStream) -> None:
         turn = {
             "prompt": prompt,
             "text": text,

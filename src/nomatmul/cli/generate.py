@@ -15,9 +15,10 @@ from nomatmul.cli.options import json_option, option
 from nomatmul.cli.sampling import (
     checked_text,
     load_model,
-    sampling_arguments,
+    sampling_of,
     show_speed,
     tokens_per_second,
+    unescape,
 )
 from nomatmul.cli.show import print_json
 
@@ -73,7 +74,12 @@ def run(options: Options) -> int:
     if not prompt.strip("\r\n"):
         raise ValueError("the prompt is empty; give --prompt TEXT, or - and text on standard input")
     lm = load_model(options)
-    stream = lm.stream(checked_text(prompt), **sampling_arguments(options))
+    stream = lm.stream(
+        checked_text(prompt),
+        max_tokens=options.max_tokens,
+        sampling=sampling_of(options),
+        stop=[unescape(text) for text in options.stop],
+    )
     if options.echo and not options.json:
         print(prompt, end="", flush=True)
     pieces: list[str] = []

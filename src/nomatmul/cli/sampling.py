@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nomatmul.engine.language_model import LanguageModel
+    from nomatmul.engine.sampling import Sampling
 
 
 def unescape(text: str) -> str:
@@ -42,18 +44,12 @@ def load_model(options: Any) -> LanguageModel:
     )
 
 
-def sampling_arguments(options: Any) -> dict[str, Any]:
-    """Keyword arguments of `LanguageModel.stream` from the options of a command."""
-    return {
-        "max_tokens": options.max_tokens,
-        "temperature": options.temperature,
-        "top_k": options.top_k,
-        "top_p": options.top_p,
-        "min_p": options.min_p,
-        "repetition_penalty": options.repetition_penalty,
-        "seed": options.seed,
-        "stop": [unescape(text) for text in options.stop],
-    }
+def sampling_of(options: Any) -> Sampling:
+    """How tokens are chosen, from the options of a command."""
+    from nomatmul.engine.sampling import Sampling
+
+    fields = (field.name for field in dataclasses.fields(Sampling))
+    return Sampling(**{name: getattr(options, name) for name in fields})
 
 
 def tokens_per_second(tokens: int, times: Sequence[float]) -> float | None:

@@ -1,7 +1,7 @@
-"""Does a packed model say what its source says? Logits and loss of both on one text.
+"""Does a packed model say what its source says? Both on one text.
 
-The source runs in torch where torch is installed, else in the numpy oracle; the packed model runs
-in the engine. Legend: T tokens, V vocabulary.
+The packed model runs in the engine. A decoder's source runs in torch where torch is installed, else
+in the numpy oracle, an encoder's in the oracle. Legend: B texts, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nomatmul.formats import capability
-from nomatmul.formats.checkpoint import open_checkpoint
-from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.checkpoint import Checkpoint
+from nomatmul.formats.encoder import EncoderReading
 from nomatmul.formats.files.texts import read_text
 from nomatmul.formats.host_memory import available_memory
 from nomatmul.formats.packed import PackedReader
@@ -33,6 +33,8 @@ DEFAULT_TEXT = (
     "White Rabbit with pink eyes ran close by her."
 )
 MAX_TOKENS = 256
+
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -71,23 +73,88 @@ class PackCheck:
     packed_loss: float
 
 
-def check_packed(source: Path, packed: Path, text: CheckText) -> PackCheck:
-    """Run both models on a text and compare.
+@dataclass(frozen=True)
+class EncoderCheck:
+    """Packed against source on `tokens` tokens.
+
+    relative_error: root mean square of the difference over that of the source, of the hidden
+    states behind the final norm and of the head's logits. same_path: share of tokens, over all
+    layers of trees, that visit the same nodes (None without trees). same_argmax: share of
+    predictions (of tokens, or of sequences for a sequence classifier) that stay.
+    """
+
+    tokens: int
+    text: str
+    hidden_error: float
+    logit_error: float
+    largest_difference: float
+    largest_logit: float
+    same_argmax: float
+    same_path: float | None
+
+
+def check_packed(checkpoint: Checkpoint, packed: Path, text: CheckText) -> PackCheck | EncoderCheck:
+    """Run the source and the packed model on a text and compare.
 
     Without a tokenizer the text is replaced by fixed pseudo-random token ids.
     Raises ValueError for a text too short to compare on.
     """
     reader = PackedReader(packed)
-    tokenizer = None
-    if reader.tokenizer_path is not None:
-        tokenizer = load_tokenizer(reader.tokenizer_path)
-    ids, named = _token_ids(tokenizer, reader.config, text)
-    packed_TV, packed_backend = _packed_logits(reader, ids)
-    source_TV, source_backend = source_logits(source, ids)
-    return compare(source_TV, packed_TV, ids, named, source_backend, packed_backend)
+    if checkpoint.reading is None:
+        return _check_decoder(checkpoint, reader, text)
+    return _check_encoder(checkpoint, checkpoint.reading, reader, text)
 
 
-def _packed_logits(reader: PackedReader, ids: Sequence[int]) -> tuple[np.ndarray, str]:
+def _check_decoder(checkpoint: Checkpoint, reader: PackedReader, text: CheckText) -> PackCheck:
+    ids, named = _token_ids(reader, text)
+    found_TV, packed_backend = _packed_logits(reader, ids)
+    wanted_TV, source_backend = _source_logits(checkpoint, ids)
+    return PackCheck(
+        tokens=len(ids),
+        text=named,
+        source_backend=source_backend,
+        packed_backend=packed_backend,
+        largest_difference=float(np.abs(found_TV - wanted_TV).max()),
+        largest_logit=float(np.abs(wanted_TV).max()),
+        relative_error=_relative(found_TV, wanted_TV),
+        same_argmax=float(np.mean(found_TV.argmax(1) == wanted_TV.argmax(1))),
+        source_loss=mean_loss(wanted_TV, ids),
+        packed_loss=mean_loss(found_TV, ids),
+    )
+
+
+def _check_encoder(
+    checkpoint: Checkpoint, reading: EncoderReading, reader: PackedReader, text: CheckText
+) -> EncoderCheck:
+    from nomatmul.engine import load
+    from nomatmul.reference.model import ReferenceModel
+
+    ids, named = _token_ids(reader, text)
+    ids_BT = np.reshape(ids, (-1, len(ids) if reader.tokenizer_path else len(ids) // 2))
+    model = load(reader.directory, kind="encoder")
+    expected = ReferenceModel.from_checkpoint(checkpoint).forward(ids_BT)
+    logits = model.logits(ids_BT)
+    if reading.task == "masked":
+        wanted = expected.logits_BTV
+    else:
+        wanted = _classes(checkpoint, reading, expected.hidden_BTD)
+    same = [
+        (rows.reshape(expected.paths[layer].shape) == expected.paths[layer]).all(axis=(1, 2))
+        for layer, rows in model.paths(ids_BT).items()
+    ]
+    return EncoderCheck(
+        tokens=ids_BT.size,
+        text=named,
+        hidden_error=_relative(model.hidden(ids_BT), expected.hidden_BTD),
+        logit_error=_relative(logits, wanted),
+        largest_difference=float(np.abs(logits - wanted).max()),
+        largest_logit=float(np.abs(wanted).max()),
+        same_argmax=float(np.mean(logits.argmax(-1) == wanted.argmax(-1))),
+        same_path=float(np.mean(same)) if same else None,
+    )
+
+
+def _packed_logits(reader: PackedReader, ids: list[int]) -> tuple[Floats, str]:
     """float32 [T, V] of a packed model: by the engine, or by the oracle what it does not run."""
     from nomatmul.engine import load
 
@@ -95,38 +162,60 @@ def _packed_logits(reader: PackedReader, ids: Sequence[int]) -> tuple[np.ndarray
         from nomatmul.reference.model import ReferenceModel
 
         model = ReferenceModel.from_packed(reader)
-        return model.forward(list(ids)).logits_BTV[0], "numpy oracle"
-    lm = load(reader.directory)
-    return lm.logits(list(ids)), f"engine ({lm.backend.isa})"
+        return model.forward(ids).logits_BTV[0], "numpy oracle"
+    lm = load(reader.directory, kind="language")
+    return lm.logits(ids), f"engine ({lm.backend.isa})"
 
 
-def compare(
-    source_TV: np.ndarray,
-    packed_TV: np.ndarray,
-    ids: Sequence[int],
-    text: str,
-    source_backend: str,
-    packed_backend: str,
-) -> PackCheck:
-    """The figures of `PackCheck` from two tables of logits, float32 [T, V]."""
-    difference_TV = np.abs(packed_TV - source_TV)
-    power = float(np.sqrt(np.mean(np.square(source_TV, dtype=np.float64))))
-    error = float(np.sqrt(np.mean(np.square(difference_TV, dtype=np.float64))))
-    return PackCheck(
-        tokens=len(ids),
-        text=text,
-        source_backend=source_backend,
-        packed_backend=packed_backend,
-        largest_difference=float(difference_TV.max()),
-        largest_logit=float(np.abs(source_TV).max()),
-        relative_error=error / max(power, 1e-30),
-        same_argmax=float(np.mean(packed_TV.argmax(1) == source_TV.argmax(1))),
-        source_loss=mean_loss(source_TV, ids),
-        packed_loss=mean_loss(packed_TV, ids),
-    )
+def _source_logits(checkpoint: Checkpoint, ids: list[int]) -> tuple[Floats, str]:
+    """float32 [T, V] of an unpacked model, and the backend that computed them.
+
+    The numpy oracle serves where torch is absent, or where its float32 weights would not fit in
+    memory (the oracle holds one byte a weight).
+    """
+    if _torch_fits(checkpoint):
+        import torch
+
+        from nomatmul.models import CausalLM
+
+        torch_model = CausalLM.from_pretrained(checkpoint.directory, dtype=torch.float32).eval()
+        with torch.inference_mode():
+            return torch_model(torch.tensor([ids])).logits[0].float().numpy(), "torch"
+    from nomatmul.reference.model import ReferenceModel
+
+    return ReferenceModel.from_checkpoint(checkpoint).forward(ids).logits_BTV[0], "numpy oracle"
 
 
-def mean_loss(logits_TV: np.ndarray, ids: Sequence[int]) -> float:
+def _torch_fits(checkpoint: Checkpoint) -> bool:
+    if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+        return False
+    available = available_memory()
+    return available is None or 6 * checkpoint.config.param_count() < available
+
+
+def _classes(checkpoint: Checkpoint, reading: EncoderReading, hidden_BTD: Floats) -> Floats:
+    """A classifier's logits of the source, every token seen."""
+    from nomatmul.engine.heads import pooled
+    from nomatmul.reference.activations import ACTIVATIONS
+
+    x = hidden_BTD
+    if reading.task == "sequence":
+        seen_T = np.ones(x.shape[1], bool)
+        x = np.stack([pooled(row, seen_T, reading) for row in x])
+        if "pooler.weight" in checkpoint.names():
+            x = x @ checkpoint.read("pooler.weight").T + checkpoint.read("pooler.bias")
+        x = ACTIVATIONS[reading.head.pooler_activation](x)
+    return x @ checkpoint.read("classifier.weight").T + checkpoint.read("classifier.bias")
+
+
+def _relative(found: Floats, wanted: Floats) -> float:
+    """Root mean square of the difference over that of what is wanted."""
+    power = float(np.sqrt(np.mean(np.square(wanted, dtype=np.float64))))
+    error = float(np.sqrt(np.mean(np.square(found - wanted, dtype=np.float64))))
+    return error / max(power, 1e-30)
+
+
+def mean_loss(logits_TV: Floats, ids: Sequence[int]) -> float:
     """Mean of -ln p(ids[t] | before) for t = 1..T-1, in float64."""
     logits = logits_TV[:-1].astype(np.float64)
     logits -= logits.max(axis=1, keepdims=True)
@@ -134,40 +223,18 @@ def mean_loss(logits_TV: np.ndarray, ids: Sequence[int]) -> float:
     return float(np.mean(log_total - logits[np.arange(len(logits)), np.asarray(ids[1:])]))
 
 
-def source_logits(directory: Path, ids: Sequence[int]) -> tuple[np.ndarray, str]:
-    """float32 [T, V] of an unpacked model, and the backend that computed them.
-
-    The numpy oracle serves where torch is absent, or where its float32 weights would not fit in
-    memory (the oracle holds one byte a weight).
-    """
-    if _torch_fits(directory):
-        import torch
-
-        from nomatmul.models import CausalLM
-
-        model = CausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-        with torch.inference_mode():
-            return model(torch.tensor([list(ids)])).logits[0].float().numpy(), "torch"
-    from nomatmul.reference.model import ReferenceModel
-
-    return ReferenceModel.load(directory).forward(list(ids)).logits_BTV[0], "numpy oracle"
-
-
-def _torch_fits(directory: Path) -> bool:
-    if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
-        return False
-    needed = 4 * open_checkpoint(directory).config.param_count()
-    available = available_memory()
-    return available is None or needed * 1.5 < available
-
-
-def _token_ids(tokenizer: Any, config: ModelConfig, text: CheckText) -> tuple[list[int], str]:
-    if tokenizer is None:
-        rng = np.random.default_rng(0)
-        return rng.integers(0, config.vocab_size, size=64).tolist(), "random token ids"
-    ids = list(tokenizer.encode(text.text, add_special_tokens=False).ids)
-    if config.bos_token_id is not None:
-        ids.insert(0, config.bos_token_id)
-    if len(ids) < 2:
-        raise ValueError(f"{text.name} has {len(ids)} token(s); the check needs two or more")
-    return ids[:MAX_TOKENS], text.name
+def _token_ids(reader: PackedReader, text: CheckText) -> tuple[list[int], str]:
+    """A decoder reads the text behind its begin token, an encoder between its special tokens."""
+    config, encoder = reader.config, reader.reading is not None
+    limit = min(config.max_position_embeddings, 128) if encoder else MAX_TOKENS
+    if reader.tokenizer_path is None:
+        count = 2 * min(limit, 64) if encoder else 64
+        ids = np.random.default_rng(0).integers(0, config.vocab_size, count)
+        return ids.tolist(), "random token ids"
+    tokenizer = load_tokenizer(reader.tokenizer_path)
+    found = list(tokenizer.encode(text.text, add_special_tokens=encoder).ids)
+    if not encoder and config.bos_token_id is not None:
+        found.insert(0, config.bos_token_id)
+    if len(found[:limit]) < 2:
+        raise ValueError(f"{text.name} has {len(found)} token(s); the check needs two or more")
+    return found[:limit], text.name

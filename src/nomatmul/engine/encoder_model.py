@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nomatmul.engine.state import Float
     from nomatmul.formats.config import ModelConfig
     from nomatmul.formats.encoder import EncoderReading
-    from nomatmul.formats.packed.encoder import Forms
+    from nomatmul.formats.packed.layout import Forms
 
 POOLINGS = {"mean": "avg", "first": "zero_index", "max": "max"}
 

@@ -1,7 +1,8 @@
 """From a model's logits to a text: one stream, or many texts side by side.
 
-What a sequence does between two steps of the model is written once, in `TextWriter` (tokens to
-text, why it ended) and `Sampler`; a stream and a batch differ in who asks for the next step.
+What a sequence does between two steps of the model is written once, in `Generation` (logits to
+tokens) and `TextWriter` (tokens to text, why it ended); a stream, a batch and a server differ in
+who steps the model.
 """
 
 from __future__ import annotations
@@ -115,12 +116,50 @@ class TextStream:
             self._tokens.close()
 
 
+class Generation:
+    """The tokens of one sequence as a state machine: it asks for logits and never runs the model.
+
+    needs: the ids to feed next, whose last logits `take` is to be given; [] when enough tokens are
+    made. unseen: what the model has not seen yet of what a session that goes on must have seen. A
+    driver may step any number of sequences together.
+    """
+
+    def __init__(self, prompt_ids: Sequence[int], max_tokens: int, sampler: Sampler) -> None:
+        self.needs = list(prompt_ids) if max_tokens else []
+        self.unseen = [] if max_tokens else list(prompt_ids)
+        self._left, self._sampler = max_tokens, sampler
+
+    def take(self, logits_V: Float) -> int:
+        """Choose and return the next token. Raises ValueError for logits that are not finite."""
+        self.needs, self.unseen = [], []
+        token = self._sampler.sample(logits_V)
+        self._left -= 1
+        self.unseen = [token]
+        self.needs = self.unseen if self._left else []
+        return token
+
+
+class TextGeneration:
+    """As Generation, of a text: `take` returns what is certain after one more token."""
+
+    def __init__(self, generation: Generation, writer: TextWriter) -> None:
+        self._generation, self.writer = generation, writer
+
+    @property
+    def needs(self) -> list[int]:
+        """The ids to feed next; [] when the text has ended."""
+        return [] if self.writer.finish_reason else self._generation.needs
+
+    def take(self, logits_V: Float) -> str:
+        """Choose the next token and return the text that is certain now."""
+        piece = self.writer.push(self._generation.take(logits_V))
+        if not self.writer.finish_reason and not self._generation.needs:
+            piece += self.writer.finish("length")
+        return piece
+
+
 def make_tokens(
-    lm: LanguageModel,
-    ids: list[int],
-    max_tokens: int,
-    sampler: Sampler,
-    session: Session | None = None,
+    lm: LanguageModel, generation: Generation, session: Session | None = None
 ) -> Generator[int, None, None]:
     """Yield made tokens for as long as they are asked for.
 
@@ -129,67 +168,24 @@ def make_tokens(
     then, too; an interrupted prompt is not.
     """
     sequence = session if session is not None else lm.session()
-    unseen: list[int] = ids if max_tokens == 0 else []  # made, and not fed yet
-    fed = ids
     try:
-        for _ in range(max_tokens):
-            logits_V = sequence.append(fed)
-            unseen = []
-            unseen = fed = [sampler.sample(logits_V)]
-            yield fed[0]
+        while generation.needs:
+            yield generation.take(sequence.append(generation.needs))
     finally:
-        if session is not None and unseen:
-            sequence.append(unseen, logits="none")
+        if session is not None and generation.unseen:
+            sequence.append(generation.unseen, logits="none")
 
 
-class _Lane:
-    """One text of a batch."""
-
-    def __init__(
-        self, lm: LanguageModel, ids: list[int], sampler: Sampler, writer: TextWriter, left: int
-    ) -> None:
-        self.session, self.waiting = lm.session(), ids
-        self.text = ""
-        self._sampler, self._writer, self._left = sampler, writer, left
-
-    def take(self, logits_V: Float) -> None:
-        """Choose the next token and write its text."""
-        token = self._sampler.sample(logits_V)
-        self.waiting = [token]
-        self.text += self._writer.push(token)
-        self._left -= 1
-        if self._left == 0 and not self.done:
-            self.text += self._writer.finish("length")
-
-    @property
-    def done(self) -> bool:
-        return self._writer.finish_reason is not None
-
-
-def write_texts(
-    lm: LanguageModel,
-    prompts: Sequence[list[int]],
-    max_tokens: int,
-    samplers: Sequence[Sampler],
-    stop: Sequence[str],
-) -> list[str]:
-    """Return the text that continues each prompt (token ids), written side by side."""
-    if max_tokens == 0:
-        return [""] * len(prompts)
-    lanes = [
-        _Lane(
-            lm, ids, sampler, TextWriter(lm.tokenizer, ids, stop, lm.config.end_token_ids),
-            max_tokens,
-        )
-        for ids, sampler in zip(prompts, samplers, strict=True)
-    ]  # fmt: skip
-    waiting = list(reversed(lanes))
-    live: list[_Lane] = []
+def write_texts(lm: LanguageModel, texts: Sequence[TextGeneration]) -> list[str]:
+    """Return the text that each of them makes, written side by side."""
+    pieces: list[list[str]] = [[] for _ in texts]
+    waiting = [number for number, text in enumerate(texts) if text.needs]
+    live: dict[int, Session] = {}
     while waiting or live:
         while waiting and len(live) < _LANES:
-            live.append(waiting.pop())
-        rows = lm.step([lane.session for lane in live], [lane.waiting for lane in live])
-        for lane, logits_V in zip(live, rows, strict=True):
-            lane.take(logits_V)
-        live = [lane for lane in live if not lane.done]
-    return [lane.text for lane in lanes]
+            live[waiting.pop(0)] = lm.session()
+        rows = lm.step(list(live.values()), [texts[number].needs for number in live])
+        for number, logits_V in zip(live, rows, strict=True):
+            pieces[number].append(texts[number].take(logits_V))
+        live = {number: session for number, session in live.items() if texts[number].needs}
+    return ["".join(parts) for parts in pieces]

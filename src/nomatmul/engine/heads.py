@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from nomatmul.formats.packed.encoder import pooler_size
+from nomatmul.formats.encoder import head_shapes
 from nomatmul.reference.activations import ACTIVATIONS
 from nomatmul.reference.linear import expanded
 
@@ -28,11 +28,12 @@ class TaskHead:
         self, backend: EncoderBackend, config: ModelConfig, reading: EncoderReading
     ) -> None:
         self._backend, self._reading = backend, reading
+        linears = head_shapes(config.hidden_size, reading)
         self._vocabulary: Layer | None = None
         if reading.task == "masked" and not config.tie_embeddings:
             self._vocabulary = self._matrix("head")
-        self._classifier = self._affine("classifier") if reading.task != "masked" else None
-        self._pooler = self._affine("pooler") if pooler_size(reading) else None
+        self._classifier = self._affine("classifier") if linears else None
+        self._pooler = self._affine("pooler") if "pooler" in linears else None
 
     def logits(self, x_ND: Float) -> Float:
         """[N, V] or [N, C] of hidden states or, for a sequence's class, of pooled ones."""

@@ -6,20 +6,28 @@ Legend: S sequences, T tokens, V vocabulary, L layers, D hidden size.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nomatmul.engine.generation import TextStream, make_tokens, write_texts
+from nomatmul.engine.generation import (
+    Generation,
+    TextGeneration,
+    TextStream,
+    TextWriter,
+    make_tokens,
+    write_texts,
+)
 from nomatmul.engine.ids import checked_ids, log_probabilities
+from nomatmul.engine.keywords import explains_options
+from nomatmul.engine.language_text import LanguageText, Prompt, prompts_of
 from nomatmul.engine.native import checked_threads
-from nomatmul.engine.sampling import Sampler, Sampling, check_count, explains_options
+from nomatmul.engine.sampling import Sampler, Sampling, check_count
 from nomatmul.engine.session import Session
-from nomatmul.engine.text import checked_stop, named_ids
+from nomatmul.engine.text import checked_stop
 
 if TYPE_CHECKING:
     from nomatmul.engine.backend import CausalBackend, Ids, Want
@@ -54,8 +62,7 @@ class LanguageModel:
         self.packing = packing
         self.embedding_form = embedding_form
         self.path = path
-        self._tokenizer_path = tokenizer_path
-        self._tokenizer: Any = None
+        self._text = LanguageText(tokenizer_path, config)
 
     def __repr__(self) -> str:
         config = self.config
@@ -70,11 +77,7 @@ class LanguageModel:
     @property
     def tokenizer(self) -> Any:
         """The `tokenizers.Tokenizer` of the model, or None when it has none."""
-        if self._tokenizer is None and self._tokenizer_path is not None:
-            from nomatmul.formats.tokenizer import load_tokenizer
-
-            self._tokenizer = load_tokenizer(self._tokenizer_path)
-        return self._tokenizer
+        return self._text.tokenizer
 
     def session(self, path: str | Path | None = None) -> Session:
         """Return a new sequence, or the one that `Session.save` wrote to `path`.
@@ -104,7 +107,7 @@ class LanguageModel:
             packing=self.packing,
             embedding_form=self.embedding_form,
             path=self.path,
-            tokenizer_path=self._tokenizer_path,
+            tokenizer_path=self._text.path,
         )
 
     def step(
@@ -162,9 +165,10 @@ class LanguageModel:
     @explains_options
     def generate(
         self,
-        prompt: str | Sequence[int] | Sequence[str | Sequence[int]],
+        prompt: Prompt | Sequence[Prompt],
         *,
         max_tokens: int = 128,
+        sampling: Sampling | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -177,9 +181,10 @@ class LanguageModel:
         """Return the text that continues a prompt, or a list of texts for a list of prompts.
 
         prompt: a text or its token ids, or a list of these: they are computed together, and each
-        answer equals that of its prompt alone. max_tokens: tokens to make at most. temperature: 0
-        takes the likeliest token each time; above 0 tokens are drawn, the higher the wilder.
-        top_k: draw among the K likeliest tokens (0: all). top_p: draw among the fewest tokens whose
+        answer equals that of its prompt alone. max_tokens: tokens to make at most. sampling: how
+        tokens are chosen, in place of the six keywords behind it. temperature: 0 takes the
+        likeliest token each time; above 0 tokens are drawn, the higher the wilder. top_k: draw
+        among the K likeliest tokens (0: all). top_p: draw among the fewest tokens whose
         probabilities sum to this share. min_p: drop tokens below this share of the likeliest one's
         probability. repetition_penalty: above 1 makes tokens that were used less likely. seed:
         makes draws repeatable. stop: a text, or several, before which the answer ends. session: a
@@ -188,29 +193,33 @@ class LanguageModel:
         Tokens that the tokenizer has no name for are never chosen; every end token of the model
         ends the text. Raises ValueError for a bad argument or a model without tokenizer.
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        if not _is_batch(prompt):
-            stream = self._stream(prompt, max_tokens, sampling, stop, session)
-            return "".join(stream)
+        keywords = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        chosen = keywords.unless(sampling)
+        prompts = prompts_of(prompt)
+        if prompts is None:
+            return "".join(
+                self.stream(
+                    cast("Prompt", prompt), max_tokens=max_tokens, sampling=chosen, stop=stop,
+                    session=session,
+                )
+            )  # fmt: skip
         if session is not None:
             raise ValueError("a session goes on from one prompt, not from a list of them")
-        self._need_tokenizer()
-        count, stops = check_count("max_tokens", max_tokens), checked_stop(stop)
-        prompts = []
-        for number, part in enumerate(prompt):
+        texts = []
+        for number, part in enumerate(prompts):
             try:
-                prompts.append(self.prompt_ids(part))  # type: ignore[arg-type]  # checked there
+                texts.append(self.text_generation(part, max_tokens, chosen, stop))
             except ValueError as error:
                 raise ValueError(f"prompt {number}: {error}") from None
-        samplers = [Sampler(sampling, ids, self._legal) for ids in prompts]
-        return write_texts(self, prompts, count, samplers, stops)
+        return write_texts(self, texts)
 
     @explains_options
     def stream(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         *,
         max_tokens: int = 128,
+        sampling: Sampling | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -228,10 +237,34 @@ class LanguageModel:
         prompt continues that sequence, which then contains the prompt and all made tokens.
         Bad arguments raise ValueError here, before anything is computed.
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        if _is_batch(prompt):
+        keywords = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        chosen = keywords.unless(sampling)
+        if prompts_of(prompt) is not None:
             raise ValueError("stream takes one prompt; generate takes a list of them")
-        return self._stream(prompt, max_tokens, sampling, stop, session)
+        count, stops = check_count("max_tokens", max_tokens), checked_stop(stop)
+        self._text.need_tokenizer()
+        if session is not None and session.model is not self:
+            raise ValueError("the session belongs to another model")
+        ids = self.prompt_ids(prompt, fresh=session is None or session.position == 0)
+        tokens = make_tokens(self, self._generation(ids, count, chosen), session)
+        return TextStream(self.tokenizer, ids, tokens, stops, self.config.end_token_ids)
+
+    def text_generation(
+        self,
+        prompt: Prompt,
+        max_tokens: int,
+        sampling: Sampling,
+        stop: str | Sequence[str] | None = None,
+    ) -> TextGeneration:
+        """Return the state machine of one text, for a driver that steps many of them together.
+
+        Arguments and errors as of `stream`; nothing is computed here.
+        """
+        count, stops = check_count("max_tokens", max_tokens), checked_stop(stop)
+        self._text.need_tokenizer()
+        ids = self.prompt_ids(prompt)
+        writer = TextWriter(self.tokenizer, ids, stops, self.config.end_token_ids)
+        return TextGeneration(self._generation(ids, count, sampling), writer)
 
     @explains_options
     def generate_ids(
@@ -239,6 +272,7 @@ class LanguageModel:
         ids: Sequence[int] | NDArray[Any],
         *,
         max_tokens: int = 128,
+        sampling: Sampling | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -250,35 +284,25 @@ class LanguageModel:
 
         A model without tokenizer is fine: then any id may be chosen.
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        keywords = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         count = check_count("max_tokens", max_tokens)
-        prompt = [int(token) for token in self.checked_ids(ids)]
+        prompt = self.checked_ids(ids).tolist()
         made = []
-        for token in make_tokens(self, prompt, count, Sampler(sampling, prompt, self._legal)):
+        for token in make_tokens(self, self._generation(prompt, count, keywords.unless(sampling))):
             made.append(token)
             if token in self.config.end_token_ids:
                 break
         return made
 
-    def prompt_ids(self, prompt: str | Sequence[int], fresh: bool = True) -> list[int]:
+    def _generation(self, ids: list[int], count: int, sampling: Sampling) -> Generation:
+        return Generation(ids, count, Sampler(sampling, ids, self._text.legal))
+
+    def prompt_ids(self, prompt: Prompt, fresh: bool = True) -> list[int]:
         """Return the token ids of a prompt; a new sequence starts with the config's bos token.
 
         Raises ValueError for an empty prompt, or a text where the model has no tokenizer.
         """
-        if not isinstance(prompt, str):
-            return [int(token) for token in self.checked_ids(prompt)]
-        if self.tokenizer is None:
-            raise ValueError("this model has no tokenizer.json; give the prompt as token ids")
-        if not prompt:
-            raise ValueError("the prompt is empty")
-        try:
-            prompt.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(f"the prompt is no text: half a character at {error.start}") from None
-        ids = list(self.tokenizer.encode(prompt, add_special_tokens=False).ids)
-        if fresh and self.config.bos_token_id is not None:
-            ids = [self.config.bos_token_id, *ids]
-        return [int(token) for token in self.checked_ids(ids)]
+        return self._text.prompt_ids(prompt, fresh)
 
     def checked_ids(self, ids: Sequence[int] | NDArray[Any]) -> Ids:
         """Return ids as int32 [T]; raises ValueError for none, or one out of range."""
@@ -289,44 +313,3 @@ class LanguageModel:
         from nomatmul.engine.report import footprint_of
 
         return footprint_of(self)
-
-    def _stream(
-        self,
-        prompt: Any,
-        max_tokens: int,
-        sampling: Sampling,
-        stop: str | Sequence[str] | None,
-        session: Session | None,
-    ) -> TextStream:
-        count, stops = check_count("max_tokens", max_tokens), checked_stop(stop)
-        self._need_tokenizer()
-        if session is not None and session.model is not self:
-            raise ValueError("the session belongs to another model")
-        ids = self.prompt_ids(prompt, fresh=session is None or session.position == 0)
-        sampler = Sampler(sampling, ids, self._legal)
-        tokens = make_tokens(self, ids, count, sampler, session)
-        return TextStream(self.tokenizer, ids, tokens, stops, self.config.end_token_ids)
-
-    def _need_tokenizer(self) -> None:
-        if self.tokenizer is None:
-            raise ValueError(
-                "this model has no tokenizer.json, so it makes no text; use generate_ids"
-            )
-
-    @functools.cached_property
-    def _legal(self) -> NDArray[np.int64] | None:
-        """The ids that may be chosen: those with a token, and end tokens; None for all of them."""
-        if self.tokenizer is None:
-            return None
-        legal = named_ids(self.tokenizer, self.config.vocab_size)
-        legal[list(self.config.end_token_ids)] = True
-        return None if legal.all() else np.flatnonzero(legal)
-
-
-def _is_batch(prompt: Any) -> bool:
-    """Whether a prompt is a list of prompts: of texts, or of lists of token ids."""
-    if isinstance(prompt, np.ndarray):
-        return prompt.ndim == 2
-    return isinstance(prompt, list | tuple) and any(
-        isinstance(part, str | list | tuple | np.ndarray) for part in prompt
-    )

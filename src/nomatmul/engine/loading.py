@@ -11,13 +11,13 @@ from nomatmul.engine.backend import Options, opener
 from nomatmul.engine.language_model import LanguageModel
 from nomatmul.engine.native import checked_threads, native
 from nomatmul.formats import capability
-from nomatmul.formats.packed.encoder import EncoderReader, is_packed_encoder
-from nomatmul.formats.packed.layout import check_packable
+from nomatmul.formats.packed.layout import Forms
 from nomatmul.formats.packed.reader import PackedReader
 
 if TYPE_CHECKING:
     from nomatmul.engine.encoder_model import EncoderModel
     from nomatmul.formats.config import ModelConfig
+    from nomatmul.formats.encoder import EncoderReading
 
 # The model in the box lies in the package itself.
 BOX = Path(__file__).resolve().parent.parent / "box"
@@ -96,15 +96,14 @@ def load(
         raise ValueError(f'kind is {kind!r}; it must be "language" or "encoder"')
     options = Options(_checked_threads(threads), isa, mmap, verify, _checked_device(device))
     _check_backend(backend, device)
-    directory = _directory(path)
-    if is_packed_encoder(directory):
+    reader = PackedReader(_directory(path))
+    if reader.reading is not None:
         if kind == "language":
             raise ValueError(
                 f"{path} is an encoder, which continues no text; nomatmul embed, fill-mask and"
                 " classify run it"
             )
-        return _load_encoder(directory, backend or _available_backend(), options)
-    reader = PackedReader(directory)
+        return _open_encoder(reader, reader.reading, backend or _available_backend(), options)
     if kind == "encoder":
         raise ValueError(f"{path} is a language model, not an encoder; `nomatmul generate` runs it")
     # the engine keeps no growing pieces of a state yet, whatever the oracle can do alone
@@ -116,28 +115,29 @@ def load(
         fingerprint=reader.fingerprint,
         packing=reader.packing,
         embedding_form=reader.embedding_form,
-        path=directory,
+        path=reader.directory,
         tokenizer_path=reader.tokenizer_path,
     )
 
 
-def _load_encoder(directory: Path, name: str, options: Options) -> EncoderModel:
+def _open_encoder(
+    reader: PackedReader, reading: EncoderReading, name: str, options: Options
+) -> EncoderModel:
     if options.device != "cpu" or options.mmap:
         wrong = f"device {options.device!r}" if options.device != "cpu" else "mmap"
         raise ValueError(
-            f"{directory} is an encoder: the engine runs it on the CPU, without {wrong}"
+            f"{reader.directory} is an encoder: the engine runs it on the CPU, without {wrong}"
         )
     from nomatmul.engine.encoder_model import EncoderModel
 
-    reader = EncoderReader(directory)
     capability.check(reader.config, name)
     return EncoderModel(
         opener(name).open_packed(reader, options),
         reader.config,
-        reader.reading,
+        reading,
         fingerprint=reader.fingerprint,
         forms=reader.forms,
-        path=directory,
+        path=reader.directory,
         tokenizer_path=reader.tokenizer_path,
     )
 
@@ -162,7 +162,7 @@ def random_model(
         raise ValueError("random weights are drawn for causal models only, this one is an encoder")
     name = "native" if device == "cpu" else "cuda"
     capability.check(config, name)
-    check_packable(config, packing, embedding)
+    Forms.of(config, ternary=packing, embedding=embedding)  # refuses an unknown form
     options = Options(_checked_threads(threads), isa, device=_checked_device(device))
     where = "" if device == "cpu" else f"{device}-"
     return LanguageModel(

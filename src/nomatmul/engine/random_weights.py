@@ -10,7 +10,7 @@ import numpy as np
 from nomatmul.engine.native import native
 from nomatmul.engine.weights import Weights, allocate
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.packed.layout import active_rows, packed_matrices, packed_tensors
+from nomatmul.formats.packed.layout import Forms, Layout, active_rows, layout_of
 
 
 def random_weights(config: ModelConfig, packing: str, embedding: str, seed: int) -> Weights:
@@ -18,14 +18,15 @@ def random_weights(config: ModelConfig, packing: str, embedding: str, seed: int)
 
     Raises ValueError for an unknown packing or embedding form.
     """
-    weights = allocate(packed_tensors(config, packing, embedding))
-    _fill(weights, config, packing, seed)
+    layout = layout_of(config, Forms.of(config, ternary=packing, embedding=embedding))
+    weights = allocate(layout.tensors())
+    _fill(weights, config, layout, seed)
     return weights
 
 
-def _fill(weights: Weights, config: ModelConfig, packing: str, seed: int) -> None:
+def _fill(weights: Weights, config: ModelConfig, layout: Layout, seed: int) -> None:
     core, rng = native(), np.random.default_rng(seed)
-    matrices = packed_matrices(config, packing)
+    matrices = layout.codes()
     for number, (name, array) in enumerate(weights.arrays.items()):
         part = (seed << 40) + (number << 32)  # a stretch of the generator for each tensor
         part &= (1 << 64) - 1

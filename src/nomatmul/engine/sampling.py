@@ -7,31 +7,30 @@ on every machine and numpy version.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
 import numbers
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 _FIRST_LOOK = 256  # how many of the likeliest tokens top-p sorts before it sorts them all
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. Raises ValueError naming the value and its limits.
+    """How tokens are chosen: handed to `generate` and `stream` whole or as their keywords.
 
-    temperature 0 takes the likeliest token. top_k 0 keeps all tokens; top_p 1 and min_p 0 too.
-    top_p keeps the smallest set of likeliest tokens whose probabilities sum to at least top_p;
-    min_p drops tokens below min_p times the likeliest one's probability; repetition_penalty > 1
-    (arXiv 1909.05858) makes tokens already used less likely.
+    temperature: 0 takes the likeliest token each time; above 0 tokens are drawn, the higher the
+    wilder. top_k: draw among the K likeliest tokens (0: all). top_p: draw among the fewest
+    likeliest tokens whose probabilities sum to at least this share (1: all). min_p: drop tokens
+    below this share of the likeliest one's probability (0: none). repetition_penalty: above 1
+    makes tokens that were used less likely (arXiv 1909.05858). seed: makes draws repeatable.
+
+    Raises ValueError naming the value and its limits.
     """
 
     temperature: float = 0.0
@@ -50,6 +49,19 @@ class Sampling:
         check_count("top_k", self.top_k)
         if self.seed is not None and not _is_int(self.seed):
             raise ValueError(f"seed must be a whole number or None, got {self.seed!r}")
+
+    def unless(self, whole: Sampling | None) -> Sampling:
+        """`whole` where it is given, else self, made from keywords of their own; never both.
+
+        Raises ValueError where a keyword says something, too.
+        """
+        if whole is None:
+            return self
+        if not isinstance(whole, Sampling):
+            raise ValueError(f"sampling must be a Sampling, got {type(whole).__name__}")
+        if self != Sampling():
+            raise ValueError("give sampling, or temperature and the like, not both")
+        return whole
 
 
 class Sampler:
@@ -170,35 +182,3 @@ def _check(name: str, value: Any, low: float, high: float, open_low: bool = Fals
     above = "above" if open_low else "at least"
     upper = f" and at most {high:g}" if math.isfinite(high) else ""
     raise ValueError(f"{name} must be a finite number {above} {low:g}{upper}, got {value!r}")
-
-
-class OptionError(ValueError, TypeError):
-    """An option that a method does not have: a TypeError to Python, a user's fault to us."""
-
-
-# What other libraries call an option of ours.
-_ELSEWHERE = {
-    "max_new_tokens": "max_tokens",
-    "max_length": "max_tokens",
-    "n_predict": "max_tokens",
-    "do_sample": "temperature (0 takes the likeliest token)",
-    "repeat_penalty": "repetition_penalty",
-    "stop_strings": "stop",
-    "stop_sequences": "stop",
-    "random_seed": "seed",
-}
-
-
-def explains_options(method: _Method) -> _Method:
-    """Let a method refuse an unknown keyword in its own name, with the name that is right here."""
-    legal = list(inspect.signature(method).parameters)[1:]
-
-    @functools.wraps(method)
-    def call(self: Any, *args: Any, **options: Any) -> Any:
-        for name in options:
-            if name not in legal:
-                right = _ELSEWHERE.get(name, f"one of {', '.join(legal)}")
-                raise OptionError(f"{method.__name__} has no option {name!r}; use {right}")
-        return method(self, *args, **options)
-
-    return cast("_Method", call)

@@ -267,6 +267,12 @@ class Architecture:
         """Whether the model owns the table `lower_bounds` [L, D]."""
         return any(isinstance(b.mixer, MLGRU) and b.mixer.bounded for b in self.blocks)
 
+    @property
+    def recurrent(self) -> bool:
+        """Whether a sequence leaves behind a state of one size, whatever its length."""
+        states = [block.mixer.state() for block in self.blocks]
+        return all(state and not any(piece.grows for piece in state) for state in states)
+
     def norm_tensors(self) -> dict[str, Shape]:
         """{tensor name: shape} of `norms`."""
         return _tensors(self.norms())

@@ -21,8 +21,6 @@ from nomatmul.formats.errors import FormatError
 from nomatmul.formats.files.json import read_json_object
 from nomatmul.formats.files.weights import TensorSource, open_source
 from nomatmul.formats.files.wrappers import missing_tensor, unwrapped
-from nomatmul.formats.packed.encoder import FORMAT as PACKED_ENCODER_FORMAT
-from nomatmul.formats.packed.layout import FORMAT as PACKED_FORMAT
 from nomatmul.formats.packed.reader import PackedReader
 from nomatmul.formats.published import crammed_bert, hgrn_bit
 from nomatmul.formats.published.keys import HARMLESS_KEYS, end_tokens
@@ -164,11 +162,9 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
         raise FormatError(f"{directory} {what}; a model is a directory with a config.json")
     values = read_json_object(directory / "config.json")
     if "format" in values:
-        if values["format"] == PACKED_ENCODER_FORMAT:
-            raise FormatError(f"{directory} is a packed encoder; nomatmul.load() opens it")
-        if values["format"] != PACKED_FORMAT:
-            raise FormatError(f"{directory}: unknown format {values['format']!r}")
         reader = PackedReader(directory)
+        if reader.reading is not None:
+            raise FormatError(f"{directory} is a packed encoder; nomatmul.load() opens it")
         return Checkpoint(directory, "packed", reader.config, None, reader)
     try:
         return _open_unpacked(directory, values)

@@ -140,16 +140,24 @@ def _labels(values: dict[str, Any]) -> tuple[str, ...]:
     return tuple(f"LABEL_{label}" for label in range(count))
 
 
+def head_shapes(size: int, reading: EncoderReading) -> dict[str, tuple[int, int]]:
+    """{name: (outputs, inputs)} of a task's linears with a bias; none of the masked task."""
+    wide, labels = reading.head.pooler_size, len(reading.labels)
+    if reading.task == "masked":
+        return {}
+    if reading.task == "token" or wide is None:
+        return {"classifier": (labels, size)}
+    return {"pooler": (wide, size), "classifier": (labels, wide)}
+
+
 def with_classifier(
     shapes: dict[str, tuple[int, ...]], config: ModelConfig, reading: EncoderReading
 ) -> dict[str, tuple[int, ...]]:
     """{tensor name: shape} of an encoder for its task, from that of the masked model."""
-    if reading.task == "masked":
+    linears = head_shapes(config.hidden_size, reading)
+    if not linears:
         return shapes
     kept = {name: shape for name, shape in shapes.items() if not name.startswith("head.")}
-    size, wide = config.hidden_size, reading.head.pooler_size
-    if reading.task == "sequence" and wide is not None:
-        kept |= {"pooler.weight": (wide, size), "pooler.bias": (wide,)}
-        size = wide
-    labels = len(reading.labels)
-    return {**kept, "classifier.weight": (labels, size), "classifier.bias": (labels,)}
+    for name, shape in linears.items():
+        kept |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return kept

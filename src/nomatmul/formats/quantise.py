@@ -87,16 +87,16 @@ def quantise_activation(
 
 
 def quantise_rows(
-    table_VD: NDArray[np.floating],
+    rows: NDArray[np.floating],
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Quantise an embedding by row to (int8 [V, D], scale float32 [V]); value = int8 * scale.
+    """Quantise rows [..., K] to (int8 [..., K], scale float32 [...]); value = int8 * scale.
 
     scale = absmax / 127, at least 1e-5 / 127; ties round to even. This form is storage only.
     """
-    table = np.asarray(table_VD, dtype=np.float32)
-    peak = np.maximum(np.max(np.abs(table), axis=-1, initial=0.0), SCALE_FLOOR)
+    values = np.asarray(rows, dtype=np.float32)
+    peak = np.maximum(np.max(np.abs(values), axis=-1, initial=0.0), SCALE_FLOOR)
     scale = peak.astype(np.float32) / INT8_MAX
-    q = np.clip(np.rint(table / scale[:, None]), -127, 127).astype(np.int8)
+    q = np.clip(np.rint(values / scale[..., None]), -127, 127).astype(np.int8)
     return q, scale
 
 

@@ -5,19 +5,21 @@ Shape suffixes: B sequences, T steps, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from nomatmul.formats.architecture import Architecture, architecture_of
+from nomatmul.formats.config import ModelConfig
 from nomatmul.models.block import RECOMPUTE, Block, fused_wanted, watched
 from nomatmul.models.channels.trees import FFFTraining, auxiliary_loss, set_fff_training
 from nomatmul.models.hf.loading import load_pretrained, save_tokenizer
 from nomatmul.models.hf.resize import resize_vocabulary
-from nomatmul.models.layers import BitLinear, DenseLinear
+from nomatmul.models.layers import BitLinear, DenseLinear, LayerNorm, RMSNorm, norm_of
+from nomatmul.models.mixer import Pass
 from nomatmul.ops.loss import IGNORE_INDEX, chunked_cross_entropy, linear_cross_entropy
 
 _ID_TYPES = (torch.int64, torch.int32)  # what nn.Embedding takes
@@ -36,7 +38,7 @@ def share_of_batch(loss: Tensor, labels: Tensor, items: Tensor | int | None) -> 
 class TextModel(PreTrainedModel):
     """A stack of blocks over token embeddings; subclasses add `hidden` and what reads it.
 
-    They own `embedding`, `layers` (of Block), `final_norm` and, where they predict tokens, `head`.
+    Those that predict tokens own a `head`.
     """
 
     base_model_prefix = ""
@@ -47,6 +49,7 @@ class TextModel(PreTrainedModel):
     _supports_sdpa = True
 
     embedding: nn.Embedding
+    embedding_norm: RMSNorm | LayerNorm | None
     layers: nn.ModuleList
     final_norm: nn.Module
     head: BitLinear | DenseLinear
@@ -62,6 +65,23 @@ class TextModel(PreTrainedModel):
     For every dial alike. Without autocast the stream has the embedding's type.
     """
 
+    def _build_body(self, config: ModelConfig) -> Architecture:
+        """Make what all models have before their heads; returns the description."""
+        model = architecture_of(config)
+        norm = model.embedding_norm
+        self.model_config = config
+        self.embedding = nn.Embedding(model.vocabulary, model.size)
+        self.embedding_norm = norm_of(norm) if norm is not None else None
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.final_norm = norm_of(model.final_norm)
+        self.gradient_checkpointing = False
+        return model
+
+    @property
+    def blocks(self) -> list[Block]:
+        """`layers` by their type; a compiled or sharded block still has a block's fields."""
+        return cast(list[Block], list(self.layers))
+
     # -- what transformers asks for -------------------------------------------------------------
 
     def get_input_embeddings(self) -> nn.Module:
@@ -72,7 +92,7 @@ class TextModel(PreTrainedModel):
             raise ValueError(f"the embedding must be an nn.Embedding, got {type(value).__name__}")
         self.embedding = value
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> nn.Module | None:
         return self.head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
@@ -149,8 +169,7 @@ class TextModel(PreTrainedModel):
         """
         if mode not in RECOMPUTE:
             raise ValueError(f"recompute {mode!r} is not known: use one of {', '.join(RECOMPUTE)}")
-        for index, layer in enumerate(self.layers):
-            assert isinstance(layer, Block)
+        for index, layer in enumerate(self.blocks):
             layer.recompute = mode if layers is None or index < layers else "none"
 
     def set_fff_training(self, plan: FFFTraining) -> None:
@@ -213,24 +232,20 @@ class TextModel(PreTrainedModel):
     def _through_blocks(
         self,
         x_BTD: Tensor,
-        mask: Tensor | None,
-        rotary: tuple[Tensor, Tensor] | None,
+        tokens: Pass,
         *,
-        bounds: Sequence[Tensor | None] | None = None,
         cache: Any = None,
         collect: list[Tensor] | None = None,
     ) -> Tensor:
-        """The final-normed output of all blocks; arguments as of `Block`, bounds one a layer."""
-        for index, layer in enumerate(self.layers):
-            bound = None if bounds is None else bounds[index]
+        """The final-normed output of all blocks."""
+        inputs = [layer.mixer.inputs(tokens) for layer in self.blocks]
+        for layer, given in zip(self.blocks, inputs, strict=True):
             if collect is not None:
                 collect.append(x_BTD)
             if self.gradient_checkpointing and self.training and cache is None:
-                x_BTD = self._gradient_checkpointing_func(
-                    layer.__call__, x_BTD, mask, bound, rotary
-                )
+                x_BTD = self._gradient_checkpointing_func(layer.__call__, x_BTD, *given)
             else:
-                x_BTD = layer(x_BTD, mask, bound, rotary, cache)
+                x_BTD = layer(x_BTD, *given, cache=cache)
         x_BTD = self.final_norm(x_BTD)
         if collect is not None:
             collect.append(x_BTD)

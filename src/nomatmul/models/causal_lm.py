@@ -16,10 +16,7 @@ from transformers import DynamicCache, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from nomatmul.models.base import TextModel, share_of_batch
-from nomatmul.models.block import Block
-from nomatmul.models.channels.fff import FFF
-from nomatmul.models.channels.ffn import FFN
-from nomatmul.models.channels.glu import GLU
+from nomatmul.models.channels.trees import TreeLayer
 from nomatmul.models.hf.arguments import refuse_unknown
 from nomatmul.models.hf.cache import LIBRARY_NAME, RecurrentCache, one_cache, takes_cache
 from nomatmul.models.hf.config import CausalLMConfig
@@ -29,10 +26,9 @@ from nomatmul.models.layers import (
     DenseLinear,
     LayerNorm,
     RMSNorm,
-    make_linear,
-    make_norm,
+    linear_of,
 )
-from nomatmul.models.mixers.attention import Attention, attention_bias, rotary_angles
+from nomatmul.models.mixer import Mixer, Pass
 
 _LOGPROB_CHUNK = 512
 
@@ -74,18 +70,12 @@ class CausalLM(TextModel, GenerationMixin):
             raise ValueError("CausalLM needs causal=True; this config describes an encoder")
         if model.positions == "sinusoidal":
             raise ValueError("CausalLM has positions 'rotary' or 'none', not 'sinusoidal'")
-        self.model_config = model
-        self.embedding = nn.Embedding(model.vocab_size, model.hidden_size)
-        if model.token_mixer == "mlgru" and model.use_lower_bound:
+        parts = self._build_body(model)
+        self.lower_bounds: nn.Parameter | None = None
+        if parts.bounded:
             self.lower_bounds = nn.Parameter(torch.zeros(model.num_layers, model.hidden_size))
-        if model.embedding_norm:
-            self.embedding_norm = make_norm(model.hidden_size, model.norm, model.norm_eps)
-        self.layers = nn.ModuleList(Block(model, layer) for layer in range(model.num_layers))
-        self.final_norm = make_norm(model.hidden_size, model.norm, model.norm_eps)
-        self.head = make_linear(
-            model.hidden_size, model.vocab_size, model.linear, model.linear_norm_eps
-        )
-        self.gradient_checkpointing = False
+        self.head = linear_of(parts.head)
+        self.recurrent = parts.recurrent
         self.loss_type = "ForCausalLM"  # Trainer then does not count the first label of a row
         self._plan_initial_weights()
         self.post_init()
@@ -120,14 +110,8 @@ class CausalLM(TextModel, GenerationMixin):
         residual_std = std / math.sqrt(2 * self.config.num_layers)
         self.head.initial_std = std
         for module in self.modules():
-            if isinstance(module, FFF):
-                module.initial_std = std
-            if not isinstance(module, Attention | GLU | FFN):
-                continue
-            for name, linear in module.named_children():
-                assert isinstance(linear, BitLinear | DenseLinear)
-                scaled = name in ("o_proj", "down_proj")
-                linear.initial_std = residual_std if scaled else std
+            if isinstance(module, Mixer):
+                module.plan_weights(std, residual_std)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -135,14 +119,14 @@ class CausalLM(TextModel, GenerationMixin):
             nn.init.normal_(module.weight, 0.0, self.config.initializer_range)
         elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
-        elif isinstance(module, LayerNorm | FFF):
+        elif isinstance(module, LayerNorm | TreeLayer):
             module.reset_parameters()
         elif isinstance(module, BitLinear | DenseLinear):
             if module.initial_std is None:
                 nn.init.xavier_uniform_(module.weight, gain=XAVIER_GAIN)
             else:
                 nn.init.normal_(module.weight, 0.0, module.initial_std)
-        elif isinstance(module, CausalLM) and hasattr(module, "lower_bounds"):
+        elif isinstance(module, CausalLM) and module.lower_bounds is not None:
             nn.init.zeros_(module.lower_bounds)
 
     # -- the forward pass -----------------------------------------------------------------------
@@ -163,13 +147,13 @@ class CausalLM(TextModel, GenerationMixin):
         result. Raises ValueError for ids out of range, an empty sequence or a wrong mask.
         """
         x = self._embed(input_ids, inputs_embeds)
-        past = cache.get_seq_length() if cache is not None else 0
-        mask, rotary = self._positions(x, attention_mask, position_ids, past)
-        bounds = None
-        if hasattr(self, "lower_bounds"):
+        bounds: list[Tensor | None] | None = None
+        if self.lower_bounds is not None:
             # layer 0 has none: its gate may fall to zero
             bounds = [None, *cumulative_lower_bounds(self.lower_bounds)[1:].unbind(0)]
-        x = self._through_blocks(x, mask, rotary, bounds=bounds, cache=cache, collect=collect)
+        past = cache.get_seq_length() if cache is not None else 0
+        tokens = Pass(x, attention_mask, past=past, position_ids=position_ids, lower_bounds=bounds)
+        x = self._through_blocks(x, tokens, cache=cache, collect=collect)
         if isinstance(cache, RecurrentCache):
             cache.seen += x.shape[1]
         return x
@@ -178,32 +162,7 @@ class CausalLM(TextModel, GenerationMixin):
         x = self._token_embeddings(input_ids, inputs_embeds)
         if input_ids is not None and torch.is_autocast_enabled(x.device.type):
             x = x.to(self.residual_dtype or torch.get_autocast_dtype(x.device.type))
-        return self.embedding_norm(x) if hasattr(self, "embedding_norm") else x
-
-    def _positions(
-        self, x: Tensor, mask_BS: Tensor | None, position_ids: Tensor | None, past: int
-    ) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
-        """The mask in the form that the token mixer takes, and the rotary angles or None."""
-        batch, new = x.shape[:2]
-        if mask_BS is not None and mask_BS.shape not in ((batch, past + new), (batch, new)):
-            raise ValueError(
-                f"attention_mask has shape {tuple(mask_BS.shape)}, expected ({batch}, {past + new})"
-            )
-        if self.config.token_mixer == "mlgru":
-            return (None if mask_BS is None else mask_BS[:, -new:]), None
-        if mask_BS is not None and mask_BS.shape[1] != past + new:
-            mask_BS = torch.cat([mask_BS.new_ones(batch, past), mask_BS], dim=1)
-        if position_ids is None and mask_BS is not None:
-            position_ids = (mask_BS.long().cumsum(-1) - 1).clamp(min=0)[:, -new:]
-        elif position_ids is None:
-            position_ids = torch.arange(past, past + new, device=x.device).unsqueeze(0)
-        if mask_BS is None and past:
-            mask_BS = torch.ones(batch, past + new, device=x.device)
-        bias = None if mask_BS is None else attention_bias(mask_BS, new)
-        if self.config.positions != "rotary":
-            return bias, None
-        head_size = self.config.hidden_size // self.config.num_heads
-        return bias, rotary_angles(position_ids, head_size, self.config.rope_theta)
+        return x if self.embedding_norm is None else self.embedding_norm(x)
 
     def _cache(self, cache: Any, use_cache: bool | None) -> Any:
         if cache is None:
@@ -212,11 +171,10 @@ class CausalLM(TextModel, GenerationMixin):
                 wanted = self.config.use_cache and not self.training
             if not wanted:
                 return None
-            recurrent = self.config.token_mixer == "mlgru"
-            return RecurrentCache(len(self.layers)) if recurrent else DynamicCache()
-        if self.config.token_mixer == "mlgru" and not isinstance(cache, RecurrentCache):
+            return RecurrentCache(len(self.layers)) if self.recurrent else DynamicCache()
+        if self.recurrent and not isinstance(cache, RecurrentCache):
             raise ValueError(
-                f"a cache of type {type(cache).__name__} does not fit: an MLGRU model keeps a "
+                f"a cache of type {type(cache).__name__} does not fit: a recurrent model keeps a "
                 "RecurrentCache"
             )
         return cache

@@ -29,6 +29,7 @@ class _Classifier(EncoderBase):
 
     def _build_head(self, model: ModelConfig) -> None:
         head, size = self.config.head, model.hidden_size
+        self.pooler: nn.Linear | None = None
         if self._pools and head.pooler_size is not None:
             self.pooler = nn.Linear(size, head.pooler_size)
             size = head.pooler_size
@@ -90,7 +91,7 @@ class EncoderForSequenceClassification(_Classifier):
             input_ids, attention_mask, inputs_embeds=inputs_embeds, collect=collect
         )
         x = self.pool(hidden, attention_mask)
-        if hasattr(self, "pooler"):
+        if self.pooler is not None:
             x = self.pooler(x)
         logits = self._classify(activate(x, self.config.pooler_activation))
         loss = None

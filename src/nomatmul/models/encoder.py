@@ -13,14 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
 from nomatmul.models.base import TextModel
 from nomatmul.models.block import Block
-from nomatmul.models.channels.fff import FFF
+from nomatmul.models.channels.trees import TreeLayer
 from nomatmul.models.hf.arguments import refuse_unknown
 from nomatmul.models.hf.config import EncoderConfig
-from nomatmul.models.layers import BitLinear, DenseLinear, RMSNorm, make_norm
-from nomatmul.models.mixers.attention import Attention, padding_bias, rotary_angles
+from nomatmul.models.layers import RMSNorm
+from nomatmul.models.mixer import Pass, TokenMixer
 
 
 def sinusoids(steps: int, size: int, device: torch.device | None = None) -> Tensor:
@@ -38,7 +39,7 @@ def check_encoder(config: ModelConfig) -> None:
     """Raises ValueError for dials of which no encoder is built."""
     if config.causal:
         raise ValueError("an encoder needs causal=False; this config describes a decoder")
-    if config.token_mixer != "attention":
+    if any(block.mixer.state() for block in architecture_of(config).blocks):
         raise ValueError(
             f"token_mixer {config.token_mixer!r} sees one direction only: an encoder needs "
             "'attention'"
@@ -62,15 +63,10 @@ class EncoderBase(TextModel):
         super().__init__(config)
         model = config.model_config
         check_encoder(model)
-        self.model_config = model
-        self.embedding = nn.Embedding(model.vocab_size, model.hidden_size)
-        if model.positions == "sinusoidal":
+        parts = self._build_body(model)
+        self.position_scale: nn.Parameter | None = None
+        if parts.sinusoidal:
             self.position_scale = nn.Parameter(torch.full((1,), model.hidden_size**-0.5))
-        if model.embedding_norm:
-            self.embedding_norm = make_norm(model.hidden_size, model.norm, model.norm_eps)
-        self.layers = nn.ModuleList(Block(model, layer) for layer in range(model.num_layers))
-        self.final_norm = make_norm(model.hidden_size, model.norm, model.norm_eps)
-        self.gradient_checkpointing = False
         self.dropout = 0.0
         self._build_head(model)
         self.post_init()
@@ -78,7 +74,7 @@ class EncoderBase(TextModel):
     def _build_head(self, model: ModelConfig) -> None:
         """Modules of the subclass, made before weights are drawn."""
 
-    def get_output_embeddings(self) -> nn.Module | None:  # type: ignore[override]
+    def get_output_embeddings(self) -> nn.Module | None:
         return None
 
     @torch.no_grad()
@@ -92,16 +88,16 @@ class EncoderBase(TextModel):
                 module.weight[self.config.pad_token_id].zero_()
         elif isinstance(module, RMSNorm | nn.LayerNorm):
             nn.init.ones_(module.weight)
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-        elif isinstance(module, BitLinear | DenseLinear | nn.Linear):
-            nn.init.normal_(module.weight, 0.0, std)
-            if getattr(module, "bias", None) is not None:
+            if isinstance(module, nn.LayerNorm):
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, FFF):
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0.0, std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, TreeLayer):
             module.initial_std = std
             module.reset_parameters()
-        elif isinstance(module, EncoderBase) and hasattr(module, "position_scale"):
+        elif isinstance(module, EncoderBase) and module.position_scale is not None:
             nn.init.constant_(module.position_scale, module.model_config.hidden_size**-0.5)
 
     def set_dropout(self, share: float) -> None:
@@ -114,7 +110,7 @@ class EncoderBase(TextModel):
             raise ValueError(f"dropout {share!r} must lie in [0, 1)")
         self.dropout = share
         for module in self.modules():
-            if isinstance(module, Block | Attention):
+            if isinstance(module, Block | TokenMixer):
                 module.dropout = share
 
     def hidden(
@@ -134,19 +130,9 @@ class EncoderBase(TextModel):
         `max_position_embeddings`, or a wrong mask.
         """
         x = self._embed(input_ids, inputs_embeds)
-        bias = None
-        if attention_mask is not None:
-            if attention_mask.shape != x.shape[:2]:
-                raise ValueError(
-                    f"attention_mask has shape {tuple(attention_mask.shape)}, expected "
-                    f"{tuple(x.shape[:2])}"
-                )
-            bias = padding_bias(attention_mask)
-        rotary = None
-        if self.model_config.positions == "rotary":
-            steps = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
-            rotary = rotary_angles(steps, self.model_config.head_size, self.model_config.rope_theta)
-        return self._through_blocks(x, bias, rotary, collect=collect)
+        steps = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
+        tokens = Pass(x, attention_mask, position_ids=steps)
+        return self._through_blocks(x, tokens, collect=collect)
 
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         x = self._token_embeddings(input_ids, inputs_embeds)
@@ -156,10 +142,10 @@ class EncoderBase(TextModel):
                 f"a sequence of {steps} tokens is longer than max_position_embeddings "
                 f"{self.config.max_position_embeddings}"
             )
-        if self.model_config.positions == "sinusoidal":
+        if self.position_scale is not None:
             table_TD = sinusoids(steps, x.shape[-1], x.device)
             x = x + (self.position_scale * table_TD).to(x.dtype)
-        if self.model_config.embedding_norm:
+        if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(self.residual_dtype or torch.get_autocast_dtype(x.device.type))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nomatmul.formats import architecture as parts
 from nomatmul.ops.bitlinear import bit_linear, new_slot, root_mean_square
 
 XAVIER_GAIN = 2**-2.5
@@ -49,6 +50,11 @@ class LayerNorm(nn.LayerNorm):
         return F.layer_norm(x.to(kind), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
+def norm_of(part: parts.Norm) -> RMSNorm | LayerNorm:
+    """The norm of this description."""
+    return make_norm(part.size, part.kind, part.eps)
+
+
 def make_norm(size: int, kind: str = "rms", eps: float = 1e-6) -> RMSNorm | LayerNorm:
     """The norm that the dial `norm` names: "rms" or "layer". Raises ValueError for another."""
     if kind == "rms":
@@ -77,7 +83,7 @@ class BitLinear(nn.Linear):
     def reset_parameters(self) -> None:
         """Xavier-uniform weights with gain 2^-2.5, norm at one; `CausalLM` has its own plan."""
         nn.init.xavier_uniform_(self.weight, gain=XAVIER_GAIN)
-        if hasattr(self, "norm"):  # nn.Linear's constructor comes here before there is one
+        if "norm" in self._modules:  # nn.Linear's constructor comes here before there is one
             nn.init.ones_(self.norm.weight)
 
     def forward(self, x: Tensor, rms: Tensor | None = None) -> Tensor:
@@ -126,3 +132,8 @@ def make_linear(
     if kind == "dense":
         return DenseLinear(in_features, out_features)
     raise ValueError(f"linear {kind!r} is not known: use 'ternary' or 'dense'")
+
+
+def linear_of(part: parts.Linear) -> BitLinear | DenseLinear:
+    """The linear layer of this description."""
+    return make_linear(part.inputs, part.outputs, part.kind, part.norm_eps)

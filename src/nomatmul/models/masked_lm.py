@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import MaskedLMOutput
 
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
 from nomatmul.models.base import share_of_batch
 from nomatmul.models.encoder import EncoderBase
 from nomatmul.models.hf.arguments import refuse_unknown
-from nomatmul.models.layers import make_linear
+from nomatmul.models.layers import linear_of
 from nomatmul.ops.loss import IGNORE_INDEX
 
 
@@ -29,9 +30,7 @@ class MaskedLM(EncoderBase):
     _tied_weights_keys = {"head.weight": "embedding.weight"}  # noqa: RUF012 (transformers' form)
 
     def _build_head(self, model: ModelConfig) -> None:
-        self.head = make_linear(
-            model.hidden_size, model.vocab_size, model.linear, model.linear_norm_eps
-        )
+        self.head = linear_of(architecture_of(model).head)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.head

@@ -26,7 +26,7 @@ from nomatmul.reference.activations import ACTIVATIONS, Float
 from nomatmul.reference.ops import rms_norm
 
 LANES = 64
-_GATHERED = 1 << 24  # weights gathered at once, so that many trees take little memory
+_GATHERED = 1 << 22  # weights gathered at once: many trees take little memory, and stay in caches
 
 Rows = NDArray[np.int32]
 Number = TypeVar("Number", bound="np.number[Any]")

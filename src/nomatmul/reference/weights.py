@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +23,9 @@ from nomatmul.reference.linear import (
     IntegerLinear,
     Linear,
     Norm,
-    expanded,
     stored_linear,
 )
 from nomatmul.reference.trees import FloatTrees, Int8Trees, TernaryTrees, Trees
-
-_MERGED = ("q_proj", "k_proj", "v_proj")  # lie one below the other in encoders' qkv_proj
 
 
 class Weights(ABC):
@@ -110,7 +106,6 @@ class PackedWeights(Weights):
 
     def __init__(self, reader: PackedReader) -> None:
         self._reader = reader
-        self._matrix = functools.lru_cache(maxsize=1)(self._read_matrix)  # one holds q, k and v
 
     def vector(self, name: str) -> Float:
         return self._reader.read_float32(name)
@@ -119,39 +114,25 @@ class PackedWeights(Weights):
         return self._reader.read_float32("embedding.weight")
 
     def linear(self, name: str, part: parts.Linear) -> Linear:
-        if f"{name}.packed" in self._reader.infos:
+        if part.kind == "ternary":
             norm = parts.Norm("rms", part.inputs, part.norm_eps)
             return IntegerLinear(*self._reader.ternary(name), self.norm(f"{name}.norm", norm))
-        base, _, last = name.rpartition(".")
-        if last not in _MERGED:
-            return stored_linear(*self._matrix("embedding" if part.tied else name))
-        first = _MERGED.index(last) * part.outputs
-        weight_NK, scale_N = self._matrix(f"{base}.qkv_proj")
-        rows = slice(first, first + part.outputs)
-        return stored_linear(weight_NK[rows], None if scale_N is None else scale_N[rows])
+        return stored_linear(*self._reader.matrix("embedding" if part.tied else name))
 
     def trees(self, name: str, part: parts.FFF) -> Trees:
-        reader, sizes = self._reader, (part.trees, part.depth, part.activation)
-        if f"{name}.rows.packed" in reader.infos:
-            t_V2D, scales = reader.ternary_rows(f"{name}.rows")
-            t_in_VD, t_out_VD = np.ascontiguousarray(t_V2D.swapaxes(0, 1))
-            return _ternary_trees(self, name, part, t_in_VD, t_out_VD, scales)
-        rows_V2D = reader.read(f"{name}.rows")
+        rows_V2D, scales = self._reader.rows(name)
+        w_in_VD, w_out_VD = np.ascontiguousarray(rows_V2D.swapaxes(0, 1))
+        if part.linear == "ternary":
+            assert scales is not None
+            return _ternary_trees(self, name, part, w_in_VD, w_out_VD, scales)
+        sizes = (part.trees, part.depth, part.activation)
         bias_V = self.vector(f"{name}.bias") if part.bias else None
-        if rows_V2D.dtype == np.int8:
-            scales_V2 = reader.read(f"{name}.row_scale")
-            return Int8Trees(*sizes, rows_V2D[:, 0], rows_V2D[:, 1], scales_V2, bias_V)
-        rows_V2D = expanded(rows_V2D)
-        return FloatTrees(*sizes, rows_V2D[:, 0], rows_V2D[:, 1], bias_V)
+        if scales is not None:
+            return Int8Trees(*sizes, w_in_VD, w_out_VD, scales, bias_V)
+        return FloatTrees(*sizes, w_in_VD, w_out_VD, bias_V)
 
     def lower_bound(self, layer: int) -> Float:
         return self.vector(f"layers.{layer}.mixer.lower_bound")
-
-    def _read_matrix(self, name: str) -> tuple[NDArray[Any], Float | None]:
-        """The stored matrix [N, K] and, of int8, its scales [N]."""
-        weight_NK = self._reader.read(f"{name}.weight")
-        is_int8 = weight_NK.dtype == np.int8
-        return weight_NK, self._reader.read(f"{name}.scale") if is_int8 else None
 
 
 def _ternary_trees(

@@ -13,7 +13,6 @@ from nomatmul.engine.native import default_threads, native
 from nomatmul.engine.state import Float, HostState, Layout
 from nomatmul.engine.weights import HEADS, Weights, map_weights, read_one_by_one, read_weights
 from nomatmul.formats.architecture import architecture_of
-from nomatmul.formats.packed.encoder import EncoderReader
 
 if TYPE_CHECKING:
     from nomatmul.engine.backend import Ids, Layer, Options, Paths, Want
@@ -53,10 +52,9 @@ def _checked(options: Options) -> int:
 
 def _forms(reader: PackedReader) -> GraphForms:
     """In which forms a packed directory stores the weights."""
-    if isinstance(reader, EncoderReader):
-        forms = reader.forms
-        return GraphForms(forms.dense, forms.embedding, forms.rows)
-    return GraphForms(reader.packing, reader.embedding_form)
+    forms = reader.forms
+    linear = forms.dense if forms.ternary == "none" else forms.ternary
+    return GraphForms(linear, forms.embedding, forms.rows)
 
 
 class NativeBackend:

@@ -1,4 +1,4 @@
-"""Reading a JSON object, strictly."""
+"""Reading JSON objects, strictly."""
 
 from __future__ import annotations
 
@@ -37,3 +37,13 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the key {key!r} appears twice")
         found[key] = value
     return found
+
+
+def check_keys(what: str, values: object, legal: set[str]) -> None:
+    """Raise FormatError unless `values` is an object with exactly these keys."""
+    if not isinstance(values, dict):
+        raise FormatError(f"{what}: a JSON object is needed, found {type(values).__name__}")
+    unknown, missing = set(values) - legal, legal - set(values)
+    if unknown or missing:
+        word, key = ("unknown", min(unknown)) if unknown else ("missing", min(missing))
+        raise FormatError(f"{word} {what} {key!r}")

@@ -1,21 +1,17 @@
-"""The packed model directory: `PackedReader` and `PackedWriter` (see docs/formats.md)."""
+"""The packed model directory, of decoders and encoders alike (see docs/formats.md)."""
 
-from nomatmul.formats.packed.layout import (
-    EMBEDDING_FORMS,
-    FORMAT,
-    FORMAT_VERSION,
-    check_packable,
-    packed_tensors,
-)
+from nomatmul.formats.packed.description import FORMAT, FORMAT_VERSION
+from nomatmul.formats.packed.layout import FLOAT_FORMS, Forms, layout_of, packed_tensors
 from nomatmul.formats.packed.reader import PackedReader
 from nomatmul.formats.packed.writer import PackedWriter
 
 __all__ = [
-    "EMBEDDING_FORMS",
+    "FLOAT_FORMS",
     "FORMAT",
     "FORMAT_VERSION",
+    "Forms",
     "PackedReader",
     "PackedWriter",
-    "check_packable",
+    "layout_of",
     "packed_tensors",
 ]

@@ -1,6 +1,7 @@
 """Reading a packed model directory; nothing that fails a check gets past this file.
 
 A reader answers with tensors equal to those that were written, or raises FormatError.
+Legend: N/K rows and columns of a linear, R rows of a layer's trees, D hidden size.
 """
 
 from __future__ import annotations
@@ -19,22 +20,28 @@ from nomatmul.formats.errors import FormatError
 from nomatmul.formats.files.json import read_json_object
 from nomatmul.formats.files.safetensors import NUMPY_DTYPES, SafetensorsFile, check_finite
 from nomatmul.formats.packed import layout
+from nomatmul.formats.packed.description import FORMAT, parse
 from nomatmul.formats.packing import check_codes, unpack_ternary
 from nomatmul.formats.quantise import from_bfloat16
 from nomatmul.formats.runs import refuse_unpacked
 
 _METADATA_KEYS = {"format", "config_sha256", "crc32"}
 
+Floats = NDArray[np.float32]
+Values = NDArray[np.int8] | Floats
+
 
 class PackedReader:
-    """A packed model directory whose small parts (config, header, tokenizer) are verified.
+    """The weights of a packed model directory, whose small parts (config, header, tokenizer) are
+    verified.
 
-    config: ModelConfig. packing: "2bit" | "1.6bit". embedding_form: "bf16" | "int8" | "f32".
-    infos: {name: TensorInfo(dtype, shape, byte offset in `weights_path`, nbytes)}.
+    config: ModelConfig. forms: Forms. reading: what an encoder is for, None of a decoder. layout:
+    Layout. infos: {name: TensorInfo(dtype, shape, byte offset in `weights_path`, nbytes)}.
     matrices: {name of a packed tensor: (true length of its rows, form of its codes)}.
-    Tensor data is checked when it is read (`read`), or by `verify` on bytes that the caller
-    has read itself. Raises FormatError (a ValueError) for anything missing, damaged, foreign
-    or unknown.
+
+    `matrix`, `rows` and `read_float32` answer with values, whatever the forms; `read` with a tensor
+    as stored. Data is checked when it is read, or by `verify` on bytes that the caller has read
+    itself. Raises FormatError (a ValueError) for anything missing, damaged, foreign or unknown.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -47,15 +54,27 @@ class PackedReader:
         config_bytes = _read_file(config_path)
         values = read_json_object(config_path, config_bytes)
         try:
-            self.config, self.packing, self.embedding_form = layout.parse_packed_config(values)
-        except ValueError as error:
+            self.config, self.forms, self.reading = parse(values)
+        except (ValueError, TypeError) as error:
             raise FormatError(f"{config_path}: {error}") from None
         self.weights_path = self.directory / layout.WEIGHTS_FILE
         self._file = SafetensorsFile(self.weights_path)
         self.infos = self._file.infos
         self._check_metadata(config_bytes)
+        self.layout = layout.layout_of(self.config, self.forms, self.reading)
         self._check_shapes()
-        self.matrices = layout.packed_matrices(self.config, self.packing)
+        self.matrices, self._scales = self.layout.codes(), self.layout.scales()
+        self._at = {m.name: m for m in self.layout.matrices}
+
+    @property
+    def packing(self) -> str:
+        """Form of the ternary linears: "2bit", "1.6bit", or "none" in a model without them."""
+        return self.forms.ternary
+
+    @property
+    def embedding_form(self) -> str:
+        """Form of the embedding: "f32", "bf16" or "int8"."""
+        return self.forms.embedding
 
     @property
     def tokenizer_path(self) -> Path | None:
@@ -96,7 +115,7 @@ class PackedReader:
             raise FormatError(f"{where} holds a value that is not finite (NaN or infinity)")
         elif info.dtype == "F32":
             check_finite(array, where)
-            if name.endswith(".scale") and not np.all(array > 0):
+            if name in self._scales and not np.all(array > 0):
                 raise FormatError(f"{where} must be above 0, found {array.min()}")
 
     def read(self, name: str) -> NDArray[Any]:
@@ -108,48 +127,77 @@ class PackedReader:
         self.verify(name, flat)
         return array
 
-    def read_float32(self, name: str) -> NDArray[np.float32]:
-        """Return a verified float tensor as float32; the embedding is expanded to its values.
+    def read_float32(self, name: str) -> Floats:
+        """Return a verified tensor as float32: bfloat16 and int8 expanded to their values.
 
-        Raises FormatError for a packed matrix: that is read by `ternary`.
+        Raises FormatError for packed rows: those are read by `matrix` and `rows`.
         """
-        dtype = self._file.info(name).dtype
-        if dtype == "U8":
+        if name in self.matrices:
             raise FormatError(f"{name} is packed; read it with PackedReader.ternary")
-        array = self.read(name)
-        if dtype == "BF16":
-            return from_bfloat16(array)
-        if dtype == "I8":
-            return array.astype(np.float32) * self.read("embedding.scale")[:, None]
-        return array
+        if name not in self._at:
+            floats: Floats = self.read(name)
+            return floats
+        values, scale = self._values(self._at[name])
+        if scale is None:
+            return values.astype(np.float32, copy=False)
+        return values.astype(np.float32) * scale[..., None]
+
+    def matrix(self, linear: str) -> tuple[Values, Floats | None]:
+        """Return (values [N, K], scales) of a linear such as "layers.0.mixer.q_proj".
+
+        Values are int8 of ternary (scales float32 [1]) and int8 ones (scales [N]), else float32
+        (None). Raises FormatError for a linear that has no weight of its own.
+        """
+        source = f"{linear}.weight"
+        found = next((m for m in self.layout.matrices if source in m.sources), None)
+        if found is None:
+            raise FormatError(f"{self.weights_path} holds no linear {linear!r}")
+        values, scale = self._values(found)
+        if len(found.sources) == 1:
+            return values, scale
+        first = 0
+        for name, count in found.sources.items():
+            if name == source:
+                break
+            first += count
+        own = slice(first, first + found.sources[source])
+        return values[own], None if scale is None else scale[own]
+
+    def rows(self, trees: str) -> tuple[Values, Floats | None]:
+        """Return (values [R, 2, D], scales) of the rows of trees such as "layers.0.channel".
+
+        Row r holds a node's input and output weights: int8 of ternary (scales float32 [2]) and int8
+        ones (scales [R, 2]), else float32 (None).
+        """
+        source = f"{trees}.w_in"
+        return self._values(next(m for m in self.layout.matrices if source in m.sources))
 
     def ternary(self, linear: str) -> tuple[NDArray[np.int8], np.float32]:
-        """Return (int8 [N, K] of -1, 0, 1, scale) of a linear layer such as "head"."""
-        name = f"{linear}.packed"
-        return unpack_ternary(self.read(name), *self.matrices[name]), self.read(f"{linear}.scale")[
-            0
-        ]
-
-    def ternary_rows(self, rows: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-        """Return (int8 [V, 2, D], scales float32 [2]: of input and output weights) of an FFF.
-
-        rows: its name, such as "layers.0.channel.rows".
-        """
-        packed = self.read(f"{rows}.packed")
-        columns, form = self.matrices[f"{rows}.packed"]
-        t_ND = unpack_ternary(packed.reshape(-1, packed.shape[-1]), columns, form)
-        return t_ND.reshape(len(packed), 2, columns), self.read(f"{rows}.scale")
+        """Return (int8 [N, K] of -1, 0, 1, scale) of a ternary linear such as "head"."""
+        values, scale = self.matrix(linear)
+        assert scale is not None
+        return values.astype(np.int8, copy=False), scale[0]
 
     def verify_all(self) -> None:
         """Read and verify every tensor; raises FormatError at the first that fails."""
         for name in self.infos:
             self.read(name)
 
+    def _values(self, matrix: layout.Matrix) -> tuple[Values, Floats | None]:
+        stored = self.read(matrix.name)
+        scale: Floats | None = None if matrix.scale is None else self.read(matrix.scale)
+        if matrix.packed:
+            flat = unpack_ternary(
+                stored.reshape(-1, stored.shape[-1]), matrix.shape[-1], matrix.form
+            )
+            return flat.reshape(matrix.shape), scale
+        return from_bfloat16(stored) if matrix.form == "bf16" else stored, scale
+
     def _check_metadata(self, config_bytes: bytes) -> None:
         metadata = self._file.metadata
         tokenizer = self.directory / layout.TOKENIZER_FILE
         expected = _METADATA_KEYS | ({"tokenizer_sha256"} if tokenizer.exists() else set())
-        if metadata.get("format") != layout.FORMAT:
+        if metadata.get("format") != FORMAT:
             raise FormatError(f"{self.weights_path} is not the weights of a packed model")
         if set(metadata) != expected:
             key = min(set(metadata) ^ expected)
@@ -173,12 +221,8 @@ class PackedReader:
                 )
             self._crc[name] = int(text, 16)
 
-    def _expected(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """{name: (dtype, shape)} that the config asks for."""
-        return layout.packed_tensors(self.config, self.packing, self.embedding_form)
-
     def _check_shapes(self) -> None:
-        expected = self._expected()
+        expected = self.layout.tensors()
         for name, (dtype, shape) in expected.items():
             info = self._file.info(name)
             if (info.dtype, info.shape) != (dtype, shape):

@@ -4,28 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
 import secrets
 import shutil
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.encoder import EncoderReading
 from nomatmul.formats.errors import FormatError, WriteError
 from nomatmul.formats.files.atomic import sync_directory
 from nomatmul.formats.files.safetensors import NUMPY_DTYPES, bytes_of, check_finite
-from nomatmul.formats.packed import layout
+from nomatmul.formats.packed.card import card_text
+from nomatmul.formats.packed.description import FORMAT, describe
+from nomatmul.formats.packed.layout import (
+    CARD_FILE,
+    CONFIG_FILE,
+    TOKENIZER_FILE,
+    TREE_PACKING,
+    WEIGHTS_FILE,
+    Forms,
+    layout_of,
+)
 from nomatmul.formats.packing import check_codes, pack_ternary
 from nomatmul.formats.tokenizer import tokenizer_from_bytes
-from nomatmul.formats.tokenizer_config import CONFIG_FILE, tokenizer_config_bytes
+from nomatmul.formats.tokenizer_config import CONFIG_FILE as TOKENIZER_CONFIG_FILE
+from nomatmul.formats.tokenizer_config import tokenizer_config_bytes
 
 # Tensor data starts on a page, so that a mapped file has its first tensor on one.
 _DATA_ALIGN = 4096
@@ -45,49 +58,32 @@ class PackedWriter:
         self,
         dst: str | Path,
         config: ModelConfig,
-        packing: str = "2bit",
-        embedding_form: str = "bf16",
+        forms: Forms,
+        reading: EncoderReading | None = None,
         tokenizer_path: str | Path | None = None,
-        readme: str | None = None,
     ) -> None:
         self._temporary: Path | None = None
-        self._file: Any = None
-        self.packing = packing
-        self.embedding_form = embedding_form
-        tensors = layout.packed_tensors(config, packing, embedding_form)
-        self._matrices = layout.packed_matrices(config, packing)
-        document = layout.packed_config_dict(config, packing, embedding_form)
-        self._start(
-            dst, tensors, document, tokenizer_path, readme or _default_card(config, packing), config
-        )
-
-    def _start(
-        self,
-        dst: str | Path,
-        tensors: dict[str, tuple[str, tuple[int, ...]]],
-        document: dict[str, Any],
-        tokenizer_path: str | Path | None,
-        readme: str,
-        config: ModelConfig,
-    ) -> None:
-        """Open the temporary directory: what config.json says, and {name: (dtype, shape)}."""
+        self._file: IO[bytes] = io.BytesIO()  # until `_begin` opens the weights
         self.dst = Path(dst)
-        self._tensors = tensors
+        self.layout = layout_of(config, forms, reading)
+        self._tensors = self.layout.tensors()
+        self._codes, self._scales = self.layout.codes(), self.layout.scales()
         self.names = list(self._tensors)
         self._pending = list(reversed(self.names))
         self._crc = dict.fromkeys(self.names, 0)
         _refuse_existing(self.dst)
+        document = json.dumps(describe(config, forms, reading), indent=2) + "\n"
         files = {
-            layout.CONFIG_FILE: (json.dumps(document, indent=2) + "\n").encode(),
-            layout.CARD_FILE: readme.encode(),
+            CONFIG_FILE: document.encode(),
+            CARD_FILE: card_text(config, forms, reading).encode(),
         }
         self._metadata = {
-            "format": layout.FORMAT,
-            "config_sha256": hashlib.sha256(files[layout.CONFIG_FILE]).hexdigest(),
+            "format": FORMAT,
+            "config_sha256": hashlib.sha256(files[CONFIG_FILE]).hexdigest(),
         }
         if tokenizer_path is not None:
             files |= _tokenizer_files(Path(tokenizer_path), config)
-            digest = hashlib.sha256(files[layout.TOKENIZER_FILE]).hexdigest()
+            digest = hashlib.sha256(files[TOKENIZER_FILE]).hexdigest()
             self._metadata["tokenizer_sha256"] = digest
         with self._guard():
             self._begin(files)
@@ -114,18 +110,14 @@ class PackedWriter:
                 raise ValueError(f"{name} needs {shape[0]} rows, got {rows}")
             self._pending.pop()
 
-    def add_packed(self, name: str, blocks: Iterable[NDArray[np.int8]]) -> None:
+    def add_packed(self, name: str, blocks: NDArray[np.int8] | Iterable[NDArray[np.int8]]) -> None:
         """Pack and write a ternary matrix, given whole or in blocks of rows.
 
-        Rows are int8 [n, K]; those of an FFF [n, 2, K], input beside output weights.
+        Rows are int8 [n, K]; those of trees [n, 2, K], input beside output weights.
         """
         parts = [blocks] if isinstance(blocks, np.ndarray) else blocks
-        self.add(name, (self._packed(name, part) for part in parts))
-
-    def _packed(self, name: str, part: NDArray[np.int8]) -> NDArray[np.uint8]:
-        _, form = self._matrices.get(name, (0, self.packing))  # `add` refuses a foreign name
-        rows = pack_ternary(part.reshape(-1, part.shape[-1]) if part.ndim == 3 else part, form)
-        return rows.reshape(*part.shape[:-1], rows.shape[-1]) if part.ndim == 3 else rows
+        _, form = self._codes.get(name, (0, TREE_PACKING))  # `add` refuses a foreign name
+        self.add(name, (_packed(part, form) for part in parts))
 
     def close(self) -> None:
         """Finish the directory and give it its name; raises ValueError if a tensor is missing."""
@@ -147,9 +139,8 @@ class PackedWriter:
 
     def abort(self) -> None:
         """Remove everything written so far; does nothing after `close`."""
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # closing flushes, and the disk may be full
-                self._file.close()
+        with contextlib.suppress(OSError):  # closing flushes, and the disk may be full
+            self._file.close()
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None
@@ -172,7 +163,7 @@ class PackedWriter:
         self.abort()
 
     @contextlib.contextmanager
-    def _guard(self) -> Any:
+    def _guard(self) -> Iterator[None]:
         """Clean up on any exception, and say in one line what the disk refused."""
         try:
             yield
@@ -195,7 +186,7 @@ class PackedWriter:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        self._file = open(self._temporary / layout.WEIGHTS_FILE, "wb")  # noqa: SIM115
+        self._file = open(self._temporary / WEIGHTS_FILE, "wb")  # noqa: SIM115
         self._file.write(self._header())
 
     def _header(self) -> bytes:
@@ -224,12 +215,12 @@ class PackedWriter:
                 f"{name} must be {dtype} {list(shape)}, got {block.dtype} {list(block.shape)}"
             )
         if dtype == "U8":
-            check_codes(block.reshape(-1, shape[-1]), *self._matrices[name])
+            check_codes(block.reshape(-1, shape[-1]), *self._codes[name])
         elif dtype == "BF16" and np.any((block & 0x7F80) == 0x7F80):
             raise FormatError(f"{name} holds a value that is not finite (NaN or infinity)")
         elif dtype == "F32":
             check_finite(block, name)
-            if name.endswith(".scale") and not np.all(block > 0):
+            if name in self._scales and not np.all(block > 0):
                 raise FormatError(f"{name} must be above 0, found {block.min()}")
 
 
@@ -245,14 +236,9 @@ def _tokenizer_files(path: Path, config: ModelConfig) -> dict[str, bytes]:
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror or error}") from None
     names = tokenizer_config_bytes(tokenizer_from_bytes(data, path), config, path.parent)
-    return {layout.TOKENIZER_FILE: data, CONFIG_FILE: names}
+    return {TOKENIZER_FILE: data, TOKENIZER_CONFIG_FILE: names}
 
 
-def _default_card(config: ModelConfig, packing: str) -> str:
-    return (
-        "# A packed MatMul-free language model\n\n"
-        f"{config.num_layers} layers, hidden size {config.hidden_size}, vocabulary"
-        f" {config.vocab_size}, {config.param_count():,} parameters, ternary weights packed as"
-        f" {packing}.\n\nRead it with `nomatmul.load(directory)`; the weights carry their scales"
-        " and must not be quantised again.\n"
-    )
+def _packed(t: NDArray[np.int8], form: str) -> NDArray[np.uint8]:
+    rows = pack_ternary(t.reshape(-1, t.shape[-1]) if t.ndim == 3 else t, form)
+    return rows.reshape(*t.shape[:-1], rows.shape[-1]) if t.ndim == 3 else rows

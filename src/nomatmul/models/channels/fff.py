@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from nomatmul.formats import architecture as parts
 from nomatmul.models.channels.ffn import FFN
 from nomatmul.models.channels.trees import TreeLayer, balance_loss
 from nomatmul.models.layers import RMSNorm
@@ -36,8 +37,6 @@ class FFF(TreeLayer):
     norm_out.weight [V]; `master`. Row t * nodes + j is node j of tree t. Raises ValueError for
     sizes and names that do not fit.
     """
-
-    initial_std: float | None = None  # set by models: normal weights instead of the authors' own
 
     def __init__(
         self,
@@ -69,6 +68,19 @@ class FFF(TreeLayer):
             self.slots = (new_slot(), new_slot())
         self.master = make_master(hidden, self.out, master_width, linear, eps, activation)
         self.reset_parameters()
+
+    @classmethod
+    def of(cls, part: parts.FFF, layer: int) -> FFF:
+        return cls(
+            part.size,
+            trees=part.trees,
+            depth=part.depth,
+            linear=part.linear,
+            activation=part.activation,
+            bias=part.bias,
+            master_width=part.master.up_proj.outputs if part.master is not None else 0,
+            eps=part.norm_eps,
+        )
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

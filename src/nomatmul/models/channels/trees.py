@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nomatmul.models.mixer import Mixer
+
 
 @dataclass(frozen=True)
 class FFFTraining:
@@ -46,9 +48,10 @@ class Usage:
     visits: Tensor
 
 
-class TreeLayer(nn.Module):
+class TreeLayer(Mixer):
     """What every form of trees has: the training plan, visit counts, the auxiliary loss."""
 
+    initial_std: float | None = None  # set by models: normal weights instead of the authors' own
     training_plan = FFFTraining()
     visits: Tensor | None
 
@@ -58,6 +61,13 @@ class TreeLayer(nn.Module):
         self.ends = ends  # places of a tree where a walk can end
         self.auxiliary: Tensor | None = None
         self.register_buffer("visits", None, persistent=False)
+
+    def reset_parameters(self) -> None:
+        """Draw the first weights."""
+        raise NotImplementedError
+
+    def plan_weights(self, std: float, residual_std: float) -> None:
+        self.initial_std = std
 
     def plan_training(self, plan: FFFTraining) -> None:
         """Train by this plan from now on; visits counted so far stay if counting goes on."""

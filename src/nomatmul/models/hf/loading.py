@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +139,9 @@ def _load(
 def refuse_odd(
     cls: Any,
     path: Any,
-    missing: set[str],
-    unexpected: set[str],
-    mismatched: set[str] = frozenset(),  # type: ignore[assignment]
+    missing: Set[str],
+    unexpected: Set[str],
+    mismatched: Set[str] = frozenset(),
 ) -> None:
     """Raises ValueError for tensors too few, too many or misshapen.
 

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nomatmul.formats import architecture as parts
 from nomatmul.models.layers import make_linear, shared_rms
+from nomatmul.models.mixer import Inputs, Pass, TokenMixer
 
 
 def rotary_angles(position_ids_BT: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -55,15 +57,13 @@ def padding_bias(mask_BT: Tensor) -> Tensor:
     return (keep_BT | ~keep_BT.any(-1, keepdim=True))[:, None, None, :]
 
 
-class Attention(nn.Module):
+class Attention(TokenMixer):
     """Multi-head attention, no biases; x: [B, T, D] -> [B, T, D].
 
     causal: each position sees itself and what lies before it; otherwise all positions. positions:
     "rotary" turns queries and keys; with "sinusoidal" and "none" they stay as they are, for the
     position, if any, is in x. `dropout` is applied in training to the attention's weights.
     """
-
-    dropout: float = 0.0
 
     def __init__(
         self,
@@ -93,6 +93,20 @@ class Attention(nn.Module):
         self.k_proj = make_linear(hidden_size, hidden_size, linear, eps)
         self.v_proj = make_linear(hidden_size, hidden_size, linear, eps)
         self.o_proj = make_linear(hidden_size, hidden_size, linear, eps)
+
+    @classmethod
+    def of(cls, part: parts.Attention, layer: int) -> Attention:
+        linear, rotary = part.q_proj, part.theta is not None
+        return cls(
+            linear.inputs,
+            part.heads,
+            linear=linear.kind,
+            eps=linear.norm_eps,
+            rope_theta=part.theta or 10000.0,
+            layer=layer,
+            causal=part.causal,
+            positions="rotary" if rotary else "none",
+        )
 
     def forward(
         self,
@@ -130,3 +144,29 @@ class Attention(nn.Module):
             is_causal=self.causal and bias is None,
         )
         return self.o_proj(y_BHTE.transpose(1, 2).reshape(batch, steps, -1))
+
+    # -- in a block -----------------------------------------------------------------------------
+
+    def inputs(self, tokens: Pass) -> Inputs:
+        """The boolean bias, and cos and sin of the rotary angles; None where there is none."""
+        bias = tokens.once(("attention bias", self.causal), lambda: self._bias(tokens))
+        if not self.rotary:
+            return bias, None, None
+        size, theta = self.head_size, self.rope_theta
+        angles = tokens.once(
+            ("rotary", size, theta), lambda: rotary_angles(tokens.positions(), size, theta)
+        )
+        return bias, *angles
+
+    def _bias(self, tokens: Pass) -> Tensor | None:
+        if not self.causal:
+            mask = tokens.new_mask()
+            return None if mask is None else padding_bias(mask)
+        mask = tokens.whole_mask()
+        return None if mask is None else attention_bias(mask, tokens.steps)
+
+    def mix(self, x: Tensor, inputs: Inputs, cache: Any = None) -> Tensor:
+        """cache: a transformers Cache."""
+        bias, cos, sin = inputs
+        rotary = None if cos is None or sin is None else (cos, sin)
+        return self(x, bias, rotary, cache)
