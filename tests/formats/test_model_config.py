@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from nomatmul.formats.config import ModelConfig, default_intermediate_size
+from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.dials import default_intermediate_size
 
 TREES = {"channel_mixer": "fff", "fff_trees": 2, "fff_depth": 3}
 SIZES = {"vocab_size": 100, "hidden_size": 64, "num_layers": 2}

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.dials import Dials
 
 Shape = tuple[int, ...]
 
@@ -317,7 +317,7 @@ def _tensors(leaves: dict[str, Norm] | dict[str, Linear]) -> dict[str, Shape]:
 
 
 @functools.lru_cache(maxsize=64)
-def architecture_of(config: ModelConfig) -> Architecture:
+def architecture_of(config: Dials) -> Architecture:
     """The parts that the dials and sizes of a config stand for."""
     size, eps = config.hidden_size, config.norm_eps
     return Architecture(
@@ -333,43 +333,43 @@ def architecture_of(config: ModelConfig) -> Architecture:
     )
 
 
-def _linear(config: ModelConfig, outputs: int, inputs: int) -> Linear:
+def _linear(config: Dials, outputs: int, inputs: int) -> Linear:
     return Linear(config.linear, outputs, inputs, config.linear_norm_eps)
 
 
-def _block(config: ModelConfig, layer: int) -> Block:
+def _block(config: Dials, layer: int) -> Block:
     channel = _CHANNELS[config.channel_of(layer)](config)
     norm = Norm(config.norm, config.hidden_size, config.norm_eps)
     mixer = _MIXERS[config.token_mixer](config)
     return Block(norm, mixer, norm if channel is not None else None, channel)
 
 
-def _mlgru(config: ModelConfig) -> MLGRU:
+def _mlgru(config: Dials) -> MLGRU:
     size = config.hidden_size
     square = _linear(config, size, size)
     norm = Norm("rms", size, config.gate_norm_eps)
     return MLGRU(square, square, square, square, norm, config.use_lower_bound)
 
 
-def _attention(config: ModelConfig) -> Attention:
+def _attention(config: Dials) -> Attention:
     square = _linear(config, config.hidden_size, config.hidden_size)
     theta = config.rope_theta if config.positions == "rotary" else None
     sizes = config.num_heads, config.head_size
     return Attention(square, square, square, square, *sizes, config.causal, theta)
 
 
-def _glu(config: ModelConfig) -> GLU:
+def _glu(config: Dials) -> GLU:
     size, inner = config.hidden_size, config.mlp_size
     gate, down = _linear(config, 2 * inner, size), _linear(config, size, inner)
     return GLU(gate, down, config.glu_activation)
 
 
-def _ffn(config: ModelConfig, inner: int | None = None) -> FFN:
+def _ffn(config: Dials, inner: int | None = None) -> FFN:
     size, inner = config.hidden_size, config.mlp_size if inner is None else inner
     return FFN(_linear(config, inner, size), _linear(config, size, inner), config.activation)
 
 
-def _fff(config: ModelConfig) -> FFF:
+def _fff(config: Dials) -> FFF:
     assert config.fff_trees is not None
     assert config.fff_depth is not None
     master = config.fff_master_width
@@ -386,11 +386,11 @@ def _fff(config: ModelConfig) -> FFF:
 
 
 # The words of the dials; a new kind of mixer is a dataclass above and a line here.
-_MIXERS: dict[str, Callable[[ModelConfig], TokenMixer]] = {
+_MIXERS: dict[str, Callable[[Dials], TokenMixer]] = {
     "mlgru": _mlgru,
     "attention": _attention,
 }
-_CHANNELS: dict[str, Callable[[ModelConfig], ChannelMixer | None]] = {
+_CHANNELS: dict[str, Callable[[Dials], ChannelMixer | None]] = {
     "glu": _glu,
     "ffn": _ffn,
     "fff": _fff,

@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from nomatmul.formats.config import ACTIVATIONS, ModelConfig
+from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.dials import ACTIVATIONS
 
 ENCODER_MODEL_TYPE = "nomatmul-encoder"
 TASKS = ("masked", "sequence", "token")

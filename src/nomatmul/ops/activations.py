@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nomatmul.formats.config import ACTIVATIONS
+from nomatmul.formats.dials import ACTIVATIONS
 
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,

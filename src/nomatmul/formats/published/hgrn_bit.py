@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from nomatmul.formats.config import ModelConfig, default_intermediate_size
+from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.dials import default_intermediate_size
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.published.keys import end_tokens, is_one_of, sort_keys, warn_ignored
 

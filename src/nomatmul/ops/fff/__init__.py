@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nomatmul.formats.config import ACTIVATIONS
+from nomatmul.formats.dials import ACTIVATIONS
 from nomatmul.ops.activations import activate, check_activation
 from nomatmul.ops.fff import masked, native
 from nomatmul.ops.fff.operators import check_logits, combine_op, fff_op, walk_op
