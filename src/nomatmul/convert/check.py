@@ -127,6 +127,8 @@ def _check_encoder(
     checkpoint: Checkpoint, reading: EncoderReading, reader: PackedReader, text: CheckText
 ) -> EncoderCheck:
     from nomatmul.engine import load
+    from nomatmul.engine.heads import TaskHead, pooled
+    from nomatmul.reference.linear import stored_linear
     from nomatmul.reference.model import ReferenceModel
 
     ids, named = _token_ids(reader, text)
@@ -134,10 +136,11 @@ def _check_encoder(
     model = load(reader.directory, kind="encoder")
     expected = ReferenceModel.from_checkpoint(checkpoint).forward(ids_BT)
     logits = model.logits(ids_BT)
-    if reading.task == "masked":
-        wanted = expected.logits_BTV
-    else:
-        wanted = _classes(checkpoint, reading, expected.hidden_BTD)
+    states = expected.hidden_BTD
+    if reading.task == "sequence":
+        seen_T = np.ones(ids_BT.shape[1], bool)
+        states = np.stack([pooled(hidden_TD, seen_T, reading) for hidden_TD in states])
+    wanted = TaskHead(checkpoint.read, stored_linear, checkpoint.config, reading).logits(states)
     same = [
         (rows.reshape(expected.paths[layer].shape) == expected.paths[layer]).all(axis=(1, 2))
         for layer, rows in model.paths(ids_BT).items()
@@ -191,21 +194,6 @@ def _torch_fits(checkpoint: Checkpoint) -> bool:
         return False
     available = available_memory()
     return available is None or 6 * checkpoint.config.param_count() < available
-
-
-def _classes(checkpoint: Checkpoint, reading: EncoderReading, hidden_BTD: Floats) -> Floats:
-    """A classifier's logits of the source, every token seen."""
-    from nomatmul.engine.heads import pooled
-    from nomatmul.reference.activations import ACTIVATIONS
-
-    x = hidden_BTD
-    if reading.task == "sequence":
-        seen_T = np.ones(x.shape[1], bool)
-        x = np.stack([pooled(row, seen_T, reading) for row in x])
-        if "pooler.weight" in checkpoint.names():
-            x = x @ checkpoint.read("pooler.weight").T + checkpoint.read("pooler.bias")
-        x = ACTIVATIONS[reading.head.pooler_activation](x)
-    return x @ checkpoint.read("classifier.weight").T + checkpoint.read("classifier.bias")
 
 
 def _relative(found: Floats, wanted: Floats) -> float:

@@ -58,7 +58,7 @@ class EncoderModel:
         self.fingerprint, self.forms, self.path = fingerprint, forms, path
         self.threads = backend.threads
         self._passes = Passes(backend, config)
-        self._head = TaskHead(backend, config, reading)
+        self._head = TaskHead(backend.tensor, backend.linear, config, reading)
         self._text = TextSide(tokenizer_path, config)
 
     def __repr__(self) -> str:

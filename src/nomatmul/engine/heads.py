@@ -5,7 +5,8 @@ Legend: N tokens of all sequences, T tokens of one, D hidden size, V vocabulary,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,19 +16,27 @@ from nomatmul.reference.activations import ACTIVATIONS
 from nomatmul.reference.linear import expanded
 
 if TYPE_CHECKING:
-    from nomatmul.engine.backend import EncoderBackend, Layer
+    from nomatmul.engine.backend import Layer
     from nomatmul.engine.state import Float
     from nomatmul.formats.config import ModelConfig
     from nomatmul.formats.encoder import EncoderReading
 
 
 class TaskHead:
-    """The head that a packed encoder was trained with. Raises FormatError for damaged tensors."""
+    """The head that an encoder was trained with. Raises FormatError for damaged tensors.
+
+    tensor gives one by its name, and linear the layer of a matrix: those of a backend, or of a
+    float checkpoint (`Checkpoint.read`, `reference.linear.stored_linear`).
+    """
 
     def __init__(
-        self, backend: EncoderBackend, config: ModelConfig, reading: EncoderReading
+        self,
+        tensor: Callable[[str], NDArray[Any]],
+        linear: Callable[[NDArray[Any], Float | None], Layer],
+        config: ModelConfig,
+        reading: EncoderReading,
     ) -> None:
-        self._backend, self._reading = backend, reading
+        self._tensor, self._linear, self._reading = tensor, linear, reading
         linears = head_shapes(config.hidden_size, reading)
         self._vocabulary: Layer | None = None
         if reading.task == "masked" and not config.tie_embeddings:
@@ -46,10 +55,10 @@ class TaskHead:
 
     def _vocabulary_logits(self, hidden_ND: Float) -> Float:
         if self._vocabulary is None:
-            table = self._backend.tensor("embedding.weight")
+            table = self._tensor("embedding.weight")
             if table.dtype == np.int8:
-                scale = self._backend.tensor("embedding.scale")
-                self._vocabulary = self._backend.linear(table, scale)
+                scale = self._tensor("embedding.scale")
+                self._vocabulary = self._linear(table, scale)
             else:
                 # by the BLAS, which reads the table as it lies
                 transposed = expanded(table).T
@@ -57,12 +66,12 @@ class TaskHead:
         return self._vocabulary(hidden_ND)
 
     def _matrix(self, name: str) -> Layer:
-        weight = self._backend.tensor(f"{name}.weight")
-        scale = self._backend.tensor(f"{name}.scale") if weight.dtype == np.int8 else None
-        return self._backend.linear(weight, scale)
+        weight = self._tensor(f"{name}.weight")
+        scale = self._tensor(f"{name}.scale") if weight.dtype == np.int8 else None
+        return self._linear(weight, scale)
 
     def _affine(self, name: str) -> Layer:
-        matrix, bias = self._matrix(name), self._backend.tensor(f"{name}.bias")
+        matrix, bias = self._matrix(name), self._tensor(f"{name}.bias")
         return lambda x: matrix(x) + bias
 
 
