@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -102,10 +103,11 @@ def _nvrtc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_persistent_kernel_compiles(capability: tuple[int, int], mixer: str) -> None:
     from nomatmul.engine.backends.cuda.decoder import best_blocks, defines
     from nomatmul.engine.backends.cuda.nvrtc import CompileError, compile_cubin
+    from nomatmul.engine.backends.cuda.plan import Plan
     from nomatmul.formats.config import ModelConfig
 
-    config = ModelConfig(vocab_size=67, hidden_size=42, num_layers=2, channel_mixer=mixer)
-    macros = defines(config, 0, best_blocks(config, 132))
+    plan = Plan.of(ModelConfig(vocab_size=67, hidden_size=42, num_layers=2, channel_mixer=mixer))
+    macros = defines(plan, 0, best_blocks(plan, 132))
     cubin = compile_cubin("decode.cu", macros, capability)
     assert cubin[:4] == b"\x7fELF"
     assert compile_cubin("decode.cu", macros, capability) == cubin  # now out of the cache
@@ -118,13 +120,14 @@ def test_persistent_kernel_compiles(capability: tuple[int, int], mixer: str) -> 
 @pytest.mark.parametrize("mixer", ["glu", "none"])
 def test_kernels_of_long_prompts_compile(capability: tuple[int, int], mixer: str) -> None:
     from nomatmul.engine.backends.cuda.nvrtc import CompileError, compile_cubin
+    from nomatmul.engine.backends.cuda.plan import Plan
     from nomatmul.engine.backends.cuda.prompt import defines
     from nomatmul.formats.config import ModelConfig
 
     config = ModelConfig(vocab_size=67, hidden_size=44, num_layers=2, channel_mixer=mixer)
-    assert compile_cubin("prompt.cu", defines(config), capability)[:4] == b"\x7fELF"
+    assert compile_cubin("prompt.cu", defines(Plan.of(config)), capability)[:4] == b"\x7fELF"
     with pytest.raises(CompileError, match=r"sizes 42 and .* are not multiples of 4"):
-        defines(ModelConfig(vocab_size=67, hidden_size=42, num_layers=2, channel_mixer=mixer))
+        defines(Plan.of(dataclasses.replace(config, hidden_size=42)))
 
 
 @pytest.mark.usefixtures("_nvrtc")

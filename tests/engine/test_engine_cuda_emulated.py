@@ -65,11 +65,12 @@ def build(
     directory: Path, config: ModelConfig, embedding: int, blocks: int, threads: int
 ) -> Emulated:
     from nomatmul.engine.backends.cuda import decoder
+    from nomatmul.engine.backends.cuda.plan import Plan
 
     compiler = need_compiler("g++")
     source, library = directory / "driver.cc", directory / "driver.so"
     source.write_text(DRIVER)
-    macros = decoder.defines(config, embedding, blocks, threads)
+    macros = decoder.defines(Plan.of(config), embedding, blocks, threads)
     command = [
         *(compiler, "-std=c++20", "-O1", "-ffp-contract=off", "-w", "-shared", "-fPIC", "-pthread"),
         *("-DNOMATMUL_EMULATED", *(f"-D{name}={value}" for name, value in macros.items())),
@@ -112,7 +113,7 @@ def test_decoding_has_the_bits_of_the_native_core(
     weights = read_weights(PackedReader(directory), torch.device("cpu"))
     kernel = build(tmp_path, config, {"bf16": 0, "int8": 1}[embedding], blocks, threads)
     flag = torch.zeros(1, dtype=torch.int32)
-    decoder = Decoder(config, weights, flag, (kernel, blocks, threads))
+    decoder = Decoder(weights, flag, (kernel, blocks, threads))
     ids = random_ids(2, 67)[: 2 if size > 100 else None]
     lm = load(directory, threads=1)
     session = lm.session()

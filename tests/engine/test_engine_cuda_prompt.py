@@ -157,6 +157,7 @@ def test_rows_and_recurrence_have_the_bits_of_the_general_path(
     tmp_path: Path,
 ) -> None:
     from nomatmul.engine.backends.cuda import prompt
+    from nomatmul.engine.backends.cuda.plan import Plan
     from nomatmul.formats.config import ModelConfig
 
     compiler = need_compiler("g++")
@@ -165,7 +166,7 @@ def test_rows_and_recurrence_have_the_bits_of_the_general_path(
     )
     source, library = tmp_path / "driver.cc", tmp_path / "driver.so"
     source.write_text(DRIVER)
-    macros = [f"-D{name}={value}" for name, value in prompt.defines(config).items()]
+    macros = [f"-D{name}={value}" for name, value in prompt.defines(Plan.of(config)).items()]
     places = [f"-I{HERE}", f"-I{Path(prompt.__file__).parent}"]
     flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-w", "-shared", "-fPIC", "-pthread"]
     command = [compiler, *flags, "-DNOMATMUL_EMULATED", *macros, *places, str(source)]

@@ -25,8 +25,6 @@ from nomatmul.engine.backends.cuda.nvrtc import CompileError
 from nomatmul.engine.backends.cuda.probes import Probes
 from nomatmul.engine.state import Layout, State
 from nomatmul.formats import capability
-from nomatmul.formats.architecture import architecture_of
-from nomatmul.formats.packed.layout import active_rows
 
 if TYPE_CHECKING:
     from nomatmul.engine.backend import Ids, Want
@@ -34,9 +32,7 @@ if TYPE_CHECKING:
     from nomatmul.engine.state import Float
     from nomatmul.formats.config import ModelConfig
 
-# Work space that a block of tokens may take, and rows of logits that exist at once.
-SCRATCH_BYTES = 240 << 20
-UNPACKED_BYTES = 76 << 20
+# Rows of logits that exist at once.
 HEAD_ROWS = 256
 LOST = 2  # what decode.cu sets the flag to when its blocks wait in vain
 MAX_GRAPH = 64  # sequences that decode through a captured graph
@@ -71,14 +67,15 @@ class CudaBackend(Probes):
     name = "cuda"
     threads = 1
 
-    def __init__(self, config: ModelConfig, weights: DeviceWeights, chunk: int | None = None):
+    def __init__(self, config: ModelConfig, weights: DeviceWeights) -> None:
         self.config = config
+        self.plan = weights.plan
         self.weights = weights
         self.device = weights.device
-        self.forward = Forward(config, weights)
-        self.chunk = chunk if chunk is not None else chunk_tokens(config)
+        self.forward = Forward(weights)
+        self.chunk = self.plan.chunk_tokens
         self.isa = "triton (interpreted)" if INTERPRETED else "triton, CUDA graph"
-        self.layout = Layout.of(architecture_of(config))
+        self.layout = Layout.of(self.plan.model)
         self.shape = self.layout.fixed_shape
         self.gpu = CudaDevice(self.device, weights.nbytes)
         self._lock = threading.RLock()
@@ -109,7 +106,7 @@ class CudaBackend(Probes):
             return None
         try:
             with self._on_device():
-                decoder = Decoder(self.config, self.weights, self.forward.flag)
+                decoder = Decoder(self.weights, self.forward.flag)
                 self._prove(decoder)
         except CompileError as error:
             if choice == "persistent":
@@ -171,7 +168,7 @@ class CudaBackend(Probes):
         for state, h_LD in zip(states, work_SLD, strict=True):
             state.h_LD.copy_(h_LD)
         if not rows:
-            return np.zeros((0, self.config.vocab_size), np.float32)
+            return np.zeros((0, self.plan.vocabulary), np.float32)
         return np.concatenate(rows)
 
     def _run(self, work_SLD: Tensor, ids_T: Sequence[Ids], want: Want) -> Iterator[Float]:
@@ -246,7 +243,7 @@ class CudaBackend(Probes):
         self._check_finite()
         state.h_LD, self._spare = self._spare, state.h_LD
         if logits_V is None:
-            return np.zeros((0, self.config.vocab_size), np.float32)
+            return np.zeros((0, self.plan.vocabulary), np.float32)
         return logits_V[None]
 
     def _decode(self, states: Sequence[DeviceState], ids_T: Sequence[Ids], want: Want) -> Float:
@@ -263,7 +260,7 @@ class CudaBackend(Probes):
         for state, h_LD in zip(states, graph.states_SLD, strict=True):
             state.h_LD.copy_(h_LD)
         if logits_SV is None:
-            return np.zeros((0, self.config.vocab_size), np.float32)
+            return np.zeros((0, self.plan.vocabulary), np.float32)
         return logits_SV
 
     def weight_bytes(self) -> dict[str, int]:
@@ -299,7 +296,7 @@ class CudaBackend(Probes):
             return None
         if torch.cuda.get_device_capability(self.device) < (8, 0):
             return None
-        return torch.empty(scratch_bytes(self.config), dtype=torch.int8, device=self.device)
+        return torch.empty(self.plan.scratch_bytes, dtype=torch.int8, device=self.device)
 
     def _put(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
@@ -318,34 +315,3 @@ class CudaBackend(Probes):
         if self.device.type == "cuda":
             return torch.cuda.device(self.device)
         return contextlib.nullcontext()
-
-
-def scratch_bytes(config: ModelConfig) -> int:
-    """Bytes of int8 matrices that are unpacked at once: those of one product, if they fit."""
-    from nomatmul.engine.backends.cuda.weights import device_row_bytes
-
-    size, inner = config.hidden_size, _inner(config)
-    short, long = device_row_bytes(size), device_row_bytes(inner)
-    glu = (2 * inner + 256) * short  # whole tiles of gate and up
-    return min(UNPACKED_BYTES, 4 * max(3 * size * short, glu, size * long))
-
-
-def token_bytes(config: ModelConfig) -> int:
-    """Bytes of work space that a token of a long block takes at the widest place."""
-    size, inner = config.hidden_size, _inner(config)
-    mixer = 4 * 3 * size + 3 * size
-    channel = size + 4 * inner + inner  # a GLU's int8 inputs, its values and their int8
-    if config.channel_mixer == "fff":  # visited rows, their accumulators and int8
-        channel = size + 9 * active_rows(config) + 4 * size
-    return 4 * size + max(mixer, channel)
-
-
-def _inner(config: ModelConfig) -> int:
-    """Inner size of the GLU, 0 without one."""
-    return config.mlp_size if config.channel_mixer == "glu" else 0
-
-
-def chunk_tokens(config: ModelConfig) -> int:
-    """Tokens of a block, so that the work space stays near SCRATCH_BYTES."""
-    room = max(SCRATCH_BYTES - scratch_bytes(config), SCRATCH_BYTES // 4)
-    return max(128, min(2048, room // token_bytes(config) // 128 * 128))

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from nomatmul.engine.backends.cuda.nvrtc import CompileError, Kernel, cache_file, compile_cubin
+from nomatmul.engine.backends.cuda.plan import Plan, device_row_bytes
 
 if TYPE_CHECKING:
     from nomatmul.engine.backends.cuda.weights import DeviceWeights
-    from nomatmul.formats.config import ModelConfig
 
 MOST_THREADS = 352  # of a block that compute, but for rows
 EACH = {640: 2}  # groups of a vector: groups a thread, where the rule was measured to miss the best
@@ -42,39 +42,31 @@ class Params(ctypes.Structure):
 
 
 def defines(
-    config: ModelConfig,
+    plan: Plan,
     embedding: int,
     blocks: int,
     threads: int = 256,
     shared: int = 232448,
 ) -> dict[str, str]:
     """Macros of decode.cu for a model on so many blocks of threads with `shared` bytes each."""
-    from nomatmul.engine.backends.cuda.weights import device_row_bytes
-
-    inner = config.mlp_size if config.channel_mixer == "glu" else 0
-    least = min(config.norm_eps, config.linear_norm_eps, config.gate_norm_eps)
+    least = min(plan.norm_eps, plan.linear_eps, plan.gate_eps)
     return {
-        "D": str(config.hidden_size),
-        "M": str(inner),
-        "V": str(config.vocab_size),
-        "L": str(config.num_layers),
-        "RBD": str(device_row_bytes(config.hidden_size)),
-        "RBM": str(device_row_bytes(inner) if inner else 64),
+        **plan.macros(),
+        "V": str(plan.vocabulary),
+        "L": str(plan.layers),
+        "RBD": str(device_row_bytes(plan.size)),
+        "RBM": str(device_row_bytes(plan.inner) if plan.inner else 64),
         "BLOCKS": str(blocks),
         "EMBEDDING": str(embedding),
         "THREADS": str(threads),
         "SHARED_LIMIT": str(shared),
-        "NORM_EPS": f"{config.norm_eps!r}f",
-        "LINEAR_EPS": f"{config.linear_norm_eps!r}f",
-        "GATE_EPS": f"{config.gate_norm_eps!r}f",
         "LEAST_EPS": f"{least!r}f",
     }
 
 
-def best_blocks(config: ModelConfig, processors: int) -> int:
+def best_blocks(plan: Plan, processors: int) -> int:
     """How many blocks share the rows most evenly: the fewest bytes for the busiest one."""
-    inner = config.mlp_size if config.channel_mixer == "glu" else 0
-    size = config.hidden_size
+    size, inner = plan.size, plan.inner
 
     def busiest(blocks: int) -> int:
         rows, wide = -(-size // blocks), -(-inner // blocks)
@@ -83,16 +75,15 @@ def best_blocks(config: ModelConfig, processors: int) -> int:
     return min(range(1, processors + 1), key=lambda blocks: (busiest(blocks), blocks))
 
 
-def best_threads(config: ModelConfig, blocks: int) -> int:
+def best_threads(plan: Plan, blocks: int) -> int:
     """Threads of a block that compute, by what measured best on an H200.
 
     One group of four elements each where 256 threads can have them all, else three or, in the
     widest models, more. Fewer warps repeat less of what every warp does. 2.7B's 640 groups are
     12 % faster with two.
     """
-    inner = config.mlp_size if config.channel_mixer == "glu" else 0
-    rows = -(-max(config.hidden_size, inner) // blocks)
-    groups = -(-config.hidden_size // 16) * 4
+    rows = -(-max(plan.size, plan.inner) // blocks)
+    groups = -(-plan.size // 16) * 4
     each = EACH.get(groups, 1 if groups <= 256 else max(3, -(-groups // MOST_THREADS)))
     return -(-max(-(-groups // each), rows) // 32) * 32
 
@@ -102,29 +93,27 @@ class Decoder:
 
     def __init__(
         self,
-        config: ModelConfig,
         weights: DeviceWeights,
         flag: Tensor,
         emulated: tuple[Any, int, int] | None = None,
     ) -> None:
-        device = weights.device
+        plan, device = weights.plan, weights.device
         self.kernel: Any
         if emulated is not None:  # tests: a kernel on the CPU, its blocks and threads
             self.kernel, self.blocks, self.threads = emulated
         else:
-            self._compile(config, weights)
-        self.config = config
+            self._compile(weights)
+        self.plan = plan
         self._set = 0
         self._keep: dict[str, Tensor] = dict(weights.stack)
-        inner = config.mlp_size if config.channel_mixer == "glu" else 0
         for name, tensor in weights.stack.items():
             if name.endswith("_norm"):
-                size = inner if name == "down_norm" else config.hidden_size
+                size = plan.inner if name == "down_norm" else plan.size
                 self._keep[name] = _in_order(tensor, size)
-        self._keep["beta"] = _betas(config, weights, device)
-        self._keep["items"] = _items(config.hidden_size, inner, device)
+        self._keep["beta"] = _betas(weights)
+        self._keep["items"] = _items(plan.size, plan.inner, device)
         # logits, the likeliest token: one piece, so one copy brings both to the host
-        self.out = torch.zeros(config.vocab_size + 1, dtype=torch.int32, device=device)
+        self.out = torch.zeros(plan.vocabulary + 1, dtype=torch.int32, device=device)
         self.logits_V = self.out[:-1].view(torch.float32)
         self.host = torch.zeros_like(self.out, device="cpu")
         if device.type == "cuda":
@@ -138,16 +127,17 @@ class Decoder:
             if name in self._keep:
                 setattr(self.params, name, self._keep[name].data_ptr())
 
-    def _compile(self, config: ModelConfig, weights: DeviceWeights) -> None:
+    def _compile(self, weights: DeviceWeights) -> None:
+        plan = weights.plan
         properties = torch.cuda.get_device_properties(weights.device)
         capability = (properties.major, properties.minor)
         if capability < (8, 0):
             raise CompileError("the persistent kernel needs compute capability 8.0")
-        self.blocks = best_blocks(config, properties.multi_processor_count)
-        self.threads = best_threads(config, self.blocks)
+        self.blocks = best_blocks(plan, properties.multi_processor_count)
+        self.threads = best_threads(plan, self.blocks)
         form = EMBEDDINGS[weights.stack["embedding"].dtype]
         shared = getattr(properties, "shared_memory_per_block_optin", 101376)
-        macros = defines(config, form, self.blocks, self.threads, shared)
+        macros = defines(plan, form, self.blocks, self.threads, shared)
         cubin = compile_cubin("decode.cu", macros, capability)
         self.kernel = Kernel(cubin, "decode")
         self.proof = cache_file("decode", cubin, "proved")
@@ -172,7 +162,7 @@ class Decoder:
         params.token_out = (self._keep["token_out"] if made is None else made).data_ptr()
         params.state_in, params.state_out = before_LD.data_ptr(), after_LD.data_ptr()
         params.set = self._set
-        self._set = (self._set + self.config.num_layers) % SETS
+        self._set = (self._set + self.plan.layers) % SETS
         stream = 0
         if self.out.is_cuda:
             stream = torch.cuda.current_stream(self.out.device).cuda_stream
@@ -180,9 +170,8 @@ class Decoder:
 
     def forget(self) -> None:
         """Take back what a launch left that broke off: no word that blocks wait for is there."""
-        inner = self.config.mlp_size if self.config.channel_mixer == "glu" else 0
         items = self._keep["items"]
-        items.copy_(_items(self.config.hidden_size, inner, items.device))
+        items.copy_(_items(self.plan.size, self.plan.inner, items.device))
 
     def fetch(self) -> np.ndarray:
         """float32 [V] on the host: the logits of the last launch. Waits for it."""
@@ -216,13 +205,13 @@ def _items(size: int, inner: int, device: Any) -> Tensor:
     return torch.cat(words).to(torch.int32).repeat(SETS, 1)
 
 
-def _betas(config: ModelConfig, weights: DeviceWeights, device: Any) -> Tensor:
+def _betas(weights: DeviceWeights) -> Tensor:
     """float32 [6 L + 1]: scales of i, f, g, o, gate, down of each layer, then the head's."""
     names = [f"mixer.{letter}_proj" for letter in "ifgo"]
     names += ["channel.gate_proj", "channel.down_proj"]
     values = [
         weights.beta.get(f"layers.{layer}.{name}", 0.0)
-        for layer in range(config.num_layers)
+        for layer in range(weights.plan.layers)
         for name in names
     ]
-    return torch.tensor([*values, weights.beta["head"]], dtype=torch.float32, device=device)
+    return torch.tensor([*values, weights.beta["head"]], dtype=torch.float32, device=weights.device)

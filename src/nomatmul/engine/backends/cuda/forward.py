@@ -16,7 +16,7 @@ from nomatmul.engine.backends.cuda.prompt import Prompt
 
 if TYPE_CHECKING:
     from nomatmul.engine.backends.cuda.weights import DeviceWeights
-    from nomatmul.formats.config import ModelConfig
+    from nomatmul.formats.architecture import FFF
 
 # int32 accumulators [T, D], their steps [1, T] and their scale: what x still lacks
 Added = tuple[Tensor, Tensor, float]
@@ -29,9 +29,8 @@ class Forward:
     an FFF three pairs: (inputs, accumulators) of the walk, (rows, their int8), and of the sum.
     """
 
-    def __init__(self, config: ModelConfig, weights: DeviceWeights) -> None:
-        self.config = config
-        self.weights = weights
+    def __init__(self, weights: DeviceWeights) -> None:
+        self.weights, self.plan = weights, weights.plan
         self.flag = torch.zeros(1, dtype=torch.int32, device=weights.device)
         self.record: dict[str, tuple[Tensor, Tensor]] | None = None
         self.prompt = self._compiled()
@@ -42,7 +41,7 @@ class Forward:
             return None
         try:
             with torch.cuda.device(self.weights.device):
-                return Prompt(self.config, self.weights.device)
+                return Prompt(self.plan, self.weights.device)
         except CompileError:
             return None
 
@@ -63,17 +62,9 @@ class Forward:
     ) -> Tensor:
         """Run all blocks, in place on x and on the states; return x of the last block."""
         added: list[Added] = []  # taken out by who adds it, so that its memory is free from then on
-        for layer in range(self.config.num_layers):
+        for layer in range(self.plan.layers):
             added.append(self.mixer(layer, x_TD, added, states_SLD, stretches, scratch))
             self.channel(layer, x_TD, added, scratch)
-        return self._add(x_TD, added)
-
-    def block(
-        self, layer: int, x_TD: Tensor, states_SLD: Tensor, stretches: launch.Stretches
-    ) -> Tensor:
-        """One block alone, in place on x and the states."""
-        added = [self.mixer(layer, x_TD, [], states_SLD, stretches, None)]
-        self.channel(layer, x_TD, added, None)
         return self._add(x_TD, added)
 
     def mixer(
@@ -81,7 +72,7 @@ class Forward:
         stretches: launch.Stretches, scratch: Tensor | None,
     ) -> Added:  # fmt: skip
         """MLGRU of one layer: what is to be added to x, as (accumulators, steps, scale)."""
-        config, stack, beta = self.config, self.weights.stack, self.weights.beta
+        plan, stack, beta = self.plan, self.weights.stack, self.weights.beta
         at, row_bytes = f"layers.{layer}.mixer", stack["ifg"].shape[-1]
         betas = beta[f"{at}.i_proj"], beta[f"{at}.f_proj"], beta[f"{at}.g_proj"]
         prompt = self._prompt(len(x_TD), stretches.longest)
@@ -105,7 +96,7 @@ class Forward:
             i_TD, f_TD, g_TD = launch.gates(acc_3TD, inputs.step_CT, betas, stack["bound"][layer])
             launch.scan(i_TD, f_TD, states_SLD, layer, stretches)
             gated = launch.gate_norm(
-                g_TD, i_TD, norms[0], config.gate_norm_eps, norms[1], config.linear_norm_eps,
+                g_TD, i_TD, norms[0], plan.gate_eps, norms[1], plan.linear_eps,
                 row_bytes, self.flag,
             )  # fmt: skip
             del i_TD, f_TD, g_TD
@@ -119,10 +110,10 @@ class Forward:
 
         Without one that is still to be added.
         """
-        if self.config.channel_mixer == "glu":
+        if self.plan.glu is not None:
             added.append(self._glu(layer, x_TD, added, scratch))
-        if self.config.channel_mixer == "fff":
-            added.append(self._fff(layer, x_TD, added))
+        if self.plan.trees is not None:
+            added.append(self._fff(self.plan.trees, layer, x_TD, added))
 
     def _prompt(self, tokens: int, longest: int = launch.UNPACK_TOKENS) -> Prompt | None:
         """The kernels of long blocks, where they can run."""
@@ -135,11 +126,11 @@ class Forward:
         norm_CD: Tensor, row_bytes: int,
     ) -> launch.Quantised:  # fmt: skip
         """Take what is `added`, add it to x, and return x's int8 for C linears."""
-        taken, config = added.pop() if added else None, self.config
+        taken, plan = added.pop() if added else None, self.plan
         if prompt is not None:
             return prompt.norm(x_TD, taken, norm_D, norm_CD, row_bytes, self.flag)
         return launch.residual_norm(
-            x_TD, taken, norm_D, config.norm_eps, norm_CD, config.linear_norm_eps, row_bytes,
+            x_TD, taken, norm_D, plan.norm_eps, norm_CD, plan.linear_eps, row_bytes,
             self.flag,
         )  # fmt: skip
 
@@ -150,28 +141,26 @@ class Forward:
             return prompt.product(inputs, w_CNR, scratch)
         return launch.product(inputs, w_CNR)
 
-    def _fff(self, layer: int, x_TD: Tensor, added: list[Added]) -> Added:
-        config, stack, beta = self.config, self.weights.stack, self.weights.beta
-        assert config.fff_trees is not None
-        assert config.fff_depth is not None
+    def _fff(self, trees: FFF, layer: int, x_TD: Tensor, added: list[Added]) -> Added:
+        plan, stack, beta = self.plan, self.weights.stack, self.weights.beta
         rows_V2R, name = stack["rows"][layer], f"layers.{layer}.channel.rows"
         inputs = self._norm(
             self._prompt(len(x_TD)), x_TD, added, stack["channel_norm"][layer],
             stack["norm_in"][layer][None], rows_V2R.shape[-1],
         )  # fmt: skip
-        rows_TA, acc_TA = fff.walk(inputs, rows_V2R, config.fff_trees, config.fff_depth)
+        rows_TA, acc_TA = fff.walk(inputs, rows_V2R, trees.trees, trees.depth)
         q_TA, step_1T = fff.hidden(
             acc_TA, rows_TA, inputs.step_CT, beta[f"{name}.in"], stack["norm_out"][layer],
-            config.linear_norm_eps, self.flag,
+            plan.linear_eps, self.flag,
         )  # fmt: skip
-        acc_TD = fff.combine(q_TA, rows_TA, rows_V2R, config.hidden_size)
+        acc_TD = fff.combine(q_TA, rows_TA, rows_V2R, plan.size)
         self._note(f"{name}.in", inputs.q_CTK[0], acc_TA)
         self._note(f"{name}.path", rows_TA, q_TA)
         self._note(f"{name}.out", q_TA, acc_TD)
         return acc_TD, step_1T, beta[f"{name}.out"]
 
     def _glu(self, layer: int, x_TD: Tensor, added: list[Added], scratch: Tensor | None) -> Added:
-        config, stack, beta = self.config, self.weights.stack, self.weights.beta
+        plan, stack, beta = self.plan, self.weights.stack, self.weights.beta
         at = f"layers.{layer}.channel"
         scales = beta[f"{at}.gate_proj"], beta[f"{at}.down_proj"]
         w_1NR, row_bytes = stack["gate"][layer], stack["down"].shape[-1]
@@ -193,7 +182,7 @@ class Forward:
             self._note(f"{at}.gate_proj", inputs.q_CTK[0], acc_1TM[0])
             hidden = launch.glu(
                 acc_1TM[0], inputs.step_CT, scales[0], stack["down_norm"][layer],
-                config.linear_norm_eps, row_bytes, self.flag,
+                plan.linear_eps, row_bytes, self.flag,
             )  # fmt: skip
             del acc_1TM
         acc_1TD = self.product(hidden, stack["down"][layer], scratch)
@@ -202,10 +191,10 @@ class Forward:
 
     def head(self, x_TD: Tensor) -> Tensor:
         """float32 logits [T, V] of the last block's output."""
-        config, stack = self.config, self.weights.stack
+        plan, stack = self.plan, self.weights.stack
         inputs = launch.residual_norm(
-            x_TD, None, stack["final_norm"][0], config.norm_eps, stack["head_norm"][0],
-            config.linear_norm_eps, stack["head"].shape[-1], self.flag,
+            x_TD, None, stack["final_norm"][0], plan.norm_eps, stack["head_norm"][0],
+            plan.linear_eps, stack["head"].shape[-1], self.flag,
         )  # fmt: skip
         acc_TV = launch.product(inputs, stack["head"][0])[0]
         self._note("head", inputs.q_CTK[0], acc_TV)

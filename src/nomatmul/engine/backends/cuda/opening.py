@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nomatmul.engine.backends.cuda.device import check_memory, describe, torch_device
+from nomatmul.engine.backends.cuda.plan import Plan
 
 if TYPE_CHECKING:
     from nomatmul.engine.backend import Options
@@ -23,7 +24,7 @@ def open_packed(reader: PackedReader, options: Options) -> CudaBackend:
     from nomatmul.engine.backends.cuda.backend import CudaBackend
     from nomatmul.engine.backends.cuda.weights import read_weights
 
-    _check(reader.config, reader.embedding_form, device)
+    _check(Plan.of(reader.config), reader.embedding_form, device)
     return _guarded(
         device,
         lambda: CudaBackend(reader.config, read_weights(reader, device, options.verify)),
@@ -42,9 +43,10 @@ def random_backend(config: ModelConfig, embedding: str, seed: int, device: Any) 
     from nomatmul.engine.backends.cuda.backend import CudaBackend
     from nomatmul.engine.backends.cuda.weights import random_weights
 
-    _check(config, embedding, device)
+    plan = Plan.of(config)
+    _check(plan, embedding, device)
     return _guarded(
-        device, lambda: CudaBackend(config, random_weights(config, embedding, seed, device))
+        device, lambda: CudaBackend(config, random_weights(plan, embedding, seed, device))
     )
 
 
@@ -60,13 +62,11 @@ def _device(options: Options) -> Any:
     return torch_device(options.device)
 
 
-def _check(config: ModelConfig, embedding_form: str, device: Any) -> None:
-    from nomatmul.engine.backends.cuda.backend import chunk_tokens, scratch_bytes, token_bytes
+def _check(plan: Plan, embedding_form: str, device: Any) -> None:
     from nomatmul.engine.backends.cuda.weights import bytes_needed
 
-    parts = bytes_needed(config, embedding_form)
-    work = scratch_bytes(config) + token_bytes(config) * chunk_tokens(config)
-    check_memory(device, sum(parts.values()) + work, embedding_form, parts["embedding"])
+    parts = bytes_needed(plan, embedding_form)
+    check_memory(device, sum(parts.values()) + plan.work_bytes, embedding_form, parts["embedding"])
 
 
 def _guarded(device: Any, make: Callable[[], CudaBackend]) -> CudaBackend:

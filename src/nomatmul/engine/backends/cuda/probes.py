@@ -16,13 +16,11 @@ from nomatmul.engine.backends.cuda import fff, launch
 if TYPE_CHECKING:
     from nomatmul.engine.backends.cuda.forward import Forward
     from nomatmul.engine.backends.cuda.weights import DeviceWeights
-    from nomatmul.formats.config import ModelConfig
 
 
 class Probes:
     """The part of CudaBackend that runs one product alone."""
 
-    config: ModelConfig
     weights: DeviceWeights
     device: Any
     forward: Forward
@@ -46,21 +44,18 @@ class Probes:
 
     def walk(self, rows: str, q_TD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(visited rows, accumulators) int32 [T, A] of int8 [T, D] in one FFF: for tests."""
-        place, config = self.weights.slot(f"{rows}.packed"), self.config
-        assert config.fff_trees is not None
-        assert config.fff_depth is not None
+        place, trees = self.weights.slot(f"{rows}.packed"), self.weights.plan.trees
+        assert trees is not None
         with self._on_device():
             quantised = self._quantised(q_TD, place.shape[-1])
-            found = fff.walk(quantised, place, config.fff_trees, config.fff_depth)
+            found = fff.walk(quantised, place, trees.trees, trees.depth)
             return found[0].cpu().numpy(), found[1].cpu().numpy()
 
     def combine(self, rows: str, q_TA: np.ndarray, rows_TA: np.ndarray) -> np.ndarray:
         """Exact int32 [T, D] of int8 [T, A] and the rows visited: for tests."""
         place = self.weights.slot(f"{rows}.packed")
         with self._on_device():
-            acc_TD = fff.combine(
-                self._put(q_TA), self._put(rows_TA), place, self.config.hidden_size
-            )
+            acc_TD = fff.combine(self._put(q_TA), self._put(rows_TA), place, self.weights.plan.size)
             return acc_TD.cpu().numpy()
 
     def _quantised(self, q_TK: np.ndarray, row_bytes: int) -> launch.Quantised:

@@ -19,27 +19,19 @@ from nomatmul.engine.backends.cuda.launch import _EXACT, Quantised, Stretches
 from nomatmul.engine.backends.cuda.nvrtc import CompileError, Kernel, compile_cubin
 
 if TYPE_CHECKING:
-    from nomatmul.formats.config import ModelConfig
+    from nomatmul.engine.backends.cuda.plan import Plan
 
 _KERNELS = ("norm1", "norm3", "gate_norm", "scan", "unpack")
 _CHANNELS = 8  # of a block of the scan, and its threads
 _SCAN_THREADS = 288
 
 
-def defines(config: ModelConfig) -> dict[str, str]:
+def defines(plan: Plan) -> dict[str, str]:
     """Macros of prompt.cu. Raises CompileError for sizes that it does not serve."""
-    inner = config.mlp_size if config.channel_mixer == "glu" else 0
-    if config.hidden_size % 4 or inner % 4:
-        raise CompileError(f"sizes {config.hidden_size} and {inner} are not multiples of 4")
-    return {
-        "D": str(config.hidden_size),
-        "M": str(inner),
-        "THREADS_D": str(row_threads(config.hidden_size)),
-        "THREADS_M": str(row_threads(inner)),
-        "NORM_EPS": f"{config.norm_eps!r}f",
-        "LINEAR_EPS": f"{config.linear_norm_eps!r}f",
-        "GATE_EPS": f"{config.gate_norm_eps!r}f",
-    }
+    if plan.size % 4 or plan.inner % 4:
+        raise CompileError(f"sizes {plan.size} and {plan.inner} are not multiples of 4")
+    threads = {"THREADS_D": row_threads(plan.size), "THREADS_M": row_threads(plan.inner)}
+    return {**plan.macros(), **{name: str(count) for name, count in threads.items()}}
 
 
 def row_threads(columns: int) -> int:
@@ -52,14 +44,14 @@ def row_threads(columns: int) -> int:
 class Prompt:
     """Launches prompt.cu and the product of unpacked matrices. Raises CompileError."""
 
-    def __init__(self, config: ModelConfig, device: Any) -> None:
-        self.size = config.hidden_size
+    def __init__(self, plan: Plan, device: Any) -> None:
+        self.size = plan.size
         capability = torch.cuda.get_device_capability(device)
-        cubin = compile_cubin("prompt.cu", defines(config), capability)
+        cubin = compile_cubin("prompt.cu", defines(plan), capability)
         self.hopper = Product(device) if capability == (9, 0) else None
-        names = _KERNELS + (("glu_norm",) if config.channel_mixer == "glu" else ())
+        names = _KERNELS + (("glu_norm",) if plan.glu is not None else ())
         self.kernels = {name: Kernel(cubin, name) for name in names}
-        self.threads_d, self.threads_m = row_threads(self.size), row_threads(config.mlp_size)
+        self.threads_d, self.threads_m = row_threads(self.size), row_threads(plan.inner)
 
     def _launch(self, name: str, grid: tuple[int, int], threads: int, *values: Any) -> None:
         arguments = [_argument(value) for value in values]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from nomatmul.engine.backends.cuda.opening import random_backend
-from nomatmul.engine.backends.cuda.weights import device_row_bytes
+from nomatmul.engine.backends.cuda.plan import device_row_bytes
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packed.layout import fff_rows

@@ -17,35 +17,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nomatmul.formats.architecture import architecture_of
-from nomatmul.formats.packed.layout import active_rows, fff_rows
+from nomatmul.engine.backends.cuda.plan import Plan, device_row_bytes
 from nomatmul.formats.packing import row_bytes
 
 if TYPE_CHECKING:
-    from nomatmul.formats.config import ModelConfig
     from nomatmul.formats.packed.reader import PackedReader
 
-ROW_ALIGN = 64
 _ZEROS = 0x55  # four codes 1: zero weights
 _TABLES = {"bf16": torch.bfloat16, "int8": torch.int8, "f32": torch.float32}
 _BLOCK_ROWS = 4096
 
 
-def device_row_bytes(columns: int) -> int:
-    """Bytes of a packed row in device memory."""
-    return -(-columns // (4 * ROW_ALIGN)) * ROW_ALIGN
-
-
-def shapes(config: ModelConfig, embedding_form: str) -> dict[str, tuple[tuple[int, ...], Any]]:
+def shapes(plan: Plan, embedding_form: str) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Return {stack: (shape, dtype)} of all tensors in device memory."""
-    layers, size, inner = config.num_layers, config.hidden_size, config.mlp_size
+    layers, size, inner = plan.layers, plan.size, plan.inner
     short, long = device_row_bytes(size), device_row_bytes(inner)
     u8, f32 = torch.uint8, torch.float32
     table: dict[str, tuple[tuple[int, ...], Any]] = {
-        "embedding": ((config.vocab_size, size), _TABLES[embedding_form]),
+        "embedding": ((plan.vocabulary, size), _TABLES[embedding_form]),
         "ifg": ((layers, 3, size, short), u8),
         "o": ((layers, 1, size, short), u8),
-        "head": ((1, 1, config.vocab_size, short), u8),
+        "head": ((1, 1, plan.vocabulary, short), u8),
         "mixer_norm": ((layers, size), f32),
         "ifg_norm": ((layers, 3, size), f32),
         "g_norm": ((layers, size), f32),
@@ -55,14 +47,14 @@ def shapes(config: ModelConfig, embedding_form: str) -> dict[str, tuple[tuple[in
         "head_norm": ((1, 1, size), f32),
     }
     if embedding_form == "int8":
-        table["embedding_scale"] = ((config.vocab_size,), f32)
-    if config.channel_mixer == "fff":
-        rows = config.tree_rows
+        table["embedding_scale"] = ((plan.vocabulary,), f32)
+    if plan.trees is not None:
+        rows = plan.trees.rows
         table["rows"] = ((layers, rows, 2, short), u8)
         table["channel_norm"] = ((layers, size), f32)
         table["norm_in"] = ((layers, size), f32)
         table["norm_out"] = ((layers, rows), f32)
-    if config.channel_mixer == "glu":
+    if plan.glu is not None:
         table["gate"] = ((layers, 1, 2 * inner, short), u8)
         table["down"] = ((layers, 1, size, long), u8)
         table["channel_norm"] = ((layers, size), f32)
@@ -71,23 +63,23 @@ def shapes(config: ModelConfig, embedding_form: str) -> dict[str, tuple[tuple[in
     return table
 
 
-def bytes_needed(config: ModelConfig, embedding_form: str) -> dict[str, int]:
+def bytes_needed(plan: Plan, embedding_form: str) -> dict[str, int]:
     """Return bytes of each stack."""
     return {
         name: math.prod(shape) * dtype.itemsize
-        for name, (shape, dtype) in shapes(config, embedding_form).items()
+        for name, (shape, dtype) in shapes(plan, embedding_form).items()
     }
 
 
 class DeviceWeights:
     """Stacks of `shapes` as attributes of `stack`, and `beta`: {linear: its scale}."""
 
-    def __init__(self, config: ModelConfig, embedding_form: str, device: Any) -> None:
-        self.config = config
+    def __init__(self, plan: Plan, embedding_form: str, device: Any) -> None:
+        self.plan = plan
         self.device = device
         self.stack: dict[str, Tensor] = {
             name: torch.empty(shape, dtype=dtype, device=device)
-            for name, (shape, dtype) in shapes(config, embedding_form).items()
+            for name, (shape, dtype) in shapes(plan, embedding_form).items()
         }
         self.beta: dict[str, float] = {}
 
@@ -108,10 +100,10 @@ class DeviceWeights:
 
     def unvisited_bytes(self) -> int:
         """Bytes of the rows of trees that one token does not visit."""
-        if "rows" not in self.stack:
+        trees = self.plan.trees
+        if trees is None:
             return 0
-        rows = self.config.tree_rows
-        return self.stack["rows"].nbytes // rows * (rows - active_rows(self.config))
+        return self.stack["rows"].nbytes // trees.rows * (trees.rows - trees.active_rows)
 
     def slot(self, name: str) -> Tensor:
         """The place of a tensor of the packed file (a scale has none: it goes to `beta`)."""
@@ -179,7 +171,7 @@ def read_weights(reader: PackedReader, device: Any, verify: bool = True) -> Devi
     """
     from nomatmul.engine.weights import DTYPES
 
-    weights = DeviceWeights(reader.config, reader.embedding_form, device)
+    weights = DeviceWeights(Plan.of(reader.config), reader.embedding_form, device)
     check = _verifier()
     for name, info in reader.infos.items():
         array = np.empty(info.shape, DTYPES[info.dtype])
@@ -202,16 +194,13 @@ def _verifier() -> Any:
     return verify_tensor
 
 
-def random_weights(
-    config: ModelConfig, embedding_form: str, seed: int, device: Any
-) -> DeviceWeights:
+def random_weights(plan: Plan, embedding_form: str, seed: int, device: Any) -> DeviceWeights:
     """Random legal codes made on the device; scales keep the activations near 1."""
-    weights = DeviceWeights(config, embedding_form, device)
+    weights = DeviceWeights(plan, embedding_form, device)
     random = torch.Generator(device=device).manual_seed(seed)
-    inner = config.mlp_size
     for name, tensor in weights.stack.items():
         if tensor.dtype == torch.uint8:
-            columns = inner if name == "down" else config.hidden_size
+            columns = plan.inner if name == "down" else plan.size
             stacks = tensor if name == "rows" else tensor.flatten(0, 1)
             for matrix in stacks:
                 _random_codes(matrix.view(-1, matrix.shape[-1]), columns, random)
@@ -222,15 +211,15 @@ def random_weights(
         elif name == "embedding":
             tensor.normal_(generator=random)
         elif name == "bound":
-            steps = torch.arange(config.num_layers, device=device) / config.num_layers
-            tensor.copy_((steps if config.use_lower_bound else steps * 0)[:, None])
+            steps = torch.arange(plan.layers, device=device) / plan.layers
+            tensor.copy_((steps if plan.mixer.bounded else steps * 0)[:, None])
         else:
             tensor.normal_(1.0, 0.1, generator=random)
-    for name, linear in architecture_of(config).linears().items():
+    for name, linear in plan.model.linears().items():
         weights.beta[name] = _even(linear.inputs)
-    for name, (_, columns) in fff_rows(config).items():
-        weights.beta[f"{name}.in"] = _even(columns)
-        weights.beta[f"{name}.out"] = _even(active_rows(config))
+    for name, trees in plan.model.trees().items():
+        weights.beta[f"{name}.rows.in"] = _even(trees.size)
+        weights.beta[f"{name}.rows.out"] = _even(trees.active_rows)
     return weights
 
 
