@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nomatmul.ops import choose
 from nomatmul.ops.fff import activate_routed, combine, fff, masked, naive, native, walk
 from nomatmul.ops.fff.surrogate import activate_backward
 
@@ -312,3 +313,19 @@ def test_inference_on_a_cpu_has_the_bits_of_training(bias, activation):
     for odd in (x.double(), x.half()):
         assert not native.infers("", odd, w_in, w_out, b)
     assert not native.infers("naive", x, w_in, w_out, b)
+
+
+def test_a_kernel_that_does_not_compile_gives_way_to_plain_pytorch(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no such instruction")
+
+    x, w_in, w_out = torch.randn(5, 6), torch.randn(14, 6), torch.randn(14, 4)
+    options = {"trees": 2, "depth": 2}
+    want = fff(x, w_in, w_out, implementation="naive", **options)
+    monkeypatch.setattr(choose, "_fallback_reason", None)
+    monkeypatch.setattr(choose, "triton_wanted", lambda _: True)
+    monkeypatch.setitem(choose._found, ("nomatmul.ops.fff.triton", "fff"), broken)
+    w_in.requires_grad_()
+    with pytest.warns(RuntimeWarning, match="no such instruction"):
+        got = fff(x, w_in, w_out, **options)
+    torch.testing.assert_close(got, want)

@@ -153,7 +153,7 @@ def fff(
         raise ValueError(f"fff: w_out must be [{w_in.shape[0]}, D], got {tuple(w_out.shape)}")
     x, w_in, w_out = _lowered(x, w_in, w_out)
     if native.infers(name, x, w_in, w_out, bias):
-        return native.infer(x, w_in, w_out, bias, trees, depth, activation)
+        return native.fff(x, w_in, w_out, bias, trees, depth, activation)
     if name != "masked":
         return fff_op(x, w_in, w_out, bias, trees, depth, activation, route_gradient, name)
     result = masked.fff(x, w_in, w_out, bias, trees, depth, activation, route_gradient)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nomatmul.ops.activations import activate
+
 _SLICE = 1 << 22
 """Elements gathered at once: 16 MiB of float32."""
 
@@ -122,3 +124,17 @@ def combine_backward(
     dh = project(dy, nodes_NTL, w_out_VD)
     h_NA, rows_NA = h_NTL.flatten(1).to(dy.dtype), nodes_NTL.flatten(1).long()
     return dh.to(h_NTL.dtype), _outer_sums(h_NA, rows_NA, dy, w_out_VD)
+
+
+def fff(
+    x_NK: Tensor,
+    w_in_VK: Tensor,
+    w_out_VD: Tensor,
+    bias_V: Tensor | None,
+    trees: int,
+    depth: int,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The whole layer: (y [N, D], logits, rows)."""
+    logits_NTL, rows_NTL = walk(x_NK, w_in_VK, bias_V, trees, depth)
+    return combine(activate(logits_NTL, activation), rows_NTL, w_out_VD), logits_NTL, rows_NTL

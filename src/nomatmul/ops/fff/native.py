@@ -23,17 +23,16 @@ from nomatmul.ops.activations import activate
 
 @functools.cache
 def _core() -> Any:
-    """`nomatmul._native.fff`, None where the core is not built or has no such part."""
+    """`nomatmul._native.fff`, None where the core is not built."""
     try:
-        native = importlib.import_module("nomatmul._native")
+        return importlib.import_module("nomatmul._native").fff
     except ImportError:  # the package works without: `naive` serves
         return None
-    return getattr(native, "fff", None)
 
 
 def available() -> bool:
-    """Is the native core built, with the primitives of training?"""
-    return hasattr(_core(), "segment_sum")
+    """Is the native core built?"""
+    return _core() is not None
 
 
 def _ready() -> Any:
@@ -89,9 +88,9 @@ def _outer_sums(
 
 
 def infers(implementation: str, *operands: Tensor | None) -> bool:
-    """Can `infer` serve these operands? Nobody differentiates, compiles or traces them.
+    """Can `fff` serve these operands as it is? Nobody differentiates, compiles or traces them.
 
-    Then the operator of torch around the native core is left out: it costs three times the walk.
+    Then the operator of torch around it is left out: it costs three times the walk.
     """
     if torch.compiler.is_compiling() or implementation not in ("", "native"):
         return False
@@ -106,7 +105,7 @@ def infers(implementation: str, *operands: Tensor | None) -> bool:
     return not traced and choose.choice() == "" and available()
 
 
-def infer(
+def fff(
     x_NK: Tensor,
     w_in_VK: Tensor,
     w_out_VD: Tensor,
@@ -115,7 +114,7 @@ def infer(
     depth: int,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(y [N, D], logits, rows) of the whole layer, the bits of `walk` and `combine`; no gradient.
+    """As `naive.fff`, the bits of `walk` and `combine`; no gradient.
 
     Raises ValueError for a logit that is not finite.
     """

@@ -6,10 +6,10 @@ An implementation is a module with these functions; operands are contiguous or n
     walk_backward(dlogits, nodes, x, w_in, with_bias) -> (dx, dw_in, dbias)
     combine(h, nodes, w_out) -> y
     combine_backward(dy, h, nodes, w_out) -> (dh, dw_out)
-    fff(x, w_in, w_out, bias | None, trees, depth, activation) -> (y, logits, nodes)   # optional
+    fff(x, w_in, w_out, bias | None, trees, depth, activation) -> (y, logits, nodes)
 
 Types: logits and y of `combine` are float32 (float64 for float64), nodes int32 rows, gradients have
-the type of what they belong to (dbias that of the logits, empty without a bias), y of `fff` x's.
+the type of what they belong to (dbias that of the logits, empty without a bias), y of `fff` either.
 """
 
 from __future__ import annotations
@@ -56,18 +56,6 @@ def call(name: str, implementation: str, x: Tensor, *args: Any) -> Any:
         if implementation:
             return getattr(_named(implementation), name)(x, *args)
         return choose.run(name, _FAST, _plain(x), x, *args)
-
-
-def _fused(implementation: str, x: Tensor) -> bool:
-    """Has the implementation that serves x the whole layer as one function?"""
-    if implementation:
-        return hasattr(_named(implementation), "fff")
-    if x.dtype == torch.float64 or not choose.triton_wanted(x.device.type):
-        return hasattr(_plain(x), "fff")
-    try:
-        return hasattr(importlib.import_module(_FAST), "fff")
-    except ImportError:
-        return False  # `choose.run` will meet it again and say so
 
 
 def check_logits(logits: Tensor) -> Tensor:
@@ -177,12 +165,8 @@ def fff_op(
     route_gradient: bool,
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if _fused(implementation, x):
-        shape = (trees, depth, activation)
-        y, logits, nodes = call("fff", implementation, x, w_in, w_out, bias, *shape)
-    else:
-        logits, nodes = call("walk", implementation, x, w_in, bias, trees, depth)
-        y = call("combine", implementation, activate(logits, activation), nodes, w_out)
+    shape = (trees, depth, activation)
+    y, logits, nodes = call("fff", implementation, x, w_in, w_out, bias, *shape)
     return y.to(x.dtype), check_logits(logits), nodes
 
 
