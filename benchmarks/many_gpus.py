@@ -227,7 +227,7 @@ def disturb(bench: Bench, number: signal.Signals, rows: dict[str, list]) -> None
         if number == signal.SIGSTOP:
             os.kill(victim, signal.SIGKILL)
         status = process.wait(40)
-        from nomatmul.train.checkpoints import find_fault
+        from nomatmul.train.manifest import find_fault
 
         fault = find_fault(latest.parent / latest.read_text("utf-8").strip())
         rows[what] = [what, f"{seconds:.1f}", status, fault or "intact", line]

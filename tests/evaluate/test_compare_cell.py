@@ -22,6 +22,7 @@ from nomatmul.evaluate.rows import append_row, read_rows
 from nomatmul.formats.config import ModelConfig
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.memory import OutOfMemoryError
+from nomatmul.train.plan import DevicePlan
 
 CAUSAL = {"vocab_size": 300, "hidden_size": 16, "num_layers": 2, "max_position_embeddings": 16,
           "token_mixer": "attention", "linear": "dense", "channel_mixer": "ffn",
@@ -97,7 +98,7 @@ def test_all_variants_see_the_same_tokens(tmp_path, model):
     first, second = _cells(_options(tmp_path, model, variants=("dense", "fff-3x3")))
     streams = []
     for cell in (first, second):
-        texts = Texts(cell, cell.train_config, torch.device("cpu"))
+        texts = Texts(cell, cell.train_config, DevicePlan(torch.device("cpu")))
         batches = texts.batches(1)
         streams.append([next(batches) for _ in range(3)] + texts.held_out("valid", 200))
     for ours, theirs in zip(*streams, strict=True):

@@ -15,17 +15,18 @@ import torch
 
 from nomatmul import cli
 from nomatmul.finetune import FinetuneConfig, TaskReport, find_task, finetune
-from nomatmul.finetune.data import encode, scoring_batches, training_batches
+from nomatmul.finetune.data import encode, places_of, scoring_batches
 from nomatmul.finetune.loop import Settings, loss_of, rate_at, score
 from nomatmul.finetune.sources import load_rows
 from nomatmul.finetune.tsv import Rows
 from nomatmul.models import EncoderForSequenceClassification, MaskedLM
 from nomatmul.models.hf.config import EncoderConfig
+from nomatmul.train.plan import DevicePlan
 from nomatmul.train.tokenizer import word_piece
 
 WORDS = ["the", "river", "runs", "under", "an", "old", "stone", "bridge", "boats", "wait", "light"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-CPU = torch.device("cpu")
+CPU = DevicePlan(torch.device("cpu"))
 CONFIG = FinetuneConfig(learning_rate=3e-3, seeds=2, epochs=3, max_length=12)
 
 
@@ -106,8 +107,8 @@ def test_the_best_model_scores_what_was_reported(done: TaskReport, glue: Path) -
     model = EncoderForSequenceClassification.from_pretrained(done.model)
     assert model.config.id2label == {0: "0", 1: "1"}
     rows, _ = load_rows(find_task("sst2"), glue)
-    data = encode(rows["dev"], model.tokenizer, 12, False, CPU)
-    assert score(model, find_task("sst2"), data)["accuracy"] == done.high
+    data = encode(rows["dev"], model.tokenizer, 12, False, CPU.device)
+    assert score(model, find_task("sst2"), data, CPU)["accuracy"] == done.high
 
 
 def test_finished_seeds_are_not_trained_again(
@@ -175,7 +176,7 @@ def test_pairs_are_cut_at_the_longer_text() -> None:
         ("river " * 9, "old " * 9),
         ("old", "old"),
     ]
-    data = encode(Rows(texts, [0, 1, 0, 1]), tokenizer, 10, False, CPU)
+    data = encode(Rows(texts, [0, 1, 0, 1]), tokenizer, 10, False, CPU.device)
     river, old = tokenizer.token_to_id("river"), tokenizer.token_to_id("old")
     assert data.truncated == 3
     assert data.ids.tolist()[:3] == [
@@ -193,7 +194,7 @@ def test_pairs_are_cut_at_the_longer_text() -> None:
     assert labels_B.tolist() == [1, -100, -100, -100]
     assert data.labels.tolist() == [0, 1, 0, 1]
     with pytest.raises(ValueError, match=r"max_length 4 leaves no room for 2 text"):
-        encode(Rows(texts, [0] * 4), tokenizer, 4, False, CPU)
+        encode(Rows(texts, [0] * 4), tokenizer, 4, False, CPU.device)
 
 
 def test_padded_rows_do_not_count() -> None:
@@ -212,15 +213,13 @@ def test_padded_rows_do_not_count() -> None:
 def test_every_row_is_visited_once_an_epoch() -> None:
     tokenizer = word_piece({word: i for i, word in enumerate([*SPECIAL, *WORDS])})
     rows = Rows([(" ".join(WORDS[: 1 + i % 5]),) for i in range(23)], [0.0] * 23)
-    data = encode(rows, tokenizer, 10, False, CPU)
-    first = list(training_batches(data, 4, seed=1, epoch=0))
+    data = encode(rows, tokenizer, 10, False, CPU.device)
+    first = [places_of(data, 4, 1, 0, batch) for batch in range(6)]
     assert sorted(np.concatenate(first).tolist()) == list(range(23))
     assert [len(places) for places in first] == [4] * 5 + [3]
-    again = np.concatenate(list(training_batches(data, 4, seed=1, epoch=0)))
-    assert np.concatenate(first).tolist() == again.tolist()
-    assert (
-        np.concatenate(list(training_batches(data, 4, seed=1, epoch=1))).tolist() != again.tolist()
-    )
+    other = [places_of(data, 4, 1, 1, batch) for batch in range(6)]
+    assert np.concatenate(other).tolist() != np.concatenate(first).tolist()
+    assert places_of(data, 4, 1, 0, 3).tolist() == first[3].tolist()
     scored = np.concatenate(list(scoring_batches(data, 4)))
     assert sorted(scored.tolist()) == list(range(23))
     assert (np.diff(data.lengths[scored]) >= 0).all()

@@ -11,9 +11,10 @@ import torch
 from tokenizers import Tokenizer, models
 
 from nomatmul.train.batches import Batches, WindowOrder, held_out_batches
+from nomatmul.train.plan import DevicePlan
 from nomatmul.train.tokens import TokenStream
 
-CPU = torch.device("cpu")
+CPU = DevicePlan(torch.device("cpu"))
 
 
 def stream(length: int, dtype: type = np.uint16) -> TokenStream:
@@ -69,7 +70,7 @@ def test_the_device_path_reads_large_ids(dtype: type) -> None:
 def test_held_out_batches_predict_every_token_once() -> None:
     data = stream(100)
     seen, total = [], 0
-    for x_BT, y_BT, count in held_out_batches(data, 8, 3, 1_000, CPU):
+    for x_BT, y_BT, count in held_out_batches(data, 8, 3, 1_000, CPU.device):
         assert x_BT.shape == y_BT.shape == (3, 8)
         valid = y_BT != -100
         assert (x_BT[valid] + 1 == y_BT[valid]).all()
@@ -78,7 +79,7 @@ def test_held_out_batches_predict_every_token_once() -> None:
         total += count
     assert seen == list(range(1, 100))
     assert total == 99
-    assert sum(count for _, _, count in held_out_batches(data, 8, 3, 50, CPU)) == 50
+    assert sum(count for _, _, count in held_out_batches(data, 8, 3, 50, CPU.device)) == 50
 
 
 def test_data_shorter_than_a_sequence_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from train_jobs import held_out, losses, tiny_config, train_here
 
 from nomatmul.train import TrainConfig
 from nomatmul.train.batches import Batches, Slice, WindowOrder
-from nomatmul.train.checkpoints import find_fault
+from nomatmul.train.manifest import find_fault
 from nomatmul.train.metrics import read_metrics
+from nomatmul.train.plan import DevicePlan
 
 CLOSE = {"rel": 2e-4}  # a ternary weight on the border may flip by a rounding of the sum
 
@@ -95,7 +97,7 @@ def test_ranks_cut_every_batch_into_slices(size: int) -> None:
     def rows(rank: int, of: int, step: int) -> list[torch.Tensor]:
         """The batches of steps `step` to 24 (two epochs), each of six sequences."""
         share = Slice(6, rank, of)
-        batches = Batches(stream, order, 1, torch.device("cpu"), share).run(step * 6)
+        batches = Batches(stream, order, 1, DevicePlan(torch.device("cpu")), share).run(step * 6)
         return [x for x, _ in itertools.islice(batches, (25 - step) * share.rows)]
 
     whole = rows(0, 1, 0)
@@ -138,7 +140,7 @@ def check_gradients(ranks, model: nn.Module, plain: nn.Module) -> None:
     """Gradients, their norm, and one step, of targets that are unevenly ignored."""
     from nomatmul.train.optimizer import build_optimizer, clip_gradients
     from nomatmul.train.parallelize import whole
-    from nomatmul.train.trainer import Trainer
+    from nomatmul.train.trainer import target_weights
 
     config = config_of_many(clip_norm=0.01, precision="float32")
     x_BT = torch.randint(300, (4, 16), generator=torch.Generator().manual_seed(1))
@@ -150,12 +152,10 @@ def check_gradients(ranks, model: nn.Module, plain: nn.Module) -> None:
     plain.loss(x_BT, y_BT)[0].backward()
     norm = clip_gradients(plain, config.clip_norm)
 
-    trainer = Trainer.__new__(Trainer)
-    trainer.ranks = ranks
     mine = slice(2 * ranks.rank, 2 * ranks.rank + 2)
     micro = [(x_BT[mine][i : i + 1], y_BT[mine][i : i + 1]) for i in range(2)]
     total = torch.zeros(())
-    for (x, y), weight in zip(micro, trainer._weights([y for _, y in micro]), strict=True):
+    for (x, y), weight in zip(micro, target_weights([y for _, y in micro], ranks), strict=True):
         loss = model.loss(x, y)[0] * weight / 2
         loss.backward()
         total += loss.detach()
@@ -169,7 +169,7 @@ def check_gradients(ranks, model: nn.Module, plain: nn.Module) -> None:
             whole(parameter.grad), wanted[name].grad, rtol=1e-3, atol=1e-6, msg=name
         )
     for each in (model, plain):
-        build_optimizer(each, config).step()
+        build_optimizer(each, config, DevicePlan(torch.device("cpu"))).step()
 
 
 def test_norm_and_gradients_are_those_of_the_whole(tmp_path: Path) -> None:
@@ -233,16 +233,16 @@ def _with_clocks_that_differ(config: dict, text: str, out: str, options: dict) -
 
     from many_jobs import train_job
 
-    from nomatmul.train import trainer
+    from nomatmul.train import loop
 
-    gain, seconds, step = int(os.environ["RANK"]), [0], trainer.Trainer._train_step
+    gain, seconds, step = int(os.environ["RANK"]), [0], loop.Loop.take_step
 
-    def ticking(self: trainer.Trainer, batches: object) -> torch.Tensor:
+    def ticking(self: loop.Loop, *arguments: Any) -> Any:
         seconds[0] += gain
-        return step(self, batches)
+        return step(self, *arguments)
 
-    trainer.Trainer._train_step = ticking  # type: ignore[method-assign]
-    trainer._Clock.elapsed = lambda self: self.before + seconds[0]  # type: ignore[method-assign]
+    loop.Loop.take_step = ticking  # type: ignore[method-assign]
+    loop.Clock.elapsed = lambda self: self.before + seconds[0]  # type: ignore[method-assign]
     train_job(config, text, out, options)
 
 

@@ -19,7 +19,9 @@ from many_jobs import Job, start_many, train_any, train_many
 from train_jobs import losses, steps_on_disk, tiny_config, train_here
 
 from nomatmul.train import TrainConfig
-from nomatmul.train.checkpoints import CheckpointError, find_fault
+from nomatmul.train.checkpoints import CheckpointError
+from nomatmul.train.manifest import find_fault
+from nomatmul.train.plan import DevicePlan
 from nomatmul.train.ranks import open_ranks
 
 # Another cut of a batch sums in another order. In a ternary model that may flip a rounding, and one
@@ -127,7 +129,7 @@ def test_a_checkpoint_of_another_shape_is_refused_by_name(
     ):
         model = build_model(dataclasses.replace(config.model, **changes))
         with pytest.raises(CheckpointError, match=message):
-            restore(path, model, build_optimizer(model, config))
+            restore(path, model, build_optimizer(model, config, DevicePlan(torch.device("cpu"))))
 
 
 def when(job: Job, ready: Callable[[], bool], act: Callable[[], None], limit: float = 60) -> None:

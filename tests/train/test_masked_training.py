@@ -24,10 +24,11 @@ from nomatmul.train.masking import Masking
 from nomatmul.train.metrics import read_metrics
 from nomatmul.train.model import build_model
 from nomatmul.train.optimizer import build_loss, build_optimizer
+from nomatmul.train.plan import DevicePlan
 from nomatmul.train.ranks import Ranks
 from nomatmul.train.tokens import open_stream
 
-CPU = torch.device("cpu")
+CPU = DevicePlan(torch.device("cpu"))
 TREES: dict[str, Any] = {
     "channel_mixer": "fff", "fff_trees": 2, "fff_depth": 2, "fff_bias": True,
 }  # fmt: skip
@@ -73,7 +74,7 @@ def test_held_out_scores_are_those_of_the_exported_model(finished: Path) -> None
     mask = stream.tokenizer.token_to_id("[MASK]")
     masking = Masking(4, mask, stream.tokenizer.get_vocab_size(), seed=0)
     nats, right, count = 0.0, 0, 0
-    for x_BT, y_BT, _ in held_out_masked(held, 16, 1, 320, masking, CPU):
+    for x_BT, y_BT, _ in held_out_masked(held, 16, 1, 320, masking, CPU.device):
         with torch.no_grad():
             log_p = torch.log_softmax(model(input_ids=x_BT).logits[0].double(), -1)
         for place in range(16):
@@ -183,7 +184,7 @@ def test_dead_nodes_are_counted() -> None:
 def test_biases_and_norms_are_not_decayed() -> None:
     config = encoder_config(TREES)
     model = build_model(config.model)
-    groups = build_optimizer(model, config).param_groups
+    groups = build_optimizer(model, config, CPU).param_groups
     plain = {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
     names = {name for name, p in model.named_parameters() if id(p) in plain}
     assert all("norm" in name or "bias" in name or "scale" in name for name in names)

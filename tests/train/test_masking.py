@@ -9,9 +9,10 @@ from tokenizers import Tokenizer, models
 
 from nomatmul.train.batches import Batches, Slice, WindowOrder, held_out_masked
 from nomatmul.train.masking import Masking, hash_words
+from nomatmul.train.plan import DevicePlan
 from nomatmul.train.tokens import TokenStream
 
-CPU = torch.device("cpu")
+CPU = DevicePlan(torch.device("cpu"))
 MASK, VOCABULARY = 5, 1000
 MASKING = Masking(count=32, mask_id=MASK, vocabulary=VOCABULARY, seed=3)
 
@@ -83,14 +84,14 @@ def test_held_out_windows_are_the_same_for_every_seed() -> None:
     results = []
     for seed in (0, 1):
         masking = Masking(4, MASK, VOCABULARY, seed)
-        results.append(list(held_out_masked(data, 16, 4, 1000, masking, CPU)))
+        results.append(list(held_out_masked(data, 16, 4, 1000, masking, CPU.device)))
     assert sum(count for _, _, count in results[0]) == 6 * 4  # 6 whole windows
     for (x, y, count), (x2, y2, _) in zip(*results, strict=True):
         assert torch.equal(x, x2)
         assert torch.equal(y, y2)
         assert count == int((y != -100).sum())
     with pytest.raises(ValueError, match="sequence_length 128 is too long for 100 held-out"):
-        next(held_out_masked(data, 128, 1, 10, Masking(4, MASK, VOCABULARY, 0), CPU))
+        next(held_out_masked(data, 128, 1, 10, Masking(4, MASK, VOCABULARY, 0), CPU.device))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -20,15 +20,16 @@ from nomatmul.train.memory import (
     free_memory,
     plan_memory,
 )
+from nomatmul.train.plan import DevicePlan
 from nomatmul.train.ranks import Ranks
 
 GIB = 1 << 30
-GPU = torch.device("cuda")
+GPU = DevicePlan(torch.device("cuda"), memory="device", kernels=True)
+CPU = DevicePlan(torch.device("cpu"))
 
 
 def with_free(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
     monkeypatch.setattr("nomatmul.train.memory.free_memory", lambda *_: int(gib * GIB))
-    monkeypatch.setattr("nomatmul.train.memory.choose.triton_wanted", lambda _: True)
 
 
 def test_states_are_sixteen_bytes_a_parameter_shared_by_the_ranks() -> None:
@@ -88,10 +89,10 @@ def test_the_devices_own_refusal_becomes_one_line() -> None:
 def test_a_run_that_a_cpu_cannot_hold_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text_file: Path
 ) -> None:
-    config, cpu = tiny_config(), torch.device("cpu")
+    config = tiny_config()
     need = estimate(config, 1, "none", fused=False, host=True).total
     monkeypatch.setattr("nomatmul.train.memory.available_memory", lambda: need)
-    assert plan_memory(config, cpu, Ranks.alone()).recompute == "none"
+    assert plan_memory(config, CPU, Ranks.alone()).recompute == "none"
     monkeypatch.setattr("nomatmul.train.memory.available_memory", lambda: need - 1)
     with pytest.raises(OutOfMemoryError) as info:
         train_here(config, text_file, tmp_path / "run")
@@ -104,12 +105,12 @@ def test_a_run_that_a_cpu_cannot_hold_is_refused(
     short = tiny_config(steps=1, eval_interval=0)
     assert train_here(short, text_file, tmp_path / "run", force=True).status == "finished"
     monkeypatch.setattr("nomatmul.train.memory.available_memory", lambda: None)
-    assert plan_memory(recipe("mmfree_2_7b"), cpu, Ranks.alone()).recompute == "none"
+    assert plan_memory(recipe("mmfree_2_7b"), CPU, Ranks.alone()).recompute == "none"
 
 
 def test_processes_of_one_host_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nomatmul.train.memory.available_memory", lambda: 12 * GIB)
-    assert free_memory(torch.device("cpu"), 3) == 4 * GIB
+    assert free_memory(CPU, 3) == 4 * GIB
 
 
 def test_a_hosts_own_refusal_becomes_one_line() -> None:

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from train_jobs import (
 
 from nomatmul.train import TrainConfig
 from nomatmul.train.checkpoints import CheckpointError
-from nomatmul.train.trainer import Trainer
+from nomatmul.train.loop import Loop
 
 
 @pytest.fixture(scope="module")
@@ -121,14 +122,14 @@ def test_signals_save_and_leave(
     number: int,
     status: str,
 ) -> None:
-    step = Trainer._train_step
+    step = Loop.take_step
 
-    def signalled(self: Trainer, batches: object) -> torch.Tensor:
+    def signalled(self: Loop, *arguments: Any) -> Any:
         if self.step == 4:
             os.kill(os.getpid(), number)
-        return step(self, batches)
+        return step(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "_train_step", signalled)
+    monkeypatch.setattr(Loop, "take_step", signalled)
     out = tmp_path / "run"
     before = signal.getsignal(number)
     result = train_here(dataclasses.replace(config, checkpoint_interval=0), text_file, out)

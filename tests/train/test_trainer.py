@@ -9,6 +9,7 @@ import math
 import resource
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,15 +17,18 @@ from train_jobs import held_out, losses, tiny_config, train_here
 
 from nomatmul.models import CausalLM
 from nomatmul.train import TrainArgs, TrainConfig, main
-from nomatmul.train.checkpoints import CheckpointError, Checkpoints, Progress, find_fault
+from nomatmul.train.checkpoints import CheckpointError, Checkpoints, Progress
 from nomatmul.train.evaluation import Evaluator
+from nomatmul.train.loop import Loop
+from nomatmul.train.manifest import find_fault
 from nomatmul.train.metrics import MetricsLog, read_metrics
 from nomatmul.train.model import build_model
 from nomatmul.train.optimizer import build_loss, build_optimizer
+from nomatmul.train.plan import DevicePlan, plan_device
 from nomatmul.train.tokens import open_stream
-from nomatmul.train.trainer import NonFiniteError, Trainer
+from nomatmul.train.trainer import NonFiniteError
 
-CPU = torch.device("cpu")
+CPU = DevicePlan(torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -129,15 +133,15 @@ def test_the_exported_model_and_the_checkpoint_are_ordinary_directories(finished
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
     tmp_path: Path, text_file: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Trainer._train_step
+    step = Loop.take_step
 
-    def poisoned(self: Trainer, batches: object) -> torch.Tensor:
+    def poisoned(self: Loop, *arguments: Any) -> Any:
         if self.step == 7:
             with torch.no_grad():
                 self.model.final_norm.weight[3] = math.nan
-        return step(self, batches)
+        return step(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "_train_step", poisoned)
+    monkeypatch.setattr(Loop, "take_step", poisoned)
     out = tmp_path / "run"
     with pytest.raises(NonFiniteError, match=r"step 8: loss nan, .*step-00000006\. Try a lower"):
         train_here(config, text_file, out)
@@ -154,7 +158,7 @@ def test_a_model_with_nan_is_never_saved(tmp_path: Path, config: TrainConfig) ->
         model.head.weight[0, 0] = math.inf
     checkpoints = Checkpoints(tmp_path, 2)
     with pytest.raises(CheckpointError, match=r"weight head.weight is not finite at step 3"):
-        checkpoints.save(model, build_optimizer(model, config), None, config, Progress(3))
+        checkpoints.save(model, build_optimizer(model, config, CPU), None, config, Progress(3))
     assert not list(tmp_path.glob("checkpoints/*"))
 
 
@@ -164,7 +168,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_intact(
 ) -> None:
     """Files may not grow beyond `room` bytes: the system's own refusal, in each of the files."""
     model = build_model(config.model)
-    optimizer = build_optimizer(model, config)
+    optimizer = build_optimizer(model, config, CPU)
     tokenizer = open_stream(finished / "tokens/train").tokenizer
     checkpoints = Checkpoints(tmp_path, 2)
     good = checkpoints.save(model, optimizer, tokenizer, config, Progress(3))
@@ -199,18 +203,16 @@ def test_a_time_limit_ends_the_run_with_the_rate_at_zero(
 ) -> None:
     """With a clock that advances one second a step."""
     config = dataclasses.replace(config, steps=10_000, time_limit=10.0, schedule="linear")
-    monkeypatch.setattr(
-        "nomatmul.train.trainer._Clock.elapsed", lambda self: self.before + steps[0]
-    )
-    steps, step = [0.0], Trainer._train_step
+    monkeypatch.setattr("nomatmul.train.loop.Clock.elapsed", lambda self: self.before + steps[0])
+    steps, step = [0.0], Loop.take_step
 
-    def ticking(self: Trainer, batches: object) -> torch.Tensor:
+    def ticking(self: Loop, *arguments: Any) -> Any:
         try:
-            return step(self, batches)
+            return step(self, *arguments)
         finally:
             steps[0] += 1
 
-    monkeypatch.setattr(Trainer, "_train_step", ticking)
+    monkeypatch.setattr(Loop, "take_step", ticking)
     result = train_here(config, text_file, tmp_path / "run")
     assert (result.status, result.step, result.elapsed) == ("finished", 10, 10.0)
     assert [step for step, _ in held_out(tmp_path / "run")] == [6, 10]
@@ -246,7 +248,7 @@ def test_damage_of_any_file_is_found(tmp_path: Path, finished: Path, damage: str
 
 def test_weight_decay_is_for_matrices(config: TrainConfig) -> None:
     model = build_model(config.model)
-    optimizer = build_optimizer(model, config)
+    optimizer = build_optimizer(model, config, CPU)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed, plain = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
@@ -260,7 +262,7 @@ def test_bfloat16_is_close_to_float32(text_file: Path, config: TrainConfig) -> N
     model = build_model(config.model)
     x_BT = torch.randint(0, 300, (2, 16))
     exact, _ = build_loss(model, config, CPU)(x_BT, x_BT)
-    low, _ = build_loss(model, dataclasses.replace(config, precision="bfloat16"), CPU)(x_BT, x_BT)
+    low, _ = build_loss(model, config, plan_device(CPU.device, "bfloat16"))(x_BT, x_BT)
     assert low.dtype == torch.float32
     assert low.item() == pytest.approx(exact.item(), rel=0.02)
 

@@ -31,10 +31,11 @@ from nomatmul.evaluate.rows import append_row, read_rows
 from nomatmul.ops import choose
 from nomatmul.ops.bitlinear import TernaryCache, ternary_cache
 from nomatmul.train.config import TrainConfig
-from nomatmul.train.fff_training import plan
+from nomatmul.train.fff_training import training_options
 from nomatmul.train.micro_step import build_micro_step
 from nomatmul.train.model import build_model
-from nomatmul.train.optimizer import build_loss, build_optimizer, clip_gradients, runs_fused
+from nomatmul.train.optimizer import build_loss, build_optimizer, clip_gradients
+from nomatmul.train.plan import DevicePlan, fused_mixer, plan_training
 from nomatmul.train.schedule import learning_rate
 
 LOOK = 25  # steps between looks at the loss and the clock
@@ -48,21 +49,23 @@ class Trainee:
         self.cell, self.say, self.ternary = cell, say, ternary
         self.device = torch.device(cell.device)
         self.config = dataclasses.replace(cell.train_config, deterministic=False, compile="off")
-        self.texts = Texts(cell, self.config, self.device)
+        self.plan = plan_training(self.config, self.device)
+        self.texts = Texts(cell, self.config, self.plan)
         self.one = torch.ones((), device=self.device)
         self.speed = 0.0  # tokens a second of the last run
         self._start(cell.compile)
 
     def _new_model(self) -> Any:
-        model: Any = build_model(self.config.model).to(self.device)
+        model: Any = build_model(self.config.model)
+        model.to(self.device)
         choose_implementation(model, self.cell.implementation)
-        model.set_fff_training(plan(self.config))
+        model.set_fff_training(training_options(self.config))
         return model
 
     def _start(self, mode: str) -> None:
         """Build and compile; a mode that fails gives way to the next one, with its reason."""
         if mode == "auto":
-            mode = pick_mode(self.config, self.device)
+            mode = pick_mode(self.config, self.plan)
         for choice in COMPILE[COMPILE.index(mode) :]:
             began = time.monotonic()
             self.model = self._new_model()
@@ -79,13 +82,13 @@ class Trainee:
 
     def _prepare(self, choice: str) -> None:
         """Compile, and take two steps that nobody counts."""
-        config = dataclasses.replace(self.config, compile="graph" if choice == "graph" else "off")
+        plan = dataclasses.replace(self.plan, graph=choice == "graph")
         if choice == "blocks":
             compile_blocks(self.model)
-        self.loss = build_loss(self.model, config, self.device)
-        self.micro = build_micro_step(self.loss, config, self.device, 1, self.ternary.clear)
+        self.loss = build_loss(self.model, self.config, plan)
+        self.micro = build_micro_step(self.loss, self.config.z_loss, plan, self.ternary.clear)
         self.compiled = choice
-        optimizer = build_optimizer(self.model, config)
+        optimizer = build_optimizer(self.model, self.config, plan)
         batches = self.texts.batches(0)
         for _ in range(2):
             x_BT, y_BT = next(batches)
@@ -101,8 +104,8 @@ class Trainee:
         """A replay must follow weights that changed since the recording."""
         if reason := choose.fallback_reason():
             raise RuntimeError(f"the kernels fell back: {reason}")
-        if getattr(self.micro, "failed", None) is not None:
-            raise RuntimeError(f"no graph: {self.micro.failed}")  # type: ignore[attr-defined]
+        if self.micro.failed is not None:
+            raise RuntimeError(f"no graph: {self.micro.failed}")
         self._new_weights(1)
         with torch.no_grad():
             for parameter in self.model.parameters():  # enough to move the loss by percents
@@ -136,7 +139,8 @@ class Trainee:
         the order of the tokens alike for all variants.
         """
         self._new_weights(config.seed)
-        optimizer, batches = build_optimizer(self.model, config), self.texts.batches(config.seed)
+        optimizer = build_optimizer(self.model, config, self.plan)
+        batches = self.texts.batches(config.seed)
         course = Course(self.cell, config)
         self.ternary.clear()
         for step in range(config.steps):
@@ -224,13 +228,11 @@ class Trainee:
         return total.item(), predicted
 
 
-def pick_mode(config: TrainConfig, device: torch.device) -> str:
+def pick_mode(config: TrainConfig, plan: DevicePlan) -> str:
     """graph: CUDA graphs of fused ternary blocks; blocks: torch.compile; off: on a CPU."""
-    if device.type != "cuda":
+    if plan.memory != "device":
         return "off"
-    ternary = config.model.token_mixer == "mlgru" and config.model.linear == "ternary"
-    fused = runs_fused(config, device) or (ternary and choose.triton_wanted(device.type))
-    return "graph" if fused else "blocks"
+    return "graph" if fused_mixer(config.model, plan) else "blocks"
 
 
 def choose_implementation(model: Any, name: str) -> None:
@@ -300,7 +302,7 @@ def _summary(row: dict[str, Any]) -> str:
 def save_model(trainee: Trainee, directory: Path) -> None:
     """The trained model as a directory that `nomatmul` commands and transformers read."""
     from nomatmul.formats.files.directory import new_directory
-    from nomatmul.train.checkpoints import write_model
+    from nomatmul.train.model import write_model
 
     with new_directory(directory) as temporary:
         write_model(trainee.model, trainee.texts.train.tokenizer, temporary)

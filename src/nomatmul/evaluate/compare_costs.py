@@ -14,10 +14,10 @@ from nomatmul.evaluate.compare_cell import Trainee
 from nomatmul.evaluate.compare_plan import Cell, missing, variant_config
 from nomatmul.evaluate.compare_variants import Variant
 from nomatmul.evaluate.rows import read_rows
-from nomatmul.ops import choose
 from nomatmul.ops.bitlinear import ternary_cache
 from nomatmul.train.memory import FORCE, OutOfMemoryError, estimate, free_memory, gib, too_little
 from nomatmul.train.metrics import Console, duration
+from nomatmul.train.plan import plan_device
 from nomatmul.train.tokens import open_stream
 
 if TYPE_CHECKING:
@@ -35,14 +35,13 @@ def check_memory(
     base = dataclasses.replace(
         config, batch_ramp=0.0, micro_batch_size=config.batch_size, loss_chunks=1
     )
-    device = torch.device(devices[0])
-    at_once = devices.count("cpu") if device.type == "cpu" else options.lanes
-    free = free_memory(device, 1 if device.type == "cuda" else at_once)
+    plan = plan_device(torch.device(devices[0]), base.precision)
+    host = plan.memory == "host"
+    free = free_memory(plan, devices.count("cpu"))
     if free is None:
         return
-    fused = choose.triton_wanted(device.type)
     for variant in variants:
-        need = estimate(variant_config(base, variant), 1, "none", fused, host=device.type == "cpu")
+        need = estimate(variant_config(base, variant), 1, "none", plan.kernels, host)
         if too_little(need, free):
             raise OutOfMemoryError(
                 f"too little memory for {variant.name}: about {need.text()} are needed, "

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from nomatmul.evaluate.compare_plan import Cell
@@ -21,14 +20,15 @@ from nomatmul.train.batches import (
 )
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.masking import Masking
+from nomatmul.train.plan import DevicePlan
 from nomatmul.train.tokens import TokenStream, join_streams, open_stream
 
 
 class Texts:
     """Training tokens and held-out texts of a cell, on its device, masked if the model wants it."""
 
-    def __init__(self, cell: Cell, config: TrainConfig, device: torch.device) -> None:
-        self.config, self.device, self.eval_tokens = config, device, cell.eval_tokens
+    def __init__(self, cell: Cell, config: TrainConfig, plan: DevicePlan) -> None:
+        self.config, self.plan, self.device = config, plan, plan.device
         self.train = join_streams([open_stream(path) for path in cell.train])
         self._cut: dict[tuple[str, int], list[tuple[Tensor, Tensor, int]]] = {}
         self.held = {name: open_stream(path) for name, path in cell.valid.items()}
@@ -42,7 +42,7 @@ class Texts:
         config = self.config
         order = WindowOrder(len(self.train), config.sequence_length, seed)
         batches = Batches(
-            self.train, order, config.batch_size, self.device, masking=self._masking(seed)
+            self.train, order, config.batch_size, self.plan, masking=self._masking(seed)
         )
         return batches.run(0)
 

@@ -41,6 +41,7 @@ class TorchScorer:
         """
         from nomatmul.formats.checkpoint import open_checkpoint
         from nomatmul.models import CausalLM
+        from nomatmul.train.plan import pick_device
 
         checkpoint = open_checkpoint(directory)
         tokenizer = None
@@ -49,9 +50,7 @@ class TorchScorer:
 
             tokenizer = load_tokenizer(checkpoint.tokenizer_path, checkpoint.config.vocab_size)
         model = CausalLM.from_pretrained(str(directory), dtype=torch.float32)
-        if torch.cuda.is_available():
-            model = model.to("cuda")
-        return cls(model, checkpoint.config, tokenizer)
+        return cls(model.to(pick_device("auto")), checkpoint.config, tokenizer)
 
     @property
     def backend(self) -> str:

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from nomatmul.finetune.results import check_settings
+from nomatmul.train.checkpoints import CheckpointError, restore, save_optimizer
 from nomatmul.formats.files.directory import new_directory, write_json
-from nomatmul.train.checkpoints import CheckpointError, restore, write_model
+from nomatmul.train.model import write_model
 from nomatmul.train.ranks import Ranks
 from nomatmul.train.signals import Stopped
-from nomatmul.train.states import optimizer_tensors, save_random_states
+from nomatmul.train.states import save_random_states
 
 _EVERY = 60.0  # seconds between checkpoints
 
@@ -70,16 +70,14 @@ class SeedCheckpoint:
             position = Position(**values)
             check_settings(file, settings, self.described)
             restore(self.directory, model, optimizer)
-        except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise self._damaged(error) from None
-        except CheckpointError as error:
-            raise self._damaged(error) from None
+        except (
+            OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError, CheckpointError
+        ) as error:  # fmt: skip
+            raise ValueError(
+                f"{self.directory} is damaged ({error}): remove it to train this seed from its "
+                "start"
+            ) from None
         return position
-
-    def _damaged(self, error: Exception) -> ValueError:
-        return ValueError(
-            f"{self.directory} is damaged ({error}): remove it to train this seed from its start"
-        )
 
     def after_step(
         self, model: Any, optimizer: torch.optim.Optimizer, position: Callable[[], Position]
@@ -90,7 +88,7 @@ class SeedCheckpoint:
             return
         with new_directory(self.directory) as temporary:
             write_model(model, self.tokenizer, temporary)
-            save_file(optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
+            save_optimizer(model, optimizer, temporary)
             save_random_states(temporary, Ranks.alone())
             where = {"settings": self.described, **dataclasses.asdict(position())}
             write_json(temporary / "position.json", where)

@@ -8,6 +8,7 @@ T tokens.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 
@@ -139,11 +140,15 @@ def _cut(texts: list[list[int]], room: int) -> list[list[int]]:
     return texts
 
 
-def training_batches(data: Encoded, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
-    """Places of each batch of an epoch: all rows once, in an order of (seed, epoch) only."""
-    order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(len(data))
-    for first in range(0, len(order), batch_size):
-        yield order[first : first + batch_size]
+def places_of(data: Encoded, batch_size: int, seed: int, epoch: int, batch: int) -> np.ndarray:
+    """Places of a batch of an epoch, which visits all rows once, in an order of (seed, epoch)."""
+    first = batch * batch_size
+    return _order(len(data), seed, epoch)[first : first + batch_size]
+
+
+@functools.lru_cache(maxsize=1)
+def _order(rows: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(rows)
 
 
 def scoring_batches(data: Encoded, batch_size: int) -> Iterator[np.ndarray]:

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
 import math
-import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from nomatmul.evaluate.glue import glue_scores
 from nomatmul.finetune.checkpoint import Position, SeedCheckpoint
-from nomatmul.finetune.data import Encoded, scoring_batches, training_batches
+from nomatmul.finetune.data import Encoded, places_of, scoring_batches
 from nomatmul.finetune.results import SeedResult
 from nomatmul.finetune.tasks import Task
+from nomatmul.models.base import TextModel
 from nomatmul.ops.bitlinear import ternary_cache
-from nomatmul.train.micro_step import GraphedMicroStep, MicroStep
+from nomatmul.train.loop import Clock, Hook, Loop, MicroBatch, StepResult, every
+from nomatmul.train.micro_step import build_micro_step
 from nomatmul.train.optimizer import decay_groups
+from nomatmul.train.plan import DevicePlan
 
 _SCORING_ROWS = 128
 _LOOK = 50  # steps between reports of the loss
@@ -41,7 +40,6 @@ class Settings:
     weight_decay: float = 0.0
     beta2: float = 0.98
     epsilon: float = 1e-6
-    bfloat16: bool = False
 
 
 def rate_at(settings: Settings, step: int, steps: int) -> float:
@@ -54,12 +52,13 @@ def rate_at(settings: Settings, step: int, steps: int) -> float:
 
 
 def train_seed(
-    model: Any,
+    model: TextModel,
     task: Task,
     train: Encoded,
     held_out: dict[str, Encoded],
     settings: Settings,
     seed: int,
+    plan: DevicePlan,
     report: Report = lambda share, words: None,
     checkpoint: SeedCheckpoint | None = None,
 ) -> SeedResult:
@@ -69,89 +68,118 @@ def train_seed(
     bit, however often the seed was stopped. Raises RuntimeError when the loss is no longer finite,
     Stopped behind a signal.
     """
-    began = time.monotonic()
-    optimizer, cache = _optimizer(model, settings), ternary_cache()
-    device = train.ids.device
-    graphed = device.type == "cuda"
-    micro = _micro_step(model, settings, device, cache.clear)
-    one = torch.ones((), device=device)
-    per_epoch = -(-len(train) // settings.batch_size)
-    at = Position() if checkpoint is None else checkpoint.read(model, optimizer)
-    steps, step, before = per_epoch * settings.epochs, at.epoch * per_epoch + at.batch, at.seconds
-    scores: dict[str, dict[str, float]] = {}
-    report(step / steps, "starting")
-    for epoch in range(at.epoch, settings.epochs):
-        model.train()
-        total = torch.full((), at.total, dtype=torch.float64, device=device)
-        with cache:
-            batches = training_batches(train, settings.batch_size, seed, epoch)
-            for places in itertools.islice(batches, at.batch, None):
-                for group in optimizer.param_groups:
-                    group["lr"] = rate_at(settings, step, steps)
-                x_BT, y_B = train.batch(places, settings.batch_size if graphed else 0)
-                loss = micro(x_BT, y_B, one, True)
-                total += loss.double() * len(places)
-                optimizer.step()
-                cache.clear()
-                micro.end(optimizer)
-                step += 1
-                at.batch += 1
-                if step % _LOOK == 0:
-                    words = f"epoch {epoch + 1}/{settings.epochs}  loss {_finite(loss)}"
-                    report(step / steps, words)
-                if checkpoint is not None and at.batch < per_epoch:
-                    here = functools.partial(_here, at, total, before + time.monotonic() - began)
-                    checkpoint.after_step(model, optimizer, here)
-        at.losses.append(float(_finite(total / len(train))))
-        last = epoch + 1 == settings.epochs
+    run = _Seed(model, task, train, held_out, settings, seed, plan, report, checkpoint)
+    return run.train()
+
+
+class _Seed:
+    """One seed's training: batches, scores and checkpoints around the training loop."""
+
+    def __init__(
+        self,
+        model: TextModel,
+        task: Task,
+        train: Encoded,
+        held_out: dict[str, Encoded],
+        settings: Settings,
+        seed: int,
+        plan: DevicePlan,
+        report: Report,
+        checkpoint: SeedCheckpoint | None,
+    ) -> None:
+        self.model, self.task, self.data, self.held_out = model, task, train, held_out
+        self.settings, self.seed, self.plan = settings, seed, plan
+        self.report, self.checkpoint = report, checkpoint
+        self.optimizer, cache = _optimizer(model, settings, plan), ternary_cache()
+        self.at = Position() if checkpoint is None else checkpoint.read(model, self.optimizer)
+        self.clock = Clock(self.at.seconds)
+        self.per_epoch = -(-len(train) // settings.batch_size)
+        self.steps = self.per_epoch * settings.epochs
+        self.total = torch.tensor(self.at.total, dtype=torch.float64, device=plan.device)
+        self.scores: dict[str, dict[str, float]] = {}
+        self.one = torch.ones((), device=plan.device)
+        self.rows = 0  # of the last batch
+        self.loop = Loop(
+            model,
+            self.optimizer,
+            build_micro_step(self._loss, 0.0, plan, cache.clear),
+            cache,
+            rate=lambda step, share: rate_at(settings, step, self.steps),
+            step=self.at.epoch * self.per_epoch + self.at.batch,
+        )
+
+    def train(self) -> SeedResult:
+        self.report(self._share(), "starting")
+        hooks = [
+            Hook(lambda step: True, self._add),
+            Hook(every(_LOOK), self._look),
+            Hook(lambda step: step % self.per_epoch != 0, lambda result: self._save()),
+            Hook(every(self.per_epoch), lambda result: self._end_epoch()),
+        ]
+        with self.loop.cache:
+            self.loop.run(self._share, self._batch, hooks)
+        at = self.at
+        return SeedResult(self.seed, self.scores, at.losses, at.history, at.seconds)
+
+    def _share(self) -> float:
+        return self.loop.step / self.steps
+
+    def _loss(self, ids_BT: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        value = loss_of(_logits(self.model, ids_BT, self.plan), labels_B)
+        return value, value
+
+    def _batch(self, step: int, share: float) -> list[MicroBatch]:
+        """Where steps are recorded as a graph all batches have one shape."""
+        size = self.settings.batch_size
+        places = places_of(self.data, size, self.seed, *divmod(step, self.per_epoch))
+        x_BT, y_B = self.data.batch(places, size if self.plan.graph else 0)
+        self.rows = len(places)
+        return [(x_BT, y_B, self.one)]
+
+    def _add(self, result: StepResult) -> None:
+        self.total += result.loss.double() * self.rows
+        self.at.batch += 1
+
+    def _look(self, result: StepResult) -> None:
+        epoch = f"epoch {self.at.epoch + 1}/{self.settings.epochs}"
+        self.report(self._share(), f"{epoch}  loss {_finite(result.loss)}")
+
+    def _end_epoch(self) -> None:
+        at, held_out = self.at, self.held_out
+        at.losses.append(float(_finite(self.total / len(self.data))))
+        last = self.loop.step == self.steps
         names = list(held_out) if last else list(held_out)[:1]
-        scores = {name: score(model, task, held_out[name], settings.bfloat16) for name in names}
-        at.history.append(next(iter(scores.values())))
-        report(step / steps, f"epoch {epoch + 1}: {words_of(at.history[-1])}")
-        at.epoch, at.batch, at.total = epoch + 1, 0, 0.0
-        at.seconds = before + time.monotonic() - began
-        if checkpoint is not None and not last:
-            checkpoint.after_step(model, optimizer, lambda: at)
-    return SeedResult(seed, scores, at.losses, at.history, at.seconds)
+        self.scores = {n: score(self.model, self.task, held_out[n], self.plan) for n in names}
+        self.model.train()
+        at.history.append(next(iter(self.scores.values())))
+        self.report(self._share(), f"epoch {at.epoch + 1}: {words_of(at.history[-1])}")
+        at.epoch, at.batch, at.seconds = at.epoch + 1, 0, self.clock.elapsed()
+        self.total.zero_()
+        if not last:
+            self._save()
+
+    def _save(self) -> None:
+        if self.checkpoint is not None:
+            self.checkpoint.after_step(self.model, self.optimizer, self._here)
+
+    def _here(self) -> Position:
+        return dataclasses.replace(self.at, total=self.total.item(), seconds=self.clock.elapsed())
 
 
-def _here(at: Position, total: Tensor, seconds: float) -> Position:
-    return dataclasses.replace(at, total=total.item(), seconds=seconds)
-
-
-def _optimizer(model: Any, settings: Settings) -> torch.optim.AdamW:
-    device = next(model.parameters()).device
+def _optimizer(model: nn.Module, settings: Settings, plan: DevicePlan) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         decay_groups(model, settings.weight_decay),
         lr=settings.learning_rate,
         betas=(0.9, settings.beta2),
         eps=settings.epsilon,
-        fused=device.type == "cuda",
+        fused=plan.fused_adamw,
     )
 
 
-def _micro_step(
-    model: Any, settings: Settings, device: torch.device, clear_cache: Callable[[], Any]
-) -> MicroStep:
-    """Forward and backward of a batch; on a GPU recorded once and replayed in one launch.
-
-    Small batches leave a GPU waiting for the host, so there all batches have one shape.
-    """
-
-    def loss(ids_BT: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-        logits_BC = _logits(model, ids_BT, settings.bfloat16)
-        value = loss_of(logits_BC, labels_B)
-        return value, value
-
-    if device.type == "cuda":
-        return GraphedMicroStep(loss, 0.0, 1.0, clear_cache)
-    return MicroStep(loss, 0.0, 1.0)
-
-
-def _logits(model: Any, ids_BT: Tensor, low: bool) -> Tensor:
+def _logits(model: nn.Module, ids_BT: Tensor, plan: DevicePlan) -> Tensor:
     """float32 [B, C] of ids with -1 behind each row's end."""
     mask_BT = ids_BT >= 0
-    with torch.autocast(ids_BT.device.type, torch.bfloat16, enabled=low):
+    with plan.autocast():
         output = model(input_ids=ids_BT.clamp(min=0), attention_mask=mask_BT)
     return output.logits.float()
 
@@ -173,20 +201,20 @@ def _finite(loss: Tensor) -> str:
 
 
 @torch.no_grad()
-def predict(model: Any, data: Encoded, low: bool = False) -> np.ndarray:
+def predict(model: nn.Module, data: Encoded, plan: DevicePlan) -> np.ndarray:
     """float64 [R]: the class with the largest logit, or the number of a regression."""
     model.eval()
     found = np.zeros(len(data))
     for places in scoring_batches(data, _SCORING_ROWS):
-        logits_BC = _logits(model, data.batch(places)[0], low)
+        logits_BC = _logits(model, data.batch(places)[0], plan)
         answer = logits_BC[:, 0] if logits_BC.shape[1] == 1 else logits_BC.argmax(-1)
         found[places] = answer.double().cpu().numpy()
     return found
 
 
-def score(model: Any, task: Task, data: Encoded, low: bool = False) -> dict[str, float]:
+def score(model: nn.Module, task: Task, data: Encoded, plan: DevicePlan) -> dict[str, float]:
     """The task's metrics on these rows."""
-    return glue_scores(task.metrics, predict(model, data, low), data.labels.cpu().numpy())
+    return glue_scores(task.metrics, predict(model, data, plan), data.labels.cpu().numpy())
 
 
 def words_of(scores: dict[str, float]) -> str:

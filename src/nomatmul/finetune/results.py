@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nomatmul.finetune.data import Encoded
+from nomatmul.train.manifest import sha256_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +49,8 @@ def check_settings(file: Path, old: dict[str, Any], described: dict[str, Any]) -
 
 def model_sha256(directory: Path) -> str:
     """One checksum of a model's weights and config."""
-    digest = hashlib.sha256()
     patterns = ("config.json", "*.safetensors", "pytorch_model*.bin")
-    for path in sorted(file for pattern in patterns for file in directory.glob(pattern)):
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    return sha256_of(sorted(file for pattern in patterns for file in directory.glob(pattern)))
 
 
 def data_digest(data: dict[str, Encoded]) -> str:

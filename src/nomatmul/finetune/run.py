@@ -39,8 +39,9 @@ from nomatmul.train.memory import (
     too_little,
 )
 from nomatmul.train.metrics import Console, duration
+from nomatmul.train.model import no_progress_bars, write_model
+from nomatmul.train.plan import DevicePlan, pick_device, plan_device
 from nomatmul.train.signals import Stopped, StopSignals
-from nomatmul.train.threads import limit_threads
 from nomatmul.train.tokenizer import load_tokenizer
 
 
@@ -75,14 +76,12 @@ class FinetuneConfig:
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"precision {self.precision!r}: choose auto, float32 or bfloat16")
 
-    def settings(self, task: Task, device: torch.device) -> Settings:
-        low = self.precision == "bfloat16" or (self.precision == "auto" and device.type == "cuda")
+    def settings(self, task: Task) -> Settings:
         return Settings(
             learning_rate=self.learning_rate,
             batch_size=self.batch_size,
             epochs=self.epochs or task.epochs,
             weight_decay=self.weight_decay,
-            bfloat16=low,
         )
 
 
@@ -126,39 +125,35 @@ def finetune(
     for a model that memory cannot hold, RuntimeError for a loss that is not finite. Ctrl-C and
     SIGTERM save where the seed stands and raise `train.signals.Stopped`; the same call goes on.
     """
-    from nomatmul.train.job import pick_device
-
-    limit_threads()
-    config = config or FinetuneConfig()
-    console, place = Console(quiet), pick_device(device)
+    config, console = config or FinetuneConfig(), Console(quiet)
+    plan = plan_device(pick_device(device), config.precision)
+    plan.set_up()
     source = find_checkpoint(Path(model))
     rows, names = load_rows(task, data, held_out)
     for part, found in rows.items():
         if found.left_out:
             console.say(f"{part}: {found.left_out:,} rows without a text or a label left out")
     if not force:
-        check_memory(source, config, place)
+        check_memory(source, config, plan)
     with StopSignals() as signals:
-        work = _Work(source, task, config, Path(out) / task.name, place, console, names, signals)
+        work = _Work(source, task, config, Path(out) / task.name, plan, console, names, signals)
         return work.run(rows)
 
 
-def check_memory(source: Path, config: FinetuneConfig, device: torch.device) -> None:
+def check_memory(source: Path, config: FinetuneConfig, plan: DevicePlan) -> None:
     """Raises OutOfMemoryError when the device or the host surely cannot hold the training."""
-    free = free_memory(device)
+    free = free_memory(plan)
     if free is None:
         return
     model = open_checkpoint(source).config
-    wide = config.precision == "float32" or (config.precision == "auto" and device.type == "cpu")
+    tokens = config.batch_size * config.max_length
     need = Estimate(
         states=16 * model.param_count(),
         gathered=0,
         ternary=0,
-        activations=activation_bytes(
-            model, config.batch_size * config.max_length, "none", fused=False, wide=wide
-        ),
+        activations=activation_bytes(model, tokens, "none", fused=False, wide=not plan.bfloat16),
         logits=0,
-        host=device.type == "cpu",
+        host=plan.memory == "host",
     )
     if too_little(need, free):
         raise OutOfMemoryError(
@@ -175,7 +170,7 @@ class _Work:
     task: Task
     config: FinetuneConfig
     out: Path
-    device: torch.device
+    plan: DevicePlan
     console: Console
     names: tuple[str, ...]
     signals: StopSignals
@@ -194,14 +189,15 @@ class _Work:
         template = first.config.eos_token_id is None
         data = {
             name: encode(
-                part, tokenizer, length, self.task.regression, self.device, template=template
+                part, tokenizer, length, self.task.regression, self.plan.device, template=template
             )
             for name, part in rows.items()
         }
         self._check_vocabulary(first, data)
         facts = self._facts(data, length)
-        settings = self.config.settings(self.task, self.device)
+        settings = self.config.settings(self.task)
         described = dataclasses.asdict(settings) | {
+            "bfloat16": self.plan.bfloat16,
             "task": self.task.name,
             "max_length": length,
             "pooler": first.config.pooler,
@@ -227,7 +223,7 @@ class _Work:
             options["pooler"] = self.config.pooler
         with _quiet_transformers():
             model = EncoderForSequenceClassification.from_pretrained(self.source, **options)
-        return model.to(self.device)
+        return model.to(self.plan.device)
 
     def _check_vocabulary(self, model: Any, data: dict[str, Encoded]) -> None:
         top = max(int(part.ids.max()) for part in data.values())
@@ -277,7 +273,7 @@ class _Work:
         self.signals.deferred = True
         try:
             result = train_seed(
-                model, self.task, data["train"], held, settings, seed,
+                model, self.task, data["train"], held, settings, seed, self.plan,
                 self._progress(seed, title), checkpoint,
             )  # fmt: skip
         finally:
@@ -316,8 +312,6 @@ class _Work:
         return next(iter(result.scores.values()))[self.task.metrics[0]]
 
     def _save(self, model: Any, tokenizer: Any) -> None:
-        from nomatmul.train.checkpoints import write_model
-
         with new_directory(self.out / "model") as temporary:
             write_model(model, tokenizer, temporary)
 
@@ -342,7 +336,7 @@ class _Work:
             seeds=[dataclasses.asdict(result) for result in results],
             best_seed=results[main.index(max(main))].seed,
             model=str(self.out / "model"),
-            settings=described | {"device": str(self.device), "torch": torch.__version__},
+            settings=described | {"device": str(self.plan.device), "torch": torch.__version__},
             data=facts,
         )
         write_json(self.out / "report.json", dataclasses.asdict(report))
@@ -354,14 +348,11 @@ def _quiet_transformers() -> Iterator[None]:
     """Without its bar, and without its report that the head is new, which is meant so."""
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level = logging.get_verbosity()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with no_progress_bars(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*drawn at random.*")
             yield
     finally:
         logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

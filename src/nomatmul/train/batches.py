@@ -16,15 +16,16 @@ from __future__ import annotations
 import dataclasses
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 import torch
 
 from nomatmul.train.masking import HELD_OUT_SEED, Masking
+from nomatmul.train.plan import DevicePlan
 from nomatmul.train.tokens import TokenStream
 
-_ON_DEVICE_BYTES = 4 << 30  # streams up to here live on the GPU, where a batch is one gather
+Pairs = Generator[tuple[torch.Tensor, torch.Tensor], None, None]
 
 
 class WindowOrder:
@@ -90,8 +91,8 @@ class Batches:
     share: this rank's slice of each batch, of a multiple of `rows` rows; None: all of it. masking:
     of an encoder; None: the next token is the target.
 
-    A small stream is copied to the GPU once; a large one is read by a thread into pinned memory
-    and copied while the GPU computes.
+    A small stream is copied to the GPU once, where a batch is one gather; a large one is read by a
+    thread into pinned memory and copied while the GPU computes.
     """
 
     def __init__(
@@ -99,22 +100,23 @@ class Batches:
         stream: TokenStream,
         order: WindowOrder,
         rows: int,
-        device: torch.device,
+        plan: DevicePlan,
         share: Slice | None = None,
         masking: Masking | None = None,
     ) -> None:
         self.masking = masking
         self.length = order.sequence_length + (1 if masking is None else 0)
-        self.stream, self.order, self.rows, self.device = stream, order, rows, device
+        self.stream, self.order, self.rows = stream, order, rows
+        self.device, self.pinned = plan.device, plan.pinned
         self.share = share if share is not None else Slice(rows)
         assert self.share.rows % rows == 0
         size = len(stream) * stream.shards[0].dtype.itemsize
         self._resident = None
-        if device.type == "cuda" and size <= _ON_DEVICE_BYTES:
-            self._resident = _signed(stream.read(0, len(stream))).to(device)
-            self._steps_T = torch.arange(self.length, device=device)
+        if size <= plan.resident_bytes:
+            self._resident = _signed(stream.read(0, len(stream))).to(self.device)
+            self._steps_T = torch.arange(self.length, device=self.device)
 
-    def run(self, first_sample: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def run(self, first_sample: int) -> Pairs:
         """(x_BT, y_BT) int64 without end, from the batch at sample first_sample on.
 
         first_sample counts the samples of all ranks. Close it when done.
@@ -123,11 +125,11 @@ class Batches:
         first_sample //= self.share.size
         if self._resident is not None:
             return self._from_device(first_sample)
-        if self.device.type == "cuda":
+        if self.pinned:
             return self._from_thread(first_sample)
         return self._from_host(first_sample)
 
-    def _from_device(self, sample: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _from_device(self, sample: int) -> Pairs:
         assert self._resident is not None
         while True:
             # One copy of starts for many batches, so that the host seldom talks to the device.
@@ -170,13 +172,13 @@ class Batches:
         ids = self.stream.windows(self._starts(sample, 1), self.length)
         return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(self._numbers(sample, 1))
 
-    def _from_host(self, sample: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _from_host(self, sample: int) -> Pairs:
         while True:
             ids, numbers_B = self._host_batch(sample)
             yield self._pair(ids.to(self.device), numbers_B.to(self.device))
             sample += self.rows
 
-    def _from_thread(self, sample: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _from_thread(self, sample: int) -> Pairs:
         ready: queue.Queue[list[torch.Tensor] | BaseException] = queue.Queue(maxsize=4)
         stop = threading.Event()
 

@@ -11,22 +11,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from nomatmul.formats.files.atomic import write_file
-from nomatmul.formats.files.directory import new_directory, remove_leftovers, write_json
-from nomatmul.formats.tokenizer import save_tokenizer
+from nomatmul.formats.runs import MODEL_STEP_FILE
 from nomatmul.train.config import TrainConfig
+from nomatmul.formats.files.directory import new_directory, remove_leftovers, write_json
+from nomatmul.train.manifest import describe_files, find_fault, write_manifest
+from nomatmul.train.model import TrainedModel, write_model
 from nomatmul.train.parallelize import local
 from nomatmul.train.ranks import LostRankError, OtherRankError, Ranks
 from nomatmul.train.states import (
@@ -74,7 +74,7 @@ class Checkpoints:
 
     def save(
         self,
-        model: torch.nn.Module,
+        model: TrainedModel,
         optimizer: torch.optim.Optimizer,
         tokenizer: Tokenizer,
         config: TrainConfig,
@@ -98,17 +98,7 @@ class Checkpoints:
             "config": config.to_dict(),
         }
         try:
-            if self.ranks.many:
-                self._write_together(path, model, optimizer, tokenizer, state)
-            else:
-                with new_directory(path) as temporary:
-                    write_model(model, tokenizer, temporary)
-                    tensors = optimizer_tensors(model, optimizer)
-                    save_file(tensors, temporary / "optimizer.safetensors")
-                    save_random_states(temporary, self.ranks)
-                    write_json(temporary / "state.json", state)
-                    write_json(temporary / "manifest.json", _manifest(temporary))
-                self._point_to(path)
+            self._write(path, model, optimizer, tokenizer, state)
         except (LostRankError, OtherRankError):
             raise
         except Exception as error:  # safetensors raises its own type for a full disk
@@ -122,39 +112,39 @@ class Checkpoints:
         for old in self.candidates()[self.keep :]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def _write_together(
+    def _write(
         self,
         path: Path,
-        model: torch.nn.Module,
+        model: TrainedModel,
         optimizer: torch.optim.Optimizer,
         tokenizer: Tokenizer,
         state: dict[str, Any],
     ) -> None:
-        """All ranks write one directory, rank 0 names it when all are done."""
+        """All ranks write one directory; the first one gives it its name when all are done."""
         ranks = self.ranks
         with contextlib.ExitStack() as stack:
             made = self._all(
                 lambda: str(stack.enter_context(new_directory(path))) if ranks.first else ""
             )
-            temporary = Path(made[0])
-            self._all(lambda: save_shards(model, optimizer, temporary, ranks))
+            temporary, weights = Path(made[0]), None
+            if ranks.many:
+                self._all(lambda: save_shards(model, optimizer, temporary, ranks))
+                weights, state = gather_weights(model, ranks), state | {"ranks": ranks.size}
+            else:
+                save_optimizer(model, optimizer, temporary)
             self._all(lambda: save_random_states(temporary, ranks))
-            weights = gather_weights(model, ranks)
 
             def describe() -> None:
                 if ranks.first:
                     write_model(model, tokenizer, temporary, weights)
-                    write_json(temporary / "state.json", state | {"ranks": ranks.size})
+                    write_json(temporary / "state.json", state)
 
             self._all(describe)
-            files = _files(temporary)
-            parts = self._all(lambda: _sums(temporary, files[ranks.rank :: ranks.size]))
+            parts = self._all(lambda: describe_files(temporary, ranks.rank, ranks.size))
 
             def finish() -> None:
                 if ranks.first:
-                    sums = {name: facts for part in parts for name, facts in part.items()}
-                    ordered = {name: sums[name] for name in sorted(sums)}
-                    write_json(temporary / "manifest.json", {"files": ordered})
+                    write_manifest(temporary, {k: v for part in parts for k, v in part.items()})
                     stack.close()
                     self._point_to(path)
 
@@ -162,11 +152,13 @@ class Checkpoints:
 
     def _all(self, work: Callable[[], T]) -> list[T]:
         """Everybody's result; an error of one rank is raised at all of them."""
+        if not self.ranks.many:
+            return [work()]
         try:
             mine: tuple[Any, str | None] = (work(), None)
         except (LostRankError, OtherRankError):
             raise
-        except Exception as error:  # told to all ranks, then raised
+        except Exception as error:  # sent to all ranks, then raised
             text = str(error).strip()
             mine = (None, text.splitlines()[-1] if text else type(error).__name__)
         results = self.ranks.gather(mine)
@@ -187,35 +179,30 @@ class Checkpoints:
     def newest_good(self, warn: Warn) -> Path | None:
         """The first candidate whose files match its manifest; None when there is none at all.
 
-        Each damaged one is told by `warn`. Raises CheckpointError when all are damaged: starting
-        again from nothing is for the user to decide.
+        Rank 0 looks, all get the answer. `warn` names each damaged one. Raises CheckpointError
+        when all are damaged: starting again from nothing is for the user to decide.
         """
-        paths = self.candidates()
-        for path in paths:
-            fault = find_fault(path)
-            if fault is None:
-                return path
-            warn(f"checkpoint {path.name} is damaged ({fault}); trying the one before")
-        if paths:
-            raise CheckpointError(f"every checkpoint under {self.directory} is damaged")
-        return None
+
+        def find() -> str | None:
+            paths = self.candidates()
+            for path in paths:
+                fault = find_fault(path)
+                if fault is None:
+                    return str(path)
+                warn(f"checkpoint {path.name} is damaged ({fault}); trying the one before")
+            if paths:
+                raise CheckpointError(f"every checkpoint under {self.directory} is damaged")
+            return None
+
+        found = self.ranks.on_first("checking the checkpoints", find)
+        return None if found is None else Path(found)
 
 
-def find_fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint, in words; None when every file is as it was written."""
-    try:
-        manifest = json.loads((path / "manifest.json").read_text("utf-8"))
-        for name, facts in manifest["files"].items():
-            file = path / name
-            if not file.is_file():
-                return f"{name} is missing"
-            if file.stat().st_size != facts["bytes"]:
-                return f"{name} has {file.stat().st_size} bytes, {facts['bytes']} were written"
-            if _sha256(file) != facts["sha256"]:
-                return f"{name} does not match its checksum"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"manifest.json: {error}"
-    return None
+def save_optimizer(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, directory: Path
+) -> None:
+    """Of one device: `restore` reads it."""
+    save_file(optimizer_tensors(model, optimizer), directory / "optimizer.safetensors")
 
 
 def read_state(path: Path) -> tuple[TrainConfig, Progress]:
@@ -246,34 +233,28 @@ def restore(
     restore_random_states(path, ranks)
 
 
-def write_model(
-    model: torch.nn.Module,
-    tokenizer: Tokenizer,
-    directory: Path,
-    weights: dict[str, Tensor] | None = None,
-) -> None:
-    """The model alone, in the layout that `CausalLM.from_pretrained` and `pack` read.
+def export_model(
+    model: TrainedModel, tokenizer: Tokenizer, out: Path, step: int, ranks: Ranks
+) -> Path:
+    """Write the trained model alone to OUT/model. Raises CheckpointError when that fails."""
+    path = out / "model"
+    ranks.begin("exporting the model")
+    weights = gather_weights(model, ranks) if ranks.many else None
 
-    weights: all of them, where the model's own are sharded.
-    """
-    with _no_progress_bars():
-        if weights is None:
-            model.save_pretrained(directory)  # type: ignore[operator]
-        else:
-            shell = _without_weights(model)
-            shell.save_pretrained(directory, state_dict=weights)
-    config: Any = model.config
-    # What save_pretrained may have written names the source's own tokens.
-    save_tokenizer(tokenizer, directory, config.model_config, source=directory)
+    def write() -> None:
+        with new_directory(path) as temporary:
+            write_model(model, tokenizer, temporary, weights)
+            write_json(temporary / MODEL_STEP_FILE, {"step": step})
 
-
-def _without_weights(model: torch.nn.Module) -> Any:
-    """A model of the same config that holds nothing: it only knows how to be written."""
-    from nomatmul.train.model import model_class
-
-    config: Any = model.config
-    with torch.device("meta"):
-        return model_class(config.model_config)(config)
+    try:
+        ranks.on_first("exporting the model", write)
+    except OtherRankError:
+        raise
+    except Exception as error:  # full disk: torch, safetensors and OSError have no common base
+        raise CheckpointError(
+            f"cannot write {path}: {error}; the last checkpoint is intact"
+        ) from error
+    return path
 
 
 @torch.no_grad()
@@ -283,41 +264,3 @@ def first_non_finite(model: torch.nn.Module, ranks: Ranks | None = None) -> str 
     finite = torch.stack([local(parameter).isfinite().all() for _, parameter in named])
     bad = (ranks if ranks is not None else Ranks.alone()).sum(~finite).tolist()
     return next((name for (name, _), count in zip(named, bad, strict=True) if count), None)
-
-
-@contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keep transformers' bars out of ours."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _manifest(directory: Path) -> dict[str, Any]:
-    return {"files": _sums(directory, _files(directory))}
-
-
-def _files(directory: Path) -> list[str]:
-    paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    return [str(path.relative_to(directory)) for path in paths]
-
-
-def _sums(directory: Path, names: list[str]) -> dict[str, dict[str, Any]]:
-    return {
-        name: {"bytes": (directory / name).stat().st_size, "sha256": _sha256(directory / name)}
-        for name in names
-    }
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

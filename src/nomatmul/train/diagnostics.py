@@ -20,6 +20,7 @@ from nomatmul.models.diagnostics import (
     ternary_shares,
 )
 from nomatmul.ops.bitlinear.naive import SCALE_FLOOR
+from nomatmul.train.model import TrainedModel
 from nomatmul.train.parallelize import eager, local
 from nomatmul.train.ranks import Ranks
 
@@ -30,7 +31,7 @@ class Diagnostics:
     With many ranks each looks at its own part of the weights and at its own sequence.
     """
 
-    def __init__(self, model: nn.Module, ranks: Ranks | None = None) -> None:
+    def __init__(self, model: TrainedModel, ranks: Ranks | None = None) -> None:
         self._model = model
         self._ranks = ranks if ranks is not None else Ranks.alone()
         self._sizes = {name: layer.weight.numel() for name, layer in bit_linears(model)}

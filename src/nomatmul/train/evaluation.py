@@ -11,14 +11,16 @@ from collections.abc import Callable
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from nomatmul.models.hf.cache import cache_of
 from nomatmul.train.batches import held_out_batches, held_out_length, held_out_masked
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.masking import Masking
-from nomatmul.train.optimizer import Loss, uses_bfloat16
+from nomatmul.train.model import TrainedModel
+from nomatmul.train.optimizer import Loss
 from nomatmul.train.parallelize import eager
+from nomatmul.train.plan import DevicePlan
 from nomatmul.train.ranks import Ranks
 from nomatmul.train.tokens import TokenStream
 
@@ -79,10 +81,10 @@ class Evaluator:
         self,
         stream: TokenStream,
         config: TrainConfig,
-        device: torch.device,
+        plan: DevicePlan,
         ranks: Ranks | None = None,
     ) -> None:
-        self.stream, self.config, self.device = stream, config, device
+        self.stream, self.config, self.plan = stream, config, plan
         self.ranks = ranks if ranks is not None else Ranks.alone()
         self.length = held_out_length(stream, config.eval_tokens)
         self.text_bytes = stream.bytes_of(0, self.length)
@@ -90,13 +92,13 @@ class Evaluator:
     @torch.no_grad()
     def evaluate(self, loss: Loss) -> HeldOut:
         """One pass. Shapes are those of training, so a compiled loss is compiled once more only."""
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.plan.device)
         batches = held_out_batches(
             self.stream,
             self.config.sequence_length,
             self.config.micro_batch_size,
             self.config.eval_tokens,
-            self.device,
+            self.plan.device,
         )
         ranks, number = self.ranks, 0
         for number, (x_BT, y_BT, count) in enumerate(batches, 1):
@@ -122,12 +124,12 @@ class MaskedEvaluator:
         self,
         stream: TokenStream,
         config: TrainConfig,
-        device: torch.device,
-        model: nn.Module,
+        plan: DevicePlan,
+        model: TrainedModel,
         masking: Masking,
         ranks: Ranks | None = None,
     ) -> None:
-        self.stream, self.config, self.device = stream, config, device
+        self.stream, self.config, self.plan = stream, config, plan
         self.model, self.masking = model, masking
         self.ranks = ranks if ranks is not None else Ranks.alone()
 
@@ -135,7 +137,7 @@ class MaskedEvaluator:
     def evaluate(self, loss: Loss | None = None) -> MaskedHeldOut:
         """One pass, the model in evaluation mode. loss: not used, there for `Evaluator`'s sake."""
         config, ranks, number = self.config, self.ranks, 0
-        totals = torch.zeros(3, dtype=torch.float64, device=self.device)
+        totals = torch.zeros(3, dtype=torch.float64, device=self.plan.device)
         training = self.model.training
         self.model.eval()
         batches = held_out_masked(
@@ -144,7 +146,7 @@ class MaskedEvaluator:
             config.micro_batch_size,
             config.eval_tokens,
             self.masking,
-            self.device,
+            self.plan.device,
         )
         for number, (x_BT, y_BT, _) in enumerate(batches, 1):
             if (number - 1) % ranks.size == ranks.rank:
@@ -158,9 +160,8 @@ class MaskedEvaluator:
 
     def _score(self, x_BT: Tensor, y_BT: Tensor) -> Tensor:
         """[3] float64: summed loss, right guesses, guesses."""
-        total = torch.zeros(3, dtype=torch.float64, device=self.device)
-        use = uses_bfloat16(self.config, self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=use), eager(self.model):
+        total = torch.zeros(3, dtype=torch.float64, device=self.plan.device)
+        with self.plan.autocast(), eager(self.model):
             logits_BTV = self.model(input_ids=x_BT).logits
         for logits_TV, y_T in zip(logits_BTV, y_BT, strict=True):
             log_p = torch.log_softmax(logits_TV.float(), dim=-1)
@@ -173,10 +174,10 @@ class MaskedEvaluator:
 
 @torch.no_grad()
 def sample_text(
-    model: nn.Module,
+    model: TrainedModel,
     tokenizer: Tokenizer,
     config: TrainConfig,
-    device: torch.device,
+    plan: DevicePlan,
     *,
     temperature: float = 0.8,
     top_k: int = 50,
@@ -194,10 +195,10 @@ def sample_text(
     random = torch.Generator().manual_seed(config.seed)
     model.eval()
     cache, fed, out = None, ids, list(ids)
-    with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config, device)):
+    with plan.autocast():
         for _ in range(min(config.sample_tokens, config.model.max_position_embeddings - len(ids))):
             result = model(
-                input_ids=torch.tensor([fed], device=device), cache=cache, use_cache=True
+                input_ids=torch.tensor([fed], device=plan.device), cache=cache, use_cache=True
             )
             cache = cache_of(result)
             values, indices = (

@@ -1,4 +1,4 @@
-"""What fast feedforward layers are told in training, what they add to the loss, how they are used.
+"""Options of fast feedforward layers in training, what they add to the loss, how they are used.
 
 The knobs are TrainConfig's `fff_...`; the layers themselves are in models/channels.
 """
@@ -22,8 +22,8 @@ def wants_auxiliary(config: TrainConfig) -> bool:
     return config.fff_balance > 0
 
 
-def plan(config: TrainConfig) -> trees.FFFTraining:
-    """What the layers are told."""
+def training_options(config: TrainConfig) -> trees.FFFTraining:
+    """How the layers of this run train."""
     return trees.FFFTraining(balance=config.fff_balance, route_gradient=config.fff_route_gradient)
 
 

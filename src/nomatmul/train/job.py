@@ -7,27 +7,24 @@ import signal
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from nomatmul.formats.files.directory import new_directory, write_json
-from nomatmul.formats.runs import MODEL_STEP_FILE
 from nomatmul.train.batches import WindowOrder
 from nomatmul.train.checkpoints import (
     CheckpointError,
     Checkpoints,
     Progress,
+    export_model,
     read_state,
     restore,
-    write_model,
 )
 from nomatmul.train.config import TrainConfig, differences
 from nomatmul.train.curve import draw_curve
-from nomatmul.train.memory import MemoryPlan, plan_memory
+from nomatmul.train.memory import plan_memory
 from nomatmul.train.metrics import Console, read_metrics
-from nomatmul.train.micro_step import wants_graph
-from nomatmul.train.model import build_model
-from nomatmul.train.optimizer import build_optimizer, set_deterministic
+from nomatmul.train.model import TrainedModel, build_model
+from nomatmul.train.optimizer import build_optimizer
 from nomatmul.train.parallelize import shard_model
+from nomatmul.train.plan import DevicePlan, pick_device, plan_training
 from nomatmul.train.prepare import (
     DataArgs,
     Prepared,
@@ -36,11 +33,9 @@ from nomatmul.train.prepare import (
     open_built,
     with_token_ids,
 )
-from nomatmul.train.ranks import OtherRankError, Ranks, open_ranks
+from nomatmul.train.ranks import Ranks, open_ranks
 from nomatmul.train.run_directory import check_out, refuse_differences, write_run_file
 from nomatmul.train.signals import Stopped, StopSignals
-from nomatmul.train.states import gather_weights
-from nomatmul.train.threads import limit_threads
 from nomatmul.train.trainer import Trainer
 
 _ECHO = 5.0  # seconds in which torchrun may send Ctrl-C a second time
@@ -100,8 +95,7 @@ def run(
     """
     if resume not in ("auto", "never"):
         raise ValueError(f"resume {resume!r}: choose auto or never")
-    limit_threads()
-    ranks, device = open_ranks(device, collective_timeout)
+    ranks, name = open_ranks(device, collective_timeout)
     args = DataArgs(
         tuple(data),
         tuple(valid or ()),
@@ -114,7 +108,7 @@ def run(
     )
     job = _Job(config, args, Path(out), ranks, Console(quiet, silent=not ranks.first))
     try:
-        result = job.run(pick_device(device), resume, override_config, force)
+        result = job.run(pick_device(name), resume, override_config, force)
     except BaseException as error:
         ranks.fail(error)
         raise
@@ -135,114 +129,92 @@ class _Job:
     def run(
         self, device: torch.device, resume: str, override: bool, force: bool = False
     ) -> RunResult:
-        check_ranks(self.config, self.ranks.size)
-        wants_graph(self.config, device, self.ranks.many)  # refuses one that is impossible
-        plan = plan_memory(self.config, device, self.ranks, force)
-        step = 0
-        with StopSignals(_ECHO if self.ranks.many else 0.0) as signals:
-            self.ranks.watch_signals(lambda: signals.requested is not None)
+        """Every step of a run, in order: checks, data, model, training, export."""
+        config, ranks, step = self.config, self.ranks, 0
+        check_ranks(config, ranks.size)
+        plan = plan_training(config, device, ranks.many)
+        memory = plan_memory(config, plan, ranks, force)
+        plan.set_up()
+        with StopSignals(_ECHO if ranks.many else 0.0) as signals:
+            ranks.watch_signals(lambda: signals.requested is not None)
             try:
-                built = self.ranks.on_first(
-                    "preparing the data", lambda: self._build(resume, override)
-                )
-                prepared = open_built(self.config, built)
-                self.config = dataclasses.replace(
-                    self.config, model=with_token_ids(self.config.model, prepared.tokenizer)
-                )
-                with plan.advising():
-                    trainer = self._set_up(prepared, device, plan, signals, override)
+                data = self._prepare(resume, override)
+                with memory.advising():
+                    trainer = self._trainer(data, plan, memory.recompute, signals, override)
                     step = trainer.step
                     signals.deferred = True
                     finished = trainer.run()
             except Stopped as stop:
-                self.ranks.fail(stop)
+                ranks.fail(stop)
                 return RunResult(_status(stop.number), step, 0.0)
             elapsed = trainer.clock.elapsed()
             if not finished:
                 return RunResult(_status(trainer.stopped_by), trainer.step, elapsed)
-            model = self._export(trainer)
-        scored, curve = [], None
-        if self.ranks.first:
-            curve = draw_curve(self.out)
-            scored = [row for row in read_metrics(self.out) if "valid_loss" in row]
-        last: dict[str, float] = scored[-1] if scored else {}
-        return RunResult(
-            "finished",
-            trainer.step,
-            elapsed,
-            str(model),
-            last.get("valid_loss"),
-            last.get("valid_bits_per_byte"),
-            last.get("valid_accuracy"),
-            None if curve is None else str(curve),
+            model = export_model(trainer.model, data.tokenizer, self.out, trainer.step, ranks)
+        return self._finished(trainer.step, elapsed, model)
+
+    def _prepare(self, resume: str, override: bool) -> Prepared:
+        """The data; the config gets its tokenizer's special ids."""
+        config, out = self.config, self.out
+
+        def prepare() -> dict[str, list[str]]:
+            checked = check_inputs(config, self.args)
+            known = check_out(out, config, resume, override)
+            return build(config, checked, out, self.console.preparing, known)
+
+        data = open_built(config, self.ranks.on_first("preparing the data", prepare))
+        model = with_token_ids(config.model, data.tokenizer)
+        self.config = config = dataclasses.replace(config, model=model)
+        # Data that is too short is found before work.
+        WindowOrder(len(data.train), config.sequence_length, config.seed)
+        self.ranks.on_first(
+            "writing run.json",
+            lambda: write_run_file(out, config, data, override, self.ranks.size),
         )
+        return data
 
-    def _build(self, resume: str, override: bool) -> dict[str, list[str]]:
-        checked = check_inputs(self.config, self.args)
-        known = check_out(self.out, self.config, resume, override)
-        return build(self.config, checked, self.out, self.console.preparing, known)
-
-    def _set_up(
-        self,
-        prepared: Prepared,
-        device: torch.device,
-        plan: MemoryPlan,
-        signals: StopSignals,
-        override: bool,
+    def _trainer(
+        self, data: Prepared, plan: DevicePlan, recompute: str, signals: StopSignals, override: bool
     ) -> Trainer:
         """Model, optimiser and trainer in the state of the newest good checkpoint, if any."""
         config, ranks = self.config, self.ranks
-        # Data that is too short is found before work.
-        WindowOrder(len(prepared.train), config.sequence_length, config.seed)
-        ranks.on_first(
-            "writing run.json",
-            lambda: write_run_file(self.out, config, prepared, override, ranks.size),
-        )
-        set_deterministic(config, device)
         torch.manual_seed(config.seed)
         ranks.begin("making the model")
         model = build_model(config.model)
-        model.set_recompute(plan.recompute)
+        model.set_recompute(recompute)
         if ranks.many:
-            shard_model(model, device, ranks.size)
+            shard_model(model, plan.device, ranks.size)
         else:
-            model.to(device)
-        optimizer = build_optimizer(model, config)
+            model.to(plan.device)  # type: ignore[arg-type]  # transformers hides torch's signature
+        optimizer = build_optimizer(model, config, plan)
         checkpoints = Checkpoints(self.out, config.checkpoint_keep, ranks)
         progress = self._resume(checkpoints, model, optimizer, override)
-        self.console.say(_summary(config, prepared, model, device, ranks))
+        self.console.say(_summary(config, data, model, plan.device, ranks))
         ranks.begin("starting")
         return Trainer(
             config,
+            plan,
             model,
             optimizer,
-            prepared.tokenizer,
-            prepared.train,
-            prepared.valid,
-            self.out,
-            device,
+            data,
             progress,
+            out=self.out,
             console=self.console,
             checkpoints=checkpoints,
-            stop_requested=lambda: signals.requested or 0,
             ranks=ranks,
+            stop_requested=lambda: signals.requested or 0,
         )
 
     def _resume(
         self,
         checkpoints: Checkpoints,
-        model: nn.Module,
+        model: TrainedModel,
         optimizer: torch.optim.Optimizer,
         override: bool,
     ) -> Progress:
-        def find() -> str | None:
-            found = checkpoints.newest_good(self.console.warn)
-            return None if found is None else str(found)
-
-        name = self.ranks.on_first("checking the checkpoints", find)
-        if name is None:
+        path = checkpoints.newest_good(self.console.warn)
+        if path is None:
             return Progress()
-        path = Path(name)
         try:
             old, progress = read_state(path)
         except (ValueError, KeyError, TypeError) as error:
@@ -254,26 +226,22 @@ class _Job:
         self.console.say(f"continuing from {path.name}")
         return progress
 
-    def _export(self, trainer: Trainer) -> Path:
-        """OUT/model: the trained model alone."""
-        path = self.out / "model"
-        self.ranks.begin("exporting the model")
-        weights = gather_weights(trainer.model, self.ranks) if self.ranks.many else None
-
-        def write() -> None:
-            with new_directory(path) as temporary:
-                write_model(trainer.model, trainer.tokenizer, temporary, weights)
-                write_json(temporary / MODEL_STEP_FILE, {"step": trainer.step})
-
-        try:
-            self.ranks.on_first("exporting the model", write)
-        except OtherRankError:
-            raise
-        except Exception as error:  # full disk: torch, safetensors and OSError have no common base
-            raise CheckpointError(
-                f"cannot write {path}: {error}; the last checkpoint is intact"
-            ) from error
-        return path
+    def _finished(self, step: int, elapsed: float, model: Path) -> RunResult:
+        last, curve = dict[str, float](), None
+        if self.ranks.first:
+            curve = draw_curve(self.out)
+            for row in read_metrics(self.out):
+                last = row if "valid_loss" in row else last
+        return RunResult(
+            "finished",
+            step,
+            elapsed,
+            str(model),
+            last.get("valid_loss"),
+            last.get("valid_bits_per_byte"),
+            last.get("valid_accuracy"),
+            None if curve is None else str(curve),
+        )
 
 
 def check_ranks(config: TrainConfig, ranks: int) -> None:
@@ -293,29 +261,16 @@ def check_ranks(config: TrainConfig, ranks: int) -> None:
     )
 
 
-def pick_device(name: str) -> torch.device:
-    """auto is CUDA where there is one. Raises ValueError for a device that is absent or unknown."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} cannot be used: {reason}") from None
-    return device
-
-
 def _status(number: int) -> str:
     return "interrupted" if number == signal.SIGINT else "stopped"
 
 
 def _summary(
-    config: TrainConfig, prepared: Prepared, model: nn.Module, device: torch.device, ranks: Ranks
+    config: TrainConfig, data: Prepared, model: TrainedModel, device: torch.device, ranks: Ranks
 ) -> str:
     count = sum(parameter.numel() for parameter in model.parameters())
-    held = f", {len(prepared.valid):,} held out" if prepared.valid is not None else ""
-    epochs = config.steps * config.tokens_per_step / len(prepared.train)
+    held = f", {len(data.valid):,} held out" if data.valid is not None else ""
+    epochs = config.steps * config.tokens_per_step / len(data.train)
     length = (
         f"{config.time_limit:g} seconds"
         if config.time_limit > 0
@@ -323,6 +278,6 @@ def _summary(
     )
     where = f"{ranks.size} x {device.type}" if ranks.many else str(device)
     return (
-        f"{config.recipe}: {count:,} parameters on {where}; {len(prepared.train):,} tokens{held}; "
+        f"{config.recipe}: {count:,} parameters on {where}; {len(data.train):,} tokens{held}; "
         f"{config.tokens_per_step:,} tokens a step, {length}"
     )

@@ -111,7 +111,7 @@ def _show_finished(result: RunResult, args: TrainArgs) -> None:
 
 
 def _one_of_many(args: TrainArgs) -> int:
-    """`main` in a process of torchrun: one of them tells an error, rank 0 the result."""
+    """`main` in a process of torchrun: one of them reports an error, rank 0 the result."""
     first = os.environ.get("RANK") == "0"
     try:
         result = _run(args)
@@ -119,7 +119,7 @@ def _one_of_many(args: TrainArgs) -> int:
         if os.environ.get("NOMATMUL_DEBUG") == "1":
             traceback.print_exc()
         # Mistakes that are found before the processes have met are found by all of them.
-        elif getattr(error, "told", False) or (first and not hasattr(error, "told")):
+        elif getattr(error, "reported", False) or (first and not hasattr(error, "reported")):
             print(f"nomatmul: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     if first:

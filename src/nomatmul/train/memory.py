@@ -18,9 +18,9 @@ import torch
 
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.host_memory import available_memory
-from nomatmul.ops import choose
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.parallelize import blocks_in_group
+from nomatmul.train.plan import DevicePlan
 from nomatmul.train.ranks import Ranks
 
 MODES = ("none", "mlp", "block")
@@ -217,32 +217,31 @@ class MemoryPlan:
 
 
 def plan_memory(
-    config: TrainConfig, device: torch.device, ranks: Ranks, force: bool = False
+    config: TrainConfig, plan: DevicePlan, ranks: Ranks, force: bool = False
 ) -> MemoryPlan:
     """Choose the recompute mode; refuse what surely does not fit. The same answer at every rank.
 
     Raises OutOfMemoryError when the parameters and the optimiser alone are too large for a device,
     or when the estimate is so far above what is free that it cannot be that wrong; force: not then.
     """
-    host = device.type == "cpu"
+    host = plan.memory == "host"
     modes = MODES if config.recompute == "auto" else (config.recompute,)
     if host:
         modes = modes[:1]  # on a CPU `auto` is none: the same step whatever else the machine does
-    free = free_memory(device, int(os.environ.get("LOCAL_WORLD_SIZE") or ranks.size))
+    free = free_memory(plan, int(os.environ.get("LOCAL_WORLD_SIZE") or ranks.size))
     if free is None:
         return MemoryPlan(config, ranks.size, modes[0], host=host)
     free = int(-ranks.most(-free)[0])
-    fused = choose.triton_wanted(device.type)
-    needs = {mode: estimate(config, ranks.size, mode, fused, host) for mode in modes}
+    needs = {mode: estimate(config, ranks.size, mode, plan.kernels, host) for mode in modes}
     mode = next((mode for mode in modes if needs[mode].total <= free), modes[-1])
-    plan = MemoryPlan(config, ranks.size, mode, free, fused, host)
+    chosen = MemoryPlan(config, ranks.size, mode, free, plan.kernels, host)
     if not force and too_little(needs[mode], free):
         raise OutOfMemoryError(
-            f"too little memory: {plan.advice()} ({FORCE})"
+            f"too little memory: {chosen.advice()} ({FORCE})"
             if host
-            else f"too little device memory: {plan.advice()}"
+            else f"too little device memory: {chosen.advice()}"
         )
-    return plan
+    return chosen
 
 
 def too_little(need: Estimate, free: int) -> bool:
@@ -254,14 +253,14 @@ def too_little(need: Estimate, free: int) -> bool:
     return need.certain > free or need.total > doubt * free
 
 
-def free_memory(device: torch.device, processes: int = 1) -> int | None:
+def free_memory(plan: DevicePlan, processes: int = 1) -> int | None:
     """Bytes that this process could still allocate on a device; None where nobody knows.
 
     On a CPU what the process may use is shared by so many `processes` of this machine.
     """
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu":
+    if plan.memory == "device":
+        return torch.cuda.mem_get_info(plan.device)[0]
+    if plan.memory != "host":
         return None
     available = available_memory()
     return None if available is None else available // max(processes, 1)

@@ -173,7 +173,7 @@ class Console:
 
     def preparing(self, what: str, done: int, of: int) -> None:
         """Progress of the token shards."""
-        due = not done or time.monotonic() - self._last_line >= 5  # a beginning is always told
+        due = not done or time.monotonic() - self._last_line >= 5  # a beginning is always shown
         if not self.quiet and due:
             self._last_line = time.monotonic()
             print(preparing_words(what, done, of), file=sys.stderr, flush=True)

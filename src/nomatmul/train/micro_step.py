@@ -8,33 +8,33 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from nomatmul.train.config import TrainConfig
-from nomatmul.train.optimizer import Loss, recorded_by_default
+from nomatmul.train.optimizer import Loss
+from nomatmul.train.plan import DevicePlan
 
 
 class MicroStep:
-    """Adds one micro-batch's gradients to the parameters'.
+    """Adds one micro-batch's gradients to the parameters'. loss: as from `build_loss`."""
 
-    loss: from `build_loss`; scale: what the weighted loss is multiplied by, 1 / accumulation.
-    """
-
-    def __init__(self, loss: Loss, z_loss: float, scale: float) -> None:
-        self.loss, self.z_loss, self.scale = loss, z_loss, scale
+    def __init__(self, loss: Loss, z_loss: float = 0.0) -> None:
+        self.loss, self.z_loss = loss, z_loss
+        self.failed: str | None = None  # why the step could not be recorded
         self.auxiliary: Tensor | None = None  # the last micro-batch's auxiliary loss, detached
 
     def __call__(self, x_BT: Tensor, y_BT: Tensor, weight: Tensor, first: bool) -> Tensor:
-        """The unweighted loss, detached. first: of the optimiser step, whose gradients are new."""
+        """The unweighted loss, detached; weight: what it counts in the gradient.
+
+        first: of the optimiser step, whose gradients are new.
+        """
         loss, z, *auxiliary = self.loss(x_BT, y_BT)
         target = loss + self.z_loss * z if self.z_loss else loss
         if auxiliary:
             target = target + auxiliary[0]
             self.auxiliary = auxiliary[0].detach()
-        (target * (weight * self.scale)).backward()
+        (target * weight).backward()
         return loss.detach()
 
     def end(self, optimizer: torch.optim.Optimizer) -> None:
@@ -51,13 +51,10 @@ class GraphedMicroStep(MicroStep):
     recorded runs without a graph, and the reason is said.
     """
 
-    def __init__(
-        self, loss: Loss, z_loss: float, scale: float, clear_cache: Callable[[], None]
-    ) -> None:
-        super().__init__(loss, z_loss, scale)
+    def __init__(self, loss: Loss, z_loss: float, clear_cache: Callable[[], None]) -> None:
+        super().__init__(loss, z_loss)
         self.clear_cache = clear_cache
         self.optimizer: torch.optim.Optimizer | None = None  # known once a step has ended
-        self.failed: str | None = None
         self.stream = torch.cuda.Stream()
         self.graphs: dict[bool, tuple[torch.cuda.CUDAGraph, Tensor, Tensor | None]] = {}
         self.inputs: tuple[Tensor, Tensor, Tensor] | None = None
@@ -123,30 +120,8 @@ class GraphedMicroStep(MicroStep):
         self.optimizer = optimizer
 
 
-def wants_graph(config: TrainConfig, device: torch.device, many: bool) -> bool:
-    """`compile` is "graph", or "auto" for a model with a fused token mixer on one GPU.
-
-    Raises ValueError for "graph" where there is none.
-    """
-    possible = device.type == "cuda" and not many
-    if config.compile == "graph" and not possible:
-        raise ValueError("compile 'graph' records CUDA graphs: it needs one GPU and one process")
-    return possible and (
-        config.compile == "graph"
-        or (config.compile == "auto" and recorded_by_default(config, device))
-    )
-
-
 def build_micro_step(
-    loss: Loss,
-    config: TrainConfig,
-    device: torch.device,
-    accumulation: int,
-    clear_cache: Callable[[], Any],
-    *,
-    many: bool = False,
+    loss: Loss, z_loss: float, plan: DevicePlan, clear_cache: Callable[[], None]
 ) -> MicroStep:
-    """The micro-step that the config asks for. many: several processes train together."""
-    if wants_graph(config, device, many):
-        return GraphedMicroStep(loss, config.z_loss, 1.0 / accumulation, clear_cache)
-    return MicroStep(loss, config.z_loss, 1.0 / accumulation)
+    """The micro-step that the plan asks for."""
+    return GraphedMicroStep(loss, z_loss, clear_cache) if plan.graph else MicroStep(loss, z_loss)

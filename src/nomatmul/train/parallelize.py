@@ -27,6 +27,8 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from nomatmul.train.model import TrainedModel
+
 _GROUP_BYTES = 256 << 20  # joining blocks up to this spares the host collectives and hooks
 
 
@@ -35,7 +37,7 @@ def blocks_in_group(parameters: int) -> int:
     return max(1, _GROUP_BYTES // (4 * parameters))
 
 
-def shard_model(model: nn.Module, device: torch.device, size: int) -> None:
+def shard_model(model: TrainedModel, device: torch.device, size: int) -> None:
     """Shard the parameters of `model` in place over `size` devices.
 
     The model may still lie on the CPU: one group after the other is moved and cut, so a device
@@ -46,7 +48,7 @@ def shard_model(model: nn.Module, device: torch.device, size: int) -> None:
     policy = MixedPrecisionPolicy(
         param_dtype=None, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    blocks = list(model.layers)  # type: ignore[arg-type]
+    blocks = list(model.layers)
     count = blocks_in_group(sum(p.numel() for p in blocks[0].parameters()))
     for start in range(0, len(blocks), count):
         fully_shard(blocks[start : start + count], mesh=mesh, mp_policy=policy)
@@ -59,7 +61,7 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def compile_parts(model: nn.Module, mode: str | None) -> None:
+def compile_parts(model: TrainedModel, mode: str) -> None:
     """Compile each block's forward and the head with the loss, leaving FSDP's hooks outside.
 
     Gathering and freeing parameters happens between the compiled parts; blocks are alike, so that
@@ -70,7 +72,7 @@ def compile_parts(model: nn.Module, mode: str | None) -> None:
 
 
 @contextlib.contextmanager
-def eager(model: nn.Module) -> Iterator[None]:
+def eager(model: TrainedModel) -> Iterator[None]:
     """Without the compiled parts: for hooks inside blocks, and for sequences of any length."""
     kept = [(part, name, part.__dict__.pop(name, None)) for part, name in _parts(model)]
     try:
@@ -81,8 +83,8 @@ def eager(model: nn.Module) -> Iterator[None]:
                 part.__dict__[name] = compiled
 
 
-def _parts(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    return [*((block, "forward") for block in model.layers), (model, "loss_of_hidden")]  # type: ignore[union-attr]
+def _parts(model: TrainedModel) -> list[tuple[nn.Module, str]]:
+    return [*((block, "forward") for block in model.layers), (model, "loss_of_hidden")]
 
 
 def free_gathered(model: nn.Module) -> None:

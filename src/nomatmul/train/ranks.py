@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from nomatmul.train.args import started_by_torchrun
+from nomatmul.train.plan import device_of_rank
 from nomatmul.train.watch import FAILED, INTACT, Watch
 
 T = TypeVar("T")
@@ -125,10 +126,10 @@ class Ranks:
     def fail(self, error: BaseException) -> None:
         """Tell the others why this process ends.
 
-        `error.told` becomes whether it is the first to fail: the one that tells the user.
+        `error.reported` becomes whether it is the first to fail: the one that reports it.
         """
         if self.many:
-            error.told = self._first_to_fail(error)  # type: ignore[attr-defined]
+            error.reported = self._first_to_fail(error)  # type: ignore[attr-defined]
 
     def _first_to_fail(self, error: BaseException) -> bool:
         try:
@@ -197,7 +198,7 @@ def open_ranks(device: str, timeout: float) -> tuple[Ranks, str]:
     if missing:
         raise ValueError(f"WORLD_SIZE is set but {missing[0]} is not: start with torchrun")
     rank, size, local = (int(os.environ[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    name = _own_device(device, local)
+    name = device_of_rank(device, local)
     if (
         os.environ.get("LOCAL_WORLD_SIZE") == str(size)
         and "lo" in dict(socket.if_nameindex()).values()
@@ -223,27 +224,9 @@ def open_ranks(device: str, timeout: float) -> tuple[Ranks, str]:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         lost = LostRankError(f"rank {rank} could not join the other processes: {reason}")
-        lost.told = True  # type: ignore[attr-defined]  # each process only knows of itself
+        lost.reported = True  # type: ignore[attr-defined]  # each process only knows of itself
         raise lost from error
     ranks._store = dist.PrefixStore("nomatmul", ranks._store)
     clone = getattr(ranks._store, "clone", lambda: ranks._store)  # torch below 2.7 has none
     ranks._watch = Watch(clone(), rank, size, timeout)
     return ranks, name
-
-
-def _own_device(device: str, local: int) -> str:
-    kind = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    if ":" in kind:
-        raise ValueError(
-            f"device {device!r}: torchrun gives each process a GPU of its own; say cuda"
-        )
-    if kind != "cuda":
-        return kind
-    count = torch.cuda.device_count()
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1))
-    if count < here:
-        raise ValueError(
-            f"{here} processes but {count} GPU{'' if count == 1 else 's'} on this machine: start "
-            f"torchrun with --nproc-per-node {max(count, 1)}" + ("" if count else " --device cpu")
-        )
-    return f"cuda:{local}"

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: told at once while data is prepared, remembered while a step runs."""
+"""SIGTERM and Ctrl-C: raised at once while data is prepared, remembered while a step runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a source of text is: told from a file's contents before any of it is used.
+"""What a source of text is: read off a file's contents before any of it is used.
 
 kinds: "text", "jsonl" (an object a line), "json" (an array, or objects over several lines),
 "parquet", "saved" (datasets.save_to_disk) or "hub".

@@ -1,24 +1,22 @@
-"""The training loop. It never waits for the device between reports.
+"""Pretraining: the loop with what it reports, evaluates and saves.
 
 Losses and gradient norms stay on the device until a log interval ends; then one transfer brings
 them all, each step's row is written, and a value that is not finite stops the run.
 
-With many ranks every one runs this loop on its slice of each batch. What decides the course (the
-clock, a request to stop) is agreed on by all after each step; only rank 0 prints and writes.
+With many ranks each runs this on its slice of each batch. All agree after each step on what time
+it is and whether to stop; only rank 0 prints and writes.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from nomatmul.formats.special_tokens import mask_id
 from nomatmul.ops.bitlinear import ternary_cache
@@ -28,125 +26,114 @@ from nomatmul.train.config import TrainConfig
 from nomatmul.train.diagnostics import Diagnostics
 from nomatmul.train.evaluation import Evaluator, MaskedEvaluator, sample_text
 from nomatmul.train.fff_training import counting, usage_row
+from nomatmul.train.loop import Clock, Hook, Loop, MicroBatch, StepResult, every
 from nomatmul.train.masking import Masking
 from nomatmul.train.metrics import Console, MetricsLog, NoMetrics, duration
 from nomatmul.train.micro_step import build_micro_step
-from nomatmul.train.optimizer import build_loss, clip_gradients
+from nomatmul.train.model import TrainedModel
+from nomatmul.train.optimizer import build_loss
 from nomatmul.train.parallelize import eager, free_gathered
+from nomatmul.train.plan import DevicePlan
+from nomatmul.train.prepare import Prepared
 from nomatmul.train.ranks import Ranks
 from nomatmul.train.schedule import batch_size, learning_rate
-from nomatmul.train.tokens import TokenStream
 
 
 class NonFiniteError(RuntimeError):
     """A loss or gradient norm became NaN or infinite; no checkpoint was written after it."""
 
 
-@dataclasses.dataclass
-class _Clock:
-    """Seconds in the loop, over all starts of a run, and those of them not spent on steps."""
-
-    before: float
-    started: float = dataclasses.field(default_factory=time.monotonic)
-    aside: float = 0.0
-
-    def elapsed(self) -> float:
-        return self.before + time.monotonic() - self.started
-
-    def working(self) -> float:
-        return self.elapsed() - self.aside
-
-
 class Trainer:
     """One run from `progress` to its end, or to a stop request.
 
     stop_requested: asked after every step, the number of the signal or 0. model, optimizer and the
-    streams are on `device` and in the state that `progress` says.
+    data are on the plan's device and in the state that `progress` says.
     """
 
     def __init__(
         self,
         config: TrainConfig,
-        model: nn.Module,
+        plan: DevicePlan,
+        model: TrainedModel,
         optimizer: torch.optim.Optimizer,
-        tokenizer: Tokenizer,
-        train: TokenStream,
-        valid: TokenStream | None,
-        out: Path,
-        device: torch.device,
+        data: Prepared,
         progress: Progress,
         *,
+        out: Path,
         console: Console,
         checkpoints: Checkpoints,
+        ranks: Ranks,
         stop_requested: Callable[[], int] = lambda: 0,
-        ranks: Ranks | None = None,
     ) -> None:
-        self.config, self.model, self.optimizer, self.tokenizer = (
-            config,
-            model,
-            optimizer,
-            tokenizer,
-        )
-        self.out, self.device, self.console = out, device, console
-        self.checkpoints, self.stop_requested = checkpoints, stop_requested
-        self.ranks = ranks = ranks if ranks is not None else Ranks.alone()
-        order = WindowOrder(len(train), config.sequence_length, config.seed)
+        self.config, self.plan, self.model, self.optimizer = config, plan, model, optimizer
+        self.tokenizer, self.out, self.console = data.tokenizer, out, console
+        self.checkpoints, self.stop_requested, self.ranks = checkpoints, stop_requested, ranks
         # While the batch grows its size is not fixed: then ranks take turns at micro-batches.
         self.unit = config.micro_batch_size * ranks.size
         share = Slice(self.unit if config.batch_ramp else config.batch_size, ranks.rank, ranks.size)
-        masking = _masking(config, tokenizer)
-        self.batches = Batches(train, order, config.micro_batch_size, device, share, masking)
+        masking = _masking(config, data.tokenizer)
+        order = WindowOrder(len(data.train), config.sequence_length, config.seed)
+        self.batches = Batches(data.train, order, config.micro_batch_size, plan, share, masking)
         self.evaluator: Evaluator | MaskedEvaluator | None = None
-        if valid is not None and masking is not None:
-            self.evaluator = MaskedEvaluator(valid, config, device, model, masking, ranks)
-        elif valid is not None:
-            self.evaluator = Evaluator(valid, config, device, ranks)
-        self.loss = build_loss(model, config, device)
-        self._ternary = ternary_cache()
-        self.micro_step = build_micro_step(
-            self.loss, config, device, 1, self._ternary.clear, many=ranks.many
+        if data.valid is not None and masking is not None:
+            self.evaluator = MaskedEvaluator(data.valid, config, plan, model, masking, ranks)
+        elif data.valid is not None:
+            self.evaluator = Evaluator(data.valid, config, plan, ranks)
+        self.loss = build_loss(model, config, plan)
+        cache = ternary_cache()
+        self.loop = Loop(
+            model,
+            optimizer,
+            build_micro_step(self.loss, config.z_loss, plan, cache.clear),
+            cache,
+            rate=lambda step, share: learning_rate(config, step, share),
+            clip_norm=config.clip_norm,
+            step=progress.step,
         )
         self.diagnostics = Diagnostics(model, ranks)
         self.metrics = MetricsLog(out, progress.step) if ranks.first else NoMetrics()
         if not self.metrics.has_tensorboard:
             console.say("note: tensorboard is not installed, metrics go to metrics.jsonl only")
-        self.step = progress.step
         samples = progress.samples
         self.samples = progress.step * config.batch_size if samples is None else samples
-        self.clock = _Clock(progress.elapsed)
+        self.clock = Clock(progress.elapsed)
         self.stopped_by = 0  # the signal that ended the run early
         self._agreed = progress.elapsed  # the clock that all ranks go by
         # rate, samples so far, [loss, gradient norm, auxiliary loss if there is one]
         self._pending: list[tuple[float, int, list[Tensor]]] = []
         self._flushed_at, self._flushed_samples = self.clock.working(), self.samples
-        self._saved_step = progress.step
-        self._saved_at = progress.elapsed
+        self._saved_step, self._saved_at = progress.step, progress.elapsed
         self._speed: float | None = None  # tokens a second at the last report
+
+    @property
+    def step(self) -> int:
+        return self.loop.step
 
     def run(self) -> bool:
         """Train. True: the end is reached and saved; False: stopped on request, and saved.
 
         Raises NonFiniteError, CheckpointError.
         """
-        self.model.train()
         batches = self.batches.run(self.samples)
-        self.clock = _Clock(self.clock.before)
+        self.clock = Clock(self.clock.before)
         self._flushed_at = self.clock.working()
         self._saved_at = self._elapsed()
         self.console.start(self.config.recipe)
-        x_BT = None
         try:
-            with self._ternary, self.ranks.speaking():
+            with self.loop.cache, self.ranks.speaking():
                 self._agree()
-                while not self._finished():
-                    self.ranks.begin(f"training step {self.step + 1}")
-                    x_BT = self._train_step(batches)
-                    self._report(x_BT)
-                    if self._agree():
-                        break
-                return self._end(x_BT)
+                finished = self.loop.run(
+                    self.share_done,
+                    lambda step, share: self._batch(batches, step, share),
+                    self._hooks(),
+                    stop=lambda: self._agree() > 0,
+                )
+                self._flush()
+                self.ranks.begin("saving the last checkpoint")
+                self._save()
+                return finished
         finally:
-            batches.close()  # type: ignore[attr-defined]
+            batches.close()
             self.console.stop()
             self.metrics.close()
 
@@ -166,121 +153,87 @@ class Trainer:
         self.stopped_by = int(stop)
         return self.stopped_by
 
-    def _finished(self) -> bool:
-        return self.share_done() >= 1
-
-    def _train_step(self, batches: Any) -> Tensor:
-        """One optimiser step, all of it queued on the device. Returns the last inputs."""
-        config = self.config
-        progress = self.share_done()
-        rate = learning_rate(config, self.step, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        total = torch.zeros((), device=self.device)
-        auxiliary: Tensor | None = None
-        samples = batch_size(config, progress, self.unit)
-        accumulation = samples // self.unit
-        micro_batches = [next(batches) for _ in range(accumulation)]
-        weights = self._weights([y_BT for _, y_BT in micro_batches])
-        for number, (x_BT, y_BT) in enumerate(micro_batches):
-            scaled = weights[number] * (1.0 / accumulation)
-            loss = self.micro_step(x_BT, y_BT, scaled, number == 0)
-            total += loss * weights[number] / accumulation
-            if self.micro_step.auxiliary is not None:
-                part = self.micro_step.auxiliary * scaled
-                auxiliary = part if auxiliary is None else auxiliary + part
-        norm = clip_gradients(self.model, config.clip_norm)
-        self.optimizer.step()
-        self._ternary.clear()
-        self.micro_step.end(self.optimizer)
-        self.step += 1
+    def _batch(
+        self, batches: Iterator[tuple[Tensor, Tensor]], step: int, share: float
+    ) -> list[MicroBatch]:
+        self.ranks.begin(f"training step {step + 1}")
+        samples = batch_size(self.config, share, self.unit)
         self.samples += samples
-        column = [total, norm] if auxiliary is None else [total, norm, auxiliary]
-        self._pending.append((rate, self.samples, column))
-        return x_BT
+        pairs = [next(batches) for _ in range(samples // self.unit)]
+        weights = target_weights([y_BT for _, y_BT in pairs], self.ranks)
+        return [(x_BT, y_BT, w) for (x_BT, y_BT), w in zip(pairs, weights, strict=True)]
 
-    def _weights(self, targets: list[Tensor]) -> list[Tensor]:
-        """What each micro-batch's mean counts, 1 for all when they have as many targets.
+    def _hooks(self) -> list[Hook]:
+        """What is done between steps, in this order."""
+        config = self.config
+        hooks = [Hook(lambda step: True, self._keep)]
+        for name, interval, work, possible in (
+            ("evaluating", config.eval_interval, self._evaluate, self.evaluator is not None),
+            ("diagnostics", config.diagnostics_interval, self._diagnose, True),
+            ("sampling", config.sample_interval, self._sample, self._can_sample()),
+        ):
+            if interval > 0 and possible:
+                hooks.append(Hook(every(interval), self._aside(name, work), at_end=True))
+        save = self._aside("saving a checkpoint", lambda result: self._save())
+        return [*hooks, Hook(self._save_due, save)]
 
-        Ranks and micro-batches are averaged; by this the mean is that over all targets of the
-        batch, whoever holds them.
-        """
-        counts = torch.stack([(y_BT != -100).sum() for y_BT in targets]).double()
-        mean = self.ranks.sum_on_device(counts.sum()) / (len(targets) * self.ranks.size)
-        return list((counts / mean.clamp(min=1e-9)).float().unbind())
+    def _aside(
+        self, name: str, work: Callable[[StepResult], object]
+    ) -> Callable[[StepResult], None]:
+        """`work` as something that is no training step: its time is kept out of tokens/s."""
 
-    def _report(self, x_BT: Tensor) -> None:
-        """Everything that is due after this step."""
-        config, step = self.config, self.step
-        if step % config.log_interval == 0:
+        def aside(result: StepResult) -> None:
+            self._flush()
+            with self.clock.paused():
+                self.ranks.begin(f"{name} at step {self.step}")
+                work(result)
+                free_gathered(self.model)
+
+        return aside
+
+    def _save_due(self, step: int) -> bool:
+        config, since = self.config, self._elapsed() - self._saved_at
+        by_time = config.checkpoint_seconds > 0 and since >= config.checkpoint_seconds
+        return (by_time or every(config.checkpoint_interval)(step)) and self.share_done() < 1
+
+    def _keep(self, result: StepResult) -> None:
+        assert result.norm is not None
+        column = [result.loss, result.norm]
+        if result.auxiliary is not None:
+            column.append(result.auxiliary)
+        self._pending.append((result.rate, self.samples, column))
+        if self.step % self.config.log_interval == 0:
             self._flush()
         elif self._speed is None:  # the bar moves before the first losses are fetched
-            self.console.moving(self.share_done(), f"step {step}")
-        self._look(x_BT, lambda interval: step % interval == 0)
-        since = self._elapsed() - self._saved_at
-        by_time = config.checkpoint_seconds > 0 and since >= config.checkpoint_seconds
-        by_step = config.checkpoint_interval > 0 and step % config.checkpoint_interval == 0
-        if (by_time or by_step) and not self._finished():
-            self._aside(self._save, "saving a checkpoint")
-
-    def _look(self, x_BT: Tensor, due: Callable[[int], bool]) -> None:
-        """Held-out loss, diagnostics and sample, those of them that are due."""
-        config = self.config
-        for work, name, interval, possible in (
-            (self._evaluate, "evaluating", config.eval_interval, self.evaluator is not None),
-            (lambda: self._diagnose(x_BT), "diagnostics", config.diagnostics_interval, True),
-            (self._sample, "sampling", config.sample_interval, self._can_sample()),
-        ):
-            if interval > 0 and possible and due(interval):
-                self._aside(work, name)
-
-    def _end(self, x_BT: Tensor | None) -> bool:
-        """The last reports, unless this step has had them, and the last checkpoint."""
-        finished, step = self._finished(), self.step
-        self._flush()
-        if finished and x_BT is not None:
-            self._look(x_BT, lambda interval: step % interval != 0)
-        self.ranks.begin("saving the last checkpoint")
-        self._save()
-        return finished
-
-    def _aside(self, work: Callable[[], None], name: str) -> None:
-        """Do something that is no training step, and keep its time out of tokens/s."""
-        self._flush()
-        began = time.monotonic()
-        self.ranks.begin(f"{name} at step {self.step}")
-        work()
-        free_gathered(self.model)
-        self.clock.aside += time.monotonic() - began
+            self.console.moving(self.share_done(), f"step {self.step}")
 
     def _flush(self) -> None:
         """Fetch losses and norms of the steps since the last time, check and write them."""
         if not self._pending:
             return
-        table = torch.stack([torch.stack(column) for _, _, column in self._pending])
+        pending, self._pending = self._pending, []
+        table = torch.stack([torch.stack(column) for _, _, column in pending])
         if self.ranks.many:  # losses: of each rank's slice; norms: the same at all
             table = self.ranks.sum(table) / self.ranks.size
         values = table.tolist()  # the one wait for the device
-        peak = self._peak_bytes()
-        pending, self._pending = self._pending, []
-        count, first = len(pending), self.step - len(pending) + 1
+        peak = int(self.ranks.most(self.plan.peak_bytes())[0])
         now, length = self.clock.working(), self.config.sequence_length
         read = (self.samples - self._flushed_samples) * length
-        speed = read / max(now - self._flushed_at, 1e-9)
+        self._speed = read / max(now - self._flushed_at, 1e-9)
         self._flushed_at, self._flushed_samples = now, self.samples
-        self._speed = speed
         row: dict[str, Any] = {}
-        for index, (rate, samples, _) in enumerate(pending):
-            loss, norm, *auxiliary = values[index]
-            row = {"step": first + index, "loss": loss, "grad_norm": norm, "learning_rate": rate}
+        first = self.step - len(pending) + 1
+        for step, (rate, samples, _) in enumerate(pending, first):
+            loss, norm, *auxiliary = values[step - first]
+            row = {"step": step, "loss": loss, "grad_norm": norm, "learning_rate": rate}
             if auxiliary:
                 row["auxiliary_loss"] = auxiliary[0]
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self._stop_non_finite(row)
-            if index == count - 1:
+            if step == self.step:
                 row |= {
                     "tokens": samples * length,
-                    "tokens_per_second": round(speed, 1),
+                    "tokens_per_second": round(self._speed, 1),
                     "elapsed": round(self.clock.elapsed(), 3),
                 }
                 if peak:
@@ -288,12 +241,6 @@ class Trainer:
             self.metrics.write(row, "train")
         self.metrics.flush()
         self._show(row)
-
-    def _peak_bytes(self) -> int:
-        """Device memory at its fullest, of the rank that needed most."""
-        if self.device.type != "cuda":
-            return 0
-        return int(self.ranks.most(torch.cuda.max_memory_allocated(self.device))[0])
 
     def _show(self, row: dict[str, Any]) -> None:
         config = self.config
@@ -318,29 +265,29 @@ class Trainer:
             f"{kept}. Try a lower learning_rate or a longer warm-up"
         )
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, result: StepResult) -> None:
         assert self.evaluator is not None
         with counting(self.model):
-            result = self.evaluator.evaluate(self.loss)
+            held_out = self.evaluator.evaluate(self.loss)
             used = usage_row(self.model, self.ranks)
-        self.metrics.write({"step": self.step, **result.row()}, "valid")
-        said = f"step {self.step}: held-out {result.text()}"
+        self.metrics.write({"step": self.step, **held_out.row()}, "valid")
+        line = f"step {self.step}: held-out {held_out.text()}"
         if used:
             self.metrics.write({"step": self.step, **used}, "diagnostics")
-            said += f"; nodes never visited {used['fff_dead']:.1%}"
-        self.console.say(said)
+            line += f"; nodes never visited {used['fff_dead']:.1%}"
+        self.console.say(line)
 
-    def _diagnose(self, x_BT: Tensor) -> None:
-        if row := self.diagnostics.report(x_BT[:1]):
+    def _diagnose(self, result: StepResult) -> None:
+        if row := self.diagnostics.report(result.inputs[:1]):
             self.metrics.write({"step": self.step, **row}, "diagnostics")
 
     def _can_sample(self) -> bool:
         return self.config.sample_tokens > 0 and self.config.model.causal
 
-    def _sample(self) -> None:
+    def _sample(self, result: StepResult) -> None:
         agree = self.ranks.from_first if self.ranks.many else int
         with eager(self.model):
-            text = sample_text(self.model, self.tokenizer, self.config, self.device, agree=agree)
+            text = sample_text(self.model, self.tokenizer, self.config, self.plan, agree=agree)
         if not self.ranks.first:
             return
         with open(self.out / "samples.txt", "a", encoding="utf-8") as file:
@@ -358,6 +305,17 @@ class Trainer:
 
     def _has_checkpoint(self) -> bool:
         return bool(self.checkpoints.candidates())
+
+
+def target_weights(targets: list[Tensor], ranks: Ranks) -> list[Tensor]:
+    """What each micro-batch's mean counts, 1 for all when they have as many targets.
+
+    Ranks and micro-batches are averaged; by this the mean is that over all targets of the
+    batch, whoever holds them.
+    """
+    counts = torch.stack([(y_BT != -100).sum() for y_BT in targets]).double()
+    mean = ranks.sum_on_device(counts.sum()) / (len(targets) * ranks.size)
+    return list((counts / mean.clamp(min=1e-9)).float().unbind())
 
 
 def _masking(config: TrainConfig, tokenizer: Tokenizer) -> Masking | None:

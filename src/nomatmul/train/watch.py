@@ -103,7 +103,7 @@ class Watch:
     def _judge(self) -> None:
         now = time.monotonic()
         if self._failed_at is not None and now - self._failed_at > _PATIENCE:
-            os._exit(1)  # the one that failed has told why
+            os._exit(1)  # the one that failed has reported why
         silent = {rank: now - at for rank, (_, _, at) in self._beats.items()}
         dead = [rank for rank, seconds in silent.items() if seconds > self._timeout]
         if dead:
