@@ -16,9 +16,12 @@ from dry_run import add_tiny, shrink
 
 from nomatmul.ops.bitlinear import ternary_cache
 from nomatmul.train import TrainConfig, apply_overrides, recipe
+from nomatmul.train.loop import Loop
+from nomatmul.train.micro_step import MicroStep
 from nomatmul.train.model import build_model
-from nomatmul.train.optimizer import build_loss, build_optimizer, clip_gradients
+from nomatmul.train.optimizer import build_loss, build_optimizer
 from nomatmul.train.parallelize import shard_model
+from nomatmul.train.plan import plan_training
 from nomatmul.train.ranks import Ranks, open_ranks
 
 
@@ -31,14 +34,20 @@ def measure(config: TrainConfig, ranks: Ranks, device: torch.device, mode: str, 
     model.set_recompute(mode)
     if ranks.many:
         shard_model(model, device, ranks.size)
-    optimizer = build_optimizer(model, config)
-    loss_of = build_loss(model, config, device)
+    plan = plan_training(config, device, ranks.many)
+    optimizer = build_optimizer(model, config, plan)
+    micro_step = MicroStep(build_loss(model, config, plan))
     shape = (config.micro_batch_size, config.sequence_length)
     torch.manual_seed(1 + ranks.rank)
     x_BT = torch.randint(config.model.vocab_size, shape, device=device)
     y_BT = torch.randint(config.model.vocab_size, shape, device=device)
     times: list[float] = []
+    one = torch.ones((), device=device)
     with ternary_cache() as cache:
+        loop = Loop(
+            model, optimizer, micro_step, cache,
+            rate=lambda step, share: config.learning_rate, clip_norm=1.0,
+        )  # fmt: skip
         for step in range(3 + steps):
             if step == 3 and cuda:
                 torch.cuda.reset_peak_memory_stats()
@@ -46,12 +55,7 @@ def measure(config: TrainConfig, ranks: Ranks, device: torch.device, mode: str, 
             ranks.begin(f"step {step}")
             ranks.most(0.0)
             began = time.perf_counter()
-            loss, _ = loss_of(x_BT, y_BT)
-            loss.backward()
-            clip_gradients(model, 1.0)
-            optimizer.step()
-            cache.clear()
-            optimizer.zero_grad(set_to_none=True)
+            loss = loop.take_step([(x_BT, y_BT, one)], 0.0).loss
             _wait(device)
             times.append(time.perf_counter() - began)
     seconds = ranks.most(sorted(times[3:])[steps // 2])[0]

@@ -135,6 +135,7 @@ class Step:
         from nomatmul.models import CausalLM, CausalLMConfig
         from nomatmul.train.config import TrainConfig
         from nomatmul.train.optimizer import build_optimizer
+        from nomatmul.train.plan import plan_device
 
         layers, width, heads = SHAPES[job["size"]]
         dials: dict[str, Any] = {}
@@ -153,7 +154,7 @@ class Step:
             recipe="benchmark", model=self.config, sequence_length=job["length"],
             learning_rate=1e-4,
         )  # fmt: skip
-        self.optimizer = build_optimizer(self.model, train)
+        self.optimizer = build_optimizer(self.model, train, plan_device(torch.device(self.device)))
         shape = (job["batch"], job["length"] + 1)
         ids_BT = torch.randint(0, job["vocabulary"], shape, device=self.device)
         self.x_BT, self.y_BT = ids_BT[:, :-1].contiguous(), ids_BT[:, 1:].contiguous()
@@ -186,9 +187,9 @@ class Step:
 
         self.optimizer.zero_grad(set_to_none=True)
         self.model.set_recompute(mode)
-        self.micro: MicroStep = MicroStep(loss, 0.0, 1.0)
+        self.micro: MicroStep = MicroStep(loss)
         if self.job["graph"] and self.device == "cuda":
-            self.micro = GraphedMicroStep(loss, 0.0, 1.0, self.cache.clear)
+            self.micro = GraphedMicroStep(loss, 0.0, self.cache.clear)
 
     def __call__(self) -> Any:
         loss = self.micro(self.x_BT, self.y_BT, self.weight, True)

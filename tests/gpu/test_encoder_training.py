@@ -20,6 +20,7 @@ from nomatmul.train.masking import Masking
 from nomatmul.train.micro_step import GraphedMicroStep, build_micro_step
 from nomatmul.train.model import build_model
 from nomatmul.train.optimizer import build_loss, build_optimizer
+from nomatmul.train.plan import plan_device, plan_training
 
 pytestmark = pytest.mark.gpu
 
@@ -40,14 +41,15 @@ def _losses(compile_mode: str) -> tuple[list[float], Any]:
         micro_batch_size=4, learning_rate=1e-3, fff_balance=0.01, compile=compile_mode,
     )  # fmt: skip
     model = build_model(config.model).cuda()
-    optimizer = build_optimizer(model, config)
-    step = build_micro_step(build_loss(model, config, CUDA), config, CUDA, 2, lambda: None)
-    masking, one, losses = Masking(16, 4, 300, 0), torch.ones((), device="cuda"), []
+    plan = plan_training(config, CUDA)
+    optimizer = build_optimizer(model, config, plan)
+    step = build_micro_step(build_loss(model, config, plan), config.z_loss, plan, lambda: None)
+    masking, half, losses = Masking(16, 4, 300, 0), torch.full((), 0.5, device="cuda"), []
     random = torch.Generator().manual_seed(2)
     for number in range(10):
         ids_BT = torch.randint(5, 300, (4, 64), generator=random).cuda()
         x_BT, y_BT = masking(ids_BT, torch.arange(4, device="cuda") + 4 * number)
-        losses.append(float(step(x_BT, y_BT, one, number % 2 == 0)))
+        losses.append(float(step(x_BT, y_BT, half, number % 2 == 0)))
         assert 0.019 < float(step.auxiliary) < 0.041  # two layers, each between 1 and 2
         if number % 2:
             optimizer.step()
@@ -79,9 +81,9 @@ def test_fine_tuning_replays_a_graph_and_learns(regression: bool) -> None:
     truth = truth.float() if regression else truth
     data = Encoded(ids.cuda(), truth.cuda(), np.full(230, 9), 0)
     task = TASKS["stsb" if regression else "sst2"]
-    settings = Settings(learning_rate=3e-3, epochs=6, bfloat16=True)
+    settings, plan = Settings(learning_rate=3e-3, epochs=6), plan_device(CUDA, "bfloat16")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*cannot be recorded.*")
-        result = train_seed(model, task, data, {"dev": data}, settings, seed=0)
+        result = train_seed(model, task, data, {"dev": data}, settings, 0, plan)
     assert result.losses[-1] < 0.3 * result.losses[0]
     assert result.scores["dev"][task.metrics[0]] > 0.9

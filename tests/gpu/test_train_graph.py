@@ -31,12 +31,12 @@ def _train(graphed: bool, waits: bool = False) -> tuple[list[torch.Tensor], list
 
     losses = []
     with ternary_cache() as cache:
-        step = MicroStep(loss, 0.1, 1 / ACCUMULATION)
+        step = MicroStep(loss, 0.1)
         if graphed:
-            step = GraphedMicroStep(loss, 0.1, 1 / ACCUMULATION, cache.clear)
+            step = GraphedMicroStep(loss, 0.1, cache.clear)
         for number, ids_BT in enumerate(batches):
             first = number % ACCUMULATION == 0
-            weight = torch.tensor(1.0 + 0.1 * number, device="cuda")
+            weight = torch.tensor((1.0 + 0.1 * number) / ACCUMULATION, device="cuda")
             value = step(ids_BT[:, :-1].contiguous(), ids_BT[:, 1:].contiguous(), weight, first)
             losses.append(float(value))
             if number % ACCUMULATION == ACCUMULATION - 1:

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, models
 
 from nomatmul.train.batches import Batches, WindowOrder, held_out_batches
-from nomatmul.train.plan import DevicePlan
+from nomatmul.train.plan import DevicePlan, plan_device
 from nomatmul.train.tokens import TokenStream
 
 CPU = DevicePlan(torch.device("cpu"))
@@ -89,11 +89,11 @@ def test_data_shorter_than_a_sequence_is_refused() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_device_batches_equal_host_batches(tmp_path: Path) -> None:
-    data, device = stream(5000), torch.device("cuda")
+    data, plan = stream(5000), plan_device(torch.device("cuda"))
     order = WindowOrder(5000, 32, 0)
     host = Batches(data, order, 4, CPU)._from_host(8)
-    resident = Batches(data, order, 4, device).run(8)
-    threaded = Batches(data, order, 4, device)._from_thread(8)
+    resident = Batches(data, order, 4, plan).run(8)
+    threaded = Batches(data, order, 4, plan)._from_thread(8)
     for _ in range(200):
         x, y = next(host)
         for other in (next(resident), next(threaded)):
