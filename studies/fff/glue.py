@@ -127,6 +127,7 @@ def _tune(args: argparse.Namespace) -> tuple[dict[str, float], float]:
     from nomatmul.finetune.sources import load_rows
     from nomatmul.finetune.tasks import TASKS as KNOWN
     from nomatmul.models.classifiers import EncoderForSequenceClassification
+    from nomatmul.train.plan import plan_device
     from nomatmul.train.tokenizer import load_tokenizer
 
     device, task = torch.device(args.device), KNOWN[args.task]
@@ -142,11 +143,10 @@ def _tune(args: argparse.Namespace) -> tuple[dict[str, float], float]:
     model: Any = kind.from_pretrained(str(args.model), num_labels=2).to(device)
     choose_implementation(model, "masked")
     settings = Settings(
-        learning_rate=RATE, batch_size=BATCH, epochs=TASKS[args.task][1], weight_decay=0.01,
-        bfloat16=device.type == "cuda",
-    )  # fmt: skip
+        learning_rate=RATE, batch_size=BATCH, epochs=TASKS[args.task][1], weight_decay=0.01
+    )
     held = {k: part for k, part in data.items() if k != "train"}
-    result = train_seed(model, task, data["train"], held, settings, args.seed)
+    result = train_seed(model, task, data["train"], held, settings, args.seed, plan_device(device))
     return next(iter(result.scores.values())), result.seconds
 
 

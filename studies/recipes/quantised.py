@@ -129,11 +129,10 @@ def second_moment(layer: DenseLinear, run: Callable[[], None]) -> Tensor:
 def run_calibration(trainee: Trainee) -> None:
     """Training batches of a seed that no run has; the head is called as a module, in pieces."""
     batches = trainee.texts.batches(99)
-    half = trainee.device.type == "cuda"
     for _ in range(CALIBRATION):
         x_BT, _ = next(batches)
         for part_BT in x_BT.split(8):
-            with torch.autocast(trainee.device.type, torch.bfloat16, enabled=half):
+            with trainee.plan.autocast():
                 trainee.model(input_ids=part_BT, use_cache=False)
 
 

@@ -33,7 +33,7 @@ from nomatmul.formats.config import ModelConfig
 from nomatmul.ops import choose
 from nomatmul.ops.bitlinear import TernaryCache, ternary_cache
 from nomatmul.train.config import TrainConfig
-from nomatmul.train.optimizer import runs_fused
+from nomatmul.train.plan import runs_fused
 from studies.scaling.plan import best_rate, beyond, cells, find_run, step_count
 
 
@@ -111,7 +111,7 @@ class Bench:
             "compiled": trainee.compiled,
             "ops": os.environ.get("NOMATMUL_OPS", ""),
             "fallback": choose.fallback_reason(),
-            "fused": runs_fused(config, trainee.device),
+            "fused": runs_fused(config.model, trainee.plan),
             "commit": self.cell.commit,
             "curve": curve[:: max(len(curve) // 25, 1)],
             **{name: value for name, value in scores.items() if name.startswith("bpb")},

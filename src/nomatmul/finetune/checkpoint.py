@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from nomatmul.finetune.results import check_settings
-from nomatmul.train.checkpoints import CheckpointError, restore, save_optimizer
 from nomatmul.formats.files.directory import new_directory, write_json
+from nomatmul.train.checkpoints import CheckpointError, restore, save_optimizer
 from nomatmul.train.model import write_model
 from nomatmul.train.ranks import Ranks
 from nomatmul.train.signals import Stopped

@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from nomatmul.formats.files.atomic import write_file
+from nomatmul.formats.files.directory import new_directory, remove_leftovers, write_json
 from nomatmul.formats.runs import MODEL_STEP_FILE
 from nomatmul.train.config import TrainConfig
-from nomatmul.formats.files.directory import new_directory, remove_leftovers, write_json
 from nomatmul.train.manifest import describe_files, find_fault, write_manifest
 from nomatmul.train.model import TrainedModel, write_model
 from nomatmul.train.parallelize import local
