@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -199,16 +200,16 @@ def _hang_in_python(config: dict, text: str, out: str, options: dict) -> None:
     """As `train_job`, but rank 1 sleeps in its fourth step; it still shows signs of life."""
     from many_jobs import train_job
 
-    from nomatmul.train.trainer import Trainer
+    from nomatmul.train.loop import Loop
 
-    step = Trainer._train_step
+    step = Loop.take_step
 
-    def sleepy(self: Trainer, batches: object) -> torch.Tensor:
-        if self.step == 3 and self.ranks.rank == 1:
+    def sleepy(self: Loop, *arguments: Any) -> Any:
+        if self.step == 3 and os.environ["RANK"] == "1":
             time.sleep(60)
-        return step(self, batches)
+        return step(self, *arguments)
 
-    Trainer._train_step = sleepy  # type: ignore[method-assign]
+    Loop.take_step = sleepy  # type: ignore[method-assign]
     train_job(config, text, out, options)
 
 
@@ -230,16 +231,16 @@ def _with_a_full_disk(config: dict, text: str, out: str, options: dict) -> None:
 
     from many_jobs import train_job
 
-    from nomatmul.train.trainer import Trainer
+    from nomatmul.train.loop import Loop
 
-    step = Trainer._train_step
+    step = Loop.take_step
 
-    def full(self: Trainer, batches: object) -> torch.Tensor:
-        if self.step == 3 and self.ranks.rank == 1:
+    def full(self: Loop, *arguments: Any) -> Any:
+        if self.step == 3 and os.environ["RANK"] == "1":
             resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
-        return step(self, batches)
+        return step(self, *arguments)
 
-    Trainer._train_step = full  # type: ignore[method-assign]
+    Loop.take_step = full  # type: ignore[method-assign]
     train_job(config, text, out, options)
 
 
