@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import re
 import sys
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import pytest
@@ -84,3 +87,45 @@ def test_the_locks_hold_what_pyproject_asks_for():
                 assert requirement.specifier.contains(version), f"{pin}, but {requirement}"
     for name, pins in base.items():
         assert [str(pin.specifier) for pin in pins] == [str(pin.specifier) for pin in dev[name]]
+
+
+def imported(tree: ast.AST, modules: Container[str]) -> Iterator[str]:
+    """What a file imports, in functions too; what only a type checker reads is left out."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            for name in (f"{node.module}.{alias.name}" for alias in node.names):
+                yield name if name in modules else node.module
+        yield from imported(node, modules)
+
+
+def file_circle(root: Path) -> list[str]:
+    """Files below `root` that import one another in a circle; none if there is no circle."""
+    files = {path.relative_to(root).with_suffix("").as_posix(): path for path in root.rglob("*.py")}
+    modules = {name.removesuffix("/__init__").replace("/", "."): p for name, p in files.items()}
+    known = {*modules, "nomatmul._native"}  # the extension imports none of ours
+    graph = {
+        name: set(imported(ast.parse(path.read_text(encoding="utf-8")), known)) & set(modules)
+        for name, path in modules.items()
+    }
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_files_import_one_another():
+    assert len(list((ROOT / "src").rglob("*.py"))) > 150
+    assert file_circle(ROOT / "src") == []
+
+
+def test_a_circle_of_files_is_found(tmp_path):
+    (tmp_path / "one.py").write_text("def f():\n    from two import g\n")
+    (tmp_path / "two.py").write_text("g = 1\n")
+    assert file_circle(tmp_path) == []
+    (tmp_path / "two.py").write_text("import one\n")
+    assert {"one", "two"} == set(file_circle(tmp_path))

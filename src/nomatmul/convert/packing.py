@@ -24,6 +24,7 @@ from nomatmul.convert.check import CheckText, EncoderCheck, PackCheck, check_pac
 from nomatmul.convert.source import find_checkpoint, prepare_tokenizer
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.checkpoint import Checkpoint, open_checkpoint
+from nomatmul.formats.files.directory import directory_bytes
 from nomatmul.formats.files.json import read_json_object
 from nomatmul.formats.gates import cumulative_lower_bounds
 from nomatmul.formats.packed import FLOAT_FORMS, Forms, PackedWriter
@@ -110,8 +111,8 @@ def pack(
         packing=forms.ternary,
         embedding=forms.embedding,
         parameters=sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names()),
-        source_bytes=_directory_bytes(source),
-        packed_bytes=_directory_bytes(target),
+        source_bytes=directory_bytes(source),
+        packed_bytes=directory_bytes(target),
         tokenizer=tokenizer_kind,
         seconds=time.perf_counter() - start,
         check=check_packed(checkpoint, target, text) if text is not None else None,
@@ -227,7 +228,3 @@ def _lower_bounds(checkpoint: Checkpoint) -> Floats:
     if not architecture_of(config).bounded:
         return np.zeros((config.num_layers, config.hidden_size), dtype=np.float32)
     return cumulative_lower_bounds(checkpoint.read("lower_bounds"))
-
-
-def _directory_bytes(directory: Path) -> int:
-    return sum(file.stat().st_size for file in directory.iterdir() if file.is_file())

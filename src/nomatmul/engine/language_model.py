@@ -28,6 +28,7 @@ from nomatmul.engine.native import checked_threads
 from nomatmul.engine.sampling import Sampler, Sampling, check_count
 from nomatmul.engine.session import Session
 from nomatmul.engine.text import checked_stop
+from nomatmul.formats.files.directory import directory_bytes
 
 if TYPE_CHECKING:
     from nomatmul.engine.backend import CausalBackend, Ids, Want
@@ -309,7 +310,22 @@ class LanguageModel:
         return checked_ids(ids, self.config.vocab_size)
 
     def footprint(self) -> dict[str, int]:
-        """Return bytes by part; see `nomatmul.engine.report.footprint_of`."""
-        from nomatmul.engine.report import footprint_of
+        """Return bytes by part.
 
-        return footprint_of(self)
+        embedding, core (packed matrices of the blocks), head, norms (and scales, lower bounds):
+        together `weights`. state: one sequence. scratch: work space of the largest step so far.
+        total: weights + state + scratch. disk: the directory's files, 0 for a model without one.
+        dense_bf16: what the same parameters take unpacked.
+        """
+        parts = self.backend.weight_bytes()
+        weights, scratch = sum(parts.values()), self.backend.scratch_bytes()
+        state = self.backend.layout.nbytes(0)
+        return {
+            **parts,
+            "weights": weights,
+            "state": state,
+            "scratch": scratch,
+            "total": weights + state + scratch,
+            "disk": 0 if self.path is None else directory_bytes(self.path),
+            "dense_bf16": 2 * self.config.param_count(),
+        }

@@ -11,10 +11,10 @@ import numpy as np
 
 from nomatmul.engine.native import default_threads, native
 from nomatmul.formats.cpus import usable_cpus
+from nomatmul.formats.files.directory import directory_bytes
 
 if TYPE_CHECKING:
     from nomatmul.engine.encoder_model import EncoderModel
-    from nomatmul.engine.language_model import LanguageModel
 
 # CPU features that a kernel of ours asks for, as Linux spells them.
 _FEATURES = (
@@ -111,36 +111,14 @@ def read_bandwidth(gib: float = 1.0, threads: int | None = None, passes: int = 5
     return float(core.read_bandwidth(int(gib * (1 << 30)), count, passes)) / 1e9
 
 
-def footprint_of(lm: LanguageModel) -> dict[str, int]:
-    """Return bytes of a loaded model by part.
-
-    embedding, core (packed matrices of the blocks), head, norms (and scales, lower bounds):
-    together `weights`. state: one sequence. scratch: work space of the largest step so far.
-    total: weights + state + scratch. disk: the directory's files, 0 for a model without one.
-    dense_bf16: what the same parameters take unpacked.
-    """
-    parts = lm.backend.weight_bytes()
-    weights, scratch = sum(parts.values()), lm.backend.scratch_bytes()
-    state = lm.backend.layout.nbytes(0)
-    return {
-        **parts,
-        "weights": weights,
-        "state": state,
-        "scratch": scratch,
-        "total": weights + state + scratch,
-        "disk": _disk_bytes(lm.path),
-        "dense_bf16": 2 * lm.config.param_count(),
-    }
-
-
 def footprint(
     path: str | Path | None = None, tokens: int = 8, device: str = "cpu"
 ) -> dict[str, int]:
     """Load a packed model (default the one in the box), decode a few tokens, report bytes.
 
-    As `footprint_of`, and "resident" and "peak": of this whole process, Python included, now
-    and at its worst moment (0 where the system does not tell). With a GPU also "device_peak": the
-    most of its memory that was in use. Raises ValueError for a bad path or device.
+    As `LanguageModel.footprint`, and "resident" and "peak": of this whole process, Python included,
+    now and at its worst moment (0 where the system does not tell). With a GPU also "device_peak":
+    the most of its memory that was in use. Raises ValueError for a bad path or device.
     """
     from nomatmul.engine.language_model import LanguageModel
     from nomatmul.engine.loading import load
@@ -152,7 +130,7 @@ def footprint(
     for token in range(tokens):
         session.append([token % lm.config.vocab_size])
     resident, peak = memory_of_process()
-    report = {**footprint_of(lm), "resident": resident, "peak": peak}
+    report = {**lm.footprint(), "resident": resident, "peak": peak}
     if lm.backend.gpu is not None:
         report["device_peak"] = lm.backend.gpu.peak_bytes()
     return report
@@ -170,7 +148,7 @@ def _encoder_footprint(model: EncoderModel) -> dict[str, int]:
     return {
         **parts,
         "weights": sum(parts.values()),
-        "disk": _disk_bytes(model.path),
+        "disk": directory_bytes(model.path),
         "dense_bf16": 2 * model.config.param_count(),
         "resident": resident,
         "peak": peak,
@@ -243,9 +221,3 @@ def _thp_setting(name: str) -> str:
     except OSError:
         return "unknown"
     return text.partition("[")[2].partition("]")[0] or "unknown"
-
-
-def _disk_bytes(path: Path | None) -> int:
-    if path is None:
-        return 0
-    return sum(file.stat().st_size for file in path.iterdir() if file.is_file())

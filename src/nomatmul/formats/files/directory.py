@@ -58,6 +58,11 @@ def remove_leftovers(directory: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+def directory_bytes(directory: Path) -> int:
+    """Bytes of the files in a directory, not of those below it."""
+    return sum(file.stat().st_size for file in directory.iterdir() if file.is_file())
+
+
 def sync_file(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
