@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
 
 CHUNK = 1024  # tokens of one forward pass of a recurrent model
@@ -62,9 +63,8 @@ class TorchScorer:
         if ids and not (min(ids) >= 0 and max(ids) < self.config.vocab_size):
             raise ValueError(f"a token id is outside 0..{self.config.vocab_size - 1}")
         ids_T = torch.tensor(list(ids), device=self.model.device)
-        parts = (
-            self._recurrent(ids_T) if self.config.token_mixer == "mlgru" else self._windows(ids_T)
-        )
+        recurrent = architecture_of(self.config).recurrent
+        parts = self._recurrent(ids_T) if recurrent else self._windows(ids_T)
         with torch.inference_mode():
             return np.concatenate([part.double().cpu().numpy() for part in parts])
 

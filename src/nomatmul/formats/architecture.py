@@ -142,6 +142,11 @@ class GLU(Part):
     down_proj: Linear
     activation: str
 
+    @property
+    def neurons(self) -> int:
+        """Of a token."""
+        return self.down_proj.inputs
+
 
 @dataclass(frozen=True)
 class FFN(Part):
@@ -151,6 +156,11 @@ class FFN(Part):
     up_proj: Linear
     down_proj: Linear
     activation: str
+
+    @property
+    def neurons(self) -> int:
+        """Of a token."""
+        return self.down_proj.inputs
 
 
 @dataclass(frozen=True)
@@ -184,6 +194,11 @@ class FFF(Part):
     def active_rows(self) -> int:
         """Rows that a token visits."""
         return self.trees * (self.depth + 1)
+
+    @property
+    def neurons(self) -> int:
+        """Of a token, the master leaf's included."""
+        return self.active_rows + (self.master.neurons if self.master is not None else 0)
 
     def own_tensors(self) -> dict[str, Shape]:
         size, rows = self.size, self.rows

@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.special_tokens import (
     CLS_NAMES,
@@ -60,7 +61,7 @@ def tokenizer_config(
         if token is not None:
             names[f"{key}_token"] = token
     template = {"chat_template": given["chat_template"]} if given.get("chat_template") else {}
-    limited = not config.causal or config.token_mixer == "attention"
+    limited = not architecture_of(config).recurrent
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **dict(sorted(names.items())),

@@ -55,6 +55,23 @@ CHANNEL_MIXERS: dict[type[parts.Part], type[Mixer]] = {
 }
 
 
+def fused_forms(config: ModelConfig) -> tuple[bool, bool]:
+    """Have all token mixers of a model a fused form, and all channel mixers? None counts as one."""
+    blocks = parts.architecture_of(config).blocks
+    mixers = [(TOKEN_MIXERS[type(b.mixer)], b.mixer, b.mixer_norm) for b in blocks]
+    channels = [
+        (CHANNEL_MIXERS[type(b.channel)], b.channel, b.channel_norm)
+        for b in blocks
+        if b.channel is not None
+    ]
+    return all(_has_fused(*each) for each in mixers), all(_has_fused(*each) for each in channels)
+
+
+def _has_fused(kind: type[Mixer], part: parts.Part, norm: parts.Norm | None) -> bool:
+    ternary = all(linear.kind == "ternary" for _, linear in parts.linears_of(part))
+    return kind.has_fused and ternary and norm is not None and norm.kind == "rms"
+
+
 class Block(nn.Module):
     """A token mixer and a channel mixer, each behind a norm and added to the residual stream.
 

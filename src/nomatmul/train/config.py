@@ -13,6 +13,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig, drop_retired
 
 SCHEDULES = ("cosine_halved", "cosine", "linear", "constant", "triangle")
@@ -138,7 +139,7 @@ class TrainConfig:
             self._check_masking()
         self._check_trees()
         limit = self.model.max_position_embeddings
-        if self.model.token_mixer == "attention" and self.sequence_length > limit:
+        if not architecture_of(self.model).recurrent and self.sequence_length > limit:
             raise ValueError(
                 f"sequence_length {self.sequence_length} is above "
                 f"model.max_position_embeddings {limit}"
