@@ -141,6 +141,12 @@ def test_trees_count_what_a_token_visits() -> None:
     small, large = (estimate(config, 1, "none") for config in (fast, dense))
     tokens, layers = 128 * 128, 16
     assert large.activations - small.activations >= tokens * layers * 14 * (3072 - 12)
+    # where some layers hold a dense layer, those count as such
+    every = dataclasses.replace(fast.model, fff_layers=tuple(range(1, layers, 2)))
+    mixed = estimate(dataclasses.replace(fast, model=every), 1, "none")
+    assert mixed.activations - small.activations == tokens * (layers // 2) * 14 * (3072 - 12) + (
+        tokens * (20 * 3072 - 38 * 768)
+    )
     # of the hidden tokens only the logits are made, and in chunks where the fused loss serves
     whole = estimate(fast, 1, "none", fused=False)
     assert whole.logits == 128 * 32 * 32_768 * 10

@@ -152,8 +152,7 @@ class TrainConfig:
             )
 
     def _check_trees(self) -> None:
-        trees = self.model.channel_mixer == "fff"
-        for name in FFF_FIELDS if not trees else ():
+        for name in FFF_FIELDS if not architecture_of(self.model).trees() else ():
             if getattr(self, name):
                 raise ValueError(
                     f"{name} {getattr(self, name)} belongs to fast feedforward layers, but "

@@ -16,8 +16,10 @@ from collections.abc import Iterator
 
 import torch
 
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.host_memory import available_memory
+from nomatmul.models.block import fused_forms
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.parallelize import blocks_in_group
 from nomatmul.train.plan import DevicePlan
@@ -111,33 +113,16 @@ def activation_bytes(
     model: ModelConfig, tokens: int, recompute: str, fused: bool, wide: bool = False
 ) -> int:
     """What the layers keep of so many tokens for the backward pass; wide: in float32."""
-    kind = _kind(model, fused)
+    kind = "dense" if model.linear == "dense" else "plain"
+    if fused and fused_forms(model)[0]:
+        kind = "fused"
     kept, working = _KEPT[kind][recompute], _WORKING[kind]
-    inner = _inner_size(model)
-    layer = kept[0] * model.hidden_size + kept[1] * inner
-    busy = max(working[0] * model.hidden_size, working[1] * inner)
-    a_token = model.num_layers * layer + busy + 8 * model.hidden_size
+    channels = [block.channel for block in architecture_of(model).blocks]
+    neurons = [0 if channel is None else channel.neurons for channel in channels]
+    a_token = sum(kept[0] * model.hidden_size + kept[1] * count for count in neurons)
+    a_token += max(working[0] * model.hidden_size, working[1] * max(neurons))
+    a_token += 8 * model.hidden_size
     return tokens * a_token * (2 if wide else 1)
-
-
-def _kind(model: ModelConfig, fused: bool) -> str:
-    if model.linear == "dense":
-        return "dense"
-    return "fused" if fused and model.token_mixer == "mlgru" else "plain"
-
-
-def _inner_size(model: ModelConfig) -> int:
-    """Neurons of the channel mixer that a token computes in training.
-
-    Of trees the visited nodes.
-    """
-    if model.channel_mixer == "none":
-        return 0
-    if model.channel_mixer != "fff":
-        return model.mlp_size
-    assert model.fff_trees is not None
-    assert model.fff_depth is not None
-    return model.fff_trees * (model.fff_depth + 1) + model.fff_master_width
 
 
 def _group_sizes(model: ModelConfig) -> tuple[int, int]:

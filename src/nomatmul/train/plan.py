@@ -11,8 +11,10 @@ import os
 
 import torch
 
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.cpus import usable_cpus
+from nomatmul.models.block import fused_forms
 from nomatmul.ops.choose import triton_wanted
 from nomatmul.train.config import TrainConfig
 
@@ -111,12 +113,12 @@ def plan_training(config: TrainConfig, device: torch.device, many: bool = False)
 
 def fused_mixer(model: ModelConfig, plan: DevicePlan) -> bool:
     """Does this model's token mixer run as one fused operation?"""
-    return plan.kernels and model.token_mixer == "mlgru" and model.linear == "ternary"
+    return plan.kernels and fused_forms(model)[0]
 
 
 def runs_fused(model: ModelConfig, plan: DevicePlan) -> bool:
     """Do this model's blocks run as the fused operations, which torch.compile cannot improve?"""
-    return fused_mixer(model, plan) and model.channel_mixer in ("glu", "none")
+    return plan.kernels and all(fused_forms(model))
 
 
 def records_by_default(model: ModelConfig, plan: DevicePlan) -> bool:
@@ -124,7 +126,8 @@ def records_by_default(model: ModelConfig, plan: DevicePlan) -> bool:
 
     One whose token mixer is fused. Trees behind it are operations of their own and follow.
     """
-    return runs_fused(model, plan) or (model.channel_mixer == "fff" and fused_mixer(model, plan))
+    trees = bool(architecture_of(model).trees())
+    return runs_fused(model, plan) or (trees and fused_mixer(model, plan))
 
 
 def pick_device(name: str) -> torch.device:
