@@ -26,9 +26,9 @@ from dry_run import add_tiny, shrink, temporary
 from gpu_children import Child, run_wave, start, terminated, wait_for_go
 from gpu_common import count_parameters, environment, median, peak_memory, synchronize
 
-from nomatmul.evaluate.compare_cell import compile_blocks
-from nomatmul.evaluate.compare_flops import training_flops
+from nomatmul.evaluate.flops import training_flops
 from nomatmul.evaluate.rows import append_row
+from nomatmul.train.parallelize import compile_parts
 
 PEAK_FLOPS = 989e12  # dense bf16 of an H200 by its datasheet
 SHAPES = {"370m": (24, 1024, 16), "1.3b": (24, 2048, 16), "tiny": (2, 64, 2)}
@@ -169,7 +169,7 @@ class Step:
 
         kind = self.job["compile"]
         if kind == "blocks":
-            compile_blocks(self.model)
+            compile_parts(self.model, "default")
         elif kind in ("whole", "autotune"):
             mode = "max-autotune-no-cudagraphs" if kind == "autotune" else None
             return torch.compile(loss, dynamic=False, mode=mode)

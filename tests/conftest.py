@@ -22,7 +22,12 @@ GOLDEN = HERE / "golden"
 # With --base: files whose imports need the extra `train`. Single tests are marked `train`.
 TRAIN_ONLY = (
     *("models/*", "ops/*", "train/*", "finetune/*", "gpu/*", "benchmarks/*", "studies/*"),
-    *("engine/test_*cuda*.py", "*/test_*torch*.py", "evaluate/test_compare_c*.py"),
+    *(
+        "engine/test_*cuda*.py",
+        "*/test_*torch*.py",
+        "evaluate/test_compare.py",
+        "evaluate/test_compare_c*.py",
+    ),
 )
 
 # A shell's background job ignores Ctrl-C, and so would the processes that tests interrupt.

@@ -121,12 +121,12 @@ def _tune(args: argparse.Namespace) -> tuple[dict[str, float], float]:
     """Scores on the development set after the last epoch, and seconds."""
     import torch
 
-    from nomatmul.evaluate.compare_cell import choose_implementation
     from nomatmul.finetune.data import encode
     from nomatmul.finetune.loop import Settings, train_seed
     from nomatmul.finetune.sources import load_rows
     from nomatmul.finetune.tasks import TASKS as KNOWN
     from nomatmul.models.classifiers import EncoderForSequenceClassification
+    from nomatmul.train.fff_training import choose_implementation
     from nomatmul.train.plan import plan_device
     from nomatmul.train.tokenizer import load_tokenizer
 

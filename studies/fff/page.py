@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_common import ROOT, describe
-from nomatmul.evaluate.compare_report import plot, plot_name, table, with_error
-from nomatmul.evaluate.compare_summary import Entry, summarise
+from nomatmul.evaluate.compare_report import plot_name, table, with_error
 from nomatmul.evaluate.rows import read_rows
+from studies.compare.plot import plot
+from studies.compare.summary import Entry, summarise
 from studies.fff import verdicts, words
 from studies.fff.glue import BATCH, RATE, TASKS
 

@@ -11,7 +11,7 @@ The sections share widths (8 layers x 512) and texts; in each only the channel m
 - ternary: attention with ternary weights, half as long: the setting where an earlier trial with few
   seeds saw ternary trees come near the whole layer.
 
-Names of variants: nomatmul/evaluate/compare_variants.py. Nothing here needs torch.
+Names of variants: nomatmul/evaluate/variants.py. Nothing here needs torch.
 
 A library of run.py.
 """
@@ -23,10 +23,10 @@ import dataclasses
 import itertools
 from typing import Any
 
-from nomatmul.evaluate.compare_plan import Cell, make_cell
-from nomatmul.evaluate.compare_variants import make_variant
+from nomatmul.evaluate.variants import make_variant
 from nomatmul.formats.config import ModelConfig
 from nomatmul.train.config import TrainConfig
+from studies.compare.plan import Cell, make_cell
 
 VOCABULARY = 8192
 ENCODERS = ("mlm", "encoder")

@@ -29,10 +29,10 @@ from benchmarks import dry_run
 from benchmarks.documents import write_documents
 from benchmarks.gpu_common import ROOT, environment, git_commit, table
 from benchmarks.with_parent import with_parent
-from nomatmul.evaluate.compare_plan import missing
-from nomatmul.evaluate.compare_pool import PoolOptions, run_pool
 from nomatmul.evaluate.rows import read_rows
 from nomatmul.formats.cpus import usable_cpus
+from studies.compare.plan import missing
+from studies.compare.pool import PoolOptions, run_pool
 from studies.fff import page, ship
 from studies.fff.glue import fine_tune
 from studies.fff.plan import CHECKED, FINE_TUNED, FIRST, VOCABULARY, plan

@@ -25,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout
 
 from benchmarks.dry_run import add_tiny, temporary
 from benchmarks.gpu_common import python_path
-from nomatmul.evaluate.compare_plan import Cell, missing
-from nomatmul.evaluate.compare_summary import Entry, summarise
 from nomatmul.evaluate.rows import read_rows
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packing import pack_ternary, unpack_ternary
 from nomatmul.formats.quantise import quantise_weight
+from studies.compare.plan import Cell, missing
+from studies.compare.summary import Entry, summarise
 from studies.fff.plan import study_cell
 
 NEAR = 0.02  # bits per byte: of variants this near the best one, the fewest active neurons win
@@ -92,7 +92,7 @@ def commands(args: argparse.Namespace) -> list[tuple[list[str], dict[str, str]]]
 
 def train(text: str, target: Path) -> None:
     """One run; its model goes to `target`, squeezed."""
-    from nomatmul.evaluate.compare_cell import run_cell
+    from studies.compare.cell import run_cell
 
     cell = Cell.from_json(text)
     run_cell(cell)

@@ -12,8 +12,7 @@ import re
 import statistics
 from typing import Any
 
-from nomatmul.evaluate.compare_report import compared
-from nomatmul.evaluate.compare_summary import Entry, difference
+from studies.compare.summary import Entry, difference
 from studies.fff.words import name_of
 
 
@@ -368,3 +367,14 @@ def advice(entries: dict[str, list[Entry]]) -> str | None:
         "the rule of fewest active neurons that keep three quarters of the whole layer's gain, "
         f"{'; '.join(picks)}. One deep tree computes least and gives least."
     )
+
+
+def compared(a: Entry, b: Entry) -> str:
+    """a minus b in words, with the error where seeds give one."""
+    gap, error = difference(a, b)
+    unit = "bits per byte" if a.metric == "bpb" else "nats"
+    side = "better" if gap < 0 else "worse"
+    if error is None:
+        return f"{abs(gap):.4f} {unit} {side} (single seeds: no error known)"
+    clear = "" if abs(gap) > 2 * error else ", within twice the error of the seeds: no difference"
+    return f"{abs(gap):.4f} ± {error:.4f} {unit} {side}{clear}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from nomatmul.evaluate.compare_summary import Entry
+from studies.compare.summary import Entry
 
 INTRODUCTION = """\
 A fast feedforward layer (FFF) keeps the neurons of a feed-forward layer in binary trees. A token

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from nomatmul.evaluate.compare_plan import Cell
 from nomatmul.train.config import TrainConfig
+from studies.compare.plan import Cell
 
 STRUCTURES = ("", "relu2", "short-convolution")
 

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nomatmul.evaluate.compare_cell import compile_blocks
 from nomatmul.models import CausalLM
 from nomatmul.models.layers import BitLinear
 from nomatmul.ops import choose
 from nomatmul.ops.fused.parts import step
 from nomatmul.ops.loss import IGNORE_INDEX, linear
 from nomatmul.ops.loss import naive as rows
+from nomatmul.train.parallelize import compile_parts
 from studies.recipes.switches import full_precision
 
 CHUNK = 16_384  # tokens whose logits live at once
@@ -43,7 +43,7 @@ class Teacher:
         self.weight_VE = self.model.head.weight.to(dtype)
         self.operands_NE: Tensor | None = None  # at one address: graphs read it
         if device.type == "cuda" and not self.ternary:
-            compile_blocks(self.model)
+            compile_parts(self.model, "default")
 
     @torch.no_grad()
     def look(self, x_BT: Tensor) -> None:

@@ -2,7 +2,7 @@
 
     python quantised.py MODEL-DIRECTORY ROWS < cell.json    (run.py starts it, in its dry run too)
 
-Each form is scored as the training run was (`compare_cell`), on the same held-out texts, and
+Each form is scored as the training run was (studies/compare/cell.py), on the same texts, and
 becomes a row. File bytes: a weight's bits, a float16 scale for each row or group, two bytes for
 every parameter of a norm; tables and tokenizer of the file are left out. In the 4-bit forms the
 embedding has int8 rows, as in our packed models.
@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nomatmul.evaluate.compare_cell import Trainee
-from nomatmul.evaluate.compare_plan import Cell
 from nomatmul.evaluate.rows import append_row
 from nomatmul.models import CausalLM
 from nomatmul.models.layers import DenseLinear
 from nomatmul.ops.bitlinear import ternary_cache
+from studies.compare.cell import Trainee
+from studies.compare.plan import Cell
 
 CALIBRATION = 2  # training batches
 DAMPING = 0.01  # of the mean diagonal of the inputs' second moments, as GPTQ's authors

@@ -31,10 +31,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout
 
 from benchmarks.gpu_common import ROOT, environment, git_commit, python_path, table
-from nomatmul.evaluate.compare_plan import Cell, missing
-from nomatmul.evaluate.compare_pool import PoolOptions, run_pool
 from nomatmul.evaluate.rows import read_rows
 from nomatmul.formats.files.atomic import write_file
+from studies.compare.plan import Cell, missing
+from studies.compare.pool import PoolOptions, run_pool
 from studies.recipes import texts
 from studies.recipes.cells import Amount, guess
 from studies.recipes.change import ChangedCell

@@ -1,6 +1,6 @@
 """The runs of a cell whose training changes on its way (`change.py`).
 
-`python -m studies.recipes.trainee` speaks as `nomatmul.evaluate.compare_cell` does: a cell as JSON
+`python -m studies.recipes.trainee` speaks as `studies.compare.cell` does: a cell as JSON
 on the first line of input, a second line to go.
 
 Shapes: B rows of a batch, T tokens.
@@ -19,8 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nomatmul.evaluate import compare_cell
-from nomatmul.evaluate.compare_course import Course
 from nomatmul.formats.files.atomic import write_file
 from nomatmul.models import CausalLM
 from nomatmul.ops import choose
@@ -29,6 +27,8 @@ from nomatmul.train.micro_step import build_micro_step
 from nomatmul.train.model import build_model
 from nomatmul.train.optimizer import build_optimizer, clip_gradients, uses_bfloat16
 from nomatmul.train.schedule import learning_rate
+from studies.compare import cell as compare_cell
+from studies.compare.course import Course
 from studies.recipes.change import Change, ChangedCell
 from studies.recipes.dead_zone import DeadZone
 from studies.recipes.distil import Teacher, distilled_loss

@@ -25,15 +25,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout
 
 from benchmarks.dry_run import add_tiny
 from benchmarks.gpu_common import count_parameters
-from nomatmul.evaluate.compare_cell import Trainee
-from nomatmul.evaluate.compare_flops import training_flops
-from nomatmul.evaluate.compare_plan import Cell as Comparison
+from nomatmul.evaluate.flops import training_flops
 from nomatmul.evaluate.rows import append_row, read_rows
 from nomatmul.formats.config import ModelConfig
 from nomatmul.ops import choose
 from nomatmul.ops.bitlinear import TernaryCache, ternary_cache
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.plan import runs_fused
+from studies.compare.cell import Trainee
+from studies.compare.plan import Cell as Comparison
 from studies.scaling.plan import best_rate, beyond, cells, find_run, step_count
 
 

@@ -8,19 +8,19 @@ import dataclasses
 import pytest
 
 from nomatmul.cli.compare import tokens
-from nomatmul.evaluate.compare_flops import channel_products, mixer_products, training_flops
-from nomatmul.evaluate.compare_plan import (
+from nomatmul.evaluate.flops import channel_products, mixer_products, training_flops
+from nomatmul.evaluate.rows import append_row, read_rows
+from nomatmul.evaluate.variants import default_names, make_variant, rows_of, tree_shapes
+from nomatmul.formats.architecture import architecture_of
+from nomatmul.formats.config import ModelConfig
+from nomatmul.train.config import TrainConfig
+from studies.compare.plan import (
     Cell,
     find_row,
     identity,
     make_cell,
     missing,
 )
-from nomatmul.evaluate.compare_variants import default_names, make_variant, rows_of, tree_shapes
-from nomatmul.evaluate.rows import append_row, read_rows
-from nomatmul.formats.architecture import architecture_of
-from nomatmul.formats.config import ModelConfig
-from nomatmul.train.config import TrainConfig
 
 BASE = ModelConfig(
     vocab_size=64, hidden_size=32, num_layers=4, token_mixer="attention", linear="dense",

@@ -27,7 +27,7 @@ def prepare(out: Path, data: Path, valid: Path) -> tuple[dict, dict]:
     """The indexes of the training and of the held-out tokens."""
     options = CompareOptions(tiny_config(), (str(data),), out, 100, (str(valid),))
     train, held_out = prepare_data(options, lambda _: None)
-    return read_index(Path(train[0])), read_index(Path(held_out["valid"]))
+    return read_index(Path(train[0])), read_index(Path(held_out[0]))
 
 
 def test_rows_and_pipes_are_read_whole(tmp_path: Path, text: Path) -> None:

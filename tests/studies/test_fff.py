@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nomatmul.evaluate.compare_plan import identity
-from nomatmul.evaluate.compare_summary import Entry
+from studies.compare.plan import identity
+from studies.compare.summary import Entry
 from studies.fff import plan, verdicts, words
 from studies.fff.ship import choose, is_ternary
 

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nomatmul.evaluate.compare_cell import Trainee, run_cell
 from nomatmul.evaluate.rows import read_rows
 from nomatmul.models import CausalLM, layers
 from nomatmul.models.layers import BitLinear
 from nomatmul.ops.bitlinear import absmax_quantize, root_mean_square, ternary_cache
 from nomatmul.ops.bitlinear.steps import glu_quantize
 from nomatmul.train.model import build_model
+from studies.compare.cell import Trainee, run_cell
 from studies.recipes import page, run, switches
 from studies.recipes.cells import Amount, build
 from studies.recipes.change import Change, ChangedCell

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from nomatmul.evaluate.compare_plan import identity
 from nomatmul.evaluate.rows import read_rows
 from nomatmul.train.model import build_model
+from studies.compare.plan import identity
 from studies.recipes import page, run, texts
 from studies.recipes.plan import PARTS, Amount, plan
 from studies.recipes.quantised import file_bytes, gptq, round_groups

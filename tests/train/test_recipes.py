@@ -13,7 +13,7 @@ OPTIONS = """
 recipe model sequence_length batch_size micro_batch_size batch_ramp steps time_limit seed
 learning_rate schedule warmup_steps final_rate beta1 beta2 epsilon weight_decay clip_norm z_loss
 mask_share fff_balance fff_route_gradient precision compile
-deterministic recompute loss_chunks valid_fraction log_interval eval_interval
+deterministic recompute fff_implementation loss_chunks valid_fraction log_interval eval_interval
 eval_tokens sample_interval sample_tokens sample_prompt diagnostics_interval checkpoint_interval
 checkpoint_seconds checkpoint_keep
 """

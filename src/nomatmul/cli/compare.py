@@ -15,17 +15,17 @@ controls that are run unless you name others with --variant:
 and further -masterN (a dense layer of N neurons beside the trees), -everyN (trees in one layer of
 N). Levels count neurons on a path (fff_depth + 1).
 
-OUT gets report.md (tables, what they allow to say), table.md, summary.json, a plot and rows.jsonl,
-a row a run: the same command goes on after the last finished run. Scores are held-out bits per
-byte (encoders: nats a guessed token), at equal tokens, at equal FLOPs and at equal time.
-Needs pip install "nomatmul[train]".
+OUT gets report.md (a table), summary.json, a plot and rows.jsonl, a row a run: the same command
+goes on after the last finished run. Scores are held-out bits per byte (encoders: nats a guessed
+token). Needs pip install "nomatmul[train]".
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from nomatmul._extras import require_train
 from nomatmul.cli.options import json_option, option
@@ -149,33 +149,19 @@ def _train(options: Options, out: Path) -> dict:
     from nomatmul.train.recipes import recipe
     from nomatmul.train.signals import StopSignals
 
+    same = {f.name for f in fields(CompareOptions)} & {f.name for f in fields(Options)}
+    given: Any = {name: getattr(options, name) for name in same - {"out", "threads"}}
     request = CompareOptions(
         config=apply_overrides(recipe(options.recipe), options.set),
-        data=options.data,
-        valid=options.valid,
         out=out,
-        budget=options.budget,
-        tokenizer=options.tokenizer,
-        text_field=options.text_field,
-        document_start=options.document_start,
-        drop_document_start=options.drop_document_start,
         variants=options.variant,
-        seeds=options.seeds,
-        devices=options.devices,
-        lanes=options.lanes,
         threads=options.threads or usable_cpus(),
-        seconds=options.time_limit or 0.0,
-        eval_tokens=options.eval_tokens,
-        points=options.points,
-        implementation=options.implementation or "",
-        keep=options.keep,
-        force=options.force,
+        **given,
     )
-    quiet = options.quiet
 
     def say(text: str) -> None:
-        if not quiet:
+        if not options.quiet:
             print(text, file=sys.stderr, flush=True)
 
     with StopSignals():
-        return compare(request, say, quiet=quiet)
+        return compare(request, say, quiet=options.quiet)

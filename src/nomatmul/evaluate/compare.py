@@ -1,50 +1,41 @@
-"""The same model with other channel mixers, trained on the same tokens: does the layer pay?
+"""A recipe and its controls, trained on the same tokens with the same seeds: does the layer pay?
 
-`compare` prepares the data once, trains every variant with every seed (each run a row of
-rows.jsonl, so that the same command goes on where it was stopped) and writes report.md, table.md,
-summary.json and a plot. Names of variants: compare_variants.py.
+A run is one variant with one seed, `nomatmul train`'s own run (compare_runs.py), and becomes a row
+of OUT/rows.jsonl. The same command goes on where it was stopped, a run at its last checkpoint.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nomatmul.evaluate.compare_costs import TotalBar, about, check_memory, run_costs, sum_of
-from nomatmul.evaluate.compare_plan import Cell, check_same_settings, make_cell, missing
-from nomatmul.evaluate.compare_pool import PoolOptions, run_pool
 from nomatmul.evaluate.compare_report import write_report
-from nomatmul.evaluate.compare_variants import Variant, default_names, make_variant
+from nomatmul.evaluate.compare_runs import LOG, Run, TotalBar, about, run_costs, sum_of, train_all
+from nomatmul.evaluate.flops import training_flops
 from nomatmul.evaluate.rows import read_rows
-from nomatmul.formats.config import ModelConfig
+from nomatmul.evaluate.variants import Variant, default_names, make_variant, variant_config
 from nomatmul.formats.files.directory import write_json
-from nomatmul.train.config import TrainConfig
+from nomatmul.train.config import FREE_FIELDS, RETIRED_OPTIONS, TrainConfig
 from nomatmul.train.metrics import Console, preparing_words
-from nomatmul.train.prepare import (
-    DataArgs,
-    build,
-    check_inputs,
-    data_checksums,
-    with_token_ids,
-)
+from nomatmul.train.prepare import DataArgs, build, check_inputs, open_built, with_token_ids
 from nomatmul.train.tokenizer import load_tokenizer
-from nomatmul.train.tokens import open_stream
 
 Say = Callable[[str], None]
-LOG = "runs.log"  # in OUT: what the training processes say
+# Of a TrainConfig, what a run's identity leaves out: it has columns of its own, or decides nothing.
+_NOT_IDENTITY = FREE_FIELDS | {"recipe", "seed", "steps"}
 
 
 @dataclasses.dataclass(frozen=True)
 class CompareOptions:
     """What to compare. variants: names, () for the controls that suit the model's size.
 
-    budget: tokens of each run. devices: "auto", or names separated by commas. seconds: of all, 0
-    for no limit; what is not done then is left for the next start. implementation: of the trees.
+    budget: tokens of each run. devices: "auto", or names separated by commas. time_limit: seconds
+    of all; what is not done then is left for the next start. implementation: of the trees.
     """
 
     config: TrainConfig
@@ -60,11 +51,11 @@ class CompareOptions:
     seeds: int = 2
     devices: str = "auto"
     lanes: int = 1
-    seconds: float = 0.0
+    time_limit: float | None = None
     eval_tokens: int = 500_000
     points: int = 8
-    implementation: str = ""
-    keep: bool = False
+    implementation: str | None = None
+    keep: bool = False  # the trained models, in OUT/models
     threads: int = 0
     force: bool = False  # although memory seems too small
 
@@ -93,143 +84,190 @@ def compare(
 ) -> dict[str, Any]:
     """Prepare, train what is missing, report. Returns the summary, see `write_report`.
 
-    say: gets the progress of preparing; quiet: no bar. What the training processes say is in
-    OUT/runs.log.
-
-    Raises ValueError, OSError or OutOfMemoryError for bad input; RuntimeError when no run could be
-    made.
+    say: gets the progress of preparing; quiet: no bar. Raises ValueError, OSError or
+    OutOfMemoryError for bad input; RuntimeError when no run could be made.
     """
     began = time.time()
-    variants = plan(options)
-    devices = pick_devices(options.devices)
+    variants, devices = plan(options), pick_devices(options.devices)
     if not options.force:
         check_memory(options, variants, devices)
     train, valid = prepare_data(options, say)
-    cells = make_cells(options, variants, train, valid)
-    options.out.mkdir(parents=True, exist_ok=True)
-    rows = read_rows(options.out / "rows.jsonl")
-    check_same_settings(rows, cells, options.out)
-    todo = missing(rows, cells)
-    left = sum(len(cell.seeds) for cell in todo)
-    total = sum(len(cell.seeds) for cell in cells)
-    console = Console(quiet)
+    runs, file = make_runs(options, variants, train, valid), options.out / "rows.jsonl"
+    rows = read_rows(file)
+    refuse_other_settings(rows, runs, options.out)
+    todo = [run for run in runs if not run.ended(rows)]
     costs = run_costs(todo, options.threads) if devices == ("cpu",) and not quiet else {}
     say(
-        f"{len(variants)} variants x {options.seeds} seeds: {left} of {total} runs to make"
+        f"{len(variants)} variants x {options.seeds} seeds: {len(todo)} of {len(runs)} runs to make"
         + (f", {about(sum_of(todo, costs))} in all" if costs else "")
     )
-    pool = PoolOptions(
-        devices,
-        lanes=options.lanes,
-        ahead=1,
-        deadline=began + options.seconds if options.seconds else 0.0,
-        cache=options.out / "cache",
-        threads=options.threads or 1,
-    )
-    failed: list[str] = []
-    bar = TotalBar(console, todo, costs, options.out / "rows.jsonl")
+    console = Console(quiet)
     console.start(options.config.recipe)
     try:
-        if todo:
-            with open(options.out / LOG, "ab") as log:
-                failed = run_pool(todo, pool, log, console.say, bar.tick)
+        failed = train_all(
+            todo,
+            options.out,
+            [name for name in devices for _ in range(1 if name == "cpu" else options.lanes)],
+            deadline=began + options.time_limit if options.time_limit else None,
+            threads=options.threads or 1,
+            say=console.say,
+            tick=TotalBar(console, todo, costs, file).tick,
+        )
     finally:
         console.stop()
     document = write_report(options.out, f"Channel mixers of {options.config.recipe}", _about())
     if failed and not any(document["sections"].values()):
-        raise RuntimeError(f"no run has ended; {failed[0]} (its words are in {options.out / LOG})")
-    undone = sum(len(cell.seeds) for cell in missing(read_rows(options.out / "rows.jsonl"), cells))
+        raise RuntimeError(f"no run has ended; {failed[0]}; see {options.out / LOG}")
+    rows = read_rows(file)
     return {
         "out": str(options.out),
         "report": str(options.out / "report.md"),
-        "runs": total,
-        "missing": undone,
+        "runs": len(runs),
+        "missing": sum(not run.ended(rows) for run in runs),
         "failed": failed,
         "seconds": round(time.time() - began, 1),
         **document,
     }
 
 
-def prepare_data(options: CompareOptions, say: Say) -> tuple[tuple[str, ...], dict[str, str]]:
+def check_memory(
+    options: CompareOptions, variants: Sequence[Variant], devices: Sequence[str]
+) -> None:
+    """Raises OutOfMemoryError naming the first variant that the device surely cannot hold."""
+    import torch
+
+    from nomatmul.train.memory import OutOfMemoryError, plan_memory
+    from nomatmul.train.plan import plan_training
+    from nomatmul.train.ranks import Ranks
+
+    for variant in variants:
+        try:
+            config = variant_config(options.config, variant)
+            plan_memory(config, plan_training(config, torch.device(devices[0])), Ranks.alone())
+        except OutOfMemoryError as error:
+            raise OutOfMemoryError(f"{variant.name}: {error}") from None
+
+
+def prepare_data(options: CompareOptions, say: Say) -> tuple[list[str], list[str]]:
     """Token directories of the training and the held-out text, built where they are missing."""
     if not options.valid:
         raise ValueError(
             "no held-out text: name one with --valid (variants are judged on text that none of "
             "them has seen)"
         )
-    args = DataArgs(
-        options.data,
-        options.valid,
-        options.tokenizer,
-        options.text_field,
-        options.document_start,
-        drop_document_start=options.drop_document_start,
-    )
-    checked = check_inputs(options.config, args)
-
-    def progress(what: str, done: int, of: int) -> None:
-        say(preparing_words(what, done, of))
-
+    names = [f.name for f in dataclasses.fields(DataArgs) if hasattr(options, f.name)]
+    args: Any = {name: getattr(options, name) for name in names}
+    checked = check_inputs(options.config, DataArgs(**args))
     options.out.mkdir(parents=True, exist_ok=True)
     facts = options.out / "data.json"
     begun = (options.out / "rows.jsonl").is_file() and facts.is_file()
     known = json.loads(facts.read_text("utf-8")) if begun else None
-    built = build(options.config, checked, options.out, progress, known)
-    found = data_checksums(built)
+    built = build(
+        options.config, checked, options.out, lambda *args: say(preparing_words(*args)), known
+    )
+    found = open_built(options.config, built).sha256
     if known not in (None, found):
         raise ValueError(f"the data of the runs in {options.out} have changed")
     write_json(facts, found)
-    if len(built["valid"]) == 1:
-        return tuple(built["train"]), {"valid": built["valid"][0]}
-    return tuple(built["train"]), {f"valid{n}": path for n, path in enumerate(built["valid"])}
+    return built["train"], built["valid"]
 
 
-def make_cells(
-    options: CompareOptions,
-    variants: Sequence[Variant],
-    train: tuple[str, ...],
-    valid: dict[str, str],
-) -> list[Cell]:
-    """One cell a variant; seed numbers from 1. Raises ValueError when the data is too short."""
+def make_runs(
+    options: CompareOptions, variants: Sequence[Variant], train: list[str], valid: list[str]
+) -> list[Run]:
+    """All runs, a variant's seeds behind each other, numbered from 1."""
+    tokenizer, out = load_tokenizer(Path(train[0])), options.out.resolve()
+    base, runs = _run_config(options), []
+    for variant in variants:
+        config = variant_config(base, variant)
+        config = dataclasses.replace(config, model=with_token_ids(config.model, tokenizer))
+        row = _known_columns(config, variant, train, valid)
+        for seed in range(1, 1 + options.seeds):
+            name = f"{config.recipe}-{variant.name}-{seed}"
+            run = Run(
+                config=dataclasses.replace(config, seed=seed).to_dict(),
+                train=train,
+                valid=valid,
+                directory=str(out / "runs" / f"{name}-{row['identity']}-{config.steps}"),
+                keep=str(out / "models" / name) if options.keep else "",
+                rows=str(out / "rows.jsonl"),
+                row={**row, "seed": seed},
+            )
+            runs.append(run)
+    return runs
+
+
+def _run_config(options: CompareOptions) -> TrainConfig:
+    """The recipe with the budget's steps, looks at the held-out text and nothing else beside."""
     config = options.config
-    tokens = sum(len(open_stream(path)) for path in train)
-    if tokens < 2 * config.sequence_length:
-        raise ValueError(
-            f"the data has {tokens} tokens, too few for sequences of {config.sequence_length}"
-        )
-    tokenizer = load_tokenizer(Path(train[0]))
     steps = options.budget // config.tokens_per_step
-    warmup = min(config.warmup_steps, max(steps // 10, 1))
-    config = dataclasses.replace(
+    return dataclasses.replace(
         config,
         steps=steps,
         time_limit=0.0,
         batch_ramp=0.0,
-        warmup_steps=warmup,
-        micro_batch_size=config.batch_size,
-        loss_chunks=1,
+        warmup_steps=min(config.warmup_steps, max(steps // 10, 1)),
+        log_interval=min(config.log_interval, max(steps // 20, 1)),
+        eval_interval=-(-steps // options.points),
+        eval_tokens=options.eval_tokens,
+        sample_interval=0,
+        diagnostics_interval=0,
+        checkpoint_keep=1,
+        fff_implementation=options.implementation or "",
     )
-    return [
-        make_cell(
-            config,
-            dataclasses.replace(variant, model=_with_ids(variant.model, tokenizer)),
-            section=config.recipe,
-            seeds=tuple(range(1, 1 + options.seeds)),
-            train=train,
-            valid=valid,
-            rows=str((options.out / "rows.jsonl").resolve()),
-            eval_tokens=options.eval_tokens,
-            eval_points=options.points,
-            implementation=options.implementation,
-            keep=str((options.out / "models").resolve()) if options.keep else "",
-            commit=commit_name(),
-        )
-        for variant in variants
+
+
+def _known_columns(
+    config: TrainConfig, variant: Variant, train: Sequence[str], valid: Sequence[str]
+) -> dict[str, Any]:
+    predicted = 1.0 if config.model.causal else config.masked_tokens / config.sequence_length
+    flops = [
+        training_flops(config.model, config.sequence_length, predicted=predicted, masked=masked)
+        for masked in (False, True)
     ]
+    return {
+        "section": config.recipe,
+        "variant": variant.name,
+        "label": variant.label,
+        "stage": "final",
+        "identity": identity(config.to_dict(), train, valid, config.eval_tokens),
+        "learning_rate": config.learning_rate,
+        "steps_planned": config.steps,
+        "tokens_per_step": config.tokens_per_step,
+        "parameters": config.model.param_count(),
+        "neurons": variant.neurons,
+        "active": variant.active,
+        "flops_per_token": flops[0],
+        "flops_masked_per_token": flops[1],
+    }
 
 
-def _with_ids(model: ModelConfig, tokenizer: Any) -> ModelConfig:
-    return with_token_ids(model, tokenizer)
+def identity(
+    config: dict[str, Any], train: Sequence[str], valid: Sequence[str], eval_tokens: int
+) -> str:
+    """A short hash of all that decides the result of a seed, apart from seed and steps."""
+    # With the options that are gone, so that rows of older runs are found.
+    values = RETIRED_OPTIONS | {k: v for k, v in config.items() if k not in _NOT_IDENTITY}
+    # Directories differ between machines, what lies in them does not: names only.
+    facts = [
+        values,
+        [Path(path).name for path in train],
+        sorted(Path(path).name for path in valid),
+        eval_tokens,
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def refuse_other_settings(rows: Sequence[dict[str, Any]], runs: Sequence[Run], out: Path) -> None:
+    """Raise ValueError where a variant has runs with other settings: a table would mix them."""
+    wanted = {(run.row["section"], run.row["variant"]): run.row["identity"] for run in runs}
+    for row in rows:
+        found = wanted.get((row["section"], row["variant"]))
+        if found is not None and row.get("identity") not in (None, found):
+            raise ValueError(
+                f"{out} holds runs of {row['variant']!r} with other settings or other data; "
+                "give the same ones again, or another --out"
+            )
 
 
 def pick_devices(names: str) -> tuple[str, ...]:
@@ -247,20 +285,8 @@ def pick_devices(names: str) -> tuple[str, ...]:
     return devices
 
 
-def commit_name() -> str:
-    """Short name of the checked-out commit of this package, "unknown" outside of a checkout."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"],
-            check=True, capture_output=True, text=True,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
-
-
 def _about() -> str:
     import torch
 
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
-    return f"{time.strftime('%Y-%m-%d')}, {device}, torch {torch.__version__}, {commit_name()}."
+    return f"{time.strftime('%Y-%m-%d')}, {device}, torch {torch.__version__}."

@@ -19,10 +19,11 @@ from nomatmul.formats.config import ModelConfig, drop_retired
 SCHEDULES = ("cosine_halved", "cosine", "linear", "constant", "triangle")
 PRECISIONS = ("auto", "float32", "bfloat16")
 RECOMPUTES = ("auto", "none", "mlp", "block")
+TREES = ("", "naive", "masked", "triton", "native")
 
 # How a step is cut to fit a machine. The batch stays the same, results differ by float rounding:
 # a run may go on with other values on another machine.
-MACHINE_FIELDS = frozenset({"micro_batch_size", "recompute", "loss_chunks"})
+MACHINE_FIELDS = frozenset({"micro_batch_size", "recompute", "loss_chunks", "fff_implementation"})
 
 FFF_FIELDS = ("fff_balance", "fff_route_gradient")
 
@@ -85,6 +86,7 @@ class TrainConfig:
     # what the backward pass computes again: none, mlp (the channel mixer's product), block, or
     # auto (the first of them that fits into the device's memory)
     recompute: str = "auto"
+    fff_implementation: str = ""  # how trees are computed; "": what serves the device best
     loss_chunks: int = 1  # the head and the loss in this many parts: less memory, equal result
     # data
     valid_fraction: float = 0.01  # held out from the end, unless a held-out text is given
@@ -132,6 +134,11 @@ class TrainConfig:
             raise ValueError(f"precision {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
         if self.recompute not in RECOMPUTES:
             raise ValueError(f"recompute {self.recompute!r}: choose one of {', '.join(RECOMPUTES)}")
+        if self.fff_implementation not in TREES:
+            raise ValueError(
+                f"fff_implementation {self.fff_implementation!r}: choose one of "
+                f"{', '.join(TREES[1:])}, or nothing"
+            )
         self._check_against_model()
 
     def _check_against_model(self) -> None:

@@ -78,3 +78,9 @@ def usage_row(model: nn.Module, ranks: Ranks) -> dict[str, Any]:
 def auxiliary_loss(model: nn.Module) -> Tensor | None:
     """The weighted auxiliary losses of all layers in the last forward pass; None without any."""
     return trees.auxiliary_loss(model)
+
+
+def choose_implementation(model: nn.Module, name: str) -> None:
+    """How the trees of all layers are computed; "" leaves it to them (`nomatmul.ops.fff`)."""
+    for layer in tree_layers(model).values():
+        layer.implementation = name or None

@@ -19,6 +19,7 @@ from nomatmul.train.checkpoints import (
 )
 from nomatmul.train.config import TrainConfig, differences
 from nomatmul.train.curve import draw_curve
+from nomatmul.train.fff_training import choose_implementation
 from nomatmul.train.memory import plan_memory
 from nomatmul.train.metrics import Console, read_metrics
 from nomatmul.train.model import TrainedModel, build_model
@@ -181,6 +182,7 @@ class _Job:
         torch.manual_seed(config.seed)
         ranks.begin("making the model")
         model = build_model(config.model)
+        choose_implementation(model, config.fff_implementation)
         model.set_recompute(recompute)
         if ranks.many:
             shard_model(model, plan.device, ranks.size)

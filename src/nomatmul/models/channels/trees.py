@@ -53,6 +53,7 @@ class TreeLayer(Mixer):
 
     initial_std: float | None = None  # set by models: normal weights instead of the authors' own
     training_plan = FFFTraining()
+    implementation: str | None
     visits: Tensor | None
 
     def __init__(self, trees: int, ends: int) -> None:

@@ -22,6 +22,7 @@ import re
 from typing import Any
 
 from nomatmul.formats.config import ModelConfig
+from nomatmul.train.config import FFF_FIELDS, TrainConfig
 
 BALANCE = 0.01  # weight of the load-balancing loss of "-balanced"
 _FFF = re.compile(r"fff-(\d+)x(\d+)((?:-balanced|-master\d+|-every\d+)*)")
@@ -150,3 +151,15 @@ def _with(base: ModelConfig, **values: Any) -> ModelConfig:
         # The engine's exponential is equal on every machine; an erf is not.
         plain["activation"] = "silu"
     return ModelConfig.from_dict({**plain, **values})
+
+
+def variant_config(base: TrainConfig, variant: Variant) -> TrainConfig:
+    """`base` with the variant's model and its own training options."""
+    options = {} if variant.model.channel_mixer == "fff" else _without_trees()
+    return dataclasses.replace(base, model=variant.model, **{**options, **variant.train})
+
+
+def _without_trees() -> dict[str, Any]:
+    """Training options of trees at their defaults: a model without trees refuses others."""
+    fields = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    return {name: fields[name] for name in FFF_FIELDS}

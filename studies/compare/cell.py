@@ -1,6 +1,6 @@
 """The runs of one cell: one variant of a model, trained from new weights with each of its seeds.
 
-`python -m nomatmul.evaluate.compare_cell` reads a cell as JSON from its first line of input, builds
+`python -m studies.compare.cell` reads a cell as JSON from its first line of input, builds
 and compiles, and waits for a second line before it trains, so that a pool of processes can compile
 on the host while another trains. The parts are the trainer's own (model, optimiser, batches,
 masking, schedule), without its checkpoints and reports.
@@ -23,20 +23,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nomatmul.evaluate.compare_course import Course, Say
-from nomatmul.evaluate.compare_flops import training_flops
-from nomatmul.evaluate.compare_plan import Cell, find_row, identity
-from nomatmul.evaluate.compare_texts import Texts
+from nomatmul.evaluate.flops import training_flops
 from nomatmul.evaluate.rows import append_row, read_rows
 from nomatmul.ops import choose
 from nomatmul.ops.bitlinear import TernaryCache, ternary_cache
 from nomatmul.train.config import TrainConfig
-from nomatmul.train.fff_training import training_options
+from nomatmul.train.fff_training import choose_implementation, training_options
 from nomatmul.train.micro_step import build_micro_step
 from nomatmul.train.model import build_model
 from nomatmul.train.optimizer import build_loss, build_optimizer, clip_gradients
+from nomatmul.train.parallelize import compile_parts
 from nomatmul.train.plan import DevicePlan, fused_mixer, plan_training
 from nomatmul.train.schedule import learning_rate
+from studies.compare.course import Course, Say
+from studies.compare.plan import Cell, find_row, identity
+from studies.compare.texts import Texts
 
 LOOK = 25  # steps between looks at the loss and the clock
 COMPILE = ("graph", "blocks", "off")
@@ -84,7 +85,8 @@ class Trainee:
         """Compile, and take two steps that nobody counts."""
         plan = dataclasses.replace(self.plan, graph=choice == "graph")
         if choice == "blocks":
-            compile_blocks(self.model)
+            torch._dynamo.config.recompile_limit = 64
+            compile_parts(self.model, "default")
         self.loss = build_loss(self.model, self.config, plan)
         self.micro = build_micro_step(self.loss, self.config.z_loss, plan, self.ternary.clear)
         self.compiled = choice
@@ -233,22 +235,6 @@ def pick_mode(config: TrainConfig, plan: DevicePlan) -> str:
     if plan.memory != "device":
         return "off"
     return "graph" if fused_mixer(config.model, plan) else "blocks"
-
-
-def choose_implementation(model: Any, name: str) -> None:
-    """How the trees of all layers are computed; "" leaves it to them."""
-    for module in model.modules():
-        if hasattr(module, "implementation"):
-            module.implementation = name or None
-
-
-def compile_blocks(model: Any) -> None:
-    """Compile one block, one norm and the loss: blocks of one shape share the code."""
-    torch._dynamo.config.recompile_limit = 64
-    for block in model.layers:
-        block.compile(dynamic=False)
-    model.final_norm.compile(dynamic=False)
-    model.loss_of_hidden = torch.compile(model.loss_of_hidden, dynamic=False)
 
 
 def run_cell(

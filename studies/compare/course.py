@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nomatmul.evaluate.compare_plan import Cell
 from nomatmul.train.config import TrainConfig
+from studies.compare.plan import Cell
 
 _GIVE_UP = 0.5  # a run is cut if it cannot end in time even at twice its speed
 

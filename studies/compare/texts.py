@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from nomatmul.evaluate.compare_plan import Cell
 from nomatmul.formats.special_tokens import mask_id
 from nomatmul.train.batches import (
     Batches,
@@ -22,6 +21,7 @@ from nomatmul.train.config import TrainConfig
 from nomatmul.train.masking import Masking
 from nomatmul.train.plan import DevicePlan
 from nomatmul.train.tokens import TokenStream, join_streams, open_stream
+from studies.compare.plan import Cell
 
 
 class Texts:

@@ -1,7 +1,9 @@
 """Processes that train cells: on each GPU some train while the next ones start and compile.
 
-A cell has a process of its own (`nomatmul.evaluate.compare_cell`), so that what one leaves behind,
+A cell has a process of its own (`studies.compare.cell`), so that what one leaves behind,
 or its crash, touches no other.
+
+A library.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from nomatmul.evaluate.compare_plan import Cell
+from benchmarks.gpu_common import python_path
 from nomatmul.train import children
+from studies.compare.plan import Cell
 
 _GRACE = 15.0  # seconds after the deadline that cut runs have to write their rows
 
@@ -35,7 +38,7 @@ class PoolOptions:
     deadline: float = 0.0
     cache: Path | None = None
     threads: int = 1
-    program: str = "nomatmul.evaluate.compare_cell"
+    program: str = "studies.compare.cell"
 
 
 def run_pool(
@@ -159,8 +162,7 @@ class _Device:
 
     def _environment(self, cell: Cell) -> dict[str, str]:
         values: dict[str, Any] = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        source = str(Path(__file__).resolve().parents[2])
-        values["PYTHONPATH"] = os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])
+        values["PYTHONPATH"] = python_path()
         if cell.ops:
             values["NOMATMUL_OPS"] = cell.ops
         if self.device == "cpu":

@@ -1,24 +1,22 @@
-"""Cells of a comparison, and the rows that their runs leave.
+"""Cells of a study, and the rows that their runs leave.
 
 A cell is one variant of the model with all its seeds, as plain values that go to another process
 as JSON. A run is one seed of a cell; it becomes one row of rows.jsonl when it ends, so that a
-comparison which is stopped goes on where it was.
+study which is stopped goes on where it was.
+
+A library.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from nomatmul.evaluate.compare_variants import Variant
-from nomatmul.train.config import FFF_FIELDS, FREE_FIELDS, RETIRED_OPTIONS, TrainConfig
-
-# Of a TrainConfig, what a run's identity leaves out: it has columns of its own, or decides nothing.
-_NOT_IDENTITY = FREE_FIELDS | {"recipe", "seed", "steps"}
+from nomatmul.evaluate import compare as evaluate
+from nomatmul.evaluate.variants import Variant, variant_config
+from nomatmul.train.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,27 +82,9 @@ def make_cell(base: TrainConfig, variant: Variant, **values: Any) -> Cell:
     )
 
 
-def variant_config(base: TrainConfig, variant: Variant) -> TrainConfig:
-    """`base` with the variant's model and its own training options."""
-    options = {} if variant.model.channel_mixer == "fff" else _without_trees()
-    return dataclasses.replace(base, model=variant.model, **{**options, **variant.train})
-
-
-def _without_trees() -> dict[str, Any]:
-    """Training options of trees at their defaults: a model without trees refuses others."""
-    fields = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-    return {name: fields[name] for name in FFF_FIELDS}
-
-
 def identity(cell: Cell) -> str:
     """A short hash of all that decides the result of a seed, apart from seed and steps."""
-    # With the options that are gone, so that rows of older runs are found.
-    config = RETIRED_OPTIONS | {k: v for k, v in cell.config.items() if k not in _NOT_IDENTITY}
-    facts = [config, list(cell.train), cell.valid, cell.eval_tokens]
-    # Directories differ between machines, what lies in them does not: names only.
-    facts[1] = [Path(path).name for path in cell.train]
-    facts[2] = sorted(cell.valid)
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+    return evaluate.identity(cell.config, cell.train, list(cell.valid), cell.eval_tokens)
 
 
 def find_row(rows: Iterable[dict[str, Any]], cell: Cell, seed: int) -> dict[str, Any] | None:
@@ -125,15 +105,3 @@ def missing(rows: list[dict[str, Any]], cells: Iterable[Cell]) -> list[Cell]:
         if seeds:
             todo.append(dataclasses.replace(cell, seeds=seeds))
     return todo
-
-
-def check_same_settings(rows: Iterable[dict[str, Any]], cells: Iterable[Cell], out: Path) -> None:
-    """Raise ValueError where a variant has runs with other settings: a table would mix them."""
-    wanted = {(cell.section, cell.variant): identity(cell) for cell in cells}
-    for row in rows:
-        found = wanted.get((row["section"], row["variant"]))
-        if found is not None and row.get("identity") not in (None, found):
-            raise ValueError(
-                f"{out} holds runs of {row['variant']!r} with other settings or other data; "
-                "give the same ones again, or another --out"
-            )
