@@ -29,7 +29,6 @@ from kernels import machine
 from nomatmul.engine.backends.native import NativeBackend
 from nomatmul.engine.blas import blas_name
 from nomatmul.engine.encoder_model import EncoderModel
-from nomatmul.engine.graph import GraphForms
 from nomatmul.engine.weights import Weights
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.encoder import EncoderHead, EncoderReading
@@ -92,10 +91,9 @@ def our_model(dials: dict[str, Any], form: str, threads: int, tiny: bool) -> Enc
     small = {**TINY_SIZES, **TINY_DIALS[dials["channel_mixer"]]} if tiny else {}
     config = ModelConfig(**{**SIZES, **dials, **small})
     forms = Forms.of(config, dense=form, rows=form, embedding="f32")
-    graph_forms = GraphForms(forms.dense, forms.embedding, forms.rows)
     weights = Weights(random_tensors(config, forms))
     return EncoderModel(
-        NativeBackend(config, graph_forms, weights, threads=threads),
+        NativeBackend(config, forms, weights, threads=threads),
         config,
         READING,
         fingerprint="random",

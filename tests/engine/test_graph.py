@@ -10,11 +10,12 @@ from encoder_files import DIALS, encoder_config
 from engine_models import CONFIG
 from union_models import union
 
-from nomatmul.engine.graph import GraphForms, describe
+from nomatmul.engine.graph import describe
 from nomatmul.engine.native import native
+from nomatmul.formats.packed.layout import Forms
 
-DECODER = describe(CONFIG, GraphForms("2bit", "int8"))
-ENCODER = describe(encoder_config(**DIALS["trees"]), GraphForms("f32", "f32"))
+DECODER = describe(CONFIG, Forms("int8", ternary="2bit"))
+ENCODER = describe(encoder_config(**DIALS["trees"]), Forms("f32", dense="f32", rows="f32"))
 
 
 def model(description, isa=None, threads=1):
@@ -34,7 +35,10 @@ def test_a_description_names_every_part():
     assert DECODER["head"]["outputs"] == CONFIG.vocab_size
     assert DECODER["final_norm"]["exact"]
     assert (
-        describe(union(), GraphForms("2bit", "bf16"))["layers"][0]["channel"]["form"] == "ternary"
+        describe(union(), Forms("bf16", ternary="2bit", rows="2bit"))["layers"][0]["channel"][
+            "form"
+        ]
+        == "ternary"
     )
     assert ENCODER["layers"][0]["channel"]["form"] == "f32"
     assert "head" not in ENCODER

@@ -62,12 +62,6 @@ class Backend(Protocol):
     def scratch_bytes(self) -> int:
         """Bytes of work space of the largest step so far."""
 
-    def with_threads(self, threads: int) -> Backend:
-        """The same weights, not copied, computed by another number of threads.
-
-        Raises ValueError for a backend that has no threads to choose.
-        """
-
 
 class CausalBackend(Backend, Protocol):
     """A decoder: sequences are fed token by token, or many at a time."""
@@ -88,7 +82,10 @@ class CausalBackend(Backend, Protocol):
         """
 
     def with_threads(self, threads: int) -> CausalBackend:
-        """See Backend."""
+        """The same weights, not copied, computed by another number of threads.
+
+        Raises ValueError for a backend that has no threads to choose.
+        """
 
 
 class EncoderBackend(Backend, Protocol):

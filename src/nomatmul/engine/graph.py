@@ -9,19 +9,10 @@ from typing import Any
 
 from nomatmul.formats.architecture import FFF, Linear, Norm, Part, architecture_of
 from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.packed.layout import Forms
 
 
-@dataclass(frozen=True)
-class GraphForms:
-    """linear: "2bit" or "1.6bit" of ternary linears, else "f32", "bf16" or "int8". rows: of dense
-    trees, and embedding: "f32", "bf16" or "int8"."""
-
-    linear: str
-    embedding: str
-    rows: str = "f32"
-
-
-def describe(config: ModelConfig, forms: GraphForms, *, chunk: int = 256) -> dict[str, Any]:
+def describe(config: ModelConfig, forms: Forms, *, chunk: int = 256) -> dict[str, Any]:
     """What `_native.Model` is made from; causal models have a head in the graph, encoders none."""
     model = architecture_of(config)
     words = _Words(config.causal, forms)
@@ -50,7 +41,7 @@ def describe(config: ModelConfig, forms: GraphForms, *, chunk: int = 256) -> dic
 @dataclass(frozen=True)
 class _Words:
     causal: bool
-    forms: GraphForms
+    forms: Forms
 
     def of(self, part: Part | Norm | Linear) -> dict[str, Any]:
         """A part's fields by name; those that are None are left out."""
@@ -75,10 +66,10 @@ class _Words:
         if linear.kind == "ternary":
             return {
                 "kind": "ternary",
-                "packing": self.forms.linear,
+                "packing": self.forms.ternary,
                 "norm_eps": linear.norm_eps,
                 **told,
             }
-        if self.forms.linear == "int8":
+        if self.forms.dense == "int8":
             return {"kind": "int8", **told}
-        return {"kind": "float", "form": self.forms.linear, **told}
+        return {"kind": "float", "form": self.forms.dense, **told}

@@ -31,18 +31,12 @@ class Layout:
     @staticmethod
     def of(model: Architecture) -> Layout:
         """The pieces that the mixers of a model leave behind."""
-        parts = [{"mixer": block.mixer, "channel": block.channel} for block in model.blocks]
-        return Layout(
-            tuple(
-                {
-                    f"{name}.{piece.name}": piece
-                    for name, part in of_block.items()
-                    if part is not None
-                    for piece in part.state()
-                }
-                for of_block in parts
-            )
-        )
+        layers: list[dict[str, Piece]] = []
+        for block in model.blocks:
+            parts = {"mixer": block.mixer, "channel": block.channel}
+            pieces = [(at, piece) for at, part in parts.items() if part for piece in part.state()]
+            layers.append({f"{at}.{piece.name}": piece for at, piece in pieces})
+        return Layout(tuple(layers))
 
     @functools.cached_property
     def pieces(self) -> dict[str, Piece]:
@@ -152,9 +146,7 @@ class HostState(State):
         self.fixed_LS = np.zeros(layout.fixed_shape, np.float32) if fixed_LS is None else fixed_LS
 
     def fork(self) -> HostState:
-        """See State."""
         return HostState(self.layout, self.fixed_LS.copy(), self.position)
 
     def arrays(self) -> dict[str, Float]:
-        """See State."""
         return self.layout.views(self.fixed_LS.copy())

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nomatmul.engine.graph import GraphForms, describe
+from nomatmul.engine.graph import describe
 from nomatmul.engine.native import default_threads, native
 from nomatmul.engine.state import Float, HostState, Layout
 from nomatmul.engine.weights import HEADS, Weights, map_weights, read_one_by_one, read_weights
 from nomatmul.formats.architecture import architecture_of
+from nomatmul.formats.packed.layout import Forms
 
 if TYPE_CHECKING:
     from nomatmul.engine.backend import Ids, Layer, Options, Paths, Want
@@ -21,24 +22,22 @@ if TYPE_CHECKING:
 
 
 def open_packed(reader: PackedReader, options: Options) -> NativeBackend:
-    """See Opener."""
     count = _checked(options)
     if not reader.config.causal:
         weights = read_one_by_one(reader)
     else:
         fill = map_weights if options.mmap else read_weights
         weights = fill(reader, verify=options.verify, threads=count)
-    return NativeBackend(reader.config, _forms(reader), weights, threads=count, isa=options.isa)
+    return NativeBackend(reader.config, reader.forms, weights, threads=count, isa=options.isa)
 
 
 def open_random(
     config: ModelConfig, packing: str, embedding: str, seed: int, options: Options
 ) -> NativeBackend:
-    """See Opener."""
     from nomatmul.engine.random_weights import random_weights
 
     weights = random_weights(config, packing, embedding, seed)
-    forms = GraphForms(packing, embedding)
+    forms = Forms.of(config, ternary=packing, embedding=embedding)
     return NativeBackend(config, forms, weights, threads=options.threads, isa=options.isa)
 
 
@@ -48,13 +47,6 @@ def _checked(options: Options) -> int:
     if options.isa is not None and options.isa not in isas:
         raise ValueError(f"isa {options.isa!r} is not available here; available: {', '.join(isas)}")
     return options.threads if options.threads is not None else default_threads()
-
-
-def _forms(reader: PackedReader) -> GraphForms:
-    """In which forms a packed directory stores the weights."""
-    forms = reader.forms
-    linear = forms.dense if forms.ternary == "none" else forms.ternary
-    return GraphForms(linear, forms.embedding, forms.rows)
 
 
 class NativeBackend:
@@ -74,7 +66,7 @@ class NativeBackend:
     def __init__(
         self,
         config: ModelConfig,
-        forms: GraphForms,
+        forms: Forms,
         weights: Weights,
         *,
         threads: int | None = None,
@@ -108,15 +100,12 @@ class NativeBackend:
         return sinusoidal(self.config.max_position_embeddings, self.config.hidden_size)
 
     def new_state(self) -> HostState:
-        """See CausalBackend."""
         return HostState(self.layout)
 
     def load_state(self, arrays: Mapping[str, Float], position: int) -> HostState:
-        """See CausalBackend."""
         return HostState(self.layout, self.layout.gathered(arrays), position)
 
     def step(self, states: Sequence[HostState], ids_T: Sequence[Ids], want: Want) -> Float:
-        """See CausalBackend."""
         logits: Float = self.model.step([state.fixed_LS for state in states], list(ids_T), want)
         for state, ids in zip(states, ids_T, strict=True):
             state.position += len(ids)
@@ -131,7 +120,6 @@ class NativeBackend:
         paths: Paths | None = None,
         seconds: dict[str, float] | None = None,
     ) -> Float:
-        """See EncoderBackend."""
         hidden_ND: Float
         hidden_ND, rows, parts = self.model.encode(
             ids_N, offsets_B, seen_N, paths is not None, seconds is not None
@@ -145,20 +133,16 @@ class NativeBackend:
         return hidden_ND
 
     def tensor(self, name: str) -> NDArray[Any]:
-        """See EncoderBackend."""
         return self._embedding if name == "embedding.weight" else self.weights.arrays[name]
 
     def linear(self, weight: NDArray[Any], scale: Float | None) -> Layer:
-        """See EncoderBackend."""
         layer: Layer = native().Linear(weight, scale, self.threads, self.isa)
         return layer
 
     def weight_bytes(self) -> dict[str, int]:
-        """See Backend."""
         return self.weights.bytes_by_part()
 
     def unvisited_bytes(self) -> int:
-        """See Backend."""
         sizes, total = self.weights.sizes, 0
         for name, trees in self.architecture.trees().items():
             row = sizes[f"{name}.rows.packed"] // trees.rows
@@ -166,9 +150,7 @@ class NativeBackend:
         return total
 
     def scratch_bytes(self) -> int:
-        """See Backend."""
         return int(self.model.scratch_bytes)
 
     def with_threads(self, threads: int) -> NativeBackend:
-        """See Backend."""
         return NativeBackend(self.config, self.forms, self.weights, threads=threads, isa=self.isa)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 
 def open_packed(reader: PackedReader, options: Options) -> NumpyBackend:
-    """See Opener."""
     if options.isa is not None:
         raise ValueError(f'backend "numpy" has no instruction sets, got isa {options.isa!r}')
     return NumpyBackend(reader, options.threads or 1)
@@ -32,7 +31,6 @@ def open_packed(reader: PackedReader, options: Options) -> NumpyBackend:
 def open_random(
     config: ModelConfig, packing: str, embedding: str, seed: int, options: Options
 ) -> CausalBackend:
-    """See Opener."""
     raise ValueError('backend "numpy" runs packed models only, none of random weights')
 
 
@@ -53,15 +51,12 @@ class NumpyBackend:
         self.model = ReferenceModel.from_packed(reader, head=self._causal)
 
     def new_state(self) -> HostState:
-        """See CausalBackend."""
         return HostState(self.layout)
 
     def load_state(self, arrays: Mapping[str, Float], position: int) -> HostState:
-        """See CausalBackend."""
         return HostState(self.layout, self.layout.gathered(arrays), position)
 
     def step(self, states: Sequence[HostState], ids_T: Sequence[Ids], want: Want) -> Float:
-        """See CausalBackend."""
         outputs = []
         for state, ids in zip(states, ids_T, strict=True):
             outputs.append(self.model.forward(ids[None], state=self._before(state)))
@@ -95,7 +90,6 @@ class NumpyBackend:
         paths: Paths | None = None,
         seconds: dict[str, float] | None = None,
     ) -> Float:
-        """See EncoderBackend."""
         outputs = [
             self.model.forward(ids_N[a:b], None if seen_N is None else seen_N[a:b])
             for a, b in itertools.pairwise(offsets_B)
@@ -109,29 +103,23 @@ class NumpyBackend:
         return hidden_ND
 
     def tensor(self, name: str) -> NDArray[Any]:
-        """See EncoderBackend."""
         return self._reader.read(name)
 
     def linear(self, weight: NDArray[Any], scale: Float | None) -> Layer:
-        """See EncoderBackend."""
         return stored_linear(weight, scale)
 
     def weight_bytes(self) -> dict[str, int]:
-        """See Backend."""
         if self._causal:
             self._refuse()
         return bytes_by_part(encoder_sizes(self._reader))
 
     def unvisited_bytes(self) -> int:
-        """See Backend."""
         self._refuse()
 
     def scratch_bytes(self) -> int:
-        """See Backend."""
         self._refuse()
 
     def with_threads(self, threads: int) -> NumpyBackend:
-        """See Backend."""
         self._refuse()
 
     def _refuse(self) -> NoReturn:

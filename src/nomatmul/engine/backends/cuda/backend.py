@@ -50,12 +50,10 @@ class DeviceState(State):
             self.h_LD = h_LD.to(backend.device)
 
     def fork(self) -> DeviceState:
-        """See State."""
         with self._backend.alone():
             return DeviceState(self._backend, self.h_LD.clone(), self.position)
 
     def arrays(self) -> dict[str, Float]:
-        """See State."""
         with self._backend.alone():
             # a copy, though the device of the interpreter is the host itself
             return self.layout.views(self.h_LD.cpu().numpy().copy())
@@ -140,11 +138,9 @@ class CudaBackend(Probes):
             decoder.proof.touch()
 
     def new_state(self) -> DeviceState:
-        """See CausalBackend."""
         return DeviceState(self)
 
     def load_state(self, arrays: Mapping[str, Float], position: int) -> DeviceState:
-        """See CausalBackend."""
         return DeviceState(self, torch.from_numpy(self.layout.gathered(arrays)), position)
 
     def step(self, states: Sequence[DeviceState], ids_T: Sequence[Ids], want: Want) -> Float:
@@ -264,11 +260,9 @@ class CudaBackend(Probes):
         return logits_SV
 
     def weight_bytes(self) -> dict[str, int]:
-        """See Backend."""
         return self.weights.footprint()
 
     def unvisited_bytes(self) -> int:
-        """See Backend."""
         return self.weights.unvisited_bytes()
 
     def scratch_bytes(self) -> int:
@@ -276,7 +270,6 @@ class CudaBackend(Probes):
         return max(0, self.gpu.peak_bytes() - self.weights.nbytes)
 
     def with_threads(self, threads: int) -> CudaBackend:
-        """See Backend."""
         raise ValueError("threads are about the CPU, this model is on a GPU")
 
     def _check_finite(self) -> None:

@@ -42,11 +42,7 @@ class Params(ctypes.Structure):
 
 
 def defines(
-    plan: Plan,
-    embedding: int,
-    blocks: int,
-    threads: int = 256,
-    shared: int = 232448,
+    plan: Plan, embedding: int, blocks: int, threads: int = 256, shared: int = 232448
 ) -> dict[str, str]:
     """Macros of decode.cu for a model on so many blocks of threads with `shared` bytes each."""
     least = min(plan.norm_eps, plan.linear_eps, plan.gate_eps)
@@ -92,10 +88,7 @@ class Decoder:
     """Launches decode.cu. Raises CompileError where it cannot be compiled or started."""
 
     def __init__(
-        self,
-        weights: DeviceWeights,
-        flag: Tensor,
-        emulated: tuple[Any, int, int] | None = None,
+        self, weights: DeviceWeights, flag: Tensor, emulated: tuple[Any, int, int] | None = None
     ) -> None:
         plan, device = weights.plan, weights.device
         self.kernel: Any
@@ -143,11 +136,7 @@ class Decoder:
         self.proof = cache_file("decode", cubin, "proved")
 
     def launch(
-        self,
-        token: int | Tensor,
-        before_LD: Tensor,
-        after_LD: Tensor,
-        made: Any = None,
+        self, token: int | Tensor, before_LD: Tensor, after_LD: Tensor, made: Any = None
     ) -> None:
         """Queue one token: from the state `before` to `after`, logits into `logits_V`.
 

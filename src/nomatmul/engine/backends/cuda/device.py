@@ -55,7 +55,6 @@ class CudaDevice:
         self._device, self._weight_bytes = device, weight_bytes
 
     def name(self) -> str:
-        """See Gpu."""
         import torch
 
         if self._device.type != "cuda":
@@ -63,7 +62,6 @@ class CudaDevice:
         return str(torch.cuda.get_device_name(self._device))
 
     def peak_bytes(self) -> int:
-        """See Gpu."""
         import torch
 
         if self._device.type != "cuda":

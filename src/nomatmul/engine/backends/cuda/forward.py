@@ -69,7 +69,7 @@ class Forward:
 
     def mixer(
         self, layer: int, x_TD: Tensor, added: list[Added], states_SLD: Tensor,
-        stretches: launch.Stretches, scratch: Tensor | None,
+        stretches: launch.Stretches, scratch: Tensor | None
     ) -> Added:  # fmt: skip
         """MLGRU of one layer: what is to be added to x, as (accumulators, steps, scale)."""
         plan, stack, beta = self.plan, self.weights.stack, self.weights.beta
@@ -123,7 +123,7 @@ class Forward:
 
     def _norm(
         self, prompt: Prompt | None, x_TD: Tensor, added: list[Added], norm_D: Tensor,
-        norm_CD: Tensor, row_bytes: int,
+        norm_CD: Tensor, row_bytes: int
     ) -> launch.Quantised:  # fmt: skip
         """Take what is `added`, add it to x, and return x's int8 for C linears."""
         taken, plan = added.pop() if added else None, self.plan

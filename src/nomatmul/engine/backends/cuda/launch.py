@@ -37,7 +37,7 @@ def _block(columns: int, row_bytes: int) -> tuple[int, int]:
 
 def residual_norm(
     x_TD: Tensor, added: tuple[Tensor, Tensor, float] | None, norm_D: Tensor, eps: float,
-    norm_CD: Tensor, eps2: float, row_bytes: int, flag: Tensor,
+    norm_CD: Tensor, eps2: float, row_bytes: int, flag: Tensor
 ) -> Quantised:  # fmt: skip
     """x += acc * (beta * step) where given (acc, step, beta); return its int8 for C linears."""
     tokens, size = x_TD.shape
@@ -54,7 +54,7 @@ def residual_norm(
 
 def gate_norm(
     g_TD: Tensor, h_TD: Tensor, norm_D: Tensor, eps: float, norm_CD: Tensor, eps2: float,
-    row_bytes: int, flag: Tensor,
+    row_bytes: int, flag: Tensor
 ) -> Quantised:  # fmt: skip
     """int8 of norm(g) * silu(h)."""
     tokens, size = g_TD.shape
@@ -88,10 +88,7 @@ def glu(
 
 
 def gates(
-    acc_3TD: Tensor,
-    step_3T: Tensor,
-    betas: tuple[float, float, float],
-    bound_D: Tensor,
+    acc_3TD: Tensor, step_3T: Tensor, betas: tuple[float, float, float], bound_D: Tensor
 ) -> Tensor:
     """Turn accumulators of i, f, g into float32 input, forget gate and g, in place."""
     _, tokens, size = acc_3TD.shape
@@ -114,13 +111,7 @@ class Stretches:
         self.sequences, self.starts, self.longest = sequences, starts, longest
 
 
-def scan(
-    i_TD: Tensor,
-    f_TD: Tensor,
-    states_SLD: Tensor,
-    layer: int,
-    stretches: Stretches,
-) -> None:
+def scan(i_TD: Tensor, f_TD: Tensor, states_SLD: Tensor, layer: int, stretches: Stretches) -> None:
     """h_t = f_t * h_(t-1) + i_t over each stretch; h replaces i."""
     sequences = stretches.sequences
     _, layers, size = states_SLD.shape

@@ -9,14 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from nomatmul.formats.architecture import (
-    FFF,
-    GLU,
-    MLGRU,
-    Architecture,
-    Block,
-    architecture_of,
-)
+from nomatmul.formats.architecture import FFF, GLU, MLGRU, Architecture, architecture_of
 from nomatmul.formats.config import ModelConfig
 
 ROW_ALIGN = 64
@@ -32,73 +25,45 @@ def device_row_bytes(columns: int) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """A causal model of MLGRUs whose blocks hold a GLU each, or trees, or no channel mixer."""
+    """A causal model of MLGRUs whose blocks hold a GLU each, or trees, or no channel mixer.
+
+    inner: inner size of the GLU, 0 without one. norm_eps: of the norms in front of mixers and of
+    the final one; linear_eps: of those inside linears; gate_eps: of MLGRU's norm of g.
+    """
 
     model: Architecture
+    layers: int
+    size: int
+    vocabulary: int
+    bounded: bool
+    glu: GLU | None
+    trees: FFF | None
+    inner: int
+    norm_eps: float
+    linear_eps: float
+    gate_eps: float
 
     @staticmethod
     def of(config: ModelConfig) -> Plan:
         """The plan of a model that formats/capability.py lets in."""
-        return Plan(architecture_of(config))
-
-    @property
-    def layers(self) -> int:
-        """Number of blocks."""
-        return len(self.model.blocks)
-
-    @property
-    def size(self) -> int:
-        """Hidden size."""
-        return self.model.size
-
-    @property
-    def vocabulary(self) -> int:
-        """Rows of the head."""
-        return self.model.vocabulary
-
-    @property
-    def block(self) -> Block:
-        """What every block is."""
-        return self.model.blocks[0]
-
-    @property
-    def mixer(self) -> MLGRU:
-        """The token mixer of every block."""
-        mixer = self.block.mixer
+        model = architecture_of(config)
+        block = model.blocks[0]
+        mixer, channel = block.mixer, block.channel
         assert isinstance(mixer, MLGRU)
-        return mixer
-
-    @property
-    def glu(self) -> GLU | None:
-        """The channel mixer of every block, where that is a GLU."""
-        channel = self.block.channel
-        return channel if isinstance(channel, GLU) else None
-
-    @property
-    def trees(self) -> FFF | None:
-        """The channel mixer of every block, where that is trees."""
-        channel = self.block.channel
-        return channel if isinstance(channel, FFF) else None
-
-    @property
-    def inner(self) -> int:
-        """Inner size of the GLU, 0 without one."""
-        return self.glu.down_proj.inputs if self.glu is not None else 0
-
-    @property
-    def norm_eps(self) -> float:
-        """Of the norms in front of mixers and of the final one."""
-        return self.block.mixer_norm.eps
-
-    @property
-    def linear_eps(self) -> float:
-        """Of the norms inside linears."""
-        return self.mixer.i_proj.norm_eps
-
-    @property
-    def gate_eps(self) -> float:
-        """Of MLGRU's norm of g."""
-        return self.mixer.g_norm.eps
+        glu = channel if isinstance(channel, GLU) else None
+        return Plan(
+            model=model,
+            layers=len(model.blocks),
+            size=model.size,
+            vocabulary=model.vocabulary,
+            bounded=mixer.bounded,
+            glu=glu,
+            trees=channel if isinstance(channel, FFF) else None,
+            inner=glu.down_proj.inputs if glu is not None else 0,
+            norm_eps=block.mixer_norm.eps,
+            linear_eps=mixer.i_proj.norm_eps,
+            gate_eps=mixer.g_norm.eps,
+        )
 
     def macros(self) -> dict[str, str]:
         """What decode.cu and prompt.cu both ask for."""

@@ -60,7 +60,7 @@ class Prompt:
 
     def norm(
         self, x_TD: Tensor, added: tuple[Tensor, Tensor, float] | None, norm_D: Tensor,
-        norm_CD: Tensor, row_bytes: int, flag: Tensor,
+        norm_CD: Tensor, row_bytes: int, flag: Tensor
     ) -> Quantised:  # fmt: skip
         """launch.residual_norm of one or three linears."""
         tokens, linears = len(x_TD), len(norm_CD)
@@ -74,7 +74,7 @@ class Prompt:
 
     def scan(
         self, acc_3TD: Tensor, step_3T: Tensor, betas: tuple[float, float, float], bound_D: Tensor,
-        state_SD: Tensor, stretches: Stretches,
+        state_SD: Tensor, stretches: Stretches
     ) -> Tensor:  # fmt: skip
         """Gates and recurrence: float32 h [T, D], in the place of the accumulators of i."""
         tokens = acc_3TD.shape[1]
@@ -87,7 +87,7 @@ class Prompt:
 
     def gate_norm(
         self, acc_TD: Tensor, step_T: Tensor, beta: float, h_TD: Tensor, norm_D: Tensor,
-        norm_CD: Tensor, row_bytes: int, flag: Tensor,
+        norm_CD: Tensor, row_bytes: int, flag: Tensor
     ) -> Quantised:  # fmt: skip
         """int8 of norm(g) * silu(h), of the accumulators of g."""
         tokens = len(h_TD)
@@ -165,7 +165,7 @@ class Prompt:
 
     def _matmul(
         self, q_CTK: Tensor, t_NK: Tensor, out_CTN: Tensor, tile: int,
-        scales: tuple[Any, float] | None = None,
+        scales: tuple[Any, float] | None = None
     ) -> None:  # fmt: skip
         """int32 accumulators, or with (steps, beta) of a GLU silu(gate) * up."""
         if self.hopper is not None and out_CTN.stride(1) % 2 == 0:  # it stores pairs

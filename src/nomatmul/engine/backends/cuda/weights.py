@@ -212,7 +212,7 @@ def random_weights(plan: Plan, embedding_form: str, seed: int, device: Any) -> D
             tensor.normal_(generator=random)
         elif name == "bound":
             steps = torch.arange(plan.layers, device=device) / plan.layers
-            tensor.copy_((steps if plan.mixer.bounded else steps * 0)[:, None])
+            tensor.copy_((steps if plan.bounded else steps * 0)[:, None])
         else:
             tensor.normal_(1.0, 0.1, generator=random)
     for name, linear in plan.model.linears().items():
