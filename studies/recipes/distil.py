@@ -24,6 +24,7 @@ from nomatmul.ops.fused.parts import step
 from nomatmul.ops.loss import IGNORE_INDEX, linear
 from nomatmul.ops.loss import naive as rows
 from nomatmul.train.parallelize import compile_parts
+from nomatmul.train.plan import DevicePlan
 from studies.recipes.switches import full_precision
 
 CHUNK = 16_384  # tokens whose logits live at once
@@ -35,22 +36,23 @@ class Teacher:
     A ternary-shaped one is one that was trained in full precision (`Change.dense` 1).
     """
 
-    def __init__(self, directory: Path, device: torch.device, dtype: torch.dtype) -> None:
-        self.model: Any = CausalLM.from_pretrained(directory).to(device).train()
+    def __init__(self, directory: Path, plan: DevicePlan) -> None:
+        self.model: Any = CausalLM.from_pretrained(directory).to(plan.device).train()
         self.model.requires_grad_(False)
-        self.dtype = dtype
+        self.plan = plan
+        self.dtype = torch.bfloat16 if plan.bfloat16 else torch.float32
         self.ternary = isinstance(self.model.head, BitLinear)
-        self.weight_VE = self.model.head.weight.to(dtype)
+        self.weight_VE = self.model.head.weight.to(self.dtype)
         self.operands_NE: Tensor | None = None  # at one address: graphs read it
-        if device.type == "cuda" and not self.ternary:
+        if plan.memory == "device" and not self.ternary:
+            torch._dynamo.config.recompile_limit = 64  # blocks are alike, but for their numbers
             compile_parts(self.model, "default")
 
     @torch.no_grad()
     def look(self, x_BT: Tensor) -> None:
         """Keep what the head multiplies with `weight_VE`."""
         rounding = full_precision() if self.ternary else contextlib.nullcontext()
-        half = self.dtype == torch.bfloat16
-        with rounding, torch.autocast(x_BT.device.type, dtype=torch.bfloat16, enabled=half):
+        with rounding, self.plan.autocast():
             y_NE = self.model.hidden(x_BT).flatten(0, 1)
             if self.ternary:
                 norm = self.model.head.norm
@@ -68,8 +70,7 @@ def distilled_loss(
     """As `build_loss`: the student's own cross-entropy, and gradients of the mixed targets."""
 
     def loss(x_BT: Tensor, y_BT: Tensor) -> tuple[Tensor, Tensor]:
-        half = teacher.dtype == torch.bfloat16
-        with torch.autocast(x_BT.device.type, dtype=torch.bfloat16, enabled=half):
+        with teacher.plan.autocast():
             hidden_ND = model.hidden(x_BT).flatten(0, 1)
             head = model.head
             value = _MixedTargets.apply(

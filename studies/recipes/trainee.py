@@ -25,7 +25,7 @@ from nomatmul.ops import choose
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.micro_step import build_micro_step
 from nomatmul.train.model import build_model
-from nomatmul.train.optimizer import build_optimizer, clip_gradients, uses_bfloat16
+from nomatmul.train.optimizer import build_optimizer, clip_gradients
 from nomatmul.train.schedule import learning_rate
 from studies.compare import cell as compare_cell
 from studies.compare.course import Course
@@ -72,9 +72,7 @@ class ChangedTrainee(compare_cell.Trainee):
         for name in self.change.needs:
             wait_for(self.models / name)
         if name := self.change.teacher:
-            half = uses_bfloat16(self.config, self.device)
-            dtype = torch.bfloat16 if half else torch.float32
-            self.teacher = Teacher(self.models / name, self.device, dtype)
+            self.teacher = Teacher(self.models / name, self.plan)
         for dense in (True, False):
             if self.change.dense > 0 if dense else self.teacher is not None:
                 self._rehearse(dense)
@@ -108,7 +106,7 @@ class ChangedTrainee(compare_cell.Trainee):
                 tensor.zero_()
 
     def _optimizer(self, config: TrainConfig) -> Any:
-        adam = build_optimizer(self.model, config)
+        adam = build_optimizer(self.model, config, self.plan)
         if not self.change.muon:
             return adam
         matrices = hidden_matrices(self.model)
@@ -130,10 +128,8 @@ class ChangedTrainee(compare_cell.Trainee):
         if self.taught:
             assert self.teacher is not None
             loss = distilled_loss(self.model, self.teacher, self.change.weight)
-        config = self.config
-        if self.compiled == "graph":
-            config = dataclasses.replace(config, compile="graph")
-        self.micro = build_micro_step(loss, config, self.device, 1, self.ternary.clear)
+        plan = dataclasses.replace(self.plan, graph=self.compiled == "graph")
+        self.micro = build_micro_step(loss, self.config.z_loss, plan, self.ternary.clear)
 
     def _step(self, x_BT: Tensor, y_BT: Tensor, optimizer: Any) -> Tensor:
         if self.taught:

@@ -21,6 +21,7 @@ from nomatmul.models.layers import BitLinear
 from nomatmul.ops.bitlinear import absmax_quantize, root_mean_square, ternary_cache
 from nomatmul.ops.bitlinear.steps import glu_quantize
 from nomatmul.train.model import build_model
+from nomatmul.train.plan import DevicePlan
 from studies.compare.cell import Trainee, run_cell
 from studies.recipes import page, run, switches
 from studies.recipes.cells import Amount, build
@@ -169,7 +170,7 @@ def test_a_taught_student_has_the_gradient_of_the_mixed_targets(work: Path, same
     master.save_pretrained(directory)
     x_BT, y_BT = torch.randint(8000, (2, 2, 32))
     with switches.fused_everywhere():
-        teacher = Teacher(directory, torch.device("cpu"), torch.float32)
+        teacher = Teacher(directory, DevicePlan(torch.device("cpu")))
         teacher.look(x_BT)
         loss, _ = distilled_loss(student, teacher, 0.25)(x_BT, y_BT)
         loss.backward()
