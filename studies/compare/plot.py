@@ -32,7 +32,7 @@ def plot(rows: list[dict[str, Any]], entries: list[Entry], path: Path) -> bool:
         axis.xaxis.set_minor_formatter(ticker.NullFormatter())
         axis.grid(alpha=0.3, which="both")
     axes[1].legend(fontsize=7, ncols=2)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=72)
     plt.close(figure)
     return True
 

@@ -9,7 +9,7 @@ encoders), train (every cell of plan.py through `nomatmul compare`'s own code, t
 time on each GPU), glue (the kept encoders on SST-2 and CoLA) and ship (the best union model beside
 its GLU twin at equal parameters and tokens), and ends --seconds after its start. Rows go to
 OUT/fff-study-rows.jsonl as they are measured and are not measured again: the same command goes on
-where an earlier one ran out of time. `report` needs the rows only (page.py).
+where an earlier one ran out of time. `report` needs the rows only (page.py, page.md).
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def write_machine(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    """docs/fff.md and the plots from the rows in --out."""
+    """Tables of page.md and the plots from the rows in --out."""
     page.write(args.out, args.page)
 
 
@@ -224,7 +224,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder of the texts (default: ../shared/data)")
     parser.add_argument("--work", type=Path, help="tokens, caches (default: runs/fff)")
     parser.add_argument("--out", type=Path, help="rows, models (default: runs/out)")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs/fff.md", help="of `report`")
+    parser.add_argument("--page", type=Path, default=page.PAGE, help="of `report`")
     parser.add_argument("--devices", default="cuda:0,cuda:1", help="cuda:0,cuda:1 or cpu")
     parser.add_argument("--lanes", type=int, default=2, help="runs at a time on a GPU")
     parser.add_argument("--ahead", type=int, default=4, help="further cells that compile")

@@ -1,17 +1,20 @@
-"""The study of FFF layers: its plan, its squeezed models, and words that follow its rows."""
+"""The study of FFF layers: its plan, its squeezed models, the tables of its page."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.gpu_common import ROOT
+from benchmarks.tables import filled
 from studies.compare.plan import identity
 from studies.compare.summary import Entry
-from studies.fff import plan, verdicts, words
+from studies.fff import page, plan
 from studies.fff.ship import choose, is_ternary
 
 
@@ -69,7 +72,7 @@ def test_encoders_are_kept_for_fine_tuning_and_their_trees_have_a_bias(tmp_path)
 
 def _entry(variant: str, score: float, active: int, section: str = "union", **values) -> Entry:
     given = {
-        "section": section, "variant": variant, "label": words.name_of(variant), "metric": "bpb",
+        "section": section, "variant": variant, "label": page.name_of(variant), "metric": "bpb",
         "score": score, "error": 0.001, "values": (score, score), "tokens": 1, "parameters": 1,
         "neurons": 2032 if active else 0, "active": active, "flops_per_token": 1.0,
         "flops_masked_per_token": 1.0, "tokens_per_second": 1.0, "learning_rate": 1e-3, **values,
@@ -87,71 +90,25 @@ def test_the_model_to_ship_has_the_fewest_active_neurons_near_the_best():
     assert choose([_entry("dense", 1.5, 2040)], 2040) is None
 
 
-@pytest.mark.parametrize(("score", "shipped"), [(1.58, True), (1.61, False), (1.65, False)])
-def test_no_union_is_recommended_unless_trees_beat_no_mixer(score, shipped):
-    entries = [_entry("none", 1.61, 0), _entry("dense", 1.55, 2040), _entry("fff-16x7", score, 112)]
-    text = verdicts.union_verdict(entries, [])
-    assert text is not None
-    assert ("no union recipe is recommended" in text) != shipped
+def test_the_page_has_the_tables_of_its_rows():
+    text = page.PAGE.read_text("utf-8")
+    made = page.all_tables(ROOT / "benchmarks/results/2026-11-22-h200")
+    assert filled(text, made) == text
+    assert set(made) - set(re.findall(r"<!-- table: (.*?) -->", text)) == {"trained longer"}
+    with pytest.raises(ValueError, match="0 blocks for the table 'other'"):
+        filled(text, {"other": ["| a |"]})
 
 
-def test_gated_trees_are_judged_apart_from_plain_ones():
-    entries = [
-        _entry("none", 1.61, 0), _entry("dense", 1.55, 2040), _entry("fff-16x7", 1.612, 112),
-        _entry("gated-90x4", 1.58, 540),
-    ]  # fmt: skip
-    text = verdicts.union_verdict(entries, []) or ""
-    assert "no union recipe is recommended for them" in text
-    assert "gated neurons are better than none: 90 x 4 keeps 50% of what the GLU gives" in text
-    entries[-1] = _entry("gated-90x4", 1.609, 540)
-    assert "gated neurons are better" not in (verdicts.union_verdict(entries, []) or "")
-    # Their control is a GLU of as many gated neurons.
-    control = _entry("glu-360", 1.59, 540)
-    lines = verdicts.verdicts([*entries[:-1], _entry("gated-90x4", 1.58, 540), control])
-    assert any("its active width: 0.0100" in line and "better" in line for line in lines)
-    for score, small_is_better in ((1.57, True), (1.59, False)):
-        given = [*entries[:-1], _entry("gated-90x4", 1.58, 540), _entry("glu-360", score, 540)]
-        told = verdicts.union_verdict(given, []) or ""
-        assert ("a small GLU is the better buy" in told) == small_is_better
+def test_names_count_decisions_in_tables():
+    assert page.name_of("fff-16x7-balanced") == "FFF 16x6, balanced"
+    assert page.by_depth("gated FFF 90 x 4 + 64") == "gated FFF 90x3 + 64"
 
 
-def test_a_run_that_was_cut_late_is_told_beside_its_twin():
-    def row(variant: str, status: str, losses: list[float]) -> dict:
-        return {
-            "section": "causal", "stage": "final", "variant": variant, "label": variant, "seed": 1,
-            "status": status, "steps": 95, "steps_planned": 100,
-            "held_out_curve": [[20 * (n + 1), loss, 1.0] for n, loss in enumerate(losses)],
-        }  # fmt: skip
-
-    whole = row("fff-16x7", "ok", [5.0, 4.5, 4.3, 4.2, 4.1])
-    cut = row("fff-16x7-balanced", "cut", [4.9, 4.6, 4.2, 4.1])
-    (line,) = verdicts.cut_short("causal", [whole, cut])
-    assert "cut after 95 of 100 steps and has no score" in line
-    assert "4.100 nats, without the option 4.200 (seed 1); it was ahead" in line
-    assert "at 3 of 4 looks" in line
-    early = row("fff-16x7-balanced", "cut", [4.9])
-    assert verdicts.cut_short("causal", [whole, early]) == []
-
-
-def test_the_doubt_is_told_by_the_error_of_the_seeds():
-    def told(score: float) -> str:
-        tree = _entry("fff-1x11", score, 11)
-        return verdicts.doubt([_entry("none", 1.80, 0), _entry("dense", 1.60, 2048), tree]) or ""
-
-    assert "is not told apart" in told(1.799)
-    assert "better than no channel mixer by 0.100 ± 0.001 bits per byte, 50%" in told(1.70)
-    assert "worse than no channel mixer by 0.050" in told(1.85)
-
-
-def test_fine_tuning_that_tells_nothing_apart_is_said_to():
-    def row(variant: str, score: float) -> dict:
-        return {"variant": variant, "task": "SST-2", "score": score}
-
-    close = verdicts.glue_verdict([row("none", 0.826), row("fff-1x12", 0.836)])
-    assert "does not tell the layers apart" in close[0]
-    far = verdicts.glue_verdict([row("none", 0.70), row("fff-1x12", 0.836)])
-    assert "does not tell" not in far[0]
-    assert "No run of a tree" in verdicts.glue_verdict([row("none", 0.8)])[0]
+def test_differences_have_the_error_of_the_seeds():
+    tree, control = _entry("fff-16x7", 1.61, 112), _entry("dense-112", 1.64, 112)
+    none = _entry("none", 1.70, 0, error=None)
+    line = page.score_table([tree, control, none])[2]
+    assert "| - | -0.030 ± 0.001 | -0.090 | - | - |" in line
 
 
 def test_squeezed_models_keep_ternary_values_and_scales(tmp_path):
