@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from nomatmul.formats import encoder
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.errors import FormatError
-from nomatmul.formats.files.json import read_json_object
+from nomatmul.formats.files.json import JsonObject, read_json_object
 from nomatmul.formats.files.weights import TensorSource, open_source
 from nomatmul.formats.files.wrappers import missing_tensor, unwrapped
 from nomatmul.formats.packed.reader import PackedReader
@@ -176,7 +175,7 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
         raise FormatError(f"{directory}: {error}") from None
 
 
-def _open_unpacked(directory: Path, values: dict[str, Any]) -> Checkpoint:
+def _open_unpacked(directory: Path, values: JsonObject) -> Checkpoint:
     model_type, reading = values.get("model_type"), None
     if model_type == hgrn_bit.MODEL_TYPE:
         config, kind = hgrn_bit.config_from_published(values), "published"
@@ -220,7 +219,7 @@ def _with_generation_ends(config: ModelConfig, path: Path) -> ModelConfig:
         raise FormatError(f"{path}: {error}") from None
 
 
-def config_from_training(values: dict[str, Any]) -> ModelConfig:
+def config_from_training(values: JsonObject) -> ModelConfig:
     """Translate the config.json of our own training checkpoint.
 
     It holds the fields of ModelConfig, "model_type": "nomatmul" or "nomatmul-encoder", and

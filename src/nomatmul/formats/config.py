@@ -10,12 +10,11 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.dials import Dials
 from nomatmul.formats.errors import FormatError
-from nomatmul.formats.files.json import read_json_object
+from nomatmul.formats.files.json import JsonObject, read_json_object
 
 # Fields that came after packed format 1. `to_dict` leaves them out at their default, so what an
 # older nomatmul can compute it can also read.
@@ -32,7 +31,7 @@ _LATER_FIELDS = (
 
 # Dials that nomatmul no longer has, and their values in configs that did not use them. The layers
 # are in studies/fff.
-RETIRED_DIALS: dict[str, Any] = {"fff_gated": False, "fff_leaf_width": None}
+RETIRED_DIALS: JsonObject = {"fff_gated": False, "fff_leaf_width": None}
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class ModelConfig(Dials):
         """Return the number of stored parameters (a tied head is counted once)."""
         return architecture_of(self).parameters()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return a plain dict that `from_dict` turns back into an equal config."""
         values = dataclasses.asdict(self)
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
@@ -53,7 +52,7 @@ class ModelConfig(Dials):
         return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+    def from_dict(cls, values: JsonObject) -> ModelConfig:
         """Build a config from a plain dict.
 
         Raises ValueError for an unknown key, a missing size or an illegal value, by name.
@@ -88,7 +87,7 @@ class ModelConfig(Dials):
             raise FormatError(f"{path}: {error}") from None
 
 
-def drop_retired(values: dict[str, Any], retired: dict[str, Any]) -> dict[str, Any]:
+def drop_retired(values: JsonObject, retired: JsonObject) -> JsonObject:
     """`values` without options that are gone. Raises ValueError, by name, for one that is set."""
     for name, off in retired.items():
         if values.get(name, off) != off:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.dials import ACTIVATIONS
+from nomatmul.formats.files.json import JsonObject
 
 ENCODER_MODEL_TYPE = "nomatmul-encoder"
 TASKS = ("masked", "sequence", "token")
@@ -17,7 +17,7 @@ MAX_LABELS = 1 << 20
 POOLER_ACTIVATIONS = ("tanh", *ACTIVATIONS)
 
 # What a config.json of ours that leaves a field out means; crammed BERT (arXiv 2212.14034).
-ENCODER_DEFAULTS: dict[str, Any] = {
+ENCODER_DEFAULTS: JsonObject = {
     "vocab_size": 32768,
     "hidden_size": 768,
     "num_layers": 16,
@@ -88,7 +88,7 @@ class EncoderHead:
                 raise ValueError(f"{name} {value!r} must be a number in [0, 1)")
 
     @classmethod
-    def of(cls, values: dict[str, Any]) -> EncoderHead:
+    def of(cls, values: JsonObject) -> EncoderHead:
         """The head described by a dict that may hold other keys as well."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: values[name] for name in names if name in values})
@@ -110,7 +110,7 @@ class EncoderReading:
     labels: tuple[str, ...]
 
 
-def reading_of(values: dict[str, Any], head: EncoderHead) -> EncoderReading:
+def reading_of(values: JsonObject, head: EncoderHead) -> EncoderReading:
     """Read from a config.json what the encoder is for. Raises ValueError for an unknown class."""
     names = values.get("architectures") or ["MaskedLM"]
     if not isinstance(names, list) or len(names) != 1 or names[0] not in TASK_OF_CLASS:
@@ -121,7 +121,7 @@ def reading_of(values: dict[str, Any], head: EncoderHead) -> EncoderReading:
     return EncoderReading(task, head, () if task == "masked" else _labels(values))
 
 
-def _labels(values: dict[str, Any]) -> tuple[str, ...]:
+def _labels(values: JsonObject) -> tuple[str, ...]:
     """The classes' names: of `id2label`, else "LABEL_0" and so on as transformers names them."""
     names = values.get("id2label")
     if isinstance(names, dict) and names:

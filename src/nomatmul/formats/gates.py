@@ -17,4 +17,5 @@ def cumulative_lower_bounds(table_LD: NDArray[np.floating]) -> NDArray[np.float3
     table = np.asarray(table_LD, dtype=np.float64)
     p_LD = np.exp(table - table.max(axis=0, keepdims=True))
     p_LD /= p_LD.sum(axis=0, keepdims=True)
-    return (np.cumsum(p_LD, axis=0) - p_LD[0]).astype(np.float32)
+    bounds_LD: NDArray[np.float32] = (np.cumsum(p_LD, axis=0) - p_LD[0]).astype(np.float32)
+    return bounds_LD

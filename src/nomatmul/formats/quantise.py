@@ -46,7 +46,8 @@ def ternarise(weight: NDArray[np.floating], scale: np.float32) -> NDArray[np.int
     """
     inverse = np.float32(1.0) / np.float32(scale)
     scaled = np.asarray(weight, dtype=np.float32) * inverse
-    return np.clip(np.rint(scaled), -1, 1).astype(np.int8)
+    t: NDArray[np.int8] = np.clip(np.rint(scaled), -1, 1).astype(np.int8)
+    return t
 
 
 def quantise_weight(weight_NK: NDArray[np.floating]) -> tuple[NDArray[np.int8], np.float32]:

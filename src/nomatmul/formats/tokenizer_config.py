@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.files.json import JsonObject
 from nomatmul.formats.special_tokens import (
     CLS_NAMES,
     MASK_NAMES,
@@ -41,7 +42,7 @@ _NO_LIMIT = int(1e30)  # what transformers writes for a model that reads texts o
 
 def tokenizer_config(
     tokenizer: Tokenizer, config: ModelConfig, source: Path | None = None
-) -> dict[str, Any]:
+) -> JsonObject:
     """The contents of tokenizer_config.json for a model.
 
     source: a directory whose own tokenizer_config.json names tokens that have no customary name,
@@ -82,7 +83,7 @@ def tokenizer_config_bytes(
     return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
-def _read(directory: Path) -> dict[str, Any]:
+def _read(directory: Path) -> JsonObject:
     try:
         found = json.loads((directory / CONFIG_FILE).read_text("utf-8"))
     except (OSError, ValueError):  # optional: what it would name has customary names as a rule

@@ -8,8 +8,11 @@ from typing import Any
 
 from nomatmul.formats.errors import FormatError
 
+# What a JSON object holds is for its reader to check.
+JsonObject = dict[str, Any]
 
-def read_json_object(path: str | Path, data: bytes | None = None) -> dict[str, Any]:
+
+def read_json_object(path: str | Path, data: bytes | None = None) -> JsonObject:
     """Read the JSON object in the file `path` (or in `data`, already read from there).
 
     Raises FormatError in one line when it is missing, unreadable, no JSON, no object, or names
@@ -30,8 +33,8 @@ def read_json_object(path: str | Path, data: bytes | None = None) -> dict[str, A
     return value
 
 
-def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> JsonObject:
+    found: JsonObject = {}
     for key, value in pairs:
         if key in found:
             raise ValueError(f"the key {key!r} appears twice")

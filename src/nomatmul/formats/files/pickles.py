@@ -45,7 +45,7 @@ class TorchSource:
         if rows is not None:
             tensor = tensor[rows]
         # The copy matters: the tensor may be memory that belongs to the mapped file.
-        values = tensor.to(torch.float32, copy=True).contiguous().numpy()
+        values: NDArray[np.float32] = tensor.to(torch.float32, copy=True).contiguous().numpy()
         check_finite(values, name)
         return values
 

@@ -12,14 +12,17 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nomatmul.formats.errors import FormatError
-from nomatmul.formats.files.json import read_json_object
+from nomatmul.formats.files.json import JsonObject, read_json_object
 from nomatmul.formats.quantise import from_bfloat16
+
+# A bytearray, memoryview or array: their common type has a name from Python 3.12 on.
+Buffer: TypeAlias = Any
 
 MAX_HEADER_BYTES = 100_000_000
 
@@ -84,7 +87,7 @@ class SafetensorsFile:
             raise FormatError(f"{self.path} holds no tensor {name!r}")
         return self.infos[name]
 
-    def read_into(self, name: str, buffer: Any) -> None:
+    def read_into(self, name: str, buffer: Buffer) -> None:
         """Fill `buffer` (writable, exactly the tensor's bytes) with the stored bytes."""
         info = self.info(name)
         view = memoryview(buffer).cast("B")
@@ -134,7 +137,7 @@ class SafetensorsFile:
 
 def bytes_of(array: NDArray[Any]) -> memoryview:
     """Return the bytes of a contiguous array, without a copy."""
-    flat: Any = array.reshape(-1)
+    flat: Buffer = array.reshape(-1)
     return memoryview(flat).cast("B")
 
 
@@ -151,7 +154,7 @@ def check_finite(values: NDArray[np.floating], what: str) -> None:
         raise FormatError(f"{what} holds a value that is not finite (NaN or infinity)")
 
 
-def _read_header(file: Any, file_size: int, path: Path) -> tuple[dict[str, Any], int]:
+def _read_header(file: BinaryIO, file_size: int, path: Path) -> tuple[JsonObject, int]:
     prefix = file.read(8)
     if len(prefix) < 8:
         raise FormatError(f"{path} is no safetensors file: it has only {len(prefix)} bytes")
@@ -167,13 +170,13 @@ def _read_header(file: Any, file_size: int, path: Path) -> tuple[dict[str, Any],
     return read_json_object(f"the header of {path}", data), 8 + length
 
 
-def _checked_metadata(metadata: Any, path: Path) -> dict[str, str]:
+def _checked_metadata(metadata: object, path: Path) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise FormatError(f"{path}: __metadata__ must map names to strings")
     return metadata
 
 
-def _checked_info(name: str, entry: Any, data_start: int, path: Path) -> TensorInfo:
+def _checked_info(name: str, entry: object, data_start: int, path: Path) -> TensorInfo:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise FormatError(f"{path}: the header entry of {name!r} is malformed")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -191,7 +194,7 @@ def _checked_info(name: str, entry: Any, data_start: int, path: Path) -> TensorI
     return TensorInfo(dtype, tuple(shape), data_start + begin, nbytes)
 
 
-def _is_sizes(values: Any) -> bool:
+def _is_sizes(values: object) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(
         isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 1 << 62 for v in values
     )

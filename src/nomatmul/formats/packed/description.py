@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.encoder import MAX_LABELS, TASKS, EncoderHead, EncoderReading
 from nomatmul.formats.errors import FormatError
-from nomatmul.formats.files.json import check_keys
+from nomatmul.formats.files.json import JsonObject, check_keys
 from nomatmul.formats.packed.layout import Forms, check_packable, legal_forms
 from nomatmul.formats.packed.version1 import upgraded
 
@@ -20,9 +18,9 @@ _HEAD_KEYS = ("pooler", "pooler_size", "pooler_activation", "pool_padding")
 Described = tuple[ModelConfig, Forms, EncoderReading | None]
 
 
-def describe(config: ModelConfig, forms: Forms, reading: EncoderReading | None) -> dict[str, Any]:
+def describe(config: ModelConfig, forms: Forms, reading: EncoderReading | None) -> JsonObject:
     """What config.json says."""
-    values: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION}
+    values: JsonObject = {"format": FORMAT, "format_version": FORMAT_VERSION}
     values["forms"] = forms.to_dict()
     if reading is not None:
         head = {key: getattr(reading.head, key) for key in _HEAD_KEYS}
@@ -30,7 +28,7 @@ def describe(config: ModelConfig, forms: Forms, reading: EncoderReading | None) 
     return {**values, "model": config.to_dict()}
 
 
-def parse(values: dict[str, Any]) -> Described:
+def parse(values: JsonObject) -> Described:
     """(config, forms, reading: None of causal models) from the dict of config.json.
 
     Raises ValueError for another format, an unknown version, a key that is unknown or missing, or
@@ -58,7 +56,7 @@ def parse(values: dict[str, Any]) -> Described:
     return config, forms, reading
 
 
-def _parse_head(values: Any) -> EncoderReading:
+def _parse_head(values: JsonObject) -> EncoderReading:
     check_keys("key of head", values, {"task", "labels", *_HEAD_KEYS})
     task, labels = values["task"], values["labels"]
     if task not in TASKS:

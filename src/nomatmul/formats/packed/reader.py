@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.files.json import read_json_object
-from nomatmul.formats.files.safetensors import NUMPY_DTYPES, SafetensorsFile, check_finite
+from nomatmul.formats.files.safetensors import NUMPY_DTYPES, Buffer, SafetensorsFile, check_finite
 from nomatmul.formats.packed import layout
 from nomatmul.formats.packed.description import FORMAT, parse
 from nomatmul.formats.packing import check_codes, unpack_ternary
@@ -88,11 +88,11 @@ class PackedReader:
         text = self._file.metadata["config_sha256"] + self._file.metadata["crc32"]
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def read_into(self, name: str, buffer: Any) -> None:
+    def read_into(self, name: str, buffer: Buffer) -> None:
         """Fill a writable buffer of exactly `infos[name].nbytes` bytes; not verified yet."""
         self._file.read_into(name, buffer)
 
-    def verify(self, name: str, buffer: Any, codes: bool = True) -> None:
+    def verify(self, name: str, buffer: Buffer, codes: bool = True) -> None:
         """Check the bytes of a tensor: checksum, codes, finite floats, positive scales.
 
         `codes=False` leaves the codes of packed weights to the caller.

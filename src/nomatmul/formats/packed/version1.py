@@ -5,10 +5,8 @@ Tensors had the names, types and shapes of today, so this is all that differs.
 
 from __future__ import annotations
 
-from typing import Any
-
 from nomatmul.formats.errors import FormatError
-from nomatmul.formats.files.json import check_keys
+from nomatmul.formats.files.json import JsonObject, check_keys
 from nomatmul.formats.packed.layout import FLOAT_FORMS, TREE_PACKING
 
 _COMMON = {"format", "format_version", "model"}
@@ -18,7 +16,7 @@ _KEYS = {
 }
 
 
-def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+def upgraded(values: JsonObject) -> JsonObject:
     """A config.json of version 1 as version 2 says it; any other as it is.
 
     Raises FormatError for a key that is unknown or missing.

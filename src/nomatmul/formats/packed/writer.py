@@ -23,6 +23,7 @@ from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.encoder import EncoderReading
 from nomatmul.formats.errors import FormatError, WriteError
 from nomatmul.formats.files.atomic import sync_directory
+from nomatmul.formats.files.json import JsonObject
 from nomatmul.formats.files.safetensors import NUMPY_DTYPES, bytes_of, check_finite
 from nomatmul.formats.packed.card import card_text
 from nomatmul.formats.packed.description import FORMAT, describe
@@ -192,7 +193,7 @@ class PackedWriter:
     def _header(self) -> bytes:
         """The safetensors header; its length does not depend on the checksums in it."""
         checksums = {name: f"{crc:08x}" for name, crc in self._crc.items()}
-        header: dict[str, Any] = {
+        header: JsonObject = {
             "__metadata__": {
                 **self._metadata,
                 "crc32": json.dumps(checksums, separators=(",", ":")),

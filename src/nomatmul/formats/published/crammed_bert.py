@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.encoder import EncoderHead
 from nomatmul.formats.errors import FormatError
+from nomatmul.formats.files.json import JsonObject
 from nomatmul.formats.files.weights import TensorSource
 from nomatmul.formats.files.wrappers import missing_tensor
 from nomatmul.formats.published.keys import end_tokens, is_one_of, sort_keys, warn_ignored
@@ -26,7 +26,7 @@ MODEL_TYPE = "crammedBERT"
 
 # Option (a dot for each level of nesting) -> the values under which the model is the one that we
 # compute. All are below "arch".
-_ONLY_VALUES: dict[str, tuple[Any, ...]] = {
+_ONLY_VALUES: dict[str, tuple[object, ...]] = {
     "architectures": (["ScriptableCrammedBERT"],),
     "norm": ("LayerNorm",),
     "norm_scheme": ("pre",),
@@ -79,7 +79,7 @@ _OTHER = frozenset(
 )
 
 
-def encoder_from_published(values: dict[str, Any]) -> tuple[ModelConfig, EncoderHead]:
+def encoder_from_published(values: JsonObject) -> tuple[ModelConfig, EncoderHead]:
     """Translate the dict of a published config.json.
 
     Raises FormatError naming the option for one that we do not compute, an unknown key of "arch"
@@ -114,15 +114,15 @@ def encoder_from_published(values: dict[str, Any]) -> tuple[ModelConfig, Encoder
         raise FormatError(f"published config: {error}") from None
 
 
-def ignored_keys(values: dict[str, Any]) -> tuple[str, ...]:
+def ignored_keys(values: JsonObject) -> tuple[str, ...]:
     """Keys of a published config.json that are set, unknown, and ignored; see `sort_keys`."""
     tokens = {"pad_token_id", "bos_token_id", "eos_token_id"}
     return sort_keys(values, {"arch", "model_type", "tie_word_embeddings", *tokens})
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(values: JsonObject, prefix: str = "") -> JsonObject:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for key, value in values.items():
         if isinstance(value, dict):
             found |= _flat(value, f"{prefix}{key}.")
@@ -131,7 +131,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _model(arch: dict[str, Any], values: dict[str, Any]) -> ModelConfig:
+def _model(arch: JsonObject, values: JsonObject) -> ModelConfig:
     hidden, positions = arch["hidden_size"], arch["embedding.pos_embedding"]
     if arch["embedding.embedding_dim"] != hidden:
         raise FormatError(
@@ -166,7 +166,7 @@ def _model(arch: dict[str, Any], values: dict[str, Any]) -> ModelConfig:
     )
 
 
-def _channel(arch: dict[str, Any]) -> dict[str, Any]:
+def _channel(arch: JsonObject) -> JsonObject:
     kind, nonlinearity, size = (
         arch.get("intermed_type", "ff"),
         arch["nonlin"],
@@ -200,7 +200,7 @@ def _channel(arch: dict[str, Any]) -> dict[str, Any]:
     return {"channel_mixer": mixer, "activation": activation, "intermediate_size": size}
 
 
-def _head(arch: dict[str, Any], pool_padding: bool) -> EncoderHead:
+def _head(arch: JsonObject, pool_padding: bool) -> EncoderHead:
     """The authors' code pools over padding too: a classifier that it has trained expects that."""
     prefix = "classification_head."
     wide = arch.get(f"{prefix}include_ff_layer", True)

@@ -12,6 +12,7 @@ from typing import Any
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.dials import default_intermediate_size
 from nomatmul.formats.errors import FormatError
+from nomatmul.formats.files.json import JsonObject
 from nomatmul.formats.published.keys import end_tokens, is_one_of, sort_keys, warn_ignored
 
 MODEL_TYPE = "hgrn_bit"
@@ -19,14 +20,14 @@ MODEL_TYPE = "hgrn_bit"
 # Read by the authors' code only where `use_short_conv` is true, which is refused.
 _IDLE_KEYS = frozenset({"conv_size", "share_conv_kernel", "conv_bias"})
 # Published option -> the values under which the model is the one that we compute.
-_ONLY_VALUES: dict[str, tuple[Any, ...]] = {
+_ONLY_VALUES: dict[str, tuple[object, ...]] = {
     "attn_mode": ("fused_recurrent",),
     "expand_ratio": (1,),
     "use_short_conv": (False,),
     "hidden_act": ("swish", "silu"),
     "rotary_embeddings": (False,),
 }
-_DEFAULTS: dict[str, Any] = {
+_DEFAULTS: JsonObject = {
     "vocab_size": 32000,
     "hidden_size": 2048,
     "num_hidden_layers": 24,
@@ -47,7 +48,7 @@ _DEFAULTS: dict[str, Any] = {
 _NULLS = ("intermediate_size", "pad_token_id", "bos_token_id", "eos_token_id")
 
 
-def config_from_published(values: dict[str, Any]) -> ModelConfig:
+def config_from_published(values: JsonObject) -> ModelConfig:
     """Translate the dict of a published config.json into a ModelConfig.
 
     Keys that are absent or null take the authors' defaults. Raises FormatError naming the key for
@@ -66,12 +67,12 @@ def config_from_published(values: dict[str, Any]) -> ModelConfig:
     return _translate({**_DEFAULTS, **given})
 
 
-def ignored_keys(values: dict[str, Any]) -> tuple[str, ...]:
+def ignored_keys(values: JsonObject) -> tuple[str, ...]:
     """Keys of a published config.json that are set, unknown, and ignored; see `sort_keys`."""
     return sort_keys(values, {"model_type", *_DEFAULTS, *_ONLY_VALUES, *_IDLE_KEYS})
 
 
-def _translate(options: dict[str, Any]) -> ModelConfig:
+def _translate(options: JsonObject) -> ModelConfig:
     hidden = options["hidden_size"]
     ratio = 4 if options["hidden_ratio"] is None else options["hidden_ratio"]
     if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio < 1e6:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from nomatmul.formats.errors import FormatError
+from nomatmul.formats.files.json import JsonObject
 
 # Keys of Hugging Face configs that cannot change what the forward pass computes.
 HARMLESS_KEYS = frozenset(
@@ -52,7 +53,7 @@ _MATHEMATICS = frozenset(
 )
 
 
-def sort_keys(values: dict[str, Any], known: Iterable[str]) -> tuple[str, ...]:
+def sort_keys(values: JsonObject, known: Iterable[str]) -> tuple[str, ...]:
     """The keys of `values` that are ignored though they are set and nobody here knows them.
 
     Raises FormatError naming one that may change what the model computes.
@@ -83,7 +84,7 @@ def end_tokens(value: Any) -> Any:
     return None if value == -1 else value
 
 
-def is_one_of(value: Any, legal: tuple[Any, ...]) -> bool:
+def is_one_of(value: object, legal: tuple[object, ...]) -> bool:
     return any(
         value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in legal
     )
