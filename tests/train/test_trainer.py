@@ -25,8 +25,8 @@ from nomatmul.train.metrics import MetricsLog, read_metrics
 from nomatmul.train.model import build_model
 from nomatmul.train.optimizer import build_loss, build_optimizer
 from nomatmul.train.plan import DevicePlan, plan_device
+from nomatmul.train.step_log import NonFiniteError
 from nomatmul.train.tokens import open_stream
-from nomatmul.train.trainer import NonFiniteError
 
 CPU = DevicePlan(torch.device("cpu"))
 

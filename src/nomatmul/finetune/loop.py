@@ -111,7 +111,7 @@ class _Seed:
     def train(self) -> SeedResult:
         self.report(self._share(), "starting")
         hooks = [
-            Hook(lambda step: True, self._add),
+            Hook(every(1), self._add),
             Hook(every(_LOOK), self._look),
             Hook(lambda step: step % self.per_epoch != 0, lambda result: self._save()),
             Hook(every(self.per_epoch), lambda result: self._end_epoch()),

@@ -19,70 +19,21 @@ from typing import Any
 import torch
 
 from nomatmul.finetune.checkpoint import SeedCheckpoint
+from nomatmul.finetune.config import FinetuneConfig, check_memory
 from nomatmul.finetune.data import Encoded, encode
 from nomatmul.finetune.loop import Report, Settings, train_seed, words_of
 from nomatmul.finetune.results import SeedResult, data_digest, model_sha256, read_result
 from nomatmul.finetune.sources import load_rows
 from nomatmul.finetune.tasks import Task
 from nomatmul.finetune.tsv import Rows
-from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.files.directory import new_directory, write_json
 from nomatmul.formats.runs import find_checkpoint
 from nomatmul.models.classifiers import EncoderForSequenceClassification
-from nomatmul.train.memory import (
-    FORCE,
-    Estimate,
-    OutOfMemoryError,
-    activation_bytes,
-    free_memory,
-    gib,
-    too_little,
-)
 from nomatmul.train.metrics import Console, duration
 from nomatmul.train.model import no_progress_bars, write_model
 from nomatmul.train.plan import DevicePlan, pick_device, plan_device
 from nomatmul.train.signals import Stopped, StopSignals
 from nomatmul.train.tokenizer import load_tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class FinetuneConfig:
-    """What decides a result, apart from model and data. epochs: None for the task's own number.
-
-    max_length: tokens of a row; rows: use so many training rows only (None: all). pooler: how the
-    head reads the hidden states, None for what the model says. precision: auto (bfloat16 on a GPU),
-    float32 or bfloat16. Raises ValueError naming the value and the limit.
-    """
-
-    learning_rate: float = 4e-5
-    batch_size: int = 16
-    epochs: int | None = None
-    seeds: int = 5
-    max_length: int = 128
-    rows: int | None = None
-    weight_decay: float = 0.0
-    pooler: str | None = None
-    precision: str = "auto"
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "seeds", "max_length", "rows"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} {value} must be at least 1")
-        if not 0 < self.learning_rate < 1:
-            raise ValueError(f"learning_rate {self.learning_rate} must be above 0 and below 1")
-        if not 0 <= self.weight_decay < 1:
-            raise ValueError(f"weight_decay {self.weight_decay} must lie in [0, 1)")
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise ValueError(f"precision {self.precision!r}: choose auto, float32 or bfloat16")
-
-    def settings(self, task: Task) -> Settings:
-        return Settings(
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            epochs=self.epochs or task.epochs,
-            weight_decay=self.weight_decay,
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,28 +89,6 @@ def finetune(
     with StopSignals() as signals:
         work = _Work(source, task, config, Path(out) / task.name, plan, console, names, signals)
         return work.run(rows)
-
-
-def check_memory(source: Path, config: FinetuneConfig, plan: DevicePlan) -> None:
-    """Raises OutOfMemoryError when the device or the host surely cannot hold the training."""
-    free = free_memory(plan)
-    if free is None:
-        return
-    model = open_checkpoint(source).config
-    tokens = config.batch_size * config.max_length
-    need = Estimate(
-        states=16 * model.param_count(),
-        gathered=0,
-        ternary=0,
-        activations=activation_bytes(model, tokens, "none", fused=False, wide=not plan.bfloat16),
-        logits=0,
-        host=plan.memory == "host",
-    )
-    if too_little(need, free):
-        raise OutOfMemoryError(
-            f"too little memory: about {need.text()} are needed, {gib(free)} are free; a smaller "
-            f"--batch-size or --max-length needs less ({FORCE})"
-        )
 
 
 @dataclasses.dataclass

@@ -32,6 +32,9 @@ class Clock:
     started: float = dataclasses.field(default_factory=time.monotonic)
     aside: float = 0.0
 
+    def restart(self) -> None:
+        self.started, self.aside = time.monotonic(), 0.0
+
     def elapsed(self) -> float:
         return self.before + time.monotonic() - self.started
 

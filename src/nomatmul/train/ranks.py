@@ -33,6 +33,8 @@ _LOST = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "
 class LostRankError(RuntimeError):
     """Another process of the run is gone or does not answer."""
 
+    reported: bool  # set as by `Ranks.fail`
+
 
 class OtherRankError(RuntimeError):
     """Another process failed and has said why; this one ends too."""
@@ -224,7 +226,7 @@ def open_ranks(device: str, timeout: float) -> tuple[Ranks, str]:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         lost = LostRankError(f"rank {rank} could not join the other processes: {reason}")
-        lost.reported = True  # type: ignore[attr-defined]  # each process only knows of itself
+        lost.reported = True  # each process only knows of itself
         raise lost from error
     ranks._store = dist.PrefixStore("nomatmul", ranks._store)
     clone = getattr(ranks._store, "clone", lambda: ranks._store)  # torch below 2.7 has none

@@ -1,18 +1,13 @@
 """Pretraining: the loop with what it reports, evaluates and saves.
 
-Losses and gradient norms stay on the device until a log interval ends; then one transfer brings
-them all, each step's row is written, and a value that is not finite stops the run.
-
 With many ranks each runs this on its slice of each batch. All agree after each step on what time
 it is and whether to stop; only rank 0 prints and writes.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -28,7 +23,7 @@ from nomatmul.train.evaluation import Evaluator, MaskedEvaluator, sample_text
 from nomatmul.train.fff_training import counting, usage_row
 from nomatmul.train.loop import Clock, Hook, Loop, MicroBatch, StepResult, every
 from nomatmul.train.masking import Masking
-from nomatmul.train.metrics import Console, MetricsLog, NoMetrics, duration
+from nomatmul.train.metrics import Console, MetricsLog, NoMetrics
 from nomatmul.train.micro_step import build_micro_step
 from nomatmul.train.model import TrainedModel
 from nomatmul.train.optimizer import build_loss
@@ -37,10 +32,7 @@ from nomatmul.train.plan import DevicePlan
 from nomatmul.train.prepare import Prepared
 from nomatmul.train.ranks import Ranks
 from nomatmul.train.schedule import batch_size, learning_rate
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or gradient norm became NaN or infinite; no checkpoint was written after it."""
+from nomatmul.train.step_log import StepLog
 
 
 class Trainer:
@@ -99,11 +91,18 @@ class Trainer:
         self.clock = Clock(progress.elapsed)
         self.stopped_by = 0  # the signal that ended the run early
         self._agreed = progress.elapsed  # the clock that all ranks go by
-        # rate, samples so far, [loss, gradient norm, auxiliary loss if there is one]
-        self._pending: list[tuple[float, int, list[Tensor]]] = []
-        self._flushed_at, self._flushed_samples = self.clock.working(), self.samples
+        self.log = StepLog(
+            config,
+            plan,
+            self.step,
+            self.samples,
+            clock=self.clock,
+            metrics=self.metrics,
+            console=console,
+            checkpoints=checkpoints,
+            ranks=ranks,
+        )
         self._saved_step, self._saved_at = progress.step, progress.elapsed
-        self._speed: float | None = None  # tokens a second at the last report
 
     @property
     def step(self) -> int:
@@ -115,8 +114,8 @@ class Trainer:
         Raises NonFiniteError, CheckpointError.
         """
         batches = self.batches.run(self.samples)
-        self.clock = Clock(self.clock.before)
-        self._flushed_at = self.clock.working()
+        self.clock.restart()
+        self.log.start()
         self._saved_at = self._elapsed()
         self.console.start(self.config.recipe)
         try:
@@ -128,7 +127,7 @@ class Trainer:
                     self._hooks(),
                     stop=lambda: self._agree() > 0,
                 )
-                self._flush()
+                self.log.flush(self.share_done())
                 self.ranks.begin("saving the last checkpoint")
                 self._save()
                 return finished
@@ -166,7 +165,9 @@ class Trainer:
     def _hooks(self) -> list[Hook]:
         """What is done between steps, in this order."""
         config = self.config
-        hooks = [Hook(lambda step: True, self._keep)]
+        hooks = [
+            Hook(every(1), lambda result: self.log.add(result, self.samples, self.share_done()))
+        ]
         for name, interval, work, possible in (
             ("evaluating", config.eval_interval, self._evaluate, self.evaluator is not None),
             ("diagnostics", config.diagnostics_interval, self._diagnose, True),
@@ -183,7 +184,7 @@ class Trainer:
         """`work` as something that is no training step: its time is kept out of tokens/s."""
 
         def aside(result: StepResult) -> None:
-            self._flush()
+            self.log.flush(self.share_done())
             with self.clock.paused():
                 self.ranks.begin(f"{name} at step {self.step}")
                 work(result)
@@ -195,75 +196,6 @@ class Trainer:
         config, since = self.config, self._elapsed() - self._saved_at
         by_time = config.checkpoint_seconds > 0 and since >= config.checkpoint_seconds
         return (by_time or every(config.checkpoint_interval)(step)) and self.share_done() < 1
-
-    def _keep(self, result: StepResult) -> None:
-        assert result.norm is not None
-        column = [result.loss, result.norm]
-        if result.auxiliary is not None:
-            column.append(result.auxiliary)
-        self._pending.append((result.rate, self.samples, column))
-        if self.step % self.config.log_interval == 0:
-            self._flush()
-        elif self._speed is None:  # the bar moves before the first losses are fetched
-            self.console.moving(self.share_done(), f"step {self.step}")
-
-    def _flush(self) -> None:
-        """Fetch losses and norms of the steps since the last time, check and write them."""
-        if not self._pending:
-            return
-        pending, self._pending = self._pending, []
-        table = torch.stack([torch.stack(column) for _, _, column in pending])
-        if self.ranks.many:  # losses: of each rank's slice; norms: the same at all
-            table = self.ranks.sum(table) / self.ranks.size
-        values = table.tolist()  # the one wait for the device
-        peak = int(self.ranks.most(self.plan.peak_bytes())[0])
-        now, length = self.clock.working(), self.config.sequence_length
-        read = (self.samples - self._flushed_samples) * length
-        self._speed = read / max(now - self._flushed_at, 1e-9)
-        self._flushed_at, self._flushed_samples = now, self.samples
-        row: dict[str, Any] = {}
-        first = self.step - len(pending) + 1
-        for step, (rate, samples, _) in enumerate(pending, first):
-            loss, norm, *auxiliary = values[step - first]
-            row = {"step": step, "loss": loss, "grad_norm": norm, "learning_rate": rate}
-            if auxiliary:
-                row["auxiliary_loss"] = auxiliary[0]
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                self._stop_non_finite(row)
-            if step == self.step:
-                row |= {
-                    "tokens": samples * length,
-                    "tokens_per_second": round(self._speed, 1),
-                    "elapsed": round(self.clock.elapsed(), 3),
-                }
-                if peak:
-                    row["peak_bytes"] = peak
-            self.metrics.write(row, "train")
-        self.metrics.flush()
-        self._show(row)
-
-    def _show(self, row: dict[str, Any]) -> None:
-        config = self.config
-        share = min(self.share_done(), 1.0)
-        if config.time_limit > 0:
-            remaining = config.time_limit - self.clock.elapsed()
-        else:
-            left = (config.steps - self.step) * config.tokens_per_step
-            remaining = left / max(row["tokens_per_second"], 1e-9)
-        self.console.progress(
-            share,
-            f"step {self.step}  loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tokens/s  "
-            f"{duration(remaining)} left",
-        )
-
-    def _stop_non_finite(self, row: dict[str, Any]) -> None:
-        self.metrics.flush()
-        good = self.checkpoints.candidates()
-        kept = f"the last good checkpoint is {good[0]}" if good else "there is no checkpoint yet"
-        raise NonFiniteError(
-            f"step {row['step']}: loss {row['loss']}, gradient norm {row['grad_norm']}; stopped, "
-            f"{kept}. Try a lower learning_rate or a longer warm-up"
-        )
 
     def _evaluate(self, result: StepResult) -> None:
         assert self.evaluator is not None
