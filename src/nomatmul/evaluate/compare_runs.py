@@ -133,7 +133,7 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 def train(run: Run, device: str) -> None:
     """Train one run, or go on with it; its row when it ends, none when it is stopped."""
     from nomatmul.train.job import run as train_model
-    from nomatmul.train.trainer import NonFiniteError
+    from nomatmul.train.step_log import NonFiniteError
 
     config, directory, status = TrainConfig.from_dict(run.config), Path(run.directory), "ok"
     try:
