@@ -292,6 +292,13 @@ class Architecture:
         """{tensor name: shape} of `norms`."""
         return _tensors(self.norms())
 
+    def mixer_tensors(self) -> dict[str, Shape]:
+        """{tensor name: shape} of what belongs to a token mixer, and to no linear or norm."""
+        found: dict[str, Shape] = {}
+        for layer, block in enumerate(self.blocks):
+            found |= _own_tensors(f"layers.{layer}.mixer", block.mixer)
+        return found
+
     def tensors(self) -> dict[str, Shape]:
         """{tensor name: shape} of a training checkpoint: the torch state dict."""
         found: dict[str, Shape] = {"embedding.weight": (self.vocabulary, self.size)}
@@ -301,8 +308,8 @@ class Architecture:
             found["lower_bounds"] = (len(self.blocks), self.size)
         found |= self.norm_tensors() | _tensors(self.linears())
         for name, trees in self.trees().items():
-            found |= {f"{name}.{key}": shape for key, shape in trees.own_tensors().items()}
-        return found
+            found |= _own_tensors(name, trees)
+        return found | self.mixer_tensors()
 
     def parameters(self) -> int:
         """Stored parameters; a tied head is counted once."""
@@ -321,6 +328,10 @@ def _leaves(part: Part, at: str = "") -> Iterator[tuple[str, Norm | Linear]]:
             yield name, value
         elif isinstance(value, Part):
             yield from _leaves(value, f"{name}.")
+
+
+def _own_tensors(name: str, part: Part) -> dict[str, Shape]:
+    return {f"{name}.{key}": shape for key, shape in part.own_tensors().items()}
 
 
 def _tensors(leaves: dict[str, Norm] | dict[str, Linear]) -> dict[str, Shape]:
@@ -353,9 +364,9 @@ def _linear(config: Dials, outputs: int, inputs: int) -> Linear:
 
 
 def _block(config: Dials, layer: int) -> Block:
-    channel = _CHANNELS[config.channel_of(layer)](config)
+    channel = CHANNEL_MIXERS[config.channel_of(layer)](config)
     norm = Norm(config.norm, config.hidden_size, config.norm_eps)
-    mixer = _MIXERS[config.token_mixer](config)
+    mixer = TOKEN_MIXERS[config.token_mixer](config)
     return Block(norm, mixer, norm if channel is not None else None, channel)
 
 
@@ -401,11 +412,11 @@ def _fff(config: Dials) -> FFF:
 
 
 # The words of the dials; a new kind of mixer is a dataclass above and a line here.
-_MIXERS: dict[str, Callable[[Dials], TokenMixer]] = {
+TOKEN_MIXERS: dict[str, Callable[[Dials], TokenMixer]] = {
     "mlgru": _mlgru,
     "attention": _attention,
 }
-_CHANNELS: dict[str, Callable[[Dials], ChannelMixer | None]] = {
+CHANNEL_MIXERS: dict[str, Callable[[Dials], ChannelMixer | None]] = {
     "glu": _glu,
     "ffn": _ffn,
     "fff": _fff,

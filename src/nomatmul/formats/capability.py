@@ -67,6 +67,8 @@ def _decoder(model: Architecture, backend: str) -> Iterator[str]:
         at = f"layer {layer}"
         if isinstance(block.mixer, Attention):
             yield from _causal_attention(block.mixer, backend, at)
+        elif backend in ("cuda", "persistent") and not isinstance(block.mixer, MLGRU):
+            yield f"token_mixer {block.mixer.kind!r} ({at})"
         if model.head.kind != "ternary" and backend != "numpy":
             yield f"linear {model.head.kind!r} in a causal model"
         yield from _decoder_channel(block, model, backend, at)
@@ -102,5 +104,5 @@ def _encoder(model: Architecture, backend: str) -> Iterator[str]:
     if model.head.kind != "dense":
         yield f"linear {model.head.kind!r} in an encoder"
     for layer, block in enumerate(model.blocks):
-        if isinstance(block.mixer, MLGRU):
-            yield f"token_mixer 'mlgru' in an encoder (layer {layer})"
+        if block.mixer.state():
+            yield f"token_mixer {block.mixer.kind!r} in an encoder (layer {layer})"

@@ -11,8 +11,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from nomatmul.formats.architecture import architecture_of
-from nomatmul.formats.dials import Dials
+from nomatmul.formats.architecture import CHANNEL_MIXERS, TOKEN_MIXERS, architecture_of
+from nomatmul.formats.dials import Dials, check_dial
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.files.json import JsonObject, read_json_object
 
@@ -37,6 +37,11 @@ RETIRED_DIALS: JsonObject = {"fff_gated": False, "fff_leaf_width": None}
 @dataclass(frozen=True)
 class ModelConfig(Dials):
     """A model's dials, sizes and epsilons; see `Dials`, which checks them."""
+
+    def __post_init__(self) -> None:
+        check_dial("token_mixer", self.token_mixer, tuple(TOKEN_MIXERS))
+        check_dial("channel_mixer", self.channel_mixer, tuple(CHANNEL_MIXERS))
+        super().__post_init__()
 
     def param_count(self) -> int:
         """Return the number of stored parameters (a tied head is counted once)."""

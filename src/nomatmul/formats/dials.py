@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-TOKEN_MIXERS = ("mlgru", "attention")
-CHANNEL_MIXERS = ("glu", "ffn", "fff", "none")
 LINEARS = ("ternary", "dense")
 NORMS = ("rms", "layer")
 POSITIONS = ("rotary", "sinusoidal", "none")
@@ -99,13 +97,11 @@ class Dials:
     fff_layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        _check_dial("token_mixer", self.token_mixer, TOKEN_MIXERS)
-        _check_dial("channel_mixer", self.channel_mixer, CHANNEL_MIXERS)
-        _check_dial("linear", self.linear, LINEARS)
-        _check_dial("norm", self.norm, NORMS)
-        _check_dial("positions", self.positions, POSITIONS)
-        _check_dial("activation", self.activation, ACTIVATIONS)
-        _check_dial("glu_activation", self.glu_activation, ACTIVATIONS)
+        check_dial("linear", self.linear, LINEARS)
+        check_dial("norm", self.norm, NORMS)
+        check_dial("positions", self.positions, POSITIONS)
+        check_dial("activation", self.activation, ACTIVATIONS)
+        check_dial("glu_activation", self.glu_activation, ACTIVATIONS)
         for name in _BOOL_FIELDS:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
@@ -254,7 +250,7 @@ class Dials:
         return self.hidden_size // self.num_heads
 
 
-def _check_dial(name: str, value: object, legal: tuple[str, ...]) -> None:
+def check_dial(name: str, value: object, legal: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in legal:
         choices = ", ".join(map(repr, legal))
         raise ValueError(f"{name} {value!r} is unknown; legal values are {choices}")

@@ -16,7 +16,6 @@ from transformers import DynamicCache, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from nomatmul.models.base import TextModel, share_of_batch
-from nomatmul.models.channels.trees import TreeLayer
 from nomatmul.models.hf.arguments import refuse_unknown
 from nomatmul.models.hf.cache import LIBRARY_NAME, RecurrentCache, one_cache, takes_cache
 from nomatmul.models.hf.config import CausalLMConfig
@@ -119,7 +118,7 @@ class CausalLM(TextModel, GenerationMixin):
             nn.init.normal_(module.weight, 0.0, self.config.initializer_range)
         elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
-        elif isinstance(module, LayerNorm | TreeLayer):
+        elif isinstance(module, LayerNorm | Mixer):
             module.reset_parameters()
         elif isinstance(module, BitLinear | DenseLinear):
             if module.initial_std is None:

@@ -96,6 +96,9 @@ class Mixer(nn.Module):
     def of(cls, part: Any, layer: int) -> Mixer:
         raise NotImplementedError
 
+    def reset_parameters(self) -> None:
+        """Draw the first values of parameters that belong to no layer inside."""
+
     def plan_weights(self, std: float, residual_std: float) -> None:
         """Tell the linear layers their first standard deviation; what adds to the residual stream
         has its own."""

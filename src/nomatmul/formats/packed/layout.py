@@ -182,7 +182,7 @@ def layout_of(config: ModelConfig, forms: Forms, reading: EncoderReading | None 
     matrices.append(
         Matrix("embedding.weight", "embedding", forms.embedding, shape, table, scale, {})
     )
-    vectors = model.norm_tensors()
+    vectors = model.norm_tensors() | model.mixer_tensors()
     vectors |= {name: (size,) for name, size in model.lower_bounds().items()}
     if model.sinusoidal:
         vectors["position_scale"] = (1,)

@@ -63,10 +63,6 @@ class TreeLayer(Mixer):
         self.auxiliary: Tensor | None = None
         self.register_buffer("visits", None, persistent=False)
 
-    def reset_parameters(self) -> None:
-        """Draw the first weights."""
-        raise NotImplementedError
-
     def plan_weights(self, std: float, residual_std: float) -> None:
         self.initial_std = std
 
