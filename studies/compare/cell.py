@@ -2,8 +2,8 @@
 
 `python -m studies.compare.cell` reads a cell as JSON from its first line of input, builds
 and compiles, and waits for a second line before it trains, so that a pool of processes can compile
-on the host while another trains. The parts are the trainer's own (model, optimiser, batches,
-masking, schedule), without its checkpoints and reports.
+on the host while another trains. The parts are the trainer's own (model, optimiser, loop,
+batches, masking, schedule), without its checkpoints and reports.
 
 Shapes: B rows of a batch, T tokens.
 """
@@ -15,7 +15,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,14 @@ from nomatmul.ops import choose
 from nomatmul.ops.bitlinear import TernaryCache, ternary_cache
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.fff_training import choose_implementation, training_options
+from nomatmul.train.loop import Hook, Loop, MicroBatch, every
 from nomatmul.train.micro_step import build_micro_step
 from nomatmul.train.model import build_model
-from nomatmul.train.optimizer import build_loss, build_optimizer, clip_gradients
+from nomatmul.train.optimizer import build_loss, build_optimizer
 from nomatmul.train.parallelize import compile_parts
 from nomatmul.train.plan import DevicePlan, fused_mixer, plan_training
 from nomatmul.train.schedule import learning_rate
-from studies.compare.course import Course, Say
+from studies.compare.curve import Curve, Log
 from studies.compare.plan import Cell, find_row, identity
 from studies.compare.texts import Texts
 
@@ -43,11 +44,11 @@ LOOK = 25  # steps between looks at the loss and the clock
 COMPILE = ("graph", "blocks", "off")
 
 
-class Trainee:
+class CellTrainer:
     """A compiled model of the cell's shape: every run draws new weights into it."""
 
-    def __init__(self, cell: Cell, ternary: TernaryCache, say: Say) -> None:
-        self.cell, self.say, self.ternary = cell, say, ternary
+    def __init__(self, cell: Cell, ternary: TernaryCache, log: Log) -> None:
+        self.cell, self.log, self.ternary = cell, log, ternary
         self.device = torch.device(cell.device)
         self.config = dataclasses.replace(cell.train_config, deterministic=False, compile="off")
         self.plan = plan_training(self.config, self.device)
@@ -75,10 +76,10 @@ class Trainee:
             except Exception as error:  # whatever a compiler raises; the last choice has none
                 if choice == COMPILE[-1]:
                     raise
-                self.say(f"compile={choice} failed: {type(error).__name__}: {error}"[:600])
+                self.log(f"compile={choice} failed: {type(error).__name__}: {error}"[:600])
                 torch._dynamo.reset()
                 continue
-            self.say(f"compiled: {self.compiled}, {time.monotonic() - began:.0f} s")
+            self.log(f"compiled: {self.compiled}, {time.monotonic() - began:.0f} s")
             return
 
     def _prepare(self, choice: str) -> None:
@@ -130,41 +131,61 @@ class Trainee:
     def run(self, seed: int) -> dict[str, Any]:
         """Train with this seed and score at the end; the run's row."""
         config = dataclasses.replace(self.config, seed=seed)
-        course = self.train(config)
-        scores = self.score(self.cell.eval_tokens) if course.status == "ok" else {}
-        return self._row(config, course, scores)
+        curve = self.train(config)
+        scores = self.score(self.cell.eval_tokens) if curve.status == "ok" else {}
+        return self._row(config, curve, scores)
 
-    def train(self, config: TrainConfig) -> Course:
+    def train(self, config: TrainConfig) -> Curve:
         """Train from new weights, look at the held-out text now and then; how it went.
 
         config: the cell's, with a seed, rate and steps of its own. The seed draws the weights, and
         the order of the tokens alike for all variants.
         """
         self._new_weights(config.seed)
-        optimizer = build_optimizer(self.model, config, self.plan)
-        batches = self.texts.batches(config.seed)
-        course = Course(self.cell, config)
+        loop, batches = self._loop(config), self.texts.batches(config.seed)
+        curve = Curve(self.cell, config)
         self.ternary.clear()
-        for step in range(config.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step, step / config.steps)
-            x_BT, y_BT = next(batches)
-            course.losses.append(self.micro(x_BT, y_BT, self.one, True).clone())
-            clip_gradients(self.model, config.clip_norm)
-            optimizer.step()
-            self.micro.end(optimizer)
-            self.ternary.clear()
-            if (step + 1) % LOOK == 0 or step + 1 == config.steps:
-                course.look(step + 1, self.say)
-            if course.status == "ok" and course.due(step + 1):
-                began = time.monotonic()
-                course.held_out(step + 1, self.score(self.cell.eval_tokens // 4)["loss"], began)
-            if course.status != "ok":
-                break
-        self.speed = course.ended()
-        return course
+        loop.run(
+            lambda: loop.step / config.steps,
+            lambda step, share: self._batch(loop, batches),
+            self._hooks(loop, curve),
+            stop=lambda: curve.status != "ok",
+        )
+        self.speed = curve.ended()
+        return curve
 
-    def _row(self, config: TrainConfig, course: Course, scores: dict[str, Any]) -> dict[str, Any]:
+    def _loop(self, config: TrainConfig) -> Loop:
+        return Loop(
+            self.model,
+            build_optimizer(self.model, config, self.plan),
+            self.micro,
+            self.ternary,
+            rate=lambda step, share: learning_rate(config, step, share),
+            clip_norm=config.clip_norm,
+        )
+
+    def _batch(self, loop: Loop, batches: Iterator[tuple[Tensor, Tensor]]) -> list[MicroBatch]:
+        """One of the loop's next step."""
+        return [(*next(batches), self.one)]
+
+    def _hooks(self, loop: Loop, curve: Curve) -> list[Hook]:
+        last = curve.config.steps
+        return [
+            Hook(every(1), lambda result: curve.losses.append(result.loss)),
+            Hook(
+                lambda step: step % LOOK == 0 or step == last,
+                lambda result: curve.look(loop.step, self.log),
+            ),
+            Hook(
+                lambda step: curve.status == "ok" and curve.due(step),
+                lambda result: self._evaluate(loop.step, curve),
+            ),
+        ]
+
+    def _evaluate(self, step: int, curve: Curve) -> None:
+        curve.held_out(step, lambda: self.score(self.cell.eval_tokens // 4)["loss"])
+
+    def _row(self, config: TrainConfig, curve: Curve, scores: dict[str, Any]) -> dict[str, Any]:
         cell, model = self.cell, config.model
         predicted = 1.0 if model.causal else config.masked_tokens / config.sequence_length
         flops = {
@@ -177,20 +198,20 @@ class Trainee:
             "variant": cell.variant,
             "label": cell.label,
             "stage": cell.stage,
-            "status": course.status,
+            "status": curve.status,
             "seed": config.seed,
             "identity": identity(cell),
             "learning_rate": config.learning_rate,
-            "steps": course.step,
+            "steps": curve.step,
             "steps_planned": config.steps,
-            "tokens": course.step * config.tokens_per_step,
+            "tokens": curve.step * config.tokens_per_step,
             "tokens_per_step": config.tokens_per_step,
             "parameters": total,
             "neurons": cell.neurons,
             "active": cell.active,
             "flops_per_token": flops["flops"],
             "flops_masked_per_token": flops["flops_masked"],
-            "seconds": round(course.took, 2),
+            "seconds": round(curve.took, 2),
             "tokens_per_second": round(self.speed),
             "lanes": cell.lanes,
             "compiled": self.compiled,
@@ -198,8 +219,8 @@ class Trainee:
             "ops": os.environ.get("NOMATMUL_OPS", ""),
             "fallback": choose.fallback_reason(),
             "commit": cell.commit,
-            "curve": course.curve,
-            "held_out_curve": course.held,
+            "curve": curve.curve,
+            "held_out_curve": curve.held,
             **scores,
         }
 
@@ -240,36 +261,36 @@ def pick_mode(config: TrainConfig, plan: DevicePlan) -> str:
 def run_cell(
     cell: Cell,
     wait: Callable[[], object] = lambda: None,
-    trainee_type: type[Trainee] = Trainee,
+    trainer_type: type[CellTrainer] = CellTrainer,
 ) -> list[dict[str, Any]]:
     """Every seed in turn; each run is a row of the file as soon as it ends. Returns the rows.
 
-    wait: called once all is compiled, before the first run. trainee_type: what trains it.
+    wait: called once all is compiled, before the first run. trainer_type: what trains it.
     """
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         print(f"[{cell.section} {cell.variant}] {text}", file=sys.stderr, flush=True)
 
     file, rows = Path(cell.rows), []
     with ExitStack() as stack:
         cache = stack.enter_context(ternary_cache())
-        trainee = trainee_type(cell, cache, say)
+        trainer = trainer_type(cell, cache, log)
         wait()
         for seed in cell.seeds:
             if find_row(read_rows(file), cell, seed) is not None:
                 continue
-            tokens = cell.config["steps"] * trainee.config.tokens_per_step
-            speed = trainee.speed or cell.expected_speed
+            tokens = cell.config["steps"] * trainer.config.tokens_per_step
+            speed = trainer.speed or cell.expected_speed
             expected = tokens / speed if speed else 0.0
             if cell.deadline and time.time() + 1.05 * expected > cell.deadline:
-                say(f"seed {seed}: no time left, not started")
+                log(f"seed {seed}: no time left, not started")
                 continue
-            row = trainee.run(seed)
+            row = trainer.run(seed)
             append_row(file, row)
             rows.append(row)
-            say(_summary(row))
+            log(_summary(row))
             if cell.keep and row["status"] == "ok":
-                save_model(trainee, Path(cell.keep) / f"{cell.section}-{cell.variant}-{seed}")
+                save_model(trainer, Path(cell.keep) / f"{cell.section}-{cell.variant}-{seed}")
     return rows
 
 
@@ -285,23 +306,23 @@ def _summary(row: dict[str, Any]) -> str:
     )
 
 
-def save_model(trainee: Trainee, directory: Path) -> None:
+def save_model(trainer: CellTrainer, directory: Path) -> None:
     """The trained model as a directory that `nomatmul` commands and transformers read."""
     from nomatmul.formats.files.directory import new_directory
     from nomatmul.train.model import write_model
 
     with new_directory(directory) as temporary:
-        write_model(trainee.model, trainee.texts.train.tokenizer, temporary)
+        write_model(trainer.model, trainer.texts.train.tokenizer, temporary)
 
 
-def main(cell_type: type[Cell] = Cell, trainee_type: type[Trainee] = Trainee) -> None:
+def main(cell_type: type[Cell] = Cell, trainer_type: type[CellTrainer] = CellTrainer) -> None:
     """A process of the pool. A study's own module calls it with types of its own."""
     cell = cell_type.from_json(sys.stdin.readline())
     # Whole numbers of a ternary layer stay exact in TF32; other products are bfloat16 anyway.
     torch.set_float32_matmul_precision("high")
     if cell.device == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    run_cell(cell, sys.stdin.readline, trainee_type)
+    run_cell(cell, sys.stdin.readline, trainer_type)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """Cells of the recipe study: today's recipe of the model in the box, or its Transformer++ twin,
-with other sizes, one thing changed, or a change in the course of training.
+with other sizes, one thing changed, or a change while it trains.
 
 A library of plan.py.
 """

@@ -1,6 +1,6 @@
-"""What a cell of the second stay changes in the course of training, beside its options.
+"""What a cell of the second stay changes while it trains, beside its options.
 
-The package trains none of this; `trainee.py` does, around the package's model and micro-step.
+The package trains none of this; `trainer.py` does, around the package's model and micro-step.
 """
 
 from __future__ import annotations

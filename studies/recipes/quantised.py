@@ -26,7 +26,7 @@ from nomatmul.evaluate.rows import append_row
 from nomatmul.models import CausalLM
 from nomatmul.models.layers import DenseLinear
 from nomatmul.ops.bitlinear import ternary_cache
-from studies.compare.cell import Trainee
+from studies.compare.cell import CellTrainer
 from studies.compare.plan import Cell
 
 CALIBRATION = 2  # training batches
@@ -89,10 +89,10 @@ def linears(model: Any) -> Iterator[tuple[str, DenseLinear]]:
 
 
 @torch.no_grad()
-def quantise(trainee: Trainee, form: str) -> None:
-    """Change the trainee's float weights to those of the form, layer by layer in their order."""
+def quantise(trainer: CellTrainer, form: str) -> None:
+    """Change the trainer's float weights to those of the form, layer by layer in their order."""
     bits, group, calibrated = FORMS[form]
-    model = trainee.model
+    model = trainer.model
     if bits == 16:
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16())
@@ -102,7 +102,7 @@ def quantise(trainee: Trainee, form: str) -> None:
     for _, layer in linears(model):
         weight = layer.weight
         if calibrated:
-            moment = second_moment(layer, lambda: run_calibration(trainee))
+            moment = second_moment(layer, lambda: run_calibration(trainer))
             weight.copy_(gptq(weight, moment, bits, group))
         else:
             weight.copy_(round_groups(weight, bits, group))
@@ -126,14 +126,14 @@ def second_moment(layer: DenseLinear, run: Callable[[], None]) -> Tensor:
     return total
 
 
-def run_calibration(trainee: Trainee) -> None:
+def run_calibration(trainer: CellTrainer) -> None:
     """Training batches of a seed that no run has; the head is called as a module, in pieces."""
-    batches = trainee.texts.batches(99)
+    batches = trainer.texts.batches(99)
     for _ in range(CALIBRATION):
         x_BT, _ = next(batches)
         for part_BT in x_BT.split(8):
-            with trainee.plan.autocast():
-                trainee.model(input_ids=part_BT, use_cache=False)
+            with trainer.plan.autocast():
+                trainer.model(input_ids=part_BT, use_cache=False)
 
 
 def file_bytes(model: Any, form: str) -> int:
@@ -156,16 +156,16 @@ def file_bytes(model: Any, form: str) -> int:
 def run(cell: Cell, directory: Path, rows: Path) -> None:
     trained = CausalLM.from_pretrained(str(directory), dtype=torch.float32).state_dict()
     with ternary_cache() as cache:
-        trainee = Trainee(cell, cache, lambda text: None)
+        trainer = CellTrainer(cell, cache, lambda text: None)
         for form in FORMS:
             began = time.monotonic()
-            trainee.model.load_state_dict(trained)
-            quantise(trainee, form)
-            scores = trainee.score(cell.eval_tokens)
+            trainer.model.load_state_dict(trained)
+            quantise(trainer, form)
+            scores = trainer.score(cell.eval_tokens)
             append_row(rows, {
                 "section": "quantised", "variant": cell.variant, "label": cell.label,
                 "stage": form, "status": "ok", "seed": cell.seeds[0],
-                "file_bytes": file_bytes(trainee.model, form),
+                "file_bytes": file_bytes(trainer.model, form),
                 "seconds": round(time.monotonic() - began, 1), "commit": cell.commit, **scores,
             })  # fmt: skip
 

@@ -98,7 +98,7 @@ def train(args: argparse.Namespace) -> None:
                 ahead=args.ahead,
                 deadline=args.began + args.seconds - args.after,
                 cache=args.work,
-                program="studies.recipes.trainee",
+                program="studies.recipes.trainer",
             )
             failed = run_pool(todo, options, log, lambda text: _say(args, text))
     finally:

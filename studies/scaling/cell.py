@@ -32,7 +32,7 @@ from nomatmul.ops import choose
 from nomatmul.ops.bitlinear import TernaryCache, ternary_cache
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.plan import runs_fused
-from studies.compare.cell import Trainee
+from studies.compare.cell import CellTrainer
 from studies.compare.plan import Cell as Comparison
 from studies.scaling.plan import best_rate, beyond, cells, find_run, step_count
 
@@ -71,47 +71,47 @@ class Bench:
 
     def __init__(self, cell: Cell, ternary: TernaryCache) -> None:
         self.cell = cell
-        self.trainee = Trainee(comparison(cell), ternary, lambda text: say(cell, text))
+        self.trainer = CellTrainer(comparison(cell), ternary, lambda text: say(cell, text))
 
     @property
     def speed(self) -> float:
         """Tokens a second of the last run."""
-        return self.trainee.speed
+        return self.trainer.speed
 
     def steps(self, tokens: int) -> int:
-        return step_count(vars(self.cell), tokens, len(self.trainee.texts.train))
+        return step_count(vars(self.cell), tokens, len(self.trainer.texts.train))
 
     def run(self, stage: str, rate: float, seed: int, tokens: int) -> dict[str, Any]:
         """Train from new weights on `tokens` tokens (one epoch at most), then score; a row.
 
         The seed draws the weights and the order of the tokens, alike for both architectures.
         """
-        trainee = self.trainee
+        trainer = self.trainer
         config = dataclasses.replace(
-            trainee.config, learning_rate=rate, steps=self.steps(tokens), seed=seed
+            trainer.config, learning_rate=rate, steps=self.steps(tokens), seed=seed
         )
-        course = trainee.train(config)
-        counts = count_parameters(trainee.model)
-        seen = course.step * config.tokens_per_step
-        curve = [[step, loss] for step, loss, _ in course.curve]
-        scores = trainee.score(self.cell.eval_tokens) if course.status == "ok" else {}
+        run = trainer.train(config)
+        counts = count_parameters(trainer.model)
+        seen = run.step * config.tokens_per_step
+        curve = [[step, loss] for step, loss, _ in run.curve]
+        scores = trainer.score(self.cell.eval_tokens) if run.status == "ok" else {}
         return {
             "arch": self.cell.arch,
             "size": self.cell.size,
             "stage": stage,
-            "status": course.status,
+            "status": run.status,
             "learning_rate": rate,
             "seed": seed,
-            "steps": course.step,
+            "steps": run.step,
             "tokens": seen,
             **counts,
             "flops": training_flops(config.model, config.sequence_length) * seen,
-            "seconds": round(course.took, 2),
-            "tokens_per_second": round(trainee.speed),
-            "compiled": trainee.compiled,
+            "seconds": round(run.took, 2),
+            "tokens_per_second": round(trainer.speed),
+            "compiled": trainer.compiled,
             "ops": os.environ.get("NOMATMUL_OPS", ""),
             "fallback": choose.fallback_reason(),
-            "fused": runs_fused(config.model, trainee.plan),
+            "fused": runs_fused(config.model, trainer.plan),
             "commit": self.cell.commit,
             "curve": curve[:: max(len(curve) // 25, 1)],
             **{name: value for name, value in scores.items() if name.startswith("bpb")},

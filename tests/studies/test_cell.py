@@ -17,7 +17,7 @@ from nomatmul.train.config import TrainConfig
 from nomatmul.train.plan import DevicePlan
 from nomatmul.train.prepare import DataArgs, build, check_inputs, open_built, with_token_ids
 from studies.compare.cell import run_cell
-from studies.compare.course import Course
+from studies.compare.curve import Curve
 from studies.compare.plan import Cell, make_cell
 from studies.compare.texts import Texts
 
@@ -114,11 +114,11 @@ def test_a_run_without_time_is_not_begun_or_cut(tmp_path):
     (row,) = run_cell(soon)
     assert row["status"] == "ok"
     assert row["lanes"] == 1
-    course = Course(late, late.train_config)
-    course.losses.append(torch.tensor(1.0))
-    course.look(1, lambda text: None)
-    assert course.status == "cut"
-    in_time = Course(cell, cell.train_config)
+    curve = Curve(late, late.train_config)
+    curve.losses.append(torch.tensor(1.0))
+    curve.look(1, lambda text: None)
+    assert curve.status == "cut"
+    in_time = Curve(cell, cell.train_config)
     in_time.losses.append(torch.tensor(1.0))
     in_time.look(1, lambda text: None)
     assert in_time.status == "ok"

@@ -20,9 +20,10 @@ from nomatmul.models import CausalLM, layers
 from nomatmul.models.layers import BitLinear
 from nomatmul.ops.bitlinear import absmax_quantize, root_mean_square, ternary_cache
 from nomatmul.ops.bitlinear.steps import glu_quantize
+from nomatmul.train.micro_step import MicroStep
 from nomatmul.train.model import build_model
 from nomatmul.train.plan import DevicePlan
-from studies.compare.cell import Trainee, run_cell
+from studies.compare.cell import CellTrainer, run_cell
 from studies.recipes import page, run, switches
 from studies.recipes.cells import Amount, build
 from studies.recipes.change import Change, ChangedCell
@@ -31,7 +32,7 @@ from studies.recipes.distil import Teacher, distilled_loss
 from studies.recipes.muon import Muon, orthogonal
 from studies.recipes.second import PARTS, one
 from studies.recipes.structure import add_short_convolutions
-from studies.recipes.trainee import ChangedTrainee, alive, set_rates, wait_for
+from studies.recipes.trainer import ChangedLoop, ChangedTrainer, alive, changed_rate, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def cell(work: Path, rows: str = "rows.jsonl", **values: Any) -> ChangedCell:
 def ran(work: Path, change: Change) -> dict[str, Any]:
     """The row of a run."""
     rows = f"rows-{hash(change)}.jsonl"
-    (row,) = run_cell(cell(work, rows, change=change), trainee_type=ChangedTrainee)
+    (row,) = run_cell(cell(work, rows, change=change), trainer_type=ChangedTrainer)
     return row
 
 
@@ -60,12 +61,12 @@ def weights(model: Any) -> list[Tensor]:
 def test_without_a_change_a_run_is_the_package_s_bit_for_bit(work: Path) -> None:
     """The same losses on the way, scores and weights."""
     results = []
-    for kind in (Trainee, ChangedTrainee):
+    for kind in (CellTrainer, ChangedTrainer):
         with ternary_cache() as cache:
-            trainee = kind(cell(work), cache, lambda text: None)
-            row = trainee.run(1)
+            trainer = kind(cell(work), cache, lambda text: None)
+            row = trainer.run(1)
         results.append(
-            (row["curve"][-1][1], row["loss"], row["bpb_novels"], weights(trainee.model))
+            (row["curve"][-1][1], row["loss"], row["bpb_novels"], weights(trainer.model))
         )
     (*plain, first), (*changed, second) = results
     assert plain == changed
@@ -220,11 +221,18 @@ def test_rates_of_phases() -> None:
     config = dataclasses.replace(
         cell(Path("work")).train_config, steps=100, warmup_steps=10, schedule="linear"
     )
+    model = build_model(config.model)
     optimizer = torch.optim.AdamW([torch.zeros(1)], lr=0.0, weight_decay=0.1)
 
     def rate(step: int, **change: Any) -> float:
-        set_rates(optimizer, config, Change(**change), step)
-        return float(optimizer.param_groups[0]["lr"] / config.learning_rate)
+        wanted = Change(**change)
+        loop = ChangedLoop(
+            wanted, model, optimizer, MicroStep(model.loss), ternary_cache(),
+            rate=lambda step, share: changed_rate(config, wanted, step), step=step,
+        )  # fmt: skip
+        rate = loop.set_rate(step / 100)
+        assert optimizer.param_groups[0]["lr"] == rate
+        return rate / config.learning_rate
 
     assert rate(40) == pytest.approx(0.6)
     assert rate(39, dense=0.4, rewarm=True) == pytest.approx(0.61)
@@ -263,8 +271,8 @@ def test_a_student_without_its_teacher_is_left_out_or_told(
     assert run.with_models(taught, said.append) == []
     assert "teacher-transformer-L-1" in said[0]
     assert run.with_models([*teachers, *taught], said.append) == [*teachers, *taught]
-    monkeypatch.setattr("studies.recipes.trainee.GRACE", 0.0)
-    monkeypatch.setattr("studies.recipes.trainee.PAUSE", 0.01)
+    monkeypatch.setattr("studies.recipes.trainer.GRACE", 0.0)
+    monkeypatch.setattr("studies.recipes.trainer.PAUSE", 0.01)
     with pytest.raises(SystemExit, match="no process trains it"):
         wait_for(tmp_path / "teacher")
     (tmp_path / "teacher").mkdir()
@@ -284,7 +292,7 @@ def test_a_teacher_s_model_serves_the_student_after_it(work: Path) -> None:
     for entry in [*PARTS["teachers"](amount), *PARTS["distil"](amount)]:
         if entry["variant"] in chosen:
             cell = build(entry, amount, work, work / "taught.jsonl")
-            run_cell(cell, trainee_type=ChangedTrainee)
+            run_cell(cell, trainer_type=ChangedTrainer)
     teacher, student = read_rows(work / "taught.jsonl")
     assert teacher["status"] == student["status"] == "ok"
     assert student["change"] == {"teacher": "teacher-mlgru-L-1", "weight": 0.5}

@@ -130,9 +130,7 @@ class Loop:
 
     def take_step(self, batch: Sequence[MicroBatch], share: float) -> StepResult:
         """One optimiser step, all of it queued on the device."""
-        rate = self.rate(self.step, share)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        rate = self.set_rate(share)
         total = torch.zeros((), device=batch[0][0].device)
         auxiliary: Tensor | None = None
         for number, (x_BT, targets, weight) in enumerate(batch):
@@ -148,3 +146,10 @@ class Loop:
         self.micro_step.end(self.optimizer)
         self.step += 1
         return StepResult(rate, total, norm, auxiliary, x_BT)
+
+    def set_rate(self, share: float) -> float:
+        """Give the optimiser the rate of the next step, and return it."""
+        rate = self.rate(self.step, share)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate

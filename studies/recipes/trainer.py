@@ -1,6 +1,6 @@
 """The runs of a cell whose training changes on its way (`change.py`).
 
-`python -m studies.recipes.trainee` speaks as `studies.compare.cell` does: a cell as JSON
+`python -m studies.recipes.trainer` speaks as `studies.compare.cell` does: a cell as JSON
 on the first line of input, a second line to go.
 
 Shapes: B rows of a batch, T tokens.
@@ -13,6 +13,7 @@ import dataclasses
 import itertools
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from nomatmul.formats.files.atomic import write_file
 from nomatmul.models import CausalLM
 from nomatmul.ops import choose
 from nomatmul.train.config import TrainConfig
+from nomatmul.train.loop import Loop, MicroBatch
 from nomatmul.train.micro_step import build_micro_step
 from nomatmul.train.model import build_model
-from nomatmul.train.optimizer import build_optimizer, clip_gradients
+from nomatmul.train.optimizer import build_optimizer
 from nomatmul.train.schedule import learning_rate
 from studies.compare import cell as compare_cell
-from studies.compare.course import Course
+from studies.compare.curve import Curve
 from studies.recipes.change import Change, ChangedCell
 from studies.recipes.dead_zone import DeadZone
 from studies.recipes.distil import Teacher, distilled_loss
@@ -40,8 +42,8 @@ PAUSE = 0.5  # seconds between looks for a teacher that is still trained
 GRACE = 30.0  # seconds that a process may take to say that it trains one
 
 
-class ChangedTrainee(compare_cell.Trainee):
-    """A Trainee with phases: full precision, then ternary, perhaps with a teacher."""
+class ChangedTrainer(compare_cell.CellTrainer):
+    """A CellTrainer with phases: full precision, then ternary, perhaps with a teacher."""
 
     def __init__(self, cell: ChangedCell, *args: Any) -> None:
         self.change: Change = cell.change
@@ -80,17 +82,16 @@ class ChangedTrainee(compare_cell.Trainee):
             raise SystemExit(f"layers that are not fused do not change: {reason}")
 
     def _rehearse(self, dense: bool) -> None:
-        optimizer, batches = self._optimizer(self.config), self.texts.batches(0)
-        self._begin(dense, optimizer)
+        batches = self.texts.batches(0)
+        loop = self._new_loop(self.config)
+        self._begin(dense, loop)
         for _ in range(2):
-            self._step(*next(batches), optimizer)
+            loop.take_step(self._taught(batches), 0.0)
         if self.compiled == "graph":
-            x_BT, y_BT = next(batches)
-            if not dense and self.teacher is not None:
-                self.teacher.look(x_BT)
+            ((x_BT, y_BT, _),) = self._taught(batches)
             self._check_graph(x_BT, y_BT)
         self.phase.close()
-        optimizer.zero_grad(set_to_none=True)
+        loop.optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def _new_weights(self, seed: int) -> None:
@@ -116,13 +117,24 @@ class ChangedTrainee(compare_cell.Trainee):
         rate = config.learning_rate * self.change.muon
         return Both(adam, Muon(matrices, lr=rate, weight_decay=config.weight_decay))
 
-    def _begin(self, dense: bool, optimizer: Any) -> None:
+    def _new_loop(self, config: TrainConfig) -> ChangedLoop:
+        return ChangedLoop(
+            self.change,
+            self.model,
+            self._optimizer(config),
+            self.micro,
+            self.ternary,
+            rate=lambda step, share: changed_rate(config, self.change, step),
+            clip_norm=config.clip_norm,
+        )
+
+    def _begin(self, dense: bool, loop: Loop) -> None:
         """A phase: its operations, and a micro-step that is recorded anew."""
         self.phase.close()
         if dense:
             self.phase.enter_context(full_precision())
         self.taught = self.teacher is not None and not dense
-        optimizer.zero_grad(set_to_none=True)
+        loop.optimizer.zero_grad(set_to_none=True)
         self.ternary.clear()
         loss = self.loss
         if self.taught:
@@ -130,46 +142,38 @@ class ChangedTrainee(compare_cell.Trainee):
             loss = distilled_loss(self.model, self.teacher, self.change.weight)
         plan = dataclasses.replace(self.plan, graph=self.compiled == "graph")
         self.micro = build_micro_step(loss, self.config.z_loss, plan, self.ternary.clear)
+        loop.micro_step = self.micro
 
-    def _step(self, x_BT: Tensor, y_BT: Tensor, optimizer: Any) -> Tensor:
+    def _taught(self, batches: Iterator[tuple[Tensor, Tensor]]) -> list[MicroBatch]:
+        """The next batch, which the teacher sees first."""
+        x_BT, y_BT = next(batches)
         if self.taught:
             assert self.teacher is not None
             self.teacher.look(x_BT)
-        loss = self.micro(x_BT, y_BT, self.one, True).clone()
-        clip_gradients(self.model, self.config.clip_norm)
-        optimizer.step()
-        self.micro.end(optimizer)
-        self.ternary.clear()
-        return loss
+        return [(x_BT, y_BT, self.one)]
 
-    def train(self, config: TrainConfig) -> Course:
-        """As a Trainee's, with the change; the last phase stays open, for the scores."""
-        change, switch = self.change, round(self.change.dense * config.steps)
-        self._new_weights(config.seed)
-        optimizer, batches = self._optimizer(config), self.texts.batches(config.seed)
-        course, self.zeros = Course(self.cell, config), DeadZone(self.model)
-        self._begin(switch > 0, optimizer)
-        for step in range(config.steps):
-            if step == switch > 0:
-                if change.fresh:
-                    optimizer = self._optimizer(config)
-                self._begin(False, optimizer)
-            set_rates(optimizer, config, change, step)
-            course.losses.append(self._step(*next(batches), optimizer))
-            if (step + 1) % compare_cell.LOOK == 0 or step + 1 == config.steps:
-                course.look(step + 1, self.say)
-            if course.status == "ok" and course.due(step + 1):
-                began = time.monotonic()
-                course.held_out(step + 1, self.score(self.cell.eval_tokens // 4)["loss"], began)
-                if 2 * (step + 1) >= config.steps:
-                    self.zeros.look()
-            if course.status != "ok":
-                break
-        self.speed = course.ended()
-        return course
+    def _loop(self, config: TrainConfig) -> Loop:
+        """With the change; the last phase stays open, for the scores."""
+        self.switch = round(self.change.dense * config.steps)
+        self.run_config, self.zeros = config, DeadZone(self.model)
+        loop = self._new_loop(config)
+        self._begin(self.switch > 0, loop)
+        return loop
 
-    def _row(self, config: TrainConfig, course: Course, scores: dict[str, Any]) -> dict[str, Any]:
-        row = super()._row(config, course, scores)
+    def _batch(self, loop: Loop, batches: Iterator[tuple[Tensor, Tensor]]) -> list[MicroBatch]:
+        if loop.step == self.switch > 0:
+            if self.change.fresh:
+                loop.optimizer = self._optimizer(self.run_config)
+            self._begin(False, loop)
+        return self._taught(batches)
+
+    def _evaluate(self, step: int, curve: Curve) -> None:
+        super()._evaluate(step, curve)
+        if 2 * step >= curve.config.steps:
+            self.zeros.look()
+
+    def _row(self, config: TrainConfig, curve: Curve, scores: dict[str, Any]) -> dict[str, Any]:
+        row = super()._row(config, curve, scores)
         return {**row, "change": self.change.to_dict(), **self.zeros.row()}
 
 
@@ -189,20 +193,31 @@ class Both:
             one.zero_grad(set_to_none=set_to_none)
 
 
-def set_rates(optimizer: Any, config: TrainConfig, change: Change, step: int) -> None:
-    """Rate and weight decay of a step (from 0)."""
+class ChangedLoop(Loop):
+    """A loop whose groups of parameters have rates and weight decays of their own."""
+
+    def __init__(self, change: Change, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.change = change
+
+    def set_rate(self, share: float) -> float:
+        rate = super().set_rate(share)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * (self.change.muon if "momentum" in group else 1.0)
+            if share >= self.change.decay_until:
+                group["weight_decay"] = 0.0
+        return rate
+
+
+def changed_rate(config: TrainConfig, change: Change, step: int) -> float:
+    """The rate of a step (from 0)."""
     progress = step / config.steps
     switch = round(change.dense * config.steps)
     if change.rewarm and step >= switch:
         rate = learning_rate(config, step - switch, (step - switch) / (config.steps - switch))
     else:
         rate = learning_rate(config, step, progress)
-    if progress >= 0.5:
-        rate *= change.second_rate
-    for group in optimizer.param_groups:
-        group["lr"] = rate * (change.muon if "momentum" in group else 1.0)
-        if progress >= change.decay_until:
-            group["weight_decay"] = 0.0
+    return rate * change.second_rate if progress >= 0.5 else rate
 
 
 def wait_for(directory: Path) -> None:
@@ -229,4 +244,4 @@ def alive(file: Path) -> bool:
 
 
 if __name__ == "__main__":
-    compare_cell.main(ChangedCell, ChangedTrainee)
+    compare_cell.main(ChangedCell, ChangedTrainer)

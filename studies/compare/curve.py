@@ -1,4 +1,4 @@
-"""How one run of a comparison goes: its clock, its losses, and whether it goes on."""
+"""The curve of a cell's run: its losses by the clock, and whether it goes on."""
 
 from __future__ import annotations
 
@@ -10,31 +10,29 @@ import torch
 from torch import Tensor
 
 from nomatmul.train.config import TrainConfig
+from nomatmul.train.loop import Clock
 from studies.compare.plan import Cell
 
 _GIVE_UP = 0.5  # a run is cut if it cannot end in time even at twice its speed
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-class Course:
-    """How a run goes: its clock without the looks aside, losses, status."""
+class Curve:
+    """Losses of a run by its clock, which evaluations do not count in, and its status."""
 
     def __init__(self, cell: Cell, config: TrainConfig) -> None:
         self.cell, self.config = cell, config
-        self.began, self.aside = time.monotonic(), 0.0
+        self.clock = Clock()
         self.losses: list[Tensor] = []
         self.curve: list[list[float]] = []  # step, training loss since the last look, seconds
         self.held: list[list[float]] = []  # step, held-out loss, seconds
         self.status, self.step, self.shown = "ok", 0, 0.0
         self.took = 0.0  # seconds, once it has ended
 
-    def seconds(self) -> float:
-        return time.monotonic() - self.began - self.aside
-
     def ended(self) -> float:
         """Stop the clock; tokens a second."""
-        self.took = self.seconds()
+        self.took = self.clock.working()
         return self.step * self.config.tokens_per_step / max(self.took, 1e-9)
 
     def due(self, step: int) -> bool:
@@ -42,29 +40,31 @@ class Course:
         points, steps = self.cell.eval_points, self.config.steps
         return points > 0 and step * points // steps > (step - 1) * points // steps
 
-    def held_out(self, step: int, loss: float, began: float) -> None:
-        self.held.append([step, round(loss, 5), round(began - self.began - self.aside, 2)])
-        self.aside += time.monotonic() - began
+    def held_out(self, step: int, evaluate: Callable[[], float]) -> None:
+        """Add the held-out loss; the clock stands still meanwhile."""
+        seconds = round(self.clock.working(), 2)
+        with self.clock.paused():
+            self.held.append([step, round(evaluate(), 5), seconds])
 
-    def look(self, step: int, say: Say) -> None:
+    def look(self, step: int, log: Log) -> None:
         """The one wait for the device: is the loss a number, is there time to end?"""
         mean = float(torch.stack(self.losses).mean())
         self.losses.clear()
         self.step = step
-        self.curve.append([step, round(mean, 4), round(self.seconds(), 2)])
+        self.curve.append([step, round(mean, 4), round(self.clock.working(), 2)])
         if not math.isfinite(mean):
             self.status = "diverged"
         elif step < self.config.steps and self._too_late(step):
             self.status = "cut"
         if time.monotonic() - self.shown > 5:
             self.shown = time.monotonic()
-            speed = step * self.config.tokens_per_step / max(self.seconds(), 1e-9)
-            say(
+            speed = step * self.config.tokens_per_step / max(self.clock.working(), 1e-9)
+            log(
                 f"seed {self.config.seed}: step {step} of {self.config.steps}, loss {mean:.3f}, "
                 f"{speed:,.0f} tokens/s"
             )
 
     def _too_late(self, done: int) -> bool:
-        rest = self.seconds() / done * (self.config.steps - done)
+        rest = self.clock.working() / done * (self.config.steps - done)
         deadline = self.cell.deadline
         return deadline > 0 and time.time() + _GIVE_UP * rest > deadline
