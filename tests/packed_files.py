@@ -1,4 +1,4 @@
-"""Changing packed directories: damaged ones, and those of version 1."""
+"""Small packed directories of each kind and version, sound or changed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,67 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pytest
+from encoder_files import encoder_config, write_encoder
+from model_files import write_packed, write_published, write_tokenizer, write_training
+
+from nomatmul.convert import pack
+from nomatmul.formats.checkpoint import open_checkpoint
+from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.packed import PackedReader
+
+# Of write_packed_kind: decoders, a decoder of ternary trees, an encoder; some as version 1.
+KINDS = ("2bit", "1.6bit", "trees", "encoder", "2bit-v1", "1.6bit-v1", "encoder-v1")
+DECODERS = ("2bit", "1.6bit", "2bit-v1")
+ENCODERS = ("encoder", "encoder-v1")
+SIZES = {"hidden_size": 12, "intermediate_size": 7, "vocab_size": 11, "num_hidden_layers": 1}
+ENCODER = {
+    "vocab_size": 11, "hidden_size": 12, "num_layers": 1, "num_heads": 2,
+    "channel_mixer": "fff", "fff_trees": 2, "fff_depth": 1, "fff_bias": True,
+}  # fmt: skip
+
+
+def write_decoder(root: Path, packing: str) -> None:
+    write_published(root / "source", np.random.default_rng(1), **SIZES)
+    tokenizer = write_tokenizer(root / "source", words=8)
+    form = "bf16" if packing == "2bit" else "int8"
+    write_packed(root / "sound", open_checkpoint(root / "source"), packing, form, tokenizer)
+
+
+def write_encoder_of_trees(root: Path) -> None:
+    write_encoder(root / "source", encoder_config(**ENCODER), "sequence", ("no", "yes"))
+    write_tokenizer(root / "source", words=8)
+    forms = {"rows": "int8", "dense": "int8", "embedding": "bf16"}
+    pack(root / "source", root / "sound", check=False, **forms)
+
+
+def write_decoder_of_trees(root: Path) -> None:
+    trees = {"channel_mixer": "fff", "activation": "silu", "fff_trees": 2, "fff_depth": 1}
+    write_training(root / "source", ModelConfig(11, 12, 1, **trees), np.random.default_rng(1))
+    write_tokenizer(root / "source", words=8)
+    pack(root / "source", root / "sound", check=False, embedding="int8")
+
+
+def write_packed_kind(root: Path, name: str) -> Path:
+    """Write a small sound directory of one of KINDS."""
+    kind, _, version = name.partition("-")
+    if kind == "encoder":
+        write_encoder_of_trees(root)
+    elif kind == "trees":
+        write_decoder_of_trees(root)
+    else:
+        write_decoder(root, kind)
+    if version:
+        to_version_1(root / "sound")
+    return root / "sound"
+
+
+def refused(directory: Path, match: str = ".") -> None:
+    with pytest.raises(ValueError, match=match) as caught:
+        PackedReader(directory).verify_all()
+    assert "\n" not in str(caught.value)
 
 
 def to_version_1(directory: Path) -> None:

@@ -15,7 +15,8 @@ from nomatmul.formats.architecture import (
     MLGRU,
     Architecture,
     Attention,
-    Block,
+    ChannelMixer,
+    TokenMixer,
     architecture_of,
 )
 from nomatmul.formats.config import ModelConfig
@@ -27,6 +28,7 @@ _NAMES = {
     "cuda": "the GPU engine",
     "persistent": "the persistent decoding kernel",
 }
+_ENGINES = ("native", "cuda", "persistent")
 
 
 def check(config: ModelConfig, backend: str) -> None:
@@ -44,18 +46,7 @@ def missing(config: ModelConfig, backend: str) -> Iterator[str]:
     """What `backend` lacks of the parts of a model, in words; nothing where it runs it."""
     assert backend in _NAMES, backend
     model = architecture_of(config)
-    yield from _everywhere(model)
-    if config.causal:
-        yield from _decoder(model, backend)
-    else:
-        yield from _encoder(model, backend)
-
-
-def _everywhere(model: Architecture) -> Iterator[str]:
-    """What PyTorch alone runs."""
-    for name, trees in model.trees().items():
-        if trees.linear == "ternary" and trees.activation != "silu":
-            yield f"ternary trees with activation {trees.activation!r} ({name})"
+    yield from _decoder(model, backend) if config.causal else _encoder(model, backend)
 
 
 def _decoder(model: Architecture, backend: str) -> Iterator[str]:
@@ -63,39 +54,36 @@ def _decoder(model: Architecture, backend: str) -> Iterator[str]:
         yield f"norm {model.final_norm.kind!r} in a causal model"
     if model.embedding_norm is not None:
         yield "norm behind the embedding in a causal model (embedding_norm)"
+    if model.head.kind != "ternary" and backend != "numpy":
+        yield f"linear {model.head.kind!r} in a causal model"
     for layer, block in enumerate(model.blocks):
-        at = f"layer {layer}"
-        if isinstance(block.mixer, Attention):
-            yield from _causal_attention(block.mixer, backend, at)
-        elif backend in ("cuda", "persistent") and not isinstance(block.mixer, MLGRU):
-            yield f"token_mixer {block.mixer.kind!r} ({at})"
-        if model.head.kind != "ternary" and backend != "numpy":
-            yield f"linear {model.head.kind!r} in a causal model"
-        yield from _decoder_channel(block, model, backend, at)
+        if backend in ("cuda", "persistent") and not isinstance(block.mixer, MLGRU | Attention):
+            yield f"token_mixer {block.mixer.kind!r} (layer {layer})"
+        for part in (block.mixer, block.channel):
+            yield from (f"{what} (layer {layer})" for what in _causal(part, backend))
+    if backend in _ENGINES and len({type(block.channel) for block in model.blocks}) > 1:
+        yield "channel mixers that differ from layer to layer"
 
 
-def _causal_attention(mixer: Attention, backend: str, at: str) -> Iterator[str]:
-    if backend not in ("numpy", "packed"):
-        yield f"token_mixer 'attention' in a causal model ({at})"
-    elif mixer.theta is None:
-        yield f"causal attention without rotary positions ({at})"
-
-
-def _decoder_channel(block: Block, model: Architecture, backend: str, at: str) -> Iterator[str]:
-    channel = block.channel
-    if isinstance(channel, FFF):
-        if channel.linear != "ternary":
-            yield f"trees of dense rows in a causal model ({at})"
+def _causal(part: TokenMixer | ChannelMixer | None, backend: str) -> Iterator[str]:
+    """What `backend` lacks of a mixer in a causal model."""
+    engine = backend in _ENGINES
+    if isinstance(part, Attention):
+        if engine:
+            yield "token_mixer 'attention' in a causal model"
+        elif part.theta is None:
+            yield "causal attention without rotary positions"
+    if isinstance(part, FFN) and engine:
+        yield "channel_mixer 'ffn' in a causal model"
+    if isinstance(part, FFF):
+        if part.linear != "ternary":
+            yield "trees of dense rows in a causal model"
+        elif part.activation != "silu":
+            yield f"ternary trees with activation {part.activation!r}"
         if backend == "persistent":
-            yield f"channel_mixer 'fff' ({at})"
-    if backend in ("numpy", "packed"):
-        return
-    if isinstance(channel, FFF) and channel.master is not None:
-        yield f"master leaf beside trees in a causal model (fff_master_width, {at})"
-    if isinstance(channel, FFN):
-        yield f"channel_mixer 'ffn' in a causal model ({at})"
-    if type(channel) is not type(model.blocks[0].channel):
-        yield f"channel mixers that differ from layer to layer ({at})"
+            yield "channel_mixer 'fff'"
+        if part.master is not None and engine:
+            yield "master leaf beside trees in a causal model (fff_master_width)"
 
 
 def _encoder(model: Architecture, backend: str) -> Iterator[str]:
