@@ -12,8 +12,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "core/tensors.h"
-#include "kernels/isa.h"
+#include "core/forms.h"
+#include "core/shared_pool.h"
 
 namespace nb = nanobind;
 using nb::literals::operator""_a;
@@ -29,7 +29,15 @@ inline void require(bool good, const std::string& message) {
   if (!good) throw std::invalid_argument(message);
 }
 
-inline const Isa& isa_of(const std::optional<std::string>& name) {
+template <class Array>
+auto pointer_of(const std::optional<Array>& array) {
+  return array ? array->data() : nullptr;
+}
+
+// The name of an instruction set; none: the best one.
+using IsaName = std::optional<std::string>;
+
+inline const Isa& isa_of(const IsaName& name) {
   std::string error;
   const Isa* isa = name ? find_isa(name->c_str()) : best_isa(&error);
   if (isa != nullptr) return *isa;
@@ -38,12 +46,6 @@ inline const Isa& isa_of(const std::optional<std::string>& name) {
     for (const std::string& one : available_isas()) error += " " + one;
   }
   throw std::invalid_argument(error);
-}
-
-inline Packing packing_of(const std::string& name) {
-  if (name == "2bit") return Packing::kTwoBit;
-  if (name == "1.6bit") return Packing::kBase3;
-  throw std::invalid_argument("packing \"" + name + "\" is unknown: 2bit or 1.6bit");
 }
 
 // A length as int; kernels count no further than kMaxElements.
@@ -74,11 +76,20 @@ inline DType dtype_of(const Stored& array) {
   throw std::invalid_argument("tensors are uint8, int8, uint16 (bfloat16 bits) or float32");
 }
 
-template <class T>
-nb::ndarray<nb::numpy, T> new_array(size_t rows, size_t columns) {
-  T* data = new T[rows * columns];  // the step fills it
+template <class T, class... Lengths>
+nb::ndarray<nb::numpy, T> new_array(Lengths... lengths) {
+  T* data = new T[(static_cast<size_t>(lengths) * ...)];  // whoever asked fills it
   nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
-  return nb::ndarray<nb::numpy, T>(data, {rows, columns}, owner);
+  return nb::ndarray<nb::numpy, T>(data, {static_cast<size_t>(lengths)...}, owner);
+}
+
+// work(pool, buffers) with a pool of so many threads, without the GIL.
+template <class F>
+void with_pool(int threads, F&& work) {
+  checked_threads(threads);
+  SharedPools& pools = SharedPools::get();
+  nb::gil_scoped_release released;
+  pools.with(threads, work);
 }
 
 // Each adds its classes and functions to the extension.

@@ -3,37 +3,18 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
-#include <memory>
-#include <new>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "bindings/common.h"
-#include "core/layers.h"
-#include "kernels/ternary.h"
+#include "core/whole_product.h"
 
 namespace nomatmul {
 namespace {
 
 using AnyOut = nb::ndarray<nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using OutBytes = nb::ndarray<nb::numpy, int8_t, nb::ndim<1>>;
-
-// 64-byte aligned memory with an exact end, so that AddressSanitizer sees each step past it.
-class Buffer {
- public:
-  explicit Buffer(size_t bytes)
-      : data_(static_cast<uint8_t*>(::operator new(bytes, std::align_val_t{64}))) {}
-  ~Buffer() { ::operator delete(data_, std::align_val_t{64}); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  uint8_t* data() const { return data_; }
-
- private:
-  uint8_t* data_;
-};
 
 struct Shape {
   int m, k, n;
@@ -64,11 +45,8 @@ void product(const std::string& isa, const std::string& form, In<uint8_t, 2> w, 
   require(scaled ? out.dtype() == nb::dtype<float>() : out.dtype() == nb::dtype<int32_t>(),
           "out must be float32 with token_scale, int32 without");
   require(!scaled || token_scale->shape(0) == q.shape(0), "token_scale must be [m]");
-  Buffer prepared(kernels.prepared_bytes(packing, s.m, s.k));
-  Buffer scratch(kernels.scratch_bytes(packing, s.m, s.k));
-  kernels.prepare(packing, q.data(), s.m, s.k, s.k, prepared.data());
-  kernels.product(packing, w.data(), s.row_bytes, n0, n1, prepared.data(), s.m, s.k,
-                  scaled ? token_scale->data() : nullptr, out.data(), out.shape(1), scratch.data());
+  whole_product(kernels, packing, w.data(), s.row_bytes, n0, n1, q.data(), s.m, s.k,
+                pointer_of(token_scale), out.data(), out.shape(1));
 }
 
 // Seconds of each of `repeats` products, weights w[r % copies], rows split over threads.
@@ -80,14 +58,14 @@ std::vector<double> time_product(const std::string& isa, const std::string& form
   require(w.shape(0) >= 1, "w holds no copy");
   require(1 <= threads && threads <= 1024, "threads must be 1 to 1024");
   require(1 <= repeats && repeats <= 1000000, "repeats must be 1 to 1000000");
-  Buffer prepared(kernels.prepared_bytes(packing, s.m, s.k));
+  ExactBuffer prepared(kernels.prepared_bytes(packing, s.m, s.k));
   kernels.prepare(packing, q.data(), s.m, s.k, s.k, prepared.data());
   const size_t copies = w.shape(0), copy_bytes = w.shape(1) * w.shape(2);
   std::vector<int32_t> out(static_cast<size_t>(s.m) * static_cast<size_t>(s.n));
   // Each thread runs all repeats over its own rows; the slowest thread's time counts.
   std::vector<std::vector<double>> seconds(static_cast<size_t>(threads));
   auto work = [&](int thread) {
-    Buffer scratch(kernels.scratch_bytes(packing, s.m, s.k));
+    ExactBuffer scratch(kernels.scratch_bytes(packing, s.m, s.k));
     const int blocks = (s.n + 63) / 64;  // whole blocks of 64 rows, as the engine splits
     const int from = static_cast<int>(int64_t{blocks} * thread / threads * 64);
     const int to = static_cast<int>(int64_t{blocks} * (thread + 1) / threads * 64);
@@ -118,12 +96,13 @@ int same_size(std::initializer_list<size_t> sizes) {
   return checked_int(*sizes.begin(), "d");
 }
 
+// (quantisation step, q) of fn(q) with room for d values.
 template <class Quantize>
 nb::tuple quantized(int d, Quantize quantize) {
-  std::unique_ptr<int8_t[]> q(new int8_t[static_cast<size_t>(d)]());
-  const float step = quantize(q.get());
-  nb::capsule owner(q.get(), [](void* p) noexcept { delete[] static_cast<int8_t*>(p); });
-  return nb::make_tuple(step, OutBytes(q.release(), {static_cast<size_t>(d)}, owner));
+  auto q = new_array<int8_t>(d);
+  std::fill_n(q.data(), d, int8_t{0});  // not all of them are written where x is not finite
+  const float step = quantize(q.data());
+  return nb::make_tuple(step, q);
 }
 
 nb::tuple rms_norm_quantize(const std::string& isa, In<float, 1> x, In<float, 1> w, float eps) {
@@ -153,8 +132,7 @@ void mlgru_step(const std::string& isa, In<float, 1> i, In<float, 1> f,
                 std::optional<In<float, 1>> lb, float keep, Out<float, 1> h) {
   const size_t bound = lb.has_value() ? lb->shape(0) : h.shape(0);
   const int d = same_size({i.shape(0), f.shape(0), bound, h.shape(0)});
-  isa_of(isa).ternary->mlgru_step(i.data(), f.data(), lb.has_value() ? lb->data() : nullptr, keep,
-                                  d, h.data());
+  isa_of(isa).ternary->mlgru_step(i.data(), f.data(), pointer_of(lb), keep, d, h.data());
 }
 
 void gate_norm(const std::string& isa, In<float, 1> g, In<float, 1> h, In<float, 1> w, float eps,
@@ -185,8 +163,7 @@ bool norm(const std::string& isa, In<float, 1> x, In<float, 1> weight,
   const size_t shift = bias ? bias->shape(0) : x.shape(0);
   const int d = same_size({x.shape(0), weight.shape(0), shift, y.shape(0)});
   require(x.data() != y.data(), "y must not be x");
-  return isa_of(isa).dense->norm(x.data(), weight.data(), bias ? bias->data() : nullptr, eps, d,
-                                 y.data());
+  return isa_of(isa).dense->norm(x.data(), weight.data(), pointer_of(bias), eps, d, y.data());
 }
 
 void activate(const std::string& isa, const std::string& kind, Out<float, 1> x) {
@@ -203,11 +180,11 @@ void attention(const std::string& isa, In<float, 2> qkv, std::optional<In<uint8_
   require(!seen || seen->shape(0) == out.shape(0), "seen has a value for each token");
   const DenseKernels& kernels = *isa_of(isa).dense;
   const int e = checked_int(d, "columns") / heads;
-  Buffer scratch(kernels.attention_scratch(t, e) * sizeof(float));
+  ExactBuffer scratch(kernels.attention_scratch(t, e) * sizeof(float));
   for (int head = 0; head < heads; ++head) {
     const float* q = qkv.data() + static_cast<size_t>(head) * e;
-    kernels.attention(q, q + d, q + 2 * d, 3 * d, seen ? seen->data() : nullptr, t, e,
-                      reinterpret_cast<float*>(scratch.data()),
+    kernels.attention(q, q + d, q + 2 * d, 3 * d, pointer_of(seen), t, e,
+                      static_cast<float*>(scratch.data()),
                       out.data() + static_cast<size_t>(head) * e, d);
   }
 }
@@ -218,29 +195,23 @@ void bind_kernels(nb::module_& parent) {
   nb::module_ m = parent.def_submodule("kernels", "The native kernels, one by one, for tests.");
   m.def("isas", &available_isas, "Names of the instruction sets that run here, best first.");
   m.def("best", &best, "The one that would be used: the first, or what NOMATMUL_ISA names.");
-  m.def("product", &product, nb::arg("isa"), nb::arg("packing"), nb::arg("w"), nb::arg("q"),
-        nb::arg("token_scale").none(), nb::arg("out"), nb::arg("n0"), nb::arg("n1"));
-  m.def("time_product", &time_product, nb::arg("isa"), nb::arg("packing"), nb::arg("w"),
-        nb::arg("q"), nb::arg("threads"), nb::arg("repeats"));
-  m.def("rms_norm_quantize", &rms_norm_quantize, nb::arg("isa"), nb::arg("x"), nb::arg("w"),
-        nb::arg("eps"));
-  m.def("normalise", &normalise, nb::arg("isa"), nb::arg("x"), nb::arg("eps"), nb::arg("y"));
-  m.def("scale_quantize", &scale_quantize, nb::arg("isa"), nb::arg("y"), nb::arg("w"));
-  m.def("rms_norm", &rms_norm, nb::arg("isa"), nb::arg("x"), nb::arg("w"), nb::arg("eps"),
-        nb::arg("y"));
-  m.def("mlgru_step", &mlgru_step, nb::arg("isa"), nb::arg("i"), nb::arg("f"), nb::arg("lb").none(),
-        nb::arg("keep"), nb::arg("h"));
-  m.def("gate_norm", &gate_norm, nb::arg("isa"), nb::arg("g"), nb::arg("h"), nb::arg("w"),
-        nb::arg("eps"), nb::arg("y"));
-  m.def("silu_mul", &silu_mul, nb::arg("isa"), nb::arg("gate"), nb::arg("up"), nb::arg("y"));
-  m.def("add", &add, nb::arg("isa"), nb::arg("x"), nb::arg("y"));
+  m.def("product", &product, "isa"_a, "packing"_a, "w"_a, "q"_a, "token_scale"_a.none(), "out"_a,
+        "n0"_a, "n1"_a);
+  m.def("time_product", &time_product, "isa"_a, "packing"_a, "w"_a, "q"_a, "threads"_a,
+        "repeats"_a);
+  m.def("rms_norm_quantize", &rms_norm_quantize, "isa"_a, "x"_a, "w"_a, "eps"_a);
+  m.def("normalise", &normalise, "isa"_a, "x"_a, "eps"_a, "y"_a);
+  m.def("scale_quantize", &scale_quantize, "isa"_a, "y"_a, "w"_a);
+  m.def("rms_norm", &rms_norm, "isa"_a, "x"_a, "w"_a, "eps"_a, "y"_a);
+  m.def("mlgru_step", &mlgru_step, "isa"_a, "i"_a, "f"_a, "lb"_a.none(), "keep"_a, "h"_a);
+  m.def("gate_norm", &gate_norm, "isa"_a, "g"_a, "h"_a, "w"_a, "eps"_a, "y"_a);
+  m.def("silu_mul", &silu_mul, "isa"_a, "gate"_a, "up"_a, "y"_a);
+  m.def("add", &add, "isa"_a, "x"_a, "y"_a);
   // Outputs are never converted: results would go into the copy.
-  m.def("norm", &norm, nb::arg("isa"), nb::arg("x"), nb::arg("weight"), nb::arg("bias").none(),
-        nb::arg("eps"), nb::arg("y").noconvert());
-  m.def("activate", &activate, nb::arg("isa"), nb::arg("kind"), nb::arg("x").noconvert());
-  m.def("attention", &attention, nb::arg("isa"), nb::arg("qkv"), nb::arg("seen").none(),
-        nb::arg("heads"), nb::arg("out").noconvert());
-  m.def("codes_ok", &codes_ok, nb::arg("isa"), nb::arg("packing"), nb::arg("w"));
+  m.def("norm", &norm, "isa"_a, "x"_a, "weight"_a, "bias"_a.none(), "eps"_a, "y"_a.noconvert());
+  m.def("activate", &activate, "isa"_a, "kind"_a, "x"_a.noconvert());
+  m.def("attention", &attention, "isa"_a, "qkv"_a, "seen"_a.none(), "heads"_a, "out"_a.noconvert());
+  m.def("codes_ok", &codes_ok, "isa"_a, "packing"_a, "w"_a);
 }
 
 }  // namespace nomatmul

@@ -10,8 +10,6 @@
 
 #include "bindings/common.h"
 #include "core/channels/fff.h"
-#include "core/layers.h"
-#include "core/shared_pool.h"
 #include "core/tools.h"
 
 namespace nomatmul {
@@ -19,22 +17,6 @@ namespace {
 
 using StoredRows = nb::ndarray<nb::ro, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Scales = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
-
-template <class F>
-void with_pool(int threads, F&& work) {
-  checked_threads(threads);
-  SharedPools& pools = SharedPools::get();
-  nb::gil_scoped_release released;
-  pools.with(threads, work);
-}
-
-FffForm form_of(const std::string& name) {
-  if (name == "f32") return FffForm::kF32;
-  if (name == "bf16") return FffForm::kBF16;
-  if (name == "int8") return FffForm::kInt8;
-  if (name == "ternary") return FffForm::kTernary;
-  throw std::invalid_argument("form \"" + name + "\" is unknown: f32, bf16, int8 or ternary");
-}
 
 void require_dtype(const StoredRows& rows, FffForm form) {
   const nb::dlpack::dtype wanted = form == FffForm::kF32    ? nb::dtype<float>()
@@ -69,8 +51,7 @@ class Layer {
   Layer(const std::string& form, StoredRows rows, int trees, int depth,
         const std::string& activation, std::optional<Scales> scales,
         std::optional<In<float, 1>> bias, std::optional<In<float, 1>> norm_in,
-        std::optional<In<float, 1>> norm_out, float eps, int threads,
-        const std::optional<std::string>& isa)
+        std::optional<In<float, 1>> norm_out, float eps, int threads, const IsaName& isa)
       : rows_(rows),
         scales_(scales),
         bias_(bias),
@@ -97,15 +78,15 @@ class Layer {
     require_visits(logits, "logits");
     const int count = checked_int(tokens, "tokens");
     const float* from = x.data();
-    float* to = y ? y->data() : nullptr;
-    int32_t* path = rows ? rows->data() : nullptr;
-    float* values = logits ? logits->data() : nullptr;
+    float* to = pointer_of(y);
+    int32_t* path = pointer_of(rows);
+    float* values = pointer_of(logits);
     with_pool(threads_, [&](ThreadPool& pool, FffWork& work) {
       layer_.forward(from, count, to, path, values, pool, work);
     });
   }
 
-  // Seconds of each call; layers and inputs take turns. For benchmarks: without Python's share.
+  // Seconds of each call; layers and inputs in rotation. For benchmarks: without Python's share.
   static std::vector<double> time_forward(const std::vector<Layer*>& layers, In<float, 3> x,
                                           int repeats) {
     require(!layers.empty() && x.shape(0) >= 1, "no layers or no inputs");
@@ -140,7 +121,7 @@ class Layer {
   FffSpec checked_spec(const std::string& form, int trees, int depth, const std::string& activation,
                        float eps) const {
     FffSpec spec;
-    spec.form = form_of(form);
+    spec.form = fff_form_of(form);
     spec.activation = activation_of(activation);
     spec.trees = trees, spec.depth = depth, spec.eps = eps;
     require_dtype(rows_, spec.form);
@@ -166,10 +147,10 @@ class Layer {
     require_length(norm_in_, spec.hidden, "norm_in");
     require_length(norm_out_, count, "norm_out");
     spec.rows = rows_.data();
-    spec.scales = scales_ ? scales_->data() : nullptr;
-    spec.bias = bias_ ? bias_->data() : nullptr;
-    spec.norm_in = norm_in_ ? norm_in_->data() : nullptr;
-    spec.norm_out = norm_out_ ? norm_out_->data() : nullptr;
+    spec.scales = pointer_of(scales_);
+    spec.bias = pointer_of(bias_);
+    spec.norm_in = pointer_of(norm_in_);
+    spec.norm_out = pointer_of(norm_out_);
     return spec;
   }
 
@@ -209,8 +190,7 @@ void require_paths(In<int32_t, 2> rows, size_t tokens, size_t active, size_t cou
 }
 
 void walk(In<float, 2> x, In<float, 2> w_in, std::optional<In<float, 1>> bias, Out<float, 3> logits,
-          Out<int32_t, 3> rows, int trees, int depth, int threads,
-          const std::optional<std::string>& isa) {
+          Out<int32_t, 3> rows, int trees, int depth, int threads, const IsaName& isa) {
   require_rows(w_in.shape(0), trees, depth);
   require(x.shape(1) == w_in.shape(1), "x has " + std::to_string(x.shape(1)) + " columns, w_in " +
                                            std::to_string(w_in.shape(1)));
@@ -224,7 +204,7 @@ void walk(In<float, 2> x, In<float, 2> w_in, std::optional<In<float, 1>> bias, O
   spec.activation = Activation::kRelu;
   spec.hidden = checked_int(x.shape(1), "columns");
   spec.trees = trees, spec.depth = depth;
-  spec.bias = bias ? bias->data() : nullptr;
+  spec.bias = pointer_of(bias);
   const FffLayer layer = FffLayer::apart(spec, w_in.data(), isa_of(isa));
   const int tokens = checked_int(x.shape(0), "tokens");
   with_pool(threads, [&](ThreadPool& pool, FffWork& work) {
@@ -233,7 +213,7 @@ void walk(In<float, 2> x, In<float, 2> w_in, std::optional<In<float, 1>> bias, O
 }
 
 void combine(In<float, 2> h, In<int32_t, 2> rows, In<float, 2> w, Out<float, 2> y, int threads,
-             const std::optional<std::string>& isa) {
+             const IsaName& isa) {
   require_paths(rows, h.shape(0), h.shape(1), w.shape(0));
   require(y.shape(0) == h.shape(0) && y.shape(1) == w.shape(1), "y must be [tokens, columns of w]");
   const int tokens = checked_int(h.shape(0), "tokens"), active = checked_int(h.shape(1), "active");
@@ -245,7 +225,7 @@ void combine(In<float, 2> h, In<int32_t, 2> rows, In<float, 2> w, Out<float, 2> 
 }
 
 void gather_dot(In<float, 2> g, In<int32_t, 2> rows, In<float, 2> w, Out<float, 2> out, int threads,
-                const std::optional<std::string>& isa) {
+                const IsaName& isa) {
   require_paths(rows, out.shape(0), out.shape(1), w.shape(0));
   require(g.shape(0) == out.shape(0) && g.shape(1) == w.shape(1), "g must be [tokens, columns]");
   const int tokens = checked_int(g.shape(0), "tokens"),
@@ -258,15 +238,14 @@ void gather_dot(In<float, 2> g, In<int32_t, 2> rows, In<float, 2> w, Out<float, 
 }
 
 void segment_sum(In<float, 2> h, In<int32_t, 2> rows, In<float, 2> a, Out<float, 2> out,
-                 std::optional<Out<float, 1>> sums, int threads,
-                 const std::optional<std::string>& isa) {
+                 std::optional<Out<float, 1>> sums, int threads, const IsaName& isa) {
   require_paths(rows, h.shape(0), h.shape(1), out.shape(0));
   require(a.shape(0) == h.shape(0) && a.shape(1) == out.shape(1), "a must be [tokens, columns]");
   require_length(sums, out.shape(0), "sums");
   const int tokens = checked_int(h.shape(0), "tokens"), active = checked_int(h.shape(1), "active");
   const int columns = checked_int(a.shape(1), "columns"), count = checked_int(out.shape(0), "rows");
   const TreeKernels& fff = *isa_of(isa).trees;
-  float* totals = sums ? sums->data() : nullptr;
+  float* totals = pointer_of(sums);
   with_pool(threads, [&](ThreadPool& pool, FffWork&) {
     fff_segment_sum(h.data(), rows.data(), tokens, active, a.data(), columns, count, out.data(),
                     totals, fff, pool);
@@ -288,7 +267,7 @@ void bind_layers(nb::module_& parent) {
   nb::class_<Layer>(m, "Layer", "One layer; reads the arrays in place and keeps them alive.")
       .def(nb::init<const std::string&, StoredRows, int, int, const std::string&,
                     std::optional<Scales>, std::optional<In<float, 1>>, std::optional<In<float, 1>>,
-                    std::optional<In<float, 1>>, float, int, const std::optional<std::string>&>(),
+                    std::optional<In<float, 1>>, float, int, const IsaName&>(),
            "form"_a, "rows"_a, "trees"_a, "depth"_a, "activation"_a, "scales"_a.none() = nb::none(),
            "bias"_a.none() = nb::none(), "norm_in"_a.none() = nb::none(),
            "norm_out"_a.none() = nb::none(), "eps"_a = 1e-6f, "threads"_a = 1,

@@ -3,7 +3,6 @@
 
 #include "bindings/common.h"
 #include "core/layers.h"
-#include "core/shared_pool.h"
 
 namespace nomatmul {
 namespace {
@@ -12,8 +11,7 @@ class BoundLinear {
  public:
   // weight: float32, bfloat16 bits or int8 [outputs, inputs], copied; scale: float32 [outputs] of
   // int8.
-  BoundLinear(Stored weight, std::optional<In<float, 1>> scale, int threads,
-              const std::optional<std::string>& isa)
+  BoundLinear(Stored weight, std::optional<In<float, 1>> scale, int threads, const IsaName& isa)
       : isa_(&isa_of(isa)), threads_(checked_threads(threads)), scale_(scale) {
     require(weight.ndim() == 2, "a weight has rows and columns");
     const DType dtype = dtype_of(weight);
@@ -38,22 +36,13 @@ class BoundLinear {
     // A linear without a norm only reads its input.
     auto* values = const_cast<float*>(x.data());
     float* to = out.data();
-    SharedPools& pools = SharedPools::get();
-    nb::gil_scoped_release released;
-    pools.with(threads_, [&](ThreadPool& pool, FffWork&) {
+    with_pool(threads_, [&](ThreadPool& pool, FffWork&) {
       Pass pass;
       pass.isa = isa_, pass.pool = &pool, pass.threads = threads_, pass.layer = -1;
       pass.begin(tokens);
-      const Cut cut = pass.cut(linear_, linear_.outputs());
-      pass.reserve(linear_, cut, 0);
-      LinearInput* input = &pass.inputs[0];
-      linear_.expect(input, tokens, values);
-      pass.feed_values(input);
-      pass.prepare({input}, tokens, "linear");
-      const size_t n = linear_.outputs();
-      pass.for_tiles(cut, [&](int row, int rows, int first, int m, int thread) {
-        pass.tile(*input, row, rows, first, m, to + first * n + row, n, thread);
-      });
+      pass.reserve(linear_);
+      pass.feed_values(linear_, values, "linear");
+      pass.product(tokens, to);
     });
     return out;
   }
@@ -69,8 +58,8 @@ class BoundLinear {
 
 void bind_linear(nb::module_& m) {
   nb::class_<BoundLinear>(m, "Linear", "x [n, k] to x W^T [n, m]; a row's result is its own.")
-      .def(nb::init<Stored, std::optional<In<float, 1>>, int, const std::optional<std::string>&>(),
-           "weight"_a, "scale"_a.none() = nb::none(), "threads"_a = 1, "isa"_a.none() = nb::none())
+      .def(nb::init<Stored, std::optional<In<float, 1>>, int, const IsaName&>(), "weight"_a,
+           "scale"_a.none() = nb::none(), "threads"_a = 1, "isa"_a.none() = nb::none())
       .def("__call__", &BoundLinear::operator(), "x"_a);
 }
 

@@ -44,7 +44,7 @@ Description description_of(nb::dict values) {
 
 class BoundModel {
  public:
-  BoundModel(nb::dict description, const std::optional<std::string>& isa, int threads)
+  BoundModel(nb::dict description, const IsaName& isa, int threads)
       : model_(description_of(description), isa_of(isa), checked_threads(threads)) {}
 
   // Keeps Python's own object: numpy leaks arrays that C++ lets go of while Python ends.
@@ -65,9 +65,7 @@ class BoundModel {
     std::vector<Sequence> sequences;
     size_t total = 0;
     for (size_t s = 0; s < states.size(); ++s) {
-      require(states[s].shape(0) == static_cast<size_t>(model_.layers()) &&
-                  states[s].shape(1) == static_cast<size_t>(model_.state_floats()),
-              "a state is float32 [layers, hidden]");
+      require(states[s].size() == model_.state().floats(), "a state is float32 [layers, hidden]");
       sequences.push_back({states[s].data(), ids[s].data(), static_cast<int>(ids[s].shape(0))});
       total += ids[s].shape(0);
     }
@@ -91,7 +89,7 @@ class BoundModel {
     require(static_cast<size_t>(at[count]) == tokens && tokens < (1 << 24), "offsets end at N");
     require(!seen || seen->shape(0) == tokens, "seen has a value for each token");
     auto out = new_array<float>(tokens, model_.hidden());
-    Texts texts{ids.data(), at, count, seen ? seen->data() : nullptr, {}};
+    Texts texts{ids.data(), at, count, pointer_of(seen), {}};
     std::map<int, Rows> paths;
     for (int layer = 0; want_paths && layer < model_.layers(); ++layer) {
       texts.paths.push_back(nullptr);
@@ -113,8 +111,8 @@ class BoundModel {
     ready(true);
     require(layer >= 0 && layer < model_.layers(), "layer is out of range");
     require(x.shape(1) == static_cast<size_t>(model_.hidden()) &&
-                state.shape(0) == static_cast<size_t>(model_.state_floats()),
-            "block takes x [T, hidden] and state [hidden]");
+                state.shape(0) == model_.state().floats(layer),
+            "block takes x [T, hidden] and its layer's state");
     nb::gil_scoped_release release;
     model_.block(layer, x.data(), static_cast<int>(x.shape(0)), state.data());
   }
@@ -188,8 +186,7 @@ class BoundModel {
 
 void bind_model(nb::module_& m) {
   nb::class_<BoundModel>(m, "Model")
-      .def(nb::init<nb::dict, const std::optional<std::string>&, int>(), "description"_a,
-           "isa"_a.none(), "threads"_a)
+      .def(nb::init<nb::dict, const IsaName&, int>(), "description"_a, "isa"_a.none(), "threads"_a)
       .def("set", &BoundModel::set, "name"_a, "array"_a)
       .def("check_complete", [](const BoundModel& b) { b.model().tensors().check_complete(); })
       .def("step", &BoundModel::step, "states"_a, "ids"_a, "want"_a)

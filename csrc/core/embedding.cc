@@ -40,9 +40,8 @@ bool Embedding::look_up(int32_t id, int place, float* x, float* scratch) const {
     const uint8_t* row = static_cast<const uint8_t*>(table_) + 2 * at;
     for (int d = 0; d < hidden_; ++d) {
       uint16_t half;
-      std::memcpy(&half, row + 2 * d, 2);
-      const uint32_t bits = static_cast<uint32_t>(half) << 16;
-      std::memcpy(y + d, &bits, 4);
+      std::memcpy(&half, row + 2 * d, sizeof half);
+      y[d] = float_of_bfloat16(half);
     }
   }
   if (positions_ != nullptr) {

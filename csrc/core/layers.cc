@@ -1,7 +1,5 @@
 #include "core/layers.h"
 
-#include <stdexcept>
-
 namespace nomatmul {
 
 void Norm::declare(const Description& description, const std::string& name, const Isa& isa,
@@ -22,13 +20,18 @@ bool Norm::apply(const float* x, float* y) const {
   return isa_->dense->norm(x, weight_, bias_, eps_, size_, y);
 }
 
-void feed_norm(Pass& pass, const Norm& norm, std::initializer_list<LinearInput*> inputs) {
-  const int products = static_cast<int>(inputs.size());
-  pass.for_tokens(pass.tokens, (products + 1) * pass.hidden, [&](int t, int thread) {
-    float* normed = pass.place(**inputs.begin(), t, pass.floats(thread));
-    if (!norm.apply(pass.row(t), normed)) pass.poison();
-    pass.feed(inputs, t, normed, thread);
+void feed_norm(Pass& pass, const Norm& norm, std::initializer_list<const Linear*> linears,
+               const char* where, const int* rows, int count) {
+  if (rows == nullptr) count = pass.tokens;
+  const int products = static_cast<int>(linears.size());
+  for (int i = 0; i < products; ++i) linears.begin()[i]->expect(&pass.inputs[i], count);
+  pass.for_tokens(count, (products + 1) * pass.hidden, [&](int t, int thread) {
+    float* normed = pass.place(pass.inputs[0], t, pass.floats(thread));
+    if (!norm.apply(pass.row(rows == nullptr ? t : rows[t]), normed)) pass.poison();
+    pass.feed(products, t, normed, thread);
   });
+  pass.mark("norms");
+  pass.prepare(products, count, where);
 }
 
 void MixerParts::declare(const char* linear, Linear* to, int halves) const {
@@ -37,26 +40,17 @@ void MixerParts::declare(const char* linear, Linear* to, int halves) const {
   linears[whole] = to;
 }
 
-Activation activation_of(const std::string& name) {
-  if (name == "gelu") return Activation::kGelu;
-  if (name == "silu") return Activation::kSilu;
-  if (name == "relu") return Activation::kRelu;
-  throw std::invalid_argument("activation \"" + name + "\" is unknown: gelu, silu or relu");
-}
-
 // Each in its mixer's file.
 using Make = std::unique_ptr<Mixer>(const MixerParts&);
 Make make_mlgru, make_attention, make_glu, make_ffn, make_trees;
 
 std::unique_ptr<Mixer> make_mixer(const MixerParts& parts) {
-  static const std::map<std::string, Make*> kinds = {{"mlgru", make_mlgru},
-                                                     {"attention", make_attention},
-                                                     {"glu", make_glu},
-                                                     {"ffn", make_ffn},
-                                                     {"fff", make_trees}};
-  const auto found = kinds.find(parts.description.kind);
-  if (found != kinds.end()) return found->second(parts);
-  throw std::invalid_argument("no mixer of kind \"" + parts.description.kind + "\"");
+  return choose<Make*>("mixer", parts.description.kind,
+                       {{"mlgru", make_mlgru},
+                        {"attention", make_attention},
+                        {"glu", make_glu},
+                        {"ffn", make_ffn},
+                        {"fff", make_trees}})(parts);
 }
 
 }  // namespace nomatmul

@@ -10,6 +10,7 @@
 #include "core/description.h"
 #include "core/linear.h"
 #include "core/pass.h"
+#include "core/state.h"
 
 namespace nomatmul {
 
@@ -29,16 +30,11 @@ class Norm {
   bool exact_ = false;
 };
 
-// A piece of what a sequence leaves behind in a layer: so many floats, whatever its length.
-struct StatePiece {
-  std::string name;
-  int floats;
-};
-
 // A token mixer or a channel mixer.
 class Mixer {
  public:
   virtual ~Mixer() = default;
+  // What a sequence leaves behind here; pass.state() is where the pieces lie, in this order.
   virtual std::vector<StatePiece> state() const { return {}; }
   // Rows of trees that a token visits; 0: none.
   virtual int active() const { return 0; }
@@ -50,8 +46,10 @@ class Mixer {
   virtual void walk(Pass&, const float*, int, int32_t*, float*) const {}
 };
 
-// Gives the normed rows of x to linears that share their input.
-void feed_norm(Pass& pass, const Norm& norm, std::initializer_list<LinearInput*> inputs);
+// Makes the norm of x the input of linears that share it: pass.inputs, in their order. rows: those
+// of x, `count` of them, or nullptr: all. `where` names the linears in an error, see Pass::prepare.
+void feed_norm(Pass& pass, const Norm& norm, std::initializer_list<const Linear*> linears,
+               const char* where, const int* rows = nullptr, int count = 0);
 
 // What a mixer is made of: its description, the prefix of its tensors' names, and where it declares
 // them and its linears.
@@ -68,7 +66,5 @@ struct MixerParts {
 
 // By the description's kind. Throws std::invalid_argument for an unknown one.
 std::unique_ptr<Mixer> make_mixer(const MixerParts& parts);
-
-Activation activation_of(const std::string& name);
 
 }  // namespace nomatmul

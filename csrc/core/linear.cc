@@ -2,7 +2,8 @@
 
 #include <cmath>
 #include <cstring>
-#include <vector>
+
+#include "core/whole_product.h"
 
 namespace nomatmul {
 namespace {
@@ -17,8 +18,7 @@ constexpr int kRowStep = 12;      // a multiple of what every dense kernel takes
 constexpr int kTasks = 32;        // of a product and thread: at its end one waits for half a task
 constexpr int kMaxInt8 = 131072;  // inputs: 127 * 127 * this must not leave int32
 
-int up(int value, int step) { return (value + step - 1) / step * step; }
-size_t round64(size_t value) { return (value + 63) / 64 * 64; }
+int up(int value, int step) { return static_cast<int>(round_up(value, step)); }
 
 }  // namespace
 
@@ -29,33 +29,32 @@ void Linear::declare(const Description& description, const std::string& name, co
   outputs_ = description.whole("outputs", 1, kMaxElements);
   inputs_ = description.whole("inputs", 1, kMaxElements);
   const size_t count = static_cast<size_t>(outputs_) * inputs_;
-  if (description.kind == "ternary") {
-    kind_ = Kind::kTernary;
-    const std::string& packing = description.word("packing");
-    if (packing != "2bit" && packing != "1.6bit") {
-      throw std::invalid_argument("packing \"" + packing + "\" is unknown: 2bit or 1.6bit");
-    }
-    packing_ = packing == "2bit" ? Packing::kTwoBit : Packing::kBase3;
+  kind_ =
+      choose<Kind>("linear", description.kind,
+                   {{"ternary", Kind::kTernary}, {"int8", Kind::kInt8}, {"float", Kind::kFloat}});
+  if (kind_ == Kind::kTernary) {
+    packing_ = packing_of(description.word("packing"));
     norm_eps_ = static_cast<float>(description.number("norm_eps"));
     row_bytes_ = row_bytes_of(packing_, inputs_);
     tensors.add(name + ".packed", DType::kU8, row_bytes_ * outputs_, &packed_);
     tensors.add_copied(name + ".scale", DType::kF32, 1,
                        [this](const void* data) { std::memcpy(&scale_, data, sizeof scale_); });
     tensors.add_floats(name + ".norm.weight", inputs_, &norm_);
-  } else if (description.kind == "int8") {
-    kind_ = Kind::kInt8;
+  } else if (kind_ == Kind::kInt8) {
     description.whole("inputs", 1, kMaxInt8);
-    tensors.add_copied(name + ".weight", DType::kI8, count,
-                       [this](const void* data) { take_int8(static_cast<const int8_t*>(data)); });
+    tensors.add_copied(name + ".weight", DType::kI8, count, [this](const void* data) {
+      fill_panels<2, int8_t>([=](size_t at) { return static_cast<const int8_t*>(data)[at]; });
+    });
     tensors.add_floats(name + ".scale", outputs_, &row_scale_);
-  } else if (description.kind == "float") {
-    const DType dtype = dtype_of_form(description.word("form"));
-    tensors.add_copied(name + ".weight", dtype, count, [this, dtype](const void* data) {
-      take_float(data, dtype == DType::kBF16);
+  } else if (dtype_of_form(description.word("form")) == DType::kF32) {
+    tensors.add_copied(name + ".weight", DType::kF32, count, [this](const void* data) {
+      fill_panels<1, float>([=](size_t at) { return static_cast<const float*>(data)[at]; });
     });
   } else {
-    throw std::invalid_argument("a linear is ternary, int8 or float, not \"" + description.kind +
-                                "\"");
+    tensors.add_copied(name + ".weight", DType::kBF16, count, [this](const void* data) {
+      fill_panels<1, float>(
+          [=](size_t at) { return float_of_bfloat16(static_cast<const uint16_t*>(data)[at]); });
+    });
   }
 }
 
@@ -72,31 +71,16 @@ const uint8_t* Linear::panels_of(int row) const {
   return panels_.as<uint8_t>() + (row / half * panels + row % half / columns()) * panel_bytes();
 }
 
-void Linear::take_float(const void* data, bool bfloat16) {
+// value(output * inputs + input) of all weights; kTogether inputs of an output lie side by side.
+template <int kTogether, class T, class Value>
+void Linear::fill_panels(Value value) {
   const int half = outputs_ / halves_, wide = columns();
   panels_ = Block(static_cast<size_t>((half + wide - 1) / wide) * halves_ * panel_bytes());
   for (int j = 0; j < outputs_; ++j) {
-    auto* to = const_cast<float*>(reinterpret_cast<const float*>(panels_of(j))) + j % half % wide;
+    T* to = reinterpret_cast<T*>(const_cast<uint8_t*>(panels_of(j))) + j % half % wide * kTogether;
     const size_t at = static_cast<size_t>(j) * inputs_;
     for (size_t i = 0; i < static_cast<size_t>(inputs_); ++i) {
-      if (bfloat16) {
-        const uint32_t bits = uint32_t{static_cast<const uint16_t*>(data)[at + i]} << 16;
-        std::memcpy(to + i * wide, &bits, sizeof bits);
-      } else {
-        to[i * wide] = static_cast<const float*>(data)[at + i];
-      }
-    }
-  }
-}
-
-void Linear::take_int8(const int8_t* data) {
-  const int half = outputs_ / halves_, wide = columns();
-  panels_ = Block(static_cast<size_t>((half + wide - 1) / wide) * halves_ * panel_bytes());
-  for (int j = 0; j < outputs_; ++j) {
-    auto* to = reinterpret_cast<int8_t*>(const_cast<uint8_t*>(panels_of(j))) + j % half % wide * 2;
-    const int8_t* from = data + static_cast<size_t>(j) * inputs_;
-    for (size_t i = 0; i < static_cast<size_t>(inputs_); ++i) {
-      to[i / 2 * 2 * wide + i % 2] = from[i];
+      to[i / kTogether * kTogether * wide + i % kTogether] = value(at + i);
     }
   }
 }
@@ -140,7 +124,7 @@ void Linear::expect(LinearInput* input, int tokens, float* values) const {
   }
   input->q.need<int8_t>(count);
   const int block = std::min(tokens, kTokenBlock);
-  input->block_bytes = round64(isa_->ternary->prepared_bytes(packing_, block, inputs_));
+  input->block_bytes = round_up(isa_->ternary->prepared_bytes(packing_, block, inputs_), 64);
   input->prepared.need<uint8_t>(input->block_bytes * prepare_blocks(tokens));
 }
 
@@ -201,12 +185,8 @@ void Linear::tile(const LinearInput& input, int row, int rows, int token, int to
 }
 
 void Linear::accumulate(const int8_t* q, int tokens, int32_t* acc) const {
-  const TernaryKernels& kernels = *isa_->ternary;
-  Block prepared(kernels.prepared_bytes(packing_, tokens, inputs_));
-  Block scratch(kernels.scratch_bytes(packing_, tokens, inputs_));
-  kernels.prepare(packing_, q, tokens, inputs_, inputs_, prepared.data());
-  kernels.product(packing_, packed_, row_bytes_, 0, outputs_, prepared.data(), tokens, inputs_,
-                  nullptr, acc, outputs_, scratch.data());
+  whole_product(*isa_->ternary, packing_, packed_, row_bytes_, 0, outputs_, q, tokens, inputs_,
+                nullptr, acc, outputs_);
 }
 
 }  // namespace nomatmul

@@ -20,7 +20,10 @@ namespace nomatmul {
 
 class Linear;
 
-// The input of one linear for all tokens of a chunk.
+// The input of one linear for all tokens of a chunk. scale [T] is what a token's sums are
+// multiplied by: its quantisation step and, of ternary linears, the scale of their tensor. A scale
+// of each block of output rows would be applied in tile(), whose tiles then end where blocks do
+// (cut()); a scale of each group of inputs makes this [T, groups], which feed() fills.
 struct LinearInput {
   const Linear* linear = nullptr;
   float* values = nullptr;  // float32 [T, inputs]; nullptr: rows are quantised as they come
@@ -87,8 +90,8 @@ class Linear {
   size_t panel_bytes() const;
   int columns() const { return isa_->dense->columns; }
   const uint8_t* panels_of(int row) const;
-  void take_float(const void* data, bool bfloat16);
-  void take_int8(const int8_t* data);
+  template <int kTogether, class T, class Value>
+  void fill_panels(Value value);
 
   Kind kind_ = Kind::kFloat;
   const Isa* isa_ = nullptr;

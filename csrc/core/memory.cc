@@ -14,8 +14,6 @@ namespace {
 constexpr size_t kHugePage = size_t{1} << 21;
 constexpr size_t kCacheLine = 64;
 
-size_t round_up(size_t value, size_t step) { return (value + step - 1) / step * step; }
-
 }  // namespace
 
 Block::Block(size_t bytes) : size_(bytes) {

@@ -7,6 +7,8 @@
 
 namespace nomatmul {
 
+constexpr size_t round_up(size_t value, size_t step) { return (value + step - 1) / step * step; }
+
 // One zeroed block, aligned to 2 MiB when it is at least that large, else to 64 bytes. Transparent
 // huge pages are asked for, not demanded: where the kernel refuses, plain pages serve.
 // Throws std::bad_alloc.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <numeric>
 #include <stdexcept>
 
 namespace nomatmul {
@@ -53,12 +54,7 @@ void Model::declare_block(const Description& description, int layer) {
   };
   block->mixer = mixer("mixer", &block->mixer_norm);
   if (description.has("channel")) block->channel = mixer("channel", &block->channel_norm);
-  int floats = 0;
-  for (const StatePiece& piece : block->mixer->state()) floats += piece.floats;
-  if (layer > 0 && floats != state_floats_) {
-    throw std::invalid_argument("layers with states of different size");
-  }
-  state_floats_ = floats;
+  state_.add(at + "mixer (" + description.part("mixer").kind + ")", block->mixer->state());
   blocks_.push_back(std::move(block));
 }
 
@@ -96,15 +92,13 @@ void Model::begin(int tokens) {
     block->mixer->reserve(pass_);
     if (block->channel != nullptr) block->channel->reserve(pass_);
   }
-  if (head_ != nullptr) {
-    pass_.reserve(*head_, head_->cut(head_->outputs(), 1, tokens, pass_.threads), 0);
-  }
+  if (head_ != nullptr) pass_.reserve(*head_);
 }
 
 void Model::run_block(int layer) {
   const Layer& block = *blocks_[layer];
   pass_.layer = layer;
-  pass_.state_offset = static_cast<size_t>(layer) * state_floats_;
+  pass_.state_offset = state_.offset(layer);
   block.mixer->run(pass_, block.mixer_norm);
   if (block.channel != nullptr) block.channel->run(pass_, block.channel_norm);
 }
@@ -134,7 +128,7 @@ void Model::step(const std::vector<Sequence>& sequences, Want want, float* logit
 
 void Model::run(const std::vector<Sequence>& sequences, size_t total, Want want, float* logits,
                 const std::function<void()>& poll) {
-  const size_t state_floats = static_cast<size_t>(layers()) * state_floats_;
+  const size_t state_floats = state_.floats();
   // The layers work on copies, so that a step that fails leaves every sequence as it was.
   float* states = states_.need<float>(sequences.size() * state_floats);
   for (size_t s = 0; s < sequences.size(); ++s) {
@@ -174,52 +168,46 @@ void Model::run(const std::vector<Sequence>& sequences, size_t total, Want want,
 
 // Logits of the chunk's tokens rows[0..count): float32 [count, V].
 void Model::head(const int* rows, int count, float* logits) {
-  const int V = head_->outputs();
-  LinearInput* input = &pass_.inputs[0];
   pass_.layer = -1;
-  pass_.announce(*head_, {head_->row(0)}, V, count);
-  head_->expect(input, count);
-  pass_.for_tokens(count, 2 * pass_.hidden, [&](int r, int thread) {
-    float* normed = pass_.place(*input, r, pass_.floats(thread));
-    if (!final_norm_.apply(pass_.row(rows[r]), normed)) pass_.poison();
-    pass_.feed({input}, r, normed, thread);
-  });
-  pass_.prepare({input}, count, "head");
-  const Cut cut = head_->cut(V, 1, count, pass_.threads);
-  pass_.for_tiles(cut, [&](int row, int n, int first, int m, int thread) {
-    pass_.tile(*input, row, n, first, m, logits + static_cast<size_t>(first) * V + row, V, thread);
-  });
+  pass_.announce(*head_, {head_->row(0)}, head_->outputs(), count);
+  feed_norm(pass_, final_norm_, {head_.get()}, "head", rows, count);
+  pass_.product(count, logits);
+}
+
+// fn(first, count) for chunks of x [tokens, D], each in pass_.x.
+template <class F>
+void Model::in_chunks(const float* x, int tokens, F&& fn) {
+  for (int first = 0; first < tokens; first += chunk_) {
+    const int count = std::min(chunk_, tokens - first);
+    begin(count);
+    std::memcpy(pass_.row(0), x + static_cast<size_t>(first) * hidden(),
+                sizeof(float) * count * hidden());
+    fn(first, count);
+  }
 }
 
 void Model::block(int layer, float* x, int tokens, float* state) {
   std::lock_guard<std::mutex> lock(*mutex_);
-  const size_t D = hidden();
-  float* states = states_.need<float>(static_cast<size_t>(layers()) * state_floats_);
-  float* of_layer = states + static_cast<size_t>(layer) * state_floats_;
-  std::memcpy(of_layer, state, state_floats_ * sizeof(float));
-  for (int done = 0; done < tokens; done += chunk_) {
-    const int count = std::min(chunk_, tokens - done);
-    begin(count);
-    std::memcpy(pass_.row(0), x + done * D, count * D * sizeof(float));
+  float* states = states_.need<float>(state_.floats());
+  float* of_layer = states + state_.offset(layer);
+  const size_t bytes = state_.floats(layer) * sizeof(float);
+  std::memcpy(of_layer, state, bytes);
+  in_chunks(x, tokens, [&](int first, int count) {
     for (int c = 0; c < count; ++c) pass_.token_state[c] = states;
     run_block(layer);
-    std::memcpy(x + done * D, pass_.row(0), count * D * sizeof(float));
-  }
-  std::memcpy(state, of_layer, state_floats_ * sizeof(float));
+    std::memcpy(x + static_cast<size_t>(first) * hidden(), pass_.row(0),
+                sizeof(float) * count * hidden());
+  });
+  std::memcpy(state, of_layer, bytes);
 }
 
 void Model::logits_of(const float* x, int tokens, float* logits) {
   std::lock_guard<std::mutex> lock(*mutex_);
-  const size_t D = hidden();
-  std::vector<int> rows;
-  for (int done = 0; done < tokens; done += chunk_) {
-    const int count = std::min(chunk_, tokens - done);
-    begin(count);
-    std::memcpy(pass_.row(0), x + done * D, count * D * sizeof(float));
-    rows.resize(count);
-    for (int c = 0; c < count; ++c) rows[c] = c;
-    head(rows.data(), count, logits + static_cast<size_t>(done) * head_->outputs());
-  }
+  std::vector<int> rows(std::min(chunk_, tokens));
+  std::iota(rows.begin(), rows.end(), 0);
+  in_chunks(x, tokens, [&](int first, int count) {
+    head(rows.data(), count, logits + static_cast<size_t>(first) * head_->outputs());
+  });
 }
 
 void Model::accumulate(const std::string& name, const int8_t* q, int tokens, int32_t* acc) {

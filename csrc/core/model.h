@@ -4,8 +4,8 @@
 // In causal models the float steps have the same bits on every ISA and the products are exact
 // integers, so logits do not depend on ISA, threads, chunks or batch.
 //
-// Legend: T tokens of a chunk, D hidden size, V vocabulary, L layers, S floats of a layer's state;
-// of an FFF: A active rows of a token (trees * levels).
+// Legend: T tokens of a chunk, D hidden size, V vocabulary, L layers; of an FFF: A active
+// rows of a token (trees * levels).
 #pragma once
 
 #include <sys/types.h>
@@ -25,8 +25,8 @@
 
 namespace nomatmul {
 
-// What one sequence brings to a step. The state, float32 [L, S], is advanced in place, and only
-// when the whole step has succeeded.
+// What one sequence brings to a step. The state, float32 as state() lays it out, is advanced in
+// place, and only when the whole step has succeeded.
 struct Sequence {
   float* state;
   const int32_t* ids;
@@ -67,7 +67,7 @@ class Model {
   // Final-normed states of an encoder: float32 [N, D]. Throws like step().
   void encode(const Texts& texts, float* out, Marks* marks, const std::function<void()>& poll);
 
-  // One block of a causal model alone: x float32 [T, D] and its state float32 [S], in place.
+  // One block of a causal model alone: x float32 [T, D] and its layer's state, both in place.
   void block(int layer, float* x, int tokens, float* state);
   // Final norm and head alone: x float32 [T, D] to logits float32 [T, V].
   void logits_of(const float* x, int tokens, float* logits);
@@ -81,8 +81,8 @@ class Model {
   int hidden() const { return pass_.hidden; }
   int layers() const { return static_cast<int>(blocks_.size()); }
   int vocabulary() const { return embedding_.vocabulary(); }
-  int active(int layer) const;                        // 0 where the layer has no trees
-  int state_floats() const { return state_floats_; }  // of a layer
+  int active(int layer) const;  // 0 where the layer has no trees
+  const StateLayout& state() const { return state_; }
   const Isa& isa() const { return *pass_.isa; }
   int threads() const { return pass_.threads; }
   size_t scratch_bytes() const { return states_.size() + pass_.scratch_size(); }
@@ -99,10 +99,13 @@ class Model {
            const std::function<void()>& poll);
   void begin(int tokens);
   void run_block(int layer);
+  template <class F>
+  void in_chunks(const float* x, int tokens, F&& fn);
   void head(const int* rows, int count, float* logits);
 
   bool causal_ = true;
-  int chunk_ = 256, state_floats_ = 0, reserved_ = 0;
+  int chunk_ = 256, reserved_ = 0;
+  StateLayout state_;
   Tensors tensors_;
   std::map<std::string, const Linear*> linears_;
   Embedding embedding_;

@@ -21,18 +21,19 @@ void Pass::begin(int count) {
 
 void Pass::reserve(size_t floats, size_t bytes) {
   if (floats > floats_) {
-    floats_ = (floats + 15) / 16 * 16;
+    floats_ = round_up(floats, 16);
     thread_floats_.need<float>(floats_ * threads);
   }
   if (bytes > bytes_) {
-    bytes_ = (bytes + 63) / 64 * 64;
+    bytes_ = round_up(bytes, 64);
     thread_bytes_.need<uint8_t>(bytes_ * threads);
   }
 }
 
-void Pass::reserve(const Linear& linear, const Cut& cut, int matrices) {
+void Pass::reserve(const Linear& linear, int outputs, int matrices, int kept) {
   const size_t width = std::max(linear.inputs(), hidden);
-  reserve(std::max(width, cut.tile() * matrices), linear.scratch_bytes(tokens));
+  reserve(std::max(width, cut(linear, outputs, matrices).tile() * kept),
+          linear.scratch_bytes(tokens));
 }
 
 size_t Pass::scratch_size() const {
@@ -56,34 +57,36 @@ void Pass::announce(const Linear& linear, std::initializer_list<const uint8_t*> 
   pool->hint(bases, matrices, step * linear.row_bytes(), outputs / step);
 }
 
-void Pass::feed(std::initializer_list<LinearInput*> inputs, int token, float* row, int thread) {
-  (*inputs.begin())->linear->normalise(row);
-  for (LinearInput* input : inputs) {
-    if (!input->linear->feed(input, token, row, bytes(thread))) poison();
+void Pass::feed(int products, int token, float* row, int thread) {
+  inputs[0].linear->normalise(row);
+  for (int i = 0; i < products; ++i) {
+    if (!inputs[i].linear->feed(&inputs[i], token, row, bytes(thread))) poison();
   }
 }
 
-void Pass::feed_values(LinearInput* input) {
-  const int width = input->linear->inputs();
-  if (!input->linear->feeds()) return;
-  for_tokens(tokens, width, [&](int t, int thread) {
-    feed({input}, t, input->values + static_cast<size_t>(t) * width, thread);
-  });
-}
-
-void Pass::prepare(std::initializer_list<LinearInput*> inputs, int count, const char* where) {
+void Pass::prepare(int products, int count, const char* where) {
   check_finite(where);
-  const int blocks = (*inputs.begin())->linear->prepare_blocks(count);
-  const int tasks = static_cast<int>(inputs.size()) * blocks;
+  const int blocks = inputs[0].linear->prepare_blocks(count);
   const auto task = [&](int index, int) {
-    LinearInput* input = inputs.begin()[index / blocks];
+    LinearInput* input = &inputs[index / blocks];
     input->linear->prepare(input, index % blocks, count);
   };
   if (count < kPrepareTokens) {
-    for (int index = 0; index < tasks; ++index) task(index, 0);
+    for (int index = 0; index < products * blocks; ++index) task(index, 0);
   } else {
-    pool->run(tasks, task);
+    pool->run(products * blocks, task);
   }
+}
+
+void Pass::feed_values(const Linear& linear, float* values, const char* where) {
+  const int width = linear.inputs();
+  linear.expect(&inputs[0], tokens, values);
+  if (linear.feeds()) {
+    for_tokens(tokens, width, [&](int t, int thread) {
+      feed(1, t, values + static_cast<size_t>(t) * width, thread);
+    });
+  }
+  prepare(1, tokens, where);
 }
 
 void Pass::check_finite(const char* where) const {
@@ -94,17 +97,30 @@ void Pass::check_finite(const char* where) const {
       " are not finite (NaN or infinity): the model's weights are damaged or out of range");
 }
 
-void Pass::add_product(const LinearInput& input, float* to) {
-  const int n = input.linear->outputs();
-  if (to == nullptr) to = x.data<float>();
-  const Cut cut = this->cut(*input.linear, n);
-  for_tiles(cut, [&](int row, int rows, int first, int m, int thread) {
+void Pass::product(int count, float* out) {
+  const Linear& linear = *inputs[0].linear;
+  const size_t n = linear.outputs();
+  for_tiles(linear.cut(linear.outputs(), 1, count, threads),
+            [&](int row, int rows, int first, int m, int thread) {
+              tile(inputs[0], row, rows, first, m, out + first * n + row, n, thread);
+            });
+}
+
+void Pass::add_product(float* to) {
+  const int n = inputs[0].linear->outputs();
+  for_tiles(cut(*inputs[0].linear, n), [&](int row, int rows, int first, int m, int thread) {
     float* out = floats(thread);
-    tile(input, row, rows, first, m, out, rows, thread);
+    tile(inputs[0], row, rows, first, m, out, rows, thread);
     for (int t = 0; t < m; ++t) {
       isa->ternary->add(to + static_cast<size_t>(first + t) * n + row, out + t * rows, rows);
     }
   });
+}
+
+void Pass::add_linear(const Linear& linear, float* values, const char* where, float* to) {
+  announce(linear, {linear.row(0)}, linear.outputs(), tokens);
+  feed_values(linear, values, where);
+  add_product(to);
 }
 
 }  // namespace nomatmul

@@ -69,9 +69,11 @@ struct Pass {
     if (marks != nullptr) marks->mark(part);
   }
 
-  // A part says, before it runs, what a thread of its tasks needs.
+  // A part says, before it runs, what a thread of its tasks needs: so much, or `kept` tiles of
+  // products that are cut for `outputs` outputs of `matrices` matrices together.
   void reserve(size_t floats, size_t bytes);
-  void reserve(const Linear& linear, const Cut& cut, int matrices);
+  void reserve(const Linear& linear) { reserve(linear, linear.outputs(), 1, 1); }
+  void reserve(const Linear& linear, int outputs, int matrices, int kept);
   size_t scratch_size() const;
 
   // fn(token, thread) for every token; few of them, or narrow ones, on the calling thread.
@@ -125,17 +127,22 @@ struct Pass {
                ? scratch
                : input.values + static_cast<size_t>(token) * input.linear->inputs();
   }
-  // Gives a token's row, which may change, to linears that share their norm.
-  void feed(std::initializer_list<LinearInput*> inputs, int token, float* row, int thread);
-  // Feeds all rows of an input's values.
-  void feed_values(LinearInput* input);
-  // Ends the feeding of inputs. Throws std::domain_error, naming the part, where one is not finite.
-  void prepare(std::initializer_list<LinearInput*> inputs, int count, const char* where);
+  // Gives a token's row, which may change, to the linears of inputs[0..products).
+  void feed(int products, int token, float* row, int thread);
+  // Ends their feeding of `count` tokens. Throws std::domain_error, naming the part, where one is
+  // not finite.
+  void prepare(int products, int count, const char* where);
+  // Makes values [T, inputs], which may change, the input of a linear: inputs[0].
+  void feed_values(const Linear& linear, float* values, const char* where);
   void check_finite(const char* where) const;
   void poison() { not_finite_.store(true, std::memory_order_relaxed); }
 
-  // to [T, outputs] += the product; to: x unless given.
-  void add_product(const LinearInput& input, float* to = nullptr);
+  // Of inputs[0], `count` tokens: out [count, outputs] = the product.
+  void product(int count, float* out);
+  // to [T, outputs] += the product of inputs[0].
+  void add_product(float* to);
+  // to [T, outputs] += the linear of values [T, inputs], which may change.
+  void add_linear(const Linear& linear, float* values, const char* where, float* to);
 
   void begin(int count);
 

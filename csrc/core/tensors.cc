@@ -6,15 +6,6 @@
 
 namespace nomatmul {
 
-size_t width_of(DType dtype) { return dtype == DType::kF32 ? 4 : dtype == DType::kBF16 ? 2 : 1; }
-
-DType dtype_of_form(const std::string& form) {
-  if (form == "int8") return DType::kI8;
-  if (form == "bf16") return DType::kBF16;
-  if (form == "f32") return DType::kF32;
-  throw std::invalid_argument("form must be \"int8\", \"bf16\" or \"f32\", got \"" + form + "\"");
-}
-
 void Tensors::add_copied(const std::string& name, DType dtype, size_t count,
                          std::function<void(const void*)> take) {
   slots_[name] = {dtype, count * width_of(dtype), false, std::move(take)};

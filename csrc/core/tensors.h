@@ -7,12 +7,9 @@
 #include <set>
 #include <string>
 
+#include "core/forms.h"
+
 namespace nomatmul {
-
-enum class DType { kU8, kI8, kBF16, kF32 };
-
-size_t width_of(DType dtype);
-DType dtype_of_form(const std::string& form);  // "int8" "bf16" "f32"; throws std::invalid_argument
 
 class Tensors {
  public:

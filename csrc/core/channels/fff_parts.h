@@ -1,4 +1,4 @@
-// What csrc/fff.cc (one piece of a batch) and csrc/fff_batches.cc (how a batch is cut) share.
+// What fff.cc (one piece of a batch) and fff_batches.cc (how a batch is cut) share.
 #pragma once
 
 #include <atomic>
@@ -15,7 +15,7 @@ constexpr int kWalkers = 16;
 // Bytes that surely stay in a core's own cache while other things pass through it.
 constexpr size_t kCacheBytes = 256 * 1024;
 
-inline size_t round64(size_t value) { return (value + 63) / 64 * 64; }
+inline size_t round64(size_t value) { return round_up(value, 64); }
 
 // The lowest token whose walk is not finite; -1 if there is none.
 class Poison {

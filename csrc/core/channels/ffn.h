@@ -14,7 +14,7 @@ class Ffn final : public Mixer {
   void add(Pass& pass, float* normed, float* to) const;
 
  private:
-  void after_norm(Pass& pass, LinearInput* input, float* to) const;
+  void after_norm(Pass& pass, float* to) const;
 
   Activation activation_;
   Linear up_, down_;

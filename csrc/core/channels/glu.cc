@@ -20,25 +20,21 @@ class Glu final : public Mixer {
 
   void reserve(Pass& pass) const override {
     pass.c.need<float>(static_cast<size_t>(pass.tokens) * width_);
-    pass.reserve(gate_, pass.cut(gate_, width_, 2), 2);
-    pass.reserve(down_, pass.cut(down_, down_.outputs()), 1);
+    pass.reserve(gate_, width_, 2, 2);
+    pass.reserve(down_);
   }
 
   void run(Pass& pass, const Norm& norm) const override {
-    const int D = pass.hidden, M = width_;
+    const int M = width_;
+    const LinearInput& input = pass.inputs[0];
     float* y = pass.c.data<float>();
-    LinearInput* input = &pass.inputs[0];
     pass.announce(gate_, {gate_.row(0), gate_.row(M)}, M, pass.tokens);
-    gate_.expect(input, pass.tokens);
-    feed_norm(pass, norm, {input});
-    pass.mark("norms");
-    pass.prepare({input}, pass.tokens, "channel mixer");
-
+    feed_norm(pass, norm, {&gate_}, "channel mixer");
     pass.for_tiles(pass.cut(gate_, M, 2), [&](int row, int rows, int first, int m, int thread) {
       float* gate = pass.floats(thread);
       float* up = gate + static_cast<size_t>(m) * rows;
-      pass.tile(*input, row, rows, first, m, gate, rows, thread);
-      pass.tile(*input, M + row, rows, first, m, up, rows, thread);
+      pass.tile(input, row, rows, first, m, gate, rows, thread);
+      pass.tile(input, M + row, rows, first, m, up, rows, thread);
       if (!gate_.ternary()) {
         pass.isa->dense->activate(activation_, gate, static_cast<size_t>(m) * rows);
       }
@@ -52,12 +48,7 @@ class Glu final : public Mixer {
         }
       }
     });
-
-    pass.announce(down_, {down_.row(0)}, D, pass.tokens);
-    down_.expect(input, pass.tokens, y);
-    pass.feed_values(input);
-    pass.prepare({input}, pass.tokens, "output of the channel mixer");
-    pass.add_product(*input);
+    pass.add_linear(down_, y, "output of the channel mixer", pass.row(0));
     pass.mark("channel mixer");
   }
 

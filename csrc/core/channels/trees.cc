@@ -10,19 +10,11 @@ namespace {
 
 constexpr int kMaxVisits = 65536;  // of a token
 
-FffForm form_of(const std::string& name) {
-  if (name == "ternary") return FffForm::kTernary;
-  const DType dtype = dtype_of_form(name);
-  return dtype == DType::kI8    ? FffForm::kInt8
-         : dtype == DType::kF32 ? FffForm::kF32
-                                : FffForm::kBF16;
-}
-
 class Trees final : public Mixer {
  public:
   explicit Trees(const MixerParts& parts) {
     const Description& is = parts.description;
-    spec_.form = form_of(is.word("form"));
+    spec_.form = fff_form_of(is.word("form"));
     spec_.activation = activation_of(is.word("activation"));
     spec_.hidden = parts.hidden;
     spec_.trees = is.whole("trees", 1, kMaxVisits);

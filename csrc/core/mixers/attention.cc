@@ -1,5 +1,6 @@
-// Softmax attention over all tokens of a sequence (an encoder's). q, k and v are stored as one
-// linear, in this order.
+// Softmax attention over all tokens of a sequence. q, k and v are stored as one linear, in this
+// order. The causal form differs in its state, the keys and values of earlier positions, which
+// names itself below, and in core().
 #include <algorithm>
 #include <cmath>
 
@@ -13,9 +14,7 @@ class Attention final : public Mixer {
   explicit Attention(const MixerParts& parts)
       : size_(parts.hidden), heads_(parts.description.whole("heads", 1, parts.hidden)) {
     if (size_ % heads_ != 0) throw std::invalid_argument("heads do not divide the hidden size");
-    if (parts.description.number("causal") != 0) {
-      throw std::invalid_argument("attention: causal attention is not built yet");
-    }
+    causal_ = parts.description.number("causal") != 0;
     Description qkv = parts.description.part("q_proj");
     for (const char* other : {"k_proj", "v_proj"}) {
       qkv.numbers["outputs"] += parts.description.part(other).number("outputs");
@@ -26,34 +25,29 @@ class Attention final : public Mixer {
     if (theta != parts.description.numbers.end()) theta_ = theta->second;
   }
 
+  std::vector<StatePiece> state() const override {
+    if (!causal_) return {};
+    return {{"k", size_, true}, {"v", size_, true}};
+  }
+
   void reserve(Pass& pass) const override {
     const size_t T = pass.tokens, D = size_;
     pass.a.need<float>(3 * D * T);
     pass.b.need<float>(D * T);
-    pass.reserve(qkv_, pass.cut(qkv_, 3 * size_), 1);
-    pass.reserve(o_, pass.cut(o_, size_), 1);
+    pass.reserve(qkv_);
+    pass.reserve(o_);
     pass.reserve(pass.isa->dense->attention_scratch(longest(pass), size_ / heads_), 0);
   }
 
   void run(Pass& pass, const Norm& norm) const override {
-    const size_t D = size_;
     float *qkv = pass.a.data<float>(), *mixed = pass.b.data<float>();
-    LinearInput* input = &pass.inputs[0];
-    qkv_.expect(input, pass.tokens);
-    feed_norm(pass, norm, {input});
-    pass.mark("norms");
-    pass.prepare({input}, pass.tokens, "token mixer");
-    pass.for_tiles(pass.cut(qkv_, 3 * size_), [&](int row, int rows, int first, int m, int thread) {
-      pass.tile(*input, row, rows, first, m, qkv + first * 3 * D + row, 3 * D, thread);
-    });
+    feed_norm(pass, norm, {&qkv_}, "token mixer");
+    pass.product(pass.tokens, qkv);
     pass.mark("projections");
     if (theta_ > 0) rotate(pass, qkv);
     core(pass, qkv, mixed);
     pass.mark("attention core");
-    o_.expect(input, pass.tokens, mixed);
-    pass.feed_values(input);
-    pass.prepare({input}, pass.tokens, "output of the token mixer");
-    pass.add_product(*input);
+    pass.add_linear(o_, mixed, "output of the token mixer", pass.row(0));
     pass.mark("projections");
   }
 
@@ -76,7 +70,8 @@ class Attention final : public Mixer {
     });
   }
 
-  // Pairs (i, i + half) of q and k turn by position * theta^(-i / half), as reference/ops.py does.
+  // Rotates pairs (i, i + half) of q and k by position * theta^(-i / half), as reference/ops.py
+  // does.
   void rotate(Pass& pass, float* qkv) const {
     const int half = size_ / heads_ / 2;
     for (const Span& span : pass.spans) {
@@ -100,6 +95,7 @@ class Attention final : public Mixer {
   }
 
   int size_, heads_;
+  bool causal_ = false;
   Linear qkv_, o_;
   double theta_ = 0;  // 0: no rotary positions
 };

@@ -24,28 +24,23 @@ class Mlgru final : public Mixer {
   void reserve(Pass& pass) const override {
     pass.a.need<float>(static_cast<size_t>(pass.tokens) * size_);
     pass.b.need<float>(static_cast<size_t>(pass.tokens) * size_);
-    pass.reserve(i_, pass.cut(i_, size_, 3), 2);
-    pass.reserve(o_, pass.cut(o_, size_), 1);
+    pass.reserve(i_, size_, 3, 2);
+    pass.reserve(o_);
   }
 
   void run(Pass& pass, const Norm& norm) const override {
     const size_t D = size_;
     float *g = pass.a.data<float>(), *h = pass.b.data<float>();
-    LinearInput *i_in = &pass.inputs[0], *f_in = &pass.inputs[1], *g_in = &pass.inputs[2];
     pass.announce(i_, {i_.row(0), f_.row(0), g_.row(0)}, size_, pass.tokens);
-    i_.expect(i_in, pass.tokens);
-    f_.expect(f_in, pass.tokens);
-    g_.expect(g_in, pass.tokens);
-    feed_norm(pass, norm, {i_in, f_in, g_in});
-    pass.prepare({i_in, f_in, g_in}, pass.tokens, "token mixer");
+    feed_norm(pass, norm, {&i_, &f_, &g_}, "token mixer");
 
     // i, f, g for some rows and all tokens, then the recurrence of those rows through time.
     pass.for_tiles(pass.cut(i_, size_, 3), [&](int row, int rows, int first, int m, int thread) {
       float* i = pass.floats(thread);
       float* f = i + static_cast<size_t>(m) * rows;
-      pass.tile(*i_in, row, rows, first, m, i, rows, thread);
-      pass.tile(*f_in, row, rows, first, m, f, rows, thread);
-      pass.tile(*g_in, row, rows, first, m, g + first * D + row, D, thread);
+      pass.tile(pass.inputs[0], row, rows, first, m, i, rows, thread);
+      pass.tile(pass.inputs[1], row, rows, first, m, f, rows, thread);
+      pass.tile(pass.inputs[2], row, rows, first, m, g + first * D + row, D, thread);
       for (int t = 0; t < m; ++t) {
         float* state = pass.state(first + t) + row;
         pass.isa->ternary->mlgru_step(i + t * rows, f + t * rows, lower_bound_ + row, 1.0f, rows,
@@ -55,14 +50,14 @@ class Mlgru final : public Mixer {
     });
 
     pass.announce(o_, {o_.row(0)}, size_, pass.tokens);
-    o_.expect(i_in, pass.tokens);
+    o_.expect(&pass.inputs[0], pass.tokens);
     pass.for_tokens(pass.tokens, 2 * size_, [&](int t, int thread) {
       float* gated = pass.floats(thread);
       pass.isa->ternary->gate_norm(g + t * D, h + t * D, g_norm_, gate_norm_eps_, size_, gated);
-      pass.feed({i_in}, t, gated, thread);
+      pass.feed(1, t, gated, thread);
     });
-    pass.prepare({i_in}, pass.tokens, "output of the token mixer");
-    pass.add_product(*i_in);
+    pass.prepare(1, pass.tokens, "output of the token mixer");
+    pass.add_product(pass.row(0));
   }
 
  private:

@@ -6,11 +6,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <new>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "core/whole_product.h"
 #include "kernels/isa.h"
 
 namespace nomatmul {
@@ -29,14 +29,6 @@ std::mt19937 random_bits(7);
   std::printf("%s differs from scalar: %s\n", isa.name, what.c_str());
   std::exit(1);
 }
-
-struct Buffer {
-  explicit Buffer(size_t bytes) : data(::operator new(bytes, std::align_val_t{64})) {}
-  ~Buffer() { ::operator delete(data, std::align_val_t{64}); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  void* data;
-};
 
 uint8_t random_byte(Packing packing) {
   if (packing == Packing::kBase3) {
@@ -69,12 +61,9 @@ Case random_case(Packing packing, int m, int k, int n) {
 std::vector<int32_t> product(const TernaryKernels& kernels, const Case& c, bool scaled) {
   const size_t ldo = static_cast<size_t>(c.n) + 3;
   std::vector<int32_t> out(static_cast<size_t>(c.m) * ldo, 0x5eadbeef);
-  Buffer prepared(kernels.prepared_bytes(c.packing, c.m, c.k));
-  Buffer scratch(kernels.scratch_bytes(c.packing, c.m, c.k));
-  kernels.prepare(c.packing, c.q.data(), c.m, c.k, c.k, prepared.data);
-  kernels.product(c.packing, c.w.data(), nomatmul::row_bytes_of(c.packing, c.k), c.n > 1 ? 1 : 0,
-                  c.n, prepared.data, c.m, c.k, scaled ? c.scale.data() : nullptr, out.data(), ldo,
-                  scratch.data);
+  nomatmul::whole_product(kernels, c.packing, c.w.data(), nomatmul::row_bytes_of(c.packing, c.k),
+                          c.n > 1 ? 1 : 0, c.n, c.q.data(), c.m, c.k,
+                          scaled ? c.scale.data() : nullptr, out.data(), ldo);
   return out;
 }
 

@@ -1,29 +1,17 @@
 // The emulated kernels behind plain C functions, for tests/parity to call through ctypes.
-// Buffers are made here, with their exact size, so that AddressSanitizer sees a step past them.
-#include <cstring>
-#include <new>
 #include <stdexcept>
 
 #include "core/channels/fff.h"
-#include "kernels/isa.h"
+#include "core/whole_product.h"
 
 namespace {
 
 using nomatmul::Isa;
 using nomatmul::Packing;
-using nomatmul::TernaryKernels;
 
 constexpr Isa kIsas[] = {
     {"avx512vnni", &nomatmul::kAvx512VnniTernary, &nomatmul::kAvx512VnniTrees, nullptr},
     {"amx", &nomatmul::kAmxTernary, &nomatmul::kAvx512VnniTrees, nullptr},
-};
-
-struct Buffer {
-  explicit Buffer(size_t bytes) : data(::operator new(bytes, std::align_val_t{64})) {}
-  ~Buffer() { ::operator delete(data, std::align_val_t{64}); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  void* data;
 };
 
 }  // namespace
@@ -34,13 +22,8 @@ extern "C" {
 void emulated_product(int table, int packing, const uint8_t* w, size_t row_bytes, int n0, int n1,
                       const int8_t* q, int m, int k, const float* token_scale, void* out,
                       size_t ldo) {
-  const TernaryKernels& kernels = *kIsas[table].ternary;
-  const auto form = static_cast<Packing>(packing);
-  Buffer prepared(kernels.prepared_bytes(form, m, k));
-  Buffer scratch(kernels.scratch_bytes(form, m, k));
-  kernels.prepare(form, q, m, k, k, prepared.data);
-  kernels.product(form, w, row_bytes, n0, n1, prepared.data, m, k, token_scale, out, ldo,
-                  scratch.data);
+  nomatmul::whole_product(*kIsas[table].ternary, static_cast<Packing>(packing), w, row_bytes, n0,
+                          n1, q, m, k, token_scale, out, ldo);
 }
 
 float emulated_rms_norm_quantize(int table, const float* x, const float* w, float eps, int d,

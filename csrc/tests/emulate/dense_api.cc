@@ -1,35 +1,35 @@
 // The dense AVX512 kernels against software stand-ins, behind C functions for
-// tests/parity/test_encoder_emulated.py.
+// tests/parity/test_dense_emulated.py.
 #include "kernels/dense.h"
 
 using nomatmul::kAvx512VnniDense;
 
 extern "C" {
 
-int encoder_columns() { return kAvx512VnniDense.columns; }
+int dense_columns() { return kAvx512VnniDense.columns; }
 
-bool encoder_norm(const float* x, const float* weight, const float* bias, float eps, int d,
+bool dense_norm(const float* x, const float* weight, const float* bias, float eps, int d,
                   float* y) {
   return kAvx512VnniDense.norm(x, weight, bias, eps, d, y);
 }
 
-void encoder_activate(int kind, float* x, size_t count) {
+void dense_activate(int kind, float* x, size_t count) {
   kAvx512VnniDense.activate(static_cast<nomatmul::Activation>(kind), x, count);
 }
 
-size_t encoder_attention_scratch(int t, int e) { return kAvx512VnniDense.attention_scratch(t, e); }
+size_t dense_attention_scratch(int t, int e) { return kAvx512VnniDense.attention_scratch(t, e); }
 
-void encoder_attention(const float* qkv, size_t d, const uint8_t* seen, int t, int e,
+void dense_attention(const float* qkv, size_t d, const uint8_t* seen, int t, int e,
                        float* scratch, float* out) {
   kAvx512VnniDense.attention(qkv, qkv + d, qkv + 2 * d, 3 * d, seen, t, e, scratch, out, d);
 }
 
-void encoder_float_product(const float* x, int rows, int k, const float* panels, int count, int m,
+void dense_float_product(const float* x, int rows, int k, const float* panels, int count, int m,
                            float* out) {
   kAvx512VnniDense.float_product(x, k, rows, k, panels, 0, count, m, out, m);
 }
 
-void encoder_product(const int16_t* q, size_t ldq, int rows, int k, const int8_t* panels, int count,
+void dense_product(const int16_t* q, size_t ldq, int rows, int k, const int8_t* panels, int count,
                      int m, const float* row_scale, const float* step, float* out) {
   kAvx512VnniDense.product(q, ldq, rows, k, panels, 0, count, m, row_scale, step, out, m);
 }
