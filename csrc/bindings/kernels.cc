@@ -45,8 +45,9 @@ void product(const std::string& isa, const std::string& form, In<uint8_t, 2> w, 
   require(scaled ? out.dtype() == nb::dtype<float>() : out.dtype() == nb::dtype<int32_t>(),
           "out must be float32 with token_scale, int32 without");
   require(!scaled || token_scale->shape(0) == q.shape(0), "token_scale must be [m]");
-  whole_product(kernels, packing, w.data(), s.row_bytes, n0, n1, q.data(), s.m, s.k,
-                pointer_of(token_scale), out.data(), out.shape(1));
+  whole_product(
+      kernels, packing, q.data(),
+      {w.data(), s.row_bytes, n0, n1, s.m, s.k, pointer_of(token_scale), out.data(), out.shape(1)});
 }
 
 // Seconds of each of `repeats` products, weights w[r % copies], rows split over threads.
@@ -71,9 +72,9 @@ std::vector<double> time_product(const std::string& isa, const std::string& form
     const int to = static_cast<int>(int64_t{blocks} * (thread + 1) / threads * 64);
     for (int r = 0; r < repeats; ++r) {
       const auto start = std::chrono::steady_clock::now();
-      kernels.product(packing, w.data() + static_cast<size_t>(r) % copies * copy_bytes, s.row_bytes,
-                      from, to < s.n ? to : s.n, prepared.data(), s.m, s.k, nullptr, out.data(),
-                      static_cast<size_t>(s.n), scratch.data());
+      kernels.product(
+          packing, {w.data() + r % copies * copy_bytes, s.row_bytes, from, std::min(to, s.n), s.m,
+                    s.k, nullptr, out.data(), size_t(s.n), prepared.data(), scratch.data()});
       const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
       seconds[static_cast<size_t>(thread)].push_back(spent.count());
     }

@@ -166,9 +166,9 @@ void Linear::tile(const LinearInput& input, int row, int rows, int token, int to
   const float* scale = input.scale.data<float>() + token;
   if (kind_ == Kind::kTernary) {
     const size_t block = token / kTokenBlock;
-    isa_->ternary->product(packing_, this->row(row), row_bytes_, 0, rows,
-                           input.prepared.data<uint8_t>() + block * input.block_bytes, tokens,
-                           inputs_, scale, out, ldo, scratch);
+    isa_->ternary->product(packing_,
+                           {this->row(row), row_bytes_, 0, rows, tokens, inputs_, scale, out, ldo,
+                            input.prepared.data<uint8_t>() + block * input.block_bytes, scratch});
     return;
   }
   const int panels = (rows + columns() - 1) / columns();
@@ -185,8 +185,9 @@ void Linear::tile(const LinearInput& input, int row, int rows, int token, int to
 }
 
 void Linear::accumulate(const int8_t* q, int tokens, int32_t* acc) const {
-  whole_product(*isa_->ternary, packing_, packed_, row_bytes_, 0, outputs_, q, tokens, inputs_,
-                nullptr, acc, outputs_);
+  whole_product(
+      *isa_->ternary, packing_, q,
+      {packed_, row_bytes_, 0, outputs_, tokens, inputs_, nullptr, acc, size_t(outputs_)});
 }
 
 }  // namespace nomatmul

@@ -20,15 +20,15 @@ class ExactBuffer {
   void* data_;
 };
 
-// The product of q [m, k], as TernaryKernels::product() gives it.
-inline void whole_product(const TernaryKernels& kernels, Packing packing, const uint8_t* w,
-                          size_t row_bytes, int n0, int n1, const int8_t* q, int m, int k,
-                          const float* token_scale, void* out, size_t ldo) {
+// The product of q [m, k].
+inline void whole_product(const TernaryKernels& kernels, Packing packing, const int8_t* q,
+                          TernaryProduct product) {
+  const int m = product.m, k = product.k;
   const ExactBuffer prepared(kernels.prepared_bytes(packing, m, k));
   const ExactBuffer scratch(kernels.scratch_bytes(packing, m, k));
   kernels.prepare(packing, q, m, k, k, prepared.data());
-  kernels.product(packing, w, row_bytes, n0, n1, prepared.data(), m, k, token_scale, out, ldo,
-                  scratch.data());
+  product.prepared = prepared.data(), product.scratch = scratch.data();
+  kernels.product(packing, product);
 }
 
 }  // namespace nomatmul

@@ -15,23 +15,33 @@ namespace nomatmul {
 // significant first, byte = ceil(number * 256 / 243). Rows are padded to 32 bytes with value 0.
 enum class Packing : int { kTwoBit = 0, kBase3 = 1 };
 
+// Rows n0..n1 of w (row stride row_bytes, any alignment) times m tokens of k elements each:
+// out[t * ldo + n], n absolute. Of each row row_bytes_of(packing, k) bytes are read and no more.
+struct TernaryProduct {
+  const uint8_t* w;
+  size_t row_bytes;
+  int n0, n1;
+  int m, k;
+  // nullptr: out is int32_t*, the accumulator; otherwise float* = float(acc) * token_scale[t].
+  const float* token_scale;
+  void* out;
+  size_t ldo;
+  const void* prepared = nullptr;  // by prepare(), of the same packing, m and k
+  void* scratch = nullptr;         // scratch_bytes(), 64-byte aligned
+};
+
 struct TernaryKernels {
   // Bytes of prepared activations for m tokens of k elements. The buffer must be 64-byte aligned.
   size_t (*prepared_bytes)(Packing, int m, int k);
 
   // q: int8 [m, ldq], 0 <= m, 1 <= k <= ldq. Writes the layout that this ISA's product reads; it
-  // is opaque and depends on (packing, m, k), which must be the same in product().
+  // is opaque and depends on (packing, m, k).
   void (*prepare)(Packing, const int8_t* q, int m, int k, int ldq, void* prepared);
 
   // Bytes of scratch that one thread needs in product(). 64-byte aligned, may be 0.
   size_t (*scratch_bytes)(Packing, int m, int k);
 
-  // Rows n0..n1 of w (row stride row_bytes, any alignment): out[t * ldo + n], n absolute.
-  // token_scale == nullptr: out is int32_t*, the accumulator.
-  // otherwise: out is float* = float(acc) * token_scale[t].
-  // Reads row_bytes_of(packing, k) bytes of each row and no more.
-  void (*product)(Packing, const uint8_t* w, size_t row_bytes, int n0, int n1, const void* prepared,
-                  int m, int k, const float* token_scale, void* out, size_t ldo, void* scratch);
+  void (*product)(Packing, const TernaryProduct&);
 
   // Float steps, one token of d elements each; bits are identical on every ISA (float_ops.h).
   // Buffers need only float alignment. Outputs may alias the input of the same shape.

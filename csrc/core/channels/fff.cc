@@ -99,10 +99,20 @@ size_t FffLayer::ready_bytes() const {
   return round64(spec_.hidden * sizeof(float)) + round64(spec_.hidden);
 }
 
-// Quantises or pads one token; false where it is not finite. q: ready_bytes() of scratch.
-bool FffLayer::ready(const float* x, uint8_t* prepared, float* step, int32_t* sum,
-                     int8_t* q) const {
-  if (as_is_) return true;
+// Makes a piece's tokens, in their own order, what the kernels take. q: ready_bytes() of scratch.
+void FffLayer::ready(const Batch& batch, const Piece& piece, int8_t* q) const {
+  for (int i = piece.begin; !as_is_ && i < piece.begin + piece.count; ++i) {
+    const size_t at = i - piece.origin;
+    if (!quantise(batch.x + static_cast<size_t>(i) * spec_.hidden,
+                  piece.prepared + prepared_bytes_ * at, piece.steps + at, piece.sums + at, q)) {
+      batch.poison.report(batch.first + i);
+    }
+  }
+}
+
+// Quantises or pads one token; false where it is not finite.
+bool FffLayer::quantise(const float* x, uint8_t* prepared, float* step, int32_t* sum,
+                        int8_t* q) const {
   const int k = spec_.hidden;
   if (spec_.form == FffForm::kF32 || spec_.form == FffForm::kBF16) {
     fff_->prepare(spec_.form, x, k, prepared);
@@ -223,6 +233,13 @@ void FffLayer::combine(const Batch& batch, const Piece& piece, int tree, int tre
                     tree + t > 0, next);
     }
   }
+}
+
+// What follows the walk of some trees; of ternary rows: of all trees.
+void FffLayer::finish(const Batch& batch, const Piece& piece, int tree, int trees, float* h) const {
+  if (!activate(batch, piece, tree, trees, h) || batch.y == nullptr) return;
+  if (spec_.form == FffForm::kTernary) return combine_ternary(batch, piece, h);
+  combine(batch, piece, tree, trees, h);
 }
 
 // The second quantiser, and the outputs, of all trees.

@@ -1,4 +1,4 @@
-// The conditional feed-forward layer: who walks when, over kernels/fff.h.
+// The conditional feed-forward layer: who walks when, over kernels/trees.h.
 //
 // A batch is cut in one of three ways; the bits of the result do not depend on it, nor on the
 // number of threads:
@@ -69,7 +69,10 @@ class FffLayer {
   void run_groups(Batch& batch, int split) const;
   int split_level(int tokens) const;
   size_t ready_bytes() const;
-  bool ready(const float* x, uint8_t* prepared, float* step, int32_t* sum, int8_t* q) const;
+  Piece whole(Batch& batch) const;
+  void ready(const Batch& batch, const Piece& piece, int8_t* q) const;
+  bool quantise(const float* x, uint8_t* prepared, float* step, int32_t* sum, int8_t* q) const;
+  void finish(const Batch& batch, const Piece& piece, int tree, int trees, float* h) const;
   void prefetch_token(const Batch& batch, const Piece& piece, int i) const;
   void walk(const Batch& batch, const Piece& piece, int tree, int trees, int from, int to) const;
   void combine(const Batch& batch, const Piece& piece, int tree, int trees, float* h) const;

@@ -46,7 +46,7 @@ void FffLayer::run_blocks(Batch& batch) const {
   int block = (tokens / (threads == 1 ? 2 : 4 * threads) + least - 1) / least * least;
   block = std::clamp(block, least, kMaxBlock);
   block = std::min(block, tokens);
-  const size_t visits = static_cast<size_t>(block) * active(), k = spec_.hidden;
+  const size_t visits = static_cast<size_t>(block) * active();
   // Each thread's buffers, one after the other.
   const size_t h_bytes = round64((visits + active()) * sizeof(float) + active());
   const size_t visit_bytes = round64(visits * sizeof(float)), token_bytes = round64(block * 4u);
@@ -71,39 +71,36 @@ void FffLayer::run_blocks(Batch& batch) const {
     const size_t from = static_cast<size_t>(first) * active();
     if (batch.logits != nullptr) logits = batch.logits + from;
     if (batch.rows != nullptr) rows = batch.rows + from;
-    for (int i = 0; i < count; ++i) {
-      if (!ready(batch.x + (first + i) * k, ready_tokens + prepared_bytes_ * i, steps + i, sums + i,
-                 q)) {
-        batch.poison.report(batch.first + first + i);
-      }
-    }
     const Piece piece{first, count, nullptr, first, ready_tokens, steps, sums, rows, logits};
+    ready(batch, piece, q);
     walk(batch, piece, 0, spec_.trees, 0, levels_);
-    if (!activate(batch, piece, 0, spec_.trees, h) || batch.y == nullptr) return;
-    if (spec_.form == FffForm::kTernary) return combine_ternary(batch, piece, h);
-    combine(batch, piece, 0, spec_.trees, h);
+    finish(batch, piece, 0, spec_.trees, h);
   });
+}
+
+// All tokens of a batch, in buffers that the threads share.
+FffLayer::Piece FffLayer::whole(Batch& batch) const {
+  const size_t tokens = batch.tokens, visits = tokens * active();
+  FffWork& work = batch.work;
+  return {0,
+          batch.tokens,
+          nullptr,
+          0,
+          as_is_ ? nullptr : work.prepared.need<uint8_t>(prepared_bytes_ * tokens),
+          work.steps.need<float>(tokens),
+          work.sums.need<int32_t>(tokens),
+          batch.rows != nullptr ? batch.rows : work.rows.need<int32_t>(visits),
+          batch.logits != nullptr ? batch.logits : work.logits.need<float>(visits)};
 }
 
 void FffLayer::run_trees(Batch& batch) const {
   const int threads = batch.pool.size(), tokens = batch.tokens;
   const size_t visits = static_cast<size_t>(tokens) * active(), k = spec_.hidden;
-  FffWork& work = batch.work;
-  uint8_t* prepared = as_is_ ? nullptr : work.prepared.need<uint8_t>(prepared_bytes_ * tokens);
-  float* steps = work.steps.need<float>(tokens);
-  int32_t* sums = work.sums.need<int32_t>(tokens);
-  float* logits = batch.logits != nullptr ? batch.logits : work.logits.need<float>(visits);
-  int32_t* rows = batch.rows != nullptr ? batch.rows : work.rows.need<int32_t>(visits);
+  const Piece piece = whole(batch);
   const size_t h_bytes = round64((visits + active()) * sizeof(float) + active());
-  uint8_t* buffer = work.threads.need<uint8_t>(h_bytes + ready_bytes());
+  uint8_t* buffer = batch.work.threads.need<uint8_t>(h_bytes + ready_bytes());
   auto* h = reinterpret_cast<float*>(buffer);
-  auto* q = reinterpret_cast<int8_t*>(buffer + h_bytes);
-  for (int i = 0; !as_is_ && i < tokens; ++i) {
-    if (!ready(batch.x + i * k, prepared + prepared_bytes_ * i, steps + i, sums + i, q)) {
-      batch.poison.report(batch.first + i);
-    }
-  }
-  const Piece piece{0, tokens, nullptr, 0, prepared, steps, sums, rows, logits};
+  ready(batch, piece, reinterpret_cast<int8_t*>(buffer + h_bytes));
   const int share = std::max(1, std::min(kWalkers, spec_.trees / (4 * threads)));
   batch.pool.run((spec_.trees + share - 1) / share, [&](int task, int) {
     const int tree = task * share;
@@ -116,28 +113,22 @@ void FffLayer::run_trees(Batch& batch) const {
   batch.pool.run(slices * tokens, [&](int task, int) {
     const int token = task / slices, from = task % slices * columns;
     const size_t at = static_cast<size_t>(token) * active();
-    fff_->combine(tree_, rows + at, h + at, active(), batch.y + token * k, from,
+    fff_->combine(tree_, piece.rows + at, h + at, active(), batch.y + token * k, from,
                   std::min(from + columns, spec_.hidden), false, nullptr);
   });
 }
 
 void FffLayer::run_groups(Batch& batch, int split) const {
   const int tokens = batch.tokens;
-  const size_t visits = static_cast<size_t>(tokens) * active(), k = spec_.hidden;
-  FffWork& work = batch.work;
-  uint8_t* prepared = as_is_ ? nullptr : work.prepared.need<uint8_t>(prepared_bytes_ * tokens);
-  float* steps = work.steps.need<float>(tokens);
-  int32_t* sums = work.sums.need<int32_t>(tokens);
-  float* logits = batch.logits != nullptr ? batch.logits : work.logits.need<float>(visits);
-  int32_t* rows = batch.rows != nullptr ? batch.rows : work.rows.need<int32_t>(visits);
-  int32_t* order = work.order.need<int32_t>(tokens);
+  const Piece all = whole(batch);
+  int32_t* order = batch.work.order.need<int32_t>(tokens);
   const int groups = 1 << split, tasks = (tokens + kMaxBlock - 1) / kMaxBlock;
-  int32_t* next = work.keys.need<int32_t>(groups + 1);
+  int32_t* next = batch.work.keys.need<int32_t>(groups + 1);
   const size_t h_size = round64(static_cast<size_t>(kMaxBlock + 2) * active() * sizeof(float));
   const size_t buffer = std::max(h_size, ready_bytes());
-  uint8_t* buffers = work.threads.need<uint8_t>(buffer * batch.pool.size());
-  const bool ternary = spec_.form == FffForm::kTernary;
-  const Piece all{0, tokens, nullptr, 0, prepared, steps, sums, rows, logits};
+  uint8_t* buffers = batch.work.threads.need<uint8_t>(buffer * batch.pool.size());
+  // The second quantiser needs a token's visits of all trees.
+  const bool late = spec_.form == FffForm::kTernary && spec_.trees > 1;
   const auto part_of = [&](int task, const int32_t* index) {
     Piece part = all;
     part.begin = task * kMaxBlock;
@@ -148,12 +139,7 @@ void FffLayer::run_groups(Batch& batch, int split) const {
   for (int tree = 0; tree < spec_.trees; ++tree) {
     batch.pool.run(tasks, [&](int task, int thread) {
       const Piece part = part_of(task, nullptr);
-      auto* q = reinterpret_cast<int8_t*>(buffers + buffer * thread);
-      for (int i = part.begin; !as_is_ && tree == 0 && i < part.begin + part.count; ++i) {
-        if (!ready(batch.x + i * k, prepared + prepared_bytes_ * i, steps + i, sums + i, q)) {
-          batch.poison.report(batch.first + i);
-        }
-      }
+      if (tree == 0) ready(batch, part, reinterpret_cast<int8_t*>(buffers + buffer * thread));
       walk(batch, part, tree, 1, 0, split);
     });
     // A counting sort by the node on level `split`.
@@ -161,8 +147,9 @@ void FffLayer::run_groups(Batch& batch, int split) const {
     const auto key_of = [&](int token) {
       const size_t at =
           static_cast<size_t>(token) * active() + static_cast<size_t>(tree) * levels_ + split - 1;
-      const int32_t above = rows[at] - tree * nodes_ - (groups / 2 - 1);  // its place on its level
-      return 2 * above + (logits[at] > 0.0f ? 1 : 0);
+      const int32_t above =
+          all.rows[at] - tree * nodes_ - (groups / 2 - 1);  // its place on its level
+      return 2 * above + (all.logits[at] > 0.0f ? 1 : 0);
     };
     for (int i = 0; i < tokens; ++i) ++next[key_of(i) + 1];
     for (int g = 1; g <= groups; ++g) next[g] += next[g - 1];
@@ -171,18 +158,13 @@ void FffLayer::run_groups(Batch& batch, int split) const {
       const Piece part = part_of(task, order);
       auto* h = reinterpret_cast<float*>(buffers + buffer * thread);
       walk(batch, part, tree, 1, split, levels_);
-      if (ternary && spec_.trees > 1) return;
-      if (!activate(batch, part, tree, 1, h) || batch.y == nullptr) return;
-      if (ternary) return combine_ternary(batch, part, h);
-      combine(batch, part, tree, 1, h);
+      if (!late) finish(batch, part, tree, 1, h);
     });
   }
-  if (!ternary || spec_.trees == 1) return;
+  if (!late) return;
   batch.pool.run(tasks, [&](int task, int thread) {
-    const Piece part = part_of(task, nullptr);
-    auto* h = reinterpret_cast<float*>(buffers + buffer * thread);
-    if (!activate(batch, part, 0, spec_.trees, h) || batch.y == nullptr) return;
-    combine_ternary(batch, part, h);
+    finish(batch, part_of(task, nullptr), 0, spec_.trees,
+           reinterpret_cast<float*>(buffers + buffer * thread));
   });
 }
 

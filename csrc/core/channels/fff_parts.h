@@ -55,9 +55,9 @@ struct FffLayer::Piece {
   int begin, count;
   const int32_t* index;
   int origin;
-  const uint8_t* prepared;
-  const float* steps;
-  const int32_t* sums;
+  uint8_t* prepared;
+  float* steps;
+  int32_t* sums;
   int32_t* rows;
   float* logits;
 

@@ -280,10 +280,10 @@ struct Amx : ProductEntry<Amx> {
   }
 
   template <Packing packing>
-  static void product_of(const Operands& op, void* memory) {
+  static void product_of(const Operands& op) {
     if (op.m <= FewTokens::kFewTokens) return product_of_few<FewTokens, packing>(op);
     const TileSession session;
-    auto* a = static_cast<uint8_t*>(memory);
+    auto* a = static_cast<uint8_t*>(op.scratch);
     const Scratch scratch{a, reinterpret_cast<int32_t*>(a + 2 * kMaxSteps * kTile)};
     const int block = token_block(op.layout, op.m);
     for (int t0 = 0; t0 < op.m; t0 += block) {

@@ -104,8 +104,8 @@ struct Gemm {
   }
 
   template <Packing packing>
-  static void product(const Operands& op, void* scratch) {
-    auto* codes = static_cast<uint8_t*>(scratch);
+  static void product(const Operands& op) {
+    auto* codes = static_cast<uint8_t*>(op.scratch);
     auto* c = reinterpret_cast<int32_t*>(codes + static_cast<size_t>(Isa::kPanel) * kMaxBlock);
     const int tokens = token_block(op.layout, op.m);
     for (int t0 = 0; t0 < op.m; t0 += tokens) {

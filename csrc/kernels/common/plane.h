@@ -92,35 +92,17 @@ void prepare_planes(Packing packing, const int8_t* q, int m, int k, int ldq, voi
   }
 }
 
-// A view of one product's operands, the same for each kernel.
-struct Operands {
-  const uint8_t* w;
-  size_t row_bytes;
-  int n0, n1;
+// One product, its activations in planes.
+struct Operands : TernaryProduct {
+  PlaneLayout layout;
   const int32_t* sums;  // [m]
   const int8_t* q;      // [m, bytes_per_token] in planes
-  PlaneLayout layout;
-  int m, k;
-  const float* token_scale;
-  void* out;
-  size_t ldo;
 
-  Operands(Packing packing, int vec, const uint8_t* w_, size_t row_bytes_, int n0_, int n1_,
-           const void* prepared, int m_, int k_, const float* token_scale_, void* out_, size_t ldo_)
-      : w(w_),
-        row_bytes(row_bytes_),
-        n0(n0_),
-        n1(n1_),
+  Operands(Packing packing, int vec, const TernaryProduct& product)
+      : TernaryProduct(product),
+        layout(packing, vec, m, k),
         sums(static_cast<const int32_t*>(prepared)),
-        q(nullptr),
-        layout(packing, vec, m_, k_),
-        m(m_),
-        k(k_),
-        token_scale(token_scale_),
-        out(out_),
-        ldo(ldo_) {
-    q = static_cast<const int8_t*>(prepared) + layout.sums_bytes;
-  }
+        q(static_cast<const int8_t*>(prepared) + layout.sums_bytes) {}
 
   const uint8_t* row(int n) const { return w + static_cast<size_t>(n) * row_bytes; }
   // count rows from n on; beyond them the last one again, whose result is dropped.

@@ -6,18 +6,15 @@
 namespace nomatmul {
 namespace {
 
-// product() of the table, by T::product_of<packing>(operands, scratch).
+// product() of the table, by T::product_of<packing>(operands).
 template <class T>
 struct ProductEntry {
-  static void product(Packing packing, const uint8_t* w, size_t row_bytes, int n0, int n1,
-                      const void* prepared, int m, int k, const float* token_scale, void* out,
-                      size_t ldo, void* scratch) {
-    const Operands op(packing, T::kVec, w, row_bytes, n0, n1, prepared, m, k, token_scale, out,
-                      ldo);
+  static void product(Packing packing, const TernaryProduct& wanted) {
+    const Operands op(packing, T::kVec, wanted);
     if (packing == Packing::kTwoBit) {
-      T::template product_of<Packing::kTwoBit>(op, scratch);
+      T::template product_of<Packing::kTwoBit>(op);
     } else {
-      T::template product_of<Packing::kBase3>(op, scratch);
+      T::template product_of<Packing::kBase3>(op);
     }
   }
 };
@@ -46,8 +43,8 @@ struct PlaneProducts : ProductEntry<PlaneProducts<Isa>> {
     return m <= Isa::kFewTokens ? 0 : Gemm<Isa>::scratch_bytes(packing, m, k);
   }
   template <Packing packing>
-  static void product_of(const Operands& op, void* scratch) {
-    if (op.m > Isa::kFewTokens) return Gemm<Isa>::template product<packing>(op, scratch);
+  static void product_of(const Operands& op) {
+    if (op.m > Isa::kFewTokens) return Gemm<Isa>::template product<packing>(op);
     product_of_few<Isa, packing>(op);
   }
 };

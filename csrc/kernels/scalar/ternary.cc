@@ -34,23 +34,20 @@ struct Scalar {
   }
   static size_t scratch_bytes(Packing, int, int k) { return static_cast<size_t>(k); }
 
-  static void product(Packing packing, const uint8_t* w, size_t row_bytes, int n0, int n1,
-                      const void* prepared, int m, int k, const float* token_scale, void* out,
-                      size_t ldo, void* scratch) {
-    if (m == 0) return;
-    const auto* q = static_cast<const int8_t*>(prepared);
-    auto* row = static_cast<int8_t*>(scratch);
-    for (int n = n0; n < n1; ++n) {
-      unpack_row(packing, w + static_cast<size_t>(n) * row_bytes, k, row);
-      for (int t = 0; t < m; ++t) {
-        const int8_t* q_t = q + static_cast<size_t>(t) * k;
+  static void product(Packing packing, const TernaryProduct& p) {
+    if (p.m == 0) return;
+    auto* row = static_cast<int8_t*>(p.scratch);
+    for (int n = p.n0; n < p.n1; ++n) {
+      unpack_row(packing, p.w + static_cast<size_t>(n) * p.row_bytes, p.k, row);
+      const auto* q = static_cast<const int8_t*>(p.prepared);
+      for (int t = 0; t < p.m; ++t, q += p.k) {
         int32_t acc = 0;
-        for (int e = 0; e < k; ++e) acc += q_t[e] * row[e];
-        const size_t at = static_cast<size_t>(t) * ldo + static_cast<size_t>(n);
-        if (token_scale == nullptr) {
-          static_cast<int32_t*>(out)[at] = acc;
+        for (int e = 0; e < p.k; ++e) acc += q[e] * row[e];
+        const size_t at = static_cast<size_t>(t) * p.ldo + static_cast<size_t>(n);
+        if (p.token_scale == nullptr) {
+          static_cast<int32_t*>(p.out)[at] = acc;
         } else {
-          static_cast<float*>(out)[at] = static_cast<float>(acc) * token_scale[t];
+          static_cast<float*>(p.out)[at] = static_cast<float>(acc) * p.token_scale[t];
         }
       }
     }

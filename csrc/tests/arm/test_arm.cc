@@ -61,9 +61,9 @@ Case random_case(Packing packing, int m, int k, int n) {
 std::vector<int32_t> product(const TernaryKernels& kernels, const Case& c, bool scaled) {
   const size_t ldo = static_cast<size_t>(c.n) + 3;
   std::vector<int32_t> out(static_cast<size_t>(c.m) * ldo, 0x5eadbeef);
-  nomatmul::whole_product(kernels, c.packing, c.w.data(), nomatmul::row_bytes_of(c.packing, c.k),
-                          c.n > 1 ? 1 : 0, c.n, c.q.data(), c.m, c.k,
-                          scaled ? c.scale.data() : nullptr, out.data(), ldo);
+  nomatmul::whole_product(kernels, c.packing, c.q.data(),
+                          {c.w.data(), nomatmul::row_bytes_of(c.packing, c.k), c.n > 1 ? 1 : 0, c.n,
+                           c.m, c.k, scaled ? c.scale.data() : nullptr, out.data(), ldo});
   return out;
 }
 

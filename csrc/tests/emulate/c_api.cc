@@ -22,8 +22,8 @@ extern "C" {
 void emulated_product(int table, int packing, const uint8_t* w, size_t row_bytes, int n0, int n1,
                       const int8_t* q, int m, int k, const float* token_scale, void* out,
                       size_t ldo) {
-  nomatmul::whole_product(*kIsas[table].ternary, static_cast<Packing>(packing), w, row_bytes, n0,
-                          n1, q, m, k, token_scale, out, ldo);
+  nomatmul::whole_product(*kIsas[table].ternary, static_cast<Packing>(packing), q,
+                          {w, row_bytes, n0, n1, m, k, token_scale, out, ldo});
 }
 
 float emulated_rms_norm_quantize(int table, const float* x, const float* w, float eps, int d,
