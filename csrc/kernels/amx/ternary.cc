@@ -138,7 +138,7 @@ void unpack_panel(const Operands& op, int n, int rows, size_t from, int count, u
     for (int b = 0; b < count; ++b, to += kPlanes * kTile) {
       const size_t at = static_cast<size_t>(b) * kVec;
       _mm_prefetch(reinterpret_cast<const char*>(next + at), _MM_HINT_T0);
-      Digits<packing> digits(load_part(w + at, row_bytes - from - at));
+      Digits<Vectors, packing> digits(load_part(w + at, row_bytes - from - at));
       unrolled<kPlanes>([&](auto p) NOMATMUL_INLINE {
         store(to + p * kTile, digits.template next<decltype(p)::value>());
       });
@@ -249,12 +249,12 @@ struct Amx : ProductEntry<Amx> {
 
   static size_t prepared_bytes(Packing packing, int m, int k) {
     const PlaneLayout layout(packing, kVec, m, k);
-    if (m <= FewTokens::kFewTokens) return layout.bytes(m);
+    if (m <= Vectors::kFewTokens) return layout.bytes(m);
     return layout.sums_bytes + static_cast<size_t>(groups_of(m)) * kSide * layout.bytes_per_token;
   }
 
   static void prepare(Packing packing, const int8_t* q, int m, int k, int ldq, void* prepared) {
-    if (m <= FewTokens::kFewTokens) {
+    if (m <= Vectors::kFewTokens) {
       return prepare_planes<kVec>(packing, q, m, k, ldq, prepared);
     }
     const PlaneLayout layout(packing, kVec, m, k);
@@ -273,7 +273,7 @@ struct Amx : ProductEntry<Amx> {
   }
 
   static size_t scratch_bytes(Packing packing, int m, int k) {
-    if (m <= FewTokens::kFewTokens) return 0;
+    if (m <= Vectors::kFewTokens) return 0;
     const PlaneLayout layout(packing, kVec, m, k);
     const int pairs = (groups_of(token_block(layout, m)) + 1) / 2;
     return static_cast<size_t>(2 * kMaxSteps + 4 * pairs) * kTile;
@@ -281,7 +281,7 @@ struct Amx : ProductEntry<Amx> {
 
   template <Packing packing>
   static void product_of(const Operands& op) {
-    if (op.m <= FewTokens::kFewTokens) return product_of_few<FewTokens, packing>(op);
+    if (op.m <= Vectors::kFewTokens) return product_of_few<Vectors, packing>(op);
     const TileSession session;
     auto* a = static_cast<uint8_t*>(op.scratch);
     const Scratch scratch{a, reinterpret_cast<int32_t*>(a + 2 * kMaxSteps * kTile)};

@@ -18,7 +18,6 @@ constexpr int kMaxAdds = 64;
 constexpr int run_of(Packing packing) { return kMaxAdds / planes_of(packing); }
 
 inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-inline void store(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 // Prefetches what lies some bytes further on. A prefetch never faults, so that may be past
 // the end of the weights; an integer, because a pointer may not point there.
 inline void fetch_ahead(const uint8_t* p, size_t bytes) {
@@ -27,12 +26,6 @@ inline void fetch_ahead(const uint8_t* p, size_t bytes) {
 }
 inline __m256i widen(__m256i sums16) { return _mm256_madd_epi16(sums16, _mm256_set1_epi16(1)); }
 
-// Ties the sum to one register: GCC otherwise copies and spills accumulators in the loops below.
-NOMATMUL_INLINE inline void add_product(__m256i& sum, __m256i codes, __m256i q) {
-  sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, q));
-  __asm__("" : "+x"(sum));
-}
-
 // Lane sums of four vectors.
 inline __m128i fold4(__m256i a, __m256i b, __m256i c, __m256i d) {
   const __m256i ab = _mm256_hadd_epi32(a, b), cd = _mm256_hadd_epi32(c, d);
@@ -40,45 +33,41 @@ inline __m128i fold4(__m256i a, __m256i b, __m256i c, __m256i d) {
   return _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
 }
 
-// Takes one vector of packed bytes apart, plane by plane: next() is the codes of plane 0, 1, ...
-template <Packing packing>
-class Digits;
+// The vectors of digits.h. A sum has 16-bit lanes, so kMaxAdds products fit.
+struct Vectors {
+  static constexpr int kVec = nomatmul::kVec;
+  using V = __m256i;
+  using Sum = __m256i;
 
-template <>
-class Digits<Packing::kTwoBit> {
- public:
-  Digits() = default;
-  NOMATMUL_INLINE explicit Digits(__m256i packed) : packed_(packed) {}
+  static V load(const void* p) { return nomatmul::load(p); }
+  static V load_packed(const uint8_t* p, size_t) { return load(p); }  // rows are whole vectors
+  static void store(void* p, V v) { _mm256_storeu_si256(static_cast<V*>(p), v); }
+  NOMATMUL_INLINE static void tie(V& v) { __asm__("" : "+x"(v)); }
+
   template <int kPlane>
-  NOMATMUL_INLINE __m256i next() const {
-    return _mm256_and_si256(_mm256_srli_epi16(packed_, 2 * kPlane), _mm256_set1_epi8(3));
+  NOMATMUL_INLINE static V two_bit(const V& packed) {
+    return _mm256_and_si256(_mm256_srli_epi16(packed, 2 * kPlane), _mm256_set1_epi8(3));
   }
-
- private:
-  __m256i packed_;
-};
-
-// The byte is a fraction x / 256 and its next digit is floor(3 x / 256): 1 from 86 on, 2 from 171
-// on; what is left is 3 x mod 256. Kept as x - 128, which tripling keeps (mod 256), because AVX2
-// compares signed bytes only.
-template <>
-class Digits<Packing::kBase3> {
- public:
-  Digits() = default;
-  NOMATMUL_INLINE explicit Digits(__m256i packed)
-      : fraction_(_mm256_xor_si256(packed, _mm256_set1_epi8(-128))) {}
+  // The byte is a fraction x / 256 and its next digit is floor(3 x / 256): 1 from 86 on, 2 from 171
+  // on; what is left is 3 x mod 256. Kept as x - 128, which tripling keeps (mod 256), because AVX2
+  // compares signed bytes only.
   template <int kPlane>
-  NOMATMUL_INLINE __m256i next() {
-    const __m256i one = _mm256_cmpgt_epi8(fraction_, _mm256_set1_epi8(85 - 128));
-    const __m256i two = _mm256_cmpgt_epi8(fraction_, _mm256_set1_epi8(170 - 128));
-    if (kPlane < 4) {
-      fraction_ = _mm256_add_epi8(fraction_, _mm256_add_epi8(fraction_, fraction_));
-    }
+  NOMATMUL_INLINE static V base3(V& fraction) {
+    if (kPlane == 0) fraction = _mm256_xor_si256(fraction, _mm256_set1_epi8(-128));
+    const V one = _mm256_cmpgt_epi8(fraction, _mm256_set1_epi8(85 - 128));
+    const V two = _mm256_cmpgt_epi8(fraction, _mm256_set1_epi8(170 - 128));
+    if (kPlane < 4) fraction = _mm256_add_epi8(fraction, _mm256_add_epi8(fraction, fraction));
     return _mm256_abs_epi8(_mm256_add_epi8(one, two));
   }
-
- private:
-  __m256i fraction_;
+  // Tied to one register: GCC otherwise copies and spills accumulators.
+  NOMATMUL_INLINE static void add_product(Sum& sum, V codes, V q) {
+    sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, q));
+    tie(sum);
+  }
+  static void fold(const Sum (&v)[4], int32_t* out) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
+                     fold4(widen(v[0]), widen(v[1]), widen(v[2]), widen(v[3])));
+  }
 };
 
 // --- few tokens: codes stay in registers ----------------------------------------------------
@@ -98,10 +87,10 @@ struct Few {
   template <Packing packing>
   NOMATMUL_INLINE void block(const uint8_t* const (&rows)[kRows], size_t at, const int8_t* q,
                              size_t q_stride) {
-    Digits<packing> digits[kRows];
+    Digits<Vectors, packing> digits[kRows];
     unrolled<kRows>([&](auto r) NOMATMUL_INLINE {
       fetch_ahead(rows[r] + at, ahead);
-      digits[r] = Digits<packing>(load(rows[r] + at));
+      digits[r] = Digits<Vectors, packing>(load(rows[r] + at));
     });
     unrolled<planes_of(packing)>([&](auto plane) NOMATMUL_INLINE {
       __m256i codes[kRows];
@@ -110,7 +99,8 @@ struct Few {
       });
       unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
         const __m256i q_t = load(q + static_cast<size_t>(t) * q_stride + plane * kVec);
-        unrolled<kRows>([&](auto r) NOMATMUL_INLINE { add_product(sums16[r][t], codes[r], q_t); });
+        unrolled<kRows>([&](auto r)
+                            NOMATMUL_INLINE { Vectors::add_product(sums16[r][t], codes[r], q_t); });
       });
     });
   }
@@ -172,9 +162,10 @@ NOMATMUL_INLINE inline __m256i one_row(const uint8_t* w, const int8_t* q, int bl
     const int last = at_most(first + kMaxAdds, blocks);
     for (int b = first; b < last; ++b, w += kVec, q += kPlanes * kVec) {
       fetch_ahead(w, kAhead);
-      Digits<packing> digits(load(w));
+      Digits<Vectors, packing> digits(load(w));
       unrolled<kPlanes>([&](auto p) NOMATMUL_INLINE {
-        add_product(sums[p], digits.template next<decltype(p)::value>(), load(q + p * kVec));
+        Vectors::add_product(sums[p], digits.template next<decltype(p)::value>(),
+                             load(q + p * kVec));
       });
     }
     unrolled<kPlanes>([&](auto p)
@@ -200,51 +191,13 @@ void one_token(const Operands& op) {
 
 // --- more tokens: see gemm.h ----------------------------------------------------------------
 
-struct Avx2 {
-  static constexpr int kVec = 32;
-  static constexpr int kTileRows = 4, kTileTokens = 2, kPanel = 8;
+struct Avx2 : Vectors {
+  static constexpr int kTileTokens = 2, kPanel = 8;
   static constexpr int kMaxBlockSteps = kMaxAdds;
   static constexpr int kTokenBlockBytes = 256 * 1024;
-  static constexpr int kFewTokens = 4;
-
   static constexpr int block_of(Packing packing) { return run_of(packing); }
 
-  template <Packing packing>
-  static void unpack(const uint8_t* w, size_t bytes, uint8_t* codes) {
-    for (size_t at = 0; at < bytes; at += kVec, codes += planes_of(packing) * kVec) {
-      Digits<packing> digits(load(w + at));
-      unrolled<planes_of(packing)>([&](auto p) NOMATMUL_INLINE {
-        store(codes + p * kVec, digits.template next<decltype(p)::value>());
-      });
-    }
-  }
-
-  template <int kTokens>
-  static void tile(const uint8_t* codes, size_t code_stride, const int8_t* q, size_t q_stride,
-                   int steps, int32_t* c, int ldc) {
-    __m256i sums[kTokens][kTileRows];
-    unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
-      unrolled<kTileRows>([&](auto r) NOMATMUL_INLINE { sums[t][r] = _mm256_setzero_si256(); });
-    });
-    for (int step = 0; step < steps; ++step, codes += kVec, q += kVec) {
-      __m256i code[kTileRows];
-      unrolled<kTileRows>([&](auto r) NOMATMUL_INLINE {
-        code[r] = load(codes + static_cast<size_t>(r) * code_stride);
-        __asm__("" : "+x"(code[r]));  // or GCC loads it once a token
-      });
-      unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
-        const __m256i q_t = load(q + static_cast<size_t>(t) * q_stride);
-        unrolled<kTileRows>([&](auto r) NOMATMUL_INLINE { add_product(sums[t][r], code[r], q_t); });
-      });
-    }
-    unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
-      auto* c_t = reinterpret_cast<__m128i*>(c + t * ldc);
-      const __m128i folded =
-          fold4(widen(sums[t][0]), widen(sums[t][1]), widen(sums[t][2]), widen(sums[t][3]));
-      _mm_storeu_si128(c_t, _mm_add_epi32(_mm_loadu_si128(c_t), folded));
-    });
-  }
-
+  static constexpr int kFewTokens = 4;
   template <Packing packing, int kTokens>
   static void few(const Operands& op) {
     if constexpr (kTokens == 1) {

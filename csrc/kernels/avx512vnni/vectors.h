@@ -61,47 +61,45 @@ inline __m128i fold4(__m512i a, __m512i b, __m512i c, __m512i d) {
   return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
 }
 
-// Takes one vector of packed bytes apart: next<p>() is the codes of plane p, asked for in order.
-template <Packing packing>
-class Digits;
-
-template <>
-class Digits<Packing::kTwoBit> {
- public:
-  Digits() = default;
-  NOMATMUL_INLINE explicit Digits(__m512i packed) : packed_(packed) {}
-  template <int kPlane>
-  NOMATMUL_INLINE __m512i next() const {
-    return _mm512_and_si512(_mm512_srli_epi16(packed_, 2 * kPlane), _mm512_set1_epi8(3));
-  }
-
- private:
-  __m512i packed_;
-};
-
 NOMATMUL_INLINE inline __m512i tripled(__m512i x) {
   return _mm512_add_epi8(x, _mm512_add_epi8(x, x));
 }
 
-// The byte is a fraction x / 256; its next digit is floor(3 x / 256), and 3 x mod 256 is left.
-// The digit is the top two bits of floor(3 x / 4), made by two averages; an average rounds up, and
-// taking 1 off first cancels that (checked for all 256 bytes by the parity tests).
-template <>
-class Digits<Packing::kBase3> {
- public:
-  Digits() = default;
-  NOMATMUL_INLINE explicit Digits(__m512i packed) : fraction_(packed) {}
+// What digits.h and product_entry.h ask for.
+struct Vectors {
+  static constexpr int kVec = nomatmul::kVec;
+  using V = __m512i;
+  using Sum = __m512i;
+
+  static V load(const void* p) { return nomatmul::load(p); }
+  NOMATMUL_INLINE static V load_packed(const uint8_t* p, size_t left) { return load_part(p, left); }
+  NOMATMUL_INLINE static void fetch_ahead(const uint8_t* p) { nomatmul::fetch_ahead(p); }
+  static void store(void* p, V v) { nomatmul::store(p, v); }
+  NOMATMUL_INLINE static void tie(V& v) { nomatmul::tie(v); }
+
   template <int kPlane>
-  NOMATMUL_INLINE __m512i next() {
-    const __m512i less = _mm512_subs_epu8(fraction_, _mm512_set1_epi8(1));
-    const __m512i half = _mm512_avg_epu8(less, _mm512_setzero_si512());
-    const __m512i top = _mm512_srli_epi16(_mm512_avg_epu8(less, half), 6);
-    if (kPlane < 4) fraction_ = tripled(fraction_);
+  NOMATMUL_INLINE static V two_bit(const V& packed) {
+    return _mm512_and_si512(_mm512_srli_epi16(packed, 2 * kPlane), _mm512_set1_epi8(3));
+  }
+  // The byte is a fraction x / 256; its next digit is floor(3 x / 256), and 3 x mod 256 is left.
+  // The digit is the top two bits of floor(3 x / 4), made by two averages; an average rounds up,
+  // and taking 1 off first cancels that (checked for all 256 bytes by the parity tests).
+  template <int kPlane>
+  NOMATMUL_INLINE static V base3(V& fraction) {
+    const V less = _mm512_subs_epu8(fraction, _mm512_set1_epi8(1));
+    const V half = _mm512_avg_epu8(less, _mm512_setzero_si512());
+    const V top = _mm512_srli_epi16(_mm512_avg_epu8(less, half), 6);
+    if (kPlane < 4) fraction = tripled(fraction);
     return _mm512_and_si512(top, _mm512_set1_epi8(3));
   }
+  NOMATMUL_INLINE static void add_product(Sum& sum, V codes, V q) { add_products(sum, codes, q); }
+  static void fold(const Sum (&v)[4], int32_t* out) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), fold4(v[0], v[1], v[2], v[3]));
+  }
 
- private:
-  __m512i fraction_;
+  static constexpr int kFewTokens = 4;
+  template <Packing packing, int kTokens>
+  static void few(const Operands& op);
 };
 
 // --- one token: codes are never quite taken apart ---------------------------------------------
@@ -173,39 +171,6 @@ struct OneTokenBase3 {
   }
 };
 
-template <int kRows>
-struct RowPointers {
-  const uint8_t* rows[kRows];
-  size_t row_bytes;
-
-  NOMATMUL_INLINE RowPointers(const Operands& op, int n, int count, size_t row_bytes_)
-      : row_bytes(row_bytes_) {
-    op.rows_from(n, count, rows);
-  }
-  // body(load_row, block) for blocks first..last; only the row's last block may be half there.
-  template <class Body>
-  NOMATMUL_INLINE void blocks(int first, int last, Body&& body) const {
-    const int whole = static_cast<int>(row_bytes / kVec);
-    int b = first;
-    for (; b < at_most(last, whole); ++b) {
-      const size_t at = static_cast<size_t>(b) * kVec;
-      const auto load_row = [&](auto r) NOMATMUL_INLINE {
-        fetch_ahead(rows[r] + at);
-        return load(rows[r] + at);
-      };
-      body(load_row, b);
-    }
-    if (b < last) {
-      const size_t at = static_cast<size_t>(b) * kVec, left = row_bytes - at;
-      const auto load_row = [&](auto r) NOMATMUL_INLINE {
-        fetch_ahead(rows[r] + at);
-        return load_part(rows[r] + at, left);
-      };
-      body(load_row, b);
-    }
-  }
-};
-
 NOMATMUL_INLINE inline void write4(const Operands& op, int t, int n, int count, __m128i sums) {
   int32_t folded[4];
   _mm_storeu_si128(reinterpret_cast<__m128i*>(folded), sums);
@@ -216,7 +181,7 @@ inline void one_token_two_bit(const Operands& op) {
   constexpr int kRows = 4;
   for (int n = op.n0; n < op.n1; n += kRows) {
     const int count = at_most(kRows, op.n1 - n);
-    const RowPointers<kRows> rows(op, n, count, row_bytes_of(Packing::kTwoBit, op.k));
+    const RowPointers<Vectors, kRows> rows(op, Packing::kTwoBit, n, count);
     OneTokenTwoBit<kRows> sums;
     sums.start();
     rows.blocks(0, op.layout.blocks, [&](auto load_row, int b) NOMATMUL_INLINE {
@@ -230,7 +195,7 @@ inline void one_token_base3(const Operands& op) {
   constexpr int kRows = 8;
   for (int n = op.n0; n < op.n1; n += kRows) {
     const int count = at_most(kRows, op.n1 - n);
-    const RowPointers<kRows> rows(op, n, count, row_bytes_of(Packing::kBase3, op.k));
+    const RowPointers<Vectors, kRows> rows(op, Packing::kBase3, n, count);
     OneTokenBase3<kRows> sums;
     sums.start();
     for (int first = 0; first < op.layout.blocks; first += sums.kRun) {
@@ -248,54 +213,16 @@ inline void one_token_base3(const Operands& op) {
   }
 }
 
-// --- two to four tokens: codes stay in registers ------------------------------------------------
-
 template <Packing packing, int kTokens>
-void few_tokens(const Operands& op) {
-  constexpr int kRows = 4, kPlanes = planes_of(packing);
-  const size_t q_stride = op.layout.bytes_per_token;
-  for (int n = op.n0; n < op.n1; n += kRows) {
-    const int count = at_most(kRows, op.n1 - n);
-    const RowPointers<kRows> rows(op, n, count, row_bytes_of(packing, op.k));
-    __m512i sums[kTokens][kRows];
-    unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
-      unrolled<kRows>([&](auto r) NOMATMUL_INLINE { sums[t][r] = _mm512_setzero_si512(); });
-    });
-    rows.blocks(0, op.layout.blocks, [&](auto load_row, int b) NOMATMUL_INLINE {
-      const int8_t* q = op.q + static_cast<size_t>(b) * kPlanes * kVec;
-      Digits<packing> digits[kRows];
-      unrolled<kRows>([&](auto r) NOMATMUL_INLINE { digits[r] = Digits<packing>(load_row(r)); });
-      unrolled<kPlanes>([&](auto p) NOMATMUL_INLINE {
-        __m512i codes[kRows];
-        unrolled<kRows>([&](auto r) NOMATMUL_INLINE {
-          codes[r] = digits[r].template next<decltype(p)::value>();
-        });
-        unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
-          const __m512i q_t = load(q + static_cast<size_t>(t) * q_stride + p * kVec);
-          unrolled<kRows>([&](auto r) NOMATMUL_INLINE { add_products(sums[t][r], codes[r], q_t); });
-        });
-      });
-    });
-    unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
-      write4(op, t, n, count, fold4(sums[t][0], sums[t][1], sums[t][2], sums[t][3]));
-    });
+void Vectors::few(const Operands& op) {
+  if constexpr (kTokens > 1) {
+    few_tokens<Vectors, packing, kTokens>(op);
+  } else if constexpr (packing == Packing::kTwoBit) {
+    one_token_two_bit(op);
+  } else {
+    one_token_base3(op);
   }
 }
-
-struct FewTokens {
-  static constexpr int kFewTokens = 4;
-
-  template <Packing packing, int kTokens>
-  static void few(const Operands& op) {
-    if constexpr (kTokens > 1) {
-      few_tokens<packing, kTokens>(op);
-    } else if constexpr (packing == Packing::kTwoBit) {
-      one_token_two_bit(op);
-    } else {
-      one_token_base3(op);
-    }
-  }
-};
 
 }  // namespace
 }  // namespace nomatmul

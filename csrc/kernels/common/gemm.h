@@ -4,16 +4,15 @@
 // (the panel's codes, unpacked to a byte each, stay in L1) > tokens > rows of the register tile.
 // Sums over k blocks gather in a small int32 array [token][panel row] in scratch.
 //
-// Isa supplies:
-//   kVec                      bytes of a vector
-//   kTileRows, kTileTokens    register tile; tiles with fewer tokens are instantiated too
-//   kPanel                    rows unpacked at a time, a multiple of kTileRows
-//   block_of(packing)         packed vectors in a k block
-//   unpack<packing>(w, bytes, codes)     `bytes` packed bytes -> planes of codes; the last vector
-//                             may be half there (rows end at a multiple of 32 bytes)
-//   tile<tokens>(codes, code_stride, q, q_stride, steps, c, ldc)   c[t * ldc + r] += sum code * q
+// Isa supplies the vectors of digits.h, and
+//   kTileTokens         tokens of a register tile of kTileRows rows, or fewer
+//   kPanel              rows unpacked at a time, a multiple of kTileRows
+//   kMaxBlockSteps      steps of a k block at most
+//   block_of(packing)   packed vectors in a k block
+//   kTokenBlockBytes
 #pragma once
 
+#include "kernels/common/digits.h"
 #include "kernels/common/plane.h"
 
 namespace nomatmul {
@@ -31,8 +30,11 @@ inline void each_k_block(int blocks, int longest, Body&& body) {
   }
 }
 
+constexpr int kTileRows = 4;
+
 template <class Isa>
 struct Gemm {
+  using V = typename Isa::V;
   static constexpr int kMaxBlock = Isa::kMaxBlockSteps * Isa::kVec;  // codes of a row and k block
   static constexpr int kTokenBlockBytes = Isa::kTokenBlockBytes;
 
@@ -55,7 +57,7 @@ struct Gemm {
     int t = 0;
     while (t < tokens) {
       const int width = next_width(tokens - t);
-      for (int r = 0; r < rows; r += Isa::kTileRows) {
+      for (int r = 0; r < rows; r += kTileRows) {
         tile_of(width, codes + static_cast<size_t>(r) * code_stride, code_stride,
                 q + static_cast<size_t>(t) * q_stride, q_stride, steps, c + t * Isa::kPanel + r);
       }
@@ -74,10 +76,49 @@ struct Gemm {
                       size_t q_stride, int steps, int32_t* c) {
     if constexpr (kTokens >= 1) {
       if (width == kTokens) {
-        Isa::template tile<kTokens>(codes, code_stride, q, q_stride, steps, c, Isa::kPanel);
+        tile<kTokens>(codes, code_stride, q, q_stride, steps, c);
       } else {
         tile_of<kTokens - 1>(width, codes, code_stride, q, q_stride, steps, c);
       }
+    }
+  }
+
+  // c[t * kPanel + r] += sum of code * q
+  template <int kTokens>
+  static void tile(const uint8_t* codes, size_t code_stride, const int8_t* q, size_t q_stride,
+                   int steps, int32_t* c) {
+    typename Isa::Sum sums[kTokens][kTileRows];
+    unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
+      unrolled<kTileRows>([&](auto r) NOMATMUL_INLINE { sums[t][r] = typename Isa::Sum{}; });
+    });
+    for (int step = 0; step < steps; ++step, codes += Isa::kVec, q += Isa::kVec) {
+      V code[kTileRows];
+      unrolled<kTileRows>([&](auto r) NOMATMUL_INLINE {
+        code[r] = Isa::load(codes + static_cast<size_t>(r) * code_stride);
+        Isa::tie(code[r]);
+      });
+      unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
+        const V q_t = Isa::load(q + static_cast<size_t>(t) * q_stride);
+        unrolled<kTileRows>([&](auto r)
+                                NOMATMUL_INLINE { Isa::add_product(sums[t][r], code[r], q_t); });
+      });
+    }
+    unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
+      int32_t folded[kTileRows];
+      Isa::fold(sums[t], folded);
+      unrolled<kTileRows>([&](auto r) NOMATMUL_INLINE { c[t * Isa::kPanel + r] += folded[r]; });
+    });
+  }
+
+  // `bytes` packed bytes to planes of codes.
+  template <Packing packing>
+  static void unpack(const uint8_t* w, size_t bytes, uint8_t* codes) {
+    constexpr int kPlanes = planes_of(packing);
+    for (size_t at = 0; at < bytes; at += Isa::kVec, codes += kPlanes * Isa::kVec) {
+      Digits<Isa, packing> digits(Isa::load_packed(w + at, bytes - at));
+      unrolled<kPlanes>([&](auto p) NOMATMUL_INLINE {
+        Isa::store(codes + p * Isa::kVec, digits.template next<decltype(p)::value>());
+      });
     }
   }
 
@@ -85,7 +126,7 @@ struct Gemm {
   static void panel(const Operands& op, int n, int t0, int tokens, uint8_t* codes, int32_t* c) {
     constexpr int kPlanes = planes_of(packing);
     const int rows = at_most(Isa::kPanel, op.n1 - n);
-    const int tiled_rows = static_cast<int>(round_up(static_cast<size_t>(rows), Isa::kTileRows));
+    const int tiled_rows = static_cast<int>(round_up(static_cast<size_t>(rows), kTileRows));
     std::memset(c, 0, static_cast<size_t>(tokens) * Isa::kPanel * sizeof(int32_t));
     const size_t row_bytes = row_bytes_of(packing, op.k);
     each_k_block(op.layout.blocks, Isa::block_of(packing), [&](int first, int count) {
@@ -93,9 +134,8 @@ struct Gemm {
       const size_t left = row_bytes - from, full = static_cast<size_t>(count) * Isa::kVec;
       const size_t code_stride = full * kPlanes;
       for (int r = 0; r < tiled_rows; ++r) {  // rows beyond n1 repeat the last; never written out
-        Isa::template unpack<packing>(op.row(n + at_most(r, rows - 1)) + from,
-                                      left < full ? left : full,
-                                      codes + static_cast<size_t>(r) * code_stride);
+        unpack<packing>(op.row(n + at_most(r, rows - 1)) + from, left < full ? left : full,
+                        codes + static_cast<size_t>(r) * code_stride);
       }
       multiply(codes, code_stride, op.token(t0) + from * kPlanes, op.layout.bytes_per_token, tokens,
                tiled_rows, count * kPlanes, c);
