@@ -128,6 +128,7 @@ void Model::step(const std::vector<Sequence>& sequences, Want want, float* logit
 
 void Model::run(const std::vector<Sequence>& sequences, size_t total, Want want, float* logits,
                 const std::function<void()>& poll) {
+  if (!pool_->alone()) pool_->wake();
   const size_t state_floats = state_.floats();
   // The layers work on copies, so that a step that fails leaves every sequence as it was.
   float* states = states_.need<float>(sequences.size() * state_floats);

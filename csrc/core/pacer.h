@@ -1,5 +1,5 @@
-// Decides whether the helpers help. A decode step has about a hundred short parallel regions. On a
-// machine that others use, helpers are put aside in the middle of a task, or share a core with the
+// Decides whether the workers help. A decode step has about a hundred short parallel regions. On a
+// machine that others use, workers are put aside in the middle of a task, or share a core with the
 // caller and take it away while they spin: two threads become slower than one. So when steps show
 // such trouble, a few are done the other way, alone, and the faster way is kept until the next
 // trial. Trials that change nothing become rarer. Results do not depend on any of it.

@@ -51,7 +51,7 @@ class ThreadPool {
   // With true, run() does all tasks on the calling thread.
   void set_alone(bool alone) { alone_ = alone; }
   bool alone() const { return alone_ || threads_ == 1; }
-  // Regions so far that found a helper asleep, or waited for one that was put aside in a task.
+  // Regions so far that found a worker asleep, or waited for one that was put aside in a task.
   int troubles() const { return troubles_; }
 
   // Tells workers what the next region will read: task t reads `bytes` bytes at bases[i] + t *
