@@ -65,7 +65,9 @@ class BoundModel {
     std::vector<Sequence> sequences;
     size_t total = 0;
     for (size_t s = 0; s < states.size(); ++s) {
-      require(states[s].size() == model_.state().floats(), "a state is float32 [layers, hidden]");
+      require(states[s].shape(0) == model_.state().layers() &&
+                  states[s].shape(1) == model_.state().width(),
+              "a state is float32 [layers, S]");
       sequences.push_back({states[s].data(), ids[s].data(), static_cast<int>(ids[s].shape(0))});
       total += ids[s].shape(0);
     }
@@ -111,8 +113,8 @@ class BoundModel {
     ready(true);
     require(layer >= 0 && layer < model_.layers(), "layer is out of range");
     require(x.shape(1) == static_cast<size_t>(model_.hidden()) &&
-                state.shape(0) == model_.state().floats(layer),
-            "block takes x [T, hidden] and its layer's state");
+                state.shape(0) == model_.state().width(),
+            "block takes x [T, hidden] and state [S]");
     nb::gil_scoped_release release;
     model_.block(layer, x.data(), static_cast<int>(x.shape(0)), state.data());
   }

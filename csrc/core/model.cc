@@ -191,7 +191,7 @@ void Model::block(int layer, float* x, int tokens, float* state) {
   std::lock_guard<std::mutex> lock(*mutex_);
   float* states = states_.need<float>(state_.floats());
   float* of_layer = states + state_.offset(layer);
-  const size_t bytes = state_.floats(layer) * sizeof(float);
+  const size_t bytes = state_.width() * sizeof(float);
   std::memcpy(of_layer, state, bytes);
   in_chunks(x, tokens, [&](int first, int count) {
     for (int c = 0; c < count; ++c) pass_.token_state[c] = states;
