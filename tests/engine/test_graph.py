@@ -56,12 +56,18 @@ def test_layers_may_differ():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d["layers"][0]["mixer"].update(kind="mamba"), 'mixer "mamba" is unknown: mlgru, attention,'),
+        (
+            lambda d: d["layers"][0]["mixer"].update(kind="mamba"),
+            'mixer "mamba" is unknown: mlgru, attention,',
+        ),
         (lambda d: d["embedding"].update(form="f16"), 'form "f16" is unknown: int8, bf16 or f32'),
         (lambda d: d["embedding"].update(vocabulary=0), "vocabulary is 0.0+, expected 1 to"),
         (lambda d: d.update(chunk=0), "chunk is 0.0+, expected 1 to 65536"),
         (lambda d: d["head"].update(packing="3bit"), 'packing "3bit" is unknown'),
-        (lambda d: d["head"].update(kind="sparse"), 'linear "sparse" is unknown: ternary, int8 or float'),
+        (
+            lambda d: d["head"].update(kind="sparse"),
+            'linear "sparse" is unknown: ternary, int8 or float',
+        ),
         (lambda d: d["layers"][2]["mixer"].pop("i_proj"), "mlgru: i_proj is missing"),
         (lambda d: d.pop("final_norm"), "final_norm is missing"),
     ],
