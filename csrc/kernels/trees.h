@@ -1,5 +1,6 @@
 // Kernels of the conditional feed-forward layer (trees of neurons, arXiv 2311.10770): one table an
-// instruction set. core/channels/fff.cc decides who walks when; here a few walkers descend together.
+// instruction set. core/channels/fff.cc decides who walks when; here a few walkers descend
+// together.
 //
 // Results have the same bits on every ISA and equal nomatmul.reference.trees:
 //   - a float logit is summed in 64 lanes (element k in lane k % 64, from zero, one product and one
