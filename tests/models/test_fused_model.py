@@ -9,7 +9,8 @@ import pytest
 import torch
 from dials import DIALS
 
-from nomatmul.models import CausalLM, base, block
+from nomatmul.formats.config import ModelConfig
+from nomatmul.models import CausalLM, RMSNorm, base, block
 from nomatmul.models.diagnostics import ActivationMaxima
 from nomatmul.ops.bitlinear import ternary_cache
 
@@ -124,3 +125,24 @@ def test_recompute_may_stop_at_a_layer(build, ids, fuse):
 def test_unknown_recompute_mode_is_refused(build):
     with pytest.raises(ValueError, match="recompute 'all' is not known: use one of none, mlp"):
         build().set_recompute("all")
+
+
+@pytest.mark.parametrize(
+    ("dials", "forms"),
+    [
+        (DIALS["matmul-free"], (True, True)),
+        (DIALS["no channel mixer"], (True, True)),
+        (DIALS["union"], (True, False)),
+        (DIALS["dense mlgru"], (False, False)),
+        (DIALS["ternary attention"], (False, False)),
+        ({"norm": "layer"}, (False, False)),
+    ],
+)
+def test_plans_know_which_models_have_fused_forms(dials, forms):
+    """What training decides before a model is built is what its blocks can do."""
+    config = ModelConfig(vocab_size=8, hidden_size=16, num_layers=2, **dials)
+    assert block.fused_forms(config) == forms
+    one = block.Block(config, 0)
+    rms = isinstance(one.mixer_norm, RMSNorm)
+    assert (rms and one.mixer.fuses((None, None))) == forms[0]
+    assert one.channel is None or (rms and one.channel.fuses()) == forms[1]
