@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from encoder_files import encoder_config, write_encoder
 from model_files import packed_values, write_published, write_tokenizer, write_training
 
 import nomatmul
@@ -21,6 +22,9 @@ from nomatmul.formats.packed import PackedReader
 from nomatmul.formats.quantise import from_bfloat16, to_bfloat16
 
 CONFIG = ModelConfig(vocab_size=50, hidden_size=36, num_layers=3, intermediate_size=44)
+
+
+WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture
@@ -56,6 +60,19 @@ def test_auto_keeps_bfloat16_values_as_such_and_others_exactly(source, tmp_path,
     tensors["embedding.weight"] = from_bfloat16(to_bfloat16(table))
     save_file(tensors, source / "model.safetensors")
     assert pack(source, tmp_path / "short", check=False).embedding == "bf16"
+
+
+def test_auto_of_an_encoder_looks_at_its_classifier_too(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    source = tmp_path / "source"
+    write_encoder(source, encoder_config(channel_mixer="ffn"), "token", ("no", "yes"))
+    tensors = load_file(source / "model.safetensors")
+    short = {name: from_bfloat16(to_bfloat16(values)) for name, values in tensors.items()}
+    save_file({**short, "classifier.weight": tensors["classifier.weight"]}, source / WEIGHTS)
+    assert pack(source, tmp_path / "exact", check=False).dense == "f32"
+    save_file(short, source / WEIGHTS)
+    assert pack(source, tmp_path / "short", check=False).dense == "bf16"
 
 
 def test_the_check_agrees_on_a_sound_model(source, tmp_path):
