@@ -68,40 +68,37 @@ def train_seed(
     bit, however often the seed was stopped. Raises RuntimeError when the loss is no longer finite,
     Stopped behind a signal.
     """
-    run = _Seed(model, task, train, held_out, settings, seed, plan, report, checkpoint)
-    return run.train()
+    return _Seed(model, task, train, held_out, settings, seed, plan, report, checkpoint).train()
 
 
+@dataclasses.dataclass
 class _Seed:
     """One seed's training: batches, scores and checkpoints around the training loop."""
 
-    def __init__(
-        self,
-        model: TextModel,
-        task: Task,
-        train: Encoded,
-        held_out: dict[str, Encoded],
-        settings: Settings,
-        seed: int,
-        plan: DevicePlan,
-        report: Report,
-        checkpoint: SeedCheckpoint | None,
-    ) -> None:
-        self.model, self.task, self.data, self.held_out = model, task, train, held_out
-        self.settings, self.seed, self.plan = settings, seed, plan
-        self.report, self.checkpoint = report, checkpoint
-        self.optimizer, cache = _optimizer(model, settings, plan), ternary_cache()
-        self.at = Position() if checkpoint is None else checkpoint.read(model, self.optimizer)
+    model: TextModel
+    task: Task
+    data: Encoded
+    held_out: dict[str, Encoded]
+    settings: Settings
+    seed: int
+    plan: DevicePlan
+    report: Report
+    checkpoint: SeedCheckpoint | None
+
+    def __post_init__(self) -> None:
+        settings, plan, kept = self.settings, self.plan, self.checkpoint
+        optimizer, cache = _optimizer(self.model, settings, plan), ternary_cache()
+        self.at = Position() if kept is None else kept.read(self.model, optimizer)
         self.clock = Clock(self.at.seconds)
-        self.per_epoch = -(-len(train) // settings.batch_size)
+        self.per_epoch = -(-len(self.data) // settings.batch_size)
         self.steps = self.per_epoch * settings.epochs
         self.total = torch.tensor(self.at.total, dtype=torch.float64, device=plan.device)
         self.scores: dict[str, dict[str, float]] = {}
         self.one = torch.ones((), device=plan.device)
         self.rows = 0  # of the last batch
         self.loop = Loop(
-            model,
-            self.optimizer,
+            self.model,
+            optimizer,
             build_micro_step(self._loss, 0.0, plan, cache.clear),
             cache,
             rate=lambda step, share: rate_at(settings, step, self.steps),
@@ -160,7 +157,7 @@ class _Seed:
 
     def _save(self) -> None:
         if self.checkpoint is not None:
-            self.checkpoint.after_step(self.model, self.optimizer, self._here)
+            self.checkpoint.after_step(self.model, self.loop.optimizer, self._here)
 
     def _here(self) -> Position:
         return dataclasses.replace(self.at, total=self.total.item(), seconds=self.clock.elapsed())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from tokenizers import Tokenizer
@@ -92,23 +92,14 @@ class Evaluator:
     @torch.no_grad()
     def evaluate(self, loss: Loss) -> HeldOut:
         """One pass. Shapes are those of training, so a compiled loss is compiled once more only."""
-        total = torch.zeros((), dtype=torch.float64, device=self.plan.device)
-        batches = held_out_batches(
-            self.stream,
-            self.config.sequence_length,
-            self.config.micro_batch_size,
-            self.config.eval_tokens,
-            self.plan.device,
-        )
-        ranks, number = self.ranks, 0
-        for number, (x_BT, y_BT, count) in enumerate(batches, 1):
-            if (number - 1) % ranks.size == ranks.rank:
-                mean, *_ = loss(x_BT, y_BT)
-                total += mean.double() * count
-        # Parameters are gathered by all ranks together, so all take the same number of passes.
-        if ranks.rank >= number % ranks.size > 0:
-            loss(x_BT, torch.full_like(y_BT, -100))
-        nats, tokens = ranks.sum(total).item(), self.length - 1
+        config, device = self.config, self.plan.device
+        sizes = config.sequence_length, config.micro_batch_size, config.eval_tokens
+        batches = held_out_batches(self.stream, *sizes, device)
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        nats = _in_turns(
+            batches, self.ranks, total, lambda x, y, count: loss(x, y)[0].double() * count
+        ).item()
+        tokens = self.length - 1
         bits = nats / math.log(2) / max(self.text_bytes, 1)
         return HeldOut(nats / tokens, bits, tokens, self.text_bytes)
 
@@ -136,26 +127,15 @@ class MaskedEvaluator:
     @torch.no_grad()
     def evaluate(self, loss: Loss | None = None) -> MaskedHeldOut:
         """One pass, the model in evaluation mode. loss: not used, there for `Evaluator`'s sake."""
-        config, ranks, number = self.config, self.ranks, 0
-        totals = torch.zeros(3, dtype=torch.float64, device=self.plan.device)
+        config, device = self.config, self.plan.device
+        sizes = config.sequence_length, config.micro_batch_size, config.eval_tokens
+        batches = held_out_masked(self.stream, *sizes, self.masking, device)
+        total = torch.zeros(3, dtype=torch.float64, device=device)
         training = self.model.training
         self.model.eval()
-        batches = held_out_masked(
-            self.stream,
-            config.sequence_length,
-            config.micro_batch_size,
-            config.eval_tokens,
-            self.masking,
-            self.plan.device,
-        )
-        for number, (x_BT, y_BT, _) in enumerate(batches, 1):
-            if (number - 1) % ranks.size == ranks.rank:
-                totals += self._score(x_BT, y_BT)
-        # Parameters are gathered by all ranks together, so all take the same number of passes.
-        if ranks.rank >= number % ranks.size > 0:
-            self._score(x_BT, torch.full_like(y_BT, -100))
+        scores = _in_turns(batches, self.ranks, total, lambda x, y, count: self._score(x, y))
         self.model.train(training)
-        nats, right, tokens = ranks.sum(totals).tolist()
+        nats, right, tokens = scores.tolist()
         return MaskedHeldOut(nats / tokens, right / tokens, int(tokens))
 
     def _score(self, x_BT: Tensor, y_BT: Tensor) -> Tensor:
@@ -170,6 +150,23 @@ class MaskedEvaluator:
             right = (log_p.argmax(-1) == y_T) & counts
             total += torch.stack([-(picked * counts).sum(), right.sum(), counts.sum()]).double()
         return total
+
+
+def _in_turns(
+    batches: Iterable[tuple[Tensor, Tensor, int]],
+    ranks: Ranks,
+    total: Tensor,
+    score: Callable[[Tensor, Tensor, int], Tensor],
+) -> Tensor:
+    """`total` and the scores of all batches; ranks take turns at them."""
+    number = 0
+    for number, (x_BT, y_BT, count) in enumerate(batches, 1):
+        if (number - 1) % ranks.size == ranks.rank:
+            total += score(x_BT, y_BT, count)
+    # Parameters are gathered by all ranks together, so all take the same number of passes.
+    if ranks.rank >= number % ranks.size > 0:
+        score(x_BT, torch.full_like(y_BT, -100), 0)
+    return ranks.sum(total)
 
 
 @torch.no_grad()

@@ -20,14 +20,12 @@ from nomatmul.train.recipes import recipe
 if TYPE_CHECKING:
     from nomatmul.train.job import RunResult
 
+_DIRECT = ("steps", "time_limit", "seed")  # options of the command that are fields of the config
+
 
 def build_config(args: TrainArgs) -> TrainConfig:
     """The recipe with the command's overrides. Raises ValueError naming what is wrong."""
-    direct = [
-        f"{name}={value}"
-        for name in ("steps", "time_limit", "seed")
-        if (value := getattr(args, name)) is not None
-    ]
+    direct = [f"{name}={value}" for name in _DIRECT if (value := getattr(args, name)) is not None]
     return apply_overrides(recipe(args.recipe), [*args.set, *direct])
 
 
@@ -52,24 +50,10 @@ def _run(args: TrainArgs) -> RunResult:
     require_train("training")
     from nomatmul.train.job import run
 
-    return run(
-        config,
-        list(args.data),
-        args.out,
-        valid=list(args.valid),
-        tokenizer=args.tokenizer,
-        text_field=args.text_field,
-        document_start=args.document_start,
-        drop_document_start=args.drop_document_start,
-        tokens=args.tokens,
-        workers=args.workers,
-        device=args.device,
-        resume=args.resume,
-        override_config=args.override_config,
-        force=args.force,
-        quiet=args.quiet or args.json,
-        collective_timeout=args.collective_timeout,
-    )
+    options = vars(args) | {"quiet": args.quiet or args.json, "valid": list(args.valid)}
+    for name in ("recipe", "data", "out", "json", "set", *_DIRECT):
+        options.pop(name)
+    return run(config, list(args.data), args.out, **options)
 
 
 def _show(result: RunResult, args: TrainArgs) -> int:

@@ -6,6 +6,7 @@ the run.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -24,33 +25,27 @@ class NonFiniteError(RuntimeError):
     """A loss or gradient norm became NaN or infinite; no checkpoint was written after it."""
 
 
+@dataclasses.dataclass
 class StepLog:
     """Writes what steps gave, from the one after `step` on; `samples` were read until there."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        plan: DevicePlan,
-        step: int,
-        samples: int,
-        *,
-        clock: Clock,
-        metrics: MetricsLog | NoMetrics,
-        console: Console,
-        checkpoints: Checkpoints,
-        ranks: Ranks,
-    ) -> None:
-        self.config, self.plan, self.ranks, self.clock = config, plan, ranks, clock
-        self.metrics, self.console, self.checkpoints = metrics, console, checkpoints
-        # rate, samples so far, [loss, gradient norm, auxiliary loss if there is one]
-        self._pending: list[tuple[float, int, list[Tensor]]] = []
-        self.step = step  # the last one that was added
-        self._flushed_at, self._flushed_samples = clock.working(), samples
-        self._shown = False
+    config: TrainConfig
+    plan: DevicePlan
+    ranks: Ranks
+    clock: Clock
+    metrics: MetricsLog | NoMetrics
+    console: Console
+    checkpoints: Checkpoints
+    step: int  # the last one that was added
+    samples: int  # read when rows were written last
+    _began: float = 0.0  # what the clock showed then
+    _shown: bool = False
+    # rate, samples so far, [loss, gradient norm, auxiliary loss if there is one]
+    _pending: list[tuple[float, int, list[Tensor]]] = dataclasses.field(default_factory=list)
 
     def start(self) -> None:
         """The first step begins now."""
-        self._flushed_at = self.clock.working()
+        self._began = self.clock.working()
 
     def add(self, result: StepResult, samples: int, share: float) -> None:
         """The next step's result; share: of the run that is over, for the progress bar."""
@@ -95,9 +90,9 @@ class StepLog:
         """What the last row of an interval also has."""
         peak = int(self.ranks.most(self.plan.peak_bytes())[0])
         now, length = self.clock.working(), self.config.sequence_length
-        read = (samples - self._flushed_samples) * length
-        speed = read / max(now - self._flushed_at, 1e-9)
-        self._flushed_at, self._flushed_samples = now, samples
+        read = (samples - self.samples) * length
+        speed = read / max(now - self._began, 1e-9)
+        self._began, self.samples = now, samples
         facts = {
             "tokens": samples * length,
             "tokens_per_second": round(speed, 1),

@@ -92,16 +92,9 @@ class Trainer:
         self.stopped_by = 0  # the signal that ended the run early
         self._agreed = progress.elapsed  # the clock that all ranks go by
         self.log = StepLog(
-            config,
-            plan,
-            self.step,
-            self.samples,
-            clock=self.clock,
-            metrics=self.metrics,
-            console=console,
-            checkpoints=checkpoints,
-            ranks=ranks,
-        )
+            config, plan, ranks, self.clock, self.metrics, console, checkpoints,
+            self.step, self.samples,
+        )  # fmt: skip
         self._saved_step, self._saved_at = progress.step, progress.elapsed
 
     @property
