@@ -16,6 +16,11 @@ _WORDS = {
 }
 _KINDS = {"ternary": "ternary weights", "dense": "dense matrices", "rows": "rows of trees"}
 _GENERATE = 'print(model.generate("Once upon a time", max_tokens=50))'
+_COMMAND = """
+```
+nomatmul generate --model . --prompt "Once upon a time"
+```
+"""
 # Of a task: pipeline_tag of the Hub, and a line that uses the model.
 _TASKS = {
     "masked": ("fill-mask", 'print(model.fill_mask("Paris is the [MASK] of France."))'),
@@ -46,7 +51,7 @@ Written by `nomatmul pack`, read by `pip install nomatmul`.
 | | |
 |---|---|
 {table}
-
+{_COMMAND if reading is None else ""}
 ```python
 import nomatmul
 
