@@ -32,6 +32,7 @@ from gpu_common import (
 )
 
 from nomatmul.evaluate.rows import append_row
+from nomatmul.evaluate.speed import bytes_read_per_token
 
 # layers, width, intermediate, heads of the twin
 SHAPES = {
@@ -91,7 +92,7 @@ class Packed:
             "decode_queued_tokens_per_second": queued,
             "decode_tokens_per_second": rate,
             "generate_tokens_per_second": self.generate(),
-            "bytes_per_token": self.bytes_per_token(),
+            "bytes_per_token": bytes_read_per_token(self.lm),
             "backend": self.lm.backend.isa,
         }
 
@@ -128,13 +129,6 @@ class Packed:
                 print(f"no queued decoding: {type(error).__name__}: {error}")
                 return None
             return steps / median(time_each(many, device, repeats=5, seconds=3))
-
-    def bytes_per_token(self) -> int:
-        """Bytes of weights that a token reads: all but the embedding's other rows."""
-        weights = self.lm.backend.weights
-        stack = getattr(weights, "stack", None) or weights.arrays
-        rest = sum(t.nbytes for name, t in stack.items() if not name.startswith("embedding"))
-        return rest + stack["embedding" if "embedding" in stack else "embedding.weight"][0].nbytes
 
 
 # -- the baseline ---------------------------------------------------------------------------------

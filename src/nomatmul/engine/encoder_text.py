@@ -9,7 +9,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from nomatmul.engine.text import named_ids
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
 
 Text = str | tuple[str, str]
 Float = NDArray[np.float32]
@@ -33,12 +36,12 @@ class TextSide:
 
     def __init__(self, path: Path | None, config: ModelConfig) -> None:
         self._config, self._path = config, path
-        self._tokenizer: Any = None
+        self._tokenizer: Tokenizer | None = None
         if path is not None:
             # Like the trainer's: what is typed is text, even where it spells a special token.
             self._tokenizer = self._load(special_is_text=True)
 
-    def _load(self, *, special_is_text: bool) -> Any:
+    def _load(self, *, special_is_text: bool) -> Tokenizer:
         assert self._path is not None
         tokenizer = load_tokenizer(
             self._path, self._config.vocab_size, special_in_text=not special_is_text
@@ -46,18 +49,18 @@ class TextSide:
         return tokenizer
 
     @functools.cached_property
-    def _masking(self) -> Any:
+    def _masking(self) -> Tokenizer:
         return self._load(special_is_text=False)
 
     @functools.cached_property
-    def _cutting(self) -> Any:
+    def _cutting(self) -> Tokenizer:
         tokenizer = self._load(special_is_text=True)
         limit = self._config.max_position_embeddings
         tokenizer.enable_truncation(limit, strategy="longest_first")
         return tokenizer
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         """The `tokenizers.Tokenizer`; raises ValueError for a model packed without one."""
         if self._tokenizer is None:
             raise ValueError(
@@ -99,7 +102,7 @@ class TextSide:
             raise ValueError(f"the text has no {mask} to fill in")
         return ids, places
 
-    def _tokens(self, tokenizer: Any, text: Text, number: int, truncate: bool) -> Tokens:
+    def _tokens(self, tokenizer: Tokenizer, text: Text, number: int, truncate: bool) -> Tokens:
         """The tokens of one text as training had them, checked against the model's positions.
 
         Where the config names an end token (models that we trained): a start token (the end token
@@ -189,7 +192,7 @@ class Tokens:
     offsets: list[tuple[int, int]]
     special_tokens_mask: list[int]
 
-    def add(self, encoding: Any) -> None:
+    def add(self, encoding: Encoding) -> None:
         """Append what a tokenizer made of a text."""
         self.ids += encoding.ids
         self.tokens += encoding.tokens
@@ -204,7 +207,7 @@ class Tokens:
         self.special_tokens_mask.append(1)
 
 
-def _cut(encodings: list[Any], room: int) -> None:
+def _cut(encodings: list[Encoding], room: int) -> None:
     """Cut the ends until the texts fit into `room` tokens, the longer first, as training does."""
     over = sum(len(e.ids) for e in encodings) - room
     if over <= 0:
@@ -231,7 +234,7 @@ def best(scores: Float, count: int) -> NDArray[np.intp]:
     return np.argsort(-scores, kind="stable")[:count]
 
 
-def _added(tokenizer: Any) -> dict[int, Any]:
+def _added(tokenizer: Tokenizer) -> dict[int, Any]:
     return dict(tokenizer.get_added_tokens_decoder())
 
 

@@ -8,12 +8,14 @@ who steps the model.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nomatmul.engine.sampling import Sampler
 from nomatmul.engine.text import Detokenizer, StopCutter
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from nomatmul.engine.language_model import LanguageModel
     from nomatmul.engine.session import Session
     from nomatmul.engine.state import Float
@@ -31,7 +33,7 @@ class TextWriter:
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         prompt_ids: Sequence[int],
         stop: Sequence[str],
         end_tokens: Iterable[int],
@@ -70,7 +72,7 @@ class TextStream:
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         prompt_ids: Sequence[int],
         tokens: Generator[int, None, None],
         stop: Sequence[str],

@@ -17,6 +17,8 @@ from nomatmul.engine.ids import checked_ids
 from nomatmul.engine.text import named_ids
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from nomatmul.formats.config import ModelConfig
 
 Prompt = str | Sequence[int] | NDArray[Any]
@@ -29,7 +31,7 @@ class LanguageText:
         self.path, self._config = path, config
 
     @functools.cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer | None:
         """The `tokenizers.Tokenizer`, or None for a model without one."""
         if self.path is None:
             return None

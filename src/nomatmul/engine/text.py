@@ -10,10 +10,13 @@ import codecs
 import functools
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 BROKEN = "�"  # what a tokenizer writes for bytes that are no character (yet)
 _UNFINISHED = 3  # bytes of a character that lacks its last one, at most
@@ -22,7 +25,7 @@ _BYTE_NAME = re.compile(
 )  # a token of one byte in vocabularies with fallback
 
 
-def named_ids(tokenizer: Any, vocab_size: int) -> NDArray[np.bool_]:
+def named_ids(tokenizer: Tokenizer, vocab_size: int) -> NDArray[np.bool_]:
     """Return which of a model's ids the tokenizer has a token for, bool [V].
 
     A model's vocabulary is often rounded up, so its last ids have no token.
@@ -42,7 +45,7 @@ class Detokenizer:
     characters next to them as well, here they are kept.
     """
 
-    def __init__(self, tokenizer: Any, context: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         # New tokens are decoded along with some before them, because decoders drop a leading
         # space. Neither the first token that is held nor `_read` lies inside a character.

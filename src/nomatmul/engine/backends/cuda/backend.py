@@ -46,7 +46,7 @@ class DeviceState(State):
         self._backend = backend
         with backend.alone():
             if h_LD is None:
-                h_LD = torch.zeros(backend.shape, dtype=torch.float32)
+                h_LD = torch.zeros(backend.shape, dtype=torch.float32, device=backend.device)
             self.h_LD = h_LD.to(backend.device)
 
     def fork(self) -> DeviceState:

@@ -170,7 +170,7 @@ class Decoder:
         return self.host.numpy()[:-1].view(np.float32).copy()
 
 
-def _places(size: int, device: Any) -> Tensor:
+def _places(size: int, device: torch.device) -> Tensor:
     """int64 [size padded to 16]: the element at each place, `size` and more where there is none.
 
     Place 16 w + 4 p + b holds element 16 w + 4 b + p: see decode_vector.cuh.
@@ -187,7 +187,7 @@ def _in_order(norms: Tensor, size: int) -> Tensor:
     return torch.where(places < size, chosen, 0.0).contiguous()
 
 
-def _items(size: int, inner: int, device: Any) -> Tensor:
+def _items(size: int, inner: int, device: torch.device) -> Tensor:
     """int32 [SETS, words]: nothing is there yet, but for places of no element, which are zero."""
     vectors = [size] * 4 + ([inner] if inner else [])
     words = [torch.where(_places(n, device) < n, ABSENT, 0) for n in vectors]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nomatmul._extras import install_line
+
+if TYPE_CHECKING:
+    import torch
 
 # Set (by tests) to run triton's interpreter on CPU tensors in place of a GPU.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -51,7 +54,7 @@ class CudaDevice:
     """A GPU as tables name and measure it; see `nomatmul.engine.backend.Gpu`. Of the interpreter,
     which has none, `weight_bytes` are all the memory that is in use."""
 
-    def __init__(self, device: Any, weight_bytes: int) -> None:
+    def __init__(self, device: torch.device, weight_bytes: int) -> None:
         self._device, self._weight_bytes = device, weight_bytes
 
     def name(self) -> str:
@@ -95,7 +98,9 @@ def _event() -> Any:
     return event(enable_timing=True)
 
 
-def check_memory(device: Any, needed: int, embedding_form: str, embedding_bytes: int) -> None:
+def check_memory(
+    device: torch.device, needed: int, embedding_form: str, embedding_bytes: int
+) -> None:
     """Raise ValueError when `needed` bytes are not free, with what would fit."""
     import torch
 

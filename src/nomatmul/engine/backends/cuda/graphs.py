@@ -73,7 +73,9 @@ class PromptGraph:
         return self.x_TD[: len(ids_T)]
 
 
-def captured(run: Callable[[], Tensor], device: Any) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+def captured(
+    run: Callable[[], Tensor], device: torch.device
+) -> tuple[torch.cuda.CUDAGraph, Tensor]:
     """A graph of what `run` launches, and its result; run is called twice."""
     new_stream: Any = torch.cuda.Stream  # which torch itself does not type
     stream = new_stream(device)

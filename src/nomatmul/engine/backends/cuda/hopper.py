@@ -51,7 +51,7 @@ def best_rows(linears: int, tokens: int, rows: int, processors: int) -> int:
 class Product:
     """Compiles and launches product.cu. Raises CompileError where it cannot run."""
 
-    def __init__(self, device: Any) -> None:
+    def __init__(self, device: torch.device) -> None:
         properties = torch.cuda.get_device_properties(device)
         if (properties.major, properties.minor) != (9, 0):
             raise CompileError("product.cu is for compute capability 9.0")

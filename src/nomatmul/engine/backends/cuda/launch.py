@@ -24,7 +24,7 @@ UNPACK_TOKENS, SCAN_TOKENS = 96, 16
 class Quantised:
     """int8 activations by planes q [C, T, 4 RB] and their steps [C, T]."""
 
-    def __init__(self, linears: int, tokens: int, row_bytes: int, device: Any) -> None:
+    def __init__(self, linears: int, tokens: int, row_bytes: int, device: torch.device) -> None:
         self.q_CTK = torch.empty((linears, tokens, 4 * row_bytes), dtype=torch.int8, device=device)
         self.step_CT = torch.empty((linears, tokens), dtype=torch.float32, device=device)
 
@@ -143,5 +143,5 @@ def product(quantised: Quantised, w_CNR: Tensor) -> Tensor:
     return acc_CTN
 
 
-def _half(device: Any) -> bool:
+def _half(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)

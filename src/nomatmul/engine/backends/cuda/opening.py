@@ -12,6 +12,8 @@ from nomatmul.engine.backends.cuda.device import check_memory, describe, torch_d
 from nomatmul.engine.backends.cuda.plan import Plan
 
 if TYPE_CHECKING:
+    import torch
+
     from nomatmul.engine.backend import Options
     from nomatmul.engine.backends.cuda.backend import CudaBackend
     from nomatmul.formats.config import ModelConfig
@@ -38,7 +40,9 @@ def open_random(
     return random_backend(config, embedding, seed, _device(options))
 
 
-def random_backend(config: ModelConfig, embedding: str, seed: int, device: Any) -> CudaBackend:
+def random_backend(
+    config: ModelConfig, embedding: str, seed: int, device: torch.device
+) -> CudaBackend:
     """A model of random weights on a torch.device."""
     from nomatmul.engine.backends.cuda.backend import CudaBackend
     from nomatmul.engine.backends.cuda.weights import random_weights
@@ -62,14 +66,14 @@ def _device(options: Options) -> Any:
     return torch_device(options.device)
 
 
-def _check(plan: Plan, embedding_form: str, device: Any) -> None:
+def _check(plan: Plan, embedding_form: str, device: torch.device) -> None:
     from nomatmul.engine.backends.cuda.weights import bytes_needed
 
     parts = bytes_needed(plan, embedding_form)
     check_memory(device, sum(parts.values()) + plan.work_bytes, embedding_form, parts["embedding"])
 
 
-def _guarded(device: Any, make: Callable[[], CudaBackend]) -> CudaBackend:
+def _guarded(device: torch.device, make: Callable[[], CudaBackend]) -> CudaBackend:
     import torch
 
     try:

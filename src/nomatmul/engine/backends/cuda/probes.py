@@ -14,6 +14,8 @@ from torch import Tensor
 from nomatmul.engine.backends.cuda import fff, launch
 
 if TYPE_CHECKING:
+    import torch
+
     from nomatmul.engine.backends.cuda.forward import Forward
     from nomatmul.engine.backends.cuda.weights import DeviceWeights
 
@@ -22,7 +24,7 @@ class Probes:
     """The part of CudaBackend that runs one product alone."""
 
     weights: DeviceWeights
-    device: Any
+    device: torch.device
     forward: Forward
 
     def _scratch(self, tokens: int) -> Tensor | None:

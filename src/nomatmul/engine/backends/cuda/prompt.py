@@ -44,7 +44,7 @@ def row_threads(columns: int) -> int:
 class Prompt:
     """Launches prompt.cu and the product of unpacked matrices. Raises CompileError."""
 
-    def __init__(self, plan: Plan, device: Any) -> None:
+    def __init__(self, plan: Plan, device: torch.device) -> None:
         self.size = plan.size
         capability = torch.cuda.get_device_capability(device)
         cubin = compile_cubin("prompt.cu", defines(plan), capability)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,8 +12,10 @@ from nomatmul.engine.backends.cuda.opening import random_backend
 from nomatmul.engine.backends.cuda.plan import device_row_bytes
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.packed.layout import fff_rows
 from nomatmul.reference.trees import walk
+
+if TYPE_CHECKING:
+    from nomatmul.engine.backends.cuda.backend import CudaBackend
 
 # No size is a multiple of a tile.
 CONFIG = ModelConfig(vocab_size=307, hidden_size=200, num_layers=2, intermediate_size=332)
@@ -39,7 +41,7 @@ def devices() -> list[dict[str, Any]]:
     return found
 
 
-def run_self_test(device: Any = None) -> tuple[str, list[dict[str, Any]]]:
+def run_self_test(device: torch.device | None = None) -> tuple[str, list[dict[str, Any]]]:
     """Return (the path that decodes, [{"operation", "ok"}]); equality is asked for."""
     device = torch.device("cuda", torch.cuda.current_device()) if device is None else device
     rng = np.random.default_rng(0)
@@ -54,7 +56,7 @@ def run_self_test(device: Any = None) -> tuple[str, list[dict[str, Any]]]:
     return backend.isa, results + _paths_agree(trees, rng, ", trees")
 
 
-def _paths_agree(backend: Any, rng: np.random.Generator, what: str) -> list[dict[str, Any]]:
+def _paths_agree(backend: CudaBackend, rng: np.random.Generator, what: str) -> list[dict[str, Any]]:
     ids = rng.integers(0, backend.config.vocab_size, 150).astype(np.int32)
     whole = backend.step([backend.new_state()], [ids], "all")
     state = backend.new_state()
@@ -69,7 +71,7 @@ def _paths_agree(backend: Any, rng: np.random.Generator, what: str) -> list[dict
     return [{"operation": name + what, "ok": ok} for name, ok in tests.items()]
 
 
-def _ternary(backend: Any, name: str, columns: int) -> np.ndarray:
+def _ternary(backend: CudaBackend, name: str, columns: int) -> np.ndarray:
     """int64 [..., columns] of packed rows on the device."""
     packed = backend.weights.slot(f"{name}.packed").cpu().numpy()
     codes = (packed[..., None] >> np.array([0, 2, 4, 6], np.uint8) & 3).astype(np.int64)
@@ -79,12 +81,12 @@ def _ternary(backend: Any, name: str, columns: int) -> np.ndarray:
     return ternary
 
 
-def _walks(backend: Any, rng: np.random.Generator) -> bool:
-    config, same = backend.config, True
-    sizes = (config.fff_trees, config.fff_depth)
-    for name, (_, size) in fff_rows(config).items():
-        t_V2D = _ternary(backend, name, size)
-        q_TD = rng.integers(-128, 128, (5, size)).astype(np.int8)
+def _walks(backend: CudaBackend, rng: np.random.Generator) -> bool:
+    same = True
+    for channel, trees in backend.plan.model.trees().items():
+        name, sizes = f"{channel}.rows", (trees.trees, trees.depth)
+        t_V2D = _ternary(backend, name, trees.size)
+        q_TD = rng.integers(-128, 128, (5, trees.size)).astype(np.int8)
         rows_TA, acc_TA = backend.walk(name, q_TD)
         expected_TV = q_TD.astype(np.int64) @ t_V2D[:, 0].T
         acc_TAL, rows_TAL = walk(partial(np.take_along_axis, expected_TV, axis=1), 5, *sizes)
@@ -96,7 +98,7 @@ def _walks(backend: Any, rng: np.random.Generator) -> bool:
     return bool(same)
 
 
-def _accumulators(backend: Any, rng: np.random.Generator, tokens: int) -> bool:
+def _accumulators(backend: CudaBackend, rng: np.random.Generator, tokens: int) -> bool:
     for name, linear in architecture_of(CONFIG).linears().items():
         q_TK = rng.integers(-128, 128, (tokens, linear.inputs)).astype(np.int8)
         expected = q_TK.astype(np.int64) @ _ternary(backend, name, linear.inputs).T

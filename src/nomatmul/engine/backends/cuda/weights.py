@@ -74,7 +74,7 @@ def bytes_needed(plan: Plan, embedding_form: str) -> dict[str, int]:
 class DeviceWeights:
     """Stacks of `shapes` as attributes of `stack`, and `beta`: {linear: its scale}."""
 
-    def __init__(self, plan: Plan, embedding_form: str, device: Any) -> None:
+    def __init__(self, plan: Plan, embedding_form: str, device: torch.device) -> None:
         self.plan = plan
         self.device = device
         self.stack: dict[str, Tensor] = {
@@ -163,7 +163,7 @@ def two_bits(rows: Tensor, columns: int) -> Tensor:
     return four[..., 0] | four[..., 1] << 2 | four[..., 2] << 4 | four[..., 3] << 6
 
 
-def read_weights(reader: PackedReader, device: Any, verify: bool = True) -> DeviceWeights:
+def read_weights(reader: PackedReader, device: torch.device, verify: bool = True) -> DeviceWeights:
     """Copy a packed directory to the device, one tensor at a time.
 
     Raises FormatError for bytes that do not match their checksum, illegal codes, or values that
@@ -194,7 +194,9 @@ def _verifier() -> Any:
     return verify_tensor
 
 
-def random_weights(plan: Plan, embedding_form: str, seed: int, device: Any) -> DeviceWeights:
+def random_weights(
+    plan: Plan, embedding_form: str, seed: int, device: torch.device
+) -> DeviceWeights:
     """Random legal codes made on the device; scales keep the activations near 1."""
     weights = DeviceWeights(plan, embedding_form, device)
     random = torch.Generator(device=device).manual_seed(seed)
