@@ -29,10 +29,11 @@ import torch
 import torch.nn.functional as F
 from dry_run import add_tiny, shrink, temporary
 from gpu_children import terminated
-from gpu_common import describe, environment, table
+from gpu_common import describe, environment
 from torch import Tensor
 from with_parent import with_parent
 
+from nomatmul.evaluate.compare_report import table
 from nomatmul.evaluate.rows import append_row, read_rows
 from nomatmul.ops import fff
 

@@ -136,16 +136,6 @@ def copy_bandwidth(device: str, gigabytes: float = 4.0) -> float:
     return 2 * source.numel() * 4 / best
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """Lines of a Markdown table; None becomes a dash."""
-    cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
-    return [
-        "| " + " | ".join(header) + " |",
-        "|" + "|".join(" --- " for _ in header) + "|",
-        *("| " + " | ".join(row) + " |" for row in cells),
-    ]
-
-
 def count_parameters(model: Any) -> dict[str, int]:
     """Parameters in all, and without embedding and head."""
     total = sum(p.numel() for p in model.parameters())

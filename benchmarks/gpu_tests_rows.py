@@ -13,8 +13,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gpu_common import describe, table
+from gpu_common import describe
 
+from nomatmul.evaluate.compare_report import table
 from nomatmul.evaluate.rows import read_rows
 
 FATES = ("passed", "failed", "skipped", "not_run")

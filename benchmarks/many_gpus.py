@@ -29,8 +29,10 @@ from typing import Any
 
 from dry_run import add_tiny, shrink, temporary
 from gpu_children import terminated
-from gpu_common import ROOT, describe, environment, table
+from gpu_common import ROOT, describe, environment
 from with_parent import kill_group, with_parent
+
+from nomatmul.evaluate.compare_report import table
 
 STEPS = 20
 _DRIFT = """\

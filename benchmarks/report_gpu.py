@@ -1,31 +1,25 @@
-"""Write the measured tables into docs/gpu.md, between their markers; draw the plots before.
+"""Draw the plots, and write the measured tables into docs/gpu.md, whose words are by hand.
 
     python benchmarks/report_gpu.py benchmarks/results/DATE-h200
 
-The folder holds what gpu_tests.py, training_gpu.py, inference_gpu.py, scaling.py and many_gpus.py
-wrote. Each part of the page lies between <!-- NAME: begin --> and <!-- NAME: end -->; what has not
-been measured says so. No figure on the page is typed by hand.
+The folder holds what gpu_tests.py, training_gpu.py, inference_gpu.py and many_gpus.py wrote. What
+has not been measured leaves its block as it is (tables.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dry_run import add_tiny, newest_results
-from gpu_common import ROOT, describe, table
+from gpu_common import ROOT, describe
 from plot_gpu import SIDES, draw, latest, machine_of
+from tables import fill
 
-sys.path.insert(0, str(ROOT))
-
+from nomatmul.evaluate.compare_report import table
 from nomatmul.evaluate.rows import read_rows
-from studies.scaling import page as scaling_page
 
 PAGE = ROOT / "docs/gpu.md"
 PATHS = {
@@ -58,7 +52,7 @@ def path_of(row: dict[str, Any]) -> str:
     return words + (" (fell back to plain PyTorch)" if row.get("fallback") else "")
 
 
-def training(folder: Path, link: Callable[[str], str]) -> list[str]:
+def training(folder: Path) -> list[str]:
     rows = read_rows(folder / "training-rows.jsonl")
     found = good(rows, "size", "variant")
     if not found:
@@ -80,20 +74,13 @@ def training(folder: Path, link: Callable[[str], str]) -> list[str]:
             ]
         )  # fmt: skip
     header = ["size", "path", "peak GB", "reserved GB", "tokens/s", "FLOP/s used", "steps"]
-    lines = [describe(machine_of(rows) or {}) + ".", "", *table(header, cells), ""]
-    lines.append(f"![Peak memory and tokens/s of every path]({link('gpu-training.png')})")
-    failed = [row for row in latest(rows, "size", "variant").values() if "error" in row]
-    lines += ["", *(f"- {row['size']} {path_of(row)}: {row['error']}" for row in failed)]
-    lines += [
-        f"- Rows from {text}." for text in sorted({r["source"] for r in found if "source" in r})
-    ]
-    if (folder / "training-profile.txt").exists():
-        lines += ["", f"The longest kernels of a fused step: [{'training-profile.txt'}]"]
-        lines[-1] += f"({link('training-profile.txt')})."
-    return lines
+    for row in latest(rows, "size", "variant").values():
+        if "error" in row:
+            cells.append([row["size"], f"{path_of(row)}: {row['error']}", *[None] * 5])
+    return [describe(machine_of(rows) or {}), "", *table(header, cells)]
 
 
-def inference(folder: Path, link: Callable[[str], str]) -> list[str]:
+def inference(folder: Path) -> list[str]:
     rows = read_rows(folder / "inference-rows.jsonl")
     found = good(rows, "size", "side")
     if not found:
@@ -117,30 +104,15 @@ def inference(folder: Path, link: Callable[[str], str]) -> list[str]:
         "size", "model", "peak GB", "2048 tokens, ms", "decode, tokens/s", "a call each",
         "generate", "of the limit", "how",
     ]  # fmt: skip
+    for row in latest(rows, "size", "side").values():
+        if "error" in row:
+            cells.append([row["size"], f"{SIDES[row['side']]}: {row['error']}", *[None] * 7])
     band = sorted(row["copy_bandwidth"] for row in found)[len(found) // 2] / 1e12
-    lines = [describe(machine_of(rows) or {}) + f". Copy bandwidth {band:.2f} TB/s.", ""]
-    lines += [*table(header, cells), ""]
-    lines.append(f"![Memory, latency and tokens/s against size]({link('gpu-inference.png')})")
-    failed = [row for row in latest(rows, "size", "side").values() if "error" in row]
-    return [*lines, "", *(f"- {r['size']} {SIDES[r['side']]}: {r['error']}" for r in failed)]
+    about = f"{describe(machine_of(rows) or {})}; copy bandwidth {band:.2f} TB/s"
+    return [about, "", *table(header, cells)]
 
 
-def scaling(folder: Path, link: Callable[[str], str]) -> list[str]:
-    if not read_rows(folder / "scaling-rows.jsonl"):
-        return []
-    document = scaling_page.report(folder)
-    plots = [
-        f"![Held-out bits per byte against {what}]({link(name)})"
-        for what, name in (
-            ("parameters", "scaling-parameters.png"), ("training FLOPs", "scaling-flops.png")
-        )
-    ]  # fmt: skip
-    machine = document["machine"]
-    runs = [describe(about) + "." for about in [*machine.get("earlier", []), machine]]
-    return [" ".join(runs), "", *scaling_page.page(document), "", *plots]
-
-
-def tests(folder: Path, link: Callable[[str], str]) -> list[str]:
+def tests(folder: Path) -> list[str]:
     file = folder / "gpu-tests.json"
     if not file.exists():
         return []
@@ -148,16 +120,12 @@ def tests(folder: Path, link: Callable[[str], str]) -> list[str]:
     found = document["tests"].values()
     fates = ("passed", "failed", "skipped", "not_run")  # the last one is not in older files
     count = {key: sum(t.get(key, 0) for t in found) for key in fates}
-    left = f", {count['not_run']} not run" if count["not_run"] else ""
-    about = describe(document["machine"]) if document["machine"] else "A run that was cut"
-    return [
-        f"{about}: {len(found)} tests, {count['passed']} cases passed, "
-        f"{count['failed']} failed, {count['skipped']} skipped{left}; [the table]"
-        f"({link('gpu-tests.md')})."
-    ]
+    about = describe(document["machine"]) if document["machine"] else "-"
+    header = ["machine", "tests", "passed", "failed", "skipped", "not run"]
+    return table(header, [[about, len(found), *count.values()]])
 
 
-def many(folder: Path, link: Callable[[str], str]) -> list[str]:
+def many(folder: Path) -> list[str]:
     file = folder / "many-gpus.md"
     if not file.exists():
         return []
@@ -180,23 +148,10 @@ def _many_again(rows: Rows) -> list[str]:
     if not cells:
         return []
     header = ["size", "GPUs", "recompute", "tokens/s", "step ms", "peak GB a GPU"]
-    return ["", "Part (b) later: " + describe(machine_of(rows) or {}), "", *table(header, cells)]
+    return ["", describe(machine_of(rows) or {}), "", *table(header, cells)]
 
 
-PARTS = {
-    "training": training, "inference": inference, "scaling": scaling,
-    "many-gpus": many, "tests": tests,
-}  # fmt: skip
-
-
-def fill(text: str, name: str, lines: list[str]) -> str:
-    """Replace what stands between the markers of `name`. Raises ValueError if they are absent."""
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-    if not pattern.search(text):
-        raise ValueError(f"{PAGE} lacks the markers of {name!r}")
-    body = "\n".join(lines) if lines else "Not measured yet."
-    return pattern.sub(lambda _: f"{begin}\n{body}\n{end}", text)
+PARTS = {"training": training, "inference": inference, "many GPUs": many, "tests": tests}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -214,14 +169,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.folder is None:
         parser.error("the folder of the results is needed")
     draw(args.folder)
-
-    def link(name: str) -> str:
-        return Path(os.path.relpath(args.folder / name, args.page.parent)).as_posix()
-
-    text = args.page.read_text("utf-8")
-    for name, make in PARTS.items():
-        text = fill(text, name, make(args.folder, link))
-    args.page.write_text(text, "utf-8")
+    fill(args.page, {name: make(args.folder) for name, make in PARTS.items()})
     print(f"wrote {args.page}")
 
 

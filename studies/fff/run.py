@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout
 
 from benchmarks import dry_run
 from benchmarks.documents import write_documents
-from benchmarks.gpu_common import ROOT, environment, git_commit, table
+from benchmarks.gpu_common import ROOT, environment, git_commit
 from benchmarks.with_parent import with_parent
+from nomatmul.evaluate.compare_report import table
 from nomatmul.evaluate.rows import read_rows
 from nomatmul.formats.cpus import usable_cpus
 from studies.compare.plan import missing

@@ -16,7 +16,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout
 
-from benchmarks.gpu_common import ROOT, table
+from benchmarks.gpu_common import ROOT
+from nomatmul.evaluate.compare_report import table
 from nomatmul.evaluate.rows import read_rows
 
 TEXTS = ("wikipedia", "novels", "stories")

@@ -30,7 +30,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout
 
-from benchmarks.gpu_common import ROOT, environment, git_commit, python_path, table
+from benchmarks.gpu_common import ROOT, environment, git_commit, python_path
+from nomatmul.evaluate.compare_report import table
 from nomatmul.evaluate.rows import read_rows
 from nomatmul.formats.files.atomic import write_file
 from studies.compare.plan import Cell, missing

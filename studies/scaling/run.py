@@ -8,9 +8,9 @@ the other, and ends --seconds after its start. Each architecture has the same nu
 rates to try at each size on a short budget; the best one trains the final runs, one for each seed.
 Sizes share layers and width, so their parameter counts differ only by norms and gates' bounds.
 Rows go to OUT/scaling-rows.jsonl as they are measured; `fit` makes scaling.json, scaling.md and
-the plots of them. Rows that lie there already are not measured again, so that the same command
-goes on where an earlier one ran out of time; with the same tokens and seeds the batches are the
-same, and every row names its commit and kernels.
+the plots of them, `page` the tables of docs/gpu.md. Rows that lie there already are not measured
+again, so that the same command goes on where an earlier one ran out of time; with the same tokens
+and seeds the batches are the same, and every row names its commit and kernels.
 
 One process holds one architecture at one size. Two of them train on each GPU at a time, while
 others start and compile. With two GPUs the first has MatMul-free models and the second their
@@ -36,8 +36,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout
 
 from benchmarks import dry_run
 from benchmarks.documents import write_documents
-from benchmarks.gpu_common import ROOT, environment, python_path, table
+from benchmarks.gpu_common import ROOT, environment, python_path
 from benchmarks.with_parent import with_parent
+from nomatmul.evaluate.compare_report import table
 from nomatmul.evaluate.rows import read_rows
 from nomatmul.formats.cpus import usable_cpus
 from studies.scaling import page
@@ -242,6 +243,11 @@ def fit(args: argparse.Namespace) -> None:
     print((args.out / "scaling.md").read_text())
 
 
+def write_page(args: argparse.Namespace) -> None:
+    """The tables of docs/gpu.md."""
+    page.write(args.out)
+
+
 def everything(args: argparse.Namespace) -> None:
     """prepare, run and fit."""
     prepare(args)
@@ -261,7 +267,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    steps = {"prepare": prepare, "plan": plan, "run": run, "fit": fit, "all": everything}
+    steps = {
+        "prepare": prepare, "plan": plan, "run": run, "fit": fit, "all": everything,
+        "page": write_page,
+    }  # fmt: skip
     parser.add_argument("step", choices=steps, nargs="?", help="not needed with --tiny: all")
     parser.add_argument("--data", type=Path, help="folder of the texts (default: ../shared/data)")
     parser.add_argument("--work", type=Path, help="tokens, caches (default: runs/scaling)")

@@ -21,8 +21,10 @@ FILES |= {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path.read_text("utf-8")
     for path in sorted(ROOT.glob("studies/*/*.py"))
 }
-# The dry run of these two has a test of its own, with texts to clean (tests/studies).
+# The dry runs of these have tests of their own (tests/studies), with texts to clean; the last two
+# are the processes of a pool and take no arguments.
 OWN = {"studies.recipes.run", "studies.recipes.quantised"}
+OWN |= {"studies.compare.cell", "studies.recipes.trainee"}
 SCRIPTS = [name for name, text in FILES.items() if '__name__ == "__main__"' in text]
 SCRIPTS = [name for name in SCRIPTS if name not in OWN]
 # Where a dry run prints its result and writes nothing.

@@ -1,4 +1,4 @@
-"""The arithmetic of the scaling study: curves, gaps, and what is said of them."""
+"""The arithmetic of the scaling study: curves, gaps, and the tables of docs/gpu.md."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import report_gpu
 from plot_gpu import latest
+from tables import filled
 
 from studies.scaling import fit, page, plan, run
 
@@ -62,9 +64,8 @@ def test_a_curve_that_is_not_determined_is_said_to_be_so() -> None:
     assert not floor["determined"]
     assert "E" not in floor
     power = fit.fit_power(twin, "non_embedding")
-    text = "".join(page.curves("transformer", {"power": power, "floor": floor}))
-    assert "not determined" in text
-    assert "E + A" not in text
+    line = page.curve_table({"transformer": {"non_embedding": {"power": power, "floor": floor}}})[2]
+    assert line.endswith("% | - | - | - |")
 
 
 def test_a_power_law_is_found_again() -> None:
@@ -84,18 +85,21 @@ def test_two_sizes_give_no_curve() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gap_at", "verdict"),
+    ("gap_at", "side"),
     [
-        ({"S": 0.05, "M": 0.04, "L": 0.03, "XL": 0.02}, "favour of the MatMul-free LM"),
-        ({"S": 0.02, "M": 0.03, "L": 0.04, "XL": 0.05}, "favour of Transformer++"),
-        ({"S": 0.03, "M": 0.0301, "L": 0.0299, "XL": 0.03}, "shows no trend"),
+        ({"S": 0.05, "M": 0.04, "L": 0.03, "XL": 0.02}, -1),
+        ({"S": 0.02, "M": 0.03, "L": 0.04, "XL": 0.05}, 1),
+        ({"S": 0.03, "M": 0.0301, "L": 0.0299, "XL": 0.03}, 0),
     ],
 )
-def test_the_sentence_says_what_the_numbers_say(gap_at: dict[str, float], verdict: str) -> None:
+def test_gaps_have_a_slope_over_size(gap_at: dict[str, float], side: int) -> None:
     found = fit.gaps(fit.summarise(rows(SIZES, gap_at)))
     assert [gap["gap"] for gap in found["sizes"]] == pytest.approx(list(gap_at.values()))
     assert found["seed_freedom"] == 8
-    assert verdict in page.sentence(found, 1e6)
+    slope, error = found["slope_per_tenfold"], found["slope_error_seeds"]
+    assert (slope > 2 * error) - (slope < -2 * error) == side
+    line = page.gap_table({"gaps": found, "gaps_of_texts": {}})[-1]
+    assert line.startswith(f"| ten times the size | - | {slope:+.4f} ± ")
 
 
 def test_a_run_that_was_cut_does_not_count() -> None:
@@ -105,10 +109,10 @@ def test_a_run_that_was_cut_does_not_count() -> None:
     assert (ours["arch"], ours["runs"]) == ("mlgru", 1)
 
 
-def test_no_pair_no_claim() -> None:
+def test_no_pair_no_gap() -> None:
     only = [row for row in rows({"S": 3e6}, {"S": 0.0}) if row["arch"] == "mlgru"]
     found = fit.gaps(fit.summarise(only))
-    assert page.sentence(found, 1e6).startswith("No size has final runs of both")
+    assert page.gap_table({"gaps": found, "gaps_of_texts": {}}) == []
 
 
 CELL = {
@@ -154,8 +158,9 @@ def test_a_run_made_twice_is_compared_and_does_not_count() -> None:
         {**ended("final", 0.002, 1, 1.5), "ops": "naive", "commit": "old"},
         {**ended("check", 0.002, 1, 1.6), "steps": 25, "fused": True, "commit": "new"},
     ]
-    (line,) = page.checks(made)
-    assert "1.5000 bits per byte (plain PyTorch old) and 1.6000 (fused new)" in line
+    lines = page.again_table(page.again(made))[2:]
+    assert "| plain PyTorch old | 1.5000 |" in lines[0]
+    assert "| fused new | 1.6000 |" in lines[1]
 
 
 def test_cells_without_a_final_run_come_first() -> None:
@@ -196,10 +201,12 @@ def test_an_error_does_not_hide_an_earlier_figure() -> None:
     assert latest([error, good], "size", "variant") == {("a", "b"): good}
 
 
-def test_the_page_has_all_markers_and_is_filled_between_them() -> None:
+def test_the_page_has_the_tables_of_its_rows(tmp_path: Path) -> None:
+    results = ROOT / "benchmarks/results/2026-11-30-h200"
     text = report_gpu.PAGE.read_text("utf-8")
-    for name in report_gpu.PARTS:
-        text = report_gpu.fill(text, name, [f"new {name}"])
-    assert all(f"new {name}" in text for name in report_gpu.PARTS)
-    with pytest.raises(ValueError, match="lacks the markers of 'nothing'"):
-        report_gpu.fill(text, "nothing", [])
+    made = {name: make(results) for name, make in report_gpu.PARTS.items()}
+    for name in ("scaling-rows.jsonl", "scaling-machine.json"):
+        (tmp_path / name).write_bytes((results / name).read_bytes())
+    made |= page.all_tables(page.report(tmp_path))
+    assert all(made.values())
+    assert filled(text, made) == text
