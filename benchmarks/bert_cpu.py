@@ -222,15 +222,9 @@ def page(rows: list[dict[str, Any]], where: dict[str, Any]) -> str:
         "",
         f"{where['cpu']}, {where['cores']} cores, {where['date']}, commit {where['commit']};"
         f" BLAS of our engine: {where['blas']}; torch {where['torch']},"
-        f" transformers {where['transformers']}. BERT-base (12 x 768, 12 heads), sequences of"
-        f" {LENGTH}, random weights, final hidden states. FFF: one tree of depth 11; twin: FFN of"
-        " 3072. Written by `benchmarks/bert_cpu.py`.",
+        f" transformers {where['transformers']}",
         "",
-        "torch bfloat16 is left out where one sequence takes it more than three times as long as"
-        " float32 (CPUs without bfloat16 products).",
-        "",
-        "Milliseconds a batch (median), and how many times as long as our FFF takes (median of"
-        " paired rounds).",
+        "[How it was measured](README.md#whole-encoders-on-a-cpu-bert_cpupy)",
         "",
         "| threads | batch | model | ms | x FFF | x FFF int8 |",
         "|---|---|---|---|---|---|",
@@ -240,11 +234,8 @@ def page(rows: list[dict[str, Any]], where: dict[str, Any]) -> str:
             f"| {row['threads']} | {row['batch']} | {row['model']} | {row['milliseconds']:.1f} |"
             f" {row['times_fff']:.2f} | {row['times_fff_int8']:.2f} |"
         )
-    lines += ["", *goals(rows), "", "## Where the time goes", ""]
+    lines += ["", "## Where the time goes, milliseconds", ""]
     lines += [
-        "Milliseconds of each part, and of the vocabulary head, which is not in the figures above."
-        " What an FFF saves is the channel mixer; everything else is the same work.",
-        "",
         f"| threads | batch | model | {' | '.join(PARTS)} | vocabulary head |",
         "|" + "---|" * (len(PARTS) + 4),
     ]
@@ -259,42 +250,6 @@ def page(rows: list[dict[str, Any]], where: dict[str, Any]) -> str:
             f" {head:.1f} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def goals(rows: list[dict[str, Any]]) -> list[str]:
-    """Goals and what became of them."""
-    lines = ["| goal | threads | batch | float32 | int8 |", "|---|---|---|---|---|"]
-    cells = sorted({(row["threads"], row["batch"]) for row in rows})
-    for threads, batch in cells:
-        here = {r["model"]: r for r in rows if (r["threads"], r["batch"]) == (threads, batch)}
-        twins = (here["dense twin"]["times_fff"], here["dense twin, int8"]["times_fff_int8"])
-        lines.append(_goal("2.5 x its dense twin in our engine", threads, batch, twins, 2.5))
-        plain = here[TORCH[0]]
-        lines.append(
-            _goal(
-                "3 x Hugging Face BERT, torch float32",
-                threads,
-                batch,
-                (plain["times_fff"], plain["times_fff_int8"]),
-                3.0,
-            )
-        )
-        best = min((here[n] for n in TORCH if n in here), key=lambda r: float(r["milliseconds"]))
-        lines.append(
-            _goal(
-                f"3 x torch's best ({best['model'].removeprefix('torch ')})",
-                threads,
-                batch,
-                (best["times_fff"], best["times_fff_int8"]),
-                3.0,
-            )
-        )
-    return lines
-
-
-def _goal(words: str, threads: int, batch: int, found: tuple[float, float], goal: float) -> str:
-    cells = [f"{value:.2f} {'reached' if value >= goal else 'missed'}" for value in found]
-    return f"| {words} | {threads} | {batch} | {cells[0]} | {cells[1]} |"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

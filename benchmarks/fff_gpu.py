@@ -208,11 +208,7 @@ def page(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
     batches = sorted({row["batch"] for row in rows})
     names = list(dict.fromkeys(row["layer"] for row in rows))
     lines = ["# FFF layers on a GPU", "", describe(about), ""]
-    lines += [
-        "Microseconds a layer 768 -> nodes -> 768, bf16, in a CUDA graph of 16 layers (masked form",
-        "at batch 16384: 4) with weights of their own, median of 10 to 60 replays; in brackets,",
-        "how many times as fast as the dense layer of 4096. Written by `benchmarks/fff_gpu.py`.",
-    ]
+    lines += ["[How it was measured](../README.md#fff-layers-on-a-gpu-fff_gpupy)"]
     for backward, title in ((False, "Forward"), (True, "Forward and backward")):
         found = {(r["layer"], r["batch"]): r for r in rows if r["backward"] == backward}
         body = []
@@ -226,14 +222,8 @@ def page(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
         lines += ["", f"## {title}", ""]
         lines += table(["layer", *(f"batch {b}" for b in batches)], body)
     lines += ["", "## Bytes kept for the backward pass, batch 16384", ""]
-    lines += ["Beside input, weights and output; every form keeps its input (25.2 MB), too.", ""]
     kept = [r for r in rows if r["batch"] == 16384 and "saved_bytes" in r]
     lines += table(["layer", "MB"], [[r["layer"], f"{r['saved_bytes'] / 1e6:.1f}"] for r in kept])
-    lines += [
-        "",
-        "A masked row has all of its shape's nodes as dense arithmetic: what the conditional form",
-        "must equal. FFF 16 x 7 and 128 x 4 hold 2032 and 1920 nodes, half of the dense layer.",
-    ]
     return "\n".join(lines) + "\n"
 
 

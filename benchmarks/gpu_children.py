@@ -7,6 +7,7 @@ measures while all others wait idle, and prints "done".
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import json
@@ -96,6 +97,26 @@ def terminated() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def run(
+    args: argparse.Namespace,
+    child: Callable[[dict[str, Any]], None],
+    measure_all: Callable[[argparse.Namespace], None],
+    table: Callable[[Path], list[str]],
+) -> None:
+    """A script's main: the child of --child, or all of them and then the table of the rows.
+
+    args: child, table (only print it) and out, the folder of rows.
+    """
+    if args.child:
+        return child(json.loads(args.child))
+    with terminated():
+        try:
+            if not args.table:
+                measure_all(args)
+        finally:
+            print("\n".join(table(args.out) or ["no row"]), flush=True)
 
 
 def run_wave(

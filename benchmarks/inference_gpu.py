@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import report_gpu
 from dry_run import add_tiny, shrink, temporary
-from gpu_children import Child, run_wave, start, terminated, wait_for_go
+from gpu_children import Child, run, run_wave, start, wait_for_go
 from gpu_common import (
     copy_bandwidth,
     environment,
@@ -294,14 +293,7 @@ def measure_all(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    if args.child:
-        return child(json.loads(args.child))
-    with terminated():
-        try:
-            if not args.table:
-                measure_all(args)
-        finally:
-            print("\n".join(report_gpu.inference(args.out, str) or ["no row"]), flush=True)
+    run(args, child, measure_all, report_gpu.inference)
 
 
 if __name__ == "__main__":

@@ -49,13 +49,8 @@ def markdown(document: dict[str, Any], forms: dict[str, str]) -> str:
         f" {about['system']}, Python {about['python']}, commit {about['commit']},"
         f" llama-cpp-python {about['llama_cpp_python']}; {document['seconds'] / 60:.0f} minutes.",
         "",
-        "Random ternary weights of equal shape on both sides, vocabulary 32,000, weights in huge"
-        " pages; the sides took turns in one run, figures are medians in tokens/s. Decode is batch"
-        " 1 from an empty context; batch is 16 sequences, total tokens/s; memory is the peak"
-        " resident size of the process (Python included) after loading and decoding; our embedding"
-        " is int8, theirs float16, and theirs holds a key-value cache of 256 tokens.",
+        "[How it was measured](README.md#speed-and-memory-against-llamacpp-make-bench)",
     ]
-    lines += _targets(document["pairings"])
     for pairing in document["pairings"]:
         lines += ["", *_pairing(pairing)]
     return "\n".join(lines) + "\n"
@@ -87,69 +82,6 @@ def _pairing(pairing: dict[str, Any]) -> list[str]:
     return [*lines, "", *_limits(pairing, sides[0], threads)]
 
 
-def _targets(pairings: list[dict[str, Any]]) -> list[str]:
-    """What this project set out to reach, beside what this run shows."""
-    rows: list[list[str]] = []
-    for pairing in pairings:
-        theirs = _theirs(pairing)
-        if pairing["packing"] == "2bit" and theirs is not None:
-            rows += _ratio_targets(pairing, theirs)
-        if pairing["size"] == "2.7B":
-            limit = {"2bit": 0.85, "1.6bit": 0.70}[pairing["packing"]]
-            peak = pairing["sides"][0]["memory"]["peak_resident"] / 1e9
-            name = f"2.7B {pairing['packing']}, peak memory"
-            rows.append([name, f"at most {limit:.2f} GB", f"{peak:.2f} GB", _mark(peak <= limit)])
-    if not rows:
-        return []
-    head = [_row(["figure", "asked", "reached", ""]), _row(["---", "--:", "--:", "---"])]
-    return ["", "## Asked and reached", "", *head, *(_row(row) for row in rows)]
-
-
-# (what, instruction set or None for the best, least ratio to llama.cpp) at two threads or at each.
-_RATIOS = {
-    "2.7B": (
-        ("decode", None, 3.0),
-        ("prefill", "amx", 20.0),
-        ("prefill", "avx512vnni", 4.0),
-        ("prefill", "avx2", 2.0),
-    ),
-    "370M": (("decode", None, 2.5),),
-}
-
-
-def _ratio_targets(pairing: dict[str, Any], theirs: dict[str, Any]) -> list[list[str]]:
-    rows = []
-    best, threads = pairing["sides"][0], _threads(pairing)
-    for what, isa, least in _RATIOS.get(pairing["size"], ()):
-        side = best if isa is None else _side(pairing, isa)
-        for t in threads if what == "decode" else threads[-1:]:
-            if side is None:
-                continue
-            ratio = _median(side, what, t) / _median(theirs, what, t)
-            name = f"{pairing['size']} {what}, {side['label']}, {t} thr"
-            asked = f"at least {least:g}x llama.cpp"
-            rows.append([name, asked, f"{ratio:.1f}x", _mark(ratio >= least)])
-    if pairing["size"] != "2.7B":
-        return rows
-    packed = best["load"]["packed_bytes_per_token"]
-    for t in threads:
-        decode = _median(best, "decode", t)
-        share = decode * packed / statistics.median(pairing["bandwidth"][str(t)])
-        name = f"2.7B decode, {t} thr, of the read bandwidth"
-        rows.append([name, "at least 75 %", f"{100 * share:.0f} %", _mark(share >= 0.75)])
-    gain = _median(best, "batch", threads[-1]) / _median(best, "decode", threads[-1])
-    name = f"2.7B batch of 16, {threads[-1]} thr, against one"
-    return [*rows, [name, "at least 6x", f"{gain:.1f}x", _mark(gain >= 6)]]
-
-
-def _mark(reached: bool) -> str:
-    return "reached" if reached else "MISSED"
-
-
-def _side(pairing: dict[str, Any], isa: str) -> dict[str, Any] | None:
-    return next((s for s in pairing["sides"] if s["label"] == f"nomatmul {isa}"), None)
-
-
 def _theirs(pairing: dict[str, Any]) -> dict[str, Any] | None:
     return next((s for s in pairing["sides"] if s["label"].startswith("llama")), None)
 
@@ -160,17 +92,15 @@ def _threads(pairing: dict[str, Any]) -> list[int]:
 
 def _limits(pairing: dict[str, Any], best: dict[str, Any], threads: list[int]) -> list[str]:
     """Bandwidth, how much of it decoding uses, and what a batch gains."""
-    lines = []
     packed = best["load"]["packed_bytes_per_token"]
+    lines = [_row(["threads", "read GB/s", f"of it, {best['label']}", "MB a token", "batch : one"])]
+    lines.append(_row(["--:"] * 5))
     for t in threads:
         bandwidth = statistics.median(pairing["bandwidth"][str(t)])
         decode, batch = _median(best, "decode", t), _median(best, "batch", t)
-        lines.append(
-            f"- {t} thread{'s' if t > 1 else ''}: read bandwidth {bandwidth / 1e9:.1f} GB/s;"
-            f" {best['label']} decodes at {100 * decode * packed / bandwidth:.0f} % of it"
-            f" ({packed / 1e6:.0f} MB a token); a batch of 16 gives {batch / decode:.1f}x the"
-            " tokens/s of one."
-        )
+        share, gain = decode * packed / bandwidth, batch / decode
+        cells = [f"{bandwidth / 1e9:.1f}", f"{share:.0%}", f"{packed / 1e6:.0f}", f"{gain:.1f}x"]
+        lines.append(_row([str(t), *cells]))
     return lines
 
 

@@ -137,9 +137,8 @@ def page(document: dict[str, Any]) -> str:
         f"{about['cores']} cores usable, load average {about['load_average']:.1f} at the start,"
         f" commit {about['commit']}, {document['isa']}, {document['seconds']:.0f} s.",
         "",
-        f"The 370M shape ({document['layers']} x 1024, vocabulary 32,000), random weights, two bits"
-        " a weight, int8 embedding. Tokens/s are medians; in brackets the ratio to the GLU, paired"
-        " in the same round. A token reads the packed rows that it visits.",
+        f"{document['layers']} layers.",
+        "[How it was measured](README.md#union-models-on-a-cpu-union_cpupy)",
     ]
     for threads in sorted({row["threads"] for row in document["rows"]}):
         rows = [row for row in document["rows"] if row["threads"] == threads]

@@ -32,7 +32,7 @@ PRINTED = {"llama_side", "many_gpus_speed", "our_side", "studies.recipes.page"}
 
 
 def test_what_is_no_script_says_so():
-    for name in FILES.keys() - set(SCRIPTS) - OWN:
+    for name in [name for name in FILES.keys() - set(SCRIPTS) if "." not in name]:
         assert "library" in (ast.get_docstring(ast.parse(FILES[name])) or "").lower(), name
 
 
