@@ -24,7 +24,7 @@ FILES |= {
 # The dry runs of these have tests of their own (tests/studies), with texts to clean; the last two
 # are the processes of a pool and take no arguments.
 OWN = {"studies.recipes.run", "studies.recipes.quantised"}
-OWN |= {"studies.compare.cell", "studies.recipes.trainee"}
+OWN |= {"studies.compare.cell", "studies.recipes.trainer"}
 SCRIPTS = [name for name, text in FILES.items() if '__name__ == "__main__"' in text]
 SCRIPTS = [name for name in SCRIPTS if name not in OWN]
 # Where a dry run prints its result and writes nothing.
