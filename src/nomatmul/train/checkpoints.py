@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 from nomatmul.formats.files.atomic import write_file
 from nomatmul.formats.files.directory import new_directory, remove_leftovers, write_json
 from nomatmul.formats.runs import MODEL_STEP_FILE
+from nomatmul.models.base import TextModel
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.manifest import describe_files, find_fault, write_manifest
 from nomatmul.train.model import TrainedModel, write_model
@@ -216,7 +217,7 @@ def read_state(path: Path) -> tuple[TrainConfig, Progress]:
 
 def restore(
     path: Path,
-    model: torch.nn.Module,
+    model: TextModel,
     optimizer: torch.optim.Optimizer,
     ranks: Ranks | None = None,
 ) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
+from nomatmul.models.base import TextModel
 from nomatmul.train.parallelize import local, whole
 from nomatmul.train.ranks import Ranks
 
@@ -67,7 +68,7 @@ def gather_weights(model: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
 
 
 def restore_states(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks
+    path: Path, model: TextModel, optimizer: torch.optim.Optimizer, ranks: Ranks
 ) -> None:
     """Load weights and moments in place from a checkpoint of any number of devices.
 
@@ -152,7 +153,7 @@ def _load_shards(
     return tensors["step"].item()
 
 
-def _load_files(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+def _load_files(path: Path, model: TextModel, optimizer: torch.optim.Optimizer) -> float:
     parameters = dict(model.named_parameters())
     files = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -161,7 +162,7 @@ def _load_files(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) 
             for name in content.keys():  # noqa: SIM118 (it is no dictionary)
                 files[name] = file
                 shapes[name] = tuple(content.get_slice(name).get_shape())
-    if model.config.tie_word_embeddings:  # type: ignore[union-attr]
+    if model.config.tie_word_embeddings:
         shapes.pop("head.weight", None)
     _check_shapes(path, shapes, {name: tuple(p.shape) for name, p in parameters.items()})
     with torch.no_grad():
