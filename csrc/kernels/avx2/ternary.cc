@@ -199,7 +199,7 @@ struct Avx2 : Vectors {
 
   static constexpr int kFewTokens = 4;
   template <Packing packing, int kTokens>
-  static void few(const Operands& op) {
+  __attribute__((noinline)) static void few(const Operands& op) {
     if constexpr (kTokens == 1) {
       one_token<packing>(op);
     } else {

@@ -83,10 +83,12 @@ struct Gemm {
     }
   }
 
-  // c[t * kPanel + r] += sum of code * q
+  // c[t * kPanel + r] += sum of code * q. Not inlined: its loop begins where the function's
+  // alignment puts it, whatever stands around the call.
   template <int kTokens>
-  static void tile(const uint8_t* codes, size_t code_stride, const int8_t* q, size_t q_stride,
-                   int steps, int32_t* c) {
+  __attribute__((noinline)) static void tile(const uint8_t* codes, size_t code_stride,
+                                             const int8_t* q, size_t q_stride, int steps,
+                                             int32_t* c) {
     typename Isa::Sum sums[kTokens][kTileRows];
     unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
       unrolled<kTileRows>([&](auto r) NOMATMUL_INLINE { sums[t][r] = typename Isa::Sum{}; });
