@@ -18,12 +18,7 @@ inline __m256i broadcast_pair(int32_t pair) { return _mm256_set1_epi32(pair); }
 inline Acc multiply_add(Acc sum, __m256i a, __m256i b) {
   return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
 }
-inline V floats_of(Acc acc) {
-  const __m256 floats = _mm256_cvtepi32_ps(acc);
-  V v;
-  std::memcpy(&v, &floats, sizeof v);
-  return v;
-}
+inline V floats_of(Acc acc) { return vector_of(_mm256_cvtepi32_ps(acc)); }
 
 }  // namespace
 }  // namespace nomatmul

@@ -16,12 +16,7 @@ inline __m512i load_pairs(const int8_t* p) {
 }
 inline __m512i broadcast_pair(int32_t pair) { return _mm512_set1_epi32(pair); }
 inline Acc multiply_add(Acc sum, __m512i a, __m512i b) { return _mm512_dpwssd_epi32(sum, a, b); }
-inline V floats_of(Acc acc) {
-  const __m512 floats = _mm512_cvtepi32_ps(acc);
-  V v;
-  std::memcpy(&v, &floats, sizeof v);
-  return v;
-}
+inline V floats_of(Acc acc) { return vector_of(_mm512_cvtepi32_ps(acc)); }
 
 }  // namespace
 }  // namespace nomatmul

@@ -21,6 +21,14 @@ inline void store(float* p, V v) { std::memcpy(p, &v, sizeof v); }
 inline V splat(float x) { return x - V{}; }  // + would be computed: -0 + 0 is not -0
 inline V larger(V a, V b) { return a > b ? a : b; }
 
+// An instruction set's own vector of floats as the compiler's.
+template <class Floats>
+inline V vector_of(Floats floats) {
+  V v;
+  std::memcpy(&v, &floats, sizeof v);
+  return v;
+}
+
 inline float sum(V v) {
   float total = 0;
   for (int i = 0; i < kLanes; ++i) total += v[i];
