@@ -1,15 +1,17 @@
-"""Draw the plots, and write the measured tables into docs/gpu.md, whose words are by hand.
+"""Draw the plots, and write the measured tables into pages whose words are by hand.
 
     python benchmarks/report_gpu.py benchmarks/results/DATE-h200
 
-The folder holds what gpu_tests.py, training_gpu.py, inference_gpu.py and many_gpus.py wrote. What
-has not been measured leaves its block as it is (tables.py).
+The folder holds what gpu_tests.py, training_gpu.py, inference_gpu.py and many_gpus.py wrote; the
+pages are docs/gpu.md and docs/many-gpus.md. What has not been measured leaves its block as it is
+(tables.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from tables import fill
 from nomatmul.evaluate.compare_report import table
 from nomatmul.evaluate.rows import read_rows
 
-PAGE = ROOT / "docs/gpu.md"
+PAGES = ROOT / "docs"
 PATHS = {
     "fused": "fused kernels",
     "fused-launched": "fused kernels",
@@ -151,26 +153,32 @@ def _many_again(rows: Rows) -> list[str]:
     return ["", describe(machine_of(rows) or {}), "", *table(header, cells)]
 
 
-PARTS = {"training": training, "inference": inference, "many GPUs": many, "tests": tests}
+PARTS = {
+    "gpu.md": {"training": training, "inference": inference, "tests": tests},
+    "many-gpus.md": {"many GPUs": many},
+}
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", help="what the scripts wrote")
-    parser.add_argument("--page", type=Path, default=PAGE)
-    parser.add_argument("--out", type=Path, help="with --tiny: for copies of results and page")
+    parser.add_argument("--pages", type=Path, default=PAGES, help="their folder (default: docs)")
+    parser.add_argument("--out", type=Path, help="with --tiny: for copies of results and pages")
     add_tiny(parser)
     args = parser.parse_args(argv)
     if args.tiny:
         args.folder = args.folder or newest_results(args.out)
-        if args.page == PAGE:
-            args.page = args.folder / "page.md"
-            args.page.write_text(PAGE.read_text("utf-8"), "utf-8")
+        if args.pages == PAGES:
+            args.pages = args.folder / "pages"
+            args.pages.mkdir()
+            for name in PARTS:
+                shutil.copyfile(PAGES / name, args.pages / name)
     if args.folder is None:
         parser.error("the folder of the results is needed")
     draw(args.folder)
-    fill(args.page, {name: make(args.folder) for name, make in PARTS.items()})
-    print(f"wrote {args.page}")
+    for name, parts in PARTS.items():
+        fill(args.pages / name, {part: make(args.folder) for part, make in parts.items()})
+        print(f"wrote {args.pages / name}")
 
 
 if __name__ == "__main__":

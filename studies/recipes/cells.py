@@ -17,7 +17,7 @@ from studies.recipes.change import Change, ChangedCell
 from studies.recipes.texts import CLEAN, HELD_OUT, Kind
 from studies.scaling.plan import HEAD, LAYER
 
-# layers, width; 64 elements a head of the twin. Rates: the best of the scaling study (docs/gpu.md).
+# layers, width; 64 elements a head of the twin. Rates: the best of studies/scaling.
 SIZES = {"S": (5, 256), "M": (7, 384), "L": (8, 512)}
 RATES = {
     "box": {"S": 9.5e-3, "M": 3.9e-3, "L": 3.4e-3},

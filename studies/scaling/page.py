@@ -1,4 +1,4 @@
-"""Tables and plots of the scaling study, made from its rows; docs/gpu.md has the words.
+"""Tables and plots of the scaling study, made from its rows; page.md has the words.
 
 A library of run.py.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu_common import ROOT, describe
+from benchmarks.gpu_common import describe
 from benchmarks.tables import fill
 from nomatmul.evaluate.compare_report import table
 from nomatmul.evaluate.rows import read_rows
@@ -19,7 +19,7 @@ from studies.scaling.fit import UNIT, fit_curve, fit_power, gaps, kernels, summa
 
 NAMES = {"mlgru": "MatMul-free LM", "transformer": "Transformer++"}
 TEXTS = {"bpb": "both texts", "bpb_wikipedia": "Wikipedia", "bpb_novels": "novels"}
-PAGE = ROOT / "docs/gpu.md"
+PAGE = Path(__file__).with_name("page.md")
 
 
 def plot(entries: list[dict[str, Any]], fits: dict[str, Any], axis: str, path: Path) -> None:

@@ -8,7 +8,7 @@ the other, and ends --seconds after its start. Each architecture has the same nu
 rates to try at each size on a short budget; the best one trains the final runs, one for each seed.
 Sizes share layers and width, so their parameter counts differ only by norms and gates' bounds.
 Rows go to OUT/scaling-rows.jsonl as they are measured; `fit` makes scaling.json, scaling.md and
-the plots of them, `page` the tables of docs/gpu.md. Rows that lie there already are not measured
+the plots of them, `page` the tables of page.md. Rows that lie there already are not measured
 again, so that the same command goes on where an earlier one ran out of time; with the same tokens
 and seeds the batches are the same, and every row names its commit and kernels.
 
@@ -244,7 +244,7 @@ def fit(args: argparse.Namespace) -> None:
 
 
 def write_page(args: argparse.Namespace) -> None:
-    """The tables of docs/gpu.md."""
+    """The tables of page.md."""
     page.write(args.out)
 
 

@@ -1,4 +1,4 @@
-"""The arithmetic of the scaling study: curves, gaps, and the tables of docs/gpu.md."""
+"""The arithmetic of the scaling study: curves, gaps, and the tables of its page."""
 
 from __future__ import annotations
 
@@ -203,10 +203,18 @@ def test_an_error_does_not_hide_an_earlier_figure() -> None:
 
 def test_the_page_has_the_tables_of_its_rows(tmp_path: Path) -> None:
     results = ROOT / "benchmarks/results/2026-11-30-h200"
-    text = report_gpu.PAGE.read_text("utf-8")
-    made = {name: make(results) for name, make in report_gpu.PARTS.items()}
     for name in ("scaling-rows.jsonl", "scaling-machine.json"):
         (tmp_path / name).write_bytes((results / name).read_bytes())
-    made |= page.all_tables(page.report(tmp_path))
+    made = page.all_tables(page.report(tmp_path))
+    text = page.PAGE.read_text("utf-8")
+    assert all(made.values())
+    assert filled(text, made) == text
+
+
+@pytest.mark.parametrize("name", report_gpu.PARTS)
+def test_the_pages_of_gpus_have_the_tables_of_their_rows(name: str) -> None:
+    results = ROOT / "benchmarks/results/2026-11-30-h200"
+    made = {part: make(results) for part, make in report_gpu.PARTS[name].items()}
+    text = (report_gpu.PAGES / name).read_text("utf-8")
     assert all(made.values())
     assert filled(text, made) == text

@@ -56,8 +56,8 @@ def box() -> TrainConfig:
     """The model that the package carries: packs to less than 16 MB in the 1.6-bit form.
 
     About 8 minutes on one H200. Widths are multiples of 160, so no packed row is padded. Batch,
-    schedule and rate are those of the scaling study (docs/gpu.md), the rate between its best ones
-    at 27M and 71M parameters.
+    schedule and rate are those of the scaling study (studies/scaling), the rate between its best
+    ones at 27M and 71M parameters.
     """
     return TrainConfig(
         recipe="box",
