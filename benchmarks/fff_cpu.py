@@ -32,8 +32,8 @@ from nomatmul.ops.fff import fff
 
 HIDDEN = 768
 LAYERS = 16
-SHAPES = {"1 x 12": (1, 11), "16 x 7": (16, 6), "128 x 4": (128, 3)}  # trees, depth
-TINY_SHAPES = {"2 x 3": (2, 2)}
+SHAPES = {"1x11": (1, 11), "16x6": (16, 6), "128x3": (128, 3)}  # trees, depth
+TINY_SHAPES = {"2x2": (2, 2)}
 BATCHES = (1, 16, 128, 16384)
 FORMS = ("f32", "bf16", "int8", "ternary")
 # A dense layer's time a token is flat from here on; larger batches are measured at this size.
@@ -306,7 +306,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.tiny:
         training = measure_training(2, 2, 16, 1)
     elif not options.quick:
-        training = measure_training(*SHAPES["1 x 12"], 4096, 3)
+        training = measure_training(*SHAPES["1x11"], 4096, 3)
     promises = {
         name: neurons(trees, depth) / (trees * (depth + 1))
         for name, (trees, depth) in known.items()

@@ -72,7 +72,7 @@ def _micro(seconds: float) -> str:
 
 def _shape(shape: str, cells: list[Cell], promise: float) -> list[str]:
     names = list(dict.fromkeys(name for cell in cells for name in cell["seconds"]))
-    lines = [f"## {shape} levels", "", "Microseconds a token:", ""]
+    lines = [f"## {shape}", "", "Microseconds a token:", ""]
     lines += [_row(["batch", "threads", *names]), _row(["--:"] * (len(names) + 2))]
     for cell in cells:
         row = [str(cell["batch"]), str(cell["threads"])]

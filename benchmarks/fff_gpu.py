@@ -39,8 +39,7 @@ from nomatmul.ops import fff
 
 WIDTH = 768
 DENSE = 4096
-SHAPES = {"1 x 12": (1, 11), "16 x 7": (16, 6), "128 x 4": (128, 3)}
-"""Trees x levels: (trees, depth)."""
+SHAPES = {"1x11": (1, 11), "16x6": (16, 6), "128x3": (128, 3)}  # trees, depth
 Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -158,10 +157,10 @@ def jobs(
     yield "dense 4096", None, dense
     for shape in SHAPES:
         yield f"FFF {shape}", shape, tree_layer(shape, scale.trees)
-    yield "masked 1 x 12", "1 x 12", tree_layer("1 x 12", "masked")
+    yield "masked 1x11", "1x11", tree_layer("1x11", "masked")
     if seconds_left() > 15 and scale.device == "cuda":
         yield "dense 4096, compiled", None, torch.compile(dense, dynamic=False)
-    for shape in ("16 x 7", "128 x 4"):
+    for shape in ("16x6", "128x3"):
         yield f"masked {shape}", shape, tree_layer(shape, "masked")
 
 

@@ -39,7 +39,7 @@ def configs(layers: int, tiny: bool = False) -> dict[str, ModelConfig]:
     sizes = {**SIZES["370M"], **(TINY if tiny else {}), "num_layers": layers}
     found = {"GLU (MatMul-free LM)": ModelConfig(**sizes)}
     for trees, depth in SHAPES:
-        found[f"{trees} trees x {depth + 1} levels"] = ModelConfig(
+        found[f"FFF {trees}x{depth}"] = ModelConfig(
             **sizes, channel_mixer="fff", activation="silu", fff_trees=trees, fff_depth=depth
         )
     found["no channel mixer"] = ModelConfig(**sizes, channel_mixer="none")

@@ -22,6 +22,6 @@ ROWS = [
     make_row("dense-112", 2, 1.71, active=112),
     make_row("none", 1, 1.80),
     make_row("none", 2, 1.80),
-    make_row("fff-16x7", 1, 1.60, active=112, neurons=2032),
-    make_row("fff-16x7", 2, 1.64, active=112, neurons=2032),
+    make_row("fff-16x6", 1, 1.60, active=112, neurons=2032),
+    make_row("fff-16x6", 2, 1.64, active=112, neurons=2032),
 ]

@@ -17,6 +17,7 @@ import argparse
 import bz2
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -74,6 +75,14 @@ def _parts(name: str) -> tuple[str, int]:
     """Variant and seed of pre-training, of a kept model's name."""
     variant, seed = name.removeprefix("encoder-").rsplit("-", 1)
     return variant, int(seed)
+
+
+def name_of(variant: str) -> str:
+    """The short name of a command line as it stands in the tables."""
+    if found := re.fullmatch(r"(fff|gated)-(\d+x\d+)(.*)", variant):
+        rest = found[3].replace("-balanced", ", balanced").replace("-master", " + ")
+        return f"{'FFF' if found[1] == 'fff' else 'gated FFF'} {found[2]}{rest}"
+    return variant.replace("-", " ")
 
 
 def _done(file: Path) -> set[tuple[str, int, str, int]]:
@@ -157,8 +166,9 @@ def run(args: argparse.Namespace) -> None:
     task, epochs, metric = TASKS[args.task]
     scores, seconds = _tune(args)
     row = {
-        "section": "glue", "of": "encoder", "variant": variant, "pretrained": pretrained,
-        "task": task, "seed": args.seed, "metric": metric, "score": scores[metric], **scores,
+        "section": "glue", "of": "encoder", "variant": variant, "label": name_of(variant),
+        "pretrained": pretrained, "task": task, "seed": args.seed,
+        "metric": metric, "score": scores[metric], **scores,
         "epochs": epochs, "learning_rate": RATE, "batch": BATCH,
         "seconds": round(seconds, 1), "commit": args.commit,
     }  # fmt: skip

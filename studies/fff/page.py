@@ -10,10 +10,8 @@ A library of run.py.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from nomatmul.evaluate.compare_report import plot_name, table, with_error
 from nomatmul.evaluate.rows import read_rows
 from studies.compare.plot import plot
 from studies.compare.summary import Entry, difference, summarise
-from studies.fff.glue import TASKS
+from studies.fff.glue import TASKS, name_of
 
 PAGE = Path(__file__).with_name("page.md")
 SECTIONS = ("causal", "encoder", "union", "ternary")
@@ -48,23 +46,9 @@ def short_table(out: Path) -> None:
     rows, glue, _ = load(out)
     for section in (*SECTIONS, "mlm"):
         for entry in summarise(rows, section):
-            print(f"{section:7} {by_depth(entry.label):34} {entry.active:5} {with_error(entry)}")
+            print(f"{section:7} {entry.label:34} {entry.active:5} {with_error(entry)}")
     for line in glue_table(glue, {}):
         print(line)
-
-
-def by_depth(label: str) -> str:
-    """The label with trees x depth, as in the papers; rows name trees x levels, one more."""
-    return re.sub(r"(\d+) x (\d+)", lambda m: f"{m[1]}x{int(m[2]) - 1}", label)
-
-
-def name_of(variant: str) -> str:
-    """The short name of a command line as it stands in the tables."""
-    if found := re.fullmatch(r"(fff|gated)-(\d+)x(\d+)(.*)", variant):
-        rest = found[4].replace("-balanced", ", balanced").replace("-master", " + ")
-        kind = "FFF" if found[1] == "fff" else "gated FFF"
-        return f"{kind} {found[2]}x{int(found[3]) - 1}{rest}"
-    return variant.replace("-", " ")
 
 
 def minus(entry: Entry, other: Entry | None) -> str | None:
@@ -88,9 +72,7 @@ def score_table(entries: list[Entry]) -> list[str]:
         share = None if whole is None else f"{e.flops_per_token / whole.flops_per_token:.2f}"
         gaps = [minus(e, other) for other in (whole, control, by_name.get("none"))]
         score = with_error(e)
-        rows.append(
-            [by_depth(e.label), e.neurons, e.active, len(e.values), score, *gaps, worth, share]
-        )
+        rows.append([e.label, e.neurons, e.active, len(e.values), score, *gaps, worth, share])
     metric = "bits per byte" if entries[0].metric == "bpb" else "masked loss, nats"
     header = ["channel mixer", "neurons", "active", "seeds", metric, "minus whole"]
     return table([*header, "minus dense of active width", "minus none", "worth", "FLOPs"], rows)
@@ -100,7 +82,7 @@ def budget_table(entries: list[Entry]) -> list[str]:
     """The same runs at equal tokens, FLOPs and time, in nats a token."""
     rows = [
         [
-            by_depth(e.label),
+            e.label,
             f"{e.at_flops:.3f}" if not math.isnan(e.at_flops) else None,
             f"{e.at_seconds:.3f}" if not math.isnan(e.at_seconds) else None,
             f"{e.flops_per_token / 1e6:.0f}", f"{e.flops_masked_per_token / 1e6:.0f}",
@@ -122,7 +104,7 @@ def rate_table(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         [
             section,
-            by_depth(label),
+            label,
             ", ".join(f"{rate:g}: {s:.4f}" for rate, s in sorted(tried.items())),
         ]
         for (section, label), tried in sorted(found.items())
@@ -158,7 +140,7 @@ def _median(scores: list[float]) -> str | None:
 def plateau_table(rows: list[dict[str, Any]]) -> list[str]:
     """The first try of the encoders, which says nothing about layers."""
     found = [r for r in rows if (r["section"], r["status"]) == ("mlm", "ok")]
-    lines = [[by_depth(r["label"]), r["seed"], r["steps"], f"{r['loss']:.3f}"] for r in found]
+    lines = [[r["label"], r["seed"], r["steps"], f"{r['loss']:.3f}"] for r in found]
     return table(["channel mixer", "seed", "steps", "masked loss"], lines) if lines else []
 
 
@@ -166,7 +148,7 @@ def ship_table(rows: list[dict[str, Any]]) -> list[str]:
     """The longer pair of union models."""
     lines = [
         [
-            by_depth(r["label"]), r["active"], f"{r['parameters'] / 1e6:.2f}M",
+            r["label"], r["active"], f"{r['parameters'] / 1e6:.2f}M",
             f"{r['tokens'] / 1e6:.0f}M", f"{r['bpb_wikipedia']:.4f}", f"{r['bpb_novels']:.4f}",
             f"{r['bpb']:.4f}", f"{r['seconds']:.0f}",
         ]
@@ -195,6 +177,5 @@ def write(out: Path, page: Path) -> None:
     rows, _, _ = load(out)
     for name in SECTIONS:
         if entries := summarise(rows, name):
-            entries = [dataclasses.replace(e, label=by_depth(e.label)) for e in entries]
             plot(rows, entries, out / f"fff-{plot_name(name).removeprefix('compare-')}")
     tables.fill(page, all_tables(out))

@@ -36,37 +36,37 @@ CRAMMED: dict[str, Any] = {
 }  # fmt: skip
 # Per section, what matters most first: FIRST with all seeds, MORE with one each.
 FIRST = {
-    "causal": ["dense", "fff-16x7", "dense-112", "none", "fff-128x4", "fff-1x11", "dense-11"],
-    "encoder": ["dense", "fff-16x7", "fff-128x4", "none", "fff-1x12", "dense-112"],
-    "union": ["dense", "fff-64x5", "fff-16x7", "dense-112", "none", "dense-320"],
-    "ternary": ["fff-64x5", "dense", "none", "dense-320"],
+    "causal": ["dense", "fff-16x6", "dense-112", "none", "fff-128x3", "fff-1x10", "dense-11"],
+    "encoder": ["dense", "fff-16x6", "fff-128x3", "none", "fff-1x11", "dense-112"],
+    "union": ["dense", "fff-64x4", "fff-16x6", "dense-112", "none", "dense-320"],
+    "ternary": ["fff-64x4", "dense", "none", "dense-320"],
 }
 MORE = {
     "causal": [
-        "fff-16x7-balanced", "fff-16x7-master64", "dense-512", "fff-16x7-every2",
-        "fff-64x5", "dense-320", "fff-32x6", "fff-1x11-master64", "dense-64",
-        "fff-1x11-balanced",
+        "fff-16x6-balanced", "fff-16x6-master64", "dense-512", "fff-16x6-every2",
+        "fff-64x4", "dense-320", "fff-32x5", "fff-1x10-master64", "dense-64",
+        "fff-1x10-balanced",
     ],
     "encoder": [
-        "dense-12", "fff-16x7-balanced", "fff-1x12-balanced", "dense-512", "fff-16x7-master64",
-        "fff-1x12-master64",
+        "dense-12", "fff-16x6-balanced", "fff-1x11-balanced", "dense-512", "fff-16x6-master64",
+        "fff-1x11-master64",
     ],
     "union": [
-        "glu-360", "fff-128x4", "fff-32x7", "fff-16x9", "fff-16x7-balanced",
-        "fff-64x5-every2", "fff-16x7-master64", "dense-512", "fff-64x5-balanced",
+        "glu-360", "fff-128x3", "fff-32x6", "fff-16x8", "fff-16x6-balanced",
+        "fff-64x4-every2", "fff-16x6-master64", "dense-512", "fff-64x4-balanced",
     ],
-    "ternary": ["fff-16x7", "dense-112", "fff-128x4"],
+    "ternary": ["fff-16x6", "dense-112", "fff-128x3"],
 }  # fmt: skip
 # Rates that short runs try, to see whether the one rate of a section is unfair to trees.
 RATES = {"causal": 1.5e-3, "mlm": 1e-3, "encoder": 1e-3, "union": 3.4e-3, "ternary": 1.5e-3}
 EVAL_LIMIT = {"encoder": 400_000}  # tokens of each held-out text, where fewer than the study's
 # (section, variants, factors of the section's rate)
 CHECKED = {
-    "union": (("none", "dense", "fff-16x7"), (0.5, 0.25)),
-    "causal": (("dense", "fff-16x7"), (0.5, 1.0, 2.0)),
-    "encoder": (("dense", "fff-16x7"), (0.5, 1.0, 2.0)),
+    "union": (("none", "dense", "fff-16x6"), (0.5, 0.25)),
+    "causal": (("dense", "fff-16x6"), (0.5, 1.0, 2.0)),
+    "encoder": (("dense", "fff-16x6"), (0.5, 1.0, 2.0)),
 }
-FINE_TUNED = (*FIRST["encoder"], "dense-12", "fff-16x7-balanced")
+FINE_TUNED = (*FIRST["encoder"], "dense-12", "fff-16x6-balanced")
 
 
 def base_config(section: str, args: argparse.Namespace) -> TrainConfig:

@@ -57,7 +57,7 @@ def commands(args: argparse.Namespace) -> list[tuple[list[str], dict[str, str]]]
         return []
     rows = read_rows(args.out / "fff-study-rows.jsonl")
     entries = summarise(rows, "union")
-    name = choose(entries, 2040 if not args.tiny else 60) or "fff-16x7"
+    name = choose(entries, 2040 if not args.tiny else 60) or "fff-16x6"
     speeds = [e.tokens_per_second for e in entries if e.variant in (name, "dense")]
     left = args.began + args.seconds - time.time()
     amount = int(min(speeds, default=SPEED) * max(left - 20, 0) * SHARE)

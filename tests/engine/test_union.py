@@ -18,10 +18,10 @@ from nomatmul.formats.config import ModelConfig
 
 # one deep tree, many shallow ones, single nodes, more than a task of trees and a run of walkers
 SHAPES = {
-    "5 x 3": union(),
-    "1 x 7": union(fff_trees=1, fff_depth=7, hidden_size=42),
-    "41 x 1": union(fff_trees=41, fff_depth=1, hidden_size=260),
-    "3 x 0": union(fff_trees=3, fff_depth=0, hidden_size=1, vocab_size=2),
+    "5x3": union(),
+    "1x7": union(fff_trees=1, fff_depth=7, hidden_size=42),
+    "41x1": union(fff_trees=41, fff_depth=1, hidden_size=260),
+    "3x0": union(fff_trees=3, fff_depth=0, hidden_size=1, vocab_size=2),
 }
 
 

@@ -48,9 +48,9 @@ def _runs(options: CompareOptions) -> list[Run]:
 @pytest.mark.parametrize(
     ("model", "names"),
     [
-        (CAUSAL, ("fff-3x3-balanced", "dense-9")),
-        (ENCODER, ("fff-3x3-master4", "none")),
-        (UNION, ("fff-3x3", "dense-9")),
+        (CAUSAL, ("fff-3x2-balanced", "dense-9")),
+        (ENCODER, ("fff-3x2-master4", "none")),
+        (UNION, ("fff-3x2", "dense-9")),
     ],
 )
 def test_every_kind_of_variant_trains_and_is_scored(tmp_path, model, names):
@@ -84,13 +84,13 @@ def test_seeds_decide_and_a_run_that_diverges_is_a_row(tmp_path):
 
 
 def test_a_whole_comparison_in_processes_goes_on_where_it_was(tmp_path, capfd):
-    options = _options(tmp_path, variants=("fff-3x3",), implementation="masked")
+    options = _options(tmp_path, variants=("fff-3x2",), implementation="masked")
     lines: list[str] = []
     cut = compare(dataclasses.replace(options, time_limit=1e-3), lines.append, quiet=True)
     assert (cut["missing"], cut["failed"], cut["sections"]) == (1, [], {})
     result = compare(options, lines.append, quiet=True)
     assert result["missing"] == 0
-    assert {entry["variant"] for entry in result["sections"]["tiny"]} == {"fff-3x3"}
+    assert {entry["variant"] for entry in result["sections"]["tiny"]} == {"fff-3x2"}
     assert json.dumps(result, allow_nan=False)
     assert (options.out / "report.md").is_file()
     rows = (options.out / "rows.jsonl").read_text()
@@ -98,32 +98,43 @@ def test_a_whole_comparison_in_processes_goes_on_where_it_was(tmp_path, capfd):
     assert "0 of 1 runs to make" in lines[-1]
     assert (options.out / "rows.jsonl").read_text() == rows
     assert again["sections"] == result["sections"]
+    # Rows of a version that named trees by levels are rows of the same runs.
+    old = rows.replace("fff-3x2", "fff-3x3").replace("FFF 3x2", "FFF 3 x 3")
+    (options.out / "rows.jsonl").write_text(old)
+    again = compare(options, lines.append, quiet=True)
+    assert lines[-2:] == [
+        "rows of an older version named trees by levels, not by depth: fff-3x3 is fff-3x2 now",
+        "1 variants x 1 seeds: 0 of 1 runs to make",
+    ]
+    assert again["sections"] == result["sections"]
+    assert f"The {lines[-2]}." in (options.out / "report.md").read_text()
+    (options.out / "rows.jsonl").write_text(rows)
     config = dataclasses.replace(options.config, learning_rate=options.config.learning_rate / 2)
-    with pytest.raises(ValueError, match="holds runs of 'fff-3x3' with other settings"):
+    with pytest.raises(ValueError, match="holds runs of 'fff-3x2' with other settings"):
         compare(dataclasses.replace(options, config=config), lines.append, quiet=True)
     assert (options.out / "rows.jsonl").read_text() == rows
 
 
 def test_what_memory_cannot_hold_is_refused_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr("nomatmul.train.memory.available_memory", lambda: 1 << 27)
-    options = _options(tmp_path, variants=("none", "fff-3x3"))
+    options = _options(tmp_path, variants=("none", "fff-3x2"))
     with pytest.raises(OutOfMemoryError, match=r"^none: too little memory: about 0\.3 GiB .*--f"):
         compare(options)
     assert not options.out.exists()
 
 
 def test_the_time_of_all_runs_is_told_and_shown(tmp_path, monkeypatch):
-    runs = _runs(_options(tmp_path, variants=("none", "fff-3x3"), seeds=2))
+    runs = _runs(_options(tmp_path, variants=("none", "fff-3x2"), seeds=2))
     costs = run_costs(runs, 1)
-    assert set(costs) == {"none", "fff-3x3"}
+    assert set(costs) == {"none", "fff-3x2"}
     assert min(costs.values()) > 0
-    assert sum_of(runs, {"none": 100.0, "fff-3x3": 400.0}) == pytest.approx(1020)
+    assert sum_of(runs, {"none": 100.0, "fff-3x2": 400.0}) == pytest.approx(1020)
     assert about(1020) == "about 17 minutes"
     clock, told = [1000.0], []
     monkeypatch.setattr("nomatmul.evaluate.compare_runs.time.monotonic", lambda: clock[0])
     console = SimpleNamespace(progress=lambda share, text: told.append((round(share, 3), text)))
     rows = tmp_path / "rows.jsonl"
-    bar = TotalBar(console, runs, {"none": 100.0, "fff-3x3": 400.0}, rows)
+    bar = TotalBar(console, runs, {"none": 100.0, "fff-3x2": 400.0}, rows)
     clock[0] += 50.5
     bar.tick()
     append_row(rows, {**runs[2].row, "status": "ok"})

@@ -15,7 +15,7 @@ from nomatmul.evaluate.rows import append_row
 
 def test_means_and_errors_over_seeds():
     entries = {e.variant: e for e in summarise(ROWS, "s")}
-    tree = entries["fff-16x7"]
+    tree = entries["fff-16x6"]
     assert tree.score == pytest.approx(1.62)
     pairs = ([1.50, 1.52], [1.70, 1.71], [1.80, 1.80], [1.60, 1.64])
     pooled = math.sqrt(statistics.fmean(statistics.variance(pair) for pair in pairs))
@@ -23,8 +23,8 @@ def test_means_and_errors_over_seeds():
 
 
 def test_a_single_seed_has_the_spread_of_the_others():
-    entries = {e.variant: e for e in summarise([*ROWS, make_row("fff-1x2", 1, 1.7, active=2)], "s")}
-    single, pair = entries["fff-1x2"], entries["none"]
+    entries = {e.variant: e for e in summarise([*ROWS, make_row("fff-1x1", 1, 1.7, active=2)], "s")}
+    single, pair = entries["fff-1x1"], entries["none"]
     assert single.error == pytest.approx(pair.error * math.sqrt(2))
     assert all(e.error is None for e in summarise([ROWS[0], ROWS[4]], "s"))
 
@@ -46,7 +46,7 @@ def test_cut_runs_other_stages_and_other_lengths_do_not_mix():
 
 
 def test_the_report_is_files_that_others_can_read(tmp_path):
-    for row in [*ROWS, make_row("fff-1x2", 1, 1.75, active=2, section="t/u")]:
+    for row in [*ROWS, make_row("fff-1x1", 1, 1.75, active=2, section="t/u")]:
         append_row(tmp_path / "rows.jsonl", row)
     write_report(tmp_path, "Title", "About.")
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -54,7 +54,7 @@ def test_the_report_is_files_that_others_can_read(tmp_path):
     assert summary["sections"]["t/u"][0]["error"] is None
     text = (tmp_path / "report.md").read_text()
     assert text.startswith("# Title")
-    assert "| fff-16x7 | 2032 | 112 |" in text
+    assert "| fff-16x6 | 2032 | 112 |" in text
     assert "| 1.6200 ± 0.01" in text
     assert "nan" not in text
     assert (tmp_path / "compare-s.png").stat().st_size > 1000

@@ -39,10 +39,10 @@ def test_cells_come_in_turn_and_no_run_is_planned_twice(tmp_path):
 
 
 def test_named_cells_are_those_alone_in_their_order(tmp_path):
-    named = ["union:fff-64x5:2", "causal:dense:1,3"]
+    named = ["union:fff-64x4:2", "causal:dense:1,3"]
     cells = plan.plan(_args(tmp_path, cells=named))
     found = [(cell.section, cell.variant, cell.seeds) for cell in cells]
-    assert found == [("union", "fff-64x5", (2,)), ("causal", "dense", (1, 3))]
+    assert found == [("union", "fff-64x4", (2,)), ("causal", "dense", (1, 3))]
     # They are the cells of the whole plan: a row of one counts for the other.
     whole = {(c.section, c.variant): identity(c) for c in plan.plan(_args(tmp_path))}
     assert all(identity(cell) == whole[cell.section, cell.variant] for cell in cells)
@@ -82,11 +82,11 @@ def _entry(variant: str, score: float, active: int, section: str = "union", **va
 
 def test_the_model_to_ship_has_the_fewest_active_neurons_near_the_best():
     entries = [
-        _entry("fff-64x5", 1.600, 320), _entry("fff-16x7", 1.615, 112),
-        _entry("fff-1x11", 1.70, 11), _entry("dense", 1.5, 2040),
-        _entry("fff-16x9", 1.58, 144, neurons=8176),
+        _entry("fff-64x4", 1.600, 320), _entry("fff-16x6", 1.615, 112),
+        _entry("fff-1x10", 1.70, 11), _entry("dense", 1.5, 2040),
+        _entry("fff-16x8", 1.58, 144, neurons=8176),
     ]  # fmt: skip
-    assert choose(entries, 2040) == "fff-16x7"
+    assert choose(entries, 2040) == "fff-16x6"
     assert choose([_entry("dense", 1.5, 2040)], 2040) is None
 
 
@@ -99,13 +99,14 @@ def test_the_page_has_the_tables_of_its_rows():
         filled(text, {"other": ["| a |"]})
 
 
-def test_names_count_decisions_in_tables():
-    assert page.name_of("fff-16x7-balanced") == "FFF 16x6, balanced"
-    assert page.by_depth("gated FFF 90 x 4 + 64") == "gated FFF 90x3 + 64"
+def test_names_of_command_lines_stand_in_tables():
+    assert page.name_of("fff-16x6-balanced") == "FFF 16x6, balanced"
+    assert page.name_of("gated-90x3-master64") == "gated FFF 90x3 + 64"
+    assert page.name_of("dense-112") == "dense 112"
 
 
 def test_differences_have_the_error_of_the_seeds():
-    tree, control = _entry("fff-16x7", 1.61, 112), _entry("dense-112", 1.64, 112)
+    tree, control = _entry("fff-16x6", 1.61, 112), _entry("dense-112", 1.64, 112)
     none = _entry("none", 1.70, 0, error=None)
     line = page.score_table([tree, control, none])[2]
     assert "| - | -0.030 ± 0.001 | -0.090 | - | - |" in line

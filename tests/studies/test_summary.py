@@ -17,11 +17,11 @@ def test_worth_lies_between_the_controls_around_it():
     entries = {e.variant: e for e in summarise(ROWS, "s")}
     # 1.62 of 1.705 at 112 and 1.51 at 2048, in the logarithm of the width
     share = (1.705 - 1.62) / (1.705 - 1.51)
-    assert entries["fff-16x7"].worth == pytest.approx(112 * (2048 / 112) ** share)
-    worse = [make_row("fff-1x2", 1, 1.75, active=2), make_row("fff-1x3", 1, 1.2, active=3)]
+    assert entries["fff-16x6"].worth == pytest.approx(112 * (2048 / 112) ** share)
+    worse = [make_row("fff-1x1", 1, 1.75, active=2), make_row("fff-1x2", 1, 1.2, active=3)]
     outside = {e.variant: e for e in summarise(ROWS + worse, "s")}
+    assert math.isnan(outside["fff-1x1"].worth)
     assert math.isnan(outside["fff-1x2"].worth)
-    assert math.isnan(outside["fff-1x3"].worth)
 
 
 def test_equal_flops_and_equal_time_are_read_from_the_curves():
@@ -40,13 +40,13 @@ def test_seconds_of_a_crowded_device_do_not_count(tmp_path):
     crowded = {"timed": False, "tokens_per_second": 1, "seconds": 0.1}
     curve = [[50, 4.0, 0.05], [100, 3.0, 0.1]]
     rows = [*ROWS, make_row("dense", 3, 1.5, active=2048, held_out_curve=curve, **crowded)]
-    rows.append(make_row("fff-1x2", 1, 1.5, active=2, held_out_curve=curve, **crowded))
+    rows.append(make_row("fff-1x1", 1, 1.5, active=2, held_out_curve=curve, **crowded))
     entries = {e.variant: e for e in summarise(rows, "s")}
     before = {e.variant: e for e in summarise(ROWS, "s")}
     assert entries["dense"].at_seconds == before["dense"].at_seconds
     assert entries["dense"].tokens_per_second == 100
-    assert math.isnan(entries["fff-1x2"].at_seconds)
-    assert entries["fff-1x2"].score == 1.5
+    assert math.isnan(entries["fff-1x1"].at_seconds)
+    assert entries["fff-1x1"].score == 1.5
     for row in rows:
         append_row(tmp_path / "rows.jsonl", row)
     write_report(tmp_path)
@@ -56,7 +56,7 @@ def test_seconds_of_a_crowded_device_do_not_count(tmp_path):
 
 
 def test_gated_neurons_have_their_own_control():
-    pair = [make_row("gated-4x3", 1, 1.6, active=18), make_row("glu-12", 1, 1.7, active=18)]
+    pair = [make_row("gated-4x2", 1, 1.6, active=18), make_row("glu-12", 1, 1.7, active=18)]
     entries = {e.variant: e for e in summarise([*ROWS, *pair], "s")}
-    assert (entries["gated-4x3"].kind, entries["glu-12"].kind) == ("fff", "dense")
-    assert entries["gated-4x3"].control == "glu-12"
+    assert (entries["gated-4x2"].kind, entries["glu-12"].kind) == ("fff", "dense")
+    assert entries["gated-4x2"].control == "glu-12"

@@ -6,14 +6,15 @@ controls that are run unless you name others with --variant:
 
   dense              the whole layer of the recipe
   none               no channel mixer at all: what is it worth?
-  fff-16x7           16 trees of 7 levels: a token computes 16 x 7 neurons of 16 x 127; three
-                     shapes of equal parameters, from one deep tree to many shallow ones
+  fff-16x6           16 trees of depth 6: a token makes 6 decisions and computes 7 neurons of the
+                     127 of each tree; three shapes of equal parameters, from one deep tree to
+                     many shallow ones
   dense-112          a small dense layer of as many neurons as the trees above make active: if it is
                      as good, the trees bought nothing
   fff-...-balanced   trees trained with a load-balancing loss
 
 and further -masterN (a dense layer of N neurons beside the trees), -everyN (trees in one layer of
-N). Levels count neurons on a path (fff_depth + 1).
+N). Trees are named trees x depth, as in the papers.
 
 OUT gets report.md (a table), summary.json, a plot and rows.jsonl, a row a run: the same command
 goes on after the last finished run. Scores are held-out bits per byte (encoders: nats a guessed
@@ -37,7 +38,7 @@ examples:
   nomatmul compare encoder_cpu_minute --data novel.txt --valid other.txt --out runs/mlm \\
       --budget 2M --seeds 3
   nomatmul compare box --data wiki-*.txt.bz2 --valid wiki.valid.txt.bz2 --out runs/trees \\
-      --budget 30M --variant dense --variant fff-64x5 --variant dense-320 --devices cuda:0,cuda:1
+      --budget 30M --variant dense --variant fff-64x4 --variant dense-320 --devices cuda:0,cuda:1
 """
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from nomatmul.evaluate.compare_report import write_report
 from nomatmul.evaluate.compare_runs import LOG, Run, TotalBar, about, run_costs, sum_of, train_all
 from nomatmul.evaluate.flops import training_flops
-from nomatmul.evaluate.rows import read_rows
+from nomatmul.evaluate.rows import read_rows, renamed
 from nomatmul.evaluate.variants import Variant, default_names, make_variant, variant_config
 from nomatmul.formats.files.directory import write_json
 from nomatmul.train.config import FREE_FIELDS, RETIRED_OPTIONS, TrainConfig
@@ -95,6 +95,8 @@ def compare(
     runs, file = make_runs(options, variants, train, valid), options.out / "rows.jsonl"
     rows = read_rows(file)
     refuse_other_settings(rows, runs, options.out)
+    if words := renamed(rows):
+        say(words)
     todo = [run for run in runs if not run.ended(rows)]
     costs = run_costs(todo, options.threads) if devices == ("cpu",) and not quiet else {}
     say(

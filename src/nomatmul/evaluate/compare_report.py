@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nomatmul.evaluate.rows import read_rows
+from nomatmul.evaluate.rows import read_rows, renamed
 from nomatmul.train.curve import open_pyplot
 
 METRICS = {"bpb": "bits per byte", "loss": "loss (nats a guessed token)"}
@@ -155,6 +155,8 @@ def write_report(out: Path, title: str = "Comparison", about: str = "") -> dict[
     rows = read_rows(out / "rows.jsonl")
     document: dict[str, Any] = {"sections": {}}
     lines = [f"# {title}", "", about, ""]
+    if words := renamed(rows):
+        lines += [f"The {words}.", ""]
     for name in dict.fromkeys(row["section"] for row in rows):
         entries = summarise(rows, name)
         document["sections"][name] = [as_json(entry) for entry in entries]

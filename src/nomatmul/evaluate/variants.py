@@ -6,13 +6,13 @@ A variant is named by a short word that a command line takes:
     dense-112           an `ffn` of 112 neurons (the control for 112 active ones)
     glu-112             a `glu` of 112 gated neurons (the control for 112 active gated ones)
     none                no channel mixer at all
-    fff-16x7            16 trees of 7 levels (6 decisions): 16 * (2^7 - 1) neurons, 16 * 7 active
-    fff-16x7-balanced   as fff-16x7, trained with a load-balancing loss
-    fff-16x7-master64   the same beside a small layer of 64 neurons that is always active
-    fff-16x7-every2     the same in every second layer; the others keep the dense layer
+    fff-16x6            16 trees of depth 6: 16 * (2^7 - 1) neurons, 16 * 7 active
+    fff-16x6-balanced   as fff-16x6, trained with a load-balancing loss
+    fff-16x6-master64   the same beside a small layer of 64 neurons that is always active
+    fff-16x6-every2     the same in every second layer; the others keep the dense layer
 
-Levels count neurons on a path, as tables of this project do; `fff_depth` and the papers count
-decisions, one less. Nothing here needs torch.
+Depth counts decisions, as in `fff_depth` and the papers: a path has depth + 1 neurons. Nothing
+here needs torch.
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ def rows_of(model: ModelConfig) -> int:
 
 
 def tree_shapes(rows: int) -> list[tuple[int, int]]:
-    """(trees, levels) of at most `rows` neurons: one deep tree, some, many shallow ones."""
-    top = max((rows + 1).bit_length() - 1, 1)
-    levels = sorted({top, min(7, (top + 4) // 2, top), min(4, top)}, reverse=True)
-    return [(max(rows // (2**count - 1), 1), count) for count in levels]
+    """(trees, depth) of at most `rows` neurons: one deep tree, some, many shallow ones."""
+    top = max((rows + 1).bit_length() - 2, 0)
+    depths = sorted({top, min(6, (top + 3) // 2, top), min(3, top)}, reverse=True)
+    return [(max(rows // (2 ** (depth + 1) - 1), 1), depth) for depth in depths]
 
 
 def default_names(model: ModelConfig) -> list[str]:
     """The controls: whole layer, none, trees, their active widths, one with balancing."""
     shapes = tree_shapes(rows_of(model))
-    trees = [f"fff-{count}x{levels}" for count, levels in shapes]
-    active = [f"dense-{count * levels}" for count, levels in shapes]
+    trees = [f"fff-{count}x{depth}" for count, depth in shapes]
+    active = [f"dense-{count * (depth + 1)}" for count, depth in shapes]
     middle = trees[len(trees) // 2]
     return list(dict.fromkeys(["dense", "none", *trees, *active, f"{middle}-balanced"]))
 
@@ -97,7 +97,7 @@ def make_variant(base: ModelConfig, name: str) -> Variant:
         return _trees(base, name, int(found[1]), int(found[2]), found[3].split("-")[1:], rows)
     raise ValueError(
         f"variant {name!r} is not known: use dense, none, dense-WIDTH, glu-WIDTH or "
-        "fff-TREESxLEVELS, the last with -balanced, -masterWIDTH or -everyN behind it"
+        "fff-TREESxDEPTH, the last with -balanced, -masterWIDTH or -everyN behind it"
     )
 
 
@@ -117,13 +117,14 @@ def _plain_label(mixer: str, width: int) -> str:
 
 
 def _trees(
-    base: ModelConfig, name: str, trees: int, levels: int, options: list[str], rows: int
+    base: ModelConfig, name: str, trees: int, depth: int, options: list[str], rows: int
 ) -> Variant:
-    if levels < 1 or trees < 1:
-        raise ValueError(f"variant {name!r}: trees and levels must be at least 1")
-    values: dict[str, Any] = {"fff_trees": trees, "fff_depth": levels - 1}
+    if trees < 1:
+        raise ValueError(f"variant {name!r}: trees must be at least 1")
+    values: dict[str, Any] = {"fff_trees": trees, "fff_depth": depth}
     train: dict[str, Any] = {}
-    neurons, active, label = trees * (2**levels - 1), trees * levels, f"FFF {trees} x {levels}"
+    neurons, active = trees * (2 ** (depth + 1) - 1), trees * (depth + 1)
+    label = f"FFF {trees}x{depth}"
     for kind, number in re.findall(r"(balanced|master|every)(\d*)", "-".join(options)):
         size = int(number or 0)
         if kind == "balanced":
