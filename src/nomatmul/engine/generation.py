@@ -16,8 +16,7 @@ from nomatmul.engine.text import Detokenizer, StopCutter
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from nomatmul.engine.language_model import LanguageModel
-    from nomatmul.engine.session import Session
+    from nomatmul.engine.session import Session, Stepper
     from nomatmul.engine.state import Float
 
 _LANES = 16  # texts of a batch that are written side by side
@@ -161,7 +160,7 @@ class TextGeneration:
 
 
 def make_tokens(
-    lm: LanguageModel, generation: Generation, session: Session | None = None
+    lm: Stepper, generation: Generation, session: Session | None = None
 ) -> Generator[int, None, None]:
     """Yield made tokens for as long as they are asked for.
 
@@ -178,7 +177,7 @@ def make_tokens(
             sequence.append(generation.unseen, logits="none")
 
 
-def write_texts(lm: LanguageModel, texts: Sequence[TextGeneration]) -> list[str]:
+def write_texts(lm: Stepper, texts: Sequence[TextGeneration]) -> list[str]:
     """Return the text that each of them makes, written side by side."""
     pieces: list[list[str]] = [[] for _ in texts]
     waiting = [number for number, text in enumerate(texts) if text.needs]

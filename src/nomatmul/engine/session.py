@@ -8,14 +8,31 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from nomatmul.engine.backend import Want
-    from nomatmul.engine.language_model import LanguageModel
+    from nomatmul.engine.backend import CausalBackend, Want
     from nomatmul.engine.state import Float, State
+
+
+class Stepper(Protocol):
+    """What sessions and drivers need of a `LanguageModel`, which knows both of them."""
+
+    backend: CausalBackend
+    fingerprint: str
+
+    def session(self) -> Session:
+        """A new sequence."""
+
+    def step(
+        self,
+        sessions: Sequence[Session],
+        ids: Sequence[Sequence[int] | NDArray[Any]],
+        logits: Want = "last",
+    ) -> list[Float]:
+        """Feed several sequences at once; one array a session."""
 
 
 class Session:
@@ -25,7 +42,7 @@ class Session:
     step, or on whether the state went through `fork` or a file: they are equal bit for bit.
     """
 
-    def __init__(self, model: LanguageModel, state: State) -> None:
+    def __init__(self, model: Stepper, state: State) -> None:
         self.model = model
         self._state = state
         self._lock = threading.RLock()
