@@ -20,8 +20,7 @@ from nomatmul.models import FFF
 from nomatmul.models.channels.fff import result_type
 from nomatmul.ops import fff as ops
 from nomatmul.ops.bitlinear import new_slot
-from nomatmul.ops.fff.hidden import root
-from nomatmul.ops.fff.naive import wide
+from nomatmul.ops.bitlinear.steps import root, wide
 from nomatmul.ops.fff.ternary import straight_ternary
 from studies.fff.layers import straight_int8
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nomatmul.models import FFF
-from nomatmul.ops.fff.hidden import int8
+from nomatmul.ops.bitlinear.steps import int8
 from nomatmul.ops.fff.ternary import Straight
 
 

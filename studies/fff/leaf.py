@@ -25,8 +25,7 @@ from nomatmul.models.channels.trees import FFFTraining, TreeLayer
 from nomatmul.models.layers import RMSNorm
 from nomatmul.ops import fff as ops
 from nomatmul.ops.bitlinear import new_slot
-from nomatmul.ops.fff.hidden import root
-from nomatmul.ops.fff.naive import wide
+from nomatmul.ops.bitlinear.steps import root, wide
 from nomatmul.ops.fff.operators import check_logits
 from nomatmul.ops.fff.ternary import straight_ternary
 from studies.fff.layers import straight_int8

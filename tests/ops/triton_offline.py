@@ -83,9 +83,8 @@ def jobs(capability: int) -> list[tuple[str, Any, dict[str, Any], dict[str, str]
     columns = {"ROWS": 64, "COLUMNS": 32, "num_warps": 4}
     found.append(("column_sums", back._column_sums_kernel, columns, {}))
     for summary in (True, False):
-        state = {**SCAN, "BOUND": True, "STATE": True, "SUMMARY": summary}
-        found.append(("gated_scan", gated._gated_scan_kernel, state, {}))
-        scan = {**state, "LAST": True}
+        scan = {**SCAN, "BOUND": True, "SUMMARY": summary}
+        found.append(("gated_scan", gated._gated_scan_kernel, scan, {}))
         found.append(("gated_scan_backward", gated._gated_scan_backward_kernel, scan, {}))
     entropy = {"GRADIENT": True, "BLOCK": 4096, "num_warps": 8}
     found.append(("cross_entropy", losses._cross_entropy_kernel, entropy, {}))

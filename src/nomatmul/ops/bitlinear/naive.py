@@ -78,7 +78,8 @@ def root_mean_square(x_NK: Tensor, eps: float) -> Tensor:
     return torch.sqrt((mean + eps).double()).float()
 
 
-def _product_dtype(x: Tensor) -> torch.dtype:
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Autocast's type if it is on, else x's: of what projections give and gradients are made of."""
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
@@ -157,7 +158,7 @@ def bit_linear(
         raise ValueError(f"bit_linear: input has {x.shape[-1]} features, weight {weight.shape[-1]}")
     if rms is None:
         rms = root_mean_square(x.detach(), eps)
-    return _BitLinear.apply(x, weight, norm_weight, rms.detach(), _product_dtype(x))
+    return _BitLinear.apply(x, weight, norm_weight, rms.detach(), product_dtype(x))
 
 
 def bit_linear_accumulators(

@@ -11,7 +11,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nomatmul.ops.bitlinear.naive import SCALE_FLOOR, absmax_quantize, root_mean_square
+from nomatmul.ops.bitlinear.naive import (
+    INT8_MAX,
+    INT8_MIN,
+    SCALE_FLOOR,
+    absmax_quantize,
+    root_mean_square,
+    round_half_away,
+)
 
 Pair = tuple[Tensor, Tensor]
 
@@ -21,10 +28,21 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _root(x_ND: Tensor, eps: float) -> Tensor:
+def root(x_ND: Tensor, eps: float) -> Tensor:
+    """sqrt(mean(x^2) + eps) over the last axis, kept; as `root_mean_square`, or float64."""
     if x_ND.dtype == torch.float64:
         return (x_ND.square().mean(-1, keepdim=True) + eps).sqrt()
     return root_mean_square(x_ND, eps)
+
+
+def int8(y_ND: Tensor) -> Pair:
+    """(q, step): whole numbers and the value of one unit [..., 1]; as `absmax_quantize`, or
+    float64."""
+    if y_ND.dtype != torch.float64:
+        return absmax_quantize(y_ND)
+    absmax = y_ND.abs().amax(-1, keepdim=True).clamp(min=SCALE_FLOOR)
+    q_ND = round_half_away(y_ND * (INT8_MAX / absmax)).clamp(INT8_MIN, INT8_MAX)
+    return q_ND, absmax / INT8_MAX
 
 
 def ternarize(*weights: Tensor) -> Pair:
@@ -57,14 +75,7 @@ def product(
 
 def _quantize(y_GND: Tensor, dtype: torch.dtype) -> Pair:
     """(q int8, step) for dtype int8, else (q * step in dtype, step); step has no last axis."""
-    if y_GND.dtype == torch.float64:
-        absmax = y_GND.abs().amax(-1, keepdim=True).clamp(min=SCALE_FLOOR)
-        v = y_GND * (127 / absmax)
-        whole = v.trunc()
-        q = whole + torch.where((v - whole).abs() >= 0.5, v.sign(), 0.0)
-        q, step = q.clamp(-128, 127), absmax / 127
-    else:
-        q, step = absmax_quantize(y_GND)
+    q, step = int8(y_GND)
     return (q if dtype == torch.int8 else q * step).to(dtype), step.squeeze(-1)
 
 
@@ -72,7 +83,7 @@ def _normed(x_ND: Tensor, outer_D: Tensor | None, outer_eps: float) -> Tensor:
     if outer_D is None:
         return wide(x_ND)
     x = wide(x_ND)
-    return wide((x / _root(x, outer_eps) * outer_D).to(x_ND.dtype))
+    return wide((x / root(x, outer_eps) * outer_D).to(x_ND.dtype))
 
 
 def norm_quantize(
@@ -88,7 +99,7 @@ def norm_quantize(
     Returns (q [G, N, D] int8, step [G, N]); with a float dtype, q * step in that type for q.
     """
     u_ND = _normed(x_ND, outer_D, outer_eps)
-    y_GND = u_ND / _root(u_ND, eps) * norms_GD.unsqueeze(1)
+    y_GND = u_ND / root(u_ND, eps) * norms_GD.unsqueeze(1)
     return _quantize(y_GND, dtype)
 
 
@@ -113,14 +124,14 @@ def norm_backward(
     """
     x = wide(x_ND)
     u_ND = _normed(x_ND, outer_D, outer_eps)
-    root_N1 = _root(u_ND, eps)
+    root_N1 = root(u_ND, eps)
     hat_ND = u_ND / root_N1
     dy_GND = wide(d_GND) * beta_G[:, None, None]
     dnorms = [(dy_ND * hat_ND).sum(0) for dy_ND in dy_GND]
     dx_ND = _norm_gradient((dy_GND * norms_GD.unsqueeze(1)).sum(0), hat_ND, root_N1)
     douter_D = x.new_empty(0)
     if outer_D is not None:
-        root_N1 = _root(x, outer_eps)
+        root_N1 = root(x, outer_eps)
         hat_ND = x / root_N1
         douter_D = (dx_ND * hat_ND).sum(0)
         dx_ND = _norm_gradient(dx_ND * outer_D, hat_ND, root_N1)
@@ -133,7 +144,7 @@ def glu_quantize(gu_N2M: Tensor, norm_M: Tensor, eps: float, dtype: torch.dtype)
     """silu(gate) * up, the down projection's norm, absmax. Returns (q [1, N, M], step [1, N])."""
     gate, up = wide(gu_N2M).chunk(2, -1)
     y_NM = gate * torch.sigmoid(gate) * up
-    return _quantize((y_NM / _root(y_NM, eps) * norm_M).unsqueeze(0), dtype)
+    return _quantize((y_NM / root(y_NM, eps) * norm_M).unsqueeze(0), dtype)
 
 
 def glu_backward(
@@ -147,7 +158,7 @@ def glu_backward(
     gate, up = wide(gu_N2M).chunk(2, -1)
     share = torch.sigmoid(gate)
     y_NM = gate * share * up
-    root_N1 = _root(y_NM, eps)
+    root_N1 = root(y_NM, eps)
     hat_NM = y_NM / root_N1
     dequantised, _ = _quantize(hat_NM * norm_M, d_NM.dtype)
     dy_NM = wide(d_NM) * beta_G
@@ -169,8 +180,8 @@ def gate_quantize(
 ) -> Pair:
     """MLGRU's output: RMSNorm(g) * gate * silu(h), o_proj's norm, absmax. Results [1, N, D]."""
     g, h = wide(g_ND), wide(h_ND)
-    y_ND = g / _root(g, gate_eps) * gate_D * (h * torch.sigmoid(h))
-    return _quantize((y_ND / _root(y_ND, eps) * norm_D).unsqueeze(0), dtype)
+    y_ND = g / root(g, gate_eps) * gate_D * (h * torch.sigmoid(h))
+    return _quantize((y_ND / root(y_ND, eps) * norm_D).unsqueeze(0), dtype)
 
 
 def gate_backward(
@@ -188,12 +199,12 @@ def gate_backward(
     d as in `glu_backward`; dg and dh have g's type. The kernel writes the third result over d.
     """
     g, h = wide(g_ND), wide(h_ND)
-    gate_root = _root(g, gate_eps)
+    gate_root = root(g, gate_eps)
     g_hat = g / gate_root
     share = torch.sigmoid(h)
     active = h * share
     y_ND = g_hat * gate_D * active
-    root_N1 = _root(y_ND, eps)
+    root_N1 = root(y_ND, eps)
     hat_ND = y_ND / root_N1
     dequantised, _ = _quantize(hat_ND * norm_D, d_ND.dtype)
     dy_ND = wide(d_ND) * beta_G

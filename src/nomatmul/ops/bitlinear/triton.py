@@ -247,21 +247,3 @@ def product(
             **tiling,
         )
     return out
-
-
-def ternary_product(
-    q_NK: Tensor,
-    t_MK: Tensor,
-    token_scale_N1: Tensor | None,
-    beta: Tensor | None,
-    *,
-    dtype: torch.dtype = torch.bfloat16,
-) -> Tensor:
-    """[N, M] = (sum_k q*t) * (beta * token_scale): one int8 x ternary product.
-
-    q int8 [N, K]; t int8 [M, K] of -1, 0, 1; token_scale float32 [N, 1]; beta float32, one
-    element. dtype: bfloat16, float16, float32, or int32 for the accumulators (scales unused).
-    """
-    scale = None if token_scale_N1 is None else token_scale_N1.reshape(1, -1)
-    beta = None if beta is None else beta.reshape(1)
-    return product(q_NK.unsqueeze(0), t_MK.unsqueeze(0), scale, beta, dtype)[0]

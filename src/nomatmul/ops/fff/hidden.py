@@ -7,33 +7,11 @@ Shape suffixes: N tokens, T trees, L levels, V rows, A = T * L visited nodes of 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from nomatmul.ops.activations import activate
-from nomatmul.ops.bitlinear.naive import (
-    INT8_MAX,
-    INT8_MIN,
-    SCALE_FLOOR,
-    root_mean_square,
-    round_half_away,
-)
-from nomatmul.ops.fff.naive import wide
+from nomatmul.ops.bitlinear.steps import int8, root, wide
 from nomatmul.ops.fff.surrogate import activate_backward
-
-
-def root(x: Tensor, eps: float) -> Tensor:
-    """sqrt(mean(x^2) + eps) over the last axis, kept; as `root_mean_square`, or float64."""
-    if x.dtype == torch.float64:
-        return (x.square().mean(-1, keepdim=True) + eps).sqrt()
-    return root_mean_square(x, eps)
-
-
-def int8(y: Tensor) -> tuple[Tensor, Tensor]:
-    """(q, step): whole numbers in y's type and the value of one unit [..., 1] (numerics.md)."""
-    absmax = y.abs().amax(-1, keepdim=True).clamp(min=SCALE_FLOOR)
-    limit = torch.full_like(absmax, INT8_MAX)
-    return round_half_away(y * (limit / absmax)).clamp(INT8_MIN, INT8_MAX), absmax / limit
 
 
 def hidden_quantize(

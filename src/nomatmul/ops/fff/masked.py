@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from nomatmul.ops.activations import activate
-from nomatmul.ops.fff.naive import child_rows, roots, wide
+from nomatmul.ops.bitlinear.steps import wide
+from nomatmul.ops.fff.naive import child_rows, roots
 from nomatmul.ops.fff.surrogate import route_factor
 
 

@@ -15,14 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nomatmul.ops.activations import activate
+from nomatmul.ops.bitlinear.steps import wide
 
 _SLICE = 1 << 22
 """Elements gathered at once: 16 MiB of float32."""
-
-
-def wide(x: Tensor) -> Tensor:
-    """x in the type of the arithmetic."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def roots(trees: int, depth: int, device: torch.device) -> Tensor:

@@ -17,7 +17,6 @@ from torch import Tensor
 from nomatmul.ops import choose
 from nomatmul.ops.bitlinear import steps, ternary_weights
 from nomatmul.ops.fff import combine, hidden, walk
-from nomatmul.ops.fff.naive import wide
 from nomatmul.ops.fff.operators import call, check_logits
 
 _ROWS = "nomatmul.ops.bitlinear.rows"
@@ -172,7 +171,7 @@ def _hidden_backward(
     arguments = d, logits, nodes, norm, step, eps, activation, route_gradient
     dlogits, dvisits = _hidden_step("hidden_backward", implementation, *arguments)
     # the sum by rows is that of `combine`'s weight gradient, for an output of one column
-    ones, column = dvisits.new_ones(len(d), 1), wide(norm).unsqueeze(-1)
+    ones, column = dvisits.new_ones(len(d), 1), steps.wide(norm).unsqueeze(-1)
     name = "naive" if implementation == "masked" else implementation
     _, dnorm = call("combine_backward", name, ones, dvisits, nodes, column)
     return dlogits, dnorm.squeeze(-1).to(norm.dtype, copy=True)

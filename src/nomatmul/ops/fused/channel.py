@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from nomatmul.ops.bitlinear.cache import ternary_weights
+from nomatmul.ops.bitlinear.naive import product_dtype
 from nomatmul.ops.fused.parts import (
     input_gradient,
     operator,
     plain_math,
-    product_dtype,
     step,
     weight_gradient,
 )

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from nomatmul.ops.bitlinear.cache import ternary_weights
+from nomatmul.ops.bitlinear.naive import product_dtype
 from nomatmul.ops.fused.parts import (
     input_gradient,
     operator,
     plain_math,
-    product_dtype,
     step,
     weight_gradient,
 )
@@ -73,7 +73,7 @@ def _mixer(
     norms_GD = torch.stack([i_norm, f_norm, g_norm])
     ifg = _project(x_ND, norm, norms_GD, weights, eps, slots[0], dtype)
     i_BTD, f_BTD = ifg[0].view(x.shape), ifg[1].view(x.shape)
-    h_ND = step("gated_scan", i_BTD, f_BTD, bound, None).view(-1, size)
+    h_ND = step("gated_scan", i_BTD, f_BTD, bound).view(-1, size)
     q, scale = step("gate_quantize", ifg[2], h_ND, gate, o_norm, eps[2], eps[1], torch.int8)
     t, beta = ternary_weights(slots[1], (o_weight,))
     out = step("product", q, t, scale, beta, x.dtype, x_ND)
@@ -116,7 +116,7 @@ def _mixer_backward(
     if not ifg.numel():
         ifg = _project(x_ND, norm, norms_GD, weights, eps, slots[0], dtype)
     i_BTD, f_BTD = ifg[0].view(shape), ifg[1].view(shape)
-    h_BTD = step("gated_scan", i_BTD, f_BTD, bound, None)
+    h_BTD = step("gated_scan", i_BTD, f_BTD, bound)
     t, beta = ternary_weights(slots[1], (o_weight,))
     grad_ND = dout_ND.to(dtype)
     d_ND = input_gradient(grad_ND, t[0])
@@ -125,8 +125,8 @@ def _mixer_backward(
     )
     do_weight = weight_gradient(grad_ND, y_ND, o_weight)
     del d_ND, y_ND, grad_ND
-    di_BTD, df_BTD, dbound, _ = step(
-        "gated_scan_backward", i_BTD, f_BTD, bound, None, h_BTD, dh_ND.view(shape)
+    di_BTD, df_BTD, dbound = step(
+        "gated_scan_backward", i_BTD, f_BTD, bound, h_BTD, dh_ND.view(shape)
     )
     del h_BTD, dh_ND
     difg = (di_BTD.view(-1, size), df_BTD.view(-1, size), dg_ND)

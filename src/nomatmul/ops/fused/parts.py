@@ -69,13 +69,6 @@ def plain_math(function: F) -> F:
     return run  # type: ignore[return-value]
 
 
-def product_dtype(x: Tensor) -> torch.dtype:
-    """Autocast's type if it is on, else x's: of what projections give and gradients are made of."""
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
-
-
 def weight_gradient(grad_NM: Tensor, y_NK: Tensor, like: Tensor) -> Tensor:
     """grad^T y [M, K] in the weight's type; 16-bit operands are summed and kept in float32."""
     if grad_NM.is_cuda and like.dtype == torch.float32 and grad_NM.dtype != torch.float32:

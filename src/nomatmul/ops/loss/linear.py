@@ -16,7 +16,8 @@ from torch import Tensor
 
 from nomatmul.ops import choose
 from nomatmul.ops.bitlinear.cache import ternary_weights
-from nomatmul.ops.fused.parts import operator, plain_math, product_dtype, step
+from nomatmul.ops.bitlinear.naive import product_dtype
+from nomatmul.ops.fused.parts import operator, plain_math, step
 from nomatmul.ops.loss import naive
 
 DEFAULT_CHUNK = 2048

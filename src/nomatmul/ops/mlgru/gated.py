@@ -42,7 +42,6 @@ def _gated_scan_kernel(
     i_ptr,
     f_ptr,
     bound_ptr,
-    h0_ptr,
     decay_ptr,
     value_ptr,
     h_ptr,
@@ -50,7 +49,6 @@ def _gated_scan_kernel(
     channels,
     length,
     BOUND: tl.constexpr,
-    STATE: tl.constexpr,
     SUMMARY: tl.constexpr,
     STEPS: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -70,8 +68,6 @@ def _gated_scan_kernel(
     passed = tl.full((CHANNELS,), 1.0, dtype=tl.float32)
     exact: tl.constexpr = i_ptr.dtype.element_ty == tl.float32
     if not SUMMARY:
-        if STATE:
-            state = tl.load(h0_ptr + end, mask=inside, other=0.0).to(tl.float32)
         for before in range(segment):
             decay = tl.load(decay_ptr + before * plane + end, mask=inside, other=0.0)
             state = (
@@ -100,23 +96,18 @@ def _gated_scan_backward_kernel(
     i_ptr,
     f_ptr,
     bound_ptr,
-    h0_ptr,
     h_ptr,
     dh_ptr,
-    dlast_ptr,
     decay_ptr,
     value_ptr,
     di_ptr,
     df_ptr,
     dbound_ptr,
-    dh0_ptr,
     steps,
     channels,
     length,
     segments,
     BOUND: tl.constexpr,
-    STATE: tl.constexpr,
-    LAST: tl.constexpr,
     SUMMARY: tl.constexpr,
     STEPS: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -134,17 +125,12 @@ def _gated_scan_backward_kernel(
     if BOUND:
         bound = tl.load(bound_ptr + d, mask=inside, other=0.0).to(tl.float32)
     keep = 1.0 - bound
-    h0 = tl.zeros((CHANNELS,), dtype=tl.float32)
     # carried = f_(t+1) s_(t+1), what the steps after t want of h_t; it enters a segment as
     # f_(t+1) times the s that the later segments make
     carried = tl.zeros((CHANNELS,), dtype=tl.float32)
     passed = tl.full((CHANNELS,), 1.0, dtype=tl.float32)
     dbound = tl.zeros((CHANNELS,), dtype=tl.float32)
     if not SUMMARY:
-        if STATE:
-            h0 = tl.load(h0_ptr + end, mask=inside, other=0.0).to(tl.float32)
-        if LAST:
-            carried = tl.load(dlast_ptr + end, mask=inside, other=0.0).to(tl.float32)
         for index in range(segments - 1 - segment):
             at = (segments - 1 - index) * plane + end
             decay = tl.load(decay_ptr + at, mask=inside, other=0.0)
@@ -168,11 +154,10 @@ def _gated_scan_backward_kernel(
                 passed *= forget
             else:
                 i = i_rows[j]
-                before = tl.where(t == 0, h0, h_rows[j])
                 share = sigmoid(i)
                 active = i * share
                 di = s * keep * (1.0 - opened) * (share + active * (1.0 - share))
-                dforget = s * (before - active)
+                dforget = s * (h_rows[j] - active)
                 df = dforget * keep * opened * (1.0 - opened)
                 if BOUND:
                     dbound += tl.where(real, dforget * (1.0 - opened), 0.0)
@@ -182,11 +167,8 @@ def _gated_scan_backward_kernel(
     if SUMMARY:
         tl.store(decay_ptr + segment * plane + end, passed, mask=inside)
         tl.store(value_ptr + segment * plane + end, carried, mask=inside)
-    else:
-        if BOUND:
-            tl.store(dbound_ptr + segment * plane + end, dbound, mask=inside)
-        if segment == 0:
-            tl.store(dh0_ptr + end, carried, mask=inside)
+    elif BOUND:
+        tl.store(dbound_ptr + segment * plane + end, dbound, mask=inside)
 
 
 def _cut(x_BTD: Tensor) -> tuple[tuple[int, int], int, int]:
@@ -199,9 +181,7 @@ def _cut(x_BTD: Tensor) -> tuple[tuple[int, int], int, int]:
     return grid, triton.cdiv(tiles, length), length * STEPS
 
 
-def gated_scan(
-    i_BTD: Tensor, f_BTD: Tensor, bound_D: Tensor | None, h0_BD: Tensor | None
-) -> Tensor:
+def gated_scan(i_BTD: Tensor, f_BTD: Tensor, bound_D: Tensor | None) -> Tensor:
     """See `naive.gated_scan`; h is float32 [B, T, D].
 
     With few channels time is cut into segments: a first pass finds what each does to a state that
@@ -213,14 +193,12 @@ def gated_scan(
     grid, segments, length = _cut(i_BTD)
     ends = torch.empty(2, segments, batch, channels, dtype=torch.float32, device=i_BTD.device)
     bound = h_BTD if bound_D is None else bound_D.contiguous()
-    h0 = h_BTD if h0_BD is None else h0_BD.contiguous()
     with on_device(i_BTD):
         for summary in (True, False) if segments > 1 else (False,):
             _gated_scan_kernel[(*grid, segments - 1 if summary else segments)](
                 i_BTD,
                 f_BTD,
                 bound,
-                h0,
                 ends[0],
                 ends[1],
                 h_BTD,
@@ -228,7 +206,6 @@ def gated_scan(
                 channels,
                 length,
                 BOUND=bound_D is not None,
-                STATE=h0_BD is not None,
                 SUMMARY=summary,
                 **_LAUNCH,
             )
@@ -239,11 +216,9 @@ def gated_scan_backward(
     i_BTD: Tensor,
     f_BTD: Tensor,
     bound_D: Tensor | None,
-    h0_BD: Tensor | None,
     h_BTD: Tensor,
     dh_BTD: Tensor,
-    dlast_BD: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """See `naive.gated_scan_backward`; cut into segments like the forward pass."""
     i_BTD, f_BTD = i_BTD.contiguous(), f_BTD.contiguous()
     h_BTD, dh_BTD = h_BTD.contiguous(), dh_BTD.contiguous()
@@ -251,35 +226,27 @@ def gated_scan_backward(
     di_BTD, df_BTD = torch.empty_like(i_BTD), torch.empty_like(f_BTD)
     grid, segments, length = _cut(i_BTD)
     ends = torch.empty(3, segments, batch, channels, dtype=torch.float32, device=i_BTD.device)
-    dh0_BD = torch.empty_like(ends[0, 0])
     bound = h_BTD if bound_D is None else bound_D.contiguous()
-    h0 = h_BTD if h0_BD is None else h0_BD.contiguous()
-    dlast = h_BTD if dlast_BD is None else dlast_BD.contiguous()
     with on_device(i_BTD):
         for summary in (True, False) if segments > 1 else (False,):
             _gated_scan_backward_kernel[(*grid, segments - 1 if summary else segments)](
                 i_BTD,
                 f_BTD,
                 bound,
-                h0,
                 h_BTD,
                 dh_BTD,
-                dlast,
                 ends[0],
                 ends[1],
                 di_BTD,
                 df_BTD,
                 ends[2],
-                dh0_BD,
                 steps,
                 channels,
                 length,
                 segments,
                 BOUND=bound_D is not None,
-                STATE=h0_BD is not None,
-                LAST=dlast_BD is not None,
                 SUMMARY=summary,
                 **_LAUNCH,
             )
     dbound_D = ends[2].sum((0, 1)) if bound_D is not None else ends.new_empty(0)
-    return di_BTD, df_BTD, dbound_D, dh0_BD
+    return di_BTD, df_BTD, dbound_D

@@ -15,6 +15,8 @@ import math
 import torch
 from torch import Tensor
 
+from nomatmul.ops.bitlinear.steps import wide
+
 
 def mlgru_recurrent(
     i_BTD: Tensor, f_BTD: Tensor, h0_BD: Tensor | None = None
@@ -85,7 +87,7 @@ def _gates(
     i_BTD: Tensor, f_BTD: Tensor, bound_D: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(sigmoid of i, sigmoid of f, forget gate, silu(i)) in float32, or float64 for float64."""
-    i, f = (x if x.dtype == torch.float64 else x.float() for x in (i_BTD, f_BTD))
+    i, f = wide(i_BTD), wide(f_BTD)
     share_BTD, open_BTD = torch.sigmoid(i), torch.sigmoid(f)
     forget_BTD = open_BTD
     if bound_D is not None:
@@ -93,16 +95,14 @@ def _gates(
     return share_BTD, open_BTD, forget_BTD, i * share_BTD
 
 
-def gated_scan(
-    i_BTD: Tensor, f_BTD: Tensor, bound_D: Tensor | None, h0_BD: Tensor | None
-) -> Tensor:
+def gated_scan(i_BTD: Tensor, f_BTD: Tensor, bound_D: Tensor | None) -> Tensor:
     """States [B, T, D] of MLGRU from what its projections give, before their activations.
 
-    f = bound + (1 - bound) * sigmoid(f); h_t = f_t * h_(t-1) + silu(i_t) * (1 - f_t); float32.
+    f = bound + (1 - bound) * sigmoid(f); h_t = f_t * h_(t-1) + silu(i_t) * (1 - f_t); float32,
+    from a state of zeros.
     """
     _, _, forget_BTD, active_BTD = _gates(i_BTD, f_BTD, bound_D)
-    if h0_BD is None:
-        h0_BD = torch.zeros_like(active_BTD[:, 0])
+    h0_BD = torch.zeros_like(active_BTD[:, 0])
     return blocked_scan(active_BTD * (1 - forget_BTD), forget_BTD, h0_BD).contiguous()
 
 
@@ -110,21 +110,16 @@ def gated_scan_backward(
     i_BTD: Tensor,
     f_BTD: Tensor,
     bound_D: Tensor | None,
-    h0_BD: Tensor | None,
     h_BTD: Tensor,
     dh_BTD: Tensor,
-    dlast_BD: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(di, df in i's type, dbound [D] (empty without a bound), dh0 [B, D]) of `gated_scan`.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(di, df in i's type, dbound [D] (empty without a bound)) of `gated_scan`.
 
-    dh: gradient of every state; dlast: gradient of the last state as a second result, or None.
+    dh: gradient of every state.
     """
     share_BTD, open_BTD, forget_BTD, active_BTD = _gates(i_BTD, f_BTD, bound_D)
-    h0 = torch.zeros_like(h_BTD[:, 0]) if h0_BD is None else h0_BD
-    if dlast_BD is not None:
-        dh_BTD = dh_BTD.clone()
-        dh_BTD[:, -1] += dlast_BD
-    s_BTD, dforget_BTD, dh0_BD = blocked_scan_backward(dh_BTD, forget_BTD, h_BTD, h0)
+    h0_BD = torch.zeros_like(h_BTD[:, 0])
+    s_BTD, dforget_BTD, _ = blocked_scan_backward(dh_BTD, forget_BTD, h_BTD, h0_BD)
     dforget_BTD = dforget_BTD - s_BTD * active_BTD
     slope_BTD = share_BTD + active_BTD * (1 - share_BTD)
     di_BTD = s_BTD * (1 - forget_BTD) * slope_BTD
@@ -133,4 +128,4 @@ def gated_scan_backward(
         dopen_BTD = dforget_BTD * (1 - bound_D)
         dbound_D = (dforget_BTD * (1 - open_BTD)).sum((0, 1))
     df_BTD = dopen_BTD * open_BTD * (1 - open_BTD)
-    return di_BTD.to(i_BTD.dtype), df_BTD.to(f_BTD.dtype), dbound_D, dh0_BD
+    return di_BTD.to(i_BTD.dtype), df_BTD.to(f_BTD.dtype), dbound_D

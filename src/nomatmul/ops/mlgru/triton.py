@@ -11,12 +11,12 @@ Importing this module needs triton; `nomatmul.ops.mlgru` decides whether it is u
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from nomatmul.ops.bitlinear.rows import on_device
 
 CHUNK = 32
 CHANNELS = 32
@@ -95,16 +95,12 @@ def _grid(batch: int, channels: int) -> tuple[int, int]:
     return triton.cdiv(channels, CHANNELS), batch
 
 
-def _on(tensor: Tensor) -> contextlib.AbstractContextManager:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
-
-
 def blocked_scan(i_BTD: Tensor, f_BTD: Tensor, h0_BD: Tensor) -> Tensor:
     """All states h [B, T, D] float32, contiguous; inputs float32 on one device."""
     i_BTD, f_BTD, h0_BD = i_BTD.contiguous(), f_BTD.contiguous(), h0_BD.contiguous()
     batch, steps, channels = i_BTD.shape
     h_BTD = torch.empty_like(i_BTD)
-    with _on(i_BTD):
+    with on_device(i_BTD):
         _forward_kernel[_grid(batch, channels)](
             i_BTD, f_BTD, h0_BD, h_BTD, steps, channels, CHUNK, CHANNELS, num_warps=2
         )
@@ -120,7 +116,7 @@ def blocked_scan_backward(
     batch, steps, channels = f_BTD.shape
     di_BTD, df_BTD = torch.empty_like(f_BTD), torch.empty_like(f_BTD)
     dh0_BD = torch.empty_like(h0_BD)
-    with _on(f_BTD):
+    with on_device(f_BTD):
         _backward_kernel[_grid(batch, channels)](
             dh_BTD,
             f_BTD,
