@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
-GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+BOX = ROOT / "src" / "nomatmul" / "box"  # the same weights for both trees
 SIZES: dict[str, Any] = {
     "vocab_size": 300, "hidden_size": 96, "num_layers": 3, "intermediate_size": 200,
 }  # fmt: skip
@@ -131,8 +133,8 @@ def engine(_: Path, device: str) -> Iterator[tuple[str, Any]]:
     import nomatmul
 
     traces = GOLDEN / "traces"
-    for name, path in {"decoder v1": traces / "packed-decoder-v1", "box": None}.items():
-        lm: Any = nomatmul.load(*([path] if path else []), device=device)
+    for name, path in {"decoder v1": traces / "packed-decoder-v1", "box": BOX}.items():
+        lm: Any = nomatmul.load(path, device=device)
         ids = np.random.default_rng(0).integers(3, lm.config.vocab_size, 70)
         session = lm.session()
         yield f"{name} prompt", session.append(ids[:50])
