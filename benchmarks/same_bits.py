@@ -98,8 +98,8 @@ def to_table(rows: list[dict]) -> str:
     lines = ["| what | values | bits |", "| --- | --- | --- |"]
     for row in rows:
         d = row["difference"]
-        told = "in one tree only" if d is None else "equal" if d == 0 else f"differ, {d:.2e}"
-        lines.append(f"| {row['name']} | {row['values'] or '-'} | {told} |")
+        words = "in one tree only" if d is None else "equal" if d == 0 else f"differ, {d:.2e}"
+        lines.append(f"| {row['name']} | {row['values'] or '-'} | {words} |")
     equal = sum(row["difference"] == 0 for row in rows)
     return "\n".join([*lines, "", f"{equal} of {len(rows)} equal.", ""])
 

@@ -44,19 +44,19 @@ class PoolOptions:
 def run_pool(
     cells: Sequence[Cell],
     options: PoolOptions,
-    log: IO[bytes] | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    output: IO[bytes] | None = None,
+    log: Callable[[str], None] = lambda text: None,
     tick: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """Train all cells, in order; the reasons of those that failed.
 
-    Every device takes the next cell as soon as it has room. log: where the processes write, the
+    Every device takes the next cell as soon as it has room. output: where the processes write, the
     own stderr if None. tick: called now and then by the main thread. Ctrl-C ends them, and what
     they have written as rows stays.
     """
     waiting: deque[Cell] = deque(cells)
     lock, failed = threading.Lock(), list[str]()
-    devices = [_Device(options, d, waiting, lock, log, say, failed) for d in options.devices]
+    devices = [_Device(options, d, waiting, lock, output, log, failed) for d in options.devices]
     threads = [threading.Thread(target=device.guarded, daemon=True) for device in devices]
     for thread in threads:
         thread.start()
@@ -88,11 +88,11 @@ class _Device:
         device: str,
         waiting: deque[Cell],
         lock: threading.Lock,
-        log: IO[bytes] | None,
-        say: Callable[[str], None],
+        output: IO[bytes] | None,
+        log: Callable[[str], None],
         failed: list[str],
     ) -> None:
-        self.options, self.device, self.log, self.say = options, device, log, say
+        self.options, self.device, self.output, self.log = options, device, output, log
         self.waiting, self.lock, self.failed = waiting, lock, failed
         self.ready: deque[tuple[Cell, subprocess.Popen[bytes]]] = deque()
         self.running: list[tuple[Cell, subprocess.Popen[bytes]]] = []
@@ -134,7 +134,7 @@ class _Device:
                 self.ready.append((cell, self._start(cell)))
             while self.ready and len(self.running) < lanes:
                 pair = self.ready.popleft()
-                _tell(pair[1], b"go\n", close=True)
+                _send(pair[1], b"go\n", close=True)
                 self.running.append(pair)
             if not self.running and not self.ready:
                 return
@@ -148,16 +148,16 @@ class _Device:
         device, lanes = ("cpu", 1) if self.device == "cpu" else ("cuda", self.options.lanes)
         deadline = self.options.deadline
         cell = dataclasses.replace(cell, device=device, deadline=deadline, lanes=lanes)
-        self.say(f"{self.device}: {cell.section} {cell.variant}, seeds {list(cell.seeds)}")
+        self.log(f"{self.device}: {cell.section} {cell.variant}, seeds {list(cell.seeds)}")
         process = subprocess.Popen(
             children.command(self.options.program),
             env=self._environment(cell),
             stdin=subprocess.PIPE,
-            stdout=self.log if self.log is not None else subprocess.DEVNULL,
-            stderr=self.log,
-            start_new_session=True,  # Ctrl-C is told once, by us
+            stdout=self.output if self.output is not None else subprocess.DEVNULL,
+            stderr=self.output,
+            start_new_session=True,  # Ctrl-C reaches us alone
         )
-        _tell(process, cell.to_json().encode() + b"\n")
+        _send(process, cell.to_json().encode() + b"\n")
         return process
 
     def _environment(self, cell: Cell) -> dict[str, str]:
@@ -180,7 +180,7 @@ class _Device:
         if code and not self.interrupted:
             text = f"{cell.section} {cell.variant} ended with exit status {code}"
             self.failed.append(text)
-            self.say(text)
+            self.log(text)
         return code is not None
 
     def _stop(self) -> None:
@@ -196,9 +196,9 @@ class _Device:
                 process.wait()
 
 
-def _tell(process: subprocess.Popen[bytes], words: bytes, close: bool = False) -> None:
+def _send(process: subprocess.Popen[bytes], words: bytes, close: bool = False) -> None:
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # it failed already: its exit status tells
+    with contextlib.suppress(BrokenPipeError):  # it failed already: its exit status says so
         process.stdin.write(words)
         process.stdin.flush()
         if close:

@@ -146,7 +146,7 @@ def train(args: argparse.Namespace) -> None:
             deadline=args.began + args.seconds - args.after,
             cache=args.work,
         )
-        if failed := run_pool(todo, options, log, lambda text: _say(args, text)):
+        if failed := run_pool(todo, options, log, lambda text: _log(args, text)):
             print(f"{len(failed)} cells failed; the log's end:", flush=True)
             print((args.out / "fff-study.log").read_text("utf-8", "replace")[-3000:], flush=True)
     done = [row for row in read_rows(rows_file) if row["status"] == "ok"]
@@ -168,7 +168,7 @@ def glue_and_ship(args: argparse.Namespace) -> None:
                 job.wait()
 
 
-def _say(args: argparse.Namespace, text: str) -> None:
+def _log(args: argparse.Namespace, text: str) -> None:
     print(f"{_clock(args)} {text}", flush=True)
 
 

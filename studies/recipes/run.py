@@ -77,7 +77,7 @@ def gather(args: argparse.Namespace) -> None:
 def prepare(args: argparse.Namespace) -> None:
     began = time.monotonic()
     texts.prepare(args.work)
-    _say(args, f"tokens: {time.monotonic() - began:.0f} s")
+    _log(args, f"tokens: {time.monotonic() - began:.0f} s")
 
 
 def train(args: argparse.Namespace) -> None:
@@ -87,8 +87,8 @@ def train(args: argparse.Namespace) -> None:
     if kept.exists() and not rows.exists():
         write_file(rows, kept.read_bytes())
     _write_machine(args)
-    todo = with_models(missing(read_rows(rows), cells(args)), lambda text: _say(args, text))
-    _say(args, f"to do: {sum(len(cell.seeds) for cell in todo)} runs")
+    todo = with_models(missing(read_rows(rows), cells(args)), lambda text: _log(args, text))
+    _log(args, f"to do: {sum(len(cell.seeds) for cell in todo)} runs")
     finisher = Finisher(args, [cell for cell in cells(args) if cell.section in FINISHED], rows)
     finisher.start()
     try:
@@ -101,24 +101,24 @@ def train(args: argparse.Namespace) -> None:
                 cache=args.work,
                 program="studies.recipes.trainer",
             )
-            failed = run_pool(todo, options, log, lambda text: _say(args, text))
+            failed = run_pool(todo, options, log, lambda text: _log(args, text))
     finally:
         finisher.end(args.began + args.seconds)
         if rows.exists():
             write_file(kept, rows.read_bytes())
     done = [row for row in read_rows(rows) if row["status"] == "ok"]
-    _say(args, f"{len(done)} rows, {len(failed) + len(finisher.failed)} failures")
+    _log(args, f"{len(done)} rows, {len(failed) + len(finisher.failed)} failures")
     if finisher.failed:
         raise SystemExit("\n".join(finisher.failed))
 
 
-def with_models(todo: list[ChangedCell], say: Callable[[str], None]) -> list[ChangedCell]:
+def with_models(todo: list[ChangedCell], log: Callable[[str], None]) -> list[ChangedCell]:
     """The cells whose teachers are there, or are trained before them by this command."""
     chosen, coming = [], set[str]()
     for cell in todo:
         there = [name in coming or (cell.models / name).is_dir() for name in cell.change.needs]
         if not all(there):
-            say(f"{cell.section}-{cell.variant} is left out: {cell.change.needs} are not here")
+            log(f"{cell.section}-{cell.variant} is left out: {cell.change.needs} are not here")
             continue
         chosen.append(cell)
         if cell.keep:
@@ -233,7 +233,7 @@ def _write_machine(args: argparse.Namespace) -> None:
     write_file(file, (json.dumps(about, indent=1) + "\n").encode())
 
 
-def _say(args: argparse.Namespace, text: str) -> None:
+def _log(args: argparse.Namespace, text: str) -> None:
     print(f"[{time.time() - args.began:4.0f} s] {text}", flush=True)
 
 

@@ -62,7 +62,7 @@ class Cell:
     deadline: float  # seconds since the epoch
 
 
-def say(cell: Cell, text: str) -> None:
+def log(cell: Cell, text: str) -> None:
     print(f"[{cell.arch} {cell.size}] {text}", flush=True)
 
 
@@ -71,7 +71,7 @@ class Bench:
 
     def __init__(self, cell: Cell, ternary: TernaryCache) -> None:
         self.cell = cell
-        self.trainer = CellTrainer(comparison(cell), ternary, lambda text: say(cell, text))
+        self.trainer = CellTrainer(comparison(cell), ternary, lambda text: log(cell, text))
 
     @property
     def speed(self) -> float:
@@ -174,12 +174,12 @@ def run_stages(cell: Cell, bench: Bench, file: Path) -> None:
             return earlier
         expected = tokens / bench.speed if bench.speed else 0.0
         if time.time() + 1.05 * expected > cell.deadline:
-            say(cell, f"{stage} at {rate:g}, seed {seed}: no time left, not started")
+            log(cell, f"{stage} at {rate:g}, seed {seed}: no time left, not started")
             return None
         row = bench.run(stage, rate, seed, tokens)
         append_row(file, row)
         shown = f"{row['bpb']:.4f} bits per byte" if "bpb" in row else row["status"]
-        say(
+        log(
             cell,
             f"{stage} rate {rate:g} seed {seed}: {shown}, {row['tokens'] / 1e6:.1f}M tokens, "
             f"{row['tokens_per_second']:,} tokens/s, {cell.deadline - time.time():.0f} s left",
@@ -195,7 +195,7 @@ def run_stages(cell: Cell, bench: Bench, file: Path) -> None:
             attempt("tune", further, 0, cell.tune_tokens)
     best = best_rate(read_rows(file), plan, bench.steps(cell.tune_tokens))
     if best is None:
-        say(cell, "no tuning run ended: no final run")
+        log(cell, "no tuning run ended: no final run")
         return
     for seed in cell.seeds:
         attempt(cell.stage, best, seed, cell.final_tokens)

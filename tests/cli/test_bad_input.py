@@ -127,7 +127,7 @@ def test_chat_refuses_bad_options_before_the_first_turn(refused, packed):
     refused("max_tokens", "chat", "--model", packed, "--max-tokens", "-1")
 
 
-def test_a_model_that_is_not_packed_is_told_so(refused, training):
+def test_a_model_that_is_not_packed_is_refused(refused, training):
     words = f"{training} is not packed: `nomatmul pack {training} {training}-packed` packs it"
     refused(words, "generate", "--model", training, "--prompt", "w1")
 
@@ -198,7 +198,7 @@ def test_a_destination_is_never_overwritten(refused, training, tmp_path):
     refused("cannot write", "pack", training, tmp_path / "file" / "inside")
 
 
-def test_a_wrong_check_text_is_told_before_packing(refused, training, tmp_path):
+def test_a_wrong_check_text_is_reported_before_packing(refused, training, tmp_path):
     refused("nowhere.txt", "pack", training, tmp_path / "p", "--check-text", "nowhere.txt")
     assert not (tmp_path / "p").exists()
 

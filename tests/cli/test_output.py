@@ -70,7 +70,7 @@ def test_json_is_json_in_any_encoding(wide):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
-def test_arguments_that_are_no_text_are_told_in_one_line(wide, tmp_path, encoding):
+def test_arguments_that_are_no_text_are_reported_in_one_line(wide, tmp_path, encoding):
     for words in (("--prompt", "a\udcff"), ("--model", f"{tmp_path}/\udcff漢", "a")):
         done = _run("generate", *words, encoding=encoding)
         assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""Texts in, vectors, words and classes out; bad input and damaged directories are told by name."""
+"""Texts in, vectors, words and classes out; bad input and damaged directories are refused."""
 
 from __future__ import annotations
 
@@ -304,7 +304,7 @@ def test_weights_that_are_not_finite_are_not_packed(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["layers.{}.channel.w_out", "final_norm.weight"])
-def test_values_that_overflow_are_told(place, tmp_path):
+def test_values_that_overflow_are_reported(place, tmp_path):
     tensors = write_encoder(tmp_path / "source", encoder_config(**TREES))
     for layer in range(2):
         tensors[place.format(layer)][:] = 3e38

@@ -1,4 +1,4 @@
-"""The native graph: what it is told, and what it refuses."""
+"""The native graph: its description, and what it refuses."""
 
 from __future__ import annotations
 

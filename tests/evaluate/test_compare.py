@@ -123,16 +123,16 @@ def test_what_memory_cannot_hold_is_refused_before_any_work(tmp_path, monkeypatc
     assert not options.out.exists()
 
 
-def test_the_time_of_all_runs_is_told_and_shown(tmp_path, monkeypatch):
+def test_the_time_of_all_runs_is_reported_and_shown(tmp_path, monkeypatch):
     runs = _runs(_options(tmp_path, variants=("none", "fff-3x2"), seeds=2))
     costs = run_costs(runs, 1)
     assert set(costs) == {"none", "fff-3x2"}
     assert min(costs.values()) > 0
     assert sum_of(runs, {"none": 100.0, "fff-3x2": 400.0}) == pytest.approx(1020)
     assert about(1020) == "about 17 minutes"
-    clock, told = [1000.0], []
+    clock, shown = [1000.0], []
     monkeypatch.setattr("nomatmul.evaluate.compare_runs.time.monotonic", lambda: clock[0])
-    console = SimpleNamespace(progress=lambda share, text: told.append((round(share, 3), text)))
+    console = SimpleNamespace(progress=lambda share, text: shown.append((round(share, 3), text)))
     rows = tmp_path / "rows.jsonl"
     bar = TotalBar(console, runs, {"none": 100.0, "fff-3x2": 400.0}, rows)
     clock[0] += 50.5
@@ -141,7 +141,7 @@ def test_the_time_of_all_runs_is_told_and_shown(tmp_path, monkeypatch):
     clock[0] += 449.5
     bar.tick()
     bar.tick()  # too soon
-    assert told == [(0.05, "0 of 4 runs, 0:16:09 left"), (0.397, "1 of 4 runs, 0:12:39 left")]
+    assert shown == [(0.05, "0 of 4 runs, 0:16:09 left"), (0.397, "1 of 4 runs, 0:12:39 left")]
 
 
 @pytest.mark.parametrize(

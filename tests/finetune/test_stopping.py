@@ -176,20 +176,20 @@ def test_the_time_left_is_that_of_all_seeds(
         now[0] += 1.0
         return now[0]
 
-    told = []
+    shown = []
     monkeypatch.setattr(running.time, "monotonic", clock)
     monkeypatch.setattr(
-        running.Console, "progress", lambda self, share, text: told.append((share, text))
+        running.Console, "progress", lambda self, share, text: shown.append((share, text))
     )
     assert command(tmp_path) == 0
-    shares = [share for share, _ in told]
+    shares = [share for share, _ in shown]
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1.0)
     assert shares[len(shares) // 2 - 1] == pytest.approx(0.5)
-    lefts = [text for _, text in told if "left for 2 seeds" in text]
+    lefts = [text for _, text in shown if "left for 2 seeds" in text]
     assert lefts
     assert "shore seed 0" in lefts[0]
-    assert "left for 1 seeds" not in told[0][1]
+    assert "left for 1 seeds" not in shown[0][1]
 
 
 def test_a_model_that_memory_cannot_hold_is_refused(

@@ -25,10 +25,10 @@ def weights(directory: Path, at: int, **files: dict) -> Path:
 
 
 def found(path: Path) -> tuple[Path, str]:
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         directory = find_checkpoint(path)
-    return directory, " ".join(str(warning.message) for warning in told)
+    return directory, " ".join(str(warning.message) for warning in warned)
 
 
 def test_a_run_without_a_finished_model_gives_its_latest_checkpoint(tmp_path: Path) -> None:
@@ -44,10 +44,10 @@ def test_the_later_step_wins_whatever_the_times(
 ) -> None:
     model = weights(tmp_path / "model", 5, **{MODEL_STEP_FILE.removesuffix(".json"): {"step": 30}})
     later = weights(tmp_path / f"checkpoints/step-{step:08d}", at, state={"step": step})
-    directory, told = found(tmp_path)
+    directory, warned = found(tmp_path)
     assert directory == (later if newer else model)
-    assert (f"step-{step:08d}" in told and str(model) in told) == newer
-    assert bool(told) == newer
+    assert (f"step-{step:08d}" in warned and str(model) in warned) == newer
+    assert bool(warned) == newer
 
 
 @pytest.mark.parametrize(("at", "newer"), [(9, True), (5, False), (1, False)])

@@ -1,4 +1,4 @@
-"""Texts are read plain or compressed, whatever the name says, and damage is told in one line."""
+"""Texts are read plain or compressed, whatever the name says, and damage is one line."""
 
 from __future__ import annotations
 

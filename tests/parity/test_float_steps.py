@@ -221,7 +221,7 @@ def test_nothing_but_zeros(isa: str) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("isa", ISAS)
-def test_what_is_not_finite_is_told(isa: str, bad: float) -> None:
+def test_what_is_not_finite_is_reported(isa: str, bad: float) -> None:
     kernels = kernels_of(isa)
 
     def call(x_D: F32, w_D: F32) -> float:

@@ -262,7 +262,7 @@ def test_the_dead_zone_counts_what_is_zero_at_every_look() -> None:
     }  # fmt: skip
 
 
-def test_a_student_without_its_teacher_is_left_out_or_told(
+def test_a_student_without_its_teacher_is_left_out_or_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taught = [c for c in map(_built, PARTS["distil"](Amount())) if c.change.needs]

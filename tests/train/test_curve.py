@@ -72,7 +72,7 @@ def test_an_encoder_is_to_be_fine_tuned(train, tmp_path: Path) -> None:
     assert f"next: nomatmul finetune {tmp_path / 'run'} --task FILE.tsv" in out
 
 
-def test_a_beginning_is_told_at_once(capsys: pytest.CaptureFixture) -> None:
+def test_a_beginning_is_reported_at_once(capsys: pytest.CaptureFixture) -> None:
     console = Console()
     console.preparing("tokens", 5000, 0)
     console.preparing("training a tokenizer", 0, 0)

@@ -259,7 +259,9 @@ def test_a_full_disk_at_one_rank_leaves_the_previous_checkpoint(
     assert find_fault(out / "checkpoints/step-00000003") is None
 
 
-def test_an_error_of_one_rank_is_told_once_and_ends_all(tmp_path: Path, text_file: Path) -> None:
+def test_an_error_of_one_rank_is_reported_once_and_ends_all(
+    tmp_path: Path, text_file: Path
+) -> None:
     """Rank 0 alone finds that the text is empty."""
     empty = tmp_path / "empty.txt"
     empty.write_text("")

@@ -1,4 +1,4 @@
-"""What a run needs is told before it starts, with what would fit; a real refusal likewise."""
+"""What a run needs is reported before it starts, with what would fit; a real refusal likewise."""
 
 from __future__ import annotations
 

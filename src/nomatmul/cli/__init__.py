@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except KeyboardInterrupt:
         if sys.stderr.isatty():
-            _tell("")  # the text that was being written ends in the middle of a line
-        _tell("nomatmul: interrupted")
+            _print_error("")  # the text that was being written ends in the middle of a line
+        _print_error("nomatmul: interrupted")
         return _flushed(130)
     except BrokenPipeError:
         _drop_stdout()
@@ -63,11 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # nothing is hidden: one line and status 1, or the traceback
         if os.environ.get("NOMATMUL_DEBUG") == "1":
             raise
-        _tell(f"nomatmul: error: {one_line(error)}")
+        _print_error(f"nomatmul: error: {one_line(error)}")
         return _flushed(1)
 
 
-def _tell(line: str) -> None:
+def _print_error(line: str) -> None:
     """A line on standard error, or nothing where its reader has gone."""
     with contextlib.suppress(BrokenPipeError):
         print(line, file=sys.stderr, flush=True)
@@ -77,7 +77,7 @@ def _flushed(status: int) -> int:
     """The status, standard output written as far as it can be."""
     try:
         sys.stdout.flush()
-    except OSError:  # the output itself was the trouble (full disk, closed pipe): already told
+    except OSError:  # the output itself was the trouble (full disk, closed pipe): already reported
         _drop_stdout()
     return status
 

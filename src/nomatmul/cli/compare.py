@@ -143,7 +143,7 @@ def run(options: Options) -> int:
 
 
 def _train(options: Options, out: Path) -> dict:
-    require_train("compare, which trains models,")  # its absence is told in one line
+    require_train("compare, which trains models,")  # its absence is one line
     from nomatmul.evaluate.compare import CompareOptions, compare
     from nomatmul.formats.cpus import usable_cpus
     from nomatmul.train.config import apply_overrides
@@ -160,9 +160,9 @@ def _train(options: Options, out: Path) -> dict:
         **given,
     )
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         if not options.quiet:
             print(text, file=sys.stderr, flush=True)
 
     with StopSignals():
-        return compare(request, say, quiet=options.quiet)
+        return compare(request, log, quiet=options.quiet)

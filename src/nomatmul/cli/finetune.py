@@ -7,7 +7,7 @@ to fetch them with the package datasets. Or it names a tab-separated file of you
 line: one or two columns of text, and one of labels (any words; numbers with --regression).
 
 Each task is trained with several seeds: a fresh head, AdamW with rate 4e-5, batches of 16, 5 epochs
-(CoLA 15), as the authors do. Told is the median of the seeds; OUT/TASK gets report.json, a file a
+(CoLA 15), as the authors do. The median of the seeds counts; OUT/TASK gets report.json, a file a
 seed, and model/, the best seed's. Ctrl-C and SIGTERM save; the same command goes on there, with the
 same results.
 Needs pip install "nomatmul[train]".

@@ -91,7 +91,7 @@ def pack(
     for kind, form in asked.items():
         _check_choice(kind, form, (*FLOAT_FORMS, "auto"))
     start = time.perf_counter()
-    # A wrong file name should be told before the work, not after it.
+    # A wrong file name is reported before the work, not after it.
     text = CheckText.read(check_text) if check else None
     source, target = find_checkpoint(Path(src)), Path(dst)
     if "format" in read_json_object(source / CONFIG_FILE):

@@ -1,4 +1,4 @@
-"""A model as the native core wants it told: the table of parts as plain values, and in which form
+"""A model described for the native core: the table of parts as plain values, and in which form
 each weight is stored."""
 
 from __future__ import annotations
@@ -50,26 +50,26 @@ class _Words:
         if isinstance(part, Norm):
             # a causal model promises the same bits on every instruction set (docs/numerics.md)
             return {"kind": part.kind, "size": part.size, "eps": part.eps, "exact": self.causal}
-        told: dict[str, Any] = {"kind": part.kind}
+        fields: dict[str, Any] = {"kind": part.kind}
         for field in dataclasses.fields(part):
             value = getattr(part, field.name)
             if isinstance(value, (Part, Norm, Linear)):
-                told[field.name] = self.of(value)
+                fields[field.name] = self.of(value)
             elif value is not None:
-                told[field.name] = value
+                fields[field.name] = value
         if isinstance(part, FFF):
-            told["form"] = "ternary" if part.linear == "ternary" else self.forms.rows
-        return told
+            fields["form"] = "ternary" if part.linear == "ternary" else self.forms.rows
+        return fields
 
     def _linear(self, linear: Linear) -> dict[str, Any]:
-        told: dict[str, Any] = {"outputs": linear.outputs, "inputs": linear.inputs}
+        fields: dict[str, Any] = {"outputs": linear.outputs, "inputs": linear.inputs}
         if linear.kind == "ternary":
             return {
                 "kind": "ternary",
                 "packing": self.forms.ternary,
                 "norm_eps": linear.norm_eps,
-                **told,
+                **fields,
             }
         if self.forms.dense == "int8":
-            return {"kind": "int8", **told}
-        return {"kind": "float", "form": self.forms.dense, **told}
+            return {"kind": "int8", **fields}
+        return {"kind": "float", "form": self.forms.dense, **fields}

@@ -28,7 +28,7 @@ _THP = Path("/sys/kernel/mm/transparent_hugepage")
 def cpu_report() -> dict[str, Any]:
     """Return CPU name and features, instruction sets, kernel of each operation, threads, pages.
 
-    Works without the native core too; "native" then tells why it is missing.
+    Works without the native core too; "native" then says why it is missing.
     """
     report: dict[str, Any] = {
         "cpu": _cpu_name(),

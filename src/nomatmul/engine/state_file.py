@@ -70,7 +70,7 @@ def read_state(path: str | Path, layout: Layout, fingerprint: str) -> tuple[dict
 
 
 def _checked_metadata(file: SafetensorsFile, fingerprint: str) -> int:
-    """The position that a file of this very model tells."""
+    """The position in a file of this very model."""
     metadata, path = file.metadata, file.path
     if metadata.get("format") != FORMAT or set(metadata) != _KEYS:
         raise FormatError(f"{path} is no state of a session")

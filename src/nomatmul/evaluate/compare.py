@@ -25,7 +25,7 @@ from nomatmul.train.metrics import Console, preparing_words
 from nomatmul.train.prepare import DataArgs, build, check_inputs, open_built, with_token_ids
 from nomatmul.train.tokenizer import load_tokenizer
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 # Of a TrainConfig, what a run's identity leaves out: it has columns of its own, or decides nothing.
 _NOT_IDENTITY = FREE_FIELDS | {"recipe", "seed", "steps"}
 
@@ -80,26 +80,26 @@ def plan(options: CompareOptions) -> list[Variant]:
 
 
 def compare(
-    options: CompareOptions, say: Say = lambda text: None, *, quiet: bool = False
+    options: CompareOptions, log: Log = lambda text: None, *, quiet: bool = False
 ) -> dict[str, Any]:
     """Prepare, train what is missing, report. Returns the summary, see `write_report`.
 
-    say: gets the progress of preparing; quiet: no bar. Raises ValueError, OSError or
+    log: gets the progress of preparing; quiet: no bar. Raises ValueError, OSError or
     OutOfMemoryError for bad input; RuntimeError when no run could be made.
     """
     began = time.time()
     variants, devices = plan(options), pick_devices(options.devices)
     if not options.force:
         check_memory(options, variants, devices)
-    train, valid = prepare_data(options, say)
+    train, valid = prepare_data(options, log)
     runs, file = make_runs(options, variants, train, valid), options.out / "rows.jsonl"
     rows = read_rows(file)
     refuse_other_settings(rows, runs, options.out)
     if words := renamed(rows):
-        say(words)
+        log(words)
     todo = [run for run in runs if not run.ended(rows)]
     costs = run_costs(todo, options.threads) if devices == ("cpu",) and not quiet else {}
-    say(
+    log(
         f"{len(variants)} variants x {options.seeds} seeds: {len(todo)} of {len(runs)} runs to make"
         + (f", {about(sum_of(todo, costs))} in all" if costs else "")
     )
@@ -112,7 +112,7 @@ def compare(
             [name for name in devices for _ in range(1 if name == "cpu" else options.lanes)],
             deadline=began + options.time_limit if options.time_limit else None,
             threads=options.threads or 1,
-            say=console.say,
+            log=console.log,
             tick=TotalBar(console, todo, costs, file).tick,
         )
     finally:
@@ -150,7 +150,7 @@ def check_memory(
             raise OutOfMemoryError(f"{variant.name}: {error}") from None
 
 
-def prepare_data(options: CompareOptions, say: Say) -> tuple[list[str], list[str]]:
+def prepare_data(options: CompareOptions, log: Log) -> tuple[list[str], list[str]]:
     """Token directories of the training and the held-out text, built where they are missing."""
     if not options.valid:
         raise ValueError(
@@ -165,7 +165,7 @@ def prepare_data(options: CompareOptions, say: Say) -> tuple[list[str], list[str
     begun = (options.out / "rows.jsonl").is_file() and facts.is_file()
     known = json.loads(facts.read_text("utf-8")) if begun else None
     built = build(
-        options.config, checked, options.out, lambda *args: say(preparing_words(*args)), known
+        options.config, checked, options.out, lambda *args: log(preparing_words(*args)), known
     )
     found = open_built(options.config, built).sha256
     if known not in (None, found):

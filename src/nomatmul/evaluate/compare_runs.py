@@ -65,7 +65,7 @@ def train_all(
     *,
     deadline: float | None,
     threads: int,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     tick: Callable[[], None],
 ) -> list[str]:
     """Train the runs in order, one a slot at a time; the reasons of those that failed.
@@ -75,7 +75,7 @@ def train_all(
     """
     waiting, failed = deque(runs), list[str]()
     busy: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}
-    with open(out / LOG, "ab") as log:
+    with open(out / LOG, "ab") as output:
         try:
             while waiting or busy:
                 for slot, device in enumerate(slots):
@@ -83,11 +83,11 @@ def train_all(
                         run, _ = busy.pop(slot)
                         if code:
                             failed.append(f"{run.name} ended with exit status {code}")
-                            say(f"{failed[-1]}, see {log.name}")
+                            log(f"{failed[-1]}, see {output.name}")
                     if slot not in busy and waiting:
                         run = waiting.popleft()
-                        say(f"{device}: {run.name}")
-                        busy[slot] = (run, _start(run, device, out, threads, log))
+                        log(f"{device}: {run.name}")
+                        busy[slot] = (run, _start(run, device, out, threads, output))
                 if deadline is not None and time.time() > deadline:
                     _stop([process for _, process in busy.values()])
                     break
@@ -101,7 +101,7 @@ def train_all(
 
 
 def _start(
-    run: Run, device: str, out: Path, threads: int, log: IO[bytes]
+    run: Run, device: str, out: Path, threads: int, output: IO[bytes]
 ) -> subprocess.Popen[bytes]:
     source = str(Path(__file__).resolve().parents[2])
     values = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -113,8 +113,8 @@ def _start(
         values["TRITON_CACHE_DIR"] = str(out / "cache/triton")
     process = subprocess.Popen(
         children.command(__name__, device.partition(":")[0]),
-        env=values, stdin=subprocess.PIPE, stdout=log, stderr=log,
-        start_new_session=True,  # Ctrl-C is told once, by us
+        env=values, stdin=subprocess.PIPE, stdout=output, stderr=output,
+        start_new_session=True,  # Ctrl-C reaches us alone
     )  # fmt: skip
     assert process.stdin is not None
     process.stdin.write(json.dumps(dataclasses.asdict(run)).encode())
@@ -154,7 +154,7 @@ def train(run: Run, device: str) -> None:
 
 
 def _measured(directory: Path, config: TrainConfig) -> dict[str, Any]:
-    """What a run's metrics say: scores of the last look at the held-out text, speed, curve."""
+    """What a run's metrics hold: scores of the last look at the held-out text, speed, curve."""
     seconds, tokens, last = 0.0, 0, dict[str, Any]()
     curve: list[list[float]] = []  # step, held-out loss, seconds of training
     for row in read_metrics(directory):
@@ -239,7 +239,7 @@ class TotalBar:
         passed = self._shown - self.began
         expected = passed / share if share > 0 else self.estimated
         left = f", {duration(max(expected - passed, 0.0))} left" if expected else ""
-        # Between the ends of two runs the clock tells, but never more than they will.
+        # Between the ends of two runs the clock moves the bar, but never past them.
         moved = min(passed / expected, share + 1 / len(self.runs)) if expected else share
         done = len(self.runs) - len(todo)
         self.console.progress(max(share, moved), f"{done} of {len(self.runs)} runs{left}")

@@ -83,7 +83,7 @@ def finetune(
     rows, names = load_rows(task, data, held_out)
     for part, found in rows.items():
         if found.left_out:
-            console.say(f"{part}: {found.left_out:,} rows without a text or a label left out")
+            console.log(f"{part}: {found.left_out:,} rows without a text or a label left out")
     if not force:
         check_memory(source, config, plan)
     with StopSignals() as signals:
@@ -208,7 +208,7 @@ class _Work:
         finally:
             self.signals.deferred = False
             self.console.stop()
-        self.console.say(f"{title}: {words_of(result.history[-1])}, {result.seconds:.0f} s")
+        self.console.log(f"{title}: {words_of(result.history[-1])}, {result.seconds:.0f} s")
         if all(self._main(result) > self._main(other) for other in before):
             self._save(model, tokenizer)
         self.out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a block asks of its mixers, and what a forward pass tells them.
+"""What a block asks of its mixers, and what a forward pass gives them.
 
 A new mixer is a subclass in a file of mixers/ or channels/, and a line in block.py.
 

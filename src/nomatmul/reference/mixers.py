@@ -23,7 +23,7 @@ Pieces = dict[str, Float]
 
 @dataclass(frozen=True)
 class Tokens:
-    """What mixers are told of the tokens of a pass: mask [B, T] (False: padding), seen [B, S] (the
+    """What mixers know of the tokens of a pass: mask [B, T] (False: padding), seen [B, S] (the
     same of the state's positions and these), positions [B, T], and the size of MLGRU's chunks
     (None: token by token)."""
 

@@ -191,7 +191,7 @@ class _Job:
         optimizer = build_optimizer(model, config, plan)
         checkpoints = Checkpoints(self.out, config.checkpoint_keep, ranks)
         progress = self._resume(checkpoints, model, optimizer, override)
-        self.console.say(_summary(config, data, model, plan.device, ranks))
+        self.console.log(_summary(config, data, model, plan.device, ranks))
         ranks.begin("starting")
         return Trainer(
             config,
@@ -225,7 +225,7 @@ class _Job:
         self.ranks.begin(f"loading {path.name}")
         with self.ranks.speaking():
             restore(path, model, optimizer, self.ranks)
-        self.console.say(f"continuing from {path.name}")
+        self.console.log(f"continuing from {path.name}")
         return progress
 
     def _finished(self, step: int, elapsed: float, model: Path) -> RunResult:

@@ -123,7 +123,7 @@ class Console:
         self._task: Any = None
         self._last_line = 0.0
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         if not self.quiet:
             self._print(text)
 

@@ -85,7 +85,7 @@ class Trainer:
         self.diagnostics = Diagnostics(model, ranks)
         self.metrics = MetricsLog(out, progress.step) if ranks.first else NoMetrics()
         if not self.metrics.has_tensorboard:
-            console.say("note: tensorboard is not installed, metrics go to metrics.jsonl only")
+            console.log("note: tensorboard is not installed, metrics go to metrics.jsonl only")
         samples = progress.samples
         self.samples = progress.step * config.batch_size if samples is None else samples
         self.clock = Clock(progress.elapsed)
@@ -200,7 +200,7 @@ class Trainer:
         if used:
             self.metrics.write({"step": self.step, **used}, "diagnostics")
             line += f"; nodes never visited {used['fff_dead']:.1%}"
-        self.console.say(line)
+        self.console.log(line)
 
     def _diagnose(self, result: StepResult) -> None:
         if row := self.diagnostics.report(result.inputs[:1]):
@@ -218,7 +218,7 @@ class Trainer:
         with open(self.out / "samples.txt", "a", encoding="utf-8") as file:
             file.write(f"--- step {self.step} ---\n{text}\n")
         self.metrics.write_text(text, self.step)
-        self.console.say(f"step {self.step}, sample: {' '.join(text.split())[:300]}")
+        self.console.log(f"step {self.step}, sample: {' '.join(text.split())[:300]}")
 
     def _save(self) -> None:
         if self._saved_step == self.step and self.ranks.from_first(self._has_checkpoint()):

@@ -1,4 +1,4 @@
-"""The README.md ("model card") of a packed directory, told from what config.json says alone."""
+"""The README.md ("model card") of a packed directory, made from config.json alone."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What a packed model directory holds: names, dtypes, shapes and order of its tensors.
 
 Walks the table of parts (`architecture`), so that decoders and encoders are one container.
-docs/formats.md tells the format in prose. Legend: V vocabulary, D hidden size, N/K rows and
+docs/formats.md describes the format. Legend: V vocabulary, D hidden size, N/K rows and
 columns of a linear, R rows of a layer's trees.
 """
 

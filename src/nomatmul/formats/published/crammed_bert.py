@@ -258,7 +258,7 @@ def published_encoder_name(name: str) -> str:
 
 
 class EncoderSource:
-    """A published encoder's tensors under our names, cut and turned as our layers want them.
+    """A published encoder's tensors under our names, cut and transposed as our layers want them.
 
     `expected` gives our names and shapes. Raises FormatError for tensors that are missing,
     misshapen or unknown, and for a tied head that differs from the embedding.

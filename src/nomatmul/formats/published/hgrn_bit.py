@@ -1,4 +1,4 @@
-"""The published `hgrn_bit` checkpoints (arXiv 2406.02528): config and names, both ways told once.
+"""The published `hgrn_bit` checkpoints (arXiv 2406.02528): config and names, both ways stated once.
 
 Facts follow the authors' code: block norms, the final norm and g_norm use `rms_norm_eps` (the
 block hands it to the mixer, which hands it to g_norm, so the 1e-5 in g_norm's own signature is

@@ -127,7 +127,7 @@ class CudaBackend(Probes):
         self.forward.flag.zero_()
         if flag == LOST:
             raise CompileError("its blocks do not reach each other")
-        if decoder.proof.exists() or flag:  # a damaged model is told when it is asked
+        if decoder.proof.exists() or flag:  # a damaged model is reported when it is asked
             return
         with torch.inference_mode():
             rows = list(self._run(before[None], [np.zeros(1, np.int32)], "last"))

@@ -1,4 +1,4 @@
-"""What the kernels are told of a model, from the table of parts, and the work space that they take.
+"""A model as the kernels see it, from the table of parts, and the work space that they take.
 
 The blocks of a model that runs here are all alike (formats/capability.py), so one of them tells
 the sizes of all.
