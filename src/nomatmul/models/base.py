@@ -35,6 +35,19 @@ def share_of_batch(loss: Tensor, labels: Tensor, items: Tensor | int | None) -> 
     return loss * ((labels != IGNORE_INDEX).sum() / items)
 
 
+def check_labels(labels: Tensor, count: int, training: bool, what: str) -> None:
+    """Raise ValueError for a label that is neither -100 nor one of `count`; `what` says of what.
+
+    Looking at the values makes a GPU wait: in training the loss of a label that does not exist is
+    NaN there instead, and a compiled model never looks.
+    """
+    if torch.compiler.is_compiling() or (training and labels.is_cuda):
+        return
+    low, high = (int(v) for v in torch.aminmax(torch.where(labels == IGNORE_INDEX, 0, labels)))
+    if low < 0 or high >= count:
+        raise ValueError(f"label {low if low < 0 else high} is out of range: {what}")
+
+
 class TextModel(PreTrainedModel):
     """A stack of blocks over token embeddings; subclasses add `hidden` and what reads it.
 
@@ -159,18 +172,17 @@ class TextModel(PreTrainedModel):
 
     # -- what the trainer sets ------------------------------------------------------------------
 
-    def set_recompute(self, mode: str, layers: int | None = None) -> None:
+    def set_recompute(self, mode: str) -> None:
         """What training computes again in the backward pass instead of remembering it.
 
         "none": nothing that costs a product; "mlp": the channel mixer, of a fused one only the
         product of gate and up; "block": everything, each block remembers its input (a fused
-        block also its middle). layers: only the first so many, the others keep everything, for
-        memory that is between two modes; None for all. Raises ValueError for another mode.
+        block also its middle). Raises ValueError for another mode.
         """
         if mode not in RECOMPUTE:
             raise ValueError(f"recompute {mode!r} is not known: use one of {', '.join(RECOMPUTE)}")
-        for index, layer in enumerate(self.blocks):
-            layer.recompute = mode if layers is None or index < layers else "none"
+        for block in self.blocks:
+            block.recompute = mode
 
     def set_fff_training(self, plan: FFFTraining) -> None:
         """How the FFF layers train from now on; nothing changes in a model without them."""

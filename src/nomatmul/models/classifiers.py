@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
 from nomatmul.formats.config import ModelConfig
-from nomatmul.models.base import share_of_batch
+from nomatmul.models.base import check_labels, share_of_batch
 from nomatmul.models.encoder import EncoderBase
 from nomatmul.models.hf.arguments import refuse_unknown
 from nomatmul.ops.activations import activate
@@ -48,14 +47,8 @@ class _Classifier(EncoderBase):
         return self.classifier(x)
 
     def _check_classes(self, labels: Tensor) -> None:
-        if torch.compiler.is_compiling() or (self.training and labels.is_cuda):
-            return
-        low, high = (int(v) for v in torch.aminmax(torch.where(labels == IGNORE_INDEX, 0, labels)))
-        if low < 0 or high >= self.num_labels:
-            raise ValueError(
-                f"label {low if low < 0 else high} is out of range: the model has "
-                f"{self.num_labels} labels"
-            )
+        what = f"the model has {self.num_labels} labels"
+        check_labels(labels, self.num_labels, self.training, what)
 
 
 class EncoderForSequenceClassification(_Classifier):

@@ -187,11 +187,6 @@ class TrainConfig:
         return length * self.micro_batch_size
 
     @property
-    def accumulation(self) -> int:
-        """Forward passes an optimiser step, over all devices."""
-        return self.batch_size // self.micro_batch_size
-
-    @property
     def tokens_per_step(self) -> int:
         return self.batch_size * self.sequence_length
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nomatmul.models.channels import trees
 from nomatmul.train.config import TrainConfig
@@ -73,11 +73,6 @@ def usage_row(model: nn.Module, ranks: Ranks) -> dict[str, Any]:
             name: {"dead": use.dead, "entropy": use.entropy} for name, use in facts.items()
         },
     }
-
-
-def auxiliary_loss(model: nn.Module) -> Tensor | None:
-    """The weighted auxiliary losses of all layers in the last forward pass; None without any."""
-    return trees.auxiliary_loss(model)
 
 
 def choose_implementation(model: nn.Module, name: str) -> None:

@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nomatmul.models.channels.trees import set_fff_training
+from nomatmul.models.channels.trees import auxiliary_loss, set_fff_training
 from nomatmul.train.config import TrainConfig
-from nomatmul.train.fff_training import auxiliary_loss, training_options, wants_auxiliary
+from nomatmul.train.fff_training import training_options, wants_auxiliary
 from nomatmul.train.model import TrainedModel
 from nomatmul.train.parallelize import compile_parts, is_sharded, local
 from nomatmul.train.plan import DevicePlan

@@ -116,16 +116,6 @@ def _check_vocabulary(config: TrainConfig, tokenizer: Tokenizer, name: str) -> N
         )
 
 
-def prepare(
-    config: TrainConfig,
-    args: DataArgs,
-    out: Path,
-    progress: Progress = lambda what, done, of: None,
-) -> Prepared:
-    """Tokenizer and token streams, built where they are missing. Raises ValueError, OSError."""
-    return open_built(config, build(config, check_inputs(config, args), out, progress))
-
-
 def build(
     config: TrainConfig,
     checked: Checked,

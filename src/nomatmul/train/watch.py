@@ -26,19 +26,12 @@ class Watch:
     """Signs of life of `size` processes, and the time limit of what this one waits for.
 
     store: a c10d store, used by this thread only. timeout: seconds that an operation may take.
-    terminated: whether SIGTERM has come (torchrun sends it when another process has died).
     """
 
-    def __init__(
-        self,
-        store: Any,
-        rank: int,
-        size: int,
-        timeout: float,
-        terminated: Callable[[], bool] = lambda: False,
-    ) -> None:
+    def __init__(self, store: Any, rank: int, size: int, timeout: float) -> None:
         self._store, self._rank, self._size, self._timeout = store, rank, size, timeout
-        self.terminated = terminated
+        # Whether SIGTERM has come: torchrun sends it when another process has died.
+        self.terminated: Callable[[], bool] = lambda: False
         self.operation = "starting"
         self._since: float | None = None  # None: may take as long as it likes
         self._beats: dict[int, tuple[str, str, float]] = {}
