@@ -2,8 +2,7 @@
 
 The native core need not be there. Accumulators are equal to the oracle's for equal int8 inputs;
 logits of the paths (persistent kernel, captured graph, blocks of a prompt, batches) are equal to
-each other; logits and the oracle's are close (its exp differs in the last bits, see
-docs/numerics.md).
+each other, and close to the oracle's.
 """
 
 from __future__ import annotations

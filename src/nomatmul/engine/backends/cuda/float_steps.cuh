@@ -1,4 +1,4 @@
-// exp, sigmoid and silu of csrc/kernels/common/float_ops.h, operation by operation (compile with
+// exp, sigmoid and silu of csrc/kernels/common/float_vectors.h, operation by operation (compile with
 // --fmad=false): results have the bits of the native core and of the triton path.
 #pragma once
 

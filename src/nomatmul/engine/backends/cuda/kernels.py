@@ -23,7 +23,7 @@ FUSED = tl.constexpr(not INTERPRETED)
 
 @triton.jit
 def _exp(x):
-    """exp for x in [-88, 88]: exp_poly of csrc/kernels/common/float_ops.h."""
+    """exp for x in [-88, 88]: exp_poly of csrc/kernels/common/float_vectors.h."""
     biased = x * 1.44269504088896341 + 12582912.0
     n = biased - 12582912.0
     r = (x - n * 0.693359375) - n * -2.12194440e-4
