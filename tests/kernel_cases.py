@@ -70,7 +70,7 @@ def _row_cases(device: str, dtype: torch.dtype, n: int, d: int, bound: float) ->
         draw(3, n, d),
     )
     outer, norms = 1 + 0.2 * draw(d).float(), 1 + 0.2 * draw(3, d).float()
-    beta = torch.rand(3, device=device)
+    w_scale = torch.rand(3, device=device)
     for out in (torch.int8, dtype):
         # a rounding may flip where exp differs in its last bit: one unit of one element
         close = 1e-6 if out != torch.bfloat16 else 1e-2
@@ -86,17 +86,17 @@ def _row_cases(device: str, dtype: torch.dtype, n: int, d: int, bound: float) ->
         yield f"gate_quantize {n}x{d} {out}", rows.gate_quantize(*args), expected, 1e-2
     for groups in (1, 3):
         for o, residual in ((outer, grad), (None, None)):
-            args = (x, o, norms[:groups], grads[:groups], beta[:groups], residual, 1e-6, 1e-5)
+            args = (x, o, norms[:groups], grads[:groups], w_scale[:groups], residual, 1e-6, 1e-5)
             ours, exact = rows_backward.norm_backward(*args), steps.norm_backward(*_wide(args))
             yield f"norm_backward {n}x{d} G={groups}", ours, exact, bound
-    args = (gu, outer, grad, beta[:1], 1e-6)
+    args = (gu, outer, grad, w_scale[:1], 1e-6)
     exact, rounded = steps.glu_backward(*_wide(args)), steps.glu_backward(*args)
     for in_place in (False, True):
-        mine = (gu.clone(), outer, grad.clone(), beta[:1], 1e-6, in_place)
+        mine = (gu.clone(), outer, grad.clone(), w_scale[:1], 1e-6, in_place)
         ours = rows_backward.glu_backward(*mine)
         yield f"glu_backward {n}x{d}", (ours[0], ours[2]), (exact[0], exact[2]), bound
         yield f"glu_backward, y {n}x{d}", ours[1], rounded[1], 1e-2
-    args = (x, h, outer, norms[0], grad, beta[:1], 1e-5, 1e-6)
+    args = (x, h, outer, norms[0], grad, w_scale[:1], 1e-5, 1e-6)
     exact, rounded = steps.gate_backward(*_wide(args)), steps.gate_backward(*args)
     ours = rows_backward.gate_backward(*args[:4], grad.clone(), *args[5:])
     yield f"gate_backward {n}x{d}", (*ours[:2], *ours[3:]), (*exact[:2], *exact[3:]), bound
@@ -110,16 +110,16 @@ def _product_cases(
     from nomatmul.ops.bitlinear import triton as products
 
     weights = [torch.randn(m, k, device=device) * 0.1 for _ in range(3)]
-    t, beta = products.ternarize(*weights)
-    yield f"ternarize {m}x{k}", (t, beta), steps.ternarize(*weights), 0.0
+    t, w_scale = products.ternarize(*weights)
+    yield f"ternarize {m}x{k}", (t, w_scale), steps.ternarize(*weights), 0.0
     q = torch.randint(-128, 128, (3, n, k), dtype=torch.int8, device=device)
     step, residual = torch.rand(3, n, device=device), _draw(device, dtype, n, m)
     exact = torch.matmul(q.double(), t.double().transpose(1, 2))
-    scaled = exact * (beta.double()[:, None] * step.double()).unsqueeze(-1)
+    scaled = exact * (w_scale.double()[:, None] * step.double()).unsqueeze(-1)
     name = f"product {n}x{m}x{k}"
     yield f"{name} int32", products.product(q, t, None, None, torch.int32), exact, 0.0
-    yield f"{name} grouped", products.product(q, t, step, beta, dtype), scaled, bound
-    one = products.product(q[:1], t[:1], step[:1], beta[:1], dtype, residual)
+    yield f"{name} grouped", products.product(q, t, step, w_scale, dtype), scaled, bound
+    one = products.product(q[:1], t[:1], step[:1], w_scale[:1], dtype, residual)
     yield f"{name} residual", one, scaled[:1] + residual.double(), bound
     if device != "cpu":
         ours = products.product(q, t, None, None, torch.int32, persistent=True)

@@ -86,18 +86,18 @@ class GatedFFF(FFF):
         """As `ternary_fff`: both sides of the trees read int8 values, all weights are ternary."""
         x_NK = wide(x_NK)
         q_NK, step_N1 = straight_int8(x_NK / root(x_NK, self.eps) * wide(self.norm_in.weight))
-        t_in, beta_in = straight_ternary(self.w_in, self.slots[0], x_NK.dtype)
-        t_up, beta_up = straight_ternary(w_up_VK, self.up_slot, x_NK.dtype)
-        t_out, beta_out = straight_ternary(self.w_out, self.slots[1], x_NK.dtype)
+        t_in, w_scale_in = straight_ternary(self.w_in, self.slots[0], x_NK.dtype)
+        t_up, w_scale_up = straight_ternary(w_up_VK, self.up_slot, x_NK.dtype)
+        t_out, w_scale_out = straight_ternary(self.w_out, self.slots[1], x_NK.dtype)
         acc_NTL, nodes_NTL = self._walk(q_NK, t_in)
-        logits_NTL = acc_NTL * (beta_in * step_N1).unsqueeze(-1)
-        up_NTL = project(q_NK, nodes_NTL, t_up) * (beta_up * step_N1).unsqueeze(-1)
+        logits_NTL = acc_NTL * (w_scale_in * step_N1).unsqueeze(-1)
+        up_NTL = project(q_NK, nodes_NTL, t_up) * (w_scale_up * step_N1).unsqueeze(-1)
         h_NA = (ops.activate(logits_NTL, self.activation) * up_NTL).flatten(1)
         norm_NA = wide(self.norm_out.weight)[nodes_NTL.flatten(1).long()]
         q_NA, step_N1 = straight_int8(h_NA / root(h_NA, self.eps) * norm_NA)
         q_NTL = q_NA.view(nodes_NTL.shape)
         acc_ND = ops.combine(q_NTL, nodes_NTL, t_out, implementation=self.implementation)
-        return acc_ND * (beta_out * step_N1), logits_NTL, nodes_NTL
+        return acc_ND * (w_scale_out * step_N1), logits_NTL, nodes_NTL
 
 
 def project(x_NK: Tensor, nodes_NTL: Tensor, w_VK: Tensor) -> Tensor:

@@ -175,8 +175,8 @@ class LeafFFF(TreeLayer):
         weight = (self.nodes, self.leaf_in, self.leaf_out)[which]
         if self.linear == "dense":
             return weight.to(dtype), None
-        t, beta = straight_ternary(weight.flatten(0, -2), self.slots[which], dtype)
-        return t.view(weight.shape), beta
+        t, w_scale = straight_ternary(weight.flatten(0, -2), self.slots[which], dtype)
+        return t.view(weight.shape), w_scale
 
     def _hidden(self, acc: Tensor, leaves: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What leaf_out reads, [..., W], and the value of one unit [..., 1] if it is int8.
@@ -200,7 +200,7 @@ class LeafFFF(TreeLayer):
         trees = torch.arange(self.trees, device=u_NK.device)
         if self.depth == 0:
             return None, trees.expand(len(u_NK), -1)
-        nodes, beta = self._weights(0, u_NK.dtype)
+        nodes, w_scale = self._weights(0, u_NK.dtype)
         z_NTL, rows_NTL = ops.walk(
             u_NK,
             nodes,
@@ -212,8 +212,8 @@ class LeafFFF(TreeLayer):
         size = self.ends - 1
         last_NT = rows_NTL[..., -1].long() - trees * size
         leaf_NT = 2 * last_NT + 1 + (z_NTL[..., -1] > 0).long() - size
-        if step is not None and beta is not None:
-            z_NTL = z_NTL * (beta * step).unsqueeze(-1)
+        if step is not None and w_scale is not None:
+            z_NTL = z_NTL * (w_scale * step).unsqueeze(-1)
         return z_NTL, leaf_NT + trees * self.ends
 
     def _hard(self, x_NK: Tensor) -> Tensor:
@@ -225,15 +225,15 @@ class LeafFFF(TreeLayer):
         leaf_P, token_P = leaf_NT.flatten()[order_P], order_P // self.trees
         sizes = torch.bincount(leaf_P, minlength=len(self.leaf_in)).tolist()
 
-        weight, beta = self._weights(1, u_NK.dtype)
+        weight, w_scale = self._weights(1, u_NK.dtype)
         acc_PW = _by_leaf(u_NK[token_P], weight, sizes)
-        if step_N1 is not None and beta is not None:
-            acc_PW = acc_PW * (beta * step_N1[token_P])
+        if step_N1 is not None and w_scale is not None:
+            acc_PW = acc_PW * (w_scale * step_N1[token_P])
         v_PW, step_P1 = self._hidden(acc_PW, leaf_P)
-        weight, beta = self._weights(2, v_PW.dtype)
+        weight, w_scale = self._weights(2, v_PW.dtype)
         y_PD = _by_leaf(v_PW, weight, sizes)
-        if step_P1 is not None and beta is not None:
-            y_PD = y_PD * (beta * step_P1)
+        if step_P1 is not None and w_scale is not None:
+            y_PD = y_PD * (w_scale * step_P1)
         if self.leaf_out_bias is not None:
             y_PD = y_PD + self.leaf_out_bias.to(y_PD.dtype)[leaf_P]
         y_NTD = y_PD[torch.argsort(order_P)].view(len(x_NK), self.trees, self.out)
@@ -251,15 +251,15 @@ class LeafFFF(TreeLayer):
         mix_NTF = mixture(self._shares(z_NTM))
         self._observe(z_NTM, mix_NTF)
 
-        weight, beta = self._weights(1, u_NK.dtype)
+        weight, w_scale = self._weights(1, u_NK.dtype)
         acc_NR = F.linear(u_NK, weight.flatten(0, 1))
-        if step_N1 is not None and beta is not None:
-            acc_NR = acc_NR * (beta * step_N1)
+        if step_N1 is not None and w_scale is not None:
+            acc_NR = acc_NR * (w_scale * step_N1)
         v_NFW, step_NF1 = self._hidden(acc_NR.unflatten(-1, (-1, self.leaf_width)), None)
         mix_NF = mix_NTF.flatten(1)
-        weight, beta = self._weights(2, v_NFW.dtype)
-        if step_NF1 is not None and beta is not None:
-            v_NFW = v_NFW * (beta * step_NF1)
+        weight, w_scale = self._weights(2, v_NFW.dtype)
+        if step_NF1 is not None and w_scale is not None:
+            v_NFW = v_NFW * (w_scale * step_NF1)
         v_NFW = v_NFW * mix_NF.unsqueeze(-1).to(v_NFW.dtype)
         y_ND = F.linear(v_NFW.flatten(1), weight.permute(1, 0, 2).flatten(1))
         if self.leaf_out_bias is not None:
@@ -270,12 +270,12 @@ class LeafFFF(TreeLayer):
         """[N, T, M]; a leaf without decisions above it has M = 0."""
         if self.depth == 0:
             return wide(u_NK).new_zeros(len(u_NK), self.trees, 0)
-        nodes, beta = self._weights(0, u_NK.dtype)
+        nodes, w_scale = self._weights(0, u_NK.dtype)
         z_NM = wide(F.linear(u_NK, nodes))
         if self.node_bias is not None:
             z_NM = z_NM + wide(self.node_bias)
-        if step_N1 is not None and beta is not None:
-            z_NM = z_NM * (beta * step_N1)
+        if step_N1 is not None and w_scale is not None:
+            z_NM = z_NM * (w_scale * step_N1)
         if not torch.compiler.is_compiling():
             check_logits(z_NM)
         return z_NM.unflatten(-1, (self.trees, -1))

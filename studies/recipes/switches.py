@@ -71,7 +71,7 @@ def _product(
     y_GNK: Tensor,
     w_GMK: Tensor,
     _step: Tensor,
-    _beta: Tensor,
+    _w_scale: Tensor,
     dtype: torch.dtype,
     residual_NM: Tensor | None = None,
 ) -> Tensor:
@@ -107,8 +107,9 @@ def glu_quantize(
 
 
 def glu_backward(
-    gu_N2M: Tensor, norm_M: Tensor, d_NM: Tensor, beta_G: Tensor, eps: float, in_place: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
+    gu_N2M: Tensor, norm_M: Tensor, d_NM: Tensor, w_scale_G: Tensor, eps: float,
+    in_place: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """As `ops.bitlinear.steps.glu_backward`; nothing is written over."""
     gate, up = gu_N2M.float().chunk(2, -1)
     positive = gate.relu()
@@ -116,7 +117,7 @@ def glu_backward(
     root_N1 = root_mean_square(y_NM, eps)
     hat_NM = y_NM / root_N1
     q, unit = absmax_quantize(hat_NM * norm_M)
-    dy_NM = d_NM.float() * beta_G
+    dy_NM = d_NM.float() * w_scale_G
     dnorm_M = (dy_NM * hat_NM).sum(0)
     dy_NM = dy_NM * norm_M
     dy_NM = (dy_NM - hat_NM * (dy_NM * hat_NM).mean(-1, keepdim=True)) / root_N1

@@ -26,8 +26,8 @@ TYPES = {"row_ptr": "*i32", "rows_ptr": "*u8", "trees": "i32", "acc_ptr": "*i32"
          "flag_ptr": "*i32", "q_ptr": "*i8", "w_ptr": "*u8", "tokens": "i32",
          "N": "i32", "width": "i32", "part": "i32", "sequence_ptr": "*i32", "start_ptr": "*i32",
          "state_stride": "i32", "stride": "i32",
-         "eps": "fp32", "eps1": "fp32", "eps2": "fp32", "beta": "fp32",
-         "beta_i": "fp32", "beta_f": "fp32", "beta_g": "fp32"}
+         "eps": "fp32", "eps1": "fp32", "eps2": "fp32", "w_scale": "fp32",
+         "w_scale_i": "fp32", "w_scale_f": "fp32", "w_scale_g": "fp32"}
 TILE, WARPS = {"BT": 128, "BN": 128, "GROUP": 8}, {"num_warps": 8, "num_stages": 3}
 CASES = [
     ("residual_norm_kernel", {**ROW, "C": 3, "ADD": True}, {}),

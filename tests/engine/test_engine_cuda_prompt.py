@@ -107,24 +107,24 @@ for linears, added in ((3, None), (1, (integers(R, D), normal(1, R).abs(), 0.37)
     quantised(prompt.norm(x, added, norm, norms, RB, flag), expected)
     same(x, other)
 
-acc, steps, betas = integers(3, T, D), normal(3, T).abs() / 99, (0.3, 1.4, 0.5)
+acc, steps, w_scales = integers(3, T, D), normal(3, T).abs() / 99, (0.3, 1.4, 0.5)
 acc[:2, 1] *= 40  # sigmoids beyond both ends
 states, bound = normal(2, 2, D), torch.rand(D, generator=random)
 pieces = torch.tensor([1, 0], dtype=torch.int32)
 starts = torch.tensor([0, 7, T - 2], dtype=torch.int32)  # two rows that nobody reads
 found, expected_states = acc.clone(), states.clone()
-i, f, g = launch.gates(acc, steps, betas, bound)
+i, f, g = launch.gates(acc, steps, w_scales, bound)
 assert i.view(torch.int32).ne(found[0]).any()
 launch.scan(i, f, expected_states, 1, launch.Stretches(pieces, starts, T))
 h = prompt.scan(
-    found, steps, betas, bound, states[:, 1], launch.Stretches(pieces, starts, T)
+    found, steps, w_scales, bound, states[:, 1], launch.Stretches(pieces, starts, T)
 )
 same(h[: T - 2], i[: T - 2])
 assert not h[T - 2 :].any()
 same(states, expected_states)
 norm, norms = 1 + normal(D) / 9, 1 + normal(1, D) / 9
 expected = launch.gate_norm(g[:R], h[:R], norm, EPS, norms, EPS, RB, flag)
-gated = prompt.gate_norm(found[2], steps[2], betas[2], h[:R], norm, norms, RB, flag)
+gated = prompt.gate_norm(found[2], steps[2], w_scales[2], h[:R], norm, norms, RB, flag)
 quantised(gated, expected)
 
 y, norms = normal(R, M), 1 + normal(1, M) / 9

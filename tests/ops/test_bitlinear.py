@@ -31,8 +31,8 @@ def reference(x: Tensor, w: Tensor, norm: Tensor, eps: float) -> Tensor:
     y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * norm
     scale = 127 / y.abs().amax(-1, keepdim=True).clamp(min=1e-5)
     y = straight_through(y, round_half_away(y * scale).clamp(-128, 127) / scale)
-    beta = w.abs().mean().clamp(min=1e-5)
-    w = straight_through(w, (w / beta).round().clamp(-1, 1) * beta)
+    w_scale = w.abs().mean().clamp(min=1e-5)
+    w = straight_through(w, (w / w_scale).round().clamp(-1, 1) * w_scale)
     return y @ w.T
 
 
@@ -83,8 +83,8 @@ def test_ties():
     values = torch.tensor([0.5, 1.5, -0.5, -2.5, 0.49999997, -0.49999997, 126.5])
     assert round_half_away(values).tolist() == [1, 2, -1, -3, 0, 0, 127]
     # mean|W| = 1, so 0.5 and 1.5 are ties of the weight quantiser: half to even
-    t, beta = absmean_ternarize(torch.tensor([[0.5, -0.5, 1.5, -1.5]]))
-    assert beta == 1
+    t, w_scale = absmean_ternarize(torch.tensor([[0.5, -0.5, 1.5, -1.5]]))
+    assert w_scale == 1
     assert t.tolist() == [[0, 0, 1, -1]]
 
 

@@ -86,8 +86,8 @@ def written_out(operands, trees, depth, route):
         return rounded(y, (y / step).round(), step)
 
     def ternary(w):
-        beta = w.abs().mean()
-        return rounded(w, (w / beta).round().clamp(-1, 1), beta)
+        w_scale = w.abs().mean()
+        return rounded(w, (w / w_scale).round().clamp(-1, 1), w_scale)
 
     y = int8(x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm_in)
     all_logits = y @ ternary(w_in).T

@@ -31,8 +31,8 @@ def bit_linear(x: Tensor, weight: Tensor, norm: Tensor, eps: float) -> Tensor:
     y = rms_norm(x, norm, eps)
     q, step = steps._quantize(y, torch.int8)
     y = y + (q.double() * step.unsqueeze(-1) - y).detach()
-    t, beta = steps.ternarize(weight)
-    return y @ (weight + (t[0] * beta - weight).detach()).T
+    t, w_scale = steps.ternarize(weight)
+    return y @ (weight + (t[0] * w_scale - weight).detach()).T
 
 
 def mixer_reference(x, norm, weights, norms, gate, bound):
@@ -162,14 +162,14 @@ def test_cache_keeps_until_cleared_or_changed():
     weight, slot = torch.randn(3, 4), new_slot()
     free, _ = ternary_weights(slot, (weight,))
     with ternary_cache() as cache:
-        first, beta = ternary_weights(slot, (weight,))
+        first, w_scale = ternary_weights(slot, (weight,))
         assert first is not free
         assert torch.equal(first, free)
         assert ternary_weights(slot, (weight,))[0] is first
         weight.mul_(2)
         changed, double = ternary_weights(slot, (weight,))
         assert changed is not first
-        assert double == 2 * beta
+        assert double == 2 * w_scale
         assert ternary_weights(slot, (weight.clone(),))[0] is not changed  # another tensor
         cache.clear()
         assert len(cache) == 0

@@ -107,13 +107,13 @@ def _rounded_inputs(
 def test_squared_relu_has_the_gradient_of_autograd() -> None:
     torch.manual_seed(0)
     gu, norm, d = torch.randn(5, 16), torch.rand(8), torch.randn(5, 8)
-    beta = torch.tensor([0.5])
+    w_scale = torch.tensor([0.5])
     gu.requires_grad_(), norm.requires_grad_()
     gate, up = gu.chunk(2, -1)
     y = F.relu(gate) ** 2 * up
     y = y / root_mean_square(y, 1e-6) * norm
-    wanted = torch.autograd.grad(y, (gu, norm), d * beta)
-    dgu, dequantised, dnorm = switches.glu_backward(gu.detach(), norm.detach(), d, beta, 1e-6)
+    wanted = torch.autograd.grad(y, (gu, norm), d * w_scale)
+    dgu, dequantised, dnorm = switches.glu_backward(gu.detach(), norm.detach(), d, w_scale, 1e-6)
     torch.testing.assert_close((dgu, dnorm), wanted)
     q, unit = switches.glu_quantize(gu.detach(), norm.detach(), 1e-6, torch.int8)
     assert torch.equal(q[0] * unit[0, :, None], dequantised)

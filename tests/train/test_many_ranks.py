@@ -192,9 +192,9 @@ def check_scales(ranks, model: nn.Module, plain: nn.Module) -> None:
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         model.loss(torch.zeros(1, 16, dtype=torch.long), torch.zeros(1, 16, dtype=torch.long))
     assert seen.keys() == wanted.keys()
-    for name, (t, beta) in wanted.items():
+    for name, (t, w_scale) in wanted.items():
         assert torch.equal(seen[name][0], t), name
-        assert torch.equal(seen[name][1], beta), name
+        assert torch.equal(seen[name][1], w_scale), name
     from nomatmul.train.parallelize import free_gathered
 
     free_gathered(model)

@@ -101,10 +101,10 @@ def _ternary_parts(model: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
     sums = ranks.sum(torch.stack([part.double().abs().sum() for part in parts.values()]))
     ternary = {}
     for (name, part), total in zip(parts.items(), sums.tolist(), strict=True):
-        beta = torch.tensor(
+        w_scale = torch.tensor(
             max(total / layers[name].weight.numel(), SCALE_FLOOR), dtype=torch.float32
         )
         ternary[name] = (
-            torch.round(part * beta.reciprocal().to(part.device)).clamp(-1, 1).to(torch.int8)
+            torch.round(part * w_scale.reciprocal().to(part.device)).clamp(-1, 1).to(torch.int8)
         )
     return ternary

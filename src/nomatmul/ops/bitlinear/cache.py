@@ -85,7 +85,7 @@ def _ternarize(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def ternary_weights(slot: int, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """t int8 [G, M, K] and beta float32 [G] of G weights [M, K]; from the open cache if there.
+    """t int8 [G, M, K] and w_scale float32 [G] of G weights [M, K]; from the open cache if there.
 
     slot: from `new_slot`, one for this group of weights. Callers must not change the result.
     """

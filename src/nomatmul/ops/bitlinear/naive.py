@@ -40,16 +40,17 @@ def round_half_away(x: Tensor) -> Tensor:
 def absmean_ternarize(weight_MK: Tensor) -> tuple[Tensor, Tensor]:
     """Ternary weights and their scale, one for the tensor.
 
-    Returns (t, beta): t has weight's shape, float32, values -1, 0, +1; beta is a float32 scalar
-    tensor, mean |W| (at least 1e-5). Ties round half to even. Source: arXiv 2402.17764, eq. 1-3.
+    Returns (t, w_scale): t has weight's shape, float32, values -1, 0, +1; w_scale (beta in the
+    papers) is a float32 scalar tensor, mean |W| (at least 1e-5). Ties round half to even. Source:
+    arXiv 2402.17764, eq. 1-3.
     """
     weight_MK = weight_MK.float()
-    beta = weight_MK.abs().mean().clamp(min=SCALE_FLOOR)
-    return _ternary(weight_MK, beta), beta
+    w_scale = weight_MK.abs().mean().clamp(min=SCALE_FLOOR)
+    return _ternary(weight_MK, w_scale), w_scale
 
 
-def _ternary(weight_MK: Tensor, beta: Tensor) -> Tensor:
-    return torch.round(weight_MK.float() * beta.reciprocal()).clamp(-1.0, 1.0)
+def _ternary(weight_MK: Tensor, w_scale: Tensor) -> Tensor:
+    return torch.round(weight_MK.float() * w_scale.reciprocal()).clamp(-1.0, 1.0)
 
 
 def absmax_quantize(y_NK: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,28 +98,28 @@ class _BitLinear(torch.autograd.Function):
         rms_N1: Tensor,
         dtype: torch.dtype,
     ) -> Tensor:
-        t_MK, beta = absmean_ternarize(weight_MK)
+        t_MK, w_scale = absmean_ternarize(weight_MK)
         y_NK = x_NK.float() / rms_N1 * norm_K.float()
         q_NK, step_N1 = absmax_quantize(y_NK)
         shift = _HALF_SHIFT if dtype == torch.float16 else 1.0
         acc_NM = torch.matmul((q_NK / shift).to(dtype), t_MK.to(dtype).t())
-        ctx.save_for_backward(x_NK, weight_MK, norm_K, rms_N1, beta)
+        ctx.save_for_backward(x_NK, weight_MK, norm_K, rms_N1, w_scale)
         ctx.dtype = dtype
-        return (acc_NM.float() * (beta * step_N1 * shift)).to(dtype)
+        return (acc_NM.float() * (w_scale * step_N1 * shift)).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_NM: Tensor) -> tuple[Tensor | None, ...]:
         # The quantised operands are recomputed: they cost a pointwise pass, and keeping them
         # would double what a layer remembers.
-        x_NK, weight_MK, norm_K, rms_N1, beta = ctx.saved_tensors
+        x_NK, weight_MK, norm_K, rms_N1, w_scale = ctx.saved_tensors
         dtype = ctx.dtype
         x_hat_NK = x_NK.float() / rms_N1
         q_NK, step_N1 = absmax_quantize(x_hat_NK * norm_K.float())
         y_NK = (q_NK * step_N1).to(dtype)
         grad_NM = grad_NM.to(dtype)
 
-        t_MK = _ternary(weight_MK, beta).to(dtype)
-        dy_NK = torch.matmul(grad_NM, t_MK).float() * beta
+        t_MK = _ternary(weight_MK, w_scale).to(dtype)
+        dy_NK = torch.matmul(grad_NM, t_MK).float() * w_scale
         flat_M = grad_NM.reshape(-1, grad_NM.shape[-1])
         dweight_MK = torch.matmul(flat_M.t(), y_NK.reshape(-1, y_NK.shape[-1]))
 

@@ -32,7 +32,7 @@ def _norm_backward_kernel(
     outer_ptr,
     norms_ptr,
     d_ptr,
-    beta_ptr,
+    w_scale_ptr,
     residual_ptr,
     dx_ptr,
     partial_ptr,
@@ -50,12 +50,12 @@ def _norm_backward_kernel(
     inside = k < size
     outer = tl.load(outer_ptr + k, mask=inside, other=0.0).to(tl.float32)
     norm0 = tl.load(norms_ptr + k, mask=inside, other=0.0).to(tl.float32)
-    beta0 = tl.load(beta_ptr)
+    w_scale0 = tl.load(w_scale_ptr)
     if GROUPS == 3:
         norm1 = tl.load(norms_ptr + size + k, mask=inside, other=0.0).to(tl.float32)
         norm2 = tl.load(norms_ptr + 2 * size + k, mask=inside, other=0.0).to(tl.float32)
-        beta1 = tl.load(beta_ptr + 1)
-        beta2 = tl.load(beta_ptr + 2)
+        w_scale1 = tl.load(w_scale_ptr + 1)
+        w_scale2 = tl.load(w_scale_ptr + 2)
     sum_outer = tl.zeros((BLOCK,), dtype=tl.float32)
     sum0 = tl.zeros((BLOCK,), dtype=tl.float32)
     sum1 = tl.zeros((BLOCK,), dtype=tl.float32)
@@ -70,14 +70,14 @@ def _norm_backward_kernel(
             u = (x * outer_inverse * outer).to(x_ptr.dtype.element_ty).to(tl.float32)
         inverse = _inverse_root(u, size, eps)
         hat = u * inverse
-        d = tl.load(d_ptr + at, mask=inside, other=0.0).to(tl.float32) * beta0
+        d = tl.load(d_ptr + at, mask=inside, other=0.0).to(tl.float32) * w_scale0
         sum0 += d * hat
         dy = d * norm0
         if GROUPS == 3:
-            d = tl.load(d_ptr + plane + at, mask=inside, other=0.0).to(tl.float32) * beta1
+            d = tl.load(d_ptr + plane + at, mask=inside, other=0.0).to(tl.float32) * w_scale1
             sum1 += d * hat
             dy += d * norm1
-            d = tl.load(d_ptr + 2 * plane + at, mask=inside, other=0.0).to(tl.float32) * beta2
+            d = tl.load(d_ptr + 2 * plane + at, mask=inside, other=0.0).to(tl.float32) * w_scale2
             sum2 += d * hat
             dy += d * norm2
         mean = tl.sum(dy * hat, axis=0) / size
@@ -101,7 +101,7 @@ def _norm_backward_kernel(
 
 
 @triton.jit
-def _glu_piece(gu_ptr, norm_ptr, d_ptr, row, size, k, beta, AGAIN: tl.constexpr):
+def _glu_piece(gu_ptr, norm_ptr, d_ptr, row, size, k, w_scale, AGAIN: tl.constexpr):
     """gate, its sigmoid, up, silu(gate) * up, and the gradient times the norm, of a piece."""
     inside = k < size
     # two policies, or the compiler would keep the first sweep's values in registers
@@ -110,7 +110,7 @@ def _glu_piece(gu_ptr, norm_ptr, d_ptr, row, size, k, beta, AGAIN: tl.constexpr)
     gate = tl.load(twice, mask=inside, other=0.0, eviction_policy=keep).to(tl.float32)
     up = tl.load(twice + size, mask=inside, other=0.0, eviction_policy=keep).to(tl.float32)
     d = tl.load(d_ptr + row * size + k, mask=inside, other=0.0, eviction_policy=keep)
-    d = d.to(tl.float32) * beta
+    d = d.to(tl.float32) * w_scale
     norm = tl.load(norm_ptr + k, mask=inside, other=0.0, eviction_policy=keep).to(tl.float32)
     share = sigmoid(gate)
     return gate, share, up, gate * share * up, d, norm
@@ -118,11 +118,11 @@ def _glu_piece(gu_ptr, norm_ptr, d_ptr, row, size, k, beta, AGAIN: tl.constexpr)
 
 @triton.jit
 def _glu_gradients(
-    gu_ptr, norm_ptr, d_ptr, dgu_ptr, y_ptr, row, size, k, beta, inverse, mean, step, scale
+    gu_ptr, norm_ptr, d_ptr, dgu_ptr, y_ptr, row, size, k, w_scale, inverse, mean, step, scale
 ):
     """Write the gradients and the dequantised input of a piece; the norm's gradient of it."""
     inside = k < size
-    gate, share, up, v, d, norm = _glu_piece(gu_ptr, norm_ptr, d_ptr, row, size, k, beta, True)
+    gate, share, up, v, d, norm = _glu_piece(gu_ptr, norm_ptr, d_ptr, row, size, k, w_scale, True)
     hat = v * inverse
     y = hat * norm * scale
     y = (y + tl.where(y < 0.0, -0.49999997, 0.49999997)).to(tl.int32).to(tl.float32) * step
@@ -140,7 +140,7 @@ def _glu_backward_kernel(
     gu_ptr,
     norm_ptr,
     d_ptr,
-    beta_ptr,
+    w_scale_ptr,
     dgu_ptr,
     y_ptr,
     partial_ptr,
@@ -153,7 +153,7 @@ def _glu_backward_kernel(
     """Two sweeps over a row in up to three pieces: its sums, then its gradients."""
     program = tl.program_id(0)
     k = tl.arange(0, BLOCK)
-    beta = tl.load(beta_ptr)
+    w_scale = tl.load(w_scale_ptr)
     total0 = tl.zeros((BLOCK,), dtype=tl.float32)
     total1 = tl.zeros((BLOCK,), dtype=tl.float32)
     total2 = tl.zeros((BLOCK,), dtype=tl.float32)
@@ -164,7 +164,7 @@ def _glu_backward_kernel(
         tops = tl.zeros((BLOCK,), dtype=tl.float32)
         for piece in tl.static_range(PIECES):
             _, _, _, v, d, norm = _glu_piece(
-                gu_ptr, norm_ptr, d_ptr, row, size, k + piece * BLOCK, beta, False
+                gu_ptr, norm_ptr, d_ptr, row, size, k + piece * BLOCK, w_scale, False
             )
             squares += v * v
             dots += d * norm * v
@@ -174,16 +174,17 @@ def _glu_backward_kernel(
         absmax = tl.maximum(tl.max(tops, axis=0) * inverse, 1e-5)
         step, scale = absmax / 127.0, 127.0 / absmax
         total0 += _glu_gradients(
-            gu_ptr, norm_ptr, d_ptr, dgu_ptr, y_ptr, row, size, k, beta, inverse, mean, step, scale
-        )
+            gu_ptr, norm_ptr, d_ptr, dgu_ptr, y_ptr, row, size, k, w_scale, inverse,
+            mean, step, scale,
+        )  # fmt: skip
         if PIECES > 1:
             total1 += _glu_gradients(
-                gu_ptr, norm_ptr, d_ptr, dgu_ptr, y_ptr, row, size, k + BLOCK, beta, inverse,
+                gu_ptr, norm_ptr, d_ptr, dgu_ptr, y_ptr, row, size, k + BLOCK, w_scale, inverse,
                 mean, step, scale,
             )  # fmt: skip
         if PIECES > 2:
             total2 += _glu_gradients(
-                gu_ptr, norm_ptr, d_ptr, dgu_ptr, y_ptr, row, size, k + 2 * BLOCK, beta, inverse,
+                gu_ptr, norm_ptr, d_ptr, dgu_ptr, y_ptr, row, size, k + 2 * BLOCK, w_scale, inverse,
                 mean, step, scale,
             )  # fmt: skip
     out = partial_ptr + program.to(tl.int64) * size + k
@@ -201,7 +202,7 @@ def _gate_backward_kernel(
     gate_ptr,
     norm_ptr,
     d_ptr,
-    beta_ptr,
+    w_scale_ptr,
     dg_ptr,
     dh_ptr,
     y_ptr,
@@ -217,14 +218,14 @@ def _gate_backward_kernel(
     inside = k < size
     gate = tl.load(gate_ptr + k, mask=inside, other=0.0).to(tl.float32)
     norm = tl.load(norm_ptr + k, mask=inside, other=0.0).to(tl.float32)
-    beta = tl.load(beta_ptr)
+    w_scale = tl.load(w_scale_ptr)
     sum_gate = tl.zeros((BLOCK,), dtype=tl.float32)
     sum_norm = tl.zeros((BLOCK,), dtype=tl.float32)
     for start in range(program, rows, tl.num_programs(0)):
         at = tl.cast(start, tl.int64) * size + k
         g = tl.load(g_ptr + at, mask=inside, other=0.0).to(tl.float32)
         h = tl.load(h_ptr + at, mask=inside, other=0.0)
-        d = tl.load(d_ptr + at, mask=inside, other=0.0).to(tl.float32) * beta
+        d = tl.load(d_ptr + at, mask=inside, other=0.0).to(tl.float32) * w_scale
         share = sigmoid(h)
         active = h * share
         raw = g * gate * active  # the row before both norms: one round of sums serves both
@@ -320,7 +321,7 @@ def norm_backward(
     outer_D: Tensor | None,
     norms_GD: Tensor,
     d_GND: Tensor,
-    beta_G: Tensor,
+    w_scale_G: Tensor,
     residual_ND: Tensor | None,
     outer_eps: float,
     eps: float,
@@ -341,7 +342,7 @@ def norm_backward(
             norms_GD if outer_D is None else outer_D,
             norms_GD,
             d_GND,
-            beta_G,
+            w_scale_G,
             residual,
             dx_ND,
             partial,
@@ -359,8 +360,9 @@ def norm_backward(
 
 
 def glu_backward(
-    gu_N2M: Tensor, norm_M: Tensor, d_NM: Tensor, beta_G: Tensor, eps: float, in_place: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
+    gu_N2M: Tensor, norm_M: Tensor, d_NM: Tensor, w_scale_G: Tensor, eps: float,
+    in_place: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """See `steps.glu_backward`; the second result lies over d, the first over gu if in_place."""
     rows, size = d_NM.shape
     assert gu_N2M.is_contiguous()
@@ -373,7 +375,7 @@ def glu_backward(
     partial = torch.empty(programs, 1, size, dtype=torch.float32, device=d_NM.device)
     with on_device(d_NM):
         _glu_backward_kernel[(programs,)](
-            gu_N2M, norm_M, d_NM, beta_G, dgu, d_NM, partial, rows, size, eps, **shape
+            gu_N2M, norm_M, d_NM, w_scale_G, dgu, d_NM, partial, rows, size, eps, **shape
         )
     return dgu, d_NM, column_sums(partial)[0]
 
@@ -384,7 +386,7 @@ def gate_backward(
     gate_D: Tensor,
     norm_D: Tensor,
     d_ND: Tensor,
-    beta_G: Tensor,
+    w_scale_G: Tensor,
     gate_eps: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -398,7 +400,7 @@ def gate_backward(
     partial = torch.empty(programs, 2, size, dtype=torch.float32, device=g_ND.device)
     with on_device(g_ND):
         _gate_backward_kernel[(programs,)](
-            g_ND, h_ND, gate_D, norm_D, d_ND, beta_G, dg, dh, d_ND, partial, rows, size,
+            g_ND, h_ND, gate_D, norm_D, d_ND, w_scale_G, dg, dh, d_ND, partial, rows, size,
             gate_eps, eps, **shape,
         )  # fmt: skip
     dgate_D, dnorm_D = column_sums(partial)

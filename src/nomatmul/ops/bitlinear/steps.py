@@ -46,28 +46,29 @@ def int8(y_ND: Tensor) -> Pair:
 
 
 def ternarize(*weights: Tensor) -> Pair:
-    """(t int8 [G, M, K], beta [G]) of G weights of one shape: absmean, the mean in float64."""
-    parts, betas = [], []
+    """(t int8 [G, M, K], w_scale [G]) of G weights of one shape: absmean, the mean in float64."""
+    parts, w_scales = [], []
     for weight_MK in weights:
-        beta = weight_MK.abs().mean(dtype=torch.float64).to(wide(weight_MK).dtype)
-        beta = beta.clamp(min=SCALE_FLOOR)
-        parts.append(torch.round(wide(weight_MK) * beta.reciprocal()).clamp(-1, 1).to(torch.int8))
-        betas.append(beta)
-    return torch.stack(parts), torch.stack(betas)
+        w_scale = weight_MK.abs().mean(dtype=torch.float64).to(wide(weight_MK).dtype)
+        w_scale = w_scale.clamp(min=SCALE_FLOOR)
+        t_MK = torch.round(wide(weight_MK) * w_scale.reciprocal()).clamp(-1, 1)
+        parts.append(t_MK.to(torch.int8))
+        w_scales.append(w_scale)
+    return torch.stack(parts), torch.stack(w_scales)
 
 
 def product(
     q_GNK: Tensor,
     t_GMK: Tensor,
     step_GN: Tensor,
-    beta_G: Tensor,
+    w_scale_G: Tensor,
     dtype: torch.dtype,
     residual_NM: Tensor | None = None,
 ) -> Tensor:
-    """out [G, N, M] = (sum_k q*t) * (beta*step), plus the residual (G = 1), rounded to dtype."""
+    """out [G, N, M] = (sum_k q*t) * (w_scale*step), plus the residual (G = 1), rounded to dtype."""
     kind = torch.float64 if step_GN.dtype == torch.float64 else torch.float32
     acc_GNM = torch.matmul(q_GNK.to(kind), t_GMK.to(kind).transpose(1, 2))
-    out_GNM = acc_GNM * (beta_G[:, None] * step_GN).unsqueeze(-1)
+    out_GNM = acc_GNM * (w_scale_G[:, None] * step_GN).unsqueeze(-1)
     if residual_NM is not None:
         out_GNM = out_GNM + residual_NM
     return out_GNM.to(dtype)
@@ -112,21 +113,21 @@ def norm_backward(
     outer_D: Tensor | None,
     norms_GD: Tensor,
     d_GND: Tensor,
-    beta_G: Tensor,
+    w_scale_G: Tensor,
     residual_ND: Tensor | None,
     outer_eps: float,
     eps: float,
 ) -> tuple[Tensor, ...]:
     """Backward of `norm_quantize`, rounding taken as the identity.
 
-    d: gradient of the normed inputs over beta; residual: added to the result. Returns
+    d: gradient of the normed inputs over w_scale; residual: added to the result. Returns
     (dx in x's type, douter [D] (empty without one), one dnorm [D] a projection).
     """
     x = wide(x_ND)
     u_ND = _normed(x_ND, outer_D, outer_eps)
     root_N1 = root(u_ND, eps)
     hat_ND = u_ND / root_N1
-    dy_GND = wide(d_GND) * beta_G[:, None, None]
+    dy_GND = wide(d_GND) * w_scale_G[:, None, None]
     dnorms = [(dy_ND * hat_ND).sum(0) for dy_ND in dy_GND]
     dx_ND = _norm_gradient((dy_GND * norms_GD.unsqueeze(1)).sum(0), hat_ND, root_N1)
     douter_D = x.new_empty(0)
@@ -148,11 +149,12 @@ def glu_quantize(gu_N2M: Tensor, norm_M: Tensor, eps: float, dtype: torch.dtype)
 
 
 def glu_backward(
-    gu_N2M: Tensor, norm_M: Tensor, d_NM: Tensor, beta_G: Tensor, eps: float, in_place: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
+    gu_N2M: Tensor, norm_M: Tensor, d_NM: Tensor, w_scale_G: Tensor, eps: float,
+    in_place: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Backward of `glu_quantize`: (dgu in gu's type, the dequantised input in d's type, dnorm [M]).
 
-    d: gradient of the product's input over beta. The kernel writes the second result over d, and
+    d: gradient of the product's input over w_scale. The kernel writes the second result over d, and
     the first over gu if `in_place`; this reference writes nothing over.
     """
     gate, up = wide(gu_N2M).chunk(2, -1)
@@ -161,7 +163,7 @@ def glu_backward(
     root_N1 = root(y_NM, eps)
     hat_NM = y_NM / root_N1
     dequantised, _ = _quantize(hat_NM * norm_M, d_NM.dtype)
-    dy_NM = wide(d_NM) * beta_G
+    dy_NM = wide(d_NM) * w_scale_G
     dnorm_M = (dy_NM * hat_NM).sum(0)
     dy_NM = _norm_gradient(dy_NM * norm_M, hat_NM, root_N1)
     dgate = dy_NM * up * share * (1 + gate * (1 - share))
@@ -190,7 +192,7 @@ def gate_backward(
     gate_D: Tensor,
     norm_D: Tensor,
     d_ND: Tensor,
-    beta_G: Tensor,
+    w_scale_G: Tensor,
     gate_eps: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -207,7 +209,7 @@ def gate_backward(
     root_N1 = root(y_ND, eps)
     hat_ND = y_ND / root_N1
     dequantised, _ = _quantize(hat_ND * norm_D, d_ND.dtype)
-    dy_ND = wide(d_ND) * beta_G
+    dy_ND = wide(d_ND) * w_scale_G
     dnorm_D = (dy_ND * hat_ND).sum(0)
     dy_ND = _norm_gradient(dy_ND * norm_D, hat_ND, root_N1)
     dh_ND = dy_ND * g_hat * gate_D * share * (1 + h * (1 - share))

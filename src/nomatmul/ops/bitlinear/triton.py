@@ -57,7 +57,7 @@ def _ternarize_kernel(
     third_ptr,
     partial_ptr,
     t_ptr,
-    beta_ptr,
+    w_scale_ptr,
     count,
     SUMMERS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -65,15 +65,15 @@ def _ternarize_kernel(
     which = tl.program_id(1)
     w_ptr = _pick(first_ptr, second_ptr, third_ptr, which)
     total = tl.sum(tl.load(partial_ptr + which * SUMMERS + tl.arange(0, SUMMERS)), axis=0)
-    beta = tl.maximum((total / count).to(tl.float32), 1e-5)
-    inverse = tl.div_rn(1.0, beta)
+    w_scale = tl.maximum((total / count).to(tl.float32), 1e-5)
+    inverse = tl.div_rn(1.0, w_scale)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     v = tl.load(w_ptr + at, mask=at < count, other=0.0).to(tl.float32) * inverse
     # half to even, then clipped: both ties at 0.5 go to zero
     t = (v > 0.5).to(tl.int8) - (v < -0.5).to(tl.int8)
     tl.store(t_ptr + tl.cast(which, tl.int64) * count + at, t, mask=at < count)
     if tl.program_id(0) == 0:
-        tl.store(beta_ptr + which, beta)
+        tl.store(w_scale_ptr + which, w_scale)
 
 
 def ternarize(*weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,16 +82,16 @@ def ternarize(*weights: Tensor) -> tuple[Tensor, Tensor]:
     assert groups <= 3, groups
     count = first.numel()
     t_GMK = torch.empty(groups, *first.shape, dtype=torch.int8, device=first.device)
-    beta_G = torch.empty(groups, dtype=torch.float32, device=first.device)
+    w_scale_G = torch.empty(groups, dtype=torch.float32, device=first.device)
     partial = torch.empty(groups, _SUMMERS, dtype=torch.float64, device=first.device)
     sources = [weight.detach().contiguous() for weight in weights]
     sources += sources[-1:] * (3 - groups)
     with on_device(first):
         _absolute_sums_kernel[(_SUMMERS, groups)](*sources, partial, count, BLOCK=2048, num_warps=8)
         _ternarize_kernel[(triton.cdiv(count, _BLOCK), groups)](
-            *sources, partial, t_GMK, beta_G, count, SUMMERS=_SUMMERS, BLOCK=_BLOCK, num_warps=8
+            *sources, partial, t_GMK, w_scale_G, count, SUMMERS=_SUMMERS, BLOCK=_BLOCK, num_warps=8
         )
-    return t_GMK, beta_G
+    return t_GMK, w_scale_G
 
 
 @triton.jit
@@ -99,7 +99,7 @@ def _product_kernel(
     q_ptr,
     t_ptr,
     step_ptr,
-    beta_ptr,
+    w_scale_ptr,
     residual_ptr,
     out_ptr,
     tokens,
@@ -164,7 +164,7 @@ def _product_kernel(
             tl.store(out_ptr + at, acc.to(tl.int32), mask=live)
         else:
             step = tl.load(step_ptr + row, mask=n < tokens, other=0.0)
-            scale = step * tl.load(beta_ptr + group)
+            scale = step * tl.load(w_scale_ptr + group)
             out = acc.to(tl.float32) * scale[:, None]
             if RESIDUAL:
                 out += tl.load(residual_ptr + at, mask=live, other=0.0).to(tl.float32)
@@ -196,7 +196,7 @@ def product(
     q_GNK: Tensor,
     t_GMK: Tensor,
     step_GN: Tensor | None,
-    beta_G: Tensor | None,
+    w_scale_G: Tensor | None,
     dtype: torch.dtype,
     residual_NM: Tensor | None = None,
     *,
@@ -229,7 +229,7 @@ def product(
             q,
             t,
             out if raw else step_GN,
-            out if raw else beta_G,
+            out if raw else w_scale_G,
             out if residual_NM is None else residual_NM.contiguous(),
             out,
             tokens,

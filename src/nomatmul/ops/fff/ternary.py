@@ -42,12 +42,12 @@ class Straight(torch.autograd.Function):
 
 
 def straight_ternary(weight: Tensor, slot: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(t, beta): ternary values of weight [V, K] in dtype and their scale [], one for the tensor.
+    """(t, w_scale): ternary values of weight [V, K] in dtype and their scale [], one for all.
 
-    The gradient of weight is that of weight / beta. slot: from `new_slot`.
+    The gradient of weight is that of weight / w_scale. slot: from `new_slot`.
     """
-    t, beta = ternary_weights(slot, [weight])
-    return Straight.apply(weight, t[0], beta[0], dtype), beta[0]
+    t, w_scale = ternary_weights(slot, [weight])
+    return Straight.apply(weight, t[0], w_scale[0], dtype), w_scale[0]
 
 
 def operand_type(x: Tensor, implementation: str | None = None) -> torch.dtype:
@@ -229,13 +229,13 @@ def ternary_fff(
     numbers = (0, 0) if torch.compiler.is_compiling() else slots
     with torch.autocast(x.device.type, enabled=False):
         q_NK, step_N1 = _quantize(x, norm_in, eps, dtype)
-        t_VK, beta_in = straight_ternary(w_in, numbers[0], dtype)
+        t_VK, w_scale_in = straight_ternary(w_in, numbers[0], dtype)
         shape: dict[str, Any] = {"trees": trees, "depth": depth, "implementation": implementation}
         acc_NTL, nodes_NTL = walk(q_NK, t_VK, **shape)
-        logits_NTL = acc_NTL * (beta_in * step_N1).unsqueeze(-1)
+        logits_NTL = acc_NTL * (w_scale_in * step_N1).unsqueeze(-1)
 
         options = eps, activation, route_gradient, implementation or ""
         q_NTL, step_N1 = _hidden(logits_NTL, nodes_NTL, norm_out, *options)
-        t_VD, beta_out = straight_ternary(w_out, numbers[1], dtype)
+        t_VD, w_scale_out = straight_ternary(w_out, numbers[1], dtype)
         acc_ND = combine(q_NTL, nodes_NTL, t_VD, implementation=implementation)
-        return acc_ND * (beta_out * step_N1), logits_NTL, nodes_NTL
+        return acc_ND * (w_scale_out * step_N1), logits_NTL, nodes_NTL

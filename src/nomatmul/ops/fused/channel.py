@@ -36,8 +36,8 @@ def _project(
 ) -> Tensor:
     """gate and up side by side [N, 2M]."""
     q, scale = step("norm_quantize", x_ND, norm, gate_norm[None], eps[0], eps[1], torch.int8)
-    t, beta = ternary_weights(slot, (weight,))
-    return step("product", q, t, scale, beta, dtype)[0]
+    t, w_scale = ternary_weights(slot, (weight,))
+    return step("product", q, t, scale, w_scale, dtype)[0]
 
 
 def _channel_fake(x, norm, gate_weight, down_weight, gate_norm, down_norm, eps, slots, dtype, keep):
@@ -64,10 +64,10 @@ def _channel(
     x_ND = x.reshape(-1, x.shape[-1])
     gu = _project(x_ND, norm, gate_norm, gate_weight, eps, slots[0], dtype)
     q, scale = step("glu_quantize", gu, down_norm, eps[1], torch.int8)
-    t, beta = ternary_weights(slots[1], (down_weight,))
+    t, w_scale = ternary_weights(slots[1], (down_weight,))
     if not keep:
         gu = gu.new_empty(0)
-    out = step("product", q, t, scale, beta, x.dtype, x_ND)
+    out = step("product", q, t, scale, w_scale, x.dtype, x_ND)
     return out.view(x.shape), gu
 
 
@@ -98,20 +98,20 @@ def _channel_backward(
     repeated = not gu.numel()
     if repeated:
         gu = _project(x_ND, norm, gate_norm, gate_weight, eps, slots[0], dtype)
-    t, beta = ternary_weights(slots[1], (down_weight,))
+    t, w_scale = ternary_weights(slots[1], (down_weight,))
     grad_ND = dout_ND.to(dtype)
     d_NM = input_gradient(grad_ND, t[0])
-    dgu, y_NM, ddown_norm = step("glu_backward", gu, down_norm, d_NM, beta, eps[1], repeated)
+    dgu, y_NM, ddown_norm = step("glu_backward", gu, down_norm, d_NM, w_scale, eps[1], repeated)
     del gu, d_NM
     ddown = weight_gradient(grad_ND, y_NM, down_weight)
     del y_NM, grad_ND
     y_GND, _ = step("norm_quantize", x_ND, norm, gate_norm[None], eps[0], eps[1], dtype)
     dgate = weight_gradient(dgu, y_GND[0], gate_weight)
-    t, beta = ternary_weights(slots[0], (gate_weight,))
+    t, w_scale = ternary_weights(slots[0], (gate_weight,))
     torch.mm(dgu, t[0].to(dtype), out=y_GND[0])  # over y, which has served
     del dgu
     dx, dnorm, dgate_norm = step(
-        "norm_backward", x_ND, norm, gate_norm[None], y_GND, beta, dout_ND, eps[0], eps[1]
+        "norm_backward", x_ND, norm, gate_norm[None], y_GND, w_scale, dout_ND, eps[0], eps[1]
     )
     small = [d.to(norm.dtype) for d in (dnorm, dgate_norm, ddown_norm)]
     return [dx.view(x.shape), small[0], dgate, ddown, small[1], small[2]]

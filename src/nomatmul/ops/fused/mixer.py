@@ -36,8 +36,8 @@ def _project(
 ) -> Tensor:
     """i, f and g before their activations [3, N, D]: one row pass, one product."""
     q, scale = step("norm_quantize", x_ND, norm, norms_GD, eps[0], eps[1], torch.int8)
-    t, beta = ternary_weights(slot, weights)
-    return step("product", q, t, scale, beta, dtype)
+    t, w_scale = ternary_weights(slot, weights)
+    return step("product", q, t, scale, w_scale, dtype)
 
 
 def _mixer_fake(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
@@ -75,8 +75,8 @@ def _mixer(
     i_BTD, f_BTD = ifg[0].view(x.shape), ifg[1].view(x.shape)
     h_ND = step("gated_scan", i_BTD, f_BTD, bound).view(-1, size)
     q, scale = step("gate_quantize", ifg[2], h_ND, gate, o_norm, eps[2], eps[1], torch.int8)
-    t, beta = ternary_weights(slots[1], (o_weight,))
-    out = step("product", q, t, scale, beta, x.dtype, x_ND)
+    t, w_scale = ternary_weights(slots[1], (o_weight,))
+    out = step("product", q, t, scale, w_scale, x.dtype, x_ND)
     return out.view(x.shape), ifg if keep else ifg.new_empty(0)
 
 
@@ -117,11 +117,11 @@ def _mixer_backward(
         ifg = _project(x_ND, norm, norms_GD, weights, eps, slots[0], dtype)
     i_BTD, f_BTD = ifg[0].view(shape), ifg[1].view(shape)
     h_BTD = step("gated_scan", i_BTD, f_BTD, bound)
-    t, beta = ternary_weights(slots[1], (o_weight,))
+    t, w_scale = ternary_weights(slots[1], (o_weight,))
     grad_ND = dout_ND.to(dtype)
     d_ND = input_gradient(grad_ND, t[0])
     dg_ND, dh_ND, y_ND, dgate, do_norm = step(
-        "gate_backward", ifg[2], h_BTD.view(-1, size), gate, o_norm, d_ND, beta, eps[2], eps[1]
+        "gate_backward", ifg[2], h_BTD.view(-1, size), gate, o_norm, d_ND, w_scale, eps[2], eps[1]
     )
     do_weight = weight_gradient(grad_ND, y_ND, o_weight)
     del d_ND, y_ND, grad_ND
@@ -134,11 +134,11 @@ def _mixer_backward(
     dweights = [
         weight_gradient(d, y, w) for d, y, w in zip(difg, y_GND.unbind(), weights, strict=True)
     ]
-    t, beta = ternary_weights(slots[0], weights)
+    t, w_scale = ternary_weights(slots[0], weights)
     for d, wide, y in zip(difg, t.to(dtype).unbind(), y_GND.unbind(), strict=True):
         torch.mm(d, wide, out=y)  # over y, which has served
     dx, dnorm, *dnorms = step(
-        "norm_backward", x_ND, norm, norms_GD, y_GND, beta, dout_ND, eps[0], eps[1]
+        "norm_backward", x_ND, norm, norms_GD, y_GND, w_scale, dout_ND, eps[0], eps[1]
     )
     small = [*dnorms, do_norm, dgate, dbound]
     small = [d.to(norm.dtype) for d in small]

@@ -80,5 +80,5 @@ def weight_gradient(grad_NM: Tensor, y_NK: Tensor, like: Tensor) -> Tensor:
 
 
 def input_gradient(grad_NM: Tensor, t_MK: Tensor) -> Tensor:
-    """grad @ t [N, K] in grad's type: the gradient of the product's input, over beta."""
+    """grad @ t [N, K] in grad's type: the gradient of the product's input, over w_scale."""
     return torch.mm(grad_NM, t_MK.to(grad_NM.dtype))

@@ -40,19 +40,19 @@ class _TernaryHead:
 
     def __init__(self, weight: Tensor, norm: Tensor, eps: float, slot: int, dtype: torch.dtype):
         self.norm, self.eps, self.dtype = norm, eps, dtype
-        self.t, self.beta = ternary_weights(slot, (weight,))
+        self.t, self.w_scale = ternary_weights(slot, (weight,))
         self.dnorm: Tensor | float = 0.0
 
     def logits(self, x: Tensor) -> Tensor:
         q, scale = step("norm_quantize", x, None, self.norm[None], 0.0, self.eps, torch.int8)
-        return step("product", q, self.t, scale, self.beta, self.dtype)[0]
+        return step("product", q, self.t, scale, self.w_scale, self.dtype)[0]
 
     def backward(self, x: Tensor, d_NV: Tensor, dweight: Tensor) -> Tensor:
         norms = self.norm[None]
         y, _ = step("norm_quantize", x, None, norms, 0.0, self.eps, self.dtype)
         _add_product(dweight, d_NV, y[0])
         y = torch.mm(d_NV, self.wide).unsqueeze(0)
-        dx, _, dnorm = step("norm_backward", x, None, norms, y, self.beta, None, 0.0, self.eps)
+        dx, _, dnorm = step("norm_backward", x, None, norms, y, self.w_scale, None, 0.0, self.eps)
         self.dnorm = self.dnorm + dnorm
         return dx
 

@@ -46,7 +46,7 @@ struct Worker {
   }
   // i, f, g and the state
   __device__ __forceinline__ void recur(int layer, float h_old, float bound) {
-    const float* beta = s.beta + 6 * layer;
+    const float* w_scale = s.w_scale + 6 * layer;
     STAMP(s.reduction, 3);
     normalise<VectorD>(vectors[0], copies.even_norms, NORM_EPS, s.reduction);
     STAMP(s.reduction, 4);
@@ -61,9 +61,9 @@ struct Worker {
               sum_g = sum_of_q(s.reduction, 2);
     if (!mine) return;
     const int row = threadIdx.x;
-    const float i = product<ProductI>(0, row, sum_i, beta[0] * __fdiv_rn(absmax[0], 127.0f));
-    const float f = product<ProductI>(1, row, sum_f, beta[1] * __fdiv_rn(absmax[1], 127.0f));
-    const float g = product<ProductI>(2, row, sum_g, beta[2] * __fdiv_rn(absmax[2], 127.0f));
+    const float i = product<ProductI>(0, row, sum_i, w_scale[0] * __fdiv_rn(absmax[0], 127.0f));
+    const float f = product<ProductI>(1, row, sum_f, w_scale[1] * __fdiv_rn(absmax[1], 127.0f));
+    const float g = product<ProductI>(2, row, sum_g, w_scale[2] * __fdiv_rn(absmax[2], 127.0f));
     publish(items + kAtG, channel, g);
     const float forget = bound + (1.0f - bound) * sigmoid(f);
     const float input = silu(i) * (1.0f - forget);
@@ -74,7 +74,7 @@ struct Worker {
   // The residual and the product behind a norm of `y`; published at `to`.
   template <class Product, class Where>
   __device__ __forceinline__ void add(const typename Where::Mine& y, const float* norm, u32* q,
-                                      const u8* weights, float beta, u32* to) {
+                                      const u8* weights, float w_scale, u32* to) {
     float absmax[1];
     quantise<1, Where>(y, norm, q, absmax, s.reduction, p.flag);
     STAMP(s.reduction, 6);
@@ -83,11 +83,11 @@ struct Worker {
     if (threadIdx.x >= ceil_div(kOwnD, 32) * 32) return;
     const int sum_q = sum_of_q(s.reduction, 0);
     if (!mine) return;
-    x = x + product<Product>(0, threadIdx.x, sum_q, beta * __fdiv_rn(absmax[0], 127.0f));
+    x = x + product<Product>(0, threadIdx.x, sum_q, w_scale * __fdiv_rn(absmax[0], 127.0f));
     publish(to, channel, x);
   }
   __device__ __forceinline__ void mix(int layer) {  // o
-    const float beta = s.beta[6 * layer + 3];
+    const float w_scale = s.w_scale[6 * layer + 3];
     STAMP(s.reduction, 3);
     normalise<VectorD>(vectors[0], copies.odd_norms, GATE_EPS, s.reduction);
     STAMP(s.reduction, 4);
@@ -96,11 +96,11 @@ struct Worker {
 #pragma unroll
       for (int k = 0; k < 4; ++k) vectors[0][j][k] = vectors[0][j][k] * vectors[1][j][k];
     add<ProductO, VectorD>(vectors[0], copies.odd_norms + VectorD::kPad, s.q_d, Weights(p, layer).o,
-                           beta, items + kAtX);
+                           w_scale, items + kAtX);
   }
 #if M > 0
   __device__ __forceinline__ void widen(int layer) {  // gate and up
-    const float beta = s.beta[6 * layer + 4];
+    const float w_scale = s.w_scale[6 * layer + 4];
     STAMP(s.reduction, 3);
     normalise<VectorD>(vectors[0], copies.even_norms, NORM_EPS, s.reduction);
     STAMP(s.reduction, 4);
@@ -113,19 +113,19 @@ struct Worker {
     if (threadIdx.x >= ceil_div(kOwnM, 32) * 32) return;
     const int sum_q = sum_of_q(s.reduction, 0), row = threadIdx.x, inner = blockIdx.x * kOwnM + row;
     if (row >= kOwnM || inner >= M) return;
-    const float gate = product<ProductG>(0, row, sum_q, beta * __fdiv_rn(absmax[0], 127.0f));
-    const float up = product<ProductG>(1, row, sum_q, beta * __fdiv_rn(absmax[0], 127.0f));
+    const float gate = product<ProductG>(0, row, sum_q, w_scale * __fdiv_rn(absmax[0], 127.0f));
+    const float up = product<ProductG>(1, row, sum_q, w_scale * __fdiv_rn(absmax[0], 127.0f));
     publish(items + kAtY, inner, silu(gate) * up);
   }
   __device__ __forceinline__ void narrow(int layer) {  // down
-    const float beta = s.beta[6 * layer + 5];
+    const float w_scale = s.w_scale[6 * layer + 5];
     VectorM::Mine wide[1];
     gather<VectorM, 1>(items + kAtY, wide, s.reduction);
     STAMP_GATHERED(s.reduction);
     taken();
     STAMP(s.reduction, 3);
     STAMP(s.reduction, 4);
-    add<ProductD, VectorM>(wide[0], copies.odd_norms, s.q_m, Weights(p, layer).down, beta,
+    add<ProductD, VectorM>(wide[0], copies.odd_norms, s.q_m, Weights(p, layer).down, w_scale,
                            items + kAtNext);
   }
 #endif
@@ -146,7 +146,7 @@ struct Worker {
       const int row = blockIdx.x * kOwnV + n;
       if (row >= V) break;
       const float logit =
-          product<ProductH>(0, n, sum_q, s.beta[6 * L] * __fdiv_rn(absmax[0], 127.0f));
+          product<ProductH>(0, n, sum_q, s.w_scale[6 * L] * __fdiv_rn(absmax[0], 127.0f));
       p.logits[row] = logit;
       const u32 bits = __float_as_uint(logit + 0.0f);
       const u32 order = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
@@ -230,7 +230,7 @@ extern "C" __global__ void __launch_bounds__(kThreads + 32, 1) decode(const Para
   for (int n = threadIdx.x; n < (int)(sizeof(Shared) / 4); n += kThreads + 32)
     reinterpret_cast<u32*>(memory)[n] = 0;
   __syncthreads();
-  for (int n = threadIdx.x; n < 6 * L + 1; n += kThreads + 32) s.beta[n] = p.beta[n];
+  for (int n = threadIdx.x; n < 6 * L + 1; n += kThreads + 32) s.w_scale[n] = p.w_scale[n];
   if (threadIdx.x < 2) start_barrier(&s.norms[threadIdx.x]), start_barrier(&s.rows[threadIdx.x]);
   __syncthreads();
   if (threadIdx.x >= kThreads) {

@@ -21,7 +21,7 @@ struct Params {
   const float *mixer_norm, *ifg_norm, *g_norm, *o_norm;
   const float* bound;
   const float *channel_norm, *gate_norm, *down_norm, *final_norm, *head_norm;
-  const float* beta;  // [L][6] of i, f, g, o, gate, down; then the head's
+  const float* w_scale;  // [L][6] of i, f, g, o, gate, down; then the head's
   const float* state_in;
   float* state_out;
   float* logits;
@@ -39,7 +39,7 @@ struct Shared {
   alignas(16) u32 q_d[3 * VectorD::kPlanes];
   alignas(16) u32 q_m[VectorM::kPlanes];
   Reduction reduction;
-  float beta[6 * L + 1];
+  float w_scale[6 * L + 1];
   alignas(8) u64 norms[2], rows[2];  // barriers that copies of even and of odd phases arrive at
 };
 constexpr int kSmall = ceil_div((int)sizeof(Shared), 16) * 16;

@@ -26,7 +26,7 @@ EMBEDDINGS = {torch.bfloat16: 0, torch.int8: 1, torch.float32: 2}
 _POINTERS = (
     *("embedding", "embedding_scale", "ifg", "o", "gate", "down", "head", "mixer_norm"),
     *("ifg_norm", "g_norm", "o_norm", "bound", "channel_norm", "gate_norm", "down_norm"),
-    *("final_norm", "head_norm", "beta", "state_in", "state_out", "logits", "token_in"),
+    *("final_norm", "head_norm", "w_scale", "state_in", "state_out", "logits", "token_in"),
     *("token_out", "items", "best", "arrived", "flag"),
 )
 
@@ -103,7 +103,7 @@ class Decoder:
             if name.endswith("_norm"):
                 size = plan.inner if name == "down_norm" else plan.size
                 self._keep[name] = _in_order(tensor, size)
-        self._keep["beta"] = _betas(weights)
+        self._keep["w_scale"] = _w_scales(weights)
         self._keep["items"] = _items(plan.size, plan.inner, device)
         # logits, the likeliest token: one piece, so one copy brings both to the host
         self.out = torch.zeros(plan.vocabulary + 1, dtype=torch.int32, device=device)
@@ -194,13 +194,14 @@ def _items(size: int, inner: int, device: torch.device) -> Tensor:
     return torch.cat(words).to(torch.int32).repeat(SETS, 1)
 
 
-def _betas(weights: DeviceWeights) -> Tensor:
+def _w_scales(weights: DeviceWeights) -> Tensor:
     """float32 [6 L + 1]: scales of i, f, g, o, gate, down of each layer, then the head's."""
     names = [f"mixer.{letter}_proj" for letter in "ifgo"]
     names += ["channel.gate_proj", "channel.down_proj"]
     values = [
-        weights.beta.get(f"layers.{layer}.{name}", 0.0)
+        weights.w_scale.get(f"layers.{layer}.{name}", 0.0)
         for layer in range(weights.plan.layers)
         for name in names
     ]
-    return torch.tensor([*values, weights.beta["head"]], dtype=torch.float32, device=weights.device)
+    values.append(weights.w_scale["head"])
+    return torch.tensor(values, dtype=torch.float32, device=weights.device)

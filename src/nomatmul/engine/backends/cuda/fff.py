@@ -37,7 +37,7 @@ def hidden(
     acc_TA: Tensor,
     rows_TA: Tensor,
     step_T: Tensor,
-    beta: float,
+    w_scale: float,
     norm_V: Tensor,
     eps: float,
     flag: Tensor,
@@ -48,7 +48,7 @@ def hidden(
     step_1T = torch.empty((1, tokens), dtype=torch.float32, device=acc_TA.device)
     block = triton.next_power_of_2(active)
     fff_kernels.hidden_kernel[(tokens,)](
-        acc_TA, rows_TA, step_T, beta, norm_V, eps, q_TA, step_1T, flag,
+        acc_TA, rows_TA, step_T, w_scale, norm_V, eps, q_TA, step_1T, flag,
         A=active, BLOCK=block, num_warps=min(16, max(1, block // 256)), **_EXACT,
     )  # fmt: skip
     return q_TA, step_1T

@@ -57,17 +57,17 @@ def walk_kernel(
 
 @triton.jit
 def hidden_kernel(
-    acc_ptr, row_ptr, acc_step_ptr, beta, norm_ptr, eps, q_ptr, step_ptr, flag_ptr,
+    acc_ptr, row_ptr, acc_step_ptr, w_scale, norm_ptr, eps, q_ptr, step_ptr, flag_ptr,
     A: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """int8 of silu(acc * (beta * step)) of the A active rows, normed over them; plain [T, A]."""
+    """int8 of silu(acc * (w_scale * step)) of the A active rows, normed over them; plain [T, A]."""
     t = tl.program_id(0)
     a = tl.arange(0, BLOCK)
     inside = a < A
     at = t.to(tl.int64) * A + a
     row = tl.load(row_ptr + at, mask=inside, other=0)
     acc = tl.load(acc_ptr + at, mask=inside, other=0).to(tl.float32)
-    h = _silu(acc * (beta * tl.load(acc_step_ptr + t)))
+    h = _silu(acc * (w_scale * tl.load(acc_step_ptr + t)))
     z = _divided(h, _root(h, eps, A)) * tl.load(norm_ptr + row, mask=inside, other=0.0)
     whole, step, bad = _to_int8(z)
     tl.store(q_ptr + at, whole, mask=inside)

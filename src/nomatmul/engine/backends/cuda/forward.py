@@ -72,9 +72,9 @@ class Forward:
         stretches: launch.Stretches, scratch: Tensor | None
     ) -> Added:  # fmt: skip
         """MLGRU of one layer: what is to be added to x, as (accumulators, steps, scale)."""
-        plan, stack, beta = self.plan, self.weights.stack, self.weights.beta
+        plan, stack, w_scale = self.plan, self.weights.stack, self.weights.w_scale
         at, row_bytes = f"layers.{layer}.mixer", stack["ifg"].shape[-1]
-        betas = beta[f"{at}.i_proj"], beta[f"{at}.f_proj"], beta[f"{at}.g_proj"]
+        w_scales = w_scale[f"{at}.i_proj"], w_scale[f"{at}.f_proj"], w_scale[f"{at}.g_proj"]
         prompt = self._prompt(len(x_TD), stretches.longest)
         inputs = self._norm(
             prompt, x_TD, added, stack["mixer_norm"][layer], stack["ifg_norm"][layer], row_bytes
@@ -85,15 +85,16 @@ class Forward:
         norms = stack["g_norm"][layer], stack["o_norm"][layer]
         if prompt is not None:
             h_TD = prompt.scan(
-                acc_3TD, inputs.step_CT, betas, stack["bound"][layer], states_SLD[:, layer],
+                acc_3TD, inputs.step_CT, w_scales, stack["bound"][layer], states_SLD[:, layer],
                 stretches,
             )  # fmt: skip
             gated = prompt.gate_norm(
-                acc_3TD[2], inputs.step_CT[2], betas[2], h_TD, *norms, row_bytes, self.flag
+                acc_3TD[2], inputs.step_CT[2], w_scales[2], h_TD, *norms, row_bytes, self.flag
             )
             del h_TD
         else:
-            i_TD, f_TD, g_TD = launch.gates(acc_3TD, inputs.step_CT, betas, stack["bound"][layer])
+            bound_D = stack["bound"][layer]
+            i_TD, f_TD, g_TD = launch.gates(acc_3TD, inputs.step_CT, w_scales, bound_D)
             launch.scan(i_TD, f_TD, states_SLD, layer, stretches)
             gated = launch.gate_norm(
                 g_TD, i_TD, norms[0], plan.gate_eps, norms[1], plan.linear_eps,
@@ -103,7 +104,7 @@ class Forward:
         del acc_3TD, inputs
         acc_1TD = self.product(gated, stack["o"][layer], scratch)
         self._note(f"{at}.o_proj", gated.q_CTK[0], acc_1TD[0])
-        return acc_1TD[0], gated.step_CT, beta[f"{at}.o_proj"]
+        return acc_1TD[0], gated.step_CT, w_scale[f"{at}.o_proj"]
 
     def channel(self, layer: int, x_TD: Tensor, added: list[Added], scratch: Tensor | None) -> None:
         """The channel mixer of one layer, as `mixer`, but in the place of what `added` holds.
@@ -142,7 +143,7 @@ class Forward:
         return launch.product(inputs, w_CNR)
 
     def _fff(self, trees: FFF, layer: int, x_TD: Tensor, added: list[Added]) -> Added:
-        plan, stack, beta = self.plan, self.weights.stack, self.weights.beta
+        plan, stack, w_scale = self.plan, self.weights.stack, self.weights.w_scale
         rows_V2R, name = stack["rows"][layer], f"layers.{layer}.channel.rows"
         inputs = self._norm(
             self._prompt(len(x_TD)), x_TD, added, stack["channel_norm"][layer],
@@ -150,19 +151,19 @@ class Forward:
         )  # fmt: skip
         rows_TA, acc_TA = fff.walk(inputs, rows_V2R, trees.trees, trees.depth)
         q_TA, step_1T = fff.hidden(
-            acc_TA, rows_TA, inputs.step_CT, beta[f"{name}.in"], stack["norm_out"][layer],
+            acc_TA, rows_TA, inputs.step_CT, w_scale[f"{name}.in"], stack["norm_out"][layer],
             plan.linear_eps, self.flag,
         )  # fmt: skip
         acc_TD = fff.combine(q_TA, rows_TA, rows_V2R, plan.size)
         self._note(f"{name}.in", inputs.q_CTK[0], acc_TA)
         self._note(f"{name}.path", rows_TA, q_TA)
         self._note(f"{name}.out", q_TA, acc_TD)
-        return acc_TD, step_1T, beta[f"{name}.out"]
+        return acc_TD, step_1T, w_scale[f"{name}.out"]
 
     def _glu(self, layer: int, x_TD: Tensor, added: list[Added], scratch: Tensor | None) -> Added:
-        plan, stack, beta = self.plan, self.weights.stack, self.weights.beta
+        plan, stack, w_scale = self.plan, self.weights.stack, self.weights.w_scale
         at = f"layers.{layer}.channel"
-        scales = beta[f"{at}.gate_proj"], beta[f"{at}.down_proj"]
+        scales = w_scale[f"{at}.gate_proj"], w_scale[f"{at}.down_proj"]
         w_1NR, row_bytes = stack["gate"][layer], stack["down"].shape[-1]
         prompt = self._prompt(len(x_TD))
         inputs = self._norm(
@@ -198,11 +199,11 @@ class Forward:
         )  # fmt: skip
         acc_TV = launch.product(inputs, stack["head"][0])[0]
         self._note("head", inputs.q_CTK[0], acc_TV)
-        return acc_TV.float() * (inputs.step_CT[0] * self.weights.beta["head"])[:, None]
+        return acc_TV.float() * (inputs.step_CT[0] * self.weights.w_scale["head"])[:, None]
 
     def _add(self, x_TD: Tensor, added: list[Added]) -> Tensor:
-        for acc, step, beta in added:
-            x_TD += acc.float() * (step[0] * beta)[:, None]
+        for acc, step, w_scale in added:
+            x_TD += acc.float() * (step[0] * w_scale)[:, None]
         return x_TD
 
     def _note(self, name: str, q_TK: Tensor, acc_TN: Tensor) -> None:

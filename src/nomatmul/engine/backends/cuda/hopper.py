@@ -72,10 +72,10 @@ class Product:
         tile: int,
         scales: tuple[Any, float] | None,
     ) -> None:
-        """t: the rows of all linears. int32 sums, or with (steps, beta) of a GLU float32."""
+        """t: the rows of all linears. int32 sums, or with (steps, w_scale) of a GLU float32."""
         linears, tokens, columns = q_CTK.shape
         rows = len(t_NK) // linears
-        step, beta = scales if scales is not None else (out_CTN, 0.0)
+        step, w_scale = scales if scales is not None else (out_CTN, 0.0)
         tiles = linears * -(-tokens // _TOKENS) * -(-rows // tile)
         numbers = (
             *(tokens, rows, out_CTN.shape[2], out_CTN.stride(0), out_CTN.stride(1)),
@@ -86,7 +86,7 @@ class Product:
             self._map(t_NK, tile),
             ctypes.c_void_p(out_CTN.data_ptr()),
             ctypes.c_void_p(step.data_ptr()),
-            ctypes.c_float(beta),
+            ctypes.c_float(w_scale),
             *map(ctypes.c_int, numbers),
         ]
         stream = torch.cuda.current_stream().cuda_stream

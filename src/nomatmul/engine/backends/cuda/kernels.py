@@ -105,11 +105,11 @@ def _emit(y, eps, w2_ptr, q_ptr, step_ptr, flag_ptr, t, tokens, e, inside, C: tl
 
 @triton.jit(do_not_specialize=["tokens"])
 def residual_norm_kernel(
-    x_ptr, acc_ptr, acc_step_ptr, beta, w1_ptr, eps1, w2_ptr, eps2, q_ptr, step_ptr, flag_ptr,
+    x_ptr, acc_ptr, acc_step_ptr, w_scale, w1_ptr, eps1, w2_ptr, eps2, q_ptr, step_ptr, flag_ptr,
     tokens, C: tl.constexpr, D: tl.constexpr, RB: tl.constexpr, BLOCK: tl.constexpr,
     ADD: tl.constexpr,
 ):  # fmt: skip
-    """x += acc * (beta * step) if ADD; then, for C linears, norm, their own norms, int8."""
+    """x += acc * (w_scale * step) if ADD; then, for C linears, norm, their own norms, int8."""
     t = tl.program_id(0)
     e = tl.arange(0, BLOCK)
     inside = e < D
@@ -117,7 +117,7 @@ def residual_norm_kernel(
     x = tl.load(x_ptr + at, mask=inside, other=0.0)
     if ADD:
         acc = tl.load(acc_ptr + at, mask=inside, other=0)
-        x = x + acc.to(tl.float32) * (beta * tl.load(acc_step_ptr + t))
+        x = x + acc.to(tl.float32) * (w_scale * tl.load(acc_step_ptr + t))
         tl.store(x_ptr + at, x, mask=inside)
     if C > 0:
         y = _divided(x, _root(x, eps1, D)) * tl.load(w1_ptr + e, mask=inside, other=0.0)
@@ -143,7 +143,7 @@ def gate_norm_kernel(
 
 @triton.jit(do_not_specialize=["tokens"])
 def glu_kernel(
-    acc_ptr, acc_step_ptr, beta, w2_ptr, eps2, q_ptr, step_ptr, flag_ptr, tokens,
+    acc_ptr, acc_step_ptr, w_scale, w2_ptr, eps2, q_ptr, step_ptr, flag_ptr, tokens,
     D: tl.constexpr, RB: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """y = silu(gate) * up of accumulators [T, 2 D], then norm and int8; D is the inner size."""
@@ -151,7 +151,7 @@ def glu_kernel(
     e = tl.arange(0, BLOCK)
     inside = e < D
     at = acc_ptr + t.to(tl.int64) * (2 * D) + e
-    scale = beta * tl.load(acc_step_ptr + t)
+    scale = w_scale * tl.load(acc_step_ptr + t)
     gate = tl.load(at, mask=inside, other=0).to(tl.float32) * scale
     up = tl.load(at + D, mask=inside, other=0).to(tl.float32) * scale
     y = _silu(gate) * up
@@ -160,7 +160,7 @@ def glu_kernel(
 
 @triton.jit(do_not_specialize=["tokens"])
 def gates_kernel(
-    acc_ptr, out_ptr, step_ptr, beta_i, beta_f, beta_g, bound_ptr, tokens,
+    acc_ptr, out_ptr, step_ptr, w_scale_i, w_scale_f, w_scale_g, bound_ptr, tokens,
     D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Accumulators int32 [3, T, D] of i, f, g become, in place, float32 input, forget gate, g."""
@@ -172,9 +172,9 @@ def gates_kernel(
     i = tl.load(acc_ptr + at, mask=inside, other=0).to(tl.float32)
     f = tl.load(acc_ptr + part + at, mask=inside, other=0).to(tl.float32)
     g = tl.load(acc_ptr + 2 * part + at, mask=inside, other=0).to(tl.float32)
-    i = i * (beta_i * tl.load(step_ptr + t))
-    f = f * (beta_f * tl.load(step_ptr + tokens + t))
-    g = g * (beta_g * tl.load(step_ptr + 2 * tokens + t))
+    i = i * (w_scale_i * tl.load(step_ptr + t))
+    f = f * (w_scale_f * tl.load(step_ptr + tokens + t))
+    g = g * (w_scale_g * tl.load(step_ptr + 2 * tokens + t))
     bound = tl.load(bound_ptr + e, mask=inside, other=0.0)
     forget = bound + (1.0 - bound) * _sigmoid(f)
     tl.store(out_ptr + at, _silu(i) * (1.0 - forget), mask=inside)
@@ -251,7 +251,7 @@ def product_kernel(
 
 @triton.jit(do_not_specialize=["tokens", "N", "width"])
 def matmul_kernel(
-    q_ptr, w_ptr, out_ptr, step_ptr, beta, tokens, N, width, part, stride, K: tl.constexpr,
+    q_ptr, w_ptr, out_ptr, step_ptr, w_scale, tokens, N, width, part, stride, K: tl.constexpr,
     BT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, GLU: tl.constexpr,
 ):  # fmt: skip
     """out[c, t, n] = sum_k q[c, t, k] * w[c, n, k], int8 to int32; K a multiple of BK.
@@ -281,7 +281,7 @@ def matmul_kernel(
     at = out_ptr + c * part + t[:, None].to(tl.int64) * stride
     if GLU:
         gate, up = tl.split(tl.permute(tl.reshape(acc, (BT, 2, BN // 2)), (0, 2, 1)))
-        scale = (beta * tl.load(step_ptr + t, mask=t < tokens, other=0.0))[:, None]
+        scale = (w_scale * tl.load(step_ptr + t, mask=t < tokens, other=0.0))[:, None]
         y = _silu(gate.to(tl.float32) * scale) * (up.to(tl.float32) * scale)
         n = n0 // 2 + tl.arange(0, BN // 2)
         tl.store(at + n[None, :], y, mask=(t < tokens)[:, None] & (n < width)[None, :])

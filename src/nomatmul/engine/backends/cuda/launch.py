@@ -39,13 +39,13 @@ def residual_norm(
     x_TD: Tensor, added: tuple[Tensor, Tensor, float] | None, norm_D: Tensor, eps: float,
     norm_CD: Tensor, eps2: float, row_bytes: int, flag: Tensor
 ) -> Quantised:  # fmt: skip
-    """x += acc * (beta * step) where given (acc, step, beta); return its int8 for C linears."""
+    """x += acc * (w_scale * step) where given (acc, step, w_scale); its int8 for C linears."""
     tokens, size = x_TD.shape
     out = Quantised(norm_CD.shape[0], tokens, row_bytes, x_TD.device)
-    acc, step, beta = added if added is not None else (x_TD, x_TD, 0.0)
+    acc, step, w_scale = added if added is not None else (x_TD, x_TD, 0.0)
     block, warps = _block(size, row_bytes)
     kernels.residual_norm_kernel[(tokens,)](
-        x_TD, acc, step, beta, norm_D, eps, norm_CD, eps2, out.q_CTK, out.step_CT, flag, tokens,
+        x_TD, acc, step, w_scale, norm_D, eps, norm_CD, eps2, out.q_CTK, out.step_CT, flag, tokens,
         C=norm_CD.shape[0], D=size, RB=row_bytes, BLOCK=block, ADD=added is not None,
         num_warps=warps, **_EXACT,
     )  # fmt: skip
@@ -70,7 +70,7 @@ def gate_norm(
 def glu(
     acc_TM: Tensor,
     step_T: Tensor,
-    beta: float,
+    w_scale: float,
     norm_CM: Tensor,
     eps: float,
     row_bytes: int,
@@ -81,22 +81,23 @@ def glu(
     out = Quantised(1, tokens, row_bytes, acc_TM.device)
     block, warps = _block(size, row_bytes)
     kernels.glu_kernel[(tokens,)](
-        acc_TM, step_T, beta, norm_CM, eps, out.q_CTK, out.step_CT, flag, tokens,
+        acc_TM, step_T, w_scale, norm_CM, eps, out.q_CTK, out.step_CT, flag, tokens,
         D=size, RB=row_bytes, BLOCK=block, num_warps=warps, **_EXACT,
     )  # fmt: skip
     return out
 
 
 def gates(
-    acc_3TD: Tensor, step_3T: Tensor, betas: tuple[float, float, float], bound_D: Tensor
+    acc_3TD: Tensor, step_3T: Tensor, w_scales: tuple[float, float, float], bound_D: Tensor
 ) -> Tensor:
     """Turn accumulators of i, f, g into float32 input, forget gate and g, in place."""
     _, tokens, size = acc_3TD.shape
     out = acc_3TD.view(torch.float32)
     block = min(1024, triton.next_power_of_2(size))
     kernels.gates_kernel[(tokens, triton.cdiv(size, block))](
-        acc_3TD, out, step_3T, *betas, bound_D, tokens, D=size, BLOCK=block, num_warps=4, **_EXACT
-    )
+        acc_3TD, out, step_3T, *w_scales, bound_D, tokens,
+        D=size, BLOCK=block, num_warps=4, **_EXACT,
+    )  # fmt: skip
     return out
 
 

@@ -66,7 +66,7 @@ __device__ __forceinline__ Tile tile_of(int tile, int tokens, int rows) {
 
 // Results of one thread: two tokens, eight apart, and in each two of every eight rows. `out` begins
 // at the tile; its lines lie `stride` apart; `tokens` and `width` of them are inside.
-__device__ __forceinline__ void store(const int (&d)[BN / 2], char* out, const float* steps, float beta,
+__device__ __forceinline__ void store(const int (&d)[BN / 2], char* out, const float* steps, float w_scale,
                                       int tokens, int width, int stride) {
   const int warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
 #pragma unroll
@@ -75,7 +75,7 @@ __device__ __forceinline__ void store(const int (&d)[BN / 2], char* out, const f
     if (t < tokens) {
 #if GLU
       float* line = reinterpret_cast<float*>(out) + (size_t)t * stride;
-      const float scale = beta * steps[t];
+      const float scale = w_scale * steps[t];
 #pragma unroll
       for (int j = 0; j < BN / 16; ++j) {
         const int n = 8 * j + lane % 4 * 2, up = j + BN / 16;
@@ -101,7 +101,7 @@ __device__ __forceinline__ void store(const int (&d)[BN / 2], char* out, const f
 // turns in w. Of the `rows` of a linear's w `width` results are inside; out's linears lie `part` apart.
 extern "C" __global__ void __launch_bounds__(384, 1)
     product(const __grid_constant__ Map q_map, const __grid_constant__ Map w_map, int* out,
-            const float* steps, float beta, int tokens, int rows, int width, int part, int stride,
+            const float* steps, float w_scale, int tokens, int rows, int width, int part, int stride,
             int columns, int tiles) {
   extern __shared__ char raw[];
   char* stages = reinterpret_cast<char*>(((u64)raw + 1023) & ~1023ull);
@@ -159,6 +159,6 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     if (speaks) arrive(empty + last);
     const int token = at.token + group * 64, row = GLU ? at.row / 2 : at.row;
     int* to = out + (size_t)at.linear * part + (size_t)token * stride + row;
-    store(d, reinterpret_cast<char*>(to), steps + token, beta, tokens - token, width - row, stride);
+    store(d, reinterpret_cast<char*>(to), steps + token, w_scale, tokens - token, width - row, stride);
   }
 }

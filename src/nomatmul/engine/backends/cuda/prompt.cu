@@ -141,9 +141,9 @@ __device__ __forceinline__ void normed(float (&y)[Row<K>::per][4], const float* 
   }
 }
 
-// x += acc * (beta * step) where given acc; then norm, and int8 for C linears.
+// x += acc * (w_scale * step) where given acc; then norm, and int8 for C linears.
 template <int C>
-__device__ __forceinline__ void residual(float* x, const int* acc, const float* acc_step, float beta,
+__device__ __forceinline__ void residual(float* x, const int* acc, const float* acc_step, float w_scale,
                                          const float* w1, const float* w2, signed char* q,
                                          float* steps, int* flag, int tokens) {
   typedef Row<D> R;
@@ -158,7 +158,7 @@ __device__ __forceinline__ void residual(float* x, const int* acc, const float* 
     y[j][0] = v.x, y[j][1] = v.y, y[j][2] = v.z, y[j][3] = v.w;
   }
   if (acc != nullptr) {
-    const float scale = beta * acc_step[token];
+    const float scale = w_scale * acc_step[token];
     const int4* sums = reinterpret_cast<const int4*>(acc + (size_t)token * D);
 #pragma unroll
     for (int j = 0; j < R::per; ++j) {
@@ -176,25 +176,25 @@ __device__ __forceinline__ void residual(float* x, const int* acc, const float* 
 }
 
 extern "C" __global__ void __launch_bounds__(Row<D>::threads)
-    norm1(float* x, const int* acc, const float* acc_step, float beta, const float* w1,
+    norm1(float* x, const int* acc, const float* acc_step, float w_scale, const float* w1,
           const float* w2, signed char* q, float* steps, int* flag, int tokens) {
-  residual<1>(x, acc, acc_step, beta, w1, w2, q, steps, flag, tokens);
+  residual<1>(x, acc, acc_step, w_scale, w1, w2, q, steps, flag, tokens);
 }
 extern "C" __global__ void __launch_bounds__(Row<D>::threads)
-    norm3(float* x, const int* acc, const float* acc_step, float beta, const float* w1,
+    norm3(float* x, const int* acc, const float* acc_step, float w_scale, const float* w1,
           const float* w2, signed char* q, float* steps, int* flag, int tokens) {
-  residual<3>(x, acc, acc_step, beta, w1, w2, q, steps, flag, tokens);
+  residual<3>(x, acc, acc_step, w_scale, w1, w2, q, steps, flag, tokens);
 }
 
-// y = norm(g) * silu(h), g = acc * (beta * step); then norm and int8.
+// y = norm(g) * silu(h), g = acc * (w_scale * step); then norm and int8.
 extern "C" __global__ void __launch_bounds__(Row<D>::threads)
-    gate_norm(const int* acc, const float* acc_step, float beta, const float* h, const float* w1,
+    gate_norm(const int* acc, const float* acc_step, float w_scale, const float* h, const float* w1,
               const float* w2, signed char* q, float* steps, int* flag, int tokens) {
   typedef Row<D> R;
   const size_t start = (size_t)blockIdx.x * D;
   const int4* sums = reinterpret_cast<const int4*>(acc + start);
   const float4* states = reinterpret_cast<const float4*>(h + start);
-  const float scale = beta * acc_step[blockIdx.x];
+  const float scale = w_scale * acc_step[blockIdx.x];
   float y[R::per][4], s[R::per][4];
 #pragma unroll
   for (int j = 0; j < R::per; ++j) {

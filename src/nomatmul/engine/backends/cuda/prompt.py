@@ -65,36 +65,36 @@ class Prompt:
         """launch.residual_norm of one or three linears."""
         tokens, linears = len(x_TD), len(norm_CD)
         out = Quantised(linears, tokens, row_bytes, x_TD.device)
-        acc, step, beta = added if added is not None else (None, None, 0.0)
+        acc, step, w_scale = added if added is not None else (None, None, 0.0)
         self._launch(
-            f"norm{linears}", (tokens, 1), self.threads_d, x_TD, acc, step, beta, norm_D, norm_CD,
-            out.q_CTK, out.step_CT, flag, tokens,
+            f"norm{linears}", (tokens, 1), self.threads_d, x_TD, acc, step, w_scale, norm_D,
+            norm_CD, out.q_CTK, out.step_CT, flag, tokens,
         )  # fmt: skip
         return out
 
     def scan(
-        self, acc_3TD: Tensor, step_3T: Tensor, betas: tuple[float, float, float], bound_D: Tensor,
-        state_SD: Tensor, stretches: Stretches
+        self, acc_3TD: Tensor, step_3T: Tensor, w_scales: tuple[float, float, float],
+        bound_D: Tensor, state_SD: Tensor, stretches: Stretches
     ) -> Tensor:  # fmt: skip
         """Gates and recurrence: float32 h [T, D], in the place of the accumulators of i."""
         tokens = acc_3TD.shape[1]
         grid = triton.cdiv(self.size, _CHANNELS), len(stretches.sequences)
         self._launch(
-            "scan", grid, _SCAN_THREADS, acc_3TD[0], acc_3TD[1], step_3T, betas[0], betas[1],
+            "scan", grid, _SCAN_THREADS, acc_3TD[0], acc_3TD[1], step_3T, w_scales[0], w_scales[1],
             bound_D, state_SD, stretches.sequences, stretches.starts, state_SD.stride(0), tokens,
         )  # fmt: skip
         return acc_3TD[0].view(torch.float32)
 
     def gate_norm(
-        self, acc_TD: Tensor, step_T: Tensor, beta: float, h_TD: Tensor, norm_D: Tensor,
+        self, acc_TD: Tensor, step_T: Tensor, w_scale: float, h_TD: Tensor, norm_D: Tensor,
         norm_CD: Tensor, row_bytes: int, flag: Tensor
     ) -> Quantised:  # fmt: skip
         """int8 of norm(g) * silu(h), of the accumulators of g."""
         tokens = len(h_TD)
         out = Quantised(1, tokens, row_bytes, h_TD.device)
         self._launch(
-            "gate_norm", (tokens, 1), self.threads_d, acc_TD, step_T, beta, h_TD, norm_D, norm_CD,
-            out.q_CTK, out.step_CT, flag, tokens,
+            "gate_norm", (tokens, 1), self.threads_d, acc_TD, step_T, w_scale, h_TD, norm_D,
+            norm_CD, out.q_CTK, out.step_CT, flag, tokens,
         )  # fmt: skip
         return out
 
@@ -127,7 +127,7 @@ class Prompt:
                 self._matmul(q_CTK[c : c + group], t_NK, out_CTN, tile)
         return acc_CTN
 
-    def glu(self, quantised: Quantised, w_NR: Tensor, beta: float, scratch: Tensor) -> Tensor:
+    def glu(self, quantised: Quantised, w_NR: Tensor, w_scale: float, scratch: Tensor) -> Tensor:
         """float32 silu(gate) * up [T, M]; w [2 M, RB]: the rows of gate, then those of up."""
         q_CTK = quantised.q_CTK
         tokens, inner, row_bytes = q_CTK.shape[1], len(w_NR) // 2, w_NR.shape[1]
@@ -141,7 +141,7 @@ class Prompt:
             out_TM = y_TM[:, at : at + some]
             rows = triton.cdiv(out_TM.shape[1], half) * tile
             t_NK = self._unpack(w_NR, rows, scratch, half, at)
-            self._matmul(q_CTK, t_NK, out_TM[None], tile, (quantised.step_CT, beta))
+            self._matmul(q_CTK, t_NK, out_TM[None], tile, (quantised.step_CT, w_scale))
         return y_TM
 
     def _unpack(
@@ -167,16 +167,16 @@ class Prompt:
         self, q_CTK: Tensor, t_NK: Tensor, out_CTN: Tensor, tile: int,
         scales: tuple[Any, float] | None = None
     ) -> None:  # fmt: skip
-        """int32 accumulators, or with (steps, beta) of a GLU silu(gate) * up."""
+        """int32 accumulators, or with (steps, w_scale) of a GLU silu(gate) * up."""
         if self.hopper is not None and out_CTN.stride(1) % 2 == 0:  # it stores pairs
             self.hopper.launch(q_CTK, t_NK, out_CTN, tile, scales)
             return
         linears, tokens, columns = q_CTK.shape
         rows = len(t_NK) // linears
-        step, beta = scales if scales is not None else (out_CTN, 0.0)
+        step, w_scale = scales if scales is not None else (out_CTN, 0.0)
         grid = linears * triton.cdiv(rows, 128) * triton.cdiv(tokens, 128)
         kernels.matmul_kernel[(grid,)](
-            q_CTK, t_NK, out_CTN, step, beta, tokens, rows, out_CTN.shape[2], out_CTN.stride(0),
+            q_CTK, t_NK, out_CTN, step, w_scale, tokens, rows, out_CTN.shape[2], out_CTN.stride(0),
             out_CTN.stride(1), K=columns, BT=128, BN=128, BK=64, GROUP=8, GLU=scales is not None,
             num_warps=8, num_stages=3, **_EXACT,
         )  # fmt: skip

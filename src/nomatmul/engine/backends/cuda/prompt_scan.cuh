@@ -25,7 +25,7 @@ __device__ __forceinline__ float near_sigmoid(float x) {
 }
 
 extern "C" __global__ void __launch_bounds__(32 + kWorkers)
-    scan(int* i_TD, const int* f_TD, const float* steps, float beta_i, float beta_f,
+    scan(int* i_TD, const int* f_TD, const float* steps, float w_scale_i, float w_scale_f,
          const float* bounds, float* states, const int* sequences, const int* starts,
          int state_stride, int tokens) {
   __shared__ float2 made[2][kSteps][kChannels];
@@ -61,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(32 + kWorkers)
       bool near = true;
 #pragma unroll
       for (int n = 0; n < kPer; ++n) {
-        i[n] = (float)acc_i[n] * (beta_i * step_i[n]), f[n] = (float)acc_f[n] * (beta_f * step_f[n]);
+        i[n] = (float)acc_i[n] * (w_scale_i * step_i[n]), f[n] = (float)acc_f[n] * (w_scale_f * step_f[n]);
         near = near && i[n] > -87.0f && f[n] > -87.0f;
       }
       ask(tile + 1);

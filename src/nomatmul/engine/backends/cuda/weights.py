@@ -72,7 +72,7 @@ def bytes_needed(plan: Plan, embedding_form: str) -> dict[str, int]:
 
 
 class DeviceWeights:
-    """Stacks of `shapes` as attributes of `stack`, and `beta`: {linear: its scale}."""
+    """Stacks of `shapes` as attributes of `stack`, and `w_scale`: {linear: its scale}."""
 
     def __init__(self, plan: Plan, embedding_form: str, device: torch.device) -> None:
         self.plan = plan
@@ -81,7 +81,7 @@ class DeviceWeights:
             name: torch.empty(shape, dtype=dtype, device=device)
             for name, (shape, dtype) in shapes(plan, embedding_form).items()
         }
-        self.beta: dict[str, float] = {}
+        self.w_scale: dict[str, float] = {}
 
     @property
     def nbytes(self) -> int:
@@ -106,7 +106,7 @@ class DeviceWeights:
         return self.stack["rows"].nbytes // trees.rows * (trees.rows - trees.active_rows)
 
     def slot(self, name: str) -> Tensor:
-        """The place of a tensor of the packed file (a scale has none: it goes to `beta`)."""
+        """The place of a tensor of the packed file (a scale has none: it goes to `w_scale`)."""
         if name.startswith("embedding."):
             return self.stack["embedding" if name.endswith(".weight") else "embedding_scale"]
         parts = name.split(".")
@@ -131,7 +131,7 @@ class DeviceWeights:
         if name.endswith(".scale") and not name.startswith("embedding."):
             ends = ("",) if len(array) == 1 else (".in", ".out")  # an FFF has two scales
             for end, value in zip(ends, array, strict=True):
-                self.beta[name.removesuffix(".scale") + end] = float(value)
+                self.w_scale[name.removesuffix(".scale") + end] = float(value)
             return
         place = self.slot(name)
         if matrix is None:
@@ -218,10 +218,10 @@ def random_weights(
         else:
             tensor.normal_(1.0, 0.1, generator=random)
     for name, linear in plan.model.linears().items():
-        weights.beta[name] = _even(linear.inputs)
+        weights.w_scale[name] = _even(linear.inputs)
     for name, trees in plan.model.trees().items():
-        weights.beta[f"{name}.rows.in"] = _even(trees.size)
-        weights.beta[f"{name}.rows.out"] = _even(trees.active_rows)
+        weights.w_scale[f"{name}.rows.in"] = _even(trees.size)
+        weights.w_scale[f"{name}.rows.out"] = _even(trees.active_rows)
     return weights
 
 
