@@ -23,8 +23,8 @@ from dry_run import add_tiny, shrink, temporary
 from nomatmul.engine import random_model
 from nomatmul.engine.language_model import LanguageModel
 from nomatmul.evaluate.speed import SIZES, bytes_read_per_token
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.packed.layout import active_rows
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # trees, depth: 4224 rows have the parameters of the GLU; the first has half of them
@@ -107,13 +107,13 @@ def row_of(
 ) -> dict[str, Any]:
     """One line of the result."""
     first = next(iter(found))
-    parts = lm.footprint()
+    parts, trees = lm.footprint(), next(iter(architecture_of(lm.config).trees().values()), None)
     row: dict[str, Any] = {
         "model": label,
         "threads": threads,
         "parameters": lm.config.param_count(),
-        "active_rows": active_rows(lm.config),
-        "rows": lm.config.tree_rows if lm.config.channel_mixer == "fff" else 0,
+        "active_rows": trees.active_rows if trees is not None else 0,
+        "rows": trees.rows if trees is not None else 0,
         "core_bytes": parts["core"],
         "weights_bytes": parts["weights"],
         "read_per_token_bytes": bytes_read_per_token(lm),

@@ -56,7 +56,7 @@ rows = lm.step([fork, lm.session()], [ids[2:], ids[:2]])
 np.testing.assert_array_equal(rows, whole[[3, 1]])
 parts = lm.footprint()
 row_bytes = lm.backend.weights.stack["rows"].shape[-1]
-rows = 2 * config.tree_rows + 4 * config.hidden_size
+rows = 2 * part.rows + 4 * config.hidden_size
 assert parts["core"] == config.num_layers * row_bytes * rows
 lm.backend.weights.stack["norm_out"][0] = float("inf")
 try:

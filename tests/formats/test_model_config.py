@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.dials import default_intermediate_size
 
@@ -41,7 +42,8 @@ def test_dials_that_are_gone_load_where_they_were_off(tmp_path):
 
 def test_rows_of_trees_and_the_mixer_of_each_layer():
     config = ModelConfig(**SIZES, **TREES, fff_layers=[1])
-    assert (config.tree_nodes, config.tree_rows) == (15, 30)
+    (trees,) = architecture_of(config).trees().values()
+    assert (trees.nodes, trees.rows) == (15, 30)
     assert [config.channel_of(layer) for layer in range(2)] == ["ffn", "fff"]
     glu = ModelConfig(**SIZES)
     assert [glu.channel_of(layer) for layer in range(2)] == ["glu", "glu"]

@@ -8,6 +8,7 @@ import crammed
 import numpy as np
 import pytest
 
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.published.crammed_bert import encoder_from_published, published_encoder_name
@@ -97,7 +98,7 @@ def test_options_that_are_translated(changes, expected):
 
 def test_tree_nodes_are_those_of_the_authors():
     config, _ = encoder_from_published(crammed.config({"intermed_depth": 11, "intermed_size": 1}))
-    assert config.tree_nodes == 4095
+    assert {trees.nodes for trees in architecture_of(config).trees().values()} == {4095}
 
 
 def test_the_head_of_a_masked_model_is_still_to_be_trained():

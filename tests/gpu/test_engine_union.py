@@ -12,12 +12,11 @@ from engine_models import state_of
 from model_files import write_packed, write_training
 from union_models import oracle_trees
 
-from nomatmul.engine import load, random_model
+from nomatmul.engine import LanguageModel, load, random_model
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packed import PackedReader
-from nomatmul.formats.packed.layout import fff_rows
 from nomatmul.reference.trees import combine
 
 MODEL_ERROR = 2e-2
@@ -60,10 +59,14 @@ def packed(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / "packed"
 
 
+def tree_names(lm: LanguageModel) -> list[str]:
+    return [f"{name}.rows" for name in architecture_of(lm.config).trees()]
+
+
 def test_paths_and_accumulators_equal_the_oracles(packed: Path) -> None:
     lm, reader = load(packed, device="cuda"), PackedReader(packed)
     rng = np.random.default_rng(3)
-    for name, trees in zip(fff_rows(lm.config), oracle_trees(packed), strict=True):
+    for name, trees in zip(tree_names(lm), oracle_trees(packed), strict=True):
         for tokens in (1, 7, 200):
             q_TD = rng.integers(-128, 128, (tokens, lm.config.hidden_size)).astype(np.int8)
             q_TD[0] = 0  # nothing but ties
@@ -91,7 +94,7 @@ def test_inside_the_model_every_integer_follows_from_the_one_before(packed: Path
     lm.backend.chunk = 128
     lm.logits(ids_of(lm, 100))
     size, row_bytes = lm.config.hidden_size, lm.backend.weights.stack["rows"].shape[-1]
-    for name, trees in zip(fff_rows(lm.config), oracle_trees(packed), strict=True):
+    for name, trees in zip(tree_names(lm), oracle_trees(packed), strict=True):
         planes, acc_TA = (part.cpu().numpy() for part in record[f"{name}.in"])
         q_TD = planes.reshape(len(planes), 4, row_bytes).swapaxes(1, 2).reshape(len(planes), -1)
         rows_TA, q_TA = (part.cpu().numpy() for part in record[f"{name}.path"])

@@ -115,12 +115,14 @@ def test_published_encoder_settings() -> None:
     config = recipe("ultrafastbert_1x11")
     model = config.model
     assert (model.num_layers, model.hidden_size, model.num_heads) == (16, 768, 12)
-    assert (model.vocab_size, model.max_position_embeddings, model.tree_rows) == (32_768, 128, 4095)
+    assert (model.vocab_size, model.max_position_embeddings) == (32_768, 128)
+    assert (model.fff_trees, model.fff_depth) == (1, 11)
     assert (model.norm, model.norm_eps, model.positions) == ("layer", 1e-12, "sinusoidal")
     assert (config.learning_rate, config.schedule, config.clip_norm) == (1e-3, "triangle", 0.5)
     assert (config.beta2, config.epsilon, config.weight_decay) == (0.98, 1e-12, 0.01)
     assert (config.batch_size, config.batch_ramp, config.masked_tokens) == (8192, 0.6, 32)
-    assert recipe("ultrafastbert_128x4").model.tree_rows == 3968
+    model = recipe("ultrafastbert_128x4").model
+    assert (model.fff_trees, model.fff_depth) == (128, 4)
 
 
 def test_published_transformer_rate() -> None:

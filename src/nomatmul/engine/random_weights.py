@@ -9,8 +9,9 @@ import numpy as np
 
 from nomatmul.engine.native import native
 from nomatmul.engine.weights import Weights, allocate
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.packed.layout import Forms, Layout, active_rows, layout_of
+from nomatmul.formats.packed.layout import Forms, Layout, layout_of
 
 
 def random_weights(config: ModelConfig, packing: str, embedding: str, seed: int) -> Weights:
@@ -45,7 +46,8 @@ def _fill(weights: Weights, config: ModelConfig, layout: Layout, seed: int) -> N
             columns, _ = matrices[name.removesuffix("scale") + "packed"]
             array[...] = 1 / math.sqrt(columns * 2 / 3)
             if len(array) == 2:  # of an FFF: its output sums the active rows, not D columns
-                array[1] = 1 / math.sqrt(active_rows(config) * 2 / 3)
+                trees = architecture_of(config).trees()[name.removesuffix(".rows.scale")]
+                array[1] = 1 / math.sqrt(trees.active_rows * 2 / 3)
         elif name.endswith(".lower_bound"):
             layer = int(name.split(".")[1])
             array[...] = layer / config.num_layers if config.use_lower_bound else 0.0

@@ -227,18 +227,6 @@ class Dials:
         return () if self.eos_token_id is None else (self.eos_token_id,)
 
     @property
-    def tree_nodes(self) -> int:
-        """Nodes of one tree: 2^(depth+1) - 1."""
-        assert self.fff_depth is not None
-        return (2 << self.fff_depth) - 1
-
-    @property
-    def tree_rows(self) -> int:
-        """Nodes of all trees of a layer, V in the trees' tensors: row t * tree_nodes + j."""
-        assert self.fff_trees is not None
-        return self.fff_trees * self.tree_nodes
-
-    @property
     def mlp_size(self) -> int:
         """`intermediate_size` as the int that it always is after construction."""
         assert self.intermediate_size is not None

@@ -196,21 +196,6 @@ def packed_tensors(
     return layout_of(config, forms, reading).tensors()
 
 
-def fff_rows(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """Return {name of the rows of a layer's trees: (R, D)}; empty for a model without trees.
-
-    Row r holds the node's input weights and, beside them, its output weights, because a visit
-    reads both: [R, 2, D].
-    """
-    trees = architecture_of(config).trees()
-    return {f"{name}.rows": (part.rows, part.size) for name, part in trees.items()}
-
-
-def active_rows(config: ModelConfig) -> int:
-    """Return how many rows of trees a token visits in a layer; 0 without trees."""
-    return next((t.active_rows for t in architecture_of(config).trees().values()), 0)
-
-
 def _linears(model: Architecture, forms: Forms, reading: EncoderReading | None) -> Iterator[Matrix]:
     linears = model.linears()
     biases: dict[str, Shape] = {}
