@@ -55,7 +55,7 @@ CpuFeatures read_features() {
 bool has_all(unsigned value, unsigned bits) { return (value & bits) == bits; }
 bool saves(const CpuFeatures& f, uint64_t state) { return (f.saved & state) == state; }
 
-// Everything that the build's flags for avx2.cc let the compiler use.
+// Everything that the build's flags for the files of avx2/ let the compiler use.
 bool has_avx2(const CpuFeatures& f) {
   constexpr unsigned kAvx2 = 1u << 5, kBmi2 = 1u << 8;
   return has_all(f.leaf1_c, bit_AVX | bit_FMA | bit_F16C) && has_all(f.leaf7_b, kAvx2 | kBmi2) &&

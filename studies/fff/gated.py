@@ -1,4 +1,4 @@
-"""Trees of gated neurons, those of a GLU (arXiv 2002.05202): tried, and not kept (docs/fff.md).
+"""Trees of gated neurons, those of a GLU (arXiv 2002.05202): tried, and not kept (page.md).
 
     model = CausalLM(config)  # with channel_mixer "fff"
     replace_trees(model, GatedFFF.like)

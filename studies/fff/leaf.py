@@ -1,6 +1,6 @@
 """The leaf form of FFF (arXiv 2308.14711): hyperplanes choose a leaf, a leaf is a small network.
 
-Tried, and not kept (docs/fff.md).
+Tried, and not kept (page.md).
 
     model = CausalLM(config)  # with channel_mixer "fff"
     replace_trees(model, lambda layer: LeafFFF(layer.hidden, leaf_width=64, depth=5))
