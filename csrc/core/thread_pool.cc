@@ -25,7 +25,7 @@ constexpr auto kSpin = std::chrono::microseconds(50);
 // because the thread that it waits for has been put aside and may be able to use this core.
 constexpr auto kPatience = std::chrono::microseconds(30);
 
-// What a waiting worker fetches ahead: well inside every second-level cache of the last decade.
+// What a waiting worker prefetches: well inside every second-level cache of the last decade.
 constexpr size_t kPrefetchBytes = 192 * 1024;
 constexpr size_t kPrefetchStep = 1024;  // between two looks whether there is work
 

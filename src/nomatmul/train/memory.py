@@ -90,7 +90,7 @@ def estimate(
     tokens = config.micro_batch_size * config.sequence_length
     root, block = _group_sizes(model)
     ternary = parameters - model.vocab_size * model.hidden_size if model.linear == "ternary" else 0
-    # Sharded: weights and gradients of the root and of two groups (one is fetched ahead) are whole.
+    # Sharded: weights and gradients of the root and of two groups (one is prefetched) are whole.
     joined = min(2 * block * blocks_in_group(block), block * model.num_layers)
     gathered = 8 * (root + joined) if ranks > 1 else 0
     chunk = config.targets // config.loss_chunks

@@ -27,8 +27,8 @@ def _rotate(x_BHTE: Tensor, cos_BTE: Tensor, sin_BTE: Tensor) -> Tensor:
     """Rotate element e with element e + E/2 (the half-split convention of Llama)."""
     cos, sin = cos_BTE.unsqueeze(1), sin_BTE.unsqueeze(1)
     first, second = x_BHTE.float().chunk(2, dim=-1)
-    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-    return turned.to(x_BHTE.dtype)
+    rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return rotated.to(x_BHTE.dtype)
 
 
 def attention_bias(mask_BS: Tensor, new: int) -> Tensor:
@@ -61,7 +61,7 @@ class Attention(TokenMixer):
     """Multi-head attention, no biases; x: [B, T, D] -> [B, T, D].
 
     causal: each position sees itself and what lies before it; otherwise all positions. positions:
-    "rotary" turns queries and keys; with "sinusoidal" and "none" they stay as they are, for the
+    "rotary" rotates queries and keys; with "sinusoidal" and "none" they stay as they are, for the
     position, if any, is in x. `dropout` is applied in training to the attention's weights.
     """
 

@@ -50,7 +50,7 @@ __device__ __forceinline__ float root_of(const float (&y)[Row<K>::per][4], float
 }
 
 // Byte n of the lane's word becomes byte `lane % 4` of the word of lane n, in each group of four lanes.
-__device__ __forceinline__ u32 turned(u32 word) {
+__device__ __forceinline__ u32 transposed(u32 word) {
   u32 other = __shfl_xor_sync(~0u, word, 1);
   word = __byte_perm(word, other, threadIdx.x & 1 ? 0x3715 : 0x6240);
   other = __shfl_xor_sync(~0u, word, 2);
@@ -117,8 +117,8 @@ __device__ __forceinline__ void emit(float (&y)[Row<K>::per][4], const float* w2
       const int place = j * R::threads + threadIdx.x;
       float4 w = {};
       if (place < K / 4) w = load4(w2 + c * K, place);
-      const u32 word = turned(rounded(y[j][0] * w.x, s) | rounded(y[j][1] * w.y, s) << 8 |
-                              rounded(y[j][2] * w.z, s) << 16 | rounded(y[j][3] * w.w, s) << 24);
+      const u32 word = transposed(rounded(y[j][0] * w.x, s) | rounded(y[j][1] * w.y, s) << 8 |
+                                  rounded(y[j][2] * w.z, s) << 16 | rounded(y[j][3] * w.w, s) << 24);
       if (place < R::places) out[(threadIdx.x % 4) * (R::places / 4) + place / 4] = word;
     }
   }
