@@ -23,7 +23,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from documents import write_documents
+from documents import target, write_documents
 from dry_run import add_tiny, folders
 from with_parent import with_parent
 
@@ -42,10 +42,6 @@ HELD_OUT = (
 RUNS = {"box": "mlgru", "transformer_box": "transformer"}  # recipe -> folder
 
 
-def _target(work: Path, name: str) -> Path:
-    return work / "texts" / (name.replace("/", "-") + ".jsonl")
-
-
 def prepare(args: argparse.Namespace) -> None:
     """Texts to JSONL (a row a document), a tokenizer unless one is given, token shards."""
     from nomatmul.train.documents import find_sources
@@ -55,7 +51,7 @@ def prepare(args: argparse.Namespace) -> None:
     started = time.monotonic()
     (args.work / "texts").mkdir(parents=True, exist_ok=True)
     jobs = [
-        (args.data / f"{name}.txt.bz2", _target(args.work, name))
+        (args.data / f"{name}.txt.bz2", target(args.work / "texts", name))
         for name in TRAIN + HELD_OUT
         if not (args.partial and not (args.data / f"{name}.txt.bz2").exists())
     ]
@@ -63,7 +59,7 @@ def prepare(args: argparse.Namespace) -> None:
         sizes = list(pool.map(write_documents, jobs))
     print(f"texts: {sum(sizes):,} characters, {time.monotonic() - started:.0f} s", flush=True)
 
-    training = [_target(args.work, name) for name in TRAIN]
+    training = [target(args.work / "texts", name) for name in TRAIN]
     sources = find_sources([str(path) for path in training if path.exists()])
     file = args.work / "tokenizer.json"
     if args.tokenizer:
@@ -74,7 +70,7 @@ def prepare(args: argparse.Namespace) -> None:
     if args.no_tokens:
         return
     tokenizer = load_tokenizer(file)
-    held_out = [_target(args.work, name) for name in HELD_OUT if name.endswith("valid")]
+    held_out = [target(args.work / "texts", name) for name in HELD_OUT if name.endswith("valid")]
     build_shards(sources, tokenizer, args.work / "tokens")
     build_shards(find_sources([str(path) for path in held_out]), tokenizer, args.work / "valid")
     index = json.loads((args.work / "tokens" / "index.json").read_text())

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import argparse
 import time
+from statistics import median
 from typing import Any
 
 from dry_run import add_tiny
 from processes import memory, rehearse, serve
 
 from nomatmul.engine import random_model, read_bandwidth
-from nomatmul.evaluate.speed import (
-    bytes_read_per_token,
-    median,
-    prefill_seconds,
-    step_seconds,
-)
+from nomatmul.evaluate.speed import bytes_read_per_token, prefill_seconds, step_seconds
 from nomatmul.formats.config import ModelConfig
 
 BATCH_STEPS = 8

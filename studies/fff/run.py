@@ -19,14 +19,13 @@ import json
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout
 
 from benchmarks import dry_run
-from benchmarks.documents import write_documents
+from benchmarks.documents import HELD_OUT, TRAIN, target, write_missing
 from benchmarks.gpu_common import ROOT, environment, git_commit
 from benchmarks.with_parent import with_parent
 from nomatmul.evaluate.compare_report import table
@@ -38,8 +37,6 @@ from studies.fff import page, ship
 from studies.fff.glue import fine_tune
 from studies.fff.plan import CHECKED, FINE_TUNED, FIRST, VOCABULARY, plan
 
-TRAIN = ("wikipedia-en-2015/train-00", "wikipedia-en-2015/train-01", "english-novels-98/train")
-HELD_OUT = {"wikipedia": "wikipedia-en-2015/valid", "novels": "english-novels-98/valid"}
 KINDS = ("bytes", "pieces")
 BYTE_PAIRS = ROOT / "src/nomatmul/box/tokenizer.json"
 
@@ -60,13 +57,8 @@ def prepare(args: argparse.Namespace) -> None:
             raise SystemExit("the archives of tokens could not be read; see above")
         print(f"tokens: {time.monotonic() - began:.0f} s", flush=True)
         return
-    texts = args.work / "texts"
-    texts.mkdir(parents=True, exist_ok=True)
     names = (*(args.train or TRAIN), *HELD_OUT.values())
-    jobs = [(args.data / f"{name}.txt.bz2", _target(texts, name)) for name in names]
-    jobs = [job for job in jobs if not job[1].exists()]
-    with ProcessPoolExecutor(min(len(jobs) or 1, usable_cpus())) as pool:
-        list(pool.map(write_documents, jobs))
+    write_missing(args.data, names, args.work / "texts")
     print(f"texts: {time.monotonic() - began:.0f} s", flush=True)
     # Two processes: each of them has a pool of its own, and neither may be a daemon of the other.
     words = [sys.executable, str(Path(__file__)), "tokens", "--data", str(args.data)]
@@ -78,10 +70,6 @@ def prepare(args: argparse.Namespace) -> None:
     print(f"tokens: {time.monotonic() - began:.0f} s", flush=True)
 
 
-def _target(texts: Path, name: str) -> Path:
-    return texts / (name.replace("/", "-") + ".jsonl")
-
-
 def tokens(args: argparse.Namespace) -> None:
     """The shards of one kind: "bytes" (byte pairs, the box's tokenizer) or "pieces" (WordPiece)."""
     from nomatmul.train.documents import find_sources
@@ -89,7 +77,7 @@ def tokens(args: argparse.Namespace) -> None:
     from nomatmul.train.tokenizer import load_tokenizer, train_word_piece
 
     texts = args.work / "texts"
-    sources = find_sources([str(_target(texts, name)) for name in args.train or TRAIN])
+    sources = find_sources([str(target(texts, name)) for name in args.train or TRAIN])
     if args.kind == "bytes":
         tokenizer = load_tokenizer(BYTE_PAIRS)
     elif (args.data / "wordpiece-8192.json").exists():
@@ -100,7 +88,7 @@ def tokens(args: argparse.Namespace) -> None:
     workers = max(usable_cpus() // 2, 1)
     build_shards(sources, tokenizer, args.work / f"train-{args.kind}", workers=workers)
     for label, name in HELD_OUT.items():
-        held = find_sources([str(_target(texts, name))])
+        held = find_sources([str(target(texts, name))])
         build_shards(held, tokenizer, args.work / f"valid-{args.kind}-{label}", workers=1)
     count = read_index(args.work / f"train-{args.kind}")["tokens"]
     print(f"{args.kind}: {count:,} tokens", flush=True)

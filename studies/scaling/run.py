@@ -28,24 +28,20 @@ import sys
 import threading
 import time
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout
 
 from benchmarks import dry_run
-from benchmarks.documents import write_documents
+from benchmarks.documents import HELD_OUT, TRAIN, target, write_missing
 from benchmarks.gpu_common import ROOT, environment, python_path
 from benchmarks.with_parent import with_parent
 from nomatmul.evaluate.compare_report import table
 from nomatmul.evaluate.rows import read_rows
-from nomatmul.formats.cpus import usable_cpus
 from studies.scaling import page
 from studies.scaling.plan import CENTRE, SIZES, cells, missing, order, predicted
 
-TRAIN = ("wikipedia-en-2015/train-00", "wikipedia-en-2015/train-01", "english-novels-98/train")
-HELD_OUT = {"wikipedia": "wikipedia-en-2015/valid", "novels": "english-novels-98/valid"}
 TOKENIZER = ROOT / "src/nomatmul/box/tokenizer.json"
 LANES = 2  # cells that train at once on a GPU: one computes while the host launches for the other
 AHEAD = 2  # further processes that start and compile meanwhile
@@ -58,18 +54,14 @@ def prepare(args: argparse.Namespace) -> None:
     from nomatmul.train.tokenizer import load_tokenizer
 
     began = time.monotonic()
-    texts = args.work / "texts"
-    texts.mkdir(parents=True, exist_ok=True)
-    names = args.train or TRAIN
-    target = {n: texts / (n.replace("/", "-") + ".jsonl") for n in (*names, *HELD_OUT.values())}
-    jobs = [(args.data / f"{n}.txt.bz2", path) for n, path in target.items() if not path.exists()]
-    with ProcessPoolExecutor(min(len(jobs) or 1, usable_cpus())) as pool:
-        list(pool.map(write_documents, jobs))
+    texts, names = args.work / "texts", args.train or TRAIN
+    write_missing(args.data, (*names, *HELD_OUT.values()), texts)
     print(f"texts: {time.monotonic() - began:.0f} s", flush=True)
     tokenizer = load_tokenizer(TOKENIZER)
-    build_shards(find_sources([str(target[n]) for n in names]), tokenizer, args.work / "train")
+    sources = find_sources([str(target(texts, name)) for name in names])
+    build_shards(sources, tokenizer, args.work / "train")
     for label, name in HELD_OUT.items():
-        sources = find_sources([str(target[name])])
+        sources = find_sources([str(target(texts, name))])
         build_shards(sources, tokenizer, args.work / f"valid-{label}", workers=1)
     tokens = read_index(args.work / "train")["tokens"]
     print(f"tokens: {tokens:,}, {time.monotonic() - began:.0f} s", flush=True)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from nomatmul.train import children
@@ -241,13 +242,6 @@ def prefill_seconds(lm: LanguageModel, tokens: int, turns: int = 3) -> float:
         session.append(ids)
         times.append(time.perf_counter() - start)
     return median(times)
-
-
-def median(values: list[float]) -> float:
-    """The middle value, or the mean of the two in the middle."""
-    ordered = sorted(values)
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
 def _forget_peak() -> None:
