@@ -110,7 +110,7 @@ class TrainConfig:
             _at_least(self, name, 1)
         for name in (
             "time_limit", "seed", "warmup_steps", "final_rate", "weight_decay", "clip_norm",
-            "z_loss", "batch_ramp", "fff_balance",
+            "z_loss", "batch_ramp", "fff_balance", "epsilon",
             "eval_interval", "eval_tokens", "sample_interval", "sample_tokens",
             "diagnostics_interval", "checkpoint_interval", "checkpoint_seconds",
         ):  # fmt: skip
@@ -298,6 +298,6 @@ def _to_bool(text: str) -> bool:
 
 def _to_int(text: str) -> int:
     value = float(text.replace("_", ""))  # 1e6 is how people write a million tokens
-    if value != int(value):
+    if not value.is_integer():  # nor is infinity
         raise ValueError(text)
     return int(value)
