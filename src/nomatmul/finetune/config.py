@@ -67,7 +67,7 @@ def check_memory(source: Path, config: FinetuneConfig, plan: DevicePlan) -> None
     if free is None:
         return
     model = open_checkpoint(source).config
-    tokens = config.batch_size * config.max_length
+    tokens = config.batch_size * min(config.max_length, model.max_position_embeddings)
     need = Estimate(
         states=16 * model.param_count(),
         gathered=0,
