@@ -172,17 +172,18 @@ class TextModel(PreTrainedModel):
 
     # -- what the trainer sets ------------------------------------------------------------------
 
-    def set_recompute(self, mode: str) -> None:
+    def set_recompute(self, mode: str, layers: int | None = None) -> None:
         """What training computes again in the backward pass instead of remembering it.
 
         "none": nothing that costs a product; "mlp": the channel mixer, of a fused one only the
         product of gate and up; "block": everything, each block remembers its input (a fused
-        block also its middle). Raises ValueError for another mode.
+        block also its middle). layers: only the first so many, the others keep everything, for
+        memory that is between two modes; None for all. Raises ValueError for another mode.
         """
         if mode not in RECOMPUTE:
             raise ValueError(f"recompute {mode!r} is not known: use one of {', '.join(RECOMPUTE)}")
-        for block in self.blocks:
-            block.recompute = mode
+        for index, layer in enumerate(self.blocks):
+            layer.recompute = mode if layers is None or index < layers else "none"
 
     def set_fff_training(self, plan: FFFTraining) -> None:
         """How the FFF layers train from now on; nothing changes in a model without them."""
