@@ -16,19 +16,24 @@ constexpr int64_t kMaxVisits = 4 * 1024 * 1024;
 constexpr int kMaxInteger = 131072;  // inputs of int8 and ternary rows: |sum| < 2^31
 constexpr int kMaxActive = 131072;  // 127 * 128 * this < 2^31: the largest lane of a ternary output
 
-void require(bool good, const std::string& message) {
-  if (!good) throw std::invalid_argument(message);
+// message: makes the text, for a layer is made anew at every step and nearly always good.
+template <typename Message>
+void require(bool good, const Message& message) {
+  if (!good) throw std::invalid_argument(message());
 }
 
 }  // namespace
 
 int64_t fff_rows(int trees, int depth) {
-  require(trees >= 1, "trees is " + std::to_string(trees) + ", expected at least 1");
-  require(depth >= 0, "depth is " + std::to_string(depth) + ", expected at least 0");
+  require(trees >= 1,
+          [&] { return "trees is " + std::to_string(trees) + ", expected at least 1"; });
+  require(depth >= 0,
+          [&] { return "depth is " + std::to_string(depth) + ", expected at least 0"; });
   const int64_t nodes = depth < 31 ? (int64_t{1} << (depth + 1)) - 1 : INT64_MAX;
-  require(nodes <= INT_MAX / 2 / trees, std::to_string(trees) + " trees of depth " +
-                                            std::to_string(depth) + " have more rows than " +
-                                            std::to_string(INT_MAX / 2));
+  require(nodes <= INT_MAX / 2 / trees, [&] {
+    return std::to_string(trees) + " trees of depth " + std::to_string(depth) +
+           " have more rows than " + std::to_string(INT_MAX / 2);
+  });
   return nodes * trees;
 }
 
@@ -37,16 +42,19 @@ FffLayer::FffLayer(const FffSpec& spec, const Isa& isa)
   nodes_ = static_cast<int32_t>(fff_rows(spec.trees, spec.depth) / spec.trees);
   const bool integers = spec.form == FffForm::kInt8 || spec.form == FffForm::kTernary;
   const int limit = integers ? kMaxInteger : kMaxElements;
-  require(spec.hidden >= 1 && spec.hidden <= limit,
-          "hidden is " + std::to_string(spec.hidden) + ", expected 1 to " + std::to_string(limit));
-  require(active() <= kMaxActive, "a token visits " + std::to_string(active()) +
-                                      " rows, expected at most " + std::to_string(kMaxActive));
-  require(spec.rows != nullptr, "rows are missing");
-  require(!integers || spec.scales != nullptr, "int8 and ternary rows need scales");
+  require(spec.hidden >= 1 && spec.hidden <= limit, [&] {
+    return "hidden is " + std::to_string(spec.hidden) + ", expected 1 to " + std::to_string(limit);
+  });
+  require(active() <= kMaxActive, [&] {
+    return "a token visits " + std::to_string(active()) + " rows, expected at most " +
+           std::to_string(kMaxActive);
+  });
+  require(spec.rows != nullptr, [] { return "rows are missing"; });
+  require(!integers || spec.scales != nullptr, [] { return "int8 and ternary rows need scales"; });
   const bool ternary = spec.form == FffForm::kTernary;
   require(!ternary || (spec.norm_in != nullptr && spec.norm_out != nullptr),
-          "ternary rows need norm_in and norm_out");
-  require(!ternary || spec.bias == nullptr, "ternary rows have no bias");
+          [] { return "ternary rows need norm_in and norm_out"; });
+  require(!ternary || spec.bias == nullptr, [] { return "ternary rows have no bias"; });
   const size_t k = spec.hidden;
   tree_.form = spec.form;
   tree_.k = spec.hidden;
