@@ -27,6 +27,8 @@ from typing import Any
 from dry_run import add_tiny, temporary
 from with_parent import kill_group, with_parent
 
+import nomatmul
+
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = "import same_speed_worker; same_speed_worker.main()"
 KINDS = ("decoder", "encoder", "trees")
@@ -81,7 +83,9 @@ def measure(kind: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 class _Side:
     def __init__(self, tree: Path, kind: str, options: argparse.Namespace) -> None:
         tree = tree.resolve()
-        path = [tree / "src", tree / "benchmarks", ROOT / "benchmarks"]
+        # a dry run takes the package that runs here, which may be installed elsewhere
+        package = Path(nomatmul.__file__).parents[1] if options.tiny else tree / "src"
+        path = [package, tree / "benchmarks", ROOT / "benchmarks"]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", WORKER, kind, str(options.threads), str(options.tiny)]
         self.process = subprocess.Popen(
