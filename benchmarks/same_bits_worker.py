@@ -50,12 +50,15 @@ def main() -> None:
     out, data, device = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     groups: dict[str, Callable[[Path, str], Iterator[tuple[str, Any]]]]
     groups = {"torch": torch_models, "train": training, "engine": engine}
+    failed = False
     for name in sys.argv[4:] or groups:
         try:
             for what, array in groups[name](data if name != "train" else out, device):
                 np.save(out / f"{name} {what}.npy", np.asarray(array))
-        except Exception:  # a case of one tree that fails is a row that misses there
+        except Exception:  # the other groups are compared all the same; the exit status says it
+            failed = True
             traceback.print_exc()
+    sys.exit(int(failed))
 
 
 def torch_models(_: Path, device: str) -> Iterator[tuple[str, Any]]:

@@ -99,12 +99,13 @@ class _MixedTargets(torch.autograd.Function):
             head = linear._TernaryHead(weight_VD, norm_D, layer.norm.eps, layer.slot, teacher.dtype)
             head.prepare_backward()
             dx_ND, dweight_VD = torch.empty_like(x_ND), torch.zeros_like(weight_VD)
-            losses = []
+            losses, operands_NE = [], teacher.operands_NE
+            assert operands_NE is not None, "the teacher reads a batch before its student"
             for start in range(0, x_ND.shape[0], CHUNK):
                 part = slice(start, start + CHUNK)
                 loss_N, d_NV = _cross_entropy(head.logits(x_ND[part]), target_N[part])
-                operands_NE = teacher.operands_NE[part]  # type: ignore[index]
-                _, taught_NV = _cross_entropy(operands_NE @ teacher.weight_VE.t(), target_N[part])
+                taught_NV = operands_NE[part] @ teacher.weight_VE.t()
+                _, taught_NV = _cross_entropy(taught_NV, target_N[part])
                 d_NV.sub_(taught_NV, alpha=share)
                 losses.append(loss_N.sum())
                 dx_ND[part] = head.backward(x_ND[part], d_NV, dweight_VD)

@@ -29,3 +29,11 @@ def test_bits_are_compared_and_not_values():
     table = same_bits.to_table(same_bits.compare(old, new))
     assert "| gone | - | in one tree only |" in table
     assert "1 of 5 equal." in table
+
+
+def test_trees_that_compute_nothing_are_not_the_same(tmp_path, capfd):
+    (tmp_path / "nomatmul.py").write_text("raise RuntimeError('a broken tree')\n")
+    tree = str(tmp_path)
+    call = ["--old", tree, "--new", tree, "--only", "engine", "--out", str(tmp_path / "out")]
+    assert same_bits.main(call) == 1
+    assert "not all of it was computed" in capfd.readouterr().err

@@ -53,6 +53,7 @@ class DevicePlan:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Deterministic mode would fill fresh memory; nothing here reads what it did not write.
+        # (torch's stubs do not know the switch.)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         if self.memory == "device" and self.compile is not None:
             import torch._inductor.config as inductor  # its kernels else may add atomically

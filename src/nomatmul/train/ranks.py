@@ -131,6 +131,7 @@ class Ranks:
         `error.reported` becomes whether it is the first to fail: the one that reports it.
         """
         if self.many:
+            # of any exception: who catches it at the top reads it there
             error.reported = self._first_to_fail(error)  # type: ignore[attr-defined]
 
     def _first_to_fail(self, error: BaseException) -> bool:

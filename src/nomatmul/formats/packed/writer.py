@@ -187,7 +187,7 @@ class PackedWriter:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        self._file = open(self._temporary / WEIGHTS_FILE, "wb")  # noqa: SIM115
+        self._file = open(self._temporary / WEIGHTS_FILE, "wb")  # noqa: SIM115  # till close()
         self._file.write(self._header())
 
     def _header(self) -> bytes:
