@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nomatmul.train.config import TrainConfig
 from studies.compare.plan import Cell
+from studies.recipes.recurrences import MIXERS
 
 STRUCTURES = ("", "relu2", "short-convolution")
 
@@ -25,6 +26,8 @@ class Change:
     matrices of the blocks, which Muon then moves (0: AdamW). teacher: directory of a model beside
     the others whose distribution is `weight` of the targets, while weights are rounded; start: one
     whose tensors replace the drawn ones of equal names and shapes. structure: see `structure.py`.
+    group: each row has a scale for so many inputs (0: a matrix has one); inputs stay int8 a token.
+    mixer: in place of MLGRU (`recurrences.py`), in each `every`-th layer.
     """
 
     dense: float = 0.0
@@ -37,11 +40,16 @@ class Change:
     weight: float = 1.0
     start: str = ""
     structure: str = ""
+    group: int = 0
+    mixer: str = ""
+    every: int = 1
 
     def __post_init__(self) -> None:
         assert 0 <= self.dense <= 1, self.dense
         assert 0 <= self.weight <= 1, self.weight
         assert self.structure in STRUCTURES, self.structure
+        assert self.mixer in ("", *MIXERS), self.mixer
+        assert not (self.mixer and (self.teacher or self.dense or self.group)), "not tried"
 
     @property
     def needs(self) -> list[str]:

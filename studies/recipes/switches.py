@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nomatmul.models import base, block
@@ -38,17 +39,43 @@ def fused_everywhere() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
+def full_precision() -> contextlib.AbstractContextManager[None]:
     """Latent weights serve as they are, in the type of the products; inputs stay rounded to int8.
 
     Norms, gradients, kernels and the order of operations are those of the ternary layers.
     """
+    return _float_products(lambda weight: weight)
+
+
+def group_scales(group: int) -> contextlib.AbstractContextManager[None]:
+    """Ternary weights whose rows have a scale for each `group` inputs, the mean of their sizes.
+
+    A row whose length `group` does not divide has a shorter last group. Inputs stay int8 a token.
+    """
+    return _float_products(lambda weight: ternary_groups(weight, group))
+
+
+def ternary_groups(weight: Tensor, group: int) -> Tensor:
+    """Values [..., K] times the scale of their group."""
+    padded = F.pad(weight.float(), (0, -weight.shape[-1] % group)).unflatten(-1, (-1, group))
+    real = F.pad(torch.ones_like(weight[..., :1, :]), (0, -weight.shape[-1] % group))
+    count = real.unflatten(-1, (-1, group)).sum(-1, keepdim=True)
+    scale = (padded.abs().sum(-1, keepdim=True) / count).clamp(min=1e-5)
+    values = ((padded / scale).round().clamp(-1, 1) * scale).flatten(-2)
+    return values[..., : weight.shape[-1]]
+
+
+@contextlib.contextmanager
+def _float_products(values: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    def weights_of(slot: int, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        stacked = torch.stack(list(weights))
+        return values(stacked), torch.ones(len(weights), device=stacked.device)
+
     with contextlib.ExitStack() as stack:
         for module in (mixer, channel, linear):
             # a structure may have exchanged the channel's steps before
             stack.enter_context(patch.object(module, "step", _without_rounding(module.step)))
-            stack.enter_context(patch.object(module, "ternary_weights", _latent_weights))
+            stack.enter_context(patch.object(module, "ternary_weights", weights_of))
         yield
 
 
@@ -61,10 +88,6 @@ def _without_rounding(step: Any) -> Any:
         return step(name, x, *args, **options)
 
     return run
-
-
-def _latent_weights(slot: int, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    return torch.stack(list(weights)), torch.ones(len(weights), device=weights[0].device)
 
 
 def _product(

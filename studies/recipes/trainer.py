@@ -35,8 +35,14 @@ from studies.recipes.change import Change, ChangedCell
 from studies.recipes.dead_zone import DeadZone
 from studies.recipes.distil import Teacher, distilled_loss
 from studies.recipes.muon import Muon
+from studies.recipes.recurrences import replace_mixers
 from studies.recipes.structure import add_short_convolutions, hidden_matrices
-from studies.recipes.switches import full_precision, fused_everywhere, squared_relu
+from studies.recipes.switches import (
+    full_precision,
+    fused_everywhere,
+    group_scales,
+    squared_relu,
+)
 
 PAUSE = 0.5  # seconds between looks for a teacher that is still trained
 GRACE = 30.0  # seconds that a process may take to say that it trains one
@@ -66,6 +72,8 @@ class ChangedTrainer(compare_cell.CellTrainer):
         model = super()._new_model()
         if self.change.structure == "short-convolution":
             add_short_convolutions(model)
+        if self.change.mixer:
+            replace_mixers(model, self.change.mixer, self.change.every)
         return model
 
     def _prepare(self, choice: str) -> None:
@@ -76,9 +84,10 @@ class ChangedTrainer(compare_cell.CellTrainer):
         if name := self.change.teacher:
             self.teacher = Teacher(self.models / name, self.plan)
         for dense in (True, False):
-            if self.change.dense > 0 if dense else self.teacher is not None:
+            if self.change.dense > 0 if dense else self.teacher is not None or self.change.group:
                 self._rehearse(dense)
-        if self.change != Change() and (reason := choose.fallback_reason()):
+        fused = not self.change.mixer  # the operations that a change exchanges
+        if self.change != Change() and fused and (reason := choose.fallback_reason()):
             raise SystemExit(f"layers that are not fused do not change: {reason}")
 
     def _rehearse(self, dense: bool) -> None:
@@ -96,7 +105,10 @@ class ChangedTrainer(compare_cell.CellTrainer):
     @torch.no_grad()
     def _new_weights(self, seed: int) -> None:
         torch.manual_seed(seed)
-        fresh = build_model(self.config.model).state_dict()
+        drawn = build_model(self.config.model)
+        if self.change.mixer:
+            replace_mixers(drawn, self.change.mixer, self.change.every)
+        fresh = drawn.state_dict()
         if name := self.change.start:
             taken = CausalLM.from_pretrained(self.models / name).state_dict()
             fresh |= {k: v for k, v in taken.items() if k in fresh and v.shape == fresh[k].shape}
@@ -133,6 +145,8 @@ class ChangedTrainer(compare_cell.CellTrainer):
         self.phase.close()
         if dense:
             self.phase.enter_context(full_precision())
+        elif self.change.group:
+            self.phase.enter_context(group_scales(self.change.group))
         self.taught = self.teacher is not None and not dense
         loop.optimizer.zero_grad(set_to_none=True)
         self.ternary.clear()
