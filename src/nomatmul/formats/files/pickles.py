@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from nomatmul._extras import install_line
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.files.safetensors import check_finite
+from nomatmul.formats.files.source import TensorSource
 
 
-class TorchSource:
+class TorchSource(TensorSource):
     """Tensors of `pytorch_model.bin` files; needs torch, which is imported only here."""
 
     def __init__(self, paths: list[Path], index: dict[str, str] | None) -> None:
         self._tensors: dict[str, Any] = {}
+        self._bytes: dict[str, Any] = {}
         self.left_out: dict[str, str] = {}
         self.nested = False
         for path in paths:
@@ -31,6 +33,8 @@ class TorchSource:
                     self._tensors[name] = tensor
                 else:
                     self.left_out[name] = str(tensor.dtype)
+                    if tensor.element_size() == 1 and str(tensor.dtype) != "torch.bool":
+                        self._bytes[name] = tensor
         for name, file in (index or {}).items():
             if name not in self._tensors and name not in self.left_out:
                 raise FormatError(f"{file} lacks {name!r}, which the index puts there")
@@ -48,6 +52,14 @@ class TorchSource:
         values: NDArray[np.float32] = tensor.to(torch.float32, copy=True).contiguous().numpy()
         check_finite(values, name)
         return values
+
+    def byte_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self._bytes.items()}
+
+    def read_bytes(self, name: str, rows: slice | None = None) -> NDArray[Any]:
+        tensor = self._bytes[name]
+        found: NDArray[Any] = (tensor if rows is None else tensor[rows]).clone().numpy()
+        return found
 
 
 def _load_torch(path: Path) -> tuple[dict[str, Any], bool]:

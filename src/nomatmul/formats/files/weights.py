@@ -6,7 +6,7 @@ Each source gives names, shapes and float32 tensors (whole, or some rows), one a
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,29 +15,12 @@ from nomatmul.formats.errors import FormatError
 from nomatmul.formats.files.json import read_json_object
 from nomatmul.formats.files.pickles import TorchSource
 from nomatmul.formats.files.safetensors import FLOAT_DTYPES, SafetensorsFile
+from nomatmul.formats.files.source import TensorSource
 
 SINGLE, SINGLE_INDEX = "model.safetensors", "model.safetensors.index.json"
+__all__ = ["TensorSource", "open_source"]
+
 TORCH, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-
-
-class TensorSource(Protocol):
-    """Named float tensors, read one at a time.
-
-    nested: do the tensors lie one level deep in a larger dict?
-    left_out: {name: dtype} of stored tensors that are no floats (buffers of whole numbers, masks);
-    no model has any, so they are no part of the source.
-    """
-
-    nested: bool
-    left_out: dict[str, str]
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return {name: shape} of everything stored."""
-        ...
-
-    def read(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
-        """Return a tensor, or some of its rows, as finite float32; raises FormatError."""
-        ...
 
 
 def open_source(directory: Path) -> TensorSource:
@@ -60,7 +43,7 @@ def open_source(directory: Path) -> TensorSource:
     )
 
 
-class SafetensorsSource:
+class SafetensorsSource(TensorSource):
     """Tensors of one or several safetensors files."""
 
     def __init__(self, paths: dict[str, Path], index: dict[str, str] | None) -> None:
@@ -68,6 +51,7 @@ class SafetensorsSource:
         self._file_of: dict[str, SafetensorsFile] = {}
         self.nested = False
         self.left_out: dict[str, str] = {}
+        self._bytes_in: dict[str, SafetensorsFile] = {}
         for key, file in files.items():
             for name, info in file.infos.items():
                 if index is not None and index.get(name) != key:
@@ -76,6 +60,8 @@ class SafetensorsSource:
                     self._file_of[name] = file
                 else:
                     self.left_out[name] = info.dtype
+                    if info.dtype in ("I8", "U8"):
+                        self._bytes_in[name] = file
         for name, key in (index or {}).items():
             if name not in files[key].infos:
                 raise FormatError(f"{files[key].path} lacks {name!r}, which the index puts there")
@@ -85,6 +71,12 @@ class SafetensorsSource:
 
     def read(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
         return self._file_of[name].read_float32(name, rows)
+
+    def byte_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: file.infos[name].shape for name, file in self._bytes_in.items()}
+
+    def read_bytes(self, name: str, rows: slice | None = None) -> NDArray[Any]:
+        return self._bytes_in[name].read(name, rows)
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nomatmul.formats.errors import FormatError
-from nomatmul.formats.files.weights import TensorSource
+from nomatmul.formats.files.quantised import Quantised
+from nomatmul.formats.files.source import TensorSource
 
 # Put before any module's name by torch.compile, FSDP and activation checkpointing; no layer of a
 # model has such a name.
@@ -57,12 +59,15 @@ def _common_prefix(names: Mapping[str, str], anchors: Iterable[str]) -> str:
     return ""
 
 
-class Unwrapped:
+class Unwrapped(TensorSource):
     """A source whose tensors are seen without the names of wrappers around them."""
 
-    def __init__(self, source: TensorSource, names: dict[str, str]) -> None:
-        self._source, self._names = source, names
-        self.left_out, self.nested = source.left_out, source.nested
+    def __init__(self, source: TensorSource, names: dict[str, str], removed: list[str]) -> None:
+        self._source, self._names, self.nested = source, names, source.nested
+        others = {_without(stored, removed): stored for stored in source.left_out}
+        self.left_out = {name: source.left_out[stored] for name, stored in others.items()}
+        bytes_of = source.byte_shapes()
+        self._bytes = {name: stored for name, stored in others.items() if stored in bytes_of}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         shapes = self._source.shapes()
@@ -70,6 +75,22 @@ class Unwrapped:
 
     def read(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
         return self._source.read(self._names[name], rows)
+
+    def quantised(self, name: str) -> Quantised | None:
+        return self._source.quantised(self._names[name])
+
+    def byte_shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes = self._source.byte_shapes()
+        return {name: shapes[stored] for name, stored in self._bytes.items()}
+
+    def read_bytes(self, name: str, rows: slice | None = None) -> NDArray[Any]:
+        return self._source.read_bytes(self._bytes[name], rows)
+
+
+def _without(name: str, removed: list[str]) -> str:
+    for mark in removed:
+        name = name.replace(mark, "") if mark in _INSIDE else name.removeprefix(mark)
+    return name
 
 
 def unwrapped(source: TensorSource, anchors: Iterable[str], where: Path) -> TensorSource:
@@ -79,7 +100,7 @@ def unwrapped(source: TensorSource, anchors: Iterable[str], where: Path) -> Tens
         return source
     marks = ", ".join(map(repr, removed))
     warnings.warn(f"{where}: took the wrapper's prefix {marks} off its tensors", stacklevel=2)
-    return Unwrapped(source, names)
+    return Unwrapped(source, names, removed)
 
 
 def missing_tensor(source: TensorSource, name: str) -> str:

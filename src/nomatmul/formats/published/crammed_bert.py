@@ -257,7 +257,7 @@ def published_encoder_name(name: str) -> str:
     return f"{start}{table[stem]}.{leaf}"
 
 
-class EncoderSource:
+class EncoderSource(TensorSource):
     """A published encoder's tensors under our names, cut and transposed as our layers want them.
 
     `expected` gives our names and shapes. Raises FormatError for tensors that are missing,
