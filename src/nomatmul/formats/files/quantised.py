@@ -46,7 +46,8 @@ class Quantised:
         """Rows as value * scale, float32 [n, K]."""
         rows = slice(0, self.shape[0]) if rows is None else rows
         values, scale = self.read(rows), self.rows_scale(rows)
-        cut = values.reshape(len(values), scale.shape[1], -1).astype(np.float32)
+        size = self.group or self.shape[1]
+        cut = values.reshape(len(values), scale.shape[1], size).astype(np.float32)
         cut *= scale[:, :, None]
         return cut.reshape(values.shape)
 
