@@ -1,0 +1,164 @@
+"""How ggml lays out blocks of weights: the types of tensors that are read, one function a layout.
+
+Facts: ggml-common.h and ggml-quants.c of llama.cpp; bitnet.cpp for I2_S; PrismML's fork for
+PQ2_0 and PTQ1_0. A block is `size` bytes and holds `group` consecutive weights of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nomatmul.formats.quantise import from_bfloat16
+
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class BlockType:
+    """One type of tensor.
+
+    kind: "ternary", "int8", or "float" for what has no scale that belongs to a whole block.
+    decode: blocks [n, size] -> their weights [n, group]: float32 of kind "float", else int8, in
+    which 2 stands for a code that is not ternary. scale_at: byte of a block's float16 scale.
+    tail: bytes behind the last block.
+    """
+
+    name: str
+    kind: str
+    group: int
+    size: int
+    decode: Callable[[Bytes], NDArray[np.float32] | NDArray[np.int8]]
+    scale_at: int = 0
+    tail: int = 0
+
+
+def half(blocks: Bytes, at: int) -> Floats:
+    """The float16 numbers at byte `at` of each block, as float32 [n]."""
+    return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2")[:, 0].astype(np.float32)
+
+
+def _f32(blocks: Bytes) -> Floats:
+    return np.ascontiguousarray(blocks).view("<f4").astype(np.float32, copy=False)
+
+
+def _f16(blocks: Bytes) -> Floats:
+    return np.ascontiguousarray(blocks).view("<f2").astype(np.float32)
+
+
+def _bf16(blocks: Bytes) -> Floats:
+    return from_bfloat16(np.ascontiguousarray(blocks).view("<u2"))
+
+
+def _q8_0(blocks: Bytes) -> NDArray[np.int8]:
+    return np.ascontiguousarray(blocks[:, 2:]).view(np.int8)
+
+
+def _q4_0(blocks: Bytes) -> Floats:
+    codes = np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1)
+    return half(blocks, 0)[:, None] * (codes.astype(np.float32) - np.float32(8))
+
+
+def _q4_k(blocks: Bytes) -> Floats:
+    """Eight sub-blocks of 32, each with a 6-bit scale and a 6-bit minimum."""
+    low, middle, high = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
+    scales = np.concatenate([low & 63, (high & 15) | ((low >> 2) & 48)], axis=1)
+    minima = np.concatenate([middle & 63, (high >> 4) | ((middle >> 2) & 48)], axis=1)
+    step = half(blocks, 0)[:, None] * scales.astype(np.float32)
+    least = half(blocks, 2)[:, None] * minima.astype(np.float32)
+    pairs = blocks[:, 16:].reshape(-1, 4, 1, 32)
+    codes = np.concatenate([pairs & 15, pairs >> 4], axis=2).reshape(-1, 8, 32)
+    values: Floats = step[:, :, None] * codes.astype(np.float32) - least[:, :, None]
+    return values.reshape(-1, 256)
+
+
+def _q6_k(blocks: Bytes) -> Floats:
+    """Sixteen sub-blocks of 16, each with an int8 scale; 4 low bits apart from 2 high ones."""
+    pairs = blocks[:, :128].reshape(-1, 2, 1, 64)
+    low = np.concatenate([pairs & 15, pairs >> 4], axis=2).reshape(-1, 8, 32)
+    shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
+    high = ((blocks[:, 128:192].reshape(-1, 2, 1, 32) >> shifts) & 3).reshape(-1, 8, 32)
+    codes = (low | (high << 4)).astype(np.float32) - np.float32(32)
+    scales = np.ascontiguousarray(blocks[:, 192:208]).view(np.int8).astype(np.float32)
+    step: Floats = half(blocks, 208)[:, None] * scales
+    return (step[:, :, None] * codes.reshape(-1, 16, 16)).reshape(-1, 256)
+
+
+# Digit n of a byte that holds up to five ternary digits, the most significant first, less 1.
+_DIGITS = np.stack([((np.arange(256) * 3**n % 256 * 3) >> 8) - 1 for n in range(5)], axis=0).astype(
+    np.int8
+)
+
+
+def _trits(blocks: Bytes, stages: tuple[tuple[int, int, int], ...]) -> NDArray[np.int8]:
+    """Ternary digits, stage by stage (first byte, bytes, digits a byte): all bytes' first digits,
+    then all their second ones.
+    """
+    parts = [
+        _DIGITS[:digits, blocks[:, first : first + width]]
+        .transpose(1, 0, 2)
+        .reshape(len(blocks), -1)
+        for first, width, digits in stages
+    ]
+    return np.concatenate(parts, axis=1)
+
+
+def _planes(blocks: Bytes, shifts: tuple[int, ...]) -> NDArray[np.int8]:
+    """2-bit codes of 32 bytes at a time: all codes at the first shift, then at the second, ..."""
+    runs = blocks[:, : blocks.shape[1] // 32 * 32].reshape(len(blocks), -1, 1, 32)
+    codes = (runs >> np.array(shifts, np.uint8)[:, None]) & 3
+    return codes.reshape(len(blocks), -1).view(np.int8) - np.int8(1)
+
+
+def _in_order(blocks: Bytes) -> NDArray[np.int8]:
+    """2-bit codes behind a scale, weight j in bits 2 * (j % 4) of byte j // 4."""
+    codes = (blocks[:, 2:, None] >> np.array([0, 2, 4, 6], np.uint8)) & 3
+    return codes.reshape(len(blocks), -1).view(np.int8) - np.int8(1)
+
+
+_TQ1 = partial(_trits, stages=((0, 32, 5), (32, 16, 5), (48, 4, 4)))
+_PTQ1 = partial(_trits, stages=((0, 16, 5), (16, 8, 5), (24, 2, 4)))
+_TQ2 = partial(_planes, shifts=(0, 2, 4, 6))
+_I2S = partial(_planes, shifts=(6, 4, 2, 0))
+
+
+def _i2_s(tail: int) -> BlockType:
+    """One float32 scale stands behind all blocks, at the start of the tail."""
+    return BlockType("I2_S", "ternary", 128, 32, _I2S, tail=tail)
+
+
+# ggml's number of a type -> its layouts. Where one number stands for two (Q2_0 has 64 weights a
+# block in llama.cpp, 128 in older forks), the tensor's bytes say which it is.
+TYPES: dict[int, tuple[BlockType, ...]] = {
+    0: (BlockType("F32", "float", 1, 4, _f32),),
+    1: (BlockType("F16", "float", 1, 2, _f16),),
+    2: (BlockType("Q4_0", "float", 32, 18, _q4_0),),
+    8: (BlockType("Q8_0", "int8", 32, 34, _q8_0),),
+    12: (BlockType("Q4_K", "float", 256, 144, _q4_k),),
+    14: (BlockType("Q6_K", "float", 256, 210, _q6_k),),
+    30: (BlockType("BF16", "float", 1, 2, _bf16),),
+    34: (BlockType("TQ1_0", "ternary", 256, 54, _TQ1, scale_at=52),),
+    35: (BlockType("TQ2_0", "ternary", 256, 66, _TQ2, scale_at=64),),
+    # bitnet.cpp on x86. On Arm it wrote blocks of 64 in as many bytes: files of it look the same.
+    36: (_i2_s(tail=32), _i2_s(tail=4)),
+    42: (
+        BlockType("Q2_0", "ternary", 64, 18, _in_order),
+        BlockType("Q2_0", "ternary", 128, 34, _in_order),
+    ),
+    142: (BlockType("PQ2_0", "ternary", 128, 34, _in_order),),
+    143: (BlockType("PTQ1_0", "ternary", 128, 28, _PTQ1, scale_at=26),),
+}
+# Types of llama.cpp that are not read, to name them in the refusal.
+_OTHERS = (
+    *((3, "Q4_1"), (6, "Q5_0"), (7, "Q5_1"), (9, "Q8_1"), (10, "Q2_K"), (11, "Q3_K"), (13, "Q5_K")),
+    *((15, "Q8_K"), (16, "IQ2_XXS"), (17, "IQ2_XS"), (18, "IQ3_XXS"), (19, "IQ1_S")),
+    *((20, "IQ4_NL"), (21, "IQ3_S"), (22, "IQ2_S"), (23, "IQ4_XS"), (24, "I8"), (25, "I16")),
+    *((26, "I32"), (27, "I64"), (28, "F64"), (29, "IQ1_M"), (39, "MXFP4"), (40, "NVFP4")),
+    (41, "Q1_0"),
+)
+OTHER_NAMES = dict(_OTHERS)
