@@ -62,8 +62,9 @@ class GgufFile:
         if len(tensor.shape) == 1:
             return self._floats(name, tensor, slice(0, 1)).reshape(-1)[rows or slice(None)]
         start, stop, _ = (rows or slice(None)).indices(tensor.shape[0])
-        values = self._floats(name, tensor, slice(start, stop))
-        return values.reshape(max(0, stop - start), *tensor.shape[1:])
+        if start >= stop:
+            return np.empty((0, *tensor.shape[1:]), np.float32)
+        return self._floats(name, tensor, slice(start, stop)).reshape(-1, *tensor.shape[1:])
 
     def quantised(self, name: str) -> Quantised | None:
         """Return a matrix's values and scales as they are stored, or None for one of floats.
@@ -84,10 +85,12 @@ class GgufFile:
 
         def read(rows: slice) -> NDArray[np.int8]:
             start, stop, _ = rows.indices(count)
+            if start >= stop:
+                return np.empty((0, width), np.int8)
             values = self._integers(name, tensor, slice(start, stop))
             if not plain:
                 values = self._signed(name, values, signs if layout.tail else signs[start:stop])
-            return values.reshape(max(0, stop - start), width)
+            return values.reshape(-1, width)
 
         plain = bool((signs > 0).all())
         scale = np.where(signs == 0, np.float32(1), np.abs(raw))
@@ -138,13 +141,13 @@ class GgufFile:
             at = tensor.offset + tensor.nbytes - tensor.layout.tail
             return np.frombuffer(self._bytes, "<f4", 1, at).astype(np.float32)
         scale = half(self._blocks(tensor, rows), tensor.layout.scale_at)
-        return scale.reshape(max(0, rows.stop - rows.start), -1)
+        return scale.reshape(rows.stop - rows.start, -1)
 
     def _blocks(self, tensor: GgufTensor, rows: slice) -> NDArray[np.uint8]:
         """The blocks of rows (of 1-D tensors: of all) [blocks, bytes], in the mapped file."""
         layout = tensor.layout
         row = math.prod(tensor.shape[1:] or tensor.shape) // layout.group * layout.size
-        count = max(0, rows.stop - rows.start) * row
+        count = (rows.stop - rows.start) * row
         at = tensor.offset + rows.start * row
         return np.frombuffer(self._bytes, np.uint8, count, at).reshape(-1, layout.size)
 

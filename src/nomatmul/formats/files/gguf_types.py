@@ -61,7 +61,8 @@ def _q8_0(blocks: Bytes) -> NDArray[np.int8]:
 
 def _q4_0(blocks: Bytes) -> Floats:
     codes = np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1)
-    return half(blocks, 0)[:, None] * (codes.astype(np.float32) - np.float32(8))
+    values: Floats = half(blocks, 0)[:, None] * (codes.astype(np.float32) - np.float32(8))
+    return values
 
 
 def _q4_k(blocks: Bytes) -> Floats:
@@ -86,7 +87,8 @@ def _q6_k(blocks: Bytes) -> Floats:
     codes = (low | (high << 4)).astype(np.float32) - np.float32(32)
     scales = np.ascontiguousarray(blocks[:, 192:208]).view(np.int8).astype(np.float32)
     step: Floats = half(blocks, 208)[:, None] * scales
-    return (step[:, :, None] * codes.reshape(-1, 16, 16)).reshape(-1, 256)
+    values: Floats = step[:, :, None] * codes.reshape(-1, 16, 16)
+    return values.reshape(-1, 256)
 
 
 # Digit n of a byte that holds up to five ternary digits, the most significant first, less 1.

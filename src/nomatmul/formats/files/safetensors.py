@@ -150,7 +150,9 @@ def narrow_to_float32(values: NDArray[Any]) -> NDArray[np.float32]:
 def check_finite(values: NDArray[np.floating], what: str) -> None:
     """Raise FormatError naming `what` if a value is NaN or infinite."""
     # A sum of finite float32 cannot overflow float64; NaN and infinity always show in it.
-    if values.size and not np.isfinite(np.sum(values, dtype=np.float64)):
+    with np.errstate(invalid="ignore"):  # infinity less infinity is found, too
+        total = np.sum(values, dtype=np.float64)
+    if not np.isfinite(total):
         raise FormatError(f"{what} holds a value that is not finite (NaN or infinity)")
 
 
