@@ -9,14 +9,6 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-# Types that the package can neither write nor read: number, weights and bytes of a block.
-PRIVATE = {
-    "Q2_0/64": (42, 64, 18),
-    "Q2_0/128": (42, 128, 34),
-    "PQ2_0": (142, 128, 34),
-    "PTQ1_0": (143, 128, 28),
-}
-
 
 def add_blocks(
     writer: gguf.GGUFWriter, name: str, shape: tuple[int, ...], number: int, blocks: Any
