@@ -30,7 +30,7 @@ def test_the_table_of_parts_names_the_pieces() -> None:
     assert grown.shapes(5) == {
         f"layers.{n}.mixer.{piece}": (5, 3, 8) for n in range(2) for piece in "kv"
     }
-    assert grown.nbytes(5) == 5 * 2 * 2 * 4 * 24
+    assert grown.nbytes(5) == 5 * 2 * 2 * 2 * 24  # float16
     assert grown.nbytes(0) == 0
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from nomatmul.formats import capability
-from nomatmul.formats.architecture import Piece, architecture_of
+from nomatmul.formats.architecture import (
+    GLU,
+    Attention,
+    Embedding,
+    Linear,
+    Norm,
+    Piece,
+    architecture_of,
+)
 from nomatmul.formats.config import ModelConfig
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "num_layers": 2, "intermediate_size": 40}
@@ -51,10 +59,11 @@ def test_state_is_named_pieces():
     recurrent, attention = config(), config(token_mixer="attention", num_heads=4)
     assert architecture_of(recurrent).blocks[0].mixer.state() == (Piece("h", (32,)),)
     pieces = architecture_of(attention).blocks[0].mixer.state()
-    assert [(p.name, p.shape, p.grows) for p in pieces] == [
-        ("k", (4, 8), True),
-        ("v", (4, 8), True),
+    assert [(p.name, p.shape, p.grows, p.dtype, p.nbytes) for p in pieces] == [
+        ("k", (4, 8), True, "f16", 64),
+        ("v", (4, 8), True, "f16", 64),
     ]
+    assert Piece("h", (32,)).nbytes == 128
     assert architecture_of(config(**ENCODER)).blocks[0].mixer.state() == ()
 
 
@@ -75,6 +84,71 @@ def test_operations_of_a_token(dials: dict[str, object], channel: int, masked: i
     assert block.mixer.active_products() == 4 * 32 * 32
 
 
+BITNET = {
+    "token_mixer": "attention",
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "split_gate": True,
+    "linear_norm": "sub",
+    "rounding": "even",
+    "glu_activation": "relu2",
+    "head_linear": "dense",
+    "tie_embeddings": True,
+}
+BONSAI = {
+    "token_mixer": "attention",
+    "num_heads": 4,
+    "num_kv_heads": 1,
+    "head_dim": 24,
+    "qk_norm": True,
+    "linear_norm": "none",
+    "scale_group": 32,
+    "embedding_linear": "ternary",
+    "intermediate_size": 64,
+}
+
+
+def test_sub_norms_and_scales_of_halves():
+    model = architecture_of(config(**BITNET))
+    mixer, channel = model.blocks[1].mixer, model.blocks[1].channel
+    assert isinstance(mixer, Attention)
+    assert isinstance(channel, GLU)
+    linears = model.linears()
+    normed = [name for name, linear in linears.items() if linear.norm_eps is not None]
+    assert normed == [
+        f"layers.{n}.{at}" for n in (0, 1) for at in ("mixer.o_proj", "channel.down_proj")
+    ]
+    shapes = model.tensors()
+    assert shapes["layers.1.mixer.o_proj.norm.weight"] == (32,)
+    assert "layers.1.mixer.q_proj.norm.weight" not in shapes
+    assert shapes["layers.1.mixer.k_proj.weight"] == (16, 32)
+    assert (mixer.heads, mixer.kv_heads, mixer.head_size) == (4, 2, 8)
+    assert channel.gate_proj.scale_shape == (2,)
+    assert channel.down_proj.scale_shape == mixer.q_proj.scale_shape == (1,)
+    assert {linear.rounding for linear in linears.values() if linear.kind == "ternary"} == {"even"}
+    assert model.head == Linear("dense", 50, 32, None, tied=True)
+    assert model.embedding == Embedding("dense", 50, 32)
+    # per layer 32*32*2 + 16*32*2 + 3*32*40 weights, two block norms, norms of o and of down
+    assert model.parameters() == 50 * 32 + 32 + 2 * (3072 + 3840 + 3 * 32 + 40)
+    assert model.max_length == 2048
+    assert architecture_of(config()).max_length is None
+
+
+def test_group_scales_norms_of_heads_and_a_ternary_table():
+    model = architecture_of(config(**BONSAI))
+    mixer = model.blocks[0].mixer
+    assert isinstance(mixer, Attention)
+    assert mixer.q_norm == mixer.k_norm == Norm("rms", 24, 1e-6)
+    assert "layers.1.mixer.q_norm" in model.norms()
+    assert model.tensors()["layers.0.mixer.k_norm.weight"] == (24,)
+    assert mixer.o_proj == Linear("ternary", 32, 96, None, False, 1, 32, "even")
+    assert mixer.o_proj.scale_shape == (32, 3)
+    assert model.blocks[0].mixer.active_products() == 2 * 32 * 96 + 2 * 32 * 24
+    assert model.embedding == Embedding("ternary", 50, 32, 32)
+    assert model.embedding.scale_shape == (50, 1)
+    assert [piece.shape for piece in mixer.state()] == [(1, 24)] * 2
+
+
 @pytest.mark.parametrize(
     ("dials", "backends"),
     [
@@ -86,6 +160,13 @@ def test_operations_of_a_token(dials: dict[str, object], channel: int, masked: i
         (ENCODER, {"packed", "numpy", "native"}),
         ({**ENCODER, **TREES}, {"packed", "numpy", "native"}),
         ({"norm": "layer"}, set()),
+        ({"glu_activation": "relu2"}, {"packed", "numpy", "native"}),
+        ({**ENCODER, "num_kv_heads": 2}, {"numpy"}),
+        ({**ENCODER, "qk_norm": True}, {"numpy"}),
+        ({**ENCODER, "head_dim": 4}, {"numpy"}),
+        ({**ENCODER, "glu_activation": "relu2"}, {"numpy"}),
+        (BITNET, {"numpy"}),
+        (BONSAI, {"packed", "numpy"}),
     ],
 )
 def test_who_runs_what(dials: dict[str, object], backends: set[str]):

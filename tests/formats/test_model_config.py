@@ -9,6 +9,7 @@ import pytest
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.dials import default_intermediate_size
+from nomatmul.formats.rotary import RopeScaling
 
 TREES = {"channel_mixer": "fff", "fff_trees": 2, "fff_depth": 3}
 SIZES = {"vocab_size": 100, "hidden_size": 64, "num_layers": 2}
@@ -29,6 +30,54 @@ def test_what_older_versions_know_is_written_as_they_wrote_it():
     assert config.fff_layers == (0, 1)
     assert ModelConfig.from_dict(config.to_dict()) == config
     assert config.to_dict()["norm"] == "layer"
+
+
+BITNET = {
+    "token_mixer": "attention",
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 32,
+    "linear_norm": "sub",
+    "rounding": "even",
+    "glu_activation": "relu2",
+    "split_gate": True,
+    "head_linear": "dense",
+}
+GROUPS = {
+    "token_mixer": "attention",
+    "linear_norm": "none",
+    "scale_group": 64,
+    "qk_norm": True,
+    "embedding_linear": "ternary",
+}
+YARN = {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize("dials", [BITNET, GROUPS, {**BITNET, "rope_scaling": YARN}])
+def test_dials_of_published_transformers_round_trip(dials, tmp_path):
+    config = ModelConfig(**SIZES, **dials)
+    assert ModelConfig.from_dict(config.to_dict()) == config
+    config.save(tmp_path / "c.json")
+    assert ModelConfig.load(tmp_path / "c.json") == config
+    assert set(dials) <= set(json.loads((tmp_path / "c.json").read_text()))
+    assert not (set(BITNET | GROUPS | {"rope_scaling": 0}) - {"token_mixer", "num_heads"}) & set(
+        ModelConfig(**SIZES, token_mixer="attention").to_dict()
+    ) - {"glu_activation"}
+
+
+def test_scaling_is_written_in_the_words_of_transformers():
+    config = ModelConfig(**SIZES, **{**BITNET, "rope_scaling": YARN})
+    assert config.rope_scaling == RopeScaling("yarn", 4.0, original_max_position_embeddings=64)
+    assert config.to_dict()["rope_scaling"] == YARN
+    assert hash(config) == hash(ModelConfig.from_dict(config.to_dict()))
+    plain = ModelConfig(**SIZES, **{**BITNET, "rope_scaling": {"rope_type": "default"}})
+    assert plain.rope_scaling is None
+
+
+def test_heads_have_a_size_of_their_own():
+    config = ModelConfig(**SIZES, token_mixer="attention", num_heads=7, head_dim=10)
+    assert (config.head_size, config.kv_heads, config.num_kv_heads) == (10, 7, None)
+    assert ModelConfig(**SIZES, **BITNET).kv_heads == 2
 
 
 def test_dials_that_are_gone_load_where_they_were_off(tmp_path):
@@ -111,6 +160,40 @@ def test_a_tied_head_is_counted_once():
         ({**TREES, "fff_layers": []}, "must name layers, each of them once"),
         ({**TREES, "fff_layers": 1}, "fff_layers must be a list of layers, got 1"),
         ({"token_mixer": "attention", "num_heads": 64}, "rotary positions need an even head"),
+        ({**BITNET, "head_dim": 31}, "an even head size, got head_dim 31"),
+        ({**BITNET, "head_dim": 0}, r"head_dim 0 is out of range; it must lie in 1\.\.131072"),
+        ({**BITNET, "num_heads": 8192}, r"num_heads \* head_dim 262144 is out of range"),
+        ({**BITNET, "num_kv_heads": 3}, "num_kv_heads 3 does not divide num_heads 4"),
+        ({**BITNET, "num_kv_heads": 8}, r"num_kv_heads 8 is out of range; it must lie in 1\.\.4"),
+        ({**BITNET, "num_kv_heads": 0}, "num_kv_heads 0 is out of range"),
+        ({"num_kv_heads": 1}, "num_kv_heads belongs to token_mixer 'attention', got 'mlgru'"),
+        ({"qk_norm": True}, "qk_norm belongs to token_mixer 'attention'"),
+        ({"rope_scaling": YARN}, "rope_scaling belongs to token_mixer 'attention'"),
+        ({**BITNET, "positions": "none", "rope_scaling": YARN}, "belongs to positions 'rotary'"),
+        ({**BITNET, "rope_theta": 1, "rope_scaling": YARN}, "needs a rope_theta above 1, got 1"),
+        ({**BITNET, "qk_norm": 1}, "qk_norm must be true or false, got 1"),
+        ({**BITNET, "linear_norm": "some"}, "legal values are 'all', 'sub', 'none'"),
+        ({**BITNET, "linear": "dense"}, "linear_norm 'sub' belongs to causal models with linear"),
+        ({"linear_norm": "none"}, "linear_norm 'none' belongs to causal models"),
+        ({**BITNET, "causal": False}, "linear_norm 'sub' belongs to causal models"),
+        ({"rounding": "even"}, "rounding 'even' belongs to causal models"),
+        ({**BITNET, "rounding": "down"}, "rounding 'down' is unknown"),
+        ({**BITNET, "split_gate": "yes"}, "split_gate must be true or false, got 'yes'"),
+        ({**BITNET, "channel_mixer": "none"}, 'belongs to channel_mixer "glu"'),
+        ({**BITNET, "head_linear": "int8"}, "head_linear 'int8' is unknown"),
+        ({"head_linear": "dense"}, "head_linear 'dense' belongs to causal models"),
+        ({**GROUPS, "scale_group": 48}, "scale_group 48 is unknown; legal values: 0, 32, 64, 128"),
+        ({**GROUPS, "scale_group": True}, "scale_group True is unknown"),
+        ({**GROUPS, "scale_group": 128}, "does not divide the 64 inputs of q_proj, k_proj, v_proj"),
+        ({**GROUPS, "head_dim": 2}, "scale_group 64 does not divide the 2 inputs of o_proj"),
+        ({**GROUPS, "intermediate_size": 96}, "does not divide the 96 inputs of down_proj"),
+        ({**GROUPS, "rounding": "up"}, "rounding 'up' belongs to models with int8 activations"),
+        ({**BITNET, "embedding_linear": "ternary"}, "embedding_linear 'ternary' needs a scale_gr"),
+        ({**GROUPS, "tie_embeddings": True, "head_linear": "dense"}, "a head that is tied to a t"),
+        ({**GROUPS, "tie_embeddings": True, "embedding_linear": "dense"}, "head with scale groups"),
+        ({**BITNET, "glu_activation": "gelu"}, 'ternary ones have "silu" or "relu2"'),
+        ({**TREES, "activation": "relu2"}, "activation of trees 'relu2' is unknown"),
+        ({**TREES, **GROUPS}, "does not go with channel_mixer 'fff'"),
     ],
 )
 def test_refusals_name_value_and_limit(change, message):

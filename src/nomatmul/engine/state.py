@@ -55,8 +55,9 @@ class Layout:
         }
 
     def nbytes(self, position: int) -> int:
-        """Bytes of a sequence after so many tokens, as float32."""
-        return sum(4 * math.prod(shape) for shape in self.shapes(position).values())
+        """Bytes of a sequence after so many tokens."""
+        pieces = self.pieces.values()
+        return sum(piece.nbytes * (position if piece.grows else 1) for piece in pieces)
 
     @property
     def grows(self) -> bool:

@@ -15,233 +15,75 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 from nomatmul.formats.dials import Dials
+from nomatmul.formats.parts import (
+    FFF,
+    FFN,
+    GLU,
+    MLGRU,
+    Attention,
+    Block,
+    ChannelMixer,
+    Embedding,
+    Linear,
+    Norm,
+    Part,
+    Piece,
+    Shape,
+    TokenMixer,
+    leaves_of,
+    linears_of,
+)
 
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A norm over the last axis: "rms", or "layer" with its bias."""
-
-    kind: str
-    size: int
-    eps: float
-
-    def tensors(self) -> dict[str, Shape]:
-        """{name behind the norm's own: shape}."""
-        names = ("weight", "bias") if self.kind == "layer" else ("weight",)
-        return dict.fromkeys(names, (self.size,))
-
-
-@dataclass(frozen=True)
-class Linear:
-    """A matrix [outputs, inputs]: "ternary" (a BitLinear, with the RMSNorm in front of its int8
-    quantiser) or "dense". A tied one reads the embedding's table and has no weight of its own."""
-
-    kind: str
-    outputs: int
-    inputs: int
-    norm_eps: float
-    tied: bool = False
-
-    def tensors(self) -> dict[str, Shape]:
-        """{name behind the linear's own: shape} in a training checkpoint."""
-        found: dict[str, Shape] = {} if self.tied else {"weight": (self.outputs, self.inputs)}
-        if self.kind == "ternary":
-            found["norm.weight"] = (self.inputs,)
-        return found
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A named piece of a layer's state: float32 of this shape, a sequence or, if `grows`, a
-    position."""
-
-    name: str
-    shape: Shape
-    grows: bool = False
-
-
-@dataclass(frozen=True)
-class Part:
-    """What mixers have in common: fields that are linears, norms or parts, and tensors besides."""
-
-    kind: ClassVar[str]
-
-    def own_tensors(self) -> dict[str, Shape]:
-        """Tensors that belong to no linear or norm."""
-        return {}
-
-    def state(self) -> tuple[Piece, ...]:
-        """What a sequence leaves behind in this part."""
-        return ()
-
-    def attention_products(self, length: int) -> float:
-        """Multiply-adds of a token beside those of the linears, in a sequence of `length`."""
-        return 0.0
-
-    def active_products(self, *, masked: bool = False) -> float:
-        """Multiply-adds of a token with weights. masked: of the form that computes every node."""
-        return float(sum(linear.outputs * linear.inputs for _, linear in linears_of(self)))
-
-
-@dataclass(frozen=True)
-class MLGRU(Part):
-    """The element-wise recurrence of arXiv 2406.02528; `bounded`: its forget gate has a learned
-    lower bound, a row of the model's table `lower_bounds` [L, D]."""
-
-    kind: ClassVar[str] = "mlgru"
-    i_proj: Linear
-    f_proj: Linear
-    g_proj: Linear
-    o_proj: Linear
-    g_norm: Norm
-    bounded: bool
-
-    def state(self) -> tuple[Piece, ...]:
-        return (Piece("h", (self.i_proj.outputs,)),)
-
-
-@dataclass(frozen=True)
-class Attention(Part):
-    """Softmax attention over all earlier positions (`causal`) or all of the sequence; `theta` is
-    the base of rotary positions, None without them."""
-
-    kind: ClassVar[str] = "attention"
-    q_proj: Linear
-    k_proj: Linear
-    v_proj: Linear
-    o_proj: Linear
-    heads: int
-    head_size: int
-    causal: bool
-    theta: float | None
-
-    def state(self) -> tuple[Piece, ...]:
-        if not self.causal:
-            return ()
-        shape = (self.heads, self.head_size)
-        return Piece("k", shape, grows=True), Piece("v", shape, grows=True)
-
-    def attention_products(self, length: int) -> float:
-        # scores and sums; a causal token sees half of the sequence
-        return 2.0 * self.heads * self.head_size * length * (0.5 if self.causal else 1.0)
-
-
-@dataclass(frozen=True)
-class GLU(Part):
-    """down(act(gate) * up); `gate_proj` holds the rows of gate, then those of up."""
-
-    kind: ClassVar[str] = "glu"
-    gate_proj: Linear
-    down_proj: Linear
-    activation: str
-
-    @property
-    def neurons(self) -> int:
-        """Of a token."""
-        return self.down_proj.inputs
-
-
-@dataclass(frozen=True)
-class FFN(Part):
-    """down(act(up))."""
-
-    kind: ClassVar[str] = "ffn"
-    up_proj: Linear
-    down_proj: Linear
-    activation: str
-
-    @property
-    def neurons(self) -> int:
-        """Of a token."""
-        return self.down_proj.inputs
-
-
-@dataclass(frozen=True)
-class FFF(Part):
-    """Trees of neurons (arXiv 2311.10770); `master` stands beside them for every token.
-
-    Row t * n + j is node j of tree t (n nodes a tree); its children are 2j + 1 and 2j + 2.
-    """
-
-    kind: ClassVar[str] = "fff"
-    size: int
-    trees: int
-    depth: int
-    linear: str
-    activation: str
-    norm_eps: float
-    bias: bool
-    master: FFN | None
-
-    @property
-    def nodes(self) -> int:
-        """Nodes of one tree: 2^(depth+1) - 1."""
-        return (2 << self.depth) - 1
-
-    @property
-    def rows(self) -> int:
-        """Nodes of all trees."""
-        return self.trees * self.nodes
-
-    @property
-    def active_rows(self) -> int:
-        """Rows that a token visits."""
-        return self.trees * (self.depth + 1)
-
-    @property
-    def neurons(self) -> int:
-        """Of a token, the master leaf's included."""
-        return self.active_rows + (self.master.neurons if self.master is not None else 0)
-
-    def own_tensors(self) -> dict[str, Shape]:
-        size, rows = self.size, self.rows
-        shapes: dict[str, Shape] = {"w_in": (rows, size), "w_out": (rows, size)}
-        if self.bias:
-            shapes["bias"] = (rows,)
-        if self.linear == "ternary":
-            shapes |= {"norm_in.weight": (size,), "norm_out.weight": (rows,)}
-        return shapes
-
-    def active_products(self, *, masked: bool = False) -> float:
-        neurons = self.rows if masked else self.active_rows
-        master = self.master.active_products() if self.master is not None else 0.0
-        return 2.0 * self.size * neurons + master
-
-
-TokenMixer = MLGRU | Attention
-ChannelMixer = GLU | FFN | FFF
-
-
-@dataclass(frozen=True)
-class Block(Part):
-    """A token mixer and, where `channel` is not None, a channel mixer, each behind a norm."""
-
-    kind: ClassVar[str] = "block"
-    mixer_norm: Norm
-    mixer: TokenMixer
-    channel_norm: Norm | None
-    channel: ChannelMixer | None
+__all__ = [
+    "CHANNEL_MIXERS",
+    "FFF",
+    "FFN",
+    "GLU",
+    "MLGRU",
+    "TOKEN_MIXERS",
+    "Architecture",
+    "Attention",
+    "Block",
+    "ChannelMixer",
+    "Embedding",
+    "Linear",
+    "Norm",
+    "Part",
+    "Piece",
+    "Shape",
+    "TokenMixer",
+    "architecture_of",
+    "linears_of",
+]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """All parts of a model. `sinusoidal`: positions are added to the embedding, with one learned
+    """All parts of a model. `positions`: those that it was made for, which no sequence of a model
+    with attention may exceed. `sinusoidal`: positions are added to the embedding, with one learned
     scale (crammed BERT)."""
 
-    vocabulary: int
-    size: int
+    embedding: Embedding
+    positions: int
     sinusoidal: bool
     embedding_norm: Norm | None
     blocks: tuple[Block, ...]
     final_norm: Norm
     head: Linear
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding."""
+        return self.embedding.vocabulary
+
+    @property
+    def size(self) -> int:
+        """The hidden size."""
+        return self.embedding.size
 
     def linears(self) -> dict[str, Linear]:
         """{name: linear} in the order of use: "layers.0.mixer.i_proj", ..., "head"."""
@@ -256,7 +98,7 @@ class Architecture:
         """{name: norm} of all norms outside the linears, in the order of use."""
         found = {} if self.embedding_norm is None else {"embedding_norm": self.embedding_norm}
         for layer, block in enumerate(self.blocks):
-            for name, leaf in _leaves(block):
+            for name, leaf in leaves_of(block):
                 if isinstance(leaf, Norm):
                     found[f"layers.{layer}.{name}"] = leaf
         return {**found, "final_norm": self.final_norm}
@@ -281,6 +123,12 @@ class Architecture:
     def bounded(self) -> bool:
         """Whether the model owns the table `lower_bounds` [L, D]."""
         return any(isinstance(b.mixer, MLGRU) and b.mixer.bounded for b in self.blocks)
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest sequence; None where nothing looks back at positions."""
+        attends = any(isinstance(block.mixer, Attention) for block in self.blocks)
+        return self.positions if attends else None
 
     @property
     def recurrent(self) -> bool:
@@ -316,20 +164,6 @@ class Architecture:
         return sum(math.prod(shape) for shape in self.tensors().values())
 
 
-def linears_of(part: Part) -> Iterator[tuple[str, Linear]]:
-    """(name, linear) of every linear of a part and the parts inside it, in the order of use."""
-    return ((name, leaf) for name, leaf in _leaves(part) if isinstance(leaf, Linear))
-
-
-def _leaves(part: Part, at: str = "") -> Iterator[tuple[str, Norm | Linear]]:
-    for field in dataclasses.fields(part):
-        value, name = getattr(part, field.name), f"{at}{field.name}"
-        if isinstance(value, (Norm, Linear)):
-            yield name, value
-        elif isinstance(value, Part):
-            yield from _leaves(value, f"{name}.")
-
-
 def _own_tensors(name: str, part: Part) -> dict[str, Shape]:
     return {f"{name}.{key}": shape for key, shape in part.own_tensors().items()}
 
@@ -347,20 +181,42 @@ def architecture_of(config: Dials) -> Architecture:
     """The parts that the dials and sizes of a config stand for."""
     size, eps = config.hidden_size, config.norm_eps
     return Architecture(
-        vocabulary=config.vocab_size,
-        size=size,
+        embedding=_embedding(config),
+        positions=config.max_position_embeddings,
         sinusoidal=config.positions == "sinusoidal",
         embedding_norm=Norm(config.norm, size, eps) if config.embedding_norm else None,
         blocks=tuple(_block(config, layer) for layer in range(config.num_layers)),
         final_norm=Norm(config.norm, size, eps),
         head=dataclasses.replace(
-            _linear(config, config.vocab_size, size), tied=config.tie_embeddings
+            _linear(config, config.vocab_size, size, kind=config.head_kind),
+            tied=config.tie_embeddings,
         ),
     )
 
 
-def _linear(config: Dials, outputs: int, inputs: int) -> Linear:
-    return Linear(config.linear, outputs, inputs, config.linear_norm_eps)
+def _embedding(config: Dials) -> Embedding:
+    sizes = config.vocab_size, config.hidden_size
+    group = config.scale_group if config.embedding_linear == "ternary" else 0
+    return Embedding(config.embedding_linear, *sizes, group)
+
+
+def _linear(
+    config: Dials,
+    outputs: int,
+    inputs: int,
+    *,
+    sub: bool = False,
+    kind: str = "",
+    scale_rows: int = 0,
+) -> Linear:
+    """sub: whether it has a norm inside where only sub-norms are."""
+    kind = kind or config.linear
+    if kind == "dense":
+        return Linear(kind, outputs, inputs, None)
+    inside = config.linear_norm == "all" or (config.linear_norm == "sub" and sub)
+    eps, group = config.linear_norm_eps if inside else None, config.scale_group
+    rows, rounding = (1, "even") if group else (scale_rows, config.rounding)
+    return Linear(kind, outputs, inputs, eps, False, rows, group, rounding)
 
 
 def _block(config: Dials, layer: int) -> Block:
@@ -378,21 +234,36 @@ def _mlgru(config: Dials) -> MLGRU:
 
 
 def _attention(config: Dials) -> Attention:
-    square = _linear(config, config.hidden_size, config.hidden_size)
-    theta = config.rope_theta if config.positions == "rotary" else None
-    sizes = config.num_heads, config.head_size
-    return Attention(square, square, square, square, *sizes, config.causal, theta)
+    size, heads, kv_heads = config.hidden_size, config.num_heads, config.kv_heads
+    head_size = config.head_size
+    rows = _linear(config, kv_heads * head_size, size)
+    norm = Norm("rms", head_size, config.norm_eps) if config.qk_norm else None
+    return Attention(
+        q_proj=_linear(config, heads * head_size, size),
+        k_proj=rows,
+        v_proj=rows,
+        o_proj=_linear(config, size, heads * head_size, sub=True),
+        q_norm=norm,
+        k_norm=norm,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_size=head_size,
+        causal=config.causal,
+        theta=config.rope_theta if config.positions == "rotary" else None,
+        scaling=config.rope_scaling,
+    )
 
 
 def _glu(config: Dials) -> GLU:
     size, inner = config.hidden_size, config.mlp_size
-    gate, down = _linear(config, 2 * inner, size), _linear(config, size, inner)
-    return GLU(gate, down, config.glu_activation)
+    gate = _linear(config, 2 * inner, size, scale_rows=inner if config.split_gate else 0)
+    return GLU(gate, _linear(config, size, inner, sub=True), config.glu_activation)
 
 
 def _ffn(config: Dials, inner: int | None = None) -> FFN:
     size, inner = config.hidden_size, config.mlp_size if inner is None else inner
-    return FFN(_linear(config, inner, size), _linear(config, size, inner), config.activation)
+    up, down = _linear(config, inner, size), _linear(config, size, inner, sub=True)
+    return FFN(up, down, config.activation)
 
 
 def _fff(config: Dials) -> FFF:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from nomatmul.formats.architecture import (
     FFF,
     FFN,
+    GLU,
     MLGRU,
     Architecture,
     Attention,
@@ -29,6 +30,10 @@ _NAMES = {
     "persistent": "the persistent decoding kernel",
 }
 _ENGINES = ("native", "cuda", "persistent")
+_GPU = ("cuda", "persistent")
+
+# Backends that do not keep keys and values yet, nor have what models with attention need besides.
+_NO_ATTENTION = (*_GPU, "native")
 
 
 def check(config: ModelConfig, backend: str) -> None:
@@ -54,25 +59,28 @@ def _decoder(model: Architecture, backend: str) -> Iterator[str]:
         yield f"norm {model.final_norm.kind!r} in a causal model"
     if model.embedding_norm is not None:
         yield "norm behind the embedding in a causal model (embedding_norm)"
-    if model.head.kind != "ternary" and backend != "numpy":
-        yield f"linear {model.head.kind!r} in a causal model"
     for layer, block in enumerate(model.blocks):
-        if backend in ("cuda", "persistent") and not isinstance(block.mixer, MLGRU | Attention):
+        if backend in _GPU and not isinstance(block.mixer, MLGRU | Attention):
             yield f"token_mixer {block.mixer.kind!r} (layer {layer})"
         for part in (block.mixer, block.channel):
             yield from (f"{what} (layer {layer})" for what in _causal(part, backend))
     if backend in _ENGINES and len({type(block.channel) for block in model.blocks}) > 1:
         yield "channel mixers that differ from layer to layer"
+    kinds = {linear.kind for linear in model.linears().values()}
+    if backend != "numpy" and "dense" in kinds:
+        yield "linear 'dense' in a causal model"
 
 
 def _causal(part: TokenMixer | ChannelMixer | None, backend: str) -> Iterator[str]:
     """What `backend` lacks of a mixer in a causal model."""
     engine = backend in _ENGINES
     if isinstance(part, Attention):
-        if engine:
+        if backend in _NO_ATTENTION:
             yield "token_mixer 'attention' in a causal model"
         elif part.theta is None:
             yield "causal attention without rotary positions"
+    if isinstance(part, GLU):
+        yield from _gate(part, backend)
     if isinstance(part, FFN) and engine:
         yield "channel_mixer 'ffn' in a causal model"
     if isinstance(part, FFF):
@@ -86,11 +94,31 @@ def _causal(part: TokenMixer | ChannelMixer | None, backend: str) -> Iterator[st
             yield "master leaf beside trees in a causal model (fff_master_width)"
 
 
+def _gate(part: GLU, backend: str) -> Iterator[str]:
+    """Activations of a gate: the engines promise equal bits, for which they have their own."""
+    known = {"native": ("silu", "relu", "relu2"), "cuda": ("silu",), "persistent": ("silu",)}
+    if part.activation not in known.get(backend, (part.activation,)):
+        yield f"glu_activation {part.activation!r} in a causal model"
+
+
 def _encoder(model: Architecture, backend: str) -> Iterator[str]:
-    if backend in ("cuda", "persistent"):
+    if backend in _GPU:
         yield "models that are not causal"
     if model.head.kind != "dense":
         yield f"linear {model.head.kind!r} in an encoder"
     for layer, block in enumerate(model.blocks):
-        if block.mixer.state():
-            yield f"token_mixer {block.mixer.kind!r} in an encoder (layer {layer})"
+        mixer, channel = block.mixer, block.channel
+        if mixer.state():
+            yield f"token_mixer {mixer.kind!r} in an encoder (layer {layer})"
+        if backend == "numpy":
+            continue
+        if isinstance(mixer, Attention) and not _plain(mixer):
+            yield (f"num_kv_heads, head_dim, qk_norm or rope_scaling in an encoder (layer {layer})")
+        if isinstance(channel, GLU | FFN) and channel.activation == "relu2":
+            yield f"activation 'relu2' in an encoder (layer {layer})"
+
+
+def _plain(part: Attention) -> bool:
+    """Whether heads cut the hidden size into equal parts, which are only turned."""
+    own = part.kv_heads != part.heads or part.q_norm is not None or part.scaling is not None
+    return not own and part.q_proj.outputs == part.q_proj.inputs

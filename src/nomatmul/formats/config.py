@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nomatmul.formats.architecture import CHANNEL_MIXERS, TOKEN_MIXERS, architecture_of
-from nomatmul.formats.dials import Dials, check_dial
+from nomatmul.formats.checks import check_dial
+from nomatmul.formats.dials import Dials
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.files.json import JsonObject, read_json_object
 
@@ -27,6 +28,16 @@ _LATER_FIELDS = (
     "fff_bias",
     "fff_master_width",
     "fff_layers",
+    "num_kv_heads",
+    "head_dim",
+    "rope_scaling",
+    "qk_norm",
+    "linear_norm",
+    "rounding",
+    "split_gate",
+    "scale_group",
+    "head_linear",
+    "embedding_linear",
 )
 
 # Dials that nomatmul no longer has, and their values in configs that did not use them. The layers
@@ -50,6 +61,8 @@ class ModelConfig(Dials):
     def to_dict(self) -> JsonObject:
         """Return a plain dict that `from_dict` turns back into an equal config."""
         values = dataclasses.asdict(self)
+        if self.rope_scaling is not None:
+            values["rope_scaling"] = self.rope_scaling.to_dict()
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name in _LATER_FIELDS:
             if values[name] == defaults[name]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-LINEARS = ("ternary", "dense")
+from nomatmul.formats.checks import check_dial, check_int, check_positive
+from nomatmul.formats.linear_dials import LINEARS, LinearDials
+from nomatmul.formats.rotary import RopeScaling
+from nomatmul.formats.tree_dials import TreeDials
+
 NORMS = ("rms", "layer")
 POSITIONS = ("rotary", "sinusoidal", "none")
-ACTIVATIONS = ("gelu", "silu", "relu")
+ACTIVATIONS = ("gelu", "silu", "relu", "relu2")
 
 # An accumulator sums `in_features` products of magnitude <= 128. At this limit it still is an
 # integer that float32 holds exactly (128 * 131072 = 2^24), which docs/numerics.md promises.
@@ -16,8 +19,6 @@ MAX_FEATURES = 131_072
 MAX_VOCAB = 1 << 24
 MAX_LAYERS = 4096
 MAX_POSITIONS = 1 << 31
-MAX_TREE_DEPTH = 24
-MAX_TREE_ROWS = (1 << 31) - 1  # rows of all trees of a layer are numbered by int32
 
 _EPS_FIELDS = ("norm_eps", "linear_norm_eps", "gate_norm_eps")
 _BOOL_FIELDS = (
@@ -26,6 +27,8 @@ _BOOL_FIELDS = (
     "tie_embeddings",
     "embedding_norm",
     "fff_bias",
+    "qk_norm",
+    "split_gate",
 )
 _TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -39,7 +42,7 @@ def default_intermediate_size(hidden_size: int, hidden_ratio: float = 4) -> int:
 
 
 @dataclass(frozen=True)
-class Dials:
+class Dials(LinearDials, TreeDials):
     """Dials, sizes and epsilons of a model; every field is checked when it is made.
 
     token_mixer is "mlgru" or "attention"; channel_mixer "glu", "ffn", "fff" or "none"; linear
@@ -53,14 +56,25 @@ class Dials:
     norm is "rms" or "layer" (with bias) for block norms, final norm and, if `embedding_norm`, the
     norm behind the embedding. positions belong to attention: "rotary", "sinusoidal" (crammed
     BERT's, with one learned scale, added to the embedding) or "none". activation is that of
-    "ffn" and "fff": "gelu" (the exact form), "silu" or "relu"; glu_activation that of the gate of a
-    "glu", which is "silu" but in some published dense encoders.
+    "ffn" and "fff": "gelu" (the exact form), "silu", "relu" or, of "ffn", "relu2" (the square of
+    relu); glu_activation that of the gate of a "glu".
 
     "fff" walks `fff_trees` trees (arXiv 2311.10770); `fff_depth` counts decisions, so a tree has
     depth + 1 levels and 2^(depth+1) - 1 nodes. `fff_bias`: the nodes have a bias (dense only).
     `fff_master_width`: an ffn of this width beside the trees, active for every token
     (arXiv 2405.16836). `fff_layers`: the layers that hold an fff, the others an ffn of
     `intermediate_size`; None for all.
+
+    Of attention: `num_kv_heads` (None: `num_heads`) heads of keys and values, `head_dim` (None:
+    hidden_size / num_heads) elements of a head, `rope_scaling` of its rotary frequencies, `qk_norm`
+    an RMSNorm on each head of queries and keys.
+
+    Of ternary decoders with attention: `linear_norm` says which linears have an RMSNorm inside:
+    "all", "sub" (o_proj and down_proj: the sub-norms of BitNet) or "none"; `rounding` where ties of
+    the int8 activations go: "away" from zero, to "even" or "up"; `split_gate`: gate and up have a
+    scale each; `scale_group` > 0: only the weights are quantised, and each row has a scale for each
+    group of so many inputs; `head_linear` (None: `linear`) is the kind of the head;
+    `embedding_linear` "ternary": the embedding has ternary rows with group scales.
 
     Raises ValueError naming the value and the limit.
     """
@@ -95,6 +109,16 @@ class Dials:
     fff_bias: bool = False
     fff_master_width: int = 0
     fff_layers: tuple[int, ...] | None = None
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    rope_scaling: RopeScaling | None = None
+    qk_norm: bool = False
+    linear_norm: str = "all"
+    rounding: str = "away"
+    split_gate: bool = False
+    scale_group: int = 0
+    head_linear: str | None = None
+    embedding_linear: str = "dense"
 
     def __post_init__(self) -> None:
         check_dial("linear", self.linear, LINEARS)
@@ -105,29 +129,31 @@ class Dials:
         for name in _BOOL_FIELDS:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        _check_int("vocab_size", self.vocab_size, 1, MAX_VOCAB)
-        _check_int("hidden_size", self.hidden_size, 1, MAX_FEATURES)
-        _check_int("num_layers", self.num_layers, 1, MAX_LAYERS)
-        _check_int("num_heads", self.num_heads, 1, self.hidden_size)
-        _check_int("max_position_embeddings", self.max_position_embeddings, 1, MAX_POSITIONS)
+        check_int("vocab_size", self.vocab_size, 1, MAX_VOCAB)
+        check_int("hidden_size", self.hidden_size, 1, MAX_FEATURES)
+        check_int("num_layers", self.num_layers, 1, MAX_LAYERS)
+        check_int("max_position_embeddings", self.max_position_embeddings, 1, MAX_POSITIONS)
         if self.intermediate_size is None:
             object.__setattr__(
                 self, "intermediate_size", default_intermediate_size(self.hidden_size)
             )
-        _check_int("intermediate_size", self.intermediate_size, 1, MAX_FEATURES)
+        check_int("intermediate_size", self.intermediate_size, 1, MAX_FEATURES)
         for name in (*_EPS_FIELDS, "rope_theta", "initializer_range"):
-            _check_positive(name, getattr(self, name))
+            check_positive(name, getattr(self, name))
             object.__setattr__(self, name, float(getattr(self, name)))
         self._check_tokens()
-        self._check_heads()
+        if not isinstance(self.rope_scaling, RopeScaling | None):
+            object.__setattr__(self, "rope_scaling", RopeScaling.from_dict(self.rope_scaling))
+        self.check_attention(MAX_FEATURES)
         self._check_glu()
-        self._check_trees()
+        self.check_linears()
+        self.check_trees(MAX_FEATURES)
 
     def _check_tokens(self) -> None:
         ends = self.eos_token_id
         if isinstance(ends, list | tuple):
             for token in ends:
-                _check_int("a token in eos_token_id:", token, 0, self.vocab_size - 1)
+                check_int("a token in eos_token_id:", token, 0, self.vocab_size - 1)
             ends = tuple(dict.fromkeys(ends))
             # one id as older versions of nomatmul wrote and read it
             object.__setattr__(
@@ -136,82 +162,16 @@ class Dials:
         for name in _TOKEN_FIELDS:
             value = getattr(self, name)
             if value is not None and not isinstance(value, tuple):
-                _check_int(name, value, 0, self.vocab_size - 1)
-
-    def _check_heads(self) -> None:
-        if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"num_heads {self.num_heads} does not divide hidden_size {self.hidden_size}"
-            )
-        head_size = self.hidden_size // self.num_heads
-        attention = self.token_mixer == "attention"
-        if attention and self.positions == "rotary" and head_size % 2:
-            raise ValueError(
-                f"rotary positions need an even head size, got hidden_size {self.hidden_size}"
-                f" / num_heads {self.num_heads} = {head_size}"
-            )
-        if not attention and self.positions == "sinusoidal":
-            raise ValueError(
-                "positions 'sinusoidal' belong to token_mixer 'attention', "
-                f"got {self.token_mixer!r}"
-            )
-        if self.positions == "sinusoidal" and self.hidden_size % 2:
-            raise ValueError(
-                f"sinusoidal positions need an even hidden_size, got {self.hidden_size}"
-            )
+                check_int(name, value, 0, self.vocab_size - 1)
 
     def _check_glu(self) -> None:
-        encoder = self.channel_mixer == "glu" and self.linear == "dense" and not self.causal
-        if self.glu_activation != "silu" and not encoder:
+        legal = ACTIVATIONS if self.linear == "dense" else ("silu", "relu2")
+        used = self.glu_activation == "silu" or self.channel_mixer == "glu"
+        if self.glu_activation not in legal or not used:
             raise ValueError(
                 f'glu_activation {self.glu_activation!r} belongs to channel_mixer "glu" of a dense'
-                ' encoder; others have "silu"'
+                ' model; ternary ones have "silu" or "relu2", others "silu"'
             )
-
-    def _check_trees(self) -> None:
-        if self.channel_mixer != "fff":
-            self._check_no_trees()
-            return
-        _check_int("fff_trees", self.fff_trees, 1, MAX_FEATURES)
-        _check_int("fff_depth", self.fff_depth, 0, MAX_TREE_DEPTH)
-        _check_int("fff_master_width", self.fff_master_width, 0, MAX_FEATURES)
-        if self.fff_bias and self.linear == "ternary":
-            raise ValueError("fff_bias belongs to linear 'dense'; ternary layers have no bias")
-        assert self.fff_trees is not None
-        assert self.fff_depth is not None
-        if self.fff_trees * (2 << self.fff_depth) > MAX_TREE_ROWS:
-            raise ValueError(
-                f"{self.fff_trees} trees of depth {self.fff_depth} have more rows than int32 can"
-                f" number ({MAX_TREE_ROWS})"
-            )
-        active = self.fff_trees * (self.fff_depth + 1)
-        _check_int("active neurons of fff_trees and fff_depth:", active, 1, MAX_FEATURES)
-        self._check_tree_layers()
-
-    def _check_no_trees(self) -> None:
-        if self.fff_trees is not None or self.fff_depth is not None:
-            raise ValueError(
-                'fff_trees and fff_depth belong to channel_mixer "fff",'
-                f" got channel_mixer {self.channel_mixer!r}"
-            )
-        for name in ("fff_bias", "fff_master_width", "fff_layers"):
-            if getattr(self, name):
-                raise ValueError(
-                    f'{name} belongs to channel_mixer "fff", got channel_mixer '
-                    f"{self.channel_mixer!r}"
-                )
-
-    def _check_tree_layers(self) -> None:
-        if self.fff_layers is None:
-            return
-        if not isinstance(self.fff_layers, (list, tuple)):
-            raise ValueError(f"fff_layers must be a list of layers, got {self.fff_layers!r}")
-        for layer in self.fff_layers:
-            _check_int("a layer in fff_layers:", layer, 0, self.num_layers - 1)
-        layers = tuple(sorted(set(self.fff_layers)))
-        if not layers or len(layers) != len(self.fff_layers):
-            raise ValueError(f"fff_layers {self.fff_layers!r} must name layers, each of them once")
-        object.__setattr__(self, "fff_layers", layers)
 
     def channel_of(self, layer: int) -> str:
         """The channel mixer of one layer: the dial, or "ffn" where `fff_layers` leaves it out."""
@@ -225,34 +185,3 @@ class Dials:
         if isinstance(self.eos_token_id, tuple):
             return self.eos_token_id
         return () if self.eos_token_id is None else (self.eos_token_id,)
-
-    @property
-    def mlp_size(self) -> int:
-        """`intermediate_size` as the int that it always is after construction."""
-        assert self.intermediate_size is not None
-        return self.intermediate_size
-
-    @property
-    def head_size(self) -> int:
-        """Elements of one head."""
-        return self.hidden_size // self.num_heads
-
-
-def check_dial(name: str, value: object, legal: tuple[str, ...]) -> None:
-    if not isinstance(value, str) or value not in legal:
-        choices = ", ".join(map(repr, legal))
-        raise ValueError(f"{name} {value!r} is unknown; legal values are {choices}")
-
-
-def _check_int(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} must be a whole number, got {value!r}")
-    if not low <= value <= high:
-        raise ValueError(f"{name} {value} is out of range; it must lie in {low}..{high}")
-
-
-def _check_positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{name} must be a number, got {value!r}")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} {value} must be finite and above 0")

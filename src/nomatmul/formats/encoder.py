@@ -7,14 +7,14 @@ import math
 from dataclasses import dataclass
 
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.dials import ACTIVATIONS
 from nomatmul.formats.files.json import JsonObject
+from nomatmul.formats.tree_dials import TREE_ACTIVATIONS
 
 ENCODER_MODEL_TYPE = "nomatmul-encoder"
 TASKS = ("masked", "sequence", "token")
 POOLERS = ("avg", "zero_index", "max", "lse")
 MAX_LABELS = 1 << 20
-POOLER_ACTIVATIONS = ("tanh", *ACTIVATIONS)
+POOLER_ACTIVATIONS = ("tanh", *TREE_ACTIVATIONS)
 
 # What a config.json of ours that leaves a field out means; crammed BERT (arXiv 2212.14034).
 ENCODER_DEFAULTS: JsonObject = {

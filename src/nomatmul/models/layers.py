@@ -136,4 +136,4 @@ def make_linear(
 
 def linear_of(part: parts.Linear) -> BitLinear | DenseLinear:
     """The linear layer of this description."""
-    return make_linear(part.inputs, part.outputs, part.kind, part.norm_eps)
+    return make_linear(part.inputs, part.outputs, part.kind, part.norm_eps or 1e-6)

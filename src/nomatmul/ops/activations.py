@@ -14,14 +14,15 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "silu": F.silu,
     "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
     "tanh": torch.tanh,  # of poolers only
 }
 
 
-def check_activation(name: str) -> None:
-    """Raise ValueError unless `name` is a known activation."""
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation {name!r} is not known: use one of {', '.join(ACTIVATIONS)}")
+def check_activation(name: str, legal: tuple[str, ...] = ACTIVATIONS) -> None:
+    """Raise ValueError unless `name` is one of the legal activations."""
+    if name not in legal:
+        raise ValueError(f"activation {name!r} is not known: use one of {', '.join(legal)}")
 
 
 def activate(logits: Tensor, activation: str) -> Tensor:

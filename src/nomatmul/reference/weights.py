@@ -55,6 +55,12 @@ class Weights(ABC):
         """All linears of a part whose name is `at`, in the order of its fields."""
         return [self.linear(f"{at}.{name}", linear) for name, linear in parts.linears_of(part)]
 
+    def inner_norm(self, name: str, part: parts.Linear) -> Norm | None:
+        """The norm in front of a linear's quantiser, if there is one."""
+        if part.norm_eps is None:
+            return None
+        return self.norm(f"{name}.norm", parts.Norm("rms", part.inputs, part.norm_eps))
+
     def norm(self, name: str, part: parts.Norm) -> Norm:
         """A norm over the last axis."""
         weight = self.vector(f"{name}.weight")
@@ -81,8 +87,7 @@ class FloatWeights(Weights):
         weight_NK = self.embedding() if part.tied else self.vector(f"{name}.weight")
         if part.kind == "dense":
             return FloatLinear(weight_NK)
-        norm = parts.Norm("rms", part.inputs, part.norm_eps)
-        return IntegerLinear(*quantise_weight(weight_NK), self.norm(f"{name}.norm", norm))
+        return IntegerLinear(*quantise_weight(weight_NK), self.inner_norm(name, part))
 
     def trees(self, name: str, part: parts.FFF) -> Trees:
         w_in_VD, w_out_VD = (self.vector(f"{name}.w_{way}") for way in ("in", "out"))
@@ -115,8 +120,7 @@ class PackedWeights(Weights):
 
     def linear(self, name: str, part: parts.Linear) -> Linear:
         if part.kind == "ternary":
-            norm = parts.Norm("rms", part.inputs, part.norm_eps)
-            return IntegerLinear(*self._reader.ternary(name), self.norm(f"{name}.norm", norm))
+            return IntegerLinear(*self._reader.ternary(name), self.inner_norm(name, part))
         return stored_linear(*self._reader.matrix("embedding" if part.tied else name))
 
     def trees(self, name: str, part: parts.FFF) -> Trees:

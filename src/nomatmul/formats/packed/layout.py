@@ -202,7 +202,7 @@ def _linears(model: Architecture, forms: Forms, reading: EncoderReading | None) 
     if reading is not None and reading.task != "masked":
         del linears["head"]
         for name, (outputs, inputs) in head_shapes(model.size, reading).items():
-            linears[name] = Linear("dense", outputs, inputs, model.head.norm_eps)
+            linears[name] = Linear("dense", outputs, inputs, None)
             biases[f"{name}.bias"] = (outputs,)
     stacks: dict[str, dict[str, Linear]] = {}
     for name, linear in linears.items():

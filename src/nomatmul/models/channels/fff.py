@@ -54,7 +54,7 @@ class FFF(TreeLayer):
     ) -> None:
         check_tree_sizes(hidden, out, trees, depth, linear, bias, master_width)
         super().__init__(trees, 1 << depth)
-        ops.check_activation(activation)
+        ops.check_activation(activation, ops.ACTIVATIONS)
         self.hidden, self.out, self.depth = hidden, out or hidden, depth
         self.linear, self.activation, self.eps = linear, activation, eps
         self.implementation = implementation

@@ -39,7 +39,7 @@ class FFN(Mixer):
             up.inputs,
             up.outputs,
             linear=up.kind,
-            eps=up.norm_eps,
+            eps=up.norm_eps or 1e-6,
             activation=part.activation,
             out_size=down.outputs,
         )

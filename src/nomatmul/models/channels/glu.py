@@ -45,7 +45,7 @@ class GLU(Mixer):
             gate.inputs,
             down.inputs,
             linear=gate.kind,
-            eps=gate.norm_eps,
+            eps=gate.norm_eps or 1e-6,
             activation=part.activation,
         )
 

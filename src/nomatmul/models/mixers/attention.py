@@ -101,7 +101,7 @@ class Attention(TokenMixer):
             linear.inputs,
             part.heads,
             linear=linear.kind,
-            eps=linear.norm_eps,
+            eps=linear.norm_eps or 1e-6,
             rope_theta=part.theta or 10000.0,
             layer=layer,
             causal=part.causal,

@@ -50,7 +50,7 @@ class MLGRU(TokenMixer):
         return cls(
             linear.inputs,
             linear=linear.kind,
-            eps=linear.norm_eps,
+            eps=linear.norm_eps or 1e-6,
             gate_norm_eps=part.g_norm.eps,
             layer=layer,
         )

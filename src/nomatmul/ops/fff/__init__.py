@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nomatmul.formats.dials import ACTIVATIONS
+from nomatmul.formats.tree_dials import TREE_ACTIVATIONS as ACTIVATIONS
 from nomatmul.ops.activations import activate, check_activation
 from nomatmul.ops.fff import masked, native
 from nomatmul.ops.fff.operators import check_logits, combine_op, fff_op, walk_op
@@ -147,7 +147,7 @@ def fff(
     Returns (y [N, D] in x's type, or autocast's; logits and rows as `walk`), with gradients for x,
     w_in, w_out and bias from y and from the logits. Raises ValueError as `walk`.
     """
-    check_activation(activation)
+    check_activation(activation, ACTIVATIONS)
     name = _check(x, w_in, bias, trees, depth, implementation)
     if w_out.dim() != 2 or w_out.shape[0] != w_in.shape[0]:
         raise ValueError(f"fff: w_out must be [{w_in.shape[0]}, D], got {tuple(w_out.shape)}")

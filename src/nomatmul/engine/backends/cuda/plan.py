@@ -50,6 +50,7 @@ class Plan:
         block = model.blocks[0]
         mixer, channel = block.mixer, block.channel
         assert isinstance(mixer, MLGRU)
+        assert mixer.i_proj.norm_eps is not None
         glu = channel if isinstance(channel, GLU) else None
         return Plan(
             model=model,
