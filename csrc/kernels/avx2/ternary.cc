@@ -18,11 +18,14 @@ constexpr int kMaxAdds = 64;
 constexpr int run_of(Packing packing) { return kMaxAdds / planes_of(packing); }
 
 inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-// Prefetches what lies some bytes further on. A prefetch never faults, so that may be past
-// the end of the weights; an integer, because a pointer may not point there.
-inline void fetch_ahead(const uint8_t* p, size_t bytes) {
-  const uintptr_t at = reinterpret_cast<uintptr_t>(p) + bytes;
-  _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0);
+// Prefetches what lies some bytes further on, into the second level: the first has too few places
+// for lines on their way (docs/log/cpu-decoder.md). A prefetch never faults, so that may be past
+// the end of the weights; an integer, because a pointer may not point there. Always inline: GCC
+// drops calls of a function that only prefetches.
+NOMATMUL_INLINE inline void fetch_ahead(const uint8_t* p) {
+  constexpr size_t kAhead = 8192;
+  const uintptr_t at = reinterpret_cast<uintptr_t>(p) + kAhead;
+  _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1);
 }
 inline __m256i widen(__m256i sums16) { return _mm256_madd_epi16(sums16, _mm256_set1_epi16(1)); }
 
@@ -75,7 +78,6 @@ struct Vectors {
 template <int kTokens, int kRows>
 struct Few {
   __m256i sums16[kRows][kTokens], sums32[kRows][kTokens];
-  size_t ahead;  // bytes between what is read and what is prefetched
 
   template <class Body>
   NOMATMUL_INLINE static void each(Body&& body) {
@@ -89,7 +91,7 @@ struct Few {
                              size_t q_stride) {
     Digits<Vectors, packing> digits[kRows];
     unrolled<kRows>([&](auto r) NOMATMUL_INLINE {
-      fetch_ahead(rows[r] + at, ahead);
+      if (at % 64 == 0) fetch_ahead(rows[r] + at);  // two vectors make a line
       digits[r] = Digits<Vectors, packing>(load(rows[r] + at));
     });
     unrolled<planes_of(packing)>([&](auto plane) NOMATMUL_INLINE {
@@ -129,7 +131,6 @@ struct Few {
       const uint8_t* rows[kRows];
       op.rows_from(n, count, rows);
       Few few;
-      few.ahead = op.row_bytes * kRows;  // the same place of the next rows
       few.template run<packing>(rows, op.q, op.layout.bytes_per_token, op.layout.blocks);
       unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
         const __m256i zero = _mm256_setzero_si256();
@@ -144,47 +145,110 @@ struct Few {
   }
 };
 
-// --- one token: row after row, as memory likes to be read -------------------------------------
+// --- one token --------------------------------------------------------------------------------
 
-// Bytes between what is read and what is prefetched. Measured out of cache, K = 2560, huge
-// pages, one thread of a shared Zen 3: four rows at a time 26 G weights/s (35 with prefetch of the
-// next four), one row at a time 44, with this 51.
-constexpr size_t kAhead = 4096;
+// Two bits: planes 1 and 3 are masked where they stand in a half of the byte, 4 times too large,
+// and have a sum of their own; a vpmaddubsw of those adds -2048..2032, so 8 blocks of two fit.
+template <int kRows>
+struct OneTokenTwoBit {
+  static constexpr int kRun = 8;
+  __m256i units[kRows], fours[kRows], total_units[kRows], total_fours[kRows];
 
-// One sum a plane: the chains are shorter, and 64 blocks fit between widenings.
-template <Packing packing>
-NOMATMUL_INLINE inline __m256i one_row(const uint8_t* w, const int8_t* q, int blocks) {
-  constexpr int kPlanes = planes_of(packing);
-  __m256i total = _mm256_setzero_si256();
-  for (int first = 0; first < blocks; first += kMaxAdds) {
-    __m256i sums[kPlanes];
-    unrolled<kPlanes>([&](auto p) NOMATMUL_INLINE { sums[p] = _mm256_setzero_si256(); });
-    const int last = at_most(first + kMaxAdds, blocks);
-    for (int b = first; b < last; ++b, w += kVec, q += kPlanes * kVec) {
-      fetch_ahead(w, kAhead);
-      Digits<Vectors, packing> digits(load(w));
-      unrolled<kPlanes>([&](auto p) NOMATMUL_INLINE {
-        Vectors::add_product(sums[p], digits.template next<decltype(p)::value>(),
+  NOMATMUL_INLINE void start() {
+    unrolled<kRows>([&](auto r) NOMATMUL_INLINE {
+      units[r] = fours[r] = total_units[r] = total_fours[r] = _mm256_setzero_si256();
+    });
+  }
+  NOMATMUL_INLINE void block(const uint8_t* const (&rows)[kRows], size_t at, const int8_t* q) {
+    const __m256i unit = _mm256_set1_epi8(3), four = _mm256_set1_epi8(12);
+    unrolled<kRows>([&](auto r) NOMATMUL_INLINE {
+      const __m256i low = load(rows[r] + at), high = _mm256_srli_epi16(low, 4);
+      Vectors::add_product(units[r], _mm256_and_si256(low, unit), load(q));
+      Vectors::add_product(fours[r], _mm256_and_si256(low, four), load(q + kVec));
+      Vectors::add_product(units[r], _mm256_and_si256(high, unit), load(q + 2 * kVec));
+      Vectors::add_product(fours[r], _mm256_and_si256(high, four), load(q + 3 * kVec));
+    });
+  }
+  NOMATMUL_INLINE void drain() {
+    unrolled<kRows>([&](auto r) NOMATMUL_INLINE {
+      total_units[r] = _mm256_add_epi32(total_units[r], widen(units[r]));
+      total_fours[r] = _mm256_add_epi32(total_fours[r], widen(fours[r]));
+      units[r] = fours[r] = _mm256_setzero_si256();
+    });
+  }
+  NOMATMUL_INLINE __m256i total(int r) const {
+    return _mm256_add_epi32(total_units[r], _mm256_srai_epi32(total_fours[r], 2));
+  }
+};
+
+// Base 3, digit by digit. One sum a plane: the chains are shorter.
+template <int kRows>
+struct OneTokenBase3 {
+  static constexpr int kRun = kMaxAdds;
+  __m256i sums[kRows][5], totals[kRows];
+
+  NOMATMUL_INLINE void start() {
+    unrolled<kRows>([&](auto r) NOMATMUL_INLINE {
+      totals[r] = _mm256_setzero_si256();
+      unrolled<5>([&](auto p) NOMATMUL_INLINE { sums[r][p] = _mm256_setzero_si256(); });
+    });
+  }
+  NOMATMUL_INLINE void block(const uint8_t* const (&rows)[kRows], size_t at, const int8_t* q) {
+    unrolled<kRows>([&](auto r) NOMATMUL_INLINE {
+      Digits<Vectors, Packing::kBase3> digits(load(rows[r] + at));
+      unrolled<5>([&](auto p) NOMATMUL_INLINE {
+        Vectors::add_product(sums[r][p], digits.template next<decltype(p)::value>(),
                              load(q + p * kVec));
       });
-    }
-    unrolled<kPlanes>([&](auto p)
-                          NOMATMUL_INLINE { total = _mm256_add_epi32(total, widen(sums[p])); });
+    });
   }
-  return total;
+  NOMATMUL_INLINE void drain() {
+    unrolled<kRows>([&](auto r) NOMATMUL_INLINE {
+      unrolled<5>([&](auto p) NOMATMUL_INLINE {
+        totals[r] = _mm256_add_epi32(totals[r], widen(sums[r][p]));
+        sums[r][p] = _mm256_setzero_si256();
+      });
+    });
+  }
+  NOMATMUL_INLINE __m256i total(int r) const { return totals[r]; }
+};
+
+// Rows that are read together; two vectors of each make a line.
+template <class Sums, int kRows>
+NOMATMUL_INLINE inline void sum_rows(Sums& sums, const uint8_t* const (&rows)[kRows],
+                                     const int8_t* q, size_t q_block, int blocks) {
+  sums.start();
+  for (int first = 0; first < blocks; first += Sums::kRun) {
+    const int last = at_most(first + Sums::kRun, blocks);
+    int b = first;
+    for (; b + 2 <= last; b += 2, q += 2 * q_block) {
+      const size_t at = static_cast<size_t>(b) * kVec;
+      unrolled<kRows>([&](auto r) NOMATMUL_INLINE { fetch_ahead(rows[r] + at); });
+      sums.block(rows, at, q);
+      sums.block(rows, at + kVec, q + q_block);
+    }
+    for (; b < last; ++b, q += q_block) sums.block(rows, static_cast<size_t>(b) * kVec, q);
+    sums.drain();
+  }
 }
 
-template <Packing packing>
+template <class Sums, int kRows>
 void one_token(const Operands& op) {
-  constexpr int kRows = 4;
-  for (int n = op.n0; n < op.n1; n += kRows) {
-    const int count = at_most(kRows, op.n1 - n);
-    __m256i sums[kRows];
-    for (int r = 0; r < kRows; ++r) {  // beyond n1 the last row again; its result is dropped
-      sums[r] = one_row<packing>(op.row(n + at_most(r, count - 1)), op.q, op.layout.blocks);
+  const size_t q_block = static_cast<size_t>(op.layout.planes) * kVec;
+  for (int n = op.n0; n < op.n1; n += 4) {
+    const int count = at_most(4, op.n1 - n);
+    __m256i totals[4];
+    for (int part = 0; part < 4; part += kRows) {
+      const int first = at_most(part, count - 1);
+      const uint8_t* rows[kRows];
+      op.rows_from(n + first, count - first, rows);
+      Sums sums;
+      sum_rows(sums, rows, op.q, q_block, op.layout.blocks);
+      unrolled<kRows>([&](auto r) NOMATMUL_INLINE { totals[part + r] = sums.total(r); });
     }
-    int32_t folded[kRows];
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(folded), fold4(sums[0], sums[1], sums[2], sums[3]));
+    int32_t folded[4];
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(folded),
+                     fold4(totals[0], totals[1], totals[2], totals[3]));
     op.write(0, n, folded, count);
   }
 }
@@ -201,7 +265,11 @@ struct Avx2 : Vectors {
   template <Packing packing, int kTokens>
   __attribute__((noinline)) static void few(const Operands& op) {
     if constexpr (kTokens == 1) {
-      one_token<packing>(op);
+      if constexpr (packing == Packing::kTwoBit) {
+        one_token<OneTokenTwoBit<2>, 2>(op);
+      } else {
+        one_token<OneTokenBase3<1>, 1>(op);
+      }
     } else {
       Few<kTokens, kTokens == 2 ? 4 : 2>::template product<packing>(op);
     }

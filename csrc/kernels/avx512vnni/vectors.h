@@ -31,7 +31,8 @@ NOMATMUL_INLINE inline void add_products(__m512i& sum, __m512i codes, __m512i q)
 inline __m512i load(const void* p) { return _mm512_loadu_si512(p); }
 inline void store(void* p, __m512i v) { _mm512_storeu_si512(p, v); }
 
-// Prefetches what lies kBytes further on. A prefetch never faults, so that may be past the
+// Prefetches what lies kBytes further on, into the second level: the first has too few places for
+// lines on their way (docs/log/cpu-decoder.md). A prefetch never faults, so that may be past the
 // end of the weights; an integer, because a pointer may not point there.
 template <int kBytes = 8192>
 NOMATMUL_INLINE inline void fetch_ahead(const uint8_t* p) {
@@ -39,7 +40,7 @@ NOMATMUL_INLINE inline void fetch_ahead(const uint8_t* p) {
   static_cast<void>(p);
 #else
   const uintptr_t at = reinterpret_cast<uintptr_t>(p) + kBytes;
-  _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0);
+  _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1);
 #endif
 }
 
@@ -178,16 +179,21 @@ NOMATMUL_INLINE inline void write4(const Operands& op, int t, int n, int count, 
 }
 
 inline void one_token_two_bit(const Operands& op) {
-  constexpr int kRows = 4;
-  for (int n = op.n0; n < op.n1; n += kRows) {
-    const int count = at_most(kRows, op.n1 - n);
-    const RowPointers<Vectors, kRows> rows(op, Packing::kTwoBit, n, count);
-    OneTokenTwoBit<kRows> sums;
-    sums.start();
-    rows.blocks(0, op.layout.blocks, [&](auto load_row, int b) NOMATMUL_INLINE {
-      sums.block(load_row, op.q + static_cast<size_t>(b) * 4 * kVec);
+  constexpr int kRows = 2;
+  for (int n = op.n0; n < op.n1; n += 2 * kRows) {
+    const int count = at_most(2 * kRows, op.n1 - n);
+    __m512i totals[2 * kRows];
+    unrolled<2>([&](auto pair) NOMATMUL_INLINE {
+      const int first = at_most(pair * kRows, count - 1);
+      const RowPointers<Vectors, kRows> rows(op, Packing::kTwoBit, n + first, count - first);
+      OneTokenTwoBit<kRows> sums;
+      sums.start();
+      rows.blocks(0, op.layout.blocks, [&](auto load_row, int b) NOMATMUL_INLINE {
+        sums.block(load_row, op.q + static_cast<size_t>(b) * 4 * kVec);
+      });
+      unrolled<kRows>([&](auto r) NOMATMUL_INLINE { totals[pair * kRows + r] = sums.total(r); });
     });
-    write4(op, 0, n, count, fold4(sums.total(0), sums.total(1), sums.total(2), sums.total(3)));
+    write4(op, 0, n, count, fold4(totals[0], totals[1], totals[2], totals[3]));
   }
 }
 
