@@ -72,8 +72,10 @@ inline DType dtype_of(const Stored& array) {
   if (size == 1 && code == Code::UInt) return DType::kU8;
   if (size == 1 && code == Code::Int) return DType::kI8;
   if (size == 2 && code == Code::UInt) return DType::kBF16;
+  if (size == 2 && code == Code::Float) return DType::kF16;
   if (size == 4 && code == Code::Float) return DType::kF32;
-  throw std::invalid_argument("tensors are uint8, int8, uint16 (bfloat16 bits) or float32");
+  throw std::invalid_argument(
+      "tensors are uint8, int8, uint16 (bfloat16 bits), float16 or float32");
 }
 
 template <class T, class... Lengths>

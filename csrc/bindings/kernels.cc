@@ -113,10 +113,13 @@ nb::tuple rms_norm_quantize(const std::string& isa, In<float, 1> x, In<float, 1>
       d, [&](int8_t* q) { return kernels.rms_norm_quantize(x.data(), w.data(), eps, d, q); });
 }
 
-nb::tuple scale_quantize(const std::string& isa, In<float, 1> y, In<float, 1> w) {
+nb::tuple scale_quantize(const std::string& isa, In<float, 1> y, std::optional<In<float, 1>> w,
+                         const std::string& rounding) {
   const TernaryKernels& kernels = *isa_of(isa).ternary;
-  const int d = same_size({y.shape(0), w.shape(0)});
-  return quantized(d, [&](int8_t* q) { return kernels.scale_quantize(y.data(), w.data(), d, q); });
+  const int d = same_size({y.shape(0), w ? w->shape(0) : y.shape(0)});
+  const Rounding ties = rounding_of(rounding);
+  return quantized(
+      d, [&](int8_t* q) { return kernels.scale_quantize(y.data(), pointer_of(w), ties, d, q); });
 }
 
 void normalise(const std::string& isa, In<float, 1> x, float eps, Out<float, 1> y) {
@@ -142,9 +145,10 @@ void gate_norm(const std::string& isa, In<float, 1> g, In<float, 1> h, In<float,
   isa_of(isa).ternary->gate_norm(g.data(), h.data(), w.data(), eps, d, y.data());
 }
 
-void silu_mul(const std::string& isa, In<float, 1> gate, In<float, 1> up, Out<float, 1> y) {
+void gated(const std::string& isa, const std::string& kind, In<float, 1> gate, In<float, 1> up,
+           Out<float, 1> y) {
   const int d = same_size({gate.shape(0), up.shape(0), y.shape(0)});
-  isa_of(isa).ternary->silu_mul(gate.data(), up.data(), d, y.data());
+  isa_of(isa).ternary->gated(activation_of(kind), gate.data(), up.data(), d, y.data());
 }
 
 void add(const std::string& isa, Out<float, 1> x, In<float, 1> y) {
@@ -202,11 +206,11 @@ void bind_kernels(nb::module_& parent) {
         "repeats"_a);
   m.def("rms_norm_quantize", &rms_norm_quantize, "isa"_a, "x"_a, "w"_a, "eps"_a);
   m.def("normalise", &normalise, "isa"_a, "x"_a, "eps"_a, "y"_a);
-  m.def("scale_quantize", &scale_quantize, "isa"_a, "y"_a, "w"_a);
+  m.def("scale_quantize", &scale_quantize, "isa"_a, "y"_a, "w"_a.none(), "rounding"_a = "away");
   m.def("rms_norm", &rms_norm, "isa"_a, "x"_a, "w"_a, "eps"_a, "y"_a);
   m.def("mlgru_step", &mlgru_step, "isa"_a, "i"_a, "f"_a, "lb"_a.none(), "keep"_a, "h"_a);
   m.def("gate_norm", &gate_norm, "isa"_a, "g"_a, "h"_a, "w"_a, "eps"_a, "y"_a);
-  m.def("silu_mul", &silu_mul, "isa"_a, "gate"_a, "up"_a, "y"_a);
+  m.def("gated", &gated, "isa"_a, "kind"_a, "gate"_a, "up"_a, "y"_a);
   m.def("add", &add, "isa"_a, "x"_a, "y"_a);
   // Outputs are never converted: results would go into the copy.
   m.def("norm", &norm, "isa"_a, "x"_a, "weight"_a, "bias"_a.none(), "eps"_a, "y"_a.noconvert());

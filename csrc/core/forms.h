@@ -24,10 +24,10 @@ T choose(const char* what, const std::string& word,
   throw std::invalid_argument(std::string(what) + " \"" + word + "\" is unknown: " + list);
 }
 
-enum class DType { kU8, kI8, kBF16, kF32 };
+enum class DType { kU8, kI8, kF16, kBF16, kF32 };
 
 inline size_t width_of(DType dtype) {
-  return dtype == DType::kF32 ? 4 : dtype == DType::kBF16 ? 2 : 1;
+  return dtype == DType::kF32 ? 4 : dtype == DType::kBF16 || dtype == DType::kF16 ? 2 : 1;
 }
 
 inline float float_of_bfloat16(uint16_t half) {
@@ -56,9 +56,17 @@ inline Packing packing_of(const std::string& name) {
 }
 
 inline Activation activation_of(const std::string& name) {
-  return choose<Activation>(
-      "activation", name,
-      {{"gelu", Activation::kGelu}, {"silu", Activation::kSilu}, {"relu", Activation::kRelu}});
+  return choose<Activation>("activation", name,
+                            {{"gelu", Activation::kGelu},
+                             {"silu", Activation::kSilu},
+                             {"relu", Activation::kRelu},
+                             {"relu2", Activation::kRelu2}});
+}
+
+inline Rounding rounding_of(const std::string& name) {
+  return choose<Rounding>(
+      "rounding", name,
+      {{"away", Rounding::kAway}, {"even", Rounding::kEven}, {"up", Rounding::kUp}});
 }
 
 }  // namespace nomatmul

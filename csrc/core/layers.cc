@@ -24,7 +24,7 @@ void feed_norm(Pass& pass, const Norm& norm, std::initializer_list<const Linear*
                const char* where, const int* rows, int count) {
   if (rows == nullptr) count = pass.tokens;
   const int products = static_cast<int>(linears.size());
-  for (int i = 0; i < products; ++i) linears.begin()[i]->expect(&pass.inputs[i], count);
+  pass.expect(linears, count);
   pass.for_tokens(count, (products + 1) * pass.hidden, [&](int t, int thread) {
     float* normed = pass.place(pass.inputs[0], t, pass.floats(thread));
     if (!norm.apply(pass.row(rows == nullptr ? t : rows[t]), normed)) pass.poison();

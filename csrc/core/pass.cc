@@ -49,7 +49,7 @@ size_t Pass::scratch_size() const {
 
 void Pass::announce(const Linear& linear, std::initializer_list<const uint8_t*> weights,
                     int outputs, int count) {
-  if (count > kFewTokens || !linear.ternary()) return;
+  if (count > kFewTokens || linear.row(0) == nullptr) return;
   const int matrices = static_cast<int>(weights.size());
   const int step = linear.cut(outputs, matrices, count, threads).output_step;
   const void* bases[3] = {};
@@ -57,9 +57,25 @@ void Pass::announce(const Linear& linear, std::initializer_list<const uint8_t*> 
   pool->hint(bases, matrices, step * linear.row_bytes(), outputs / step);
 }
 
+void Pass::expect(std::initializer_list<const Linear*> linears, int count) {
+  int products = 0;
+  for (const Linear* linear : linears) {
+    LinearInput* input = &inputs[products];
+    input->linear = linear, input->source = nullptr;
+    for (int i = 0; i < products && input->source == nullptr; ++i) {
+      if (inputs[i].source == nullptr && linear->shares(*inputs[i].linear)) {
+        input->source = &inputs[i];
+      }
+    }
+    if (input->source == nullptr) linear->expect(input, count);
+    ++products;
+  }
+}
+
 void Pass::feed(int products, int token, float* row, int thread) {
   inputs[0].linear->normalise(row);
   for (int i = 0; i < products; ++i) {
+    if (inputs[i].source != nullptr) continue;
     if (!inputs[i].linear->feed(&inputs[i], token, row, bytes(thread))) poison();
   }
 }
@@ -69,7 +85,7 @@ void Pass::prepare(int products, int count, const char* where) {
   const int blocks = inputs[0].linear->prepare_blocks(count);
   const auto task = [&](int index, int) {
     LinearInput* input = &inputs[index / blocks];
-    input->linear->prepare(input, index % blocks, count);
+    if (input->source == nullptr) input->linear->prepare(input, index % blocks, count);
   };
   if (count < kPrepareTokens) {
     for (int index = 0; index < products * blocks; ++index) task(index, 0);

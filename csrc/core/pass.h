@@ -114,7 +114,7 @@ struct Pass {
   }
   void tile(const LinearInput& input, int row, int rows, int token, int count, float* out,
             size_t ldo, int thread) {
-    input.linear->tile(input, row, rows, token, count, out, ldo, bytes(thread));
+    input.linear->tile(input.fed(), row, rows, token, count, out, ldo, bytes(thread));
   }
 
   // While this thread does the float steps before a product, the others may fetch its first
@@ -127,6 +127,8 @@ struct Pass {
                ? scratch
                : input.values + static_cast<size_t>(token) * input.linear->inputs();
   }
+  // Makes the first inputs those of linears; one that takes the input of an earlier one shares it.
+  void expect(std::initializer_list<const Linear*> linears, int count);
   // Gives a token's row, which may change, to the linears of inputs[0..products).
   void feed(int products, int token, float* row, int thread);
   // Ends their feeding of `count` tokens. Throws std::domain_error, naming the part, where one is

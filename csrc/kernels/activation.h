@@ -3,6 +3,6 @@
 
 namespace nomatmul {
 
-enum class Activation : int { kGelu = 0, kSilu = 1, kRelu = 2 };
+enum class Activation : int { kGelu = 0, kSilu = 1, kRelu = 2, kRelu2 = 3 };
 
 }  // namespace nomatmul

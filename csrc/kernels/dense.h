@@ -17,7 +17,7 @@ struct DenseKernels {
   // norm of x is not finite.
   bool (*norm)(const float* x, const float* weight, const float* bias, float eps, int d, float* y);
 
-  // x = gelu(x) (error function, absolute error below 1e-6), silu(x), max(x, 0).
+  // x = gelu(x) (error function, absolute error below 1e-6), silu(x), max(x, 0) or its square.
   void (*activate)(Activation, float* x, size_t count);
 
   // One head of one sequence of t tokens: out = softmax(q k^T / sqrt(e)) v. q, k, v and out have

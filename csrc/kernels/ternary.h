@@ -8,6 +8,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/activation.h"
+#include "kernels/rounding.h"
+
 namespace nomatmul {
 
 // How a row of ternary values is stored (formats/packing.py is the contract).
@@ -51,17 +54,17 @@ struct TernaryKernels {
   float (*rms_norm_quantize)(const float* x, const float* w, float eps, int d, int8_t* q);
   // The same in two parts, for several linears that share x: normalise gives y = x / sqrt(mean(x^2)
   // + eps), and scale_quantize(y, w, ...) then what rms_norm_quantize(x, w, ...) gives, bit for
-  // bit.
+  // bit. w == nullptr: y is not multiplied. `rounding`: of ties; rms_norm_quantize() has kAway.
   void (*normalise)(const float* x, float eps, int d, float* y);
-  float (*scale_quantize)(const float* y, const float* w, int d, int8_t* q);
+  float (*scale_quantize)(const float* y, const float* w, Rounding rounding, int d, int8_t* q);
   // y = x / sqrt(mean(x^2) + eps) * w
   void (*rms_norm)(const float* x, const float* w, float eps, int d, float* y);
   // h = f' * h + keep * silu(i) * (1 - f'), f' = lb + (1 - lb) * sigmoid(f); lb may be nullptr (0).
   void (*mlgru_step)(const float* i, const float* f, const float* lb, float keep, int d, float* h);
   // y = rms_norm(g) * w * silu(h)
   void (*gate_norm)(const float* g, const float* h, const float* w, float eps, int d, float* y);
-  // y = silu(gate) * up
-  void (*silu_mul)(const float* gate, const float* up, int d, float* y);
+  // y = activation(gate) * up
+  void (*gated)(Activation, const float* gate, const float* up, int d, float* y);
   // x += y
   void (*add)(float* x, const float* y, int d);
 

@@ -29,6 +29,8 @@ def test_a_description_names_every_part():
         "kind": "ternary",
         "packing": "2bit",
         "norm_eps": CONFIG.linear_norm_eps,
+        "rounding": "away",
+        "scale_rows": 0,
         "outputs": 2 * CONFIG.mlp_size,
         "inputs": CONFIG.hidden_size,
     }
@@ -64,6 +66,11 @@ def test_layers_may_differ():
         (lambda d: d["embedding"].update(vocabulary=0), "vocabulary is 0.0+, expected 1 to"),
         (lambda d: d.update(chunk=0), "chunk is 0.0+, expected 1 to 65536"),
         (lambda d: d["head"].update(packing="3bit"), 'packing "3bit" is unknown'),
+        (lambda d: d["head"].update(rounding="down"), 'rounding "down" is unknown: away, even or'),
+        (
+            lambda d: d["head"].update(scale_rows=d["head"]["outputs"] - 1),
+            r"head: blocks of \d+ rows do not divide",
+        ),
         (
             lambda d: d["head"].update(kind="sparse"),
             'linear "sparse" is unknown: ternary, int8 or float',

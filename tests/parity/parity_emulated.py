@@ -104,11 +104,14 @@ class EmulatedKernels:
             TABLES[isa], _pointer(x), ctypes.c_float(eps), len(x), _pointer(y)
         )
 
-    def scale_quantize(self, isa: str, y: Array, w: Array) -> tuple[float, Array]:
+    def scale_quantize(
+        self, isa: str, y: Array, w: Array | None, rounding: str = "away"
+    ) -> tuple[float, Array]:
         """Return (absmax / 127, q int8) of y * w."""
         q = np.zeros(len(y), np.int8)
         step = self._lib.emulated_scale_quantize(
-            TABLES[isa], _pointer(y), _pointer(w), len(y), _pointer(q)
+            *(TABLES[isa], _pointer(y), _pointer(w)),
+            *(("away", "even", "up").index(rounding), len(y), _pointer(q)),
         )
         return step, q
 
@@ -134,9 +137,12 @@ class EmulatedKernels:
             TABLES[isa], *pointers, ctypes.c_float(eps), len(g), _pointer(y)
         )
 
-    def silu_mul(self, isa: str, gate: Array, up: Array, y: Array) -> None:
-        """y = silu(gate) * up, in place."""
-        self._lib.emulated_silu_mul(TABLES[isa], _pointer(gate), _pointer(up), len(y), _pointer(y))
+    def gated(self, isa: str, kind: str, gate: Array, up: Array, y: Array) -> None:
+        """y = activation(gate) * up, in place."""
+        number = ("gelu", "silu", "relu", "relu2").index(kind)
+        self._lib.emulated_gated(
+            TABLES[isa], number, _pointer(gate), _pointer(up), len(y), _pointer(y)
+        )
 
     def add(self, isa: str, x: Array, y: Array) -> None:
         """x += y."""

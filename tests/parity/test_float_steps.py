@@ -15,6 +15,8 @@ from parity_backends import ISAS, Kernels, kernels_of
 UNIT = 2.0**-24
 LENGTHS = (1, 7, 8, 9, 15, 16, 17, 23, 24, 25, 31, 640, 2560)
 EPS = 1e-6
+ACTIVATIONS = ("gelu", "silu", "relu", "relu2")
+ROUNDINGS = ("away", "even", "up")
 
 F32 = NDArray[np.float32]
 Steps = dict[str, NDArray[Any]]
@@ -44,8 +46,12 @@ def all_steps(kernels: Kernels, isa: str, vectors: list[F32]) -> Steps:
         kernels.mlgru_step(isa, a_D, b_D, bound, keep, out[f"mlgru {name}"])
     out["gate_norm"] = np.empty_like(a_D)
     kernels.gate_norm(isa, a_D, b_D, w_D, EPS, out["gate_norm"])
-    out["silu_mul"] = np.empty_like(a_D)
-    kernels.silu_mul(isa, a_D, b_D, out["silu_mul"])
+    for kind in ACTIVATIONS:
+        out[f"gated {kind}"] = np.empty_like(a_D)
+        kernels.gated(isa, kind, a_D, b_D, out[f"gated {kind}"])
+    for rounding in ROUNDINGS:
+        step, out[f"q {rounding}"] = kernels.scale_quantize(isa, a_D, None, rounding)
+        out[f"step {rounding}"] = np.array([step], np.float32)
     out["add"] = a_D.copy()
     kernels.add(isa, out["add"], b_D)
     return out
@@ -86,7 +92,11 @@ def test_same_bits_for_strange_values(isa: str) -> None:
             vectors.append(np.ones(37, np.float32))
             ours = all_steps(kernels, isa, vectors)
             theirs = all_steps(kernels_of("scalar"), "scalar", vectors)
-            for undefined in ("q", "q of two steps"):  # where x is not finite
+            for undefined in (
+                "q",
+                "q of two steps",
+                *(f"q {name}" for name in ROUNDINGS),
+            ):  # where x is not finite
                 del ours[undefined], theirs[undefined]
             assert_same_bits(ours, theirs)
 
@@ -137,7 +147,7 @@ def test_gates_are_right(isa: str) -> None:
     x_D = np.concatenate([np.linspace(-87, 100, 4001), np.linspace(-2, 2, 999)]).astype(np.float32)
     up_D = floats(len(x_D), 1)[0]
     y_D = np.empty_like(x_D)
-    kernels.silu_mul(isa, x_D, up_D, y_D)
+    kernels.gated(isa, "silu", x_D, up_D, y_D)
     expected = x_D * sigmoid64(x_D) * up_D
     assert (np.abs(y_D - expected) <= (SIGMOID_BOUND + 2 * UNIT) * np.abs(expected)).all()
     f_D, h_D = floats(len(x_D), 2, 5.0)
@@ -157,7 +167,7 @@ def test_gates_far_out(isa: str) -> None:
     kernels = kernels_of(isa)
     x_D = np.array([-1e30, -1e4, -200, -89, 89, 200, 1e4, 1e30], np.float32)
     y_D = np.empty_like(x_D)
-    kernels.silu_mul(isa, x_D, np.ones_like(x_D), y_D)
+    kernels.gated(isa, "silu", x_D, np.ones_like(x_D), y_D)
     np.testing.assert_array_equal(y_D, np.maximum(x_D, 0))
 
 
@@ -235,3 +245,28 @@ def test_what_is_not_finite_is_reported(isa: str, bad: float) -> None:
             x_D, w_D = floats(d, 2)
             w_D[at] = bad
             assert np.isnan(call(x_D, w_D)), f"w[{at}] of {d}"
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("isa", ISAS)
+def test_ties_are_rounded_as_named(isa: str, rounding: str) -> None:
+    """With a largest value of 127 the scale is 1, so halves are ties."""
+    y_D = np.array([127, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5, 0.49999997, 0.25], np.float32)
+    y_D = np.concatenate([y_D, np.arange(-126.5, 127, 1, dtype=np.float32)])
+    rules = {
+        "away": lambda v: np.trunc(v) + np.sign(v) * (np.abs(v - np.trunc(v)) >= 0.5),
+        "even": np.rint,
+        "up": lambda v: np.floor(v + np.float32(0.5)),
+    }
+    step, q_D = kernels_of(isa).scale_quantize(isa, y_D, None, rounding)
+    assert step == 1.0
+    np.testing.assert_array_equal(q_D, rules[rounding](y_D).astype(np.int8))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_square_of_what_is_positive(isa: str) -> None:
+    x_D, up_D = floats(300, 2)
+    y_D = np.empty_like(x_D)
+    kernels_of(isa).gated(isa, "relu2", x_D, up_D, y_D)
+    r_D = np.maximum(x_D, np.float32(0))
+    np.testing.assert_array_equal(y_D, r_D * r_D * up_D)

@@ -42,6 +42,8 @@ void activate_all(Activation kind, float* x, size_t count) {
       return in_place(x, count, silu_of);
     case Activation::kRelu:  // not larger(): a NaN must stay one
       return in_place(x, count, [](V v) { return v < 0 ? V{} : v; });
+    case Activation::kRelu2:
+      return in_place(x, count, [](V v) { return v < 0 ? V{} : v * v; });
   }
 }
 

@@ -53,8 +53,22 @@ void normalise(const float* x, float eps, int d, float* y) {
   for_each_8(d, [&](int e, auto load, auto store) { store(y + e, load(x + e) / root); });
 }
 
-float scale_quantize(const float* y, const float* w, int d, int8_t* q) {
-  return quantise(d, q, [=](int e, auto load) { return load(y + e) * load(w + e); });
+template <Rounding kRounding>
+float scale_quantize_as(const float* y, const float* w, int d, int8_t* q) {
+  if (w == nullptr) return quantise<kRounding>(d, q, [=](int e, auto load) { return load(y + e); });
+  return quantise<kRounding>(d, q, [=](int e, auto load) { return load(y + e) * load(w + e); });
+}
+
+float scale_quantize(const float* y, const float* w, Rounding rounding, int d, int8_t* q) {
+  switch (rounding) {
+    case Rounding::kEven:
+      return scale_quantize_as<Rounding::kEven>(y, w, d, q);
+    case Rounding::kUp:
+      return scale_quantize_as<Rounding::kUp>(y, w, d, q);
+    case Rounding::kAway:
+      break;
+  }
+  return scale_quantize_as<Rounding::kAway>(y, w, d, q);
 }
 
 void rms_norm(const float* x, const float* w, float eps, int d, float* y) {
@@ -83,9 +97,26 @@ void gate_norm(const float* g, const float* h, const float* w, float eps, int d,
   });
 }
 
-void silu_mul(const float* gate, const float* up, int d, float* y) {
+// relu() that keeps a NaN, which the quantiser of the next linear then finds.
+inline F8 positive(F8 x) { return x == x ? relu(x) : x; }
+
+template <class Act>
+void gated_by(Act act, const float* gate, const float* up, int d, float* y) {
   for_each_8(
-      d, [&](int e, auto load, auto store) { store(y + e, silu(load(gate + e)) * load(up + e)); });
+      d, [&](int e, auto load, auto store) { store(y + e, act(load(gate + e)) * load(up + e)); });
+}
+
+void gated(Activation kind, const float* gate, const float* up, int d, float* y) {
+  switch (kind) {
+    case Activation::kGelu:
+      return gated_by([](F8 x) { return gelu(x); }, gate, up, d, y);
+    case Activation::kSilu:
+      return gated_by([](F8 x) { return silu(x); }, gate, up, d, y);
+    case Activation::kRelu:
+      return gated_by(positive, gate, up, d, y);
+    case Activation::kRelu2:
+      return gated_by([](F8 x) { return positive(x) * positive(x); }, gate, up, d, y);
+  }
 }
 
 void add(float* x, const float* y, int d) {
@@ -126,6 +157,6 @@ bool codes_ok(Packing packing, const uint8_t* w, size_t nbytes) {
    rms_norm,                       \
    mlgru_step,                     \
    gate_norm,                      \
-   silu_mul,                       \
+   gated,                          \
    add,                            \
    codes_ok}

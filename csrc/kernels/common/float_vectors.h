@@ -12,6 +12,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/rounding.h"
+
 // Passing 32-byte vectors by value between inlined functions of one file is no ABI question.
 #pragma GCC diagnostic ignored "-Wpsabi"
 
@@ -94,6 +96,25 @@ inline I8 round_half_away(F8 v) {
   return whole + up + down;
 }
 
+// The other ties. Even: adding 1.5 * 2^23 rounds as the hardware does. Up: floor(v + 0.5), the sum
+// rounded to float, as its authors compute it.
+inline I8 round_half_even(F8 v) {
+  const F8 shifter = splat(12582912.0f);
+  return __builtin_convertvector((v + shifter) - shifter, I8);
+}
+inline I8 round_half_up(F8 v) {
+  const F8 sum = v + splat(0.5f);
+  const I8 whole = __builtin_convertvector(sum, I8);
+  return whole + (__builtin_convertvector(whole, F8) > sum);  // -1 where it was rounded up
+}
+
+template <Rounding kRounding>
+inline I8 rounded(F8 v) {
+  if constexpr (kRounding == Rounding::kEven) return round_half_even(v);
+  if constexpr (kRounding == Rounding::kUp) return round_half_up(v);
+  return round_half_away(v);
+}
+
 inline I8 clip_int8(I8 v) {
   const I8 low = v < splat_int(-128) ? splat_int(-128) : v;
   return low > splat_int(127) ? splat_int(127) : low;
@@ -105,7 +126,7 @@ inline void store_int8(int8_t* q, I8 v, int n) {
 }
 
 // q = quantise(value(element)) for a value that is computed twice: once for its maximum.
-template <class Value>
+template <Rounding kRounding = Rounding::kAway, class Value>
 inline float quantise(int d, int8_t* q, Value value) {
   F8 top = splat(0.0f), poison = splat(0.0f);
   for_each_8(d, [&](int e, auto load, auto) {
@@ -123,14 +144,15 @@ inline float quantise(int d, int8_t* q, Value value) {
   for (; e + kRun <= d; e += kRun) {
     int32_t wide[kRun];
     for (int j = 0; j < kRun; j += kLanes) {
-      const I8 v = clip_int8(round_half_away(value(e + j, load8) * scale));
+      const I8 v = clip_int8(rounded<kRounding>(value(e + j, load8) * scale));
       std::memcpy(wide + j, &v, sizeof v);
     }
     for (int j = 0; j < kRun; ++j) q[e + j] = static_cast<int8_t>(wide[j]);
   }
   for_each_8(d - e, [&](int rest, auto load, auto) {
     const int at = e + rest;
-    store_int8(q + at, round_half_away(value(at, load) * scale), d - at < kLanes ? d - at : kLanes);
+    store_int8(q + at, rounded<kRounding>(value(at, load) * scale),
+               d - at < kLanes ? d - at : kLanes);
   });
   return absmax / 127.0f;
 }

@@ -156,6 +156,8 @@ inline bool activate_all(Activation activation, const float* logits, int count, 
       return activate_with(logits, count, h, [](F8 v) { return silu(v); });
     case Activation::kRelu:
       return activate_with(logits, count, h, [](F8 v) { return relu(v); });
+    case Activation::kRelu2:
+      return activate_with(logits, count, h, [](F8 v) { return relu(v) * relu(v); });
   }
   return false;
 }

@@ -113,7 +113,7 @@ std::vector<std::vector<float>> float_steps(const TernaryKernels& k, const std::
                                             const std::vector<float>& w) {
   const int d = static_cast<int>(x.size());
   std::vector<int8_t> q(x.size());
-  std::vector<std::vector<float>> out(8, std::vector<float>(x.size()));
+  std::vector<std::vector<float>> out(15, std::vector<float>(x.size()));
   const float step = k.rms_norm_quantize(x.data(), w.data(), 1e-6f, d, q.data());
   for (int e = 0; e < d; ++e) out[0][e] = std::isnan(step) ? step : step + q[e];
   k.rms_norm(x.data(), w.data(), 1e-6f, d, out[1].data());
@@ -121,10 +121,19 @@ std::vector<std::vector<float>> float_steps(const TernaryKernels& k, const std::
   k.mlgru_step(x.data(), w.data(), nullptr, 1.0f, d, out[2].data());
   k.mlgru_step(y.data(), x.data(), w.data(), 0.0f, d, out[3].data());
   k.gate_norm(x.data(), y.data(), w.data(), 1e-5f, d, out[4].data());
-  k.silu_mul(x.data(), y.data(), d, out[5].data());
+  for (int kind = 0; kind < 4; ++kind) {
+    k.gated(static_cast<nomatmul::Activation>(kind), x.data(), y.data(), d, out[8 + kind].data());
+  }
   out[6] = x;
   k.add(out[6].data(), y.data(), d);
   k.normalise(x.data(), 1e-6f, d, out[7].data());
+  for (int rounding = 0; rounding < 3; ++rounding) {
+    const float found =
+        k.scale_quantize(x.data(), nullptr, static_cast<nomatmul::Rounding>(rounding), d, q.data());
+    for (int e = 0; e < d; ++e) {
+      out[12 + rounding][e] = std::isnan(found) ? found : found + q[e];
+    }
+  }
   return out;
 }
 

@@ -33,8 +33,10 @@ float emulated_rms_norm_quantize(int table, const float* x, const float* w, floa
 void emulated_normalise(int table, const float* x, float eps, int d, float* y) {
   kIsas[table].ternary->normalise(x, eps, d, y);
 }
-float emulated_scale_quantize(int table, const float* y, const float* w, int d, int8_t* q) {
-  return kIsas[table].ternary->scale_quantize(y, w, d, q);
+float emulated_scale_quantize(int table, const float* y, const float* w, int rounding, int d,
+                              int8_t* q) {
+  return kIsas[table].ternary->scale_quantize(y, w, static_cast<nomatmul::Rounding>(rounding), d,
+                                              q);
 }
 void emulated_rms_norm(int table, const float* x, const float* w, float eps, int d, float* y) {
   kIsas[table].ternary->rms_norm(x, w, eps, d, y);
@@ -47,8 +49,8 @@ void emulated_gate_norm(int table, const float* g, const float* h, const float* 
                         float* y) {
   kIsas[table].ternary->gate_norm(g, h, w, eps, d, y);
 }
-void emulated_silu_mul(int table, const float* gate, const float* up, int d, float* y) {
-  kIsas[table].ternary->silu_mul(gate, up, d, y);
+void emulated_gated(int table, int kind, const float* gate, const float* up, int d, float* y) {
+  kIsas[table].ternary->gated(static_cast<nomatmul::Activation>(kind), gate, up, d, y);
 }
 void emulated_add(int table, float* x, const float* y, int d) {
   kIsas[table].ternary->add(x, y, d);

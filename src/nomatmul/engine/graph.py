@@ -68,6 +68,8 @@ class _Words:
                 "kind": "ternary",
                 "packing": self.forms.ternary,
                 "norm_eps": linear.norm_eps,
+                "rounding": "away",
+                "scale_rows": 0,
                 **fields,
             }
         if self.forms.dense == "int8":
