@@ -176,3 +176,16 @@ def test_who_runs_what(dials: dict[str, object], backends: set[str]):
     for name in set(names) - backends:
         with pytest.raises(ValueError, match=r"has no .*nomatmul\.models runs it with torch"):
             capability.check(model, name)
+
+
+def test_gate_and_up_lie_apart_where_each_has_a_norm():
+    sizes = {"vocab_size": 8, "hidden_size": 32, "num_layers": 1, "intermediate_size": 64}
+    dials = {"token_mixer": "attention", "rounding": "even", "split_gate": True}
+    model = architecture_of(ModelConfig(**sizes, **dials, linear_norm="all"))
+    shapes = model.tensors()
+    for name in ("gate_proj", "up_proj"):
+        assert shapes[f"layers.0.channel.{name}.weight"] == (64, 32)
+        assert shapes[f"layers.0.channel.{name}.norm.weight"] == (32,)
+    stacked = architecture_of(ModelConfig(**sizes, **dials, linear_norm="none"))
+    assert stacked.tensors()["layers.0.channel.gate_proj.weight"] == (128, 32)
+    assert stacked.linears()["layers.0.channel.gate_proj"].scale_rows == 64

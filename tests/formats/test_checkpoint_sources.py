@@ -210,8 +210,8 @@ def test_directories_that_are_no_model(tmp_path, rng):
         open_checkpoint(tmp_path / "file")
     with pytest.raises(ValueError, match=r"cannot read .*config\.json"):
         open_checkpoint(tmp_path)
-    write_json(tmp_path / "config.json", {"model_type": "llama"})
-    with pytest.raises(ValueError, match="model_type 'llama' is unknown"):
+    write_json(tmp_path / "config.json", {"model_type": "gpt2"})
+    with pytest.raises(ValueError, match="model_type 'gpt2' is unknown"):
         open_checkpoint(tmp_path)
     write_json(tmp_path / "config.json", {"format": "gguf"})
     with pytest.raises(ValueError, match="format 'gguf' is not 'nomatmul-packed'"):

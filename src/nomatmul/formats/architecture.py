@@ -256,8 +256,12 @@ def _attention(config: Dials) -> Attention:
 
 def _glu(config: Dials) -> GLU:
     size, inner = config.hidden_size, config.mlp_size
+    down = _linear(config, size, inner, sub=True)
+    if config.split_gate and config.linear_norm == "all":
+        part = _linear(config, inner, size)
+        return GLU(part, down, config.glu_activation, part)
     gate = _linear(config, 2 * inner, size, scale_rows=inner if config.split_gate else 0)
-    return GLU(gate, _linear(config, size, inner, sub=True), config.glu_activation)
+    return GLU(gate, down, config.glu_activation)
 
 
 def _ffn(config: Dials, inner: int | None = None) -> FFN:

@@ -96,6 +96,8 @@ def _causal(part: TokenMixer | ChannelMixer | None, backend: str) -> Iterator[st
 
 def _gate(part: GLU, backend: str) -> Iterator[str]:
     """Activations of a gate: the engines promise equal bits, for which they have their own."""
+    if part.up_proj is not None and backend in _GPU:
+        yield "norms of their own inside gate and up"
     known = {"native": ("silu", "relu", "relu2"), "cuda": ("silu",), "persistent": ("silu",)}
     if part.activation not in known.get(backend, (part.activation,)):
         yield f"glu_activation {part.activation!r} in a causal model"

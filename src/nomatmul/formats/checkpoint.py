@@ -18,11 +18,19 @@ from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.files.json import JsonObject, read_json_object
+from nomatmul.formats.files.quantised import Quantised
 from nomatmul.formats.files.weights import TensorSource, open_source
 from nomatmul.formats.files.wrappers import missing_tensor, unwrapped
 from nomatmul.formats.packed.reader import PackedReader
 from nomatmul.formats.published import crammed_bert, hgrn_bit
 from nomatmul.formats.published.keys import HARMLESS_KEYS, end_tokens
+from nomatmul.formats.published.llama_source import (
+    FAMILIES,
+    REFUSED,
+    LlamaSource,
+    check_config,
+    open_family,
+)
 from nomatmul.formats.tokenizer import find_tokenizer_file
 
 TRAINING_MODEL_TYPE = "nomatmul"
@@ -69,11 +77,12 @@ class Checkpoint:
     def _map_names(self, source: TensorSource) -> None:
         """Pair our names with the stored ones; refuse what is missing, extra or misshapen."""
         decoder = self.kind == "published" and self.reading is None
-        translate = hgrn_bit.published_name if decoder else str
+        ours = isinstance(source, LlamaSource)
+        translate = hgrn_bit.published_name if decoder and not ours else str
         if self.kind == "published" and self.reading is not None:
             source = unwrapped(source, crammed_bert.EncoderSource.anchors(), self.directory)
             source = crammed_bert.EncoderSource(source, self.config, self._shapes)
-        else:
+        elif not ours:
             source = unwrapped(source, [translate("embedding.weight")], self.directory)
         self._source = source
         stored = source.shapes()
@@ -136,6 +145,15 @@ class Checkpoint:
             return values if rows is None else values[rows]
         return self._source.read(self._stored_names[name], rows)
 
+    def quantised(self, name: str) -> Quantised | None:
+        """The whole numbers and scales of a matrix that came with them; None for floats, and in a
+        packed directory, whose reader has its own.
+
+        Raises ValueError for an unknown name, for damage, and for scales that are none.
+        """
+        name = self._known(name)
+        return None if self._source is None else self._source.quantised(self._stored_names[name])
+
     def read_blocks(self, name: str) -> Iterator[NDArray[np.float32]]:
         """Yield a matrix in blocks of rows, so that a large one need not fit in memory."""
         for rows in _row_slices(self.shape(name)):
@@ -177,7 +195,12 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
 
 def _open_unpacked(directory: Path, values: JsonObject) -> Checkpoint:
     model_type, reading = values.get("model_type"), None
-    if model_type == hgrn_bit.MODEL_TYPE:
+    source: TensorSource | None = None
+    if model_type in FAMILIES:
+        check_config(values)  # before its weights are looked at
+        config, source = open_family(values, open_source(directory), directory)
+        kind = "published"
+    elif model_type == hgrn_bit.MODEL_TYPE:
         config, kind = hgrn_bit.config_from_published(values), "published"
     elif model_type == crammed_bert.MODEL_TYPE:
         config, head = crammed_bert.encoder_from_published(values)
@@ -187,16 +210,23 @@ def _open_unpacked(directory: Path, values: JsonObject) -> Checkpoint:
     elif model_type == encoder.ENCODER_MODEL_TYPE:
         config, kind = config_from_training(values), "training"
         reading = encoder.reading_of(values, encoder.EncoderHead.of(values))
+    elif model_type in REFUSED:
+        raise FormatError(
+            f"model_type {model_type!r} is not supported yet: it needs {REFUSED[model_type]}"
+        )
     else:
         raise FormatError(
             f"model_type {model_type!r} is unknown; legal are {TRAINING_MODEL_TYPE!r},"
             f" {encoder.ENCODER_MODEL_TYPE!r}, {hgrn_bit.MODEL_TYPE!r},"
-            f" {crammed_bert.MODEL_TYPE!r} and packed directories"
+            f" {', '.join(map(repr, FAMILIES))}, {crammed_bert.MODEL_TYPE!r} and packed directories"
         )
     if reading is None:
         config = _with_generation_ends(config, directory / GENERATION_FILE)
-    checkpoint = Checkpoint(directory, kind, config, open_source(directory), reading=reading)
-    if kind == "published":
+    source = source or open_source(directory)
+    checkpoint = Checkpoint(directory, kind, config, source, reading=reading)
+    if isinstance(source, LlamaSource):
+        checkpoint.ignored = source.ignored
+    elif kind == "published":
         family = hgrn_bit if reading is None else crammed_bert
         checkpoint.ignored = family.ignored_keys(values)
     return checkpoint

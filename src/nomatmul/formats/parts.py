@@ -180,12 +180,14 @@ class Attention(Part):
 
 @dataclass(frozen=True)
 class GLU(Part):
-    """down(act(gate) * up); `gate_proj` holds the rows of gate, then those of up."""
+    """down(act(gate) * up); `gate_proj` holds the rows of gate, then those of up, or `up_proj` is a
+    linear of its own, where each has a norm inside."""
 
     kind: ClassVar[str] = "glu"
     gate_proj: Linear
     down_proj: Linear
     activation: str
+    up_proj: Linear | None = None
 
     @property
     def neurons(self) -> int:

@@ -20,11 +20,11 @@ Channel = Callable[[Float], tuple[Float, Rows | None]]
 
 def glu(part: parts.GLU, weights: Weights, at: str) -> Channel:
     """down(act(gate) * up)."""
-    gate_proj, down_proj = weights.linears(part, at)
+    gate_proj, down_proj, *apart = weights.linears(part, at)
     act = ACTIVATIONS[part.activation]
 
     def mix(x: Float) -> tuple[Float, None]:
-        gate, up = np.split(gate_proj(x), 2, axis=-1)
+        gate, up = (gate_proj(x), apart[0](x)) if apart else np.split(gate_proj(x), 2, axis=-1)
         return down_proj(act(gate) * up), None
 
     return mix
