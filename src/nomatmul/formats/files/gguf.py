@@ -69,9 +69,9 @@ class GgufFile:
     def quantised(self, name: str) -> Quantised | None:
         """Return a matrix's values and scales as they are stored, or None for one of floats.
 
-        A scale below 0 is given as its opposite, with the values' signs turned; one that is 0 as 1
-        with values of 0: the products are the same. Raises FormatError for scales that are not
-        finite.
+        A scale below 0 is given as its opposite, with the values' signs turned; one that is 0 as
+        another block's (or 1) with values of 0: the products are the same. Raises FormatError for
+        scales that are not finite.
         """
         tensor = self.tensor(name)
         layout = tensor.layout
@@ -93,7 +93,8 @@ class GgufFile:
             return values.reshape(-1, width)
 
         plain = bool((signs > 0).all())
-        scale = np.where(signs == 0, np.float32(1), np.abs(raw))
+        sizes = np.abs(raw)
+        scale = np.where(signs == 0, next(iter(sizes[signs != 0]), np.float32(1)), sizes)
         return Quantised(layout.kind, (count, width), group, scale, read)
 
     def tensor(self, name: str) -> GgufTensor:

@@ -1,0 +1,158 @@
+"""Tensors of a GGUF model under Hugging Face's names, in Hugging Face's order of rows.
+
+llama.cpp rotates neighbouring elements of a head in models of architecture `llama`, so that its
+converter permutes the rows of q and k: row 2 i + j of a head of E is Hugging Face's i + j E / 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nomatmul.formats.errors import FormatError
+from nomatmul.formats.files.gguf import GgufFile
+from nomatmul.formats.files.gguf_types import BlockType
+from nomatmul.formats.files.json import JsonObject
+from nomatmul.formats.files.quantised import Quantised
+from nomatmul.formats.files.source import TensorSource
+
+EMBEDDING, HEAD, ROPE_FACTORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
+# Stored name -> Hugging Face's, and the sizes: V vocabulary, D hidden size, M intermediate size,
+# H heads and K key-value heads times E head size.
+_Names = dict[str, tuple[str, str]]
+_OUTER: _Names = {
+    EMBEDDING: ("model.embed_tokens.weight", "VD"),
+    "output_norm.weight": ("model.norm.weight", "D"),
+    HEAD: ("lm_head.weight", "VD"),
+}
+_BLOCK: _Names = {
+    "attn_norm": ("input_layernorm", "D"),
+    "attn_q": ("self_attn.q_proj", "HD"),
+    "attn_k": ("self_attn.k_proj", "KD"),
+    "attn_v": ("self_attn.v_proj", "KD"),
+    "attn_output": ("self_attn.o_proj", "DH"),
+    "ffn_norm": ("post_attention_layernorm", "D"),
+    "ffn_gate": ("mlp.gate_proj", "MD"),
+    "ffn_up": ("mlp.up_proj", "MD"),
+    "ffn_down": ("mlp.down_proj", "DM"),
+}
+_MORE: dict[str, _Names] = {
+    "llama": {},
+    "qwen3": {
+        "attn_q_norm": ("self_attn.q_norm", "E"),
+        "attn_k_norm": ("self_attn.k_norm", "E"),
+    },
+    "bitnet": {
+        "attn_sub_norm": ("self_attn.attn_sub_norm", "H"),
+        "ffn_sub_norm": ("mlp.ffn_sub_norm", "M"),
+    },
+}
+
+
+class GgufSource(TensorSource):
+    """The tensors that a model's config asks for; the file has these and no others.
+
+    permuted: are the rows of q and k in llama.cpp's order? one_scale: ternary matrices of which
+    every group has the same scale are given with one. Raises FormatError naming a tensor that is
+    missing, not known, or of another shape.
+    """
+
+    nested = False
+
+    def __init__(
+        self, file: GgufFile, values: JsonObject, *, permuted: bool, one_scale: bool
+    ) -> None:
+        self.file = file
+        self.left_out: dict[str, str] = {}
+        self._one_scale = one_scale
+        self._head_dim = values["head_dim"] if permuted else 0
+        self._stored: dict[str, str] = {}
+        for stored, name, shape in _wanted(values, file):
+            if stored not in file.tensors:
+                raise FormatError(f"{file.path} lacks the tensor {stored!r}")
+            found = file.tensors[stored].shape
+            if found != shape:
+                raise FormatError(
+                    f"{file.path}: {stored!r} has shape {list(found)}, the metadata ask for"
+                    f" {list(shape)}"
+                )
+            self._stored[name] = stored
+        extra = set(file.tensors) - set(self._stored.values()) - {ROPE_FACTORS}
+        if extra:
+            raise FormatError(f"{file.path} has the tensor {min(extra)!r}, which is not understood")
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: self.file.tensors[stored].shape for name, stored in self._stored.items()}
+
+    def read(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
+        stored = self._name(name)
+        if not self._permuted(stored):
+            return self.file.read(stored, rows)
+        heads, within = self._rows(stored, rows or slice(None))
+        return self.file.read(stored, heads)[within]
+
+    def quantised(self, name: str) -> Quantised | None:
+        stored = self._name(name)
+        matrix = self.file.quantised(stored)
+        if matrix is None:
+            return None
+        group, scale, read = matrix.group, matrix.scale, matrix.read
+        if self._one_scale and group and matrix.kind == "ternary" and (scale == scale[0, 0]).all():
+            group, scale = 0, scale[0, :1]
+        if not self._permuted(stored):
+            return Quantised(matrix.kind, matrix.shape, group, scale, read)
+
+        def read_in_order(rows: slice) -> NDArray[np.int8]:
+            heads, within = self._rows(stored, rows)
+            return read(heads)[within]
+
+        if group:
+            scale = scale[self._rows(stored, slice(None))[1]]
+        return Quantised(matrix.kind, matrix.shape, group, scale, read_in_order)
+
+    def block_types(self) -> dict[str, BlockType]:
+        """The types of the blocks' matrices, by the file's names."""
+        tensors = {stored: self.file.tensors[stored] for stored in self._stored.values()}
+        return {
+            name: tensor.layout
+            for name, tensor in tensors.items()
+            if name.startswith("blk.") and len(tensor.shape) == 2
+        }
+
+    def _name(self, name: str) -> str:
+        if name not in self._stored:
+            raise FormatError(f"{self.file.path} lacks the tensor {name!r}")
+        return self._stored[name]
+
+    def _permuted(self, stored: str) -> bool:
+        return bool(self._head_dim) and stored.endswith((".attn_q.weight", ".attn_k.weight"))
+
+    def _rows(self, stored: str, rows: slice) -> tuple[slice, NDArray[np.int64]]:
+        """(the heads in which some of Hugging Face's rows lie, where they lie in these)."""
+        start, stop, _ = rows.indices(self.file.tensors[stored].shape[0])
+        size = self._head_dim
+        head, rest = np.divmod(np.arange(start, stop), size)
+        half, pair = np.divmod(rest, size // 2)
+        first = start // size * size
+        return slice(first, -(-stop // size) * size), head * size + 2 * pair + half - first
+
+
+def _wanted(values: JsonObject, file: GgufFile) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """(stored name, Hugging Face's name, shape) of every tensor of a model."""
+    sizes = {
+        "D": values["hidden_size"],
+        "M": values["intermediate_size"],
+        "H": values["num_attention_heads"] * values["head_dim"],
+        "K": values["num_key_value_heads"] * values["head_dim"],
+        "E": values["head_dim"],
+        "V": values["vocab_size"],
+    }
+    for stored, (name, letters) in _OUTER.items():
+        if stored != HEAD or HEAD in file.tensors:  # else tied
+            yield stored, name, tuple(sizes[letter] for letter in letters)
+    for layer in range(values["num_hidden_layers"]):
+        for part, (inner, letters) in {**_BLOCK, **_MORE[values["model_type"]]}.items():
+            shape = tuple(sizes[letter] for letter in letters)
+            yield f"blk.{layer}.{part}.weight", f"model.layers.{layer}.{inner}.weight", shape
