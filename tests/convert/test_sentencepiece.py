@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
-import struct
+import inspect
 import zlib
 
 import pytest
+from sentencepiece_files import PLAIN, SPACE, field, vocabulary
 from tokenizers import Tokenizer
 
 from nomatmul.convert.sentencepiece import convert_tokenizer, read_vocabulary
+from nomatmul.formats.tokenizer import prepare
 
-SPACE = "\u2581"
 # A table compiled by SentencePiece from three rules: U+FF21 (a wide A) becomes A, a new line a
 # space, U+FB01 (a ligature) "fi".
 CHARACTER_MAP = zlib.decompress(
@@ -25,37 +27,6 @@ CHARACTER_MAP = zlib.decompress(
         b"J3x4Fk%9&n#WJmd+FdB#&-@SIn?<PERi{k_N_szdM=LfeK1"
     )
 )
-
-
-def varint(value: int) -> bytes:
-    out = b""
-    while value >= 128:
-        out += bytes([value & 127 | 128])
-        value >>= 7
-    return out + bytes([value])
-
-
-def field(number: int, value: int | float | bytes) -> bytes:
-    if isinstance(value, bytes):
-        return varint(number << 3 | 2) + varint(len(value)) + value
-    if isinstance(value, float):
-        return varint(number << 3 | 5) + struct.pack("<f", value)
-    return varint(number << 3) + varint(value)
-
-
-# As Llama and Mistral have it: a space in front, and spaces kept as they are.
-PLAIN = field(3, 1) + field(4, 0)
-
-
-def vocabulary(model_type: int = 2, normalizer: bytes = PLAIN, trainer: bytes = b"") -> bytes:
-    pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
-    pieces += [(f"<0x{i:02X}>", 0.0, 6) for i in range(256)]
-    words = ["ab", f"{SPACE}ab", "abab", SPACE, "a", "b"]
-    pieces += [(word, -float(i), 1) for i, word in enumerate(words)]
-    message = b""
-    for text, score, kind in pieces:
-        message += field(1, field(1, text.encode()) + field(2, score) + field(3, kind))
-    return message + field(2, field(3, model_type) + field(35, 1) + trainer) + field(3, normalizer)
 
 
 @pytest.fixture
@@ -125,13 +96,13 @@ def test_settings_are_read(model_file):
 
 def test_other_kinds_and_damage_are_refused(tmp_path, model_file):
     path = tmp_path / "other.model"
-    path.write_bytes(vocabulary(model_type=1))
-    with pytest.raises(ValueError, match="not of the BPE kind"):
+    path.write_bytes(vocabulary(model_type=3))
+    with pytest.raises(ValueError, match="is of the word kind, not BPE or unigram"):
         convert_tokenizer(path)
     data = model_file.read_bytes()
     for damaged in (b"", data[:100], b"\xff" * 40, b"GGUF" + data):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"no SentencePiece vocabulary|not of the BPE kind"):
+        with pytest.raises(ValueError, match="no SentencePiece vocabulary"):
             convert_tokenizer(path)
 
 
@@ -140,3 +111,24 @@ def test_mistral_vocabulary(sentencepiece_file):
     assert tokenizer.get_vocab_size() == 32000
     ids = tokenizer.encode("Hello world", add_special_tokens=False).ids
     assert ids == [22557, 1526]
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_texts_are_cut_as_sentencepiece_cuts_them(kind, tmp_path):
+    """Vocabularies that the library itself trained, of each kind, with and without its options."""
+    import sentencepiece
+
+    text = inspect.getsource(argparse)[:50_000]
+    for number, options in enumerate(({}, {"byte_fallback": True, "add_dummy_prefix": False})):
+        path = tmp_path / f"{kind}{number}"
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=iter(text.split("\n")), model_prefix=str(path), vocab_size=700,
+            model_type=kind, minloglevel=2, **options,
+        )  # fmt: skip
+        path = path.with_suffix(".model")
+        library = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        tokenizer = convert_tokenizer(path)
+        prepare(tokenizer)
+        for line in ["", " two  spaces ", "Größe \u4e2d\u6587", "ﬁne", *text.split("\n")[:150]]:
+            assert tokenizer.encode(line).ids == library.encode(line), (line, options)

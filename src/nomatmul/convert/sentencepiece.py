@@ -1,4 +1,4 @@
-"""A SentencePiece BPE vocabulary (`tokenizer.model`, as Llama and Mistral ship) as tokenizer.json.
+"""A SentencePiece vocabulary (`tokenizer.model`, as Llama and Mistral ship) as tokenizer.json.
 
 Published MatMul-free models use Mistral's vocabulary. The file is a protocol-buffer message of
 which a handful of fields matter, so it is read here without the sentencepiece and protobuf
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
-_MODEL_BPE = 2
+NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
+_UNIGRAM, _BPE = 1, 2
+_KINDS = {3: "word", 4: "character"}
 _SPACE = "\u2581"  # the mark that SentencePiece writes for a space
 
 
@@ -23,7 +24,8 @@ class Vocabulary:
     """What the file says: pieces with score and type, in id order, and its settings.
 
     character_map is SentencePiece's compiled table of replacements (NFKC and others), empty for
-    none; single_spaces: runs of spaces count as one, those at both ends not at all.
+    none; single_spaces: runs of spaces count as one, those at both ends not at all. unigram: texts
+    are cut the likeliest way (else by merges, BPE).
     """
 
     pieces: list[tuple[str, float, int]]
@@ -31,27 +33,18 @@ class Vocabulary:
     add_dummy_prefix: bool
     character_map: bytes = b""
     single_spaces: bool = False
+    unigram: bool = False
 
 
 def convert_tokenizer(source: Path) -> Any:
     """The `tokenizers.Tokenizer` that splits text as the SentencePiece file `source` does.
 
-    Raises ValueError when the file is damaged or is not of the BPE kind.
+    Raises ValueError when the file is damaged or is neither of the BPE nor the unigram kind.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+    from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 
     vocabulary = read_vocabulary(source)
-    ids = {piece: i for i, (piece, _, _) in enumerate(vocabulary.pieces)}
-    unknown = next((p for p, _, kind in vocabulary.pieces if kind == _UNKNOWN), None)
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab=ids,
-            merges=_merges(vocabulary, ids),
-            unk_token=unknown,
-            fuse_unk=True,
-            byte_fallback=vocabulary.byte_fallback,
-        )
-    )
+    tokenizer = Tokenizer(_model(vocabulary, source))
     tokenizer.normalizer = normalizers.Sequence(_normalizers(vocabulary))
     back: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if vocabulary.add_dummy_prefix:
@@ -62,6 +55,28 @@ def convert_tokenizer(source: Path) -> Any:
     added = [p for p, _, kind in vocabulary.pieces if kind == _USER_DEFINED]
     tokenizer.add_tokens([AddedToken(p, normalized=False) for p in added])
     return tokenizer
+
+
+def _model(vocabulary: Vocabulary, source: Path) -> Any:
+    from tokenizers import models
+
+    ids = {piece: i for i, (piece, _, _) in enumerate(vocabulary.pieces)}
+    unknown = next((p for p, _, kind in vocabulary.pieces if kind == _UNKNOWN), None)
+    if not vocabulary.unigram:
+        return models.BPE(
+            vocab=ids,
+            merges=_merges(vocabulary, ids),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=vocabulary.byte_fallback,
+        )
+    if unknown is None:
+        raise ValueError(f"{source} has no piece for unknown characters, which unigram needs")
+    return models.Unigram(
+        [(piece, score) for piece, score, _ in vocabulary.pieces],
+        ids[unknown],
+        byte_fallback=vocabulary.byte_fallback,
+    )
 
 
 def _normalizers(vocabulary: Vocabulary) -> list[Any]:
@@ -84,10 +99,11 @@ def _normalizers(vocabulary: Vocabulary) -> list[Any]:
     return [*steps, normalizers.Replace(" ", _SPACE)]
 
 
-def read_vocabulary(source: Path) -> Vocabulary:
+def read_vocabulary(source: Path, any_kind: bool = False) -> Vocabulary:
     """Read the pieces and settings of a SentencePiece file.
 
-    Raises ValueError when it is damaged or no BPE vocabulary.
+    any_kind: also of a kind that cannot be converted (to look at its pieces only).
+    Raises ValueError when it is damaged, or neither a BPE nor a unigram vocabulary.
     """
     pieces: list[tuple[str, float, int]] = []
     trainer: dict[int, Any] = {}
@@ -103,11 +119,16 @@ def read_vocabulary(source: Path) -> Vocabulary:
         character_map = _bytes(normalizer.get(2, b""))
     except (IndexError, struct.error, UnicodeDecodeError, TypeError) as error:
         raise ValueError(f"{source} is no SentencePiece vocabulary ({error})") from None
-    if not pieces:
-        raise ValueError(f"{source} is no SentencePiece vocabulary (it has no pieces)")
-    if trainer.get(3, 1) != _MODEL_BPE:
-        raise ValueError(f"{source} is not of the BPE kind; save it as tokenizer.json first")
-    if trainer.get(24, 0):
+    if not pieces or not trainer:
+        lacks = "pieces" if trainer else "settings"
+        raise ValueError(f"{source} is no SentencePiece vocabulary (it has no {lacks})")
+    kind = trainer.get(3, _UNIGRAM)
+    if kind not in (_UNIGRAM, _BPE) and not any_kind:
+        raise ValueError(
+            f"{source} is of the {_KINDS.get(kind, kind)} kind, not BPE or unigram; save it as"
+            " tokenizer.json first"
+        )
+    if trainer.get(24, 0) and not any_kind:
         raise ValueError(f"{source} puts spaces behind words; save it as tokenizer.json first")
     return Vocabulary(
         pieces,
@@ -115,13 +136,14 @@ def read_vocabulary(source: Path) -> Vocabulary:
         add_dummy_prefix=bool(normalizer.get(3, 1)),
         character_map=character_map,
         single_spaces=bool(normalizer.get(4, 1)),
+        unigram=kind == _UNIGRAM,
     )
 
 
 def _merges(vocabulary: Vocabulary, ids: dict[str, int]) -> list[tuple[str, str]]:
     """Every way to make a piece from two others, best score first: the order BPE applies them."""
     found: list[tuple[float, int, int, int, str, str]] = []
-    mergeable = (_NORMAL, _USER_DEFINED)
+    mergeable = (NORMAL, _USER_DEFINED)
     for piece, score, kind in vocabulary.pieces:
         if kind not in mergeable:
             continue
@@ -136,7 +158,7 @@ def _merges(vocabulary: Vocabulary, ids: dict[str, int]) -> list[tuple[str, str]
 def _piece(message: bytes) -> tuple[str, float, int]:
     fields = dict(_fields(message))
     score = struct.unpack("<f", fields[2])[0] if 2 in fields else 0.0
-    return _bytes(fields.get(1, b"")).decode("utf-8"), score, int(fields.get(3, _NORMAL))
+    return _bytes(fields.get(1, b"")).decode("utf-8"), score, int(fields.get(3, NORMAL))
 
 
 def _bytes(value: Any) -> bytes:

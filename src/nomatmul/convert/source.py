@@ -5,39 +5,62 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from nomatmul.convert.tokenizers import check_agreement, convert_directory
+from nomatmul.formats.chat_template import TEMPLATE_FILE
 from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.generation_config import GENERATION_FILE
 from nomatmul.formats.packed.layout import TOKENIZER_FILE
 from nomatmul.formats.runs import find_checkpoint
-from nomatmul.formats.tokenizer import load_tokenizer
-from nomatmul.formats.tokenizer_config import CONFIG_FILE
+from nomatmul.formats.tokenizer import SENTENCEPIECE_FILE, load_tokenizer
+from nomatmul.formats.tokenizer_config import CONFIG_FILE, SPECIAL_FILE
 
 __all__ = ["SENTENCEPIECE_FILE", "find_checkpoint", "prepare_tokenizer"]
 
-SENTENCEPIECE_FILE = "tokenizer.model"
+# What lies beside a tokenizer and goes with it: names of special tokens, how to chat and to sample.
+_BESIDE = (CONFIG_FILE, SPECIAL_FILE, TEMPLATE_FILE, GENERATION_FILE)
 
 
 @contextlib.contextmanager
-def prepare_tokenizer(directory: Path, config: ModelConfig) -> Iterator[tuple[Path | None, str]]:
-    """(path of a tokenizer.json, how it came): "copied", "converted" from tokenizer.model, "none".
+def prepare_tokenizer(
+    directory: Path, config: ModelConfig, files: Mapping[str, bytes] | None = None
+) -> Iterator[tuple[Path | None, str]]:
+    """(path of a tokenizer.json, how it came): "copied", "converted" from tokenizer.model, "gguf",
+    or "none". What belongs to it (see `_BESIDE`) lies in the same directory.
 
-    Raises ValueError when the tokenizer is damaged or has more tokens than the model.
+    files: {name: content} of a tokenizer that the weights' own file holds (GGUF); it is taken, and
+    what the directory has besides must agree with it.
+    Raises ValueError when the tokenizer is damaged, has more tokens than the model, or when two of
+    them have different vocabularies.
     """
     plain, sentencepiece = directory / TOKENIZER_FILE, directory / SENTENCEPIECE_FILE
-    if plain.is_file():
-        load_tokenizer(plain, config.vocab_size)
-        yield plain, "copied"
-    elif sentencepiece.is_file():
-        from nomatmul.convert.sentencepiece import convert_tokenizer
+    with tempfile.TemporaryDirectory() as name:
+        scratch, kind = Path(name), "none"
+        if files:
+            path, kind = scratch / TOKENIZER_FILE, "gguf"
+            _copy_beside(directory, scratch)
+            for file, content in files.items():
+                (scratch / file).write_bytes(content)
+        elif plain.is_file():
+            path, kind = plain, "copied"
+        elif sentencepiece.is_file():
+            path, kind = scratch / TOKENIZER_FILE, "converted"
+            _copy_beside(directory, scratch)
+            convert_directory(directory).save(str(path))
+        if kind == "none":
+            yield None, kind
+            return
+        tokenizer = load_tokenizer(path, config.vocab_size)
+        others = {"gguf": (plain, sentencepiece), "copied": (sentencepiece,)}.get(kind, ())
+        for other in others:
+            if other.is_file():
+                check_agreement(tokenizer, "the GGUF's own" if files else str(path), other)
+        yield path, kind
 
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / TOKENIZER_FILE
-            if (directory / CONFIG_FILE).is_file():  # names the special tokens
-                shutil.copy(directory / CONFIG_FILE, scratch)
-            convert_tokenizer(sentencepiece).save(str(path))
-            load_tokenizer(path, config.vocab_size)
-            yield path, "converted"
-    else:
-        yield None, "none"
+
+def _copy_beside(directory: Path, scratch: Path) -> None:
+    for file in _BESIDE:
+        if (directory / file).is_file():
+            shutil.copy(directory / file, scratch)

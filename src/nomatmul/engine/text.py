@@ -123,11 +123,11 @@ def _spelt_bytes(name: str) -> bytes:
     """The bytes that a token stands for in a byte-fallback or a byte-level vocabulary."""
     if fallback := _BYTE_NAME.fullmatch(name):
         return bytes([int(fallback[1], 16)])
-    return bytes(_byte_alphabet().get(character, 0) for character in name)
+    return bytes(byte_alphabet().get(character, 0) for character in name)
 
 
 @functools.cache
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """The character that stands for each byte in byte-level vocabularies (GPT-2's table)."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]

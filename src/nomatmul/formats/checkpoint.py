@@ -21,6 +21,7 @@ from nomatmul.formats.files.json import JsonObject, read_json_object
 from nomatmul.formats.files.quantised import Quantised
 from nomatmul.formats.files.weights import TensorSource, open_source
 from nomatmul.formats.files.wrappers import missing_tensor, unwrapped
+from nomatmul.formats.generation_config import GENERATION_FILE
 from nomatmul.formats.packed.reader import PackedReader
 from nomatmul.formats.published import crammed_bert, hgrn_bit
 from nomatmul.formats.published.keys import HARMLESS_KEYS, end_tokens
@@ -34,7 +35,6 @@ from nomatmul.formats.published.llama_source import (
 from nomatmul.formats.tokenizer import find_tokenizer_file
 
 TRAINING_MODEL_TYPE = "nomatmul"
-GENERATION_FILE = "generation_config.json"
 _BLOCK_ELEMENTS = 1 << 22
 
 

@@ -4,7 +4,8 @@ This package reads the ids in config.json instead and never this file. It is wri
 others make of a text agrees with what the package does:
 
 - bos, eos and pad are the tokens of the ids in the model's config (a decoder's start and end may be
-  one token); unk, mask, cls and sep are found by their customary names.
+  one token; of several end tokens the one that the source's file names); unk, mask, cls and sep
+  are found by their customary names.
 - Text that spells a special token is ordinary text (`split_special_tokens`), except where the
   tokenizer has a mask or the directory a chat template: both put special tokens in as text.
 - `padding_side` is "right", as in training rows. Batched generation of a decoder needs "left".
@@ -12,6 +13,7 @@ others make of a text agrees with what the package does:
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 CONFIG_FILE = "tokenizer_config.json"
+SPECIAL_FILE = "special_tokens_map.json"  # names that older tools wrote apart
 _BY_NAME = {
     "pad_token": PAD_NAMES,
     "mask_token": MASK_NAMES,
@@ -58,10 +61,14 @@ def tokenizer_config(
     if unknown is not None and tokenizer.token_to_id(unknown) is not None:
         names["unk_token"] = unknown
     for key in ("bos", "eos", "pad"):
-        token = _token_of(tokenizer, getattr(config, f"{key}_token_id"))
+        ids = getattr(config, f"{key}_token_id")
+        token = _given_name(tokenizer, given.get(f"{key}_token"))
+        if token is None or not (ids is None or tokenizer.token_to_id(token) in _as_ids(ids)):
+            token = _token_of(tokenizer, ids)
         if token is not None:
             names[f"{key}_token"] = token
     template = {"chat_template": given["chat_template"]} if given.get("chat_template") else {}
+    has_template = template or (source is not None and (source / "chat_template.jinja").is_file())
     limited = not architecture_of(config).recurrent
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -70,7 +77,7 @@ def tokenizer_config(
         "model_input_names": ["input_ids", "attention_mask"],
         "padding_side": "right",
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": not template and "mask_token" not in names,
+        "split_special_tokens": not has_template and "mask_token" not in names,
         **template,
     }
 
@@ -83,12 +90,26 @@ def tokenizer_config_bytes(
     return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
+def special_names(directory: Path) -> dict[str, str]:
+    """{"bos_token": "<s>", ...} of a model directory: what a chat template may put in by name."""
+    found = {
+        key: value.get("content") if isinstance(value, dict) else value
+        for key, value in _read(directory).items()
+        if key.endswith("_token")
+    }
+    return {key: name for key, name in found.items() if isinstance(name, str)}
+
+
 def _read(directory: Path) -> JsonObject:
-    try:
-        found = json.loads((directory / CONFIG_FILE).read_text("utf-8"))
-    except (OSError, ValueError):  # optional: what it would name has customary names as a rule
-        return {}
-    return found if isinstance(found, dict) else {}
+    """Both files in which a directory names special tokens, the newer one's words first."""
+    found: JsonObject = {}
+    for name in (SPECIAL_FILE, CONFIG_FILE):
+        # optional: what they would name has customary names as a rule
+        with contextlib.suppress(OSError, ValueError):
+            values = json.loads((directory / name).read_text("utf-8"))
+            if isinstance(values, dict):
+                found |= {key: value for key, value in values.items() if value is not None}
+    return found
 
 
 def _given_name(tokenizer: Tokenizer, value: Any) -> str | None:
@@ -98,7 +119,12 @@ def _given_name(tokenizer: Tokenizer, value: Any) -> str | None:
     return name if known else None
 
 
+def _as_ids(ids: Any) -> tuple[int, ...]:
+    """An id, several or none, as a tuple."""
+    return tuple(ids) if isinstance(ids, list | tuple) else () if ids is None else (ids,)
+
+
 def _token_of(tokenizer: Tokenizer, ids: Any) -> str | None:
     """The token of an id, or of the first of several."""
-    first = next(iter(ids), None) if isinstance(ids, list | tuple) else ids
+    first = next(iter(_as_ids(ids)), None)
     return None if first is None else tokenizer.id_to_token(first)

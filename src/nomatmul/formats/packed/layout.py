@@ -13,15 +13,20 @@ from dataclasses import dataclass
 
 from nomatmul.formats import capability
 from nomatmul.formats.architecture import Architecture, Linear, Shape, architecture_of
+from nomatmul.formats.chat_template import TEMPLATE_FILE
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.encoder import EncoderReading, head_shapes
 from nomatmul.formats.errors import FormatError
+from nomatmul.formats.generation_config import GENERATION_FILE
 from nomatmul.formats.packing import PACKINGS, row_bytes
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 CARD_FILE = "README.md"
+# What a directory may hold beside its tokenizer. A checksum is kept of what `pack` copied; one that
+# somebody put there later is taken as it is.
+BESIDE_FILES = (TEMPLATE_FILE, GENERATION_FILE)
 
 FLOAT_FORMS = ("f32", "bf16", "int8")
 # The rows of ternary trees are read one by one, at random: always in the form that is quickest to

@@ -197,6 +197,7 @@ class PackedReader:
         metadata = self._file.metadata
         tokenizer = self.directory / layout.TOKENIZER_FILE
         expected = _METADATA_KEYS | ({"tokenizer_sha256"} if tokenizer.exists() else set())
+        expected |= {"beside_sha256"} & set(metadata)
         if metadata.get("format") != FORMAT:
             raise FormatError(f"{self.weights_path} is not the weights of a packed model")
         if set(metadata) != expected:
@@ -207,6 +208,13 @@ class PackedReader:
         _check_sha256(metadata["config_sha256"], config_bytes, self.directory / layout.CONFIG_FILE)
         if tokenizer.exists():
             _check_sha256(metadata["tokenizer_sha256"], _read_file(tokenizer), tokenizer)
+        digests = metadata.get("beside_sha256", "{}").encode()
+        where = f"the checksums in {self.weights_path}"
+        for name, digest in read_json_object(where, digests).items():
+            if name not in layout.BESIDE_FILES:
+                raise FormatError(f"{where} name the unknown file {name!r}")
+            path = self.directory / name
+            _check_sha256(digest, _read_file(path), path)
         table = read_json_object(
             f"the checksums of {self.weights_path}", metadata["crc32"].encode()
         )

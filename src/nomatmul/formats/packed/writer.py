@@ -19,15 +19,18 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nomatmul.formats.chat_template import TEMPLATE_FILE, find_template
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.encoder import EncoderReading
 from nomatmul.formats.errors import FormatError, WriteError
 from nomatmul.formats.files.atomic import sync_directory
 from nomatmul.formats.files.json import JsonObject
 from nomatmul.formats.files.safetensors import NUMPY_DTYPES, bytes_of, check_finite
+from nomatmul.formats.generation_config import GENERATION_FILE, sampling_defaults
 from nomatmul.formats.packed.card import card_text
 from nomatmul.formats.packed.description import FORMAT, describe
 from nomatmul.formats.packed.layout import (
+    BESIDE_FILES,
     CARD_FILE,
     CONFIG_FILE,
     TOKENIZER_FILE,
@@ -86,6 +89,10 @@ class PackedWriter:
             files |= _tokenizer_files(Path(tokenizer_path), config)
             digest = hashlib.sha256(files[TOKENIZER_FILE]).hexdigest()
             self._metadata["tokenizer_sha256"] = digest
+            beside = {name: files[name] for name in BESIDE_FILES if name in files}
+            if beside:
+                digests = {name: hashlib.sha256(data).hexdigest() for name, data in beside.items()}
+                self._metadata["beside_sha256"] = json.dumps(digests)
         with self._guard():
             self._begin(files)
 
@@ -231,13 +238,19 @@ def _refuse_existing(dst: Path) -> None:
 
 
 def _tokenizer_files(path: Path, config: ModelConfig) -> dict[str, bytes]:
-    """tokenizer.json as it is, and tokenizer_config.json for other programs."""
+    """tokenizer.json as it is, tokenizer_config.json for other programs, and what lies beside:
+    the chat template in a file of its own, generation_config.json as it is."""
     try:
         data = path.read_bytes()
+        generation = path.parent / GENERATION_FILE
+        beside = {GENERATION_FILE: generation.read_bytes()} if generation.is_file() else {}
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror or error}") from None
+    sampling_defaults(path.parent)  # refuses a file that no one could use
+    if (template := find_template(path.parent)) is not None:
+        beside[TEMPLATE_FILE] = template.encode("utf-8")
     names = tokenizer_config_bytes(tokenizer_from_bytes(data, path), config, path.parent)
-    return {TOKENIZER_FILE: data, TOKENIZER_CONFIG_FILE: names}
+    return {TOKENIZER_FILE: data, TOKENIZER_CONFIG_FILE: names, **beside}
 
 
 def _packed(t: NDArray[np.int8], form: str) -> NDArray[np.uint8]:

@@ -1,0 +1,106 @@
+"""Chat templates: the text that a model was trained to read for a conversation.
+
+A template lies in chat_template.jinja, or in tokenizer_config.json (one, or several by name, of
+which "default" is taken). It is a program that came with a model, so it runs in a sandbox with
+limits (`template_sandbox`), and needs jinja2: the extra `chat`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nomatmul.formats.errors import FormatError
+from nomatmul.formats.files.json import read_json_object
+from nomatmul.formats.tokenizer_config import CONFIG_FILE, special_names
+
+TEMPLATE_FILE = "chat_template.jinja"
+MAX_TEMPLATE = 1 << 16  # characters; the longest in use have some ten thousand
+
+Message = dict[str, Any]
+
+
+def find_template(directory: Path) -> str | None:
+    """The chat template of a model directory, None where it has none.
+
+    Raises FormatError for a file that is damaged or too large, or several templates without a
+    default.
+    """
+    path = directory / TEMPLATE_FILE
+    if path.is_file():
+        if path.stat().st_size > 4 * MAX_TEMPLATE:
+            raise _too_large(path, path.stat().st_size, "bytes")
+        try:
+            template: object = path.read_bytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{path} is not UTF-8 text ({error.reason})") from None
+    else:
+        path = directory / CONFIG_FILE
+        template = read_json_object(path).get("chat_template") if path.is_file() else None
+    if template is None or template == "":
+        return None
+    if not isinstance(template, str):
+        template = _default_of(template, path)
+    if len(template) > MAX_TEMPLATE:
+        raise _too_large(path, len(template), "characters")
+    return template
+
+
+def _default_of(templates: object, path: Path) -> str:
+    """The template named "default" of a list of named ones."""
+    if isinstance(templates, list) and all(isinstance(entry, dict) for entry in templates):
+        templates = {str(entry.get("name")): entry.get("template") for entry in templates}
+    if not isinstance(templates, dict):
+        kind = type(templates).__name__
+        raise FormatError(f"{path}: chat_template must be a text or named texts, found {kind}")
+    found = templates.get("default")
+    if not isinstance(found, str):
+        names = ", ".join(sorted(map(str, templates)))
+        raise FormatError(f"{path} has chat templates {names}, and none is the default")
+    return found
+
+
+def _too_large(path: Path, size: int, unit: str) -> FormatError:
+    return FormatError(
+        f"{path}: the chat template has {size:,} {unit}; at most {MAX_TEMPLATE:,} are read"
+    )
+
+
+class ChatTemplate:
+    """A compiled chat template.
+
+    names: special tokens that the template may put in ({"eos_token": "</s>"}). Raises ImportError
+    without jinja2, ValueError for a template that is no program or does what is forbidden.
+    """
+
+    def __init__(self, template: str, names: dict[str, Any] | None = None) -> None:
+        from nomatmul.formats.template_sandbox import Sandbox
+
+        self.source = template
+        self._names = dict(names or {})
+        self._sandbox = Sandbox(template)
+
+    @classmethod
+    def of(cls, directory: Path) -> ChatTemplate | None:
+        """The template of a model directory, or None. Errors as above and of `find_template`."""
+        template = find_template(directory)
+        return None if template is None else cls(template, special_names(directory))
+
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **options: Any
+    ) -> str:
+        """The text of a conversation: [{"role": "user", "content": "..."}, ...].
+
+        add_generation_prompt: end with the words after which the model's answer begins. options:
+        further names that a template may read (tools, enable_thinking). Raises ValueError, one
+        line, when the template refuses the messages, fails, or exceeds the limits.
+        """
+        values = {"tools": None, "documents": None, **self._names, **options}
+        return self._sandbox.render(
+            {
+                **values,
+                "messages": list(messages),
+                "add_generation_prompt": add_generation_prompt,
+            }
+        )

@@ -1,0 +1,388 @@
+"""Where chat templates run: jinja2's sandbox, with a bound on everything that they may cost.
+
+jinja2 forbids what is unsafe (attributes of Python's internals, changing what is given). What it
+does not bound is time and memory: loops in loops, macros that call themselves, texts that double.
+Here every loop's step, call, filter and operation counts against a budget, and what each of them
+made is charged with its size, so that no value is ever larger than a limit; names of methods and
+filters that could make much of little are not offered. Otherwise the language is that of Hugging
+Face transformers, whose results these are.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import json
+import re
+import time
+from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
+from datetime import datetime
+from typing import Any
+
+try:
+    from jinja2 import nodes
+    from jinja2.exceptions import SecurityError, TemplateError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.runtime import LoopContext, Macro, Undefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
+    from jinja2.visitor import NodeTransformer
+except ImportError as error:
+    raise ImportError(
+        f'chat templates need jinja2 ({error}): pip install "nomatmul[chat]"'
+    ) from None
+
+MAX_SECONDS = 1.5  # of computing
+MAX_STEPS = 1_000_000
+MAX_SIZE = 1 << 23  # characters (and entries) of one value, and of the whole output
+MAX_TOTAL = 1 << 27  # of all values that were ever made
+
+_FILTERS = frozenset(
+    """
+    abs capitalize count d default dictsort e escape first float format groupby indent int items
+    join last length list lower map max min reject rejectattr replace reverse round safe select
+    selectattr sort string sum title trim unique upper
+    """.split()  # noqa: SIM905 - a list of these would be three times as long
+)
+_TEXT_METHODS = frozenset(
+    """
+    capitalize count endswith find index isalnum isalpha isascii isdecimal isdigit islower isnumeric
+    isspace istitle isupper join lower lstrip partition removeprefix removesuffix replace rfind
+    rindex rpartition rsplit rstrip split splitlines startswith strip title upper
+    """.split()  # noqa: SIM905 - as above
+)
+_SAFE_METHODS: dict[type, frozenset[str]] = {
+    str: _TEXT_METHODS,
+    list: frozenset({"index", "count"}),
+    tuple: frozenset({"index", "count"}),
+    dict: frozenset({"get", "items", "keys", "values"}),
+    int: frozenset(),
+    float: frozenset(),
+}
+_CONTAINERS = (list, tuple, dict, set, KeysView, ValuesView, ItemsView)
+_WIDE_FORMAT = re.compile(r"[0-9]{4}|\*")  # widths that make a long text of a short one
+_DATE_FORMAT = re.compile(r"(%-?[A-Za-z%]|[^%]){0,200}")
+
+
+class Budget:
+    """What one rendering may still use."""
+
+    def __init__(self) -> None:
+        self._steps, self._total = MAX_STEPS, MAX_TOTAL
+        self._end = time.thread_time() + MAX_SECONDS
+
+    def step(self) -> None:
+        """Count one step; raises ValueError when there were too many or they took too long."""
+        self._steps -= 1
+        if self._steps < 0:
+            raise ValueError(f"it takes more than {MAX_STEPS:,} steps")
+        if time.thread_time() > self._end:
+            raise ValueError(f"it computes for more than {MAX_SECONDS} seconds")
+
+    def charge(self, value: Any) -> Any:
+        """Count a value that was made, and return it; raises ValueError when it is too large."""
+        self.step()
+        if isinstance(value, str):
+            self.spend(len(value))
+        elif isinstance(value, _CONTAINERS):
+            self.spend(self._weight(value, 0))
+        elif isinstance(value, int) and value.bit_length() > 64:
+            raise ValueError("it makes a number of more than 64 bits")
+        return value
+
+    def spend(self, size: int) -> None:
+        """Count characters or entries; raises ValueError when there are too many."""
+        self._total -= size
+        if size > MAX_SIZE or self._total < 0:
+            raise ValueError(f"it makes texts or lists of more than {MAX_SIZE:,} characters")
+
+    def _weight(self, value: Any, depth: int) -> int:
+        """Characters and entries of a container, each as often as it is reached."""
+        if isinstance(value, str):
+            return len(value)
+        if not isinstance(value, _CONTAINERS):
+            return 1
+        if depth > 64:
+            raise ValueError("it nests lists more than 64 deep")
+        pairs = value.items() if isinstance(value, dict) else value
+        total = 1
+        for entry in pairs:
+            self.step()
+            total += 1 + self._weight(entry, depth + 1)
+            if total > MAX_SIZE:
+                break
+        return total
+
+
+_budget: contextvars.ContextVar[Budget] = contextvars.ContextVar("budget")
+
+
+class Sandbox:
+    """A compiled template. Raises ValueError, in one line, for one that does not compile."""
+
+    def __init__(self, template: str) -> None:
+        environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=_EXTENSIONS)
+        compiled = _bounded("does not compile", lambda: environment.from_string(template))
+        self._template = compiled
+
+    def render(self, values: dict[str, Any]) -> str:
+        """The text for these values; raises ValueError, in one line, for whatever goes wrong."""
+        return str(_bounded("fails", lambda: self._joined(values)))
+
+    def _joined(self, values: dict[str, Any]) -> str:
+        budget, pieces = _budget.get(), []
+        budget.charge({key: _plain(value) for key, value in values.items()})
+        for piece in self._template.generate(**{k: _plain(v) for k, v in values.items()}):
+            budget.spend(len(piece))
+            pieces.append(piece)
+        return "".join(pieces)
+
+
+def _bounded(what: str, work: Callable[[], Any]) -> Any:
+    """The result of some work of jinja2 on a budget of its own, errors as one line."""
+    token = _budget.set(Budget())
+    try:
+        return work()
+    except RecursionError:
+        raise ValueError(f"the chat template {what}: it calls itself endlessly") from None
+    except Exception as error:  # a template is a program: it may fail in any way
+        line = " ".join((str(error) or type(error).__name__).split())[:300]
+        raise ValueError(f"the chat template {what}: {line}") from None
+    finally:
+        _budget.reset(token)
+
+
+def _plain(value: Any) -> Any:
+    """A value without methods of other libraries: of JSON's types, else the name of its type."""
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    return f"<{type(value).__name__}>"
+
+
+class _Counting(NodeTransformer):
+    """Puts a count on what jinja2 compiles to plain Python: loops, joined texts, literals."""
+
+    def visit_For(self, node: nodes.For, *more: Any) -> nodes.For:
+        self.generic_visit(node)
+        size = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
+        node.iter = _filtered(node.iter, "_counted", nodes.Const(size))
+        return node
+
+    def _charged(self, node: nodes.Expr, *more: Any) -> nodes.Expr:
+        self.generic_visit(node)
+        return _filtered(node, "_charged")
+
+    visit_Concat = visit_List = visit_Dict = _charged
+
+    def visit_Getitem(self, node: nodes.Getitem, *more: Any) -> nodes.Expr:
+        if isinstance(node.arg, nodes.Slice):
+            return self._charged(node)
+        self.generic_visit(node)
+        return node
+
+    def visit_Tuple(self, node: nodes.Tuple, *more: Any) -> nodes.Expr:
+        return self._charged(node) if node.ctx == "load" else node
+
+
+def _filtered(node: Any, name: str, *arguments: nodes.Expr) -> nodes.Filter:
+    return nodes.Filter(node, name, list(arguments), [], None, None, lineno=node.lineno)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """jinja2's sandbox on a budget."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(finalize=lambda value: _budget.get().charge(value), **options)
+        known: dict[str, Any] = dict(self.filters)
+        self.filters = {name: _on_budget(known[name], _CHECKS.get(name)) for name in _FILTERS}
+        self.filters |= {"tojson": _on_budget(_to_json, None), "_counted": _counted}
+        self.filters["_charged"] = lambda value: _budget.get().charge(value)
+        self.tests = {name: _on_budget(test, None) for name, test in self.tests.items()}
+        self.globals = {
+            "range": self.globals["range"],
+            "dict": lambda *args, **kwargs: dict(*args, **kwargs),
+            "namespace": _Namespace,
+            "raise_exception": _raise,
+            "strftime_now": _strftime_now,
+        }
+        self.data_size = 0
+
+    def _parse(self, *arguments: Any) -> nodes.Template:
+        tree: nodes.Template = super()._parse(*arguments)
+        self.data_size = sum(len(data.data) for data in tree.find_all(nodes.TemplateData))
+        _Counting().visit(tree)
+        tree.set_environment(self)
+        return tree
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        for kind, names in _SAFE_METHODS.items():
+            if isinstance(obj, kind):
+                return attr in names
+        return bool(super().is_safe_attribute(obj, attr, value))
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
+        # jinja2's would print as nothing where it is not used further
+        raise SecurityError(f"access to {attribute!r} of a {type(obj).__name__} is forbidden")
+
+    def wrap_str_format(self, value: Any) -> None:
+        """`"...".format` is not offered: its widths are no part of what `call` sees."""
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        # the odd names are jinja2's: a template may call with any others
+        budget = _budget.get()
+        budget.step()
+        if isinstance(__obj, Macro | LoopContext):
+            budget.spend(__self.data_size)
+        owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
+        if isinstance(owner, str) and name in _CHECKS:
+            _CHECKS[name](*((args[0], owner) if name == "join" and args else (owner, *args)))
+        return budget.charge(super().call(__context, __obj, *args, **kwargs))
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "%" and isinstance(left, str):
+            _check_format(left, right)
+        elif operator == "*":
+            for text, count in ((left, right), (right, left)):
+                if isinstance(text, str | list | tuple) and isinstance(count, int):
+                    _budget.get().spend(len(text) * max(0, count))
+        elif operator == "**" and not (abs(left) <= 1 << 32 and abs(right) <= 64):
+            raise ValueError(f"{left} ** {right} is too large")
+        return _budget.get().charge(super().call_binop(context, operator, left, right))
+
+
+def _on_budget(function: Callable[..., Any], check: Callable[..., None] | None) -> Any:
+    """A filter or test that counts, whose arguments are looked at first."""
+    skipped = 1 if hasattr(function, "jinja_pass_arg") else 0  # a context in front
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        budget = _budget.get()
+        budget.step()
+        if check is _check_join and isinstance(args[skipped], Iterator | range):
+            entries = budget.charge(list(args[skipped]))
+            args = (*args[:skipped], entries, *args[skipped + 1 :])
+        if check is not None:
+            check(*args[skipped:], **kwargs)
+        return budget.charge(function(*args, **kwargs))
+
+    return call
+
+
+def _counted(values: Any, size: int) -> Iterator[Any]:
+    """The values of a loop, each counted with the text that the loop's body holds."""
+    budget = _budget.get()
+    for value in values:
+        budget.step()
+        budget.spend(size)
+        yield value
+
+
+def _check_format(text: str, *values: Any, **named: Any) -> None:
+    """`%` puts each value in once, at no great width: then the result is no longer than both."""
+    parts = [part for value in values for part in (value if isinstance(value, tuple) else [value])]
+    if named or _WIDE_FORMAT.search(text) or any(isinstance(part, dict) for part in parts):
+        raise SecurityError("a format may have neither names nor widths of four digits")
+
+
+def _check_replace(text: Any, old: Any, new: Any, count: Any = None, **more: Any) -> None:
+    _budget.get().spend((str(text).count(str(old)) if old else len(text)) * len(str(new)))
+
+
+def _check_join(values: Any, d: Any = "", attribute: Any = None) -> None:
+    if not isinstance(values, list | tuple | dict | str):
+        raise SecurityError("join takes a list: put |list in front of it")
+    _budget.get().spend(len(values) * len(str(d)))
+
+
+def _check_indent(text: Any, width: Any = 4, *more: Any, **named: Any) -> None:
+    size = len(width) if isinstance(width, str) else int(width)
+    if size > 100:
+        raise SecurityError(f"indent has the width {size}; at most 100 is allowed")
+    _budget.get().spend((str(text).count("\n") + 1) * max(size, 0))
+
+
+def _check_sum(values: Any, attribute: Any = None, start: Any = 0) -> None:
+    if not isinstance(start, int | float):
+        raise SecurityError("sum adds numbers only")
+
+
+_CHECKS: dict[str, Callable[..., None]] = {
+    "format": _check_format,
+    "indent": _check_indent,
+    "join": _check_join,
+    "replace": _check_replace,
+    "sum": _check_sum,
+}
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
+    """As transformers has it: jinja2's own writes <, > and & as escapes of HTML."""
+    if isinstance(value, Undefined):
+        raise TemplateError("tojson of a value that is undefined")
+    wide = len(indent) if isinstance(indent, str) else indent or 0
+    if wide > 16 or sum(map(len, separators or ())) > 16:
+        raise SecurityError("tojson may indent by 16 and separate by 16 characters at most")
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise(message: Any) -> None:
+    raise TemplateError(str(message))
+
+
+def _strftime_now(text: str) -> str:
+    if not _DATE_FORMAT.fullmatch(text):
+        raise SecurityError(f"{text[:50]!r} is no format of a date")
+    return datetime.now().strftime(text)
+
+
+class _Namespace(Namespace):
+    """jinja2's, without names of internals, and shown without what it holds."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        for name in dict(*args[1:], **kwargs):
+            _check_name(name)
+        Namespace.__init__(*args, **kwargs)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+    def __repr__(self) -> str:
+        return "<namespace>"
+
+
+def _check_name(name: str) -> None:
+    if name.startswith("_"):
+        raise SecurityError(f"a namespace may not hold {name!r}")
+
+
+class _Generation(Extension):
+    """`{% generation %} ... {% endgeneration %}` marks what a model wrote; here it is just text."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2's own attribute
+
+    def parse(self, parser: Any) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        call = self.call_method("_text")
+        return nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+    def _text(self, caller: Any) -> Any:
+        return caller()
+
+
+_EXTENSIONS = (loopcontrols, _Generation)
