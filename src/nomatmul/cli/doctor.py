@@ -31,6 +31,8 @@ EXTRAS = {
         *("torch", "transformers", "datasets", "rich", "tensorboard", "matplotlib"),
         *("sklearn", "zstandard", "numpy"),
     ),
+    "chat": ("jinja2",),
+    "hub": ("huggingface_hub",),
     "bench": ("llama_cpp", "gguf", "psutil", "scipy"),
 }
 PACKAGES = ("nomatmul", "numpy", "safetensors", "tokenizers", "torch", "transformers")

@@ -203,7 +203,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.filters = {name: _on_budget(known[name], _CHECKS.get(name)) for name in _FILTERS}
         self.filters |= {"tojson": _on_budget(_to_json, None), "_counted": _counted}
         self.filters["_charged"] = lambda value: _budget.get().charge(value)
-        self.tests = {name: _on_budget(test, None) for name, test in self.tests.items()}
+        tests: dict[str, Any] = dict(self.tests)
+        self.tests = {name: _on_budget(test, None) for name, test in tests.items()}
         self.globals = {
             "range": self.globals["range"],
             "dict": lambda *args, **kwargs: dict(*args, **kwargs),
