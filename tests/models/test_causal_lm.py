@@ -7,7 +7,7 @@ import pytest
 import torch
 from dials import DIALS
 
-from nomatmul.models import GLU, MLGRU, BitLinear, CausalLM, CausalLMConfig, RecurrentCache
+from nomatmul.models import GLU, MLGRU, BitLinear, CausalLM, CausalLMConfig, StateCache
 
 CLOSE = {"rtol": 0, "atol": 2e-5}
 
@@ -206,16 +206,28 @@ def test_config_refuses_what_it_does_not_know():
 
 
 def test_cache_selects_sequences():
-    cache = RecurrentCache(1)
-    cache.states = [torch.arange(6.0).reshape(3, 2)]
+    """Every piece of every layer follows, those that grow, too."""
+    cache = StateCache(2)
+    cache.states[0]["h"] = torch.arange(6.0).reshape(3, 2)
+    keys = torch.arange(6.0).reshape(3, 1, 2, 1)
+    cache.update(keys[:, :, :1], keys[:, :, :1] + 10, 1)
+    k, v = cache.update(keys[:, :, 1:], keys[:, :, 1:] + 10, 1)
+    assert torch.equal(k, keys)
+    assert torch.equal(v, keys + 10)
     cache.reorder_cache(torch.tensor([2, 0, 0]))
-    assert cache.states[0].tolist() == [[4, 5], [0, 1], [0, 1]]
+    assert cache.states[0]["h"].tolist() == [[4, 5], [0, 1], [0, 1]]
+    assert cache.states[1]["v"].flatten(1).tolist() == [[14, 15], [10, 11], [10, 11]]
     cache.batch_select_indices(torch.tensor([0]))
     cache.batch_repeat_interleave(2)
-    assert cache.states[0].tolist() == [[4, 5], [4, 5]]
-    assert len(cache) == 1
+    assert cache.states[0]["h"].tolist() == [[4, 5], [4, 5]]
+    assert cache.states[1]["k"].flatten(1).tolist() == [[4, 5], [4, 5]]
+    copy = cache.fork()
+    cache.states[0]["h"] += 1
+    assert copy.states[0]["h"].tolist() == [[4, 5], [4, 5]]
+    assert cache.nbytes == 4 * (4 + 4 + 4)
+    assert len(cache) == 2
     cache.reset()
-    assert cache.states == [None]
+    assert cache.states == [{}, {}]
 
 
 def test_compiles_into_one_graph(build, ids):

@@ -13,12 +13,13 @@ from nomatmul.models.classifiers import (
 )
 from nomatmul.models.encoder import Encoder
 from nomatmul.models.hf.auto import register
-from nomatmul.models.hf.cache import RecurrentCache
+from nomatmul.models.hf.cache import RecurrentCache, StateCache
 from nomatmul.models.hf.config import CausalLMConfig, EncoderConfig
-from nomatmul.models.layers import BitLinear, DenseLinear, LayerNorm, RMSNorm
+from nomatmul.models.layers import BitLinear, DenseLinear, LayerNorm, RMSNorm, TernaryLinear
 from nomatmul.models.masked_lm import MaskedLM
 from nomatmul.models.mixers.attention import Attention
 from nomatmul.models.mixers.mlgru import MLGRU
+from nomatmul.models.stored import StoredLinear
 
 register()
 
@@ -42,6 +43,9 @@ __all__ = [
     "MaskedLM",
     "RMSNorm",
     "RecurrentCache",
+    "StateCache",
+    "StoredLinear",
+    "TernaryLinear",
     "auxiliary_loss",
     "set_fff_training",
 ]

@@ -18,8 +18,22 @@ from nomatmul.models.block import RECOMPUTE, Block, fused_wanted, watched
 from nomatmul.models.channels.trees import FFFTraining, auxiliary_loss, set_fff_training
 from nomatmul.models.hf.loading import load_pretrained, save_tokenizer
 from nomatmul.models.hf.resize import resize_vocabulary
-from nomatmul.models.layers import BitLinear, DenseLinear, LayerNorm, RMSNorm, norm_of
+from nomatmul.models.layers import (
+    BitLinear,
+    DenseLinear,
+    LayerNorm,
+    RMSNorm,
+    TernaryLinear,
+    norm_of,
+)
 from nomatmul.models.mixer import Pass
+from nomatmul.models.stored import (
+    AnyHead,
+    StoredEmbedding,
+    StoredHead,
+    StoredLinear,
+    embedding_of,
+)
 from nomatmul.ops.loss import IGNORE_INDEX, chunked_cross_entropy, linear_cross_entropy
 
 _ID_TYPES = (torch.int64, torch.int32)  # what nn.Embedding takes
@@ -61,11 +75,11 @@ class TextModel(PreTrainedModel):
     _no_split_modules = ["Block"]  # noqa: RUF012 (transformers' form)
     _supports_sdpa = True
 
-    embedding: nn.Embedding
+    embedding: nn.Embedding | StoredEmbedding
     embedding_norm: RMSNorm | LayerNorm | None
     layers: nn.ModuleList
     final_norm: nn.Module
-    head: BitLinear | DenseLinear
+    head: AnyHead
     _tokenizer: Any = None
     new_tensors: tuple[str, ...] = ()
     """Prefixes of tensors that a checkpoint of another task may lack: they are drawn anew."""
@@ -83,7 +97,7 @@ class TextModel(PreTrainedModel):
         model = architecture_of(config)
         norm = model.embedding_norm
         self.model_config = config
-        self.embedding = nn.Embedding(model.vocabulary, model.size)
+        self.embedding = embedding_of(model.embedding)
         self.embedding_norm = norm_of(norm) if norm is not None else None
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.final_norm = norm_of(model.final_norm)
@@ -101,7 +115,7 @@ class TextModel(PreTrainedModel):
         return self.embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        if not isinstance(value, nn.Embedding):
+        if not isinstance(value, nn.Embedding | StoredEmbedding):
             raise ValueError(f"the embedding must be an nn.Embedding, got {type(value).__name__}")
         self.embedding = value
 
@@ -109,9 +123,9 @@ class TextModel(PreTrainedModel):
         return self.head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        if not isinstance(new_embeddings, BitLinear | DenseLinear):
+        if not isinstance(new_embeddings, TernaryLinear | DenseLinear | StoredLinear | StoredHead):
             kind = type(new_embeddings).__name__
-            raise ValueError(f"the head must be a BitLinear or a DenseLinear, got {kind}")
+            raise ValueError(f"the head must be a linear layer of nomatmul's, got {kind}")
         self.head = new_embeddings
 
     def resize_token_embeddings(
@@ -132,7 +146,7 @@ class TextModel(PreTrainedModel):
             size = -(-size // step) * step
         if new_num_tokens is not None or size != self.config.vocab_size:
             resize_vocabulary(self, size, around_mean=mean_resizing)
-        return self.embedding
+        return cast(nn.Embedding, self.embedding)
 
     # -- files ----------------------------------------------------------------------------------
 
@@ -237,6 +251,8 @@ class TextModel(PreTrainedModel):
             assert input_ids is not None
             self._check_ids(input_ids)
             inputs_embeds_BTD = self.embedding(input_ids)
+            if isinstance(self.embedding, StoredEmbedding):  # its scales keep their type
+                inputs_embeds_BTD = inputs_embeds_BTD.to(self.dtype)
         if inputs_embeds_BTD.dim() != 3 or inputs_embeds_BTD.shape[1] == 0:
             shape = tuple(inputs_embeds_BTD.shape)
             raise ValueError(f"embeddings must be [B, T >= 1, D], got {shape}")
@@ -270,12 +286,12 @@ class TextModel(PreTrainedModel):
         """Mean cross-entropy and z of targets (not shifted), see `chunked_cross_entropy`."""
         head = self.head
         hooked = bool(head._forward_hooks) and not torch.compiler.is_compiling()
-        own = isinstance(head, BitLinear | DenseLinear)  # and no adapter's wrapper
-        if own and fused_wanted(hidden) and not hooked and not watched(head):
+        if fused_wanted(hidden) and not hooked and not watched(head):
             if isinstance(head, BitLinear):
                 norm, eps, slot = head.norm.weight, head.norm.eps, head.slot
                 return linear_cross_entropy(
                     hidden, targets, head.weight, norm, eps=eps, slot=slot, chunk=chunk
                 )
-            return linear_cross_entropy(hidden, targets, head.weight, chunk=chunk)
+            if isinstance(head, DenseLinear):  # and no adapter's wrapper
+                return linear_cross_entropy(hidden, targets, head.weight, chunk=chunk)
         return chunked_cross_entropy(hidden, targets, self.head, chunk=chunk)

@@ -20,7 +20,7 @@ from nomatmul.formats.config import ModelConfig
 from nomatmul.models.channels.fff import FFF
 from nomatmul.models.channels.ffn import FFN
 from nomatmul.models.channels.glu import GLU
-from nomatmul.models.layers import LayerNorm, RMSNorm, norm_of
+from nomatmul.models.layers import LayerNorm, RMSNorm, is_plain, norm_of
 from nomatmul.models.mixer import Inputs, Mixer, Pass, TokenMixer
 from nomatmul.models.mixers.attention import Attention
 from nomatmul.models.mixers.mlgru import MLGRU
@@ -68,8 +68,8 @@ def fused_forms(config: ModelConfig) -> tuple[bool, bool]:
 
 
 def _has_fused(kind: type[Mixer], part: parts.Part, norm: parts.Norm | None) -> bool:
-    ternary = all(linear.kind == "ternary" for _, linear in parts.linears_of(part))
-    return kind.has_fused and ternary and norm is not None and norm.kind == "rms"
+    plain = all(is_plain(linear) for _, linear in parts.linears_of(part))
+    return plain and kind.has_fused(part) and norm is not None and norm.kind == "rms"
 
 
 class Block(nn.Module):
@@ -97,7 +97,7 @@ class Block(nn.Module):
         """x: [B, T, D] -> [B, T, D].
 
         inputs: from the mixer's `inputs`, nothing for a whole sequence without padding; cache: a
-        RecurrentCache or a transformers Cache, changed in place.
+        StateCache or a transformers Cache, changed in place.
         """
         inputs = inputs or self.mixer.inputs(Pass(x))
         grad = torch.is_grad_enabled()

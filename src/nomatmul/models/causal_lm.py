@@ -15,19 +15,21 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.models.base import TextModel, share_of_batch
 from nomatmul.models.hf.arguments import refuse_unknown
-from nomatmul.models.hf.cache import LIBRARY_NAME, RecurrentCache, one_cache, takes_cache
+from nomatmul.models.hf.cache import LIBRARY_NAME, StateCache, one_cache, takes_cache
 from nomatmul.models.hf.config import CausalLMConfig
 from nomatmul.models.layers import (
     XAVIER_GAIN,
-    BitLinear,
     DenseLinear,
     LayerNorm,
     RMSNorm,
+    TernaryLinear,
     linear_of,
 )
 from nomatmul.models.mixer import Mixer, Pass
+from nomatmul.models.stored import StoredEmbedding, StoredHead, store, unstore
 
 _LOGPROB_CHUNK = 512
 
@@ -45,7 +47,9 @@ class CausalLM(TextModel, GenerationMixin):
     """MatMul-free LM, Transformer++ and what lies between, chosen by the config's dials.
 
     Tensor names are those of nomatmul's training checkpoints. `from_pretrained` reads own
-    directories and published `hgrn_bit` ones; `save_pretrained` writes safetensors.
+    directories and published ones; `save_pretrained` writes safetensors. Ternary weights that were
+    published as values and scales stay so (`config.stored_linears`) and compute only; `to_latents`
+    makes weights of them that train.
 
     Initial weights follow what the authors' code does, not what it seems to do. Their MLGRU
     draws all four projections Xavier-uniform with gain 2^-2.5 and marks them as initialised, so
@@ -74,7 +78,13 @@ class CausalLM(TextModel, GenerationMixin):
         if parts.bounded:
             self.lower_bounds = nn.Parameter(torch.zeros(model.num_layers, model.hidden_size))
         self.head = linear_of(parts.head)
-        self.recurrent = parts.recurrent
+        if config.stored_linears:
+            store(self)
+            if isinstance(self.embedding, StoredEmbedding) and parts.head.tied:
+                self.head = StoredHead(self.embedding)
+                self._tied_weights_keys = {}  # the head reads the table where it lies
+        pieces = [piece for block in parts.blocks for piece in block.mixer.state()]
+        self.attends_only = all(piece.grows for piece in pieces)
         self.loss_type = "ForCausalLM"  # Trainer then does not count the first label of a row
         self._plan_initial_weights()
         self.post_init()
@@ -107,7 +117,8 @@ class CausalLM(TextModel, GenerationMixin):
         """
         std = self.config.initializer_range
         residual_std = std / math.sqrt(2 * self.config.num_layers)
-        self.head.initial_std = std
+        if isinstance(self.head, TernaryLinear | DenseLinear):
+            self.head.initial_std = std
         for module in self.modules():
             if isinstance(module, Mixer):
                 module.plan_weights(std, residual_std)
@@ -120,13 +131,30 @@ class CausalLM(TextModel, GenerationMixin):
             nn.init.ones_(module.weight)
         elif isinstance(module, LayerNorm | Mixer):
             module.reset_parameters()
-        elif isinstance(module, BitLinear | DenseLinear):
+        elif isinstance(module, TernaryLinear | DenseLinear):
             if module.initial_std is None:
                 nn.init.xavier_uniform_(module.weight, gain=XAVIER_GAIN)
             else:
                 nn.init.normal_(module.weight, 0.0, module.initial_std)
         elif isinstance(module, CausalLM) and module.lower_bounds is not None:
             nn.init.zeros_(module.lower_bounds)
+
+    def to_latents(self) -> None:
+        """Make weights that train of the stored ternary values; changes nothing without any.
+
+        The latent float32 weights lie so that training's quantiser gives the same values, and the
+        same scales up to rounding. Raises ValueError, with the model as it was, for a scale
+        below the least of training's.
+        """
+        if not self.config.stored_linears:
+            return
+        unstore(self)
+        if isinstance(self.head, StoredHead):
+            with torch.device("meta"):  # its weight is the embedding's
+                self.head = linear_of(architecture_of(self.model_config).head)
+            self._tied_weights_keys = type(self)._tied_weights_keys
+        del self.config.stored_linears
+        self.tie_weights()
 
     # -- the forward pass -----------------------------------------------------------------------
 
@@ -153,7 +181,7 @@ class CausalLM(TextModel, GenerationMixin):
         past = cache.get_seq_length() if cache is not None else 0
         tokens = Pass(x, attention_mask, past=past, position_ids=position_ids, lower_bounds=bounds)
         x = self._through_blocks(x, tokens, cache=cache, collect=collect)
-        if isinstance(cache, RecurrentCache):
+        if isinstance(cache, StateCache):
             cache.seen += x.shape[1]
         return x
 
@@ -170,11 +198,11 @@ class CausalLM(TextModel, GenerationMixin):
                 wanted = self.config.use_cache and not self.training
             if not wanted:
                 return None
-            return RecurrentCache(len(self.layers)) if self.recurrent else DynamicCache()
-        if self.recurrent and not isinstance(cache, RecurrentCache):
+            return DynamicCache() if self.attends_only else StateCache(len(self.layers))
+        if not self.attends_only and not isinstance(cache, StateCache):
             raise ValueError(
                 f"a cache of type {type(cache).__name__} does not fit: a recurrent model keeps a "
-                "RecurrentCache"
+                "StateCache"
             )
         return cache
 

@@ -12,27 +12,26 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from nomatmul.models.layers import BitLinear
-from nomatmul.ops.bitlinear import absmean_ternarize
+from nomatmul.models.layers import TernaryLinear
 
 
-def bit_linears(model: nn.Module) -> Iterator[tuple[str, BitLinear]]:
-    """The BitLinear layers of a model with their names, e.g. "layers.0.mixer.i_proj"."""
+def bit_linears(model: nn.Module) -> Iterator[tuple[str, TernaryLinear]]:
+    """The ternary layers of a model that train, by name, e.g. "layers.0.mixer.i_proj"."""
     model = getattr(model, "_orig_mod", model)
     for name, module in model.named_modules():
-        if isinstance(module, BitLinear):
+        if isinstance(module, TernaryLinear):
             yield name.replace("_orig_mod.", ""), module
 
 
 @torch.no_grad()
-def _ternary(module: BitLinear) -> Tensor:
-    t, _ = absmean_ternarize(module.weight.detach())
+def _ternary(module: TernaryLinear) -> Tensor:
+    t, _ = module.quantised()
     return t.to(torch.int8)
 
 
 @torch.no_grad()
 def ternary_shares(model: nn.Module) -> dict[str, tuple[float, float, float]]:
-    """Shares of -1, 0 and +1 among each BitLinear's weights; each triple sums to one."""
+    """Shares of -1, 0 and +1 among each ternary layer's weights; each triple sums to one."""
     names, counts = [], []
     for name, module in bit_linears(model):
         t = _ternary(module)
@@ -57,7 +56,7 @@ class FlipCounter:
 
     @torch.no_grad()
     def update(self) -> dict[str, float]:
-        """Changed share of each BitLinear since the last call (or the construction)."""
+        """Changed share of each ternary layer since the last call (or the construction)."""
         changed = {}
         for name, module in bit_linears(self._model):
             now = _ternary(module)
@@ -69,7 +68,7 @@ class FlipCounter:
 
 
 class ActivationMaxima:
-    """Largest |input| and |output| of each BitLinear while the context is open.
+    """Largest |input| and |output| of each ternary layer while the context is open.
 
     with ActivationMaxima(model) as maxima:
         model(input_ids)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nomatmul.models.layers import BitLinear, DenseLinear, LayerNorm, RMSNorm
+from nomatmul.models.layers import BitLinear, DenseLinear, LayerNorm, RMSNorm, TernaryLinear
 
 T = TypeVar("T")
 Inputs = tuple[Tensor | None, ...]
@@ -86,11 +86,14 @@ class Pass:
 class Mixer(nn.Module):
     """A token mixer or a channel mixer, as its block and its model see it.
 
-    `of` makes it from its part of `nomatmul.formats.architecture`. `has_fused`: `fused` computes
-    norm, mixer and residual in one operation, where `fuses` allows it.
+    `of` makes it from its part of `nomatmul.formats.architecture`. `fused` computes norm, mixer and
+    residual in one operation, where `fuses` allows it.
     """
 
-    has_fused = False
+    @classmethod
+    def has_fused(cls, part: Any) -> bool:
+        """Is there a fused form of this part, if its linears are BitLinears?"""
+        return False
 
     @classmethod
     def of(cls, part: Any, layer: int) -> Mixer:
@@ -103,7 +106,7 @@ class Mixer(nn.Module):
         """Tell the linear layers their first standard deviation; what adds to the residual stream
         has its own."""
         for name, linear in self.named_children():
-            if isinstance(linear, BitLinear | DenseLinear):
+            if isinstance(linear, TernaryLinear | DenseLinear):
                 scaled = name in ("o_proj", "down_proj")
                 linear.initial_std = residual_std if scaled else std
 
@@ -138,10 +141,11 @@ class TokenMixer(Mixer):
 
 
 def own_layers(module: nn.Module) -> bool:
-    """Are its layers ternary and ours? An adapter's wrapper computes more than fused operations."""
+    """Are its layers of the form that fused operations serve, and ours? An adapter's wrapper
+    computes more."""
     return all(isinstance(layer, BitLinear | RMSNorm) for layer in module.children())
 
 
 def bit_linears_of(*layers: nn.Module) -> list[BitLinear]:
-    """The layers, of which `own_layers` has found that they are ternary."""
+    """The layers, of which `own_layers` has found that they are BitLinears."""
     return [layer for layer in layers if isinstance(layer, BitLinear)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from nomatmul.formats import architecture as parts
-from nomatmul.models.layers import make_linear
+from nomatmul.models.layers import linear_of
 from nomatmul.models.mixer import Mixer
 from nomatmul.ops.activations import activate, check_activation
 
@@ -13,7 +13,8 @@ from nomatmul.ops.activations import activate, check_activation
 class FFN(Mixer):
     """down(activation(up(x))), BERT's feed-forward layer; [..., D] -> [..., out_size].
 
-    activation: "gelu" (the exact form), "silu" or "relu". out_size: None for D.
+    activation: "gelu" (the exact form), "silu", "relu" or "relu2". out_size: None for D. part: a
+    description that says more of the linears than `linear` and `eps`.
     """
 
     def __init__(
@@ -25,24 +26,21 @@ class FFN(Mixer):
         eps: float = 1e-6,
         activation: str = "gelu",
         out_size: int | None = None,
+        part: parts.FFN | None = None,
     ) -> None:
         super().__init__()
-        check_activation(activation)
-        self.activation = activation
-        self.up_proj = make_linear(hidden_size, intermediate_size, linear, eps)
-        self.down_proj = make_linear(intermediate_size, out_size or hidden_size, linear, eps)
+        if part is None:
+            up = parts.Linear(linear, intermediate_size, hidden_size, eps)
+            down = parts.Linear(linear, out_size or hidden_size, intermediate_size, eps)
+            part = parts.FFN(up, down, activation)
+        check_activation(part.activation)
+        self.activation = part.activation
+        self.up_proj = linear_of(part.up_proj)
+        self.down_proj = linear_of(part.down_proj)
 
     @classmethod
     def of(cls, part: parts.FFN, layer: int) -> FFN:
-        up, down = part.up_proj, part.down_proj
-        return cls(
-            up.inputs,
-            up.outputs,
-            linear=up.kind,
-            eps=up.norm_eps or 1e-6,
-            activation=part.activation,
-            out_size=down.outputs,
-        )
+        return cls(part.up_proj.inputs, part.neurons, part=part)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.up_proj(x)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from nomatmul.formats import architecture as parts
-from nomatmul.models.layers import LayerNorm, RMSNorm, is_ternary, make_linear
+from nomatmul.models.layers import LayerNorm, RMSNorm, linear_of, rounds_itself
 from nomatmul.models.mixer import Inputs, Mixer, bit_linears_of, own_layers
 from nomatmul.ops import fused
 from nomatmul.ops.activations import activate, check_activation
@@ -18,10 +18,13 @@ class GLU(Mixer):
     """down(activation(gate) * up) with gate and up from one projection; [..., D] -> [..., D].
 
     gate_proj.weight is [2M, D]: the gate's rows first. The product is taken in float32.
-    activation: "silu", or as of `FFN`.
+    activation: "silu", or as of `FFN`. part: a description that says more of the linears than
+    `linear` and `eps`.
     """
 
-    has_fused = True
+    @classmethod
+    def has_fused(cls, part: parts.GLU) -> bool:
+        return part.activation == "silu"
 
     def __init__(
         self,
@@ -31,30 +34,28 @@ class GLU(Mixer):
         linear: str = "ternary",
         eps: float = 1e-6,
         activation: str = "silu",
+        part: parts.GLU | None = None,
     ) -> None:
         super().__init__()
-        check_activation(activation)
-        self.activation = activation
-        self.gate_proj = make_linear(hidden_size, 2 * intermediate_size, linear, eps)
-        self.down_proj = make_linear(intermediate_size, hidden_size, linear, eps)
+        if part is None:
+            gate = parts.Linear(linear, 2 * intermediate_size, hidden_size, eps)
+            down = parts.Linear(linear, hidden_size, intermediate_size, eps)
+            part = parts.GLU(gate, down, activation)
+        check_activation(part.activation)
+        self.activation = part.activation
+        self.gate_proj = linear_of(part.gate_proj)
+        self.down_proj = linear_of(part.down_proj)
 
     @classmethod
     def of(cls, part: parts.GLU, layer: int) -> GLU:
-        gate, down = part.gate_proj, part.down_proj
-        return cls(
-            gate.inputs,
-            down.inputs,
-            linear=gate.kind,
-            eps=gate.norm_eps or 1e-6,
-            activation=part.activation,
-        )
+        return cls(part.gate_proj.inputs, part.neurons, part=part)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.gate_proj(x)
         gate, up = y.chunk(2, dim=-1)
         product = activate(gate.float(), self.activation) * up.float()
-        # A ternary layer norms and rounds in float32 itself; a dense one wants x's own type.
-        if not is_ternary(self.down_proj):
+        # A layer that rounds does so in float32; a dense one wants x's own type.
+        if not rounds_itself(self.down_proj):
             product = product.to(y.dtype)
         return self.down_proj(product).to(y.dtype)
 

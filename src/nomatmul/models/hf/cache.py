@@ -1,4 +1,4 @@
-"""What a sequence leaves behind: the recurrent state of an MLGRU model.
+"""What a sequence leaves behind: named pieces of state, a layer.
 
 Also the one place that knows how transformers names the argument that carries it: `cache` since
 5.2x, `past_key_values` before. Our `forward` and `generate` take both with every version.
@@ -52,9 +52,11 @@ def cache_of(output: Any) -> Any:
     return getattr(output, LIBRARY_NAME)
 
 
-class RecurrentCache:
-    """One float32 state [B, D] a layer; its size does not grow with the sequence.
+class StateCache:
+    """Named pieces of state of each layer: {name: tensor, sequences first}.
 
+    A recurrence replaces its pieces (MLGRU's "h" float32 [B, D]); attention lets "k" and "v" grow
+    by `update`, [B, heads, positions, E]. Layers of both kinds may stand in one model.
     Speaks the part of transformers' cache protocol that `generate` and beam search use.
     """
 
@@ -62,7 +64,7 @@ class RecurrentCache:
     is_croppable = False
 
     def __init__(self, num_layers: int) -> None:
-        self.states: list[Tensor | None] = [None] * num_layers
+        self.states: list[dict[str, Tensor]] = [{} for _ in range(num_layers)]
         self.seen = 0
 
     def __len__(self) -> int:
@@ -78,21 +80,28 @@ class RecurrentCache:
         return self.seen
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
-        """-1: a recurrent state has no longest sequence."""
+        """-1: the cache has no longest sequence."""
         return -1
 
     get_max_cache_shape = get_max_length
 
-    def fork(self) -> RecurrentCache:
+    def update(self, k_BJTE: Tensor, v_BJTE: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Append keys and values of new positions to a layer's; returns all of them."""
+        state = self.states[layer_idx]
+        for name, new in (("k", k_BJTE), ("v", v_BJTE)):
+            state[name] = torch.cat([state[name], new], dim=-2) if name in state else new
+        return state["k"], state["v"]
+
+    def fork(self) -> StateCache:
         """An independent copy."""
-        copy = RecurrentCache(len(self.states))
-        copy.states = [None if s is None else s.clone() for s in self.states]
+        copy = StateCache(len(self.states))
+        copy.states = [{name: s.clone() for name, s in state.items()} for state in self.states]
         copy.seen = self.seen
         return copy
 
     def reset(self) -> None:
         """Forget everything."""
-        self.states = [None] * len(self.states)
+        self.states = [{} for _ in self.states]
         self.seen = 0
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -113,11 +122,14 @@ class RecurrentCache:
             f"cannot remove {tokens_to_remove} tokens from a recurrent state: fork it before"
         )
 
-    def _map(self, change: object) -> None:
-        assert callable(change)
-        self.states = [None if s is None else change(s) for s in self.states]
+    def _map(self, change: Callable[[Tensor], Tensor]) -> None:
+        self.states = [{name: change(s) for name, s in state.items()} for state in self.states]
 
     @property
     def nbytes(self) -> int:
         """Bytes held by the states."""
-        return sum(s.numel() * s.element_size() for s in self.states if isinstance(s, torch.Tensor))
+        pieces = [s for state in self.states for s in state.values()]
+        return sum(s.numel() * s.element_size() for s in pieces)
+
+
+RecurrentCache = StateCache  # its first name, from when every model was recurrent

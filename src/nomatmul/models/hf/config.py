@@ -21,6 +21,7 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 _ALIASES = {
     "num_hidden_layers": "num_layers",
     "num_attention_heads": "num_heads",
+    "num_key_value_heads": "num_kv_heads",
     "tie_word_embeddings": "tie_embeddings",
 }
 _EXTRA_KEYS = {
@@ -37,16 +38,24 @@ _EXTRA_KEYS = {
 """Keys of transformers that its default configuration does not list."""
 
 
+def _fields_of(config: ModelConfig) -> dict[str, Any]:
+    """All fields as values of JSON, also those at their default."""
+    return {name: getattr(config, name) for name in _FIELDS} | config.to_dict()
+
+
 class CausalLMConfig(PretrainedConfig):
     """The dials and sizes of `ModelConfig`, plus what transformers keeps in a config.json.
 
     Takes every field of `ModelConfig` by name (vocab_size, hidden_size and num_layers default to
     the published 370M) and transformers' own settings. Raises ValueError for an unknown key or
-    an illegal value, naming it. `model_config` gives the frozen `ModelConfig`.
+    an illegal value, naming it. `model_config` gives the frozen `ModelConfig`. stored_linears: the
+    model's ternary weights are values and scales as they were published, not latent floats.
     """
 
     model_type = "nomatmul"
     attribute_map = _ALIASES
+    stored_linears = False  # in the file only where it is true, as older versions know none
+    rope_scaling = None  # a field of ours: transformers' own is another name of rope_parameters
     keys_to_ignore_at_inference = [*CACHE_NAMES, "hidden_states"]  # noqa: RUF012 (transformers' form)
 
     def __init__(
@@ -61,19 +70,21 @@ class CausalLMConfig(PretrainedConfig):
         for alias, name in _ALIASES.items():
             if alias in kwargs:
                 values[name] = kwargs.pop(alias)
+        if kwargs.pop("stored_linears", False):
+            self.stored_linears = True
         dials = (*_FIELDS, *RETIRED_DIALS)
         values |= {name: kwargs.pop(name) for name in dials if name in kwargs}
         known = _EXTRA_KEYS | set(PretrainedConfig().to_dict())
         unknown = sorted(key for key in kwargs if key not in known and not key.startswith("_"))
         if unknown:
             raise ValueError(f"unknown config key {', '.join(map(repr, unknown))}")
-        model = ModelConfig.from_dict(values)
-        for name in _FIELDS:
-            setattr(self, name, getattr(model, name))
+        fields = _fields_of(ModelConfig.from_dict(values))
+        for name, value in fields.items():
+            setattr(self, name, value)
         self.use_cache = use_cache
         super().__init__(**kwargs)
-        for name in _FIELDS:  # the base class may set its own defaults over ours
-            setattr(self, name, getattr(model, name))
+        for name, value in fields.items():  # the base class may set its own defaults over ours
+            setattr(self, name, value)
 
     @property
     def model_config(self) -> ModelConfig:
@@ -83,7 +94,7 @@ class CausalLMConfig(PretrainedConfig):
     @classmethod
     def from_model_config(cls, config: ModelConfig, **kwargs: Any) -> CausalLMConfig:
         """Wrap a `ModelConfig`; kwargs are transformers' own settings."""
-        return cls(**{name: getattr(config, name) for name in _FIELDS}, **kwargs)
+        return cls(**_fields_of(config), **kwargs)
 
 
 class PublishedConfig(CausalLMConfig):
@@ -139,7 +150,7 @@ class PublishedEncoderConfig(EncoderConfig):
         from nomatmul.formats.published.crammed_bert import encoder_from_published
 
         config, head = encoder_from_published(config_dict)
-        translated = {name: getattr(config, name) for name in _FIELDS}
+        translated = _fields_of(config)
         translated |= {name: getattr(head, name) for name in HEAD_FIELDS}
         if labels := reading_of(config_dict, head).labels:
             translated["id2label"] = dict(enumerate(labels))

@@ -64,7 +64,8 @@ def load_pretrained(cls: Any, inherited: Callable, path: Any, *args: Any, **kwar
     )
     if ternary and kwargs.get("quantization_config") is not None:
         raise ValueError(f"{path}: quantization_config is not for layers that are ternary already")
-    translate = kind in _PUBLISHED or (place.is_dir() and _is_wrapped(place, kwargs))
+    own = bool(config.get("stored_linears"))  # values that no float source has, never wrapped
+    translate = kind in _PUBLISHED or (not own and place.is_dir() and _is_wrapped(place, kwargs))
     _check_dtype(kwargs, config if translate else None)
     if translate:
         kwargs = _translated(cls, place, kwargs)

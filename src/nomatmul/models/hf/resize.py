@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nomatmul.models.layers import BitLinear, DenseLinear
+from nomatmul.models.layers import BitLinear, DenseLinear, TernaryLinear
 from nomatmul.ops.bitlinear import new_slot
 
 
@@ -18,9 +18,10 @@ def resize_vocabulary(model: Any, size: int, *, around_mean: bool = True) -> Non
     """Give a TextModel `size` tokens: rows are cut off or added at the end, the others stay.
 
     New rows lie at the mean of the old ones if `around_mean`, else they are normal with
-    `initializer_range`. A ternary head has one scale, the mean of |W|, for all its rows: its new
-    rows are spread like the old ones and scaled so that this mean stays, and with it the old
-    tokens' logits (up to float rounding). Cut rows take their share of it along, so logits move.
+    `initializer_range`. A ternary head has one scale, the mean of |W|, for all its rows (unless it
+    has groups): its new rows are spread like the old ones and scaled so that this mean stays, and
+    with it the old tokens' logits (up to float rounding). Cut rows take their share of it along,
+    so logits move.
 
     Raises ValueError, with the model as it was, for a size that is no number above 0 or leaves out
     a special token of the config, and for layers that are no longer the model's own.
@@ -31,7 +32,9 @@ def resize_vocabulary(model: Any, size: int, *, around_mean: bool = True) -> Non
     config = model.config.model_config
     changed = type(config).from_dict({**config.to_dict(), "vocab_size": size})
     shape = (config.vocab_size, config.hidden_size)
-    own = isinstance(embedding, nn.Embedding) and isinstance(head, BitLinear | DenseLinear | None)
+    own = isinstance(embedding, nn.Embedding) and isinstance(
+        head, TernaryLinear | DenseLinear | None
+    )
     parts = [embedding] if head is None else [embedding, head]
     if not own or any(tuple(part.weight.shape) != shape for part in parts):
         raise ValueError(
@@ -40,7 +43,7 @@ def resize_vocabulary(model: Any, size: int, *, around_mean: bool = True) -> Non
         )
     tied = head is not None and head.weight is embedding.weight
     spread = around_mean, float(config.initializer_range)
-    ternary = isinstance(head, BitLinear)
+    ternary = isinstance(head, TernaryLinear) and not head.form.scale_group
     table = _resized(embedding.weight, size, *spread, keep_absmean=tied and ternary)
     matrix = table
     if head is not None and not tied:

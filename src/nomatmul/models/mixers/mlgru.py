@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nomatmul.formats import architecture as parts
-from nomatmul.models.layers import LayerNorm, RMSNorm, is_ternary, make_linear, shared_rms
+from nomatmul.models.layers import LayerNorm, RMSNorm, make_linear, rounds_itself, shared_rms
 from nomatmul.models.mixer import Inputs, Pass, TokenMixer, bit_linears_of, own_layers
 from nomatmul.ops import fused
 from nomatmul.ops.mlgru import mlgru_scan
@@ -25,7 +25,9 @@ class MLGRU(TokenMixer):
     state. Gates and state are float32 under autocast.
     """
 
-    has_fused = True
+    @classmethod
+    def has_fused(cls, part: parts.MLGRU) -> bool:
+        return True
 
     def __init__(
         self,
@@ -95,7 +97,7 @@ class MLGRU(TokenMixer):
         h, last = mlgru_scan(i, f, state)
         g = self.g_proj(x, rms)
         mixed = self.g_norm(g.float()) * F.silu(h)
-        if not is_ternary(self.o_proj):
+        if not rounds_itself(self.o_proj):
             mixed = mixed.to(g.dtype)
         return self.o_proj(mixed).to(g.dtype), last
 
@@ -106,12 +108,12 @@ class MLGRU(TokenMixer):
         return tokens.new_mask(), tokens.lower_bound(self.layer)
 
     def mix(self, x: Tensor, inputs: Inputs, cache: Any = None) -> Tensor:
-        """cache: a RecurrentCache."""
+        """cache: a StateCache; the state is its piece "h"."""
         mask, lower_bound = inputs
-        state = cache.states[self.layer] if cache is not None else None
+        state = cache.states[self.layer].get("h") if cache is not None else None
         mixed, last = self.step(x, mask, lower_bound, state)
         if cache is not None:
-            cache.states[self.layer] = last
+            cache.states[self.layer]["h"] = last
         return mixed
 
     def fuses(self, inputs: Inputs = (None, None)) -> bool:

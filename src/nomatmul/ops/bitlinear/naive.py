@@ -13,6 +13,7 @@ so that torch.compile fuses each side into one kernel.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ SCALE_FLOOR = 1e-5
 INT8_MAX = 127.0
 INT8_MIN = -128.0
 
-_HALF_SHIFT = 128.0
+HALF_SHIFT = 128.0
 """float16 holds 65504 at most: activations enter as q/128 (exact) so that no sum overflows."""
 
 
@@ -53,17 +54,29 @@ def _ternary(weight_MK: Tensor, w_scale: Tensor) -> Tensor:
     return torch.round(weight_MK.float() * w_scale.reciprocal()).clamp(-1.0, 1.0)
 
 
-def absmax_quantize(y_NK: Tensor) -> tuple[Tensor, Tensor]:
+def _round_half_up(x: Tensor) -> Tensor:
+    """floor(x + 0.5), the sum rounded, as models were trained that way."""
+    return torch.floor(x + 0.5)
+
+
+_ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "away": round_half_away,
+    "even": torch.round,
+    "up": _round_half_up,
+}
+
+
+def absmax_quantize(y_NK: Tensor, rounding: str = "away") -> tuple[Tensor, Tensor]:
     """Activations as int8 values, one scale a token.
 
     Returns (q, step): q float32 whole numbers in [-128, 127]; step [..., 1] = absmax / 127, the
-    value of one unit. Ties round away from zero.
+    value of one unit. rounding: where ties go, "away" from zero, to "even" or "up".
     """
     y_NK = y_NK.float()
     absmax_N1 = y_NK.abs().amax(dim=-1, keepdim=True).clamp(min=SCALE_FLOOR)
     # A tensor, because torch takes a number over or under a tensor as a product with a reciprocal
     limit_N1 = torch.full_like(absmax_N1, INT8_MAX)
-    q_NK = round_half_away(y_NK * (limit_N1 / absmax_N1)).clamp(INT8_MIN, INT8_MAX)
+    q_NK = _ROUNDINGS[rounding](y_NK * (limit_N1 / absmax_N1)).clamp(INT8_MIN, INT8_MAX)
     return q_NK, absmax_N1 / limit_N1
 
 
@@ -101,7 +114,7 @@ class _BitLinear(torch.autograd.Function):
         t_MK, w_scale = absmean_ternarize(weight_MK)
         y_NK = x_NK.float() / rms_N1 * norm_K.float()
         q_NK, step_N1 = absmax_quantize(y_NK)
-        shift = _HALF_SHIFT if dtype == torch.float16 else 1.0
+        shift = HALF_SHIFT if dtype == torch.float16 else 1.0
         acc_NM = torch.matmul((q_NK / shift).to(dtype), t_MK.to(dtype).t())
         ctx.save_for_backward(x_NK, weight_MK, norm_K, rms_N1, w_scale)
         ctx.dtype = dtype
