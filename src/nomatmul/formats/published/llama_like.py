@@ -67,7 +67,7 @@ def check_options(family: Family, values: JsonObject) -> None:
             raise FormatError(f"{key} {values[key]!r} is not supported; it must be {legal[0]!r}")
     for key in _REQUIRED:
         if values.get(key) is None:
-            raise FormatError(f"the config lacks {key!r}")
+            raise FormatError(f"the {family.model_type} config lacks {key!r}")
         if isinstance(values[key], bool) or not isinstance(values[key], int) or values[key] < 1:
             raise FormatError(f"{key} {values[key]!r} must be a whole number above 0")
     activation = values.get("hidden_act") or family.activation

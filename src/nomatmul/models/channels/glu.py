@@ -17,14 +17,14 @@ from nomatmul.ops.activations import activate, check_activation
 class GLU(Mixer):
     """down(activation(gate) * up) with gate and up from one projection; [..., D] -> [..., D].
 
-    gate_proj.weight is [2M, D]: the gate's rows first. The product is taken in float32.
-    activation: "silu", or as of `FFN`. part: a description that says more of the linears than
-    `linear` and `eps`.
+    gate_proj.weight is [2M, D]: the gate's rows first; where each has a norm of its own inside,
+    up_proj lies apart. The product is taken in float32. activation: "silu", or as of `FFN`. part:
+    a description that says more of the linears than `linear` and `eps`.
     """
 
     @classmethod
     def has_fused(cls, part: parts.GLU) -> bool:
-        return part.activation == "silu"
+        return part.activation == "silu" and part.up_proj is None
 
     def __init__(
         self,
@@ -44,6 +44,7 @@ class GLU(Mixer):
         check_activation(part.activation)
         self.activation = part.activation
         self.gate_proj = linear_of(part.gate_proj)
+        self.up_proj = linear_of(part.up_proj) if part.up_proj is not None else None
         self.down_proj = linear_of(part.down_proj)
 
     @classmethod
@@ -51,16 +52,20 @@ class GLU(Mixer):
         return cls(part.gate_proj.inputs, part.neurons, part=part)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.gate_proj(x)
-        gate, up = y.chunk(2, dim=-1)
+        gate = self.gate_proj(x)
+        if self.up_proj is None:
+            gate, up = gate.chunk(2, dim=-1)
+        else:
+            up = self.up_proj(x)
         product = activate(gate.float(), self.activation) * up.float()
         # A layer that rounds does so in float32; a dense one wants x's own type.
         if not rounds_itself(self.down_proj):
-            product = product.to(y.dtype)
-        return self.down_proj(product).to(y.dtype)
+            product = product.to(gate.dtype)
+        return self.down_proj(product).to(gate.dtype)
 
     def fuses(self, inputs: Inputs = ()) -> bool:
-        return self.activation == "silu" and own_layers(self)
+        plain = self.activation == "silu" and self.up_proj is None
+        return plain and own_layers(self)
 
     def fused(
         self, x: Tensor, norm: RMSNorm | LayerNorm, inputs: Inputs = (), *, keep: bool

@@ -12,15 +12,18 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
+from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.encoder import HEAD_FIELDS
+from nomatmul.formats.published.llama_source import FAMILIES
 from nomatmul.models.hf.config import (
     CausalLMConfig,
     EncoderConfig,
     PublishedConfig,
     PublishedEncoderConfig,
 )
+from nomatmul.models.hf.stored import stored_matrices
 
-_PUBLISHED = {PublishedConfig.model_type, PublishedEncoderConfig.model_type}
+_PUBLISHED = {PublishedConfig.model_type, PublishedEncoderConfig.model_type, *FAMILIES}
 _ENCODERS = {EncoderConfig.model_type, PublishedEncoderConfig.model_type}
 _KINDS = _PUBLISHED | _ENCODERS | {CausalLMConfig.model_type}
 _REFUSED = ("variant", "key_mapping", "gguf_file", "state_dict")
@@ -53,13 +56,15 @@ def load_pretrained(cls: Any, inherited: Callable, path: Any, *args: Any, **kwar
         )
     kind = config.get("model_type")
     if kind not in _KINDS:
+        if place.is_dir():
+            open_checkpoint(place)  # says what is wrong, or what is not computed
         legal = ", ".join(map(repr, sorted(_KINDS)))
         raise ValueError(f"{path}: model_type {kind!r} is not one of {legal}")
     if (kind in _ENCODERS) != issubclass(cls.config_class, EncoderConfig):
         what = "an encoder: use MaskedLM" if kind in _ENCODERS else "a decoder: use CausalLM"
         raise ValueError(f"{path} is {what}, not {cls.__name__}")
     ternary = (
-        kind == PublishedConfig.model_type
+        kind in {PublishedConfig.model_type, *FAMILIES}
         or config.get("linear", "dense" if kind in _ENCODERS else "ternary") == "ternary"
     )
     if ternary and kwargs.get("quantization_config") is not None:
@@ -212,8 +217,6 @@ def _translated(cls: Any, place: Path, kwargs: dict[str, Any]) -> dict[str, Any]
     _check_format(place, kwargs.pop("use_safetensors", None))
     for word in ("subfolder", "revision", "force_download"):  # they said which files, found by now
         kwargs.pop(word, None)
-    from nomatmul.formats.checkpoint import open_checkpoint
-
     checkpoint = open_checkpoint(place)
     given = kwargs.pop("config", None)
     if isinstance(given, str | Path):
@@ -224,11 +227,20 @@ def _translated(cls: Any, place: Path, kwargs: dict[str, Any]) -> dict[str, Any]
         kind = type(given).__name__
         raise ValueError(f"config must be a {cls.config_class.__name__}, got {kind}")
     given.name_or_path = str(place)  # where the tokenizer lies
+    stored = stored_matrices(checkpoint)
+    if stored:
+        given.stored_linears = True
     state = {
         # A copy: what the reader returns may be a read-only view of a mapped file.
         name: torch.from_numpy(checkpoint.read(name)).to(dtype=kwargs["dtype"], copy=True)
         for name in checkpoint.names()
+        if name not in stored
     }
+    for name, matrix in stored.items():
+        place_of = name.removesuffix(".weight")
+        values = matrix.read(slice(0, matrix.shape[0]))
+        state[f"{place_of}.values"] = torch.from_numpy(values).clone()
+        state[f"{place_of}.scale"] = torch.from_numpy(matrix.scale).clone()
     return {**kwargs, "config": given, "state_dict": state}
 
 
