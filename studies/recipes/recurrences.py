@@ -162,6 +162,12 @@ def delta_rule(
     return torch.stack(out, 2).permute(0, 2, 3, 1, 4).flatten(1, 2)
 
 
+def compile_recurrences() -> None:
+    """Their element-wise steps in few kernels; the CUDA graph of a training step records those."""
+    global decayed, delta_rule
+    decayed, delta_rule = (torch.compile(f, dynamic=False) for f in (decayed, delta_rule))
+
+
 def make_mixer(name: str, size: int, layer: int) -> TokenMixer:
     """One of MIXERS for a layer of MatMul-free models."""
     if name.startswith("hgrn2-"):

@@ -35,7 +35,7 @@ from studies.recipes.change import Change, ChangedCell
 from studies.recipes.dead_zone import DeadZone
 from studies.recipes.distil import Teacher, distilled_loss
 from studies.recipes.muon import Muon
-from studies.recipes.recurrences import replace_mixers
+from studies.recipes.recurrences import compile_recurrences, replace_mixers
 from studies.recipes.structure import add_short_convolutions, hidden_matrices
 from studies.recipes.switches import (
     full_precision,
@@ -66,6 +66,8 @@ class ChangedTrainer(compare_cell.CellTrainer):
             self.places.enter_context(fused_everywhere())
         if self.change.structure == "relu2":
             self.places.enter_context(squared_relu())
+        if self.change.mixer and cell.device != "cpu":
+            compile_recurrences()
         super().__init__(cell, *args)
 
     def _new_model(self) -> Any:
