@@ -22,8 +22,8 @@ inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const
 // for lines on their way (docs/log/cpu-decoder.md). A prefetch never faults, so that may be past
 // the end of the weights; an integer, because a pointer may not point there. Always inline: GCC
 // drops calls of a function that only prefetches.
+template <size_t kAhead = 8192>
 NOMATMUL_INLINE inline void fetch_ahead(const uint8_t* p) {
-  constexpr size_t kAhead = 8192;
   const uintptr_t at = reinterpret_cast<uintptr_t>(p) + kAhead;
   _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1);
 }
@@ -256,10 +256,37 @@ void one_token(const Operands& op) {
 // --- more tokens: see gemm.h ----------------------------------------------------------------
 
 struct Avx2 : Vectors {
-  static constexpr int kTileTokens = 2, kPanel = 8;
-  static constexpr int kMaxBlockSteps = kMaxAdds;
-  static constexpr int kTokenBlockBytes = 256 * 1024;
-  static constexpr int block_of(Packing packing) { return run_of(packing); }
+  static constexpr int kTileTokens = 5, kPanelVectors = 2, kRun = kMaxAdds;
+  static constexpr int block_of(Packing) { return 8; }  // 16 rows: 16 or 20 KB of L1
+
+  NOMATMUL_INLINE static void transpose(V (&rows)[8]) {
+    V pairs[8], fours[8];
+    unrolled<4>([&](auto i) NOMATMUL_INLINE {
+      pairs[2 * i] = _mm256_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+      pairs[2 * i + 1] = _mm256_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+    });
+    unrolled<2>([&](auto i) NOMATMUL_INLINE {  // fours[4 i + j]: columns j and j + 4
+      unrolled<2>([&](auto j) NOMATMUL_INLINE {
+        const V a = pairs[4 * i + j], b = pairs[4 * i + 2 + j];
+        fours[4 * i + 2 * j] = _mm256_unpacklo_epi64(a, b);
+        fours[4 * i + 2 * j + 1] = _mm256_unpackhi_epi64(a, b);
+      });
+    });
+    unrolled<4>([&](auto j) NOMATMUL_INLINE {
+      rows[j] = _mm256_permute2x128_si256(fours[j], fours[j + 4], 0x20);
+      rows[j + 4] = _mm256_permute2x128_si256(fours[j], fours[j + 4], 0x31);
+    });
+  }
+  NOMATMUL_INLINE static void fetch_line(const uint8_t* p) { nomatmul::fetch_ahead<0>(p); }
+  NOMATMUL_INLINE static V four(const uint8_t* p) {
+    int32_t word;
+    std::memcpy(&word, p, sizeof word);
+    return _mm256_set1_epi32(word);
+  }
+  NOMATMUL_INLINE static void add_lanes(int32_t* c, const Sum& sum) {
+    auto* to = reinterpret_cast<__m256i*>(c);
+    _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), widen(sum)));
+  }
 
   static constexpr int kFewTokens = 4;
   template <Packing packing, int kTokens>

@@ -62,6 +62,31 @@ inline __m128i fold4(__m512i a, __m512i b, __m512i c, __m512i d) {
   return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
 }
 
+// rows[i] lane j becomes rows[j] lane i.
+NOMATMUL_INLINE inline void transpose(__m512i (&rows)[16]) {
+  __m512i pairs[16], fours[16], eights[16];
+  unrolled<8>([&](auto i) NOMATMUL_INLINE {
+    pairs[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+    pairs[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+  });
+  unrolled<4>([&](auto i) NOMATMUL_INLINE {  // fours[4 i + j]: columns j, j + 4, j + 8, j + 12
+    fours[4 * i] = _mm512_unpacklo_epi64(pairs[4 * i], pairs[4 * i + 2]);
+    fours[4 * i + 1] = _mm512_unpackhi_epi64(pairs[4 * i], pairs[4 * i + 2]);
+    fours[4 * i + 2] = _mm512_unpacklo_epi64(pairs[4 * i + 1], pairs[4 * i + 3]);
+    fours[4 * i + 3] = _mm512_unpackhi_epi64(pairs[4 * i + 1], pairs[4 * i + 3]);
+  });
+  unrolled<4>([&](auto j) NOMATMUL_INLINE {                              // of rows 0..7 and 8..15
+    eights[j] = _mm512_shuffle_i32x4(fours[j], fours[j + 4], 0x88);      // columns j, j + 8
+    eights[j + 4] = _mm512_shuffle_i32x4(fours[j], fours[j + 4], 0xdd);  // j + 4, j + 12
+    eights[j + 8] = _mm512_shuffle_i32x4(fours[j + 8], fours[j + 12], 0x88);
+    eights[j + 12] = _mm512_shuffle_i32x4(fours[j + 8], fours[j + 12], 0xdd);
+  });
+  unrolled<8>([&](auto j) NOMATMUL_INLINE {
+    rows[j] = _mm512_shuffle_i32x4(eights[j], eights[j + 8], 0x88);
+    rows[j + 8] = _mm512_shuffle_i32x4(eights[j], eights[j + 8], 0xdd);
+  });
+}
+
 NOMATMUL_INLINE inline __m512i tripled(__m512i x) {
   return _mm512_add_epi8(x, _mm512_add_epi8(x, x));
 }

@@ -1,15 +1,23 @@
 // The blocked product for several tokens, written once for the vector ISAs.
 //
-// Loops, from the outside: token block (its activations stay in L2) > panel of rows > k block
-// (the panel's codes, unpacked to a byte each, stay in L1) > tokens > rows of the register tile.
-// Sums over k blocks gather in a small int32 array [token][panel row] in scratch.
+// A vector of codes holds four inputs of kVec / 4 rows, one 32-bit lane a row: rows are transposed
+// in words of four packed bytes while they are unpacked. Against it stand four activations of a
+// token, in every lane; so a sum's lanes are a token's results, and nothing is ever folded.
+//
+// Loops, from the outside: panel of rows > k block (the panel's codes, unpacked to a byte each,
+// stay in L1) > tokens, a register tile at a time. Activations lie in the order of that reading:
+// for each kTileTokens tokens (or fewer: width_of) and each step of four inputs, four bytes of each
+// token. Sums over k blocks gather in a small int32 array [token][panel row] in scratch.
 //
 // Isa supplies the vectors of digits.h, and
-//   kTileTokens         tokens of a register tile of kTileRows rows, or fewer
-//   kPanel              rows unpacked at a time, a multiple of kTileRows
-//   kMaxBlockSteps      steps of a k block at most
+//   kTileTokens         tokens of a register tile, or fewer
+//   kPanelVectors       vectors of codes of a register tile
+//   kRun                steps that a Sum holds
 //   block_of(packing)   packed vectors in a k block
-//   kTokenBlockBytes
+//   transpose(rows)     kVec / 4 vectors of 32-bit lanes
+//   fetch_line(p)       prefetches what will be unpacked next
+//   four(p)             four bytes in each 32-bit lane
+//   add_lanes(c, sum)   c[i] += the sum's lane i
 #pragma once
 
 #include "kernels/common/digits.h"
@@ -30,55 +38,54 @@ inline void each_k_block(int blocks, int longest, Body&& body) {
   }
 }
 
-constexpr int kTileRows = 4;
-
 template <class Isa>
 struct Gemm {
   using V = typename Isa::V;
-  static constexpr int kMaxBlock = Isa::kMaxBlockSteps * Isa::kVec;  // codes of a row and k block
-  static constexpr int kTokenBlockBytes = Isa::kTokenBlockBytes;
+  static constexpr int kLanes = Isa::kVec / 4;
+  static constexpr int kVectors = Isa::kPanelVectors, kPanel = kLanes * kVectors;
 
-  static int token_block(const PlaneLayout& layout, int m) {
-    const int fit = static_cast<int>(kTokenBlockBytes / layout.bytes_per_token);
-    const int whole = fit / Isa::kTileTokens * Isa::kTileTokens;
-    const int least = 8 * Isa::kTileTokens;  // below this, unpacking costs more than the misses
-    return at_most(m, whole > least ? whole : least);
+  // Tokens of a tile: 16 of them in tiles of at most 12 are 8 + 8, not 12 + 4.
+  static int width_of(int m) {
+    const int tiles = (m + Isa::kTileTokens - 1) / Isa::kTileTokens;
+    return (m + tiles - 1) / tiles;
   }
 
-  static size_t scratch_bytes(Packing packing, int m, int k) {
-    const PlaneLayout layout(packing, Isa::kVec, m, k);
-    return static_cast<size_t>(Isa::kPanel) * kMaxBlock +
-           static_cast<size_t>(token_block(layout, m)) * Isa::kPanel * sizeof(int32_t);
+  static size_t prepared_bytes(const PlaneLayout& layout, int m) {
+    const size_t width = static_cast<size_t>(width_of(m));
+    return layout.sums_bytes + round_up(static_cast<size_t>(m), width) * layout.bytes_per_token;
   }
 
-  // All tokens of one k block, a tile at a time.
-  static void multiply(const uint8_t* codes, size_t code_stride, const int8_t* q, size_t q_stride,
-                       int tokens, int rows, int steps, int32_t* c) {
-    int t = 0;
-    while (t < tokens) {
-      const int width = next_width(tokens - t);
-      for (int r = 0; r < rows; r += kTileRows) {
-        tile_of(width, codes + static_cast<size_t>(r) * code_stride, code_stride,
-                q + static_cast<size_t>(t) * q_stride, q_stride, steps, c + t * Isa::kPanel + r);
-      }
-      t += width;
+  template <int kPlanes>
+  static void prepare(const PlaneLayout& layout, const int8_t* q, int m, int k, size_t ldq,
+                      uint8_t* prepared) {
+    const int width = width_of(m);
+    for (int t = 0; t < m; ++t) {
+      const int8_t* q_t = q + static_cast<size_t>(t) * ldq;
+      const int32_t sum = sum_of(q_t, k);
+      std::memcpy(prepared + static_cast<size_t>(t) * sizeof sum, &sum, sizeof sum);
+      uint8_t* to = prepared + layout.sums_bytes + 4 * static_cast<size_t>(t % width) +
+                    static_cast<size_t>(t - t % width) * layout.bytes_per_token;
+      spread_row<Isa::kVec, kPlanes>(q_t, k, to, 4 * static_cast<size_t>(width));
     }
   }
 
-  // Spreads what is left evenly: 16 tokens in tiles of at most 6 are 6 + 5 + 5, not 6 + 6 + 4.
-  static int next_width(int left) {
-    const int tiles = (left + Isa::kTileTokens - 1) / Isa::kTileTokens;
-    return (left + tiles - 1) / tiles;
+  static size_t codes_bytes(Packing packing) {
+    return static_cast<size_t>(kPanel) * Isa::block_of(packing) * planes_of(packing) * Isa::kVec;
+  }
+  static size_t scratch_bytes(Packing packing, int m) {
+    return codes_bytes(packing) + static_cast<size_t>(m) * kPanel * sizeof(int32_t);
   }
 
   template <int kTokens = Isa::kTileTokens>
-  static void tile_of(int width, const uint8_t* codes, size_t code_stride, const int8_t* q,
-                      size_t q_stride, int steps, int32_t* c) {
+  static void tile_of(int tokens, const uint8_t* codes, const uint8_t* q, size_t q_step, int steps,
+                      int32_t* c) {
     if constexpr (kTokens >= 1) {
-      if (width == kTokens) {
-        tile<kTokens>(codes, code_stride, q, q_stride, steps, c);
-      } else {
-        tile_of<kTokens - 1>(width, codes, code_stride, q, q_stride, steps, c);
+      if (tokens != kTokens) return tile_of<kTokens - 1>(tokens, codes, q, q_step, steps, c);
+      for (int left = steps; left > 0; left -= Isa::kRun) {
+        const int run = at_most(left, Isa::kRun);
+        tile<kTokens>(codes, q, q_step, run, c);
+        codes += static_cast<size_t>(run) * kVectors * Isa::kVec;
+        q += static_cast<size_t>(run) * q_step;
       }
     }
   }
@@ -86,75 +93,93 @@ struct Gemm {
   // c[t * kPanel + r] += sum of code * q. Not inlined: its loop begins where the function's
   // alignment puts it, whatever stands around the call.
   template <int kTokens>
-  __attribute__((noinline)) static void tile(const uint8_t* codes, size_t code_stride,
-                                             const int8_t* q, size_t q_stride, int steps,
-                                             int32_t* c) {
-    typename Isa::Sum sums[kTokens][kTileRows];
+  __attribute__((noinline)) static void tile(const uint8_t* codes, const uint8_t* q, size_t q_step,
+                                             int steps, int32_t* c) {
+    typename Isa::Sum sums[kTokens][kVectors];
     unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
-      unrolled<kTileRows>([&](auto r) NOMATMUL_INLINE { sums[t][r] = typename Isa::Sum{}; });
+      unrolled<kVectors>([&](auto v) NOMATMUL_INLINE { sums[t][v] = typename Isa::Sum{}; });
     });
-    for (int step = 0; step < steps; ++step, codes += Isa::kVec, q += Isa::kVec) {
-      V code[kTileRows];
-      unrolled<kTileRows>([&](auto r) NOMATMUL_INLINE {
-        code[r] = Isa::load(codes + static_cast<size_t>(r) * code_stride);
-        Isa::tie(code[r]);
+    for (int step = 0; step < steps; ++step, codes += kVectors * Isa::kVec, q += q_step) {
+      V code[kVectors];
+      unrolled<kVectors>([&](auto v) NOMATMUL_INLINE {
+        code[v] = Isa::load(codes + v * Isa::kVec);
+        Isa::tie(code[v]);
       });
       unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
-        const V q_t = Isa::load(q + static_cast<size_t>(t) * q_stride);
-        unrolled<kTileRows>([&](auto r)
-                                NOMATMUL_INLINE { Isa::add_product(sums[t][r], code[r], q_t); });
+        const V q_t = Isa::four(q + 4 * t);
+        unrolled<kVectors>([&](auto v)
+                               NOMATMUL_INLINE { Isa::add_product(sums[t][v], code[v], q_t); });
       });
     }
     unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
-      int32_t folded[kTileRows];
-      Isa::fold(sums[t], folded);
-      unrolled<kTileRows>([&](auto r) NOMATMUL_INLINE { c[t * Isa::kPanel + r] += folded[r]; });
+      unrolled<kVectors>(
+          [&](auto v) NOMATMUL_INLINE { Isa::add_lanes(c + t * kPanel + v * kLanes, sums[t][v]); });
     });
   }
 
-  // `bytes` packed bytes to planes of codes.
+  // Where a panel's rows are, and how far it is to those of the next one.
+  struct Rows {
+    const uint8_t* at[kPanel];  // beyond n1 the last one again; never written out
+    size_t bytes, to_next;
+  };
+
+  // `count` packed vectors from byte `from` on of each row, to [vector, plane, word][kVectors]
+  // vectors of codes. What comes after in each row is prefetched meanwhile: the rows are too many
+  // streams for the hardware to follow.
   template <Packing packing>
-  static void unpack(const uint8_t* w, size_t bytes, uint8_t* codes) {
+  static void unpack(const Rows& rows, size_t from, int count, uint8_t* codes) {
     constexpr int kPlanes = planes_of(packing);
-    for (size_t at = 0; at < bytes; at += Isa::kVec, codes += kPlanes * Isa::kVec) {
-      Digits<Isa, packing> digits(Isa::load_packed(w + at, bytes - at));
-      unrolled<kPlanes>([&](auto p) NOMATMUL_INLINE {
-        Isa::store(codes + p * Isa::kVec, digits.template next<decltype(p)::value>());
-      });
+    const size_t end = from + static_cast<size_t>(count) * Isa::kVec;
+    for (size_t at = from; at < end; at += Isa::kVec) {
+      const size_t later = at + end - from;
+      const size_t next = later < rows.bytes ? later : at - from + rows.to_next;
+      for (int v = 0; v < kVectors; ++v) {
+        V words[kLanes];
+        unrolled<kLanes>([&](auto r) NOMATMUL_INLINE {
+          const uint8_t* row = rows.at[v * kLanes + r];
+          Isa::fetch_line(row + next);
+          words[r] = Isa::load_packed(row + at, rows.bytes - at);
+        });
+        Isa::transpose(words);
+        uint8_t* to = codes + v * Isa::kVec;
+        unrolled<kLanes>([&](auto word) NOMATMUL_INLINE {
+          Digits<Isa, packing> digits(words[word]);
+          unrolled<kPlanes>([&](auto p) NOMATMUL_INLINE {
+            Isa::store(to + (p * kLanes + word) * kVectors * Isa::kVec,
+                       digits.template next<decltype(p)::value>());
+          });
+        });
+      }
+      codes += static_cast<size_t>(kPlanes) * kPanel * Isa::kVec;
     }
   }
 
   template <Packing packing>
-  static void panel(const Operands& op, int n, int t0, int tokens, uint8_t* codes, int32_t* c) {
+  static void panel(const Operands& op, int n, uint8_t* codes, int32_t* c) {
     constexpr int kPlanes = planes_of(packing);
-    const int rows = at_most(Isa::kPanel, op.n1 - n);
-    const int tiled_rows = static_cast<int>(round_up(static_cast<size_t>(rows), kTileRows));
-    std::memset(c, 0, static_cast<size_t>(tokens) * Isa::kPanel * sizeof(int32_t));
-    const size_t row_bytes = row_bytes_of(packing, op.k);
-    each_k_block(op.layout.blocks, Isa::block_of(packing), [&](int first, int count) {
-      const size_t from = static_cast<size_t>(first) * Isa::kVec;
-      const size_t left = row_bytes - from, full = static_cast<size_t>(count) * Isa::kVec;
-      const size_t code_stride = full * kPlanes;
-      for (int r = 0; r < tiled_rows; ++r) {  // rows beyond n1 repeat the last; never written out
-        unpack<packing>(op.row(n + at_most(r, rows - 1)) + from, left < full ? left : full,
-                        codes + static_cast<size_t>(r) * code_stride);
+    const int count = at_most(kPanel, op.n1 - n), width = width_of(op.m);
+    Rows rows;
+    op.rows_from(n, count, rows.at);
+    rows.bytes = row_bytes_of(packing, op.k);
+    rows.to_next = kPanel * op.row_bytes;
+    std::memset(c, 0, static_cast<size_t>(op.m) * kPanel * sizeof(int32_t));
+    each_k_block(op.layout.blocks, Isa::block_of(packing), [&](int first, int vectors) {
+      unpack<packing>(rows, static_cast<size_t>(first) * Isa::kVec, vectors, codes);
+      const size_t before = static_cast<size_t>(first) * kPlanes * Isa::kVec;
+      for (int t = 0; t < op.m; t += width) {
+        const auto* q = reinterpret_cast<const uint8_t*>(op.token(t)) + before * width;
+        tile_of(at_most(width, op.m - t), codes, q, 4 * static_cast<size_t>(width),
+                vectors * kPlanes * kLanes, c + static_cast<size_t>(t) * kPanel);
       }
-      multiply(codes, code_stride, op.token(t0) + from * kPlanes, op.layout.bytes_per_token, tokens,
-               tiled_rows, count * kPlanes, c);
     });
-    for (int t = 0; t < tokens; ++t) op.write(t0 + t, n, c + t * Isa::kPanel, rows);
+    for (int t = 0; t < op.m; ++t) op.write(t, n, c + static_cast<size_t>(t) * kPanel, count);
   }
 
   template <Packing packing>
   static void product(const Operands& op) {
     auto* codes = static_cast<uint8_t*>(op.scratch);
-    auto* c = reinterpret_cast<int32_t*>(codes + static_cast<size_t>(Isa::kPanel) * kMaxBlock);
-    const int tokens = token_block(op.layout, op.m);
-    for (int t0 = 0; t0 < op.m; t0 += tokens) {
-      for (int n = op.n0; n < op.n1; n += Isa::kPanel) {
-        panel<packing>(op, n, t0, at_most(tokens, op.m - t0), codes, c);
-      }
-    }
+    auto* c = reinterpret_cast<int32_t*>(codes + codes_bytes(packing));
+    for (int n = op.n0; n < op.n1; n += kPanel) panel<packing>(op, n, codes, c);
   }
 };
 

@@ -74,6 +74,18 @@ inline void split_row(const int8_t* q, int k, int8_t* planes) {
   }
 }
 
+// The same, each four bytes `stride` bytes behind those before.
+template <int kVec, int kPlanes>
+inline void spread_row(const int8_t* q, int k, uint8_t* to, size_t stride) {
+  constexpr int kBlock = kVec * kPlanes;
+  for (int e = 0; e < k; e += kBlock) {
+    int8_t planes[kBlock];
+    if (e + kBlock > k) std::memset(planes, 0, sizeof planes);
+    split_row<kVec, kPlanes>(q + e, at_most(kBlock, k - e), planes);
+    for (int word = 0; word < kBlock; word += 4, to += stride) std::memcpy(to, planes + word, 4);
+  }
+}
+
 template <int kVec>
 void prepare_planes(Packing packing, const int8_t* q, int m, int k, int ldq, void* prepared) {
   const PlaneLayout layout(packing, kVec, m, k);

@@ -53,6 +53,8 @@ struct RowPointers {
   }
 };
 
+constexpr int kTileRows = 4;
+
 // Codes stay in registers. Besides digits.h: Isa::fetch_ahead(p) prefetches behind a place in a
 // row.
 template <class Isa, Packing packing, int kTokens>
@@ -107,13 +109,21 @@ struct PlaneProducts : ProductEntry<PlaneProducts<Isa>> {
   static constexpr int kVec = Isa::kVec;
 
   static size_t prepared_bytes(Packing packing, int m, int k) {
-    return PlaneLayout(packing, kVec, m, k).bytes(m);
+    const PlaneLayout layout(packing, kVec, m, k);
+    return m <= Isa::kFewTokens ? layout.bytes(m) : Gemm<Isa>::prepared_bytes(layout, m);
   }
   static void prepare(Packing packing, const int8_t* q, int m, int k, int ldq, void* prepared) {
-    prepare_planes<kVec>(packing, q, m, k, ldq, prepared);
+    if (m <= Isa::kFewTokens) return prepare_planes<kVec>(packing, q, m, k, ldq, prepared);
+    const PlaneLayout layout(packing, kVec, m, k);
+    auto* bytes = static_cast<uint8_t*>(prepared);
+    if (packing == Packing::kTwoBit) {
+      Gemm<Isa>::template prepare<4>(layout, q, m, k, static_cast<size_t>(ldq), bytes);
+    } else {
+      Gemm<Isa>::template prepare<5>(layout, q, m, k, static_cast<size_t>(ldq), bytes);
+    }
   }
-  static size_t scratch_bytes(Packing packing, int m, int k) {
-    return m <= Isa::kFewTokens ? 0 : Gemm<Isa>::scratch_bytes(packing, m, k);
+  static size_t scratch_bytes(Packing packing, int m, int) {
+    return m <= Isa::kFewTokens ? 0 : Gemm<Isa>::scratch_bytes(packing, m);
   }
   template <Packing packing>
   static void product_of(const Operands& op) {

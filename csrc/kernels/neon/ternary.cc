@@ -49,10 +49,29 @@ struct Neon {
     few_tokens<Neon, packing, kTokens>(op);
   }
 
-  static constexpr int kTileTokens = 5, kPanel = 8;
-  static constexpr int kMaxBlockSteps = 120;  // 8 rows x 1920 codes + 5 tokens of q: 25 KB of L1
-  static constexpr int kTokenBlockBytes = 256 * 1024;
-  static constexpr int block_of(Packing packing) { return kMaxBlockSteps / planes_of(packing); }
+  static constexpr int kTileTokens = 5, kPanelVectors = 4, kRun = kMaxElements;
+  static constexpr int block_of(Packing) { return 16; }  // 16 rows: 16 or 20 KB of L1
+
+  static void transpose(V (&rows)[4]) {
+    const auto word = [&](int r) { return vreinterpretq_s32_s8(rows[r]); };
+    const int32x4_t a = vtrn1q_s32(word(0), word(1)), b = vtrn2q_s32(word(0), word(1));
+    const int32x4_t c = vtrn1q_s32(word(2), word(3)), d = vtrn2q_s32(word(2), word(3));
+    rows[0] = pairs<false>(a, c), rows[1] = pairs<false>(b, d);
+    rows[2] = pairs<true>(a, c), rows[3] = pairs<true>(b, d);
+  }
+  // The low or high halves of both.
+  template <bool kHigh>
+  static V pairs(int32x4_t a, int32x4_t b) {
+    const int64x2_t x = vreinterpretq_s64_s32(a), y = vreinterpretq_s64_s32(b);
+    return vreinterpretq_s8_s64(kHigh ? vtrn2q_s64(x, y) : vtrn1q_s64(x, y));
+  }
+  static void fetch_line(const uint8_t*) {}
+  static V four(const uint8_t* p) {
+    int32_t word;
+    std::memcpy(&word, p, sizeof word);
+    return vreinterpretq_s8_s32(vdupq_n_s32(word));
+  }
+  static void add_lanes(int32_t* c, Sum sum) { vst1q_s32(c, vaddq_s32(vld1q_s32(c), sum)); }
 };
 
 }  // namespace
