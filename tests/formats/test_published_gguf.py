@@ -87,7 +87,7 @@ def test_several_end_tokens(tmp_path, rng):
         writer.add_eot_token_id(5)
 
     write_gguf(tmp_path / "x.gguf", "llama", rng, keys=keys)
-    assert open_gguf(tmp_path / "x.gguf")[0]["eos_token_id"] == [7, 5, 38]
+    assert open_gguf(tmp_path / "x.gguf")[0]["eos_token_id"] == [7, 5, 38, 39]
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def load_tokenizer(
     return tokenizer
 
 
-def tokenizer_from_bytes(data: bytes, path: Path, *, special_in_text: bool = False) -> Tokenizer:
+def tokenizer_from_bytes(data: bytes, path: object, *, special_in_text: bool = False) -> Tokenizer:
     """Build a tokenizer from the bytes of tokenizer.json; `path` names it in errors.
 
     special_in_text: see `load_tokenizer`.

@@ -50,7 +50,7 @@ def open_gguf(path: str | Path) -> tuple[JsonObject, GgufSource]:
 
 def read_gguf(file: GgufFile) -> tuple[JsonObject, GgufSource]:
     """`open_gguf` of an open file."""
-    keys = Keys(file)
+    keys = Keys(file.metadata, file.path)
     name = keys.text("general.architecture")
     if name not in ARCHITECTURES:
         legal = ", ".join(ARCHITECTURES)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from nomatmul.formats.errors import FormatError
-from nomatmul.formats.files.gguf import GgufFile
 from nomatmul.formats.published.keys import is_one_of, sort_keys, warn_ignored
 
 _MOST = 1 << 31
@@ -30,10 +29,13 @@ _ROTATION = "prism.hadamard."
 
 
 class Keys:
-    """The metadata of a file. Each look-up raises FormatError, naming the key and the limit."""
+    """The metadata of a file, whose name for errors is `path`.
 
-    def __init__(self, file: GgufFile) -> None:
-        self.path, self.metadata = file.path, file.metadata
+    Each look-up raises FormatError, naming the key and the limit.
+    """
+
+    def __init__(self, metadata: Mapping[str, Any], path: object) -> None:
+        self.path, self.metadata = path, metadata
         self._asked: set[str] = set()
 
     def array(self, key: str) -> Any:
@@ -52,8 +54,11 @@ class Keys:
             raise FormatError(f"{self.path}: {key} is {_shown(value)}; it must be one value")
         return value
 
-    def text(self, key: str) -> str:
-        return str(self._typed(key, str, lambda value: True, "a string", None))
+    def text(self, key: str, default: str | None = None) -> str:
+        return str(self._typed(key, str, lambda value: True, "a string", default))
+
+    def flag(self, key: str, default: bool) -> bool:
+        return bool(self._typed(key, bool, lambda value: True, "true or false", default))
 
     def count(self, key: str, default: int | None = None) -> int:
         words = f"a whole number from 1 to {_MOST}"
@@ -64,6 +69,10 @@ class Keys:
         words = "a number above 0, and no huge one"
         value = self._typed(key, float, lambda value: 1e-30 < value < 1e30, words, default)
         return float(str(np.float32(value)))
+
+    def unasked(self, prefix: str) -> list[str]:
+        """Keys that begin so and that nobody asked for."""
+        return [key for key in self.metadata if key.startswith(prefix) and key not in self._asked]
 
     def refuse_others(self, architecture: str) -> None:
         """Refuse what nobody asked for where it may change what the model computes; warn of others.

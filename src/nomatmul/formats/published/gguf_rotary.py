@@ -6,8 +6,6 @@ divisors, rope_freqs.weight [head size / 2]. Its numbers are found again, and ch
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -73,7 +71,7 @@ def _yarn(keys: Keys, prefix: str, factor: float, values: JsonObject) -> JsonObj
     return scaling
 
 
-def _llama3(divisors: NDArray[np.float32], values: JsonObject, path: Path) -> JsonObject | None:
+def _llama3(divisors: NDArray[np.float32], values: JsonObject, path: object) -> JsonObject | None:
     """The numbers of "llama3" that give these divisors of the frequencies."""
     head, theta = values["head_dim"], values["rope_theta"]
     factor = round(float(divisors.max()), 4)
