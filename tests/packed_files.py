@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from encoder_files import encoder_config, write_encoder
 from model_files import write_packed, write_published, write_tokenizer, write_training
+from random_packed import FAMILIES, family, write_random
 
 from nomatmul.convert import pack
 from nomatmul.formats.checkpoint import open_checkpoint
@@ -21,6 +22,7 @@ from nomatmul.formats.packed import PackedReader
 
 # Of write_packed_kind: decoders, a decoder of ternary trees, an encoder; some as version 1.
 KINDS = ("2bit", "1.6bit", "trees", "encoder", "2bit-v1", "1.6bit-v1", "encoder-v1")
+WITH_ATTENTION = ("falcon", "bonsai", "repack")  # of random_packed.FAMILIES; every form is in one
 DECODERS = ("2bit", "1.6bit", "2bit-v1")
 ENCODERS = ("encoder", "encoder-v1")
 SIZES = {"hidden_size": 12, "intermediate_size": 7, "vocab_size": 11, "num_hidden_layers": 1}
@@ -56,6 +58,8 @@ def write_packed_kind(root: Path, name: str) -> Path:
     kind, _, version = name.partition("-")
     if kind == "encoder":
         write_encoder_of_trees(root)
+    elif kind in FAMILIES:
+        write_random(root / "sound", *family(kind), tokenizer_path=write_tokenizer(root, words=8))
     elif kind == "trees":
         write_decoder_of_trees(root)
     else:

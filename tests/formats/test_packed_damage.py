@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from model_files import write_packed, write_published, write_tokenizer
-from packed_files import DECODERS, ENCODERS, SIZES, edit_header, refused
+from packed_files import DECODERS, ENCODERS, KINDS, SIZES, WITH_ATTENTION, edit_header, refused
 
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.packed import PackedReader
@@ -20,6 +20,7 @@ FILES = ("config.json", "model.safetensors", "tokenizer.json")
 # Tests of a tensor or a key that only these have.
 decoders = pytest.mark.parametrize("packed", DECODERS, indirect=True)
 encoders = pytest.mark.parametrize("packed", ENCODERS, indirect=True)
+everything = pytest.mark.parametrize("packed", [*KINDS, *WITH_ATTENTION], indirect=True)
 
 
 def contents(directory: Path) -> tuple[Any, ...]:
@@ -42,6 +43,7 @@ def equal_or_refused(directory: Path, sound: Path) -> None:
     assert len(lines) == 1
 
 
+@everything
 @given(data=st.data())
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_flip_cut_or_splice_is_refused_or_harmless(packed, data):
@@ -96,6 +98,7 @@ def test_a_tokenizer_that_was_added_is_named(tmp_path, rng):
     refused(tmp_path / "packed", "missing metadata 'tokenizer_sha256'")
 
 
+@everything
 def test_a_flip_in_every_tensor_is_found(copy):
     reader = PackedReader(copy)
     data = reader.weights_path.read_bytes()
@@ -138,6 +141,23 @@ ENCODER_FLOATS = [
     ("layers.0.channel.row_scale", -1.0, "must be above 0"),
     ("classifier.scale", np.nan, "holds a value that is not finite"),
 ]
+
+
+HALVES = [
+    ("layers.0.mixer.q_proj.scale", np.nan, "holds a value that is not finite"),
+    ("layers.1.channel.down_proj.scale", np.inf, "holds a value that is not finite"),
+    ("embedding.scale", 0.0, "must be above 0"),
+]
+
+
+@pytest.mark.parametrize("packed", ["bonsai", "repack"], indirect=True)
+@pytest.mark.parametrize(("name", "value", "message"), HALVES)
+def test_bad_float16_scales_behind_a_right_checksum(copy, name, value, message):
+    scale = PackedReader(copy).read(name)
+    assert scale.dtype == np.float16
+    scale.reshape(-1)[-1] = value
+    with_checksum(copy, name, scale.tobytes())
+    refused(copy, f"{name}.*{message}")
 
 
 @decoders

@@ -11,13 +11,17 @@ from hypothesis.extra.numpy import arrays
 from nomatmul.formats.gates import cumulative_lower_bounds
 from nomatmul.formats.quantise import (
     absmean_scale,
+    dequantised,
+    fits_float16,
     from_bfloat16,
     quantise_activation,
+    quantise_groups,
     quantise_rows,
     quantise_weight,
     round_half_away,
     ternarise,
     to_bfloat16,
+    to_float16,
 )
 
 FLOATS = st.floats(-1e6, 1e6, width=32)
@@ -124,3 +128,51 @@ def test_lower_bounds_start_at_zero_grow_and_stay_below_one(rng):
 
 def test_ternarise_with_a_given_scale_is_not_requantised():
     assert ternarise(np.float32([[2.0, 0.4]]), np.float32(4.0)).tolist() == [[0, 0]]
+
+
+def test_ties_of_activations_go_where_they_are_told():
+    y = np.float32([[127.0, 0.5, 1.5, -0.5, -1.5, 2.5, 0.49999997, -0.49999997]])
+    wanted = {
+        "away": [127, 1, 2, -1, -2, 3, 0, 0],
+        "even": [127, 0, 2, 0, -2, 2, 0, 0],
+        # the sum 0.49999997 + 0.5 is 1 in float32
+        "up": [127, 1, 2, 0, -1, 3, 1, 0],
+    }
+    for rounding, values in wanted.items():
+        q, step = quantise_activation(y, rounding)
+        assert (q.tolist(), step.tolist()) == ([values], [[1.0]]), rounding
+
+
+@given(MATRICES)
+def test_each_group_is_quantised_like_a_row(y):
+    wide = np.concatenate([y, 3 * y, np.zeros_like(y)], axis=1)
+    q, step = quantise_groups(wide, y.shape[1])
+    assert (q.shape, step.shape) == (wide.shape, (len(y), 3))
+    for group in range(3):
+        columns = slice(group * y.shape[1], (group + 1) * y.shape[1])
+        alone, alone_step = quantise_activation(wide[:, columns], "even")
+        np.testing.assert_array_equal(q[:, columns], alone)
+        np.testing.assert_array_equal(step[:, group], alone_step[:, 0])
+
+
+def test_values_of_scales_of_any_shape(rng):
+    q = rng.integers(-127, 128, (6, 8)).astype(np.int8)
+    scale = rng.uniform(0.1, 1, (6, 4)).astype(np.float32)
+    for given_scale, whole in [
+        (scale, np.repeat(scale, 2, axis=1)),
+        (scale[:, 0], np.repeat(scale[:, :1], 8, axis=1)),
+        (scale[:2, 0], np.repeat(np.repeat(scale[:2, :1], 3, axis=0), 8, axis=1)),
+    ]:
+        floats = dequantised(q, given_scale)
+        assert floats.dtype == np.float32
+        np.testing.assert_array_equal(floats, q.astype(np.float32) * whole)
+    floats = scale.copy()
+    assert dequantised(floats, None) is floats
+
+
+def test_float16_rounds_to_even_and_tells_what_it_holds():
+    assert to_float16(np.float32([1 + 2**-11, 1 + 3 * 2**-11])).tolist() == [1, 1 + 2**-9]
+    assert np.isinf(to_float16(np.float32([70000.0])))
+    assert fits_float16(np.float32([1.5, -65504, 2**-24]))
+    assert not fits_float16(np.float32([1.5, 2**-25]))
+    assert not fits_float16(np.float32([70000]))

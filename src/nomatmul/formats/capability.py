@@ -66,9 +66,10 @@ def _decoder(model: Architecture, backend: str) -> Iterator[str]:
             yield from (f"{what} (layer {layer})" for what in _causal(part, backend))
     if backend in _ENGINES and len({type(block.channel) for block in model.blocks}) > 1:
         yield "channel mixers that differ from layer to layer"
+    attends = all(isinstance(block.mixer, Attention) for block in model.blocks)
     kinds = {linear.kind for linear in model.linears().values()}
-    if backend != "numpy" and "dense" in kinds:
-        yield "linear 'dense' in a causal model"
+    if backend != "numpy" and "dense" in kinds and not attends:
+        yield "linear 'dense' in a causal model without attention"
 
 
 def _causal(part: TokenMixer | ChannelMixer | None, backend: str) -> Iterator[str]:

@@ -7,7 +7,7 @@ Source: arXiv 2406.02528, section 3.2, and its published code.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,13 +69,27 @@ def round_half_away(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(far, whole + np.sign(values), whole).astype(np.float32)
 
 
+def round_half_up(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """floor(v + 0.5), the sum rounded to float32: 0.49999997 goes up to 1."""
+    up: NDArray[np.float32] = np.floor(values + np.float32(0.5))
+    return up
+
+
+# Where the ties of an activation quantiser go (the dial `rounding`).
+ROUND: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
+    "away": round_half_away,
+    "even": np.rint,
+    "up": round_half_up,
+}
+
+
 def quantise_activation(
-    y: NDArray[np.float32],
+    y: NDArray[np.float32], rounding: str = "away"
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Quantise float32 [..., K] to (int8 [..., K], step float32 [..., 1]).
 
-    a = max(max|y|, 1e-5) per token; q = clip(round_half_away(y * (127 / a)), -128, 127);
-    step = a / 127, so that y is close to q * step. Raises ValueError if y is not finite.
+    a = max(max|y|, 1e-5) per token; q = clip(round(y * (127 / a)), -128, 127); step = a / 127, so
+    that y is close to q * step. Raises ValueError if y is not finite.
     """
     y = np.asarray(y, dtype=np.float32)
     peak = np.max(np.abs(y), axis=-1, keepdims=True, initial=0.0)
@@ -83,8 +97,39 @@ def quantise_activation(
         raise ValueError("an activation is not finite")
     peak = np.maximum(peak.astype(np.float32), SCALE_FLOOR)
     scaled = y * (INT8_MAX / peak)
-    q = np.clip(round_half_away(scaled), -128, 127).astype(np.int8)
+    q = np.clip(ROUND[rounding](scaled), -128, 127).astype(np.int8)
     return q, peak / INT8_MAX
+
+
+def quantise_groups(
+    y: NDArray[np.float32], group: int, rounding: str = "even"
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Quantise each `group` elements of float32 [..., K] alone, as `quantise_activation` does.
+
+    Returns (int8 [..., K], step float32 [..., K / group]).
+    """
+    q, step = quantise_activation(y.reshape(*y.shape[:-1], -1, group), rounding)
+    return q.reshape(y.shape), step[..., 0]
+
+
+def dequantised(
+    values: NDArray[np.int8] | NDArray[np.float32], scale: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
+    """The floats of a matrix [N, K] or of other rows: values * scale, rounded once; values without
+    scales are those floats.
+
+    scale: one a row [N], or [N, groups]; of fewer elements than rows: the rows are split evenly
+    over them.
+    """
+    floats = values.astype(np.float32, copy=scale is not None)
+    if scale is None:
+        return floats
+    if scale.ndim == values.ndim:
+        cut = floats.reshape(*scale.shape, -1)
+        cut *= scale[..., None]
+        return cut.reshape(values.shape)
+    floats *= np.repeat(scale, len(values) // len(scale), axis=0)[..., None]
+    return floats
 
 
 def quantise_rows(
@@ -117,3 +162,14 @@ def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     wide = bits.astype(np.uint32)
     wide <<= 16
     return wide.view(np.float32)
+
+
+def to_float16(values: NDArray[np.floating]) -> NDArray[np.float16]:
+    """Round to float16, ties to even; what is too large becomes infinite."""
+    with np.errstate(over="ignore"):
+        return np.asarray(values).astype("<f2")
+
+
+def fits_float16(values: NDArray[np.floating]) -> bool:
+    """Whether float16 holds every value exactly."""
+    return bool(np.array_equal(to_float16(values).astype(values.dtype), values))

@@ -116,7 +116,7 @@ class PackedWeights(Weights):
         return self._reader.read_float32(name)
 
     def embedding(self) -> Float:
-        return self._reader.read_float32("embedding.weight")
+        return self._reader.embedding()
 
     def linear(self, name: str, part: parts.Linear) -> Linear:
         if part.kind == "ternary":

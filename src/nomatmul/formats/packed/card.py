@@ -12,9 +12,16 @@ _WORDS = {
     "1.6bit": "five weights a byte (1.6 bits a weight)",
     "f32": "float32",
     "bf16": "bfloat16",
+    "f16": "float16",
     "int8": "int8, one scale a row",
+    "int8-32": "int8, one scale for 32 weights",
 }
-_KINDS = {"ternary": "ternary weights", "dense": "dense matrices", "rows": "rows of trees"}
+_KINDS = {
+    "ternary": "ternary weights",
+    "dense": "dense matrices",
+    "rows": "rows of trees",
+    "scale": "scales of groups",
+}
 _GENERATE = 'print(model.generate("Once upon a time", max_tokens=50))'
 _COMMAND = """
 ```
@@ -78,6 +85,8 @@ def _rows(
         rows.append(("intermediate size", str(config.mlp_size)))
     if isinstance(mixer, Attention):
         rows.append(("heads", str(mixer.heads)))
+        if mixer.kv_heads != mixer.heads:
+            rows.append(("key-value heads", str(mixer.kv_heads)))
         rows.append(("positions", str(config.max_position_embeddings)))
     rows += [("vocabulary", str(model.vocabulary)), ("parameters", f"{model.parameters():,}")]
     rows += [(_KINDS.get(kind, kind), _WORDS[form]) for kind, form in forms.to_dict().items()]

@@ -6,7 +6,8 @@ from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.encoder import MAX_LABELS, TASKS, EncoderHead, EncoderReading
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.files.json import JsonObject, check_keys
-from nomatmul.formats.packed.layout import Forms, check_packable, legal_forms
+from nomatmul.formats.packed.forms import Forms, legal_forms
+from nomatmul.formats.packed.layout import check_packable
 from nomatmul.formats.packed.version1 import upgraded
 
 FORMAT = "nomatmul-packed"
@@ -50,7 +51,8 @@ def parse(values: JsonObject) -> Described:
     config = ModelConfig.from_dict(values["model"])
     reading = _parse_head(values["head"]) if optional else None
     check_packable(config, reading)
-    check_keys("key of forms", values["forms"], set(legal_forms(config)))
+    given = values["forms"] if isinstance(values["forms"], dict) else {}
+    check_keys("key of forms", values["forms"], set(legal_forms(config, given)))
     forms = Forms(**values["forms"])
     forms.check(config)
     return config, forms, reading

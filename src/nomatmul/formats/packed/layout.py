@@ -18,7 +18,38 @@ from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.encoder import EncoderReading, head_shapes
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.generation_config import GENERATION_FILE
+from nomatmul.formats.packed.forms import (
+    DENSE_FORMS,
+    FLOAT_FORMS,
+    INT8_GROUP,
+    SCALE_FORMS,
+    TREE_PACKING,
+    Forms,
+    attends,
+    legal_forms,
+    own_head,
+)
 from nomatmul.formats.packing import PACKINGS, row_bytes
+
+__all__ = [
+    "BESIDE_FILES",
+    "CARD_FILE",
+    "CONFIG_FILE",
+    "DENSE_FORMS",
+    "FLOAT_FORMS",
+    "SCALE_FORMS",
+    "TOKENIZER_FILE",
+    "TREE_PACKING",
+    "WEIGHTS_FILE",
+    "Forms",
+    "Layout",
+    "Matrix",
+    "Tensors",
+    "check_packable",
+    "layout_of",
+    "legal_forms",
+    "packed_tensors",
+]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -28,75 +59,19 @@ CARD_FILE = "README.md"
 # somebody put there later is taken as it is.
 BESIDE_FILES = (TEMPLATE_FILE, GENERATION_FILE)
 
-FLOAT_FORMS = ("f32", "bf16", "int8")
-# The rows of ternary trees are read one by one, at random: always in the form that is quickest to
-# unpack.
-TREE_PACKING = "2bit"
-
-_DTYPES = {"f32": "F32", "bf16": "BF16", "int8": "I8"} | dict.fromkeys(PACKINGS, "U8")
+_DTYPES = {
+    "f32": "F32",
+    "bf16": "BF16",
+    "f16": "F16",
+    "int8": "I8",
+    "int8-32": "I8",
+    **dict.fromkeys(PACKINGS, "U8"),
+}
+# Where forms may mix, coarse alignment comes first: each tensor lies on a multiple of its items.
+_ORDER = ("U8", "F32", "F16", "BF16", "I8")
 _QKV = ("q_proj", "k_proj", "v_proj")
 
 Tensors = dict[str, tuple[str, Shape]]
-
-
-@dataclass(frozen=True)
-class Forms:
-    """How the matrices of a model are stored, by kind; "none" where it has none.
-
-    ternary: "2bit" or "1.6bit", with one float32 scale a tensor. dense, rows (of trees) and
-    embedding: "f32", "bf16", or "int8" with a float32 scale a row; ternary trees have "2bit".
-    """
-
-    embedding: str
-    ternary: str = "none"
-    dense: str = "none"
-    rows: str = "none"
-
-    @classmethod
-    def of(
-        cls,
-        config: ModelConfig,
-        *,
-        ternary: str = "2bit",
-        dense: str = "f32",
-        rows: str = "f32",
-        embedding: str = "bf16",
-    ) -> Forms:
-        """Those of these forms that a model has matrices for. Raises ValueError as `check`."""
-        asked = {"ternary": ternary, "dense": dense, "rows": rows, "embedding": embedding}
-        legal = legal_forms(config)
-        if legal.get("rows") == (TREE_PACKING,):
-            asked["rows"] = TREE_PACKING
-        forms = cls(**{kind: asked[kind] for kind in legal})
-        forms.check(config)
-        return forms
-
-    def to_dict(self) -> dict[str, str]:
-        """{kind: form} of the kinds that the model has."""
-        return {kind: form for kind, form in vars(self).items() if form != "none"}
-
-    def check(self, config: ModelConfig) -> None:
-        """Raise ValueError, naming it, for a form that the model's matrices cannot have."""
-        legal, given = legal_forms(config), self.to_dict()
-        for kind in sorted(set(legal) ^ set(given)):
-            word = "needs" if kind in legal else "has no matrix of"
-            raise ValueError(f"the model {word} form {kind!r}")
-        for kind, form in given.items():
-            if form not in legal[kind]:
-                choices = ", ".join(map(repr, legal[kind]))
-                raise ValueError(f"{kind} form {form!r} is unknown; legal values are {choices}")
-
-
-def legal_forms(config: ModelConfig) -> dict[str, tuple[str, ...]]:
-    """{kind of matrices that the model has: the forms that they may have}."""
-    model = architecture_of(config)
-    kinds = {linear.kind for linear in model.linears().values()}
-    found: dict[str, tuple[str, ...]] = {"ternary": PACKINGS} if "ternary" in kinds else {}
-    if "dense" in kinds:
-        found["dense"] = FLOAT_FORMS
-    for trees in model.trees().values():
-        found["rows"] = (TREE_PACKING,) if trees.linear == "ternary" else FLOAT_FORMS
-    return {**found, "embedding": FLOAT_FORMS}
 
 
 @dataclass(frozen=True)
@@ -106,6 +81,8 @@ class Matrix:
     name: of the tensor. kind: a field of Forms. shape: of its values, [N, K] or, for rows of trees,
     [R, 2, K]. sources: {tensor of a training checkpoint: its rows} that it is made of, one above
     the other or, for rows of trees, side by side. scale: the name of its scales, None for floats.
+    scale_shape: of the scales: [blocks of rows] or [N, groups of inputs] of ternary ones, [2] of
+    ternary trees, of int8 [rows], or of "int8-32" [N, K / 32]. scale_form: "f32" or "f16".
     beside: {name: shape} of float32 tensors that belong to it.
     """
 
@@ -116,6 +93,8 @@ class Matrix:
     sources: dict[str, int]
     scale: str | None
     beside: dict[str, Shape]
+    scale_shape: Shape = ()
+    scale_form: str = "f32"
 
     @property
     def packed(self) -> bool:
@@ -129,30 +108,39 @@ class Matrix:
         return _DTYPES[self.form], (*self.shape[:-1], columns)
 
     @property
-    def scale_shape(self) -> Shape:
-        """[tensors] of ternary ones, a scale a row of int8."""
-        return (len(self.sources),) if self.packed else self.shape[:-1]
+    def stored_scale(self) -> Tensors:
+        """{name: (safetensors dtype, shape)} of the scales in the file; nothing of floats."""
+        return (
+            {} if self.scale is None else {self.scale: (_DTYPES[self.scale_form], self.scale_shape)}
+        )
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The matrices of a model, the embedding last, and {name: shape} of other float32 tensors."""
+    """The matrices of a model, the embedding last, and {name: shape} of other float32 tensors.
+
+    mixed: whether matrices and scales may have forms of any alignment."""
 
     matrices: tuple[Matrix, ...]
     vectors: dict[str, Shape]
+    mixed: bool = False
 
     def tensors(self) -> Tensors:
         """{name: (safetensors dtype, shape)} in the order in which the file holds them.
 
         Matrices come first (the lengths of packed ones are multiples of 32 bytes, so each of them
-        and each float32 behind them is aligned), then what is float32, the embedding last.
+        and each float32 behind them is aligned), then what is float32, the embedding last. Of a
+        mixed one: packed matrices, float32, what has two bytes, int8.
         """
         *matrices, embedding = self.matrices
         found = {matrix.name: matrix.stored for matrix in matrices}
         for matrix in matrices:
-            found |= _floats(_scales(matrix) | matrix.beside)
-        found |= _floats(self.vectors | _scales(embedding))
-        return {**found, embedding.name: embedding.stored}
+            found |= matrix.stored_scale | _floats(matrix.beside)
+        found |= _floats(self.vectors) | embedding.stored_scale
+        found[embedding.name] = embedding.stored
+        if not self.mixed:
+            return found
+        return dict(sorted(found.items(), key=lambda item: _ORDER.index(item[1][0])))
 
     def scales(self) -> set[str]:
         """Names of the tensors that hold scales."""
@@ -181,17 +169,14 @@ def layout_of(config: ModelConfig, forms: Forms, reading: EncoderReading | None 
     forms.check(config)
     model = architecture_of(config)
     matrices = [*_linears(model, forms, reading), *_trees(model, forms)]
-    table = {"embedding.weight": model.vocabulary}
-    shape = (model.vocabulary, model.size)
-    scale = "embedding.scale" if forms.embedding == "int8" else None
-    matrices.append(
-        Matrix("embedding.weight", "embedding", forms.embedding, shape, table, scale, {})
-    )
+    matrices.append(_embedding(model, forms))
     vectors = model.norm_tensors() | model.mixer_tensors()
+    if _is_table(model.head, model):
+        vectors |= {f"head.{key}": shape for key, shape in model.head.tensors().items()}
     vectors |= {name: (size,) for name, size in model.lower_bounds().items()}
     if model.sinusoidal:
         vectors["position_scale"] = (1,)
-    return Layout(tuple(matrices), vectors)
+    return Layout(tuple(matrices), vectors, mixed=attends(model))
 
 
 def packed_tensors(
@@ -211,29 +196,71 @@ def _linears(model: Architecture, forms: Forms, reading: EncoderReading | None) 
             biases[f"{name}.bias"] = (outputs,)
     stacks: dict[str, dict[str, Linear]] = {}
     for name, linear in linears.items():
-        if not (linear.tied and linear.kind == "dense"):  # the embedding serves
-            stacks.setdefault(_stack_of(name, linear), {})[name] = linear
+        if not _is_table(linear, model):
+            stacks.setdefault(_stack_of(name, linear, reading is None), {})[name] = linear
     for name, parts in stacks.items():
         linear = next(iter(parts.values()))
-        ternary = linear.kind == "ternary"
-        form = forms.ternary if ternary else forms.dense
-        inside = {f"{name}.{key}": s for key, s in linear.tensors().items() if key != "weight"}
-        inside |= {key: s for key, s in biases.items() if key == f"{name}.bias"}
-        yield Matrix(
-            name=f"{name}.packed" if ternary else f"{name}.weight",
-            kind=linear.kind,
-            form=form,
-            shape=(sum(part.outputs for part in parts.values()), linear.inputs),
+        kind = "head" if name == "head" and own_head(model) else linear.kind
+        shape = (sum(part.outputs for part in parts.values()), linear.inputs)
+        yield _matrix(
+            name,
+            kind,
+            forms,
+            shape,
             sources={f"{source}.weight": part.outputs for source, part in parts.items()},
-            scale=f"{name}.scale" if ternary or form == "int8" else None,
-            beside=inside,
+            beside={
+                **{f"{name}.{key}": s for key, s in linear.tensors().items() if key != "weight"},
+                **{key: s for key, s in biases.items() if key == f"{name}.bias"},
+            },
+            ternary_scale=linear.scale_shape,
         )
 
 
-def _stack_of(name: str, linear: Linear) -> str:
-    """The name under which a linear is stored: dense q, k and v are one matrix."""
+def _is_table(linear: Linear, model: Architecture) -> bool:
+    """Whether the embedding serves as the matrix of a tied linear."""
+    return linear.tied and linear.kind == model.embedding.kind
+
+
+def _embedding(model: Architecture, forms: Forms) -> Matrix:
+    table = model.embedding
+    shape, sources = (table.vocabulary, table.size), {"embedding.weight": table.vocabulary}
+    scale = table.scale_shape if table.kind == "ternary" else ()
+    return _matrix("embedding", "embedding", forms, shape, sources, {}, scale)
+
+
+def _matrix(
+    name: str,
+    kind: str,
+    forms: Forms,
+    shape: tuple[int, int],
+    sources: dict[str, int],
+    beside: dict[str, Shape],
+    ternary_scale: Shape,
+) -> Matrix:
+    """The matrix of the linear, or table, `name`; ternary_scale: shape of its scales if it is
+    ternary."""
+    form = getattr(forms, kind)
+    rows, columns = shape
+    scale_shape = {"int8": (rows,), "int8-32": (rows, columns // INT8_GROUP)}
+    scale_shape |= dict.fromkeys(PACKINGS, ternary_scale)
+    found = scale_shape.get(form)
+    return Matrix(
+        name=f"{name}.packed" if form in PACKINGS else f"{name}.weight",
+        kind=kind,
+        form=form,
+        shape=shape,
+        sources=sources,
+        scale=None if found is None else f"{name}.scale",
+        beside=beside,
+        scale_shape=found or (),
+        scale_form=forms.scale if found is not None and len(found) == 2 else "f32",
+    )
+
+
+def _stack_of(name: str, linear: Linear, causal: bool) -> str:
+    """The name under which a linear is stored: an encoder's dense q, k and v are one matrix."""
     base, _, last = name.rpartition(".")
-    return f"{base}.qkv_proj" if linear.kind == "dense" and last in _QKV else name
+    return f"{base}.qkv_proj" if not causal and linear.kind == "dense" and last in _QKV else name
 
 
 def _trees(model: Architecture, forms: Forms) -> Iterator[Matrix]:
@@ -249,11 +276,8 @@ def _trees(model: Architecture, forms: Forms) -> Iterator[Matrix]:
             sources={f"{name}.{key}": trees.rows for key in ("w_in", "w_out")},
             scale=scale if ternary or forms.rows == "int8" else None,
             beside={f"{name}.{k}": s for k, s in own.items() if k not in ("w_in", "w_out")},
+            scale_shape=(2,) if ternary else (trees.rows, 2),
         )
-
-
-def _scales(matrix: Matrix) -> dict[str, Shape]:
-    return {} if matrix.scale is None else {matrix.scale: matrix.scale_shape}
 
 
 def _floats(shapes: dict[str, Shape]) -> Tensors:

@@ -22,7 +22,7 @@ from nomatmul.formats.files.safetensors import NUMPY_DTYPES, Buffer, Safetensors
 from nomatmul.formats.packed import layout
 from nomatmul.formats.packed.description import FORMAT, parse
 from nomatmul.formats.packing import check_codes, unpack_ternary
-from nomatmul.formats.quantise import from_bfloat16
+from nomatmul.formats.quantise import dequantised, from_bfloat16
 from nomatmul.formats.runs import refuse_unpacked
 
 _METADATA_KEYS = {"format", "config_sha256", "crc32"}
@@ -73,7 +73,7 @@ class PackedReader:
 
     @property
     def embedding_form(self) -> str:
-        """Form of the embedding: "f32", "bf16" or "int8"."""
+        """Form of the embedding (`Forms.embedding`)."""
         return self.forms.embedding
 
     @property
@@ -113,7 +113,7 @@ class PackedReader:
                 raise FormatError(f"{where}: {error}") from None
         elif info.dtype == "BF16" and not _finite_bfloat16(array.reshape(-1)):
             raise FormatError(f"{where} holds a value that is not finite (NaN or infinity)")
-        elif info.dtype == "F32":
+        elif info.dtype in ("F32", "F16"):
             check_finite(array, where)
             if name in self._scales and not np.all(array > 0):
                 raise FormatError(f"{where} must be above 0, found {array.min()}")
@@ -137,16 +137,18 @@ class PackedReader:
         if name not in self._at:
             floats: Floats = self.read(name)
             return floats
-        values, scale = self._values(self._at[name])
-        if scale is None:
-            return values.astype(np.float32, copy=False)
-        return values.astype(np.float32) * scale[..., None]
+        return dequantised(*self._values(self._at[name]))
+
+    def embedding(self) -> Floats:
+        """Return the table [V, D], expanded to its values, whatever its form."""
+        return dequantised(*self._values(self.layout.matrices[-1]))
 
     def matrix(self, linear: str) -> tuple[Values, Floats | None]:
         """Return (values [N, K], scales) of a linear such as "layers.0.mixer.q_proj".
 
-        Values are int8 of ternary (scales float32 [1]) and int8 ones (scales [N]), else float32
-        (None). Raises FormatError for a linear that has no weight of its own.
+        Values are int8 of ternary (scales float32 [blocks of rows] or [N, groups]) and int8 ones
+        (scales [N] or [N, groups]), else float32 (None). "embedding" is the table.
+        Raises FormatError for a linear that has no weight of its own.
         """
         source = f"{linear}.weight"
         found = next((m for m in self.layout.matrices if source in m.sources), None)
@@ -172,11 +174,13 @@ class PackedReader:
         source = f"{trees}.w_in"
         return self._values(next(m for m in self.layout.matrices if source in m.sources))
 
-    def ternary(self, linear: str) -> tuple[NDArray[np.int8], np.float32]:
-        """Return (int8 [N, K] of -1, 0, 1, scale) of a ternary linear such as "head"."""
+    def ternary(self, linear: str) -> tuple[NDArray[np.int8], Floats]:
+        """Return (int8 [N, K] of -1, 0, 1, scales float32 [blocks of rows] or [N, groups]) of a
+        ternary linear such as "head"; the scales of all rows are the same, or split evenly over
+        the blocks."""
         values, scale = self.matrix(linear)
         assert scale is not None
-        return values.astype(np.int8, copy=False), scale[0]
+        return values.astype(np.int8, copy=False), scale
 
     def verify_all(self) -> None:
         """Read and verify every tensor; raises FormatError at the first that fails."""
@@ -185,12 +189,16 @@ class PackedReader:
 
     def _values(self, matrix: layout.Matrix) -> tuple[Values, Floats | None]:
         stored = self.read(matrix.name)
-        scale: Floats | None = None if matrix.scale is None else self.read(matrix.scale)
+        scale: Floats | None = None
+        if matrix.scale is not None:
+            scale = self.read(matrix.scale).astype(np.float32, copy=False)
         if matrix.packed:
             flat = unpack_ternary(
                 stored.reshape(-1, stored.shape[-1]), matrix.shape[-1], matrix.form
             )
             return flat.reshape(matrix.shape), scale
+        if matrix.form == "f16":
+            return stored.astype(np.float32), scale
         return from_bfloat16(stored) if matrix.form == "bf16" else stored, scale
 
     def _check_metadata(self, config_bytes: bytes) -> None:

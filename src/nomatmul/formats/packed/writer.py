@@ -99,8 +99,8 @@ class PackedWriter:
     def add(self, name: str, data: NDArray[Any] | Iterable[NDArray[Any]]) -> None:
         """Write the next tensor: an array of its dtype and shape, or blocks of its rows.
 
-        bfloat16 is given as uint16 bits. Raises ValueError for a tensor out of order, of a
-        wrong dtype or shape, with values that are not finite, or with illegal codes.
+        bfloat16 is given as uint16 bits, float16 as numpy's. Raises ValueError for a tensor out of
+        order, of a wrong dtype or shape, with values that are not finite, or with illegal codes.
         """
         with self._guard():
             if not self._pending or self._pending[-1] != name:
@@ -226,7 +226,7 @@ class PackedWriter:
             check_codes(block.reshape(-1, shape[-1]), *self._codes[name])
         elif dtype == "BF16" and np.any((block & 0x7F80) == 0x7F80):
             raise FormatError(f"{name} holds a value that is not finite (NaN or infinity)")
-        elif dtype == "F32":
+        elif dtype in ("F32", "F16"):
             check_finite(block, name)
             if name in self._scales and not np.all(block > 0):
                 raise FormatError(f"{name} must be above 0, found {block.min()}")
