@@ -1,7 +1,8 @@
 """Language models without matrix multiplication: train, pack, run.
 
     import nomatmul
-    lm = nomatmul.load()                   # the model in the box; or the path of a packed model
+    lm = nomatmul.load()                   # the model in the box; or the path of a packed model,
+                                           # or hf:owner/name of one on the Hugging Face Hub
     print(lm.generate("The river", max_tokens=50))
 
 This module imports neither numpy nor torch; names are imported when first used. The torch side
@@ -13,7 +14,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from nomatmul import _transformers
+from nomatmul import _hub_names, _transformers
 
 if TYPE_CHECKING:
     from nomatmul.engine.encoder_model import EncoderModel
@@ -57,5 +58,8 @@ def __dir__() -> list[str]:
     return sorted([*__all__, *_ROOMS])
 
 
+_hub_names.set_packer(
+    lambda name: importlib.import_module("nomatmul.convert.hub").packed_directory(name)
+)
 # Auto classes of transformers find our models; nothing is imported until transformers is.
 _transformers.install()

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from nomatmul._hub_names import is_hub_name, packed_directory
 from nomatmul.engine.backend import Options, opener
 from nomatmul.engine.language_model import LanguageModel
 from nomatmul.engine.native import checked_threads, native
@@ -76,6 +77,9 @@ def load(
     backend: str | None = None,
 ) -> LanguageModel | EncoderModel:
     """Load a packed model directory; without a path, the model in the box.
+
+    path may also be `hf:owner/name[@revision]`, or `hf:owner/name/file.gguf[@revision]`: the model
+    is downloaded from the Hugging Face Hub and, unless it is packed, packed into a cache, once.
 
     Returns a LanguageModel, or an EncoderModel where the directory holds an encoder (then isa,
     threads and backend have the same meaning, and there is no device but the CPU). kind:
@@ -193,7 +197,7 @@ def _check_backend(backend: str | None, device: str) -> None:
 
 def _directory(path: str | Path | None) -> Path:
     if path is not None:
-        return Path(path)
+        return packed_directory(path) if is_hub_name(path) else Path(path)
     if not (BOX / "config.json").exists():
         raise ValueError("this installation carries no model; give the path of a packed model")
     return BOX

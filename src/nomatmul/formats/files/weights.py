@@ -31,12 +31,12 @@ def open_source(directory: Path) -> TensorSource:
     if (directory / SINGLE).exists():
         return SafetensorsSource({"": directory / SINGLE}, None)
     if (directory / SINGLE_INDEX).exists():
-        index = _read_index(directory / SINGLE_INDEX)
+        index = read_index(directory / SINGLE_INDEX)
         return SafetensorsSource({f: directory / f for f in set(index.values())}, index)
     if (directory / TORCH).exists():
         return TorchSource([directory / TORCH], None)
     if (directory / TORCH_INDEX).exists():
-        index = _read_index(directory / TORCH_INDEX)
+        index = read_index(directory / TORCH_INDEX)
         return TorchSource([directory / f for f in sorted(set(index.values()))], index)
     raise FormatError(
         f"{directory} holds no weights: none of {SINGLE}, {SINGLE_INDEX}, {TORCH}, {TORCH_INDEX}"
@@ -79,7 +79,8 @@ class SafetensorsSource(TensorSource):
         return self._bytes_in[name].read(name, rows)
 
 
-def _read_index(path: Path) -> dict[str, str]:
+def read_index(path: Path) -> dict[str, str]:
+    """{tensor: name of the file that holds it} of an index; raises FormatError."""
     weight_map = read_json_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FormatError(f"{path} has no weight_map")

@@ -1,0 +1,34 @@
+"""Names of models on the Hugging Face Hub: `hf:owner/name[/file.gguf][@revision]`.
+
+What such a name leads to is downloaded by `formats.hub` and packed by `convert.hub`. Whoever loads
+models lies below the room that packs, so the package puts that in here when it is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+PREFIX = "hf:"
+
+_packer: Callable[[str], Path] | None = None
+
+
+def is_hub_name(path: object) -> bool:
+    """Whether a model's path is a name on the Hub."""
+    return isinstance(path, str | Path) and str(path).startswith(PREFIX)
+
+
+def set_packer(packer: Callable[[str], Path]) -> None:
+    """Say what makes a packed directory of a name."""
+    global _packer
+    _packer = packer
+
+
+def packed_directory(name: str | Path) -> Path:
+    """The packed directory of a name, which is downloaded and packed where it has to be.
+
+    Raises ValueError or OSError when that fails, ImportError without huggingface_hub.
+    """
+    assert _packer is not None, "nomatmul/__init__.py sets it"
+    return _packer(str(name))

@@ -1,0 +1,305 @@
+"""Models of the Hugging Face Hub: which files are needed, downloaded and checked.
+
+huggingface_hub (the extra `hub`) downloads into its own cache, goes on where a connection broke,
+and takes its settings from the environment (HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE). Here
+it is decided which files a model needs, each is compared with the checksum that the Hub gives, and
+a record of both is kept, with which the model can be used without a network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nomatmul._hub_names import PREFIX, is_hub_name
+from nomatmul.formats.errors import FormatError
+from nomatmul.formats.files.atomic import write_file
+
+# Of a model in safetensors or pickles, beside its weights.
+_SMALL = (
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    "chat_template.jinja",
+)
+# Weights, the first that there are; an index names several files.
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_PART = re.compile(r"[A-Za-z0-9][\w.-]*")
+_BLOCK = 1 << 22
+
+Listing = dict[str, dict[str, Any]]  # {file: {"size": bytes, "sha256" or "sha1": hexadecimal}}
+
+
+@dataclass(frozen=True)
+class HubName:
+    """`hf:owner/name[/file.gguf][@revision]`, taken apart."""
+
+    repository: str
+    file: str | None = None
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> HubName:
+        """Raises ValueError for what is no such name."""
+        where, at, revision = text.removeprefix(PREFIX).partition("@")
+        parts = where.split("/")
+        sound = len(parts) >= 2 and all(_PART.fullmatch(part) for part in parts)
+        if not sound or (at and not re.fullmatch(r"[\w./-]+", revision)):
+            raise ValueError(f"{text!r} is no name of a model; write hf:owner/name[@revision]")
+        file = "/".join(parts[2:]) or None
+        if file is not None and not file.endswith(".gguf"):
+            raise ValueError(f"{text!r} names a file that is no .gguf; write hf:owner/name")
+        return cls("/".join(parts[:2]), file, revision or None)
+
+    def __str__(self) -> str:
+        file = f"/{self.file}" if self.file else ""
+        return f"{PREFIX}{self.repository}{file}{f'@{self.revision}' if self.revision else ''}"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model that lies here: `path` is its directory, or its GGUF file; `commit` says which."""
+
+    path: Path
+    commit: str
+
+
+def cache_directory() -> Path:
+    """Where the package keeps what it made of the Hub's models: $NOMATMUL_CACHE."""
+    if given := os.environ.get("NOMATMUL_CACHE"):
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "nomatmul"
+
+
+def local_path(path: str | Path) -> Path:
+    """The path itself, or that to which a name on the Hub was downloaded."""
+    return download(HubName.parse(str(path))).path if is_hub_name(path) else Path(path)
+
+
+def download(name: HubName) -> Snapshot:
+    """Download what a model needs and is not here yet.
+
+    Raises ValueError, in one line, where there is no such model, revision or file, where the name
+    leaves a choice, or where the download fails; FormatError for a file that is not what the Hub
+    says it is; ImportError without huggingface_hub.
+    """
+    hub = _library()
+    record = _Record(name)
+    fixed = re.fullmatch("[0-9a-f]{40}", name.revision or "") is not None
+    if fixed and (found := record.snapshot(hub)):
+        return found
+    with _explained(name):
+        try:
+            info = hub.HfApi().model_info(
+                name.repository, revision=name.revision, files_metadata=True
+            )
+        except Exception as error:  # each version of the library has errors of another transport
+            if _is_final(hub, error) or not (found := record.snapshot(hub)):
+                raise
+            print(f"nomatmul: {name}: the Hub cannot be reached; using the cache", file=sys.stderr)
+            return found
+    listing = {entry.rfilename: _digest(entry) for entry in info.siblings or ()}
+    commit = str(info.sha)
+    files = _needed(name, list(listing), lambda file: _read_index(_fetch(hub, name, [file]) / file))
+    wanted = {file: listing[file] for file in files}
+    if not record.covers(commit, wanted):
+        size = sum(entry["size"] or 0 for entry in wanted.values())
+        what = f"{len(files)} file{'s' if len(files) > 1 else ''}, {size / 1e6:,.1f} MB"
+        print(f"nomatmul: {name}: downloading {what}", file=sys.stderr)
+    directory = _fetch(hub, name, files)
+    if directory.name != commit:
+        raise ValueError(f"{name} has changed while it was downloaded; try again")
+    record.check(directory, commit, wanted)
+    return Snapshot(directory / name.file if name.file else _model_path(directory, files), commit)
+
+
+def _model_path(directory: Path, files: list[str]) -> Path:
+    return directory / files[0] if files[0].endswith(".gguf") else directory
+
+
+def _fetch(hub: Any, name: HubName, files: list[str]) -> Path:
+    """Download these files; returns the directory in which they lie."""
+    with _explained(name), _bars_for_people(hub):
+        patterns = [glob.escape(file) for file in files]
+        return Path(
+            hub.snapshot_download(name.repository, revision=name.revision, allow_patterns=patterns)
+        )
+
+
+def _needed(name: HubName, files: list[str], shards: Callable[[str], set[str]]) -> list[str]:
+    """The files of a model among all of a repository.
+
+    shards: reads an index of weights. Raises ValueError where there is none, or more than one.
+    """
+    ggufs = [file for file in files if file.endswith(".gguf")]
+    choice = f"hf:{name.repository}/FILE with one of {', '.join(ggufs)}"
+    if name.file is not None:
+        if name.file not in files:
+            hint = f"; write {choice}" if ggufs else ""
+            raise ValueError(f"hf:{name.repository} has no file {name.file}{hint}")
+        return [name.file]
+    small = [file for file in _SMALL if file in files]
+    for weights in _WEIGHTS if "config.json" in files else ():
+        if weights in files:
+            return [*small, weights]
+        index = f"{weights}.index.json"
+        if index in files:
+            return [*small, index, *sorted(shards(index))]
+    if len(ggufs) == 1:
+        return ggufs
+    if ggufs:
+        raise ValueError(f"hf:{name.repository} holds {len(ggufs)} models; write {choice}")
+    raise ValueError(
+        f"hf:{name.repository} holds no model: neither a config.json with {' or '.join(_WEIGHTS)}"
+        " nor a .gguf file"
+    )
+
+
+def _read_index(path: Path) -> set[str]:
+    from nomatmul.formats.files.weights import read_index
+
+    return set(read_index(path).values())
+
+
+def _digest(entry: Any) -> dict[str, Any]:
+    """What the Hub says of a file: large ones have a sha256, small ones the sha1 of git's blob."""
+    if entry.lfs is not None:
+        return {"size": entry.lfs.size, "sha256": entry.lfs.sha256}
+    return {"size": entry.size, "sha1": entry.blob_id}
+
+
+class _Record:
+    """What is known of a revision's files: {"commit", "files": {name: digest and time}}.
+
+    A file whose size and time are those of the record was compared with its checksum before.
+    """
+
+    def __init__(self, name: HubName) -> None:
+        self._name = name
+        words = str(name).removeprefix(PREFIX).replace("/", "--")
+        self._path = cache_directory() / "hub" / f"{words}.json"
+        self._known: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ValueError):  # without it files are compared again
+            self._known = json.loads(self._path.read_bytes())
+
+    def covers(self, commit: str, listing: Listing) -> bool:
+        """Whether these files were downloaded and compared before."""
+        return self._known.get("commit") == commit and set(listing) <= set(self._known["files"])
+
+    def snapshot(self, hub: Any) -> Snapshot | None:
+        """The model as it was downloaded before; None where something is missing."""
+        files = self._known.get("files", {})
+        found = [
+            hub.try_to_load_from_cache(self._name.repository, file, revision=self._known["commit"])
+            for file in files
+        ]
+        if not found or not all(isinstance(path, str) for path in found):
+            return None
+        path, depth = Path(found[0]), next(iter(files)).count("/")
+        return Snapshot(_model_path(path.parents[depth], list(files)), str(self._known["commit"]))
+
+    def check(self, directory: Path, commit: str, listing: Listing) -> None:
+        """Compare files with their checksums and write the record.
+
+        Raises FormatError, and deletes the file, where they differ.
+        """
+        old = self._known.get("files", {})
+        new = {}
+        for file, digest in listing.items():
+            path = (directory / file).resolve()
+            stat = path.stat()
+            new[file] = {**digest, "time": stat.st_mtime_ns}
+            if new[file] != old.get(file):
+                self._compare(directory / file, digest)
+        if new != old or commit != self._known.get("commit"):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            content = {"commit": commit, "files": new}
+            write_file(self._path, (json.dumps(content, indent=1) + "\n").encode())
+
+    def _compare(self, path: Path, digest: dict[str, Any]) -> None:
+        kind = "sha256" if digest.get("sha256") else "sha1"
+        size, expected = path.stat().st_size, digest.get(kind)
+        if digest["size"] is not None and size != digest["size"]:
+            found, right = f"{size} bytes", f"{digest['size']}"
+        elif expected is not None and (sum_of := _checksum(path, kind)) != expected:
+            found, right = f"{kind} {sum_of}", expected
+        else:
+            return
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        raise FormatError(
+            f"{self._name}: {path.name} was damaged on its way ({found}, the Hub says {right});"
+            " it was deleted, so try again"
+        )
+
+
+def _checksum(path: Path, kind: str) -> str:
+    """sha256 of a file, or sha1 of it as a blob of git."""
+    sum_of = hashlib.new(kind, usedforsecurity=False)
+    if kind == "sha1":
+        sum_of.update(f"blob {path.stat().st_size}\0".encode())
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            sum_of.update(block)
+    return sum_of.hexdigest()
+
+
+def _library() -> Any:
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+        import huggingface_hub.utils
+    except ImportError as error:
+        raise ImportError(
+            f'models of the Hub need huggingface_hub ({error}): pip install "nomatmul[hub]"'
+        ) from None
+    return huggingface_hub
+
+
+@contextlib.contextmanager
+def _bars_for_people(hub: Any) -> Iterator[None]:
+    """No bars where nobody watches: there they would fill a log."""
+    silent = not sys.stderr.isatty() and not hub.utils.are_progress_bars_disabled()
+    if silent:
+        hub.utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if silent:
+            hub.utils.enable_progress_bars()
+
+
+def _is_final(hub: Any, error: Exception) -> bool:
+    """Whether the Hub answered, and the answer was no."""
+    errors = hub.errors
+    return isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError)
+
+
+@contextlib.contextmanager
+def _explained(name: HubName) -> Iterator[None]:
+    """The library's errors as one line of ours."""
+    try:
+        yield
+    except Exception as error:  # see `download`; whatever it is, it is about this download
+        from huggingface_hub import errors
+
+        repository = f"hf:{name.repository}"
+        if isinstance(error, errors.GatedRepoError):
+            why = f"{repository} is given only to those who asked for it on its page; set HF_TOKEN"
+        elif isinstance(error, errors.RepositoryNotFoundError):
+            why = f"{repository} does not exist, or is private: then set HF_TOKEN"
+        elif isinstance(error, errors.RevisionNotFoundError):
+            why = f"{repository} has no revision {name.revision or 'main'!r}"
+        else:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            why = f"{name} cannot be downloaded: {reason}"
+        raise ValueError(why) from error
