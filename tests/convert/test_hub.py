@@ -6,6 +6,7 @@ The Hub is a small one on the loopback address.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -50,6 +51,8 @@ def hub(published, tmp_path, monkeypatch) -> Iterator[Hub]:
         monkeypatch.setenv("NOMATMUL_CACHE", str(tmp_path / "ours"))
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "theirs"))
         use(server, monkeypatch)
+        # it writes to the stderr of the test that came first
+        monkeypatch.setattr(logging.getLogger("huggingface_hub"), "handlers", [])
         yield server
 
 
@@ -78,7 +81,7 @@ def test_names_are_taken_apart(text, parts):
     "text", ["hf:", "hf:a", "hf:a/b@", "hf:a/../c.gguf", "hf:a/b@x y", "hf:/a/b", "hf:a/b/c.bin"]
 )
 def test_other_names_are_refused(text):
-    with pytest.raises(ValueError, match="is no name of a model|names a file that is no .gguf"):
+    with pytest.raises(ValueError, match=r"is no name of a model|names a file that is no \.gguf"):
         HubName.parse(text)
 
 
@@ -88,8 +91,9 @@ def test_a_model_is_packed_once(hub, published, tmp_path, capsys):
     assert lm.path == tmp_path / "ours" / "packed" / f"owner--name.v1@{commit}"
     pack(published, tmp_path / "packed", check=False)
     assert lm.fingerprint == nomatmul.load(tmp_path / "packed").fingerprint
-    files = {path.rpartition("/")[2] for method, path, _ in hub.requests if method == "GET"}
-    assert files == {"config.json", "model.safetensors", "tokenizer.json", "main", commit}
+    paths = [path for method, path, _ in hub.requests if method == "GET" and "resolve" in path]
+    files = {path.rpartition("/")[2] for path in paths}
+    assert files == {"config.json", "model.safetensors", "tokenizer.json"}
     shown = capsys.readouterr().err
     assert "downloading 3 files, 0." in shown
     assert f"packing it into {lm.path}" in shown
@@ -101,9 +105,8 @@ def test_a_model_is_packed_once(hub, published, tmp_path, capsys):
     assert later
     assert [path for method, path, _ in later if method == "GET" and "resolve" in path] == []
     assert capsys.readouterr().err == ""
-    fixed = len(hub.requests)
-    nomatmul.load(f"hf:{NAME}@{commit}")  # a new name for the same commit: nothing is downloaded
-    assert [path for method, path, _ in hub.requests[fixed:] if method == "GET"][1:] == []
+    nomatmul.load(f"hf:{NAME}@{commit}")  # a new name for the same commit
+    assert hub.downloads("model.safetensors") == [None]
     fixed = len(hub.requests)
     nomatmul.load(f"hf:{NAME}@{commit}")  # commits never change: the Hub is not asked
     assert hub.requests[fixed:] == []
@@ -117,12 +120,12 @@ def test_a_packed_model_is_used_as_it_is(hub, published, tmp_path):
     assert not (tmp_path / "ours" / "packed").exists()
 
 
-def test_a_broken_connection_is_taken_up_again(hub):
-    size = len(hub.repositories[NAME]["model.safetensors"])
-    hub.broken["model.safetensors"] = size // 2
+def test_a_broken_connection_is_taken_up_again(hub, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    hub.broken["model.safetensors"] = 40_000
     path = local_path(f"hf:{NAME}")
     assert (path / "model.safetensors").read_bytes() == hub.repositories[NAME]["model.safetensors"]
-    assert hub.downloads("model.safetensors") == [None, f"bytes={size // 2}-"]
+    assert hub.downloads("model.safetensors") == [None, "bytes=40000-"]
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
@@ -140,7 +143,7 @@ def test_a_file_that_changed_in_the_cache_is_noticed(hub):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.resolve().write_bytes(data)
-    with pytest.raises(FormatError, match="model.safetensors was damaged"):
+    with pytest.raises(FormatError, match=r"model\.safetensors was damaged"):
         local_path(f"hf:{NAME}")
     assert local_path(f"hf:{NAME}") == path.parent
     assert path.read_bytes() == hub.repositories[NAME]["model.safetensors"]

@@ -18,6 +18,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nomatmul._hub_names import PREFIX
 from nomatmul.cli.options import json_option, option
 from nomatmul.cli.show import hide_progress_bars, print_json, print_table, size
 
@@ -64,7 +65,8 @@ class Options:
 
 
 def run(options: Options) -> int:
-    hide_progress_bars()
+    if not options.src.startswith(PREFIX):  # bars of a download are wanted
+        hide_progress_bars()
     from nomatmul.convert import pack
 
     # A terminated run cleans up like an interrupted one.

@@ -1,4 +1,4 @@
-"""Where a user's path leads: the checkpoint in a run directory, and the tokenizer beside it."""
+"""Where a user's path leads: a checkpoint in a run directory or on the Hub, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from nomatmul.convert.tokenizers import check_agreement, convert_directory
+from nomatmul.formats import runs
 from nomatmul.formats.chat_template import TEMPLATE_FILE
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.generation_config import GENERATION_FILE
+from nomatmul.formats.hub import local_path
 from nomatmul.formats.packed.layout import TOKENIZER_FILE
-from nomatmul.formats.runs import find_checkpoint
 from nomatmul.formats.tokenizer import SENTENCEPIECE_FILE, load_tokenizer
 from nomatmul.formats.tokenizer_config import CONFIG_FILE, SPECIAL_FILE
 
@@ -21,6 +22,11 @@ __all__ = ["SENTENCEPIECE_FILE", "find_checkpoint", "prepare_tokenizer"]
 
 # What lies beside a tokenizer and goes with it: names of special tokens, how to chat and to sample.
 _BESIDE = (CONFIG_FILE, SPECIAL_FILE, TEMPLATE_FILE, GENERATION_FILE)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """As `formats.runs.find_checkpoint`; hf:owner/name[@revision] is downloaded first."""
+    return runs.find_checkpoint(local_path(path))
 
 
 @contextlib.contextmanager
