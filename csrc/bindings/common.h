@@ -98,6 +98,7 @@ void with_pool(int threads, F&& work) {
 void bind_model(nb::module_& m);
 void bind_layers(nb::module_& m);
 void bind_linear(nb::module_& m);
+void bind_pages(nb::module_& m);
 void bind_kernels(nb::module_& m);
 void bind_tools(nb::module_& m);
 

@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "bindings/common.h"
+#include "core/pages.h"
 
 namespace nomatmul {
 namespace {
@@ -55,29 +56,41 @@ class BoundModel {
     }
   }
 
-  Array step(const std::vector<Floats>& states, const std::vector<In<int32_t, 1>>& ids,
-             const std::string& want_name) {
+  // pages: one a sequence, or none where nothing grows
+  Array step(const std::vector<Floats>& states, const std::vector<Pages*>& pages,
+             const std::vector<In<int32_t, 1>>& ids, const std::string& want_name) {
     ready(true);
-    const Want want = want_name == "all"    ? Want::kAll
-                      : want_name == "none" ? Want::kNone
-                                            : Want::kLast;
-    require(states.size() == ids.size(), "as many states as id lists");
+    const Want want = choose<Want>("want", want_name,
+                                   {{"last", Want::kLast},
+                                    {"all", Want::kAll},
+                                    {"none", Want::kNone},
+                                    {"hidden", Want::kHidden}});
+    const bool grows = model_.state().grows();
+    require(states.size() == ids.size() && pages.size() == (grows ? ids.size() : 0),
+            "as many states, and pages where they grow, as id lists");
     std::vector<Sequence> sequences;
     size_t total = 0;
     for (size_t s = 0; s < states.size(); ++s) {
       require(states[s].shape(0) == model_.state().layers() &&
                   states[s].shape(1) == model_.state().width(),
               "a state is float32 [layers, S]");
-      sequences.push_back({states[s].data(), ids[s].data(), static_cast<int>(ids[s].shape(0))});
+      require(!grows || (pages[s] != nullptr && pages[s]->layout() == model_.state().pages()),
+              "pages are those of this model");
+      sequences.push_back({states[s].data(), grows ? pages[s] : nullptr, ids[s].data(),
+                           checked_int(ids[s].shape(0), "ids")});
       total += ids[s].shape(0);
     }
-    const size_t rows = want == Want::kAll ? total : want == Want::kLast ? states.size() : 0;
-    auto logits = new_array<float>(rows, model_.vocabulary());
-    float* out = logits.data();
+    const size_t rows = want == Want::kAll ? total : want == Want::kNone ? 0 : states.size();
+    auto array =
+        new_array<float>(rows, want == Want::kHidden ? model_.hidden() : model_.vocabulary());
+    float* out = array.data();
     nb::gil_scoped_release release;
     model_.step(sequences, want, out, poll());
-    return logits;
+    return array;
   }
+
+  // Of a new sequence.
+  Pages pages() const { return Pages(model_.state().pages()); }
 
   // (hidden [N, D], {layer: visited rows [N, A]}, {part: seconds})
   nb::tuple encode(In<int32_t, 1> ids, In<int64_t, 1> offsets, std::optional<In<uint8_t, 1>> seen,
@@ -191,7 +204,8 @@ void bind_model(nb::module_& m) {
       .def(nb::init<nb::dict, const IsaName&, int>(), "description"_a, "isa"_a.none(), "threads"_a)
       .def("set", &BoundModel::set, "name"_a, "array"_a)
       .def("check_complete", [](const BoundModel& b) { b.model().tensors().check_complete(); })
-      .def("step", &BoundModel::step, "states"_a, "ids"_a, "want"_a)
+      .def("step", &BoundModel::step, "states"_a, "pages"_a, "ids"_a, "want"_a)
+      .def("pages", &BoundModel::pages)
       .def("encode", &BoundModel::encode, "ids"_a, "offsets"_a, "seen"_a.none() = nb::none(),
            "paths"_a = false, "profile"_a = false)
       .def("block", &BoundModel::block, "layer"_a, "x"_a, "state"_a)

@@ -7,5 +7,6 @@ NB_MODULE(_native, m) {
   nomatmul::bind_kernels(m);
   nomatmul::bind_layers(m);
   nomatmul::bind_linear(m);
+  nomatmul::bind_pages(m);
   nomatmul::bind_model(m);
 }

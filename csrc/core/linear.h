@@ -44,6 +44,7 @@ struct Cut {
 
   int output_tasks() const { return (outputs + output_step - 1) / output_step; }
   int token_tasks() const { return (tokens + token_step - 1) / token_step; }
+  int tasks() const { return output_tasks() * (in_order ? 1 : token_tasks()); }
   size_t tile() const { return static_cast<size_t>(output_step) * std::min(tokens, token_step); }
 };
 

@@ -3,9 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
-#include <cstring>
-#include <numeric>
 #include <stdexcept>
 
 namespace nomatmul {
@@ -29,6 +26,11 @@ Model::~Model() {
 void Model::declare(const Description& description) {
   causal_ = description.number("causal") != 0;
   chunk_ = description.whole("chunk", 1, 65536);
+  if (causal_) {
+    const auto kv = {std::pair<const char*, bool>{"f16", false}, {"int8", true}};
+    state_ = StateLayout(choose<bool>("kv", description.word("kv"), kv));
+    positions_ = description.whole("positions", 1, INT32_MAX);
+  }
   const Isa& isa = *pass_.isa;
   embedding_.declare(description.part("embedding"), isa, tensors_);
   pass_.hidden = description.part("embedding").whole("hidden", 1, kMaxElements);
@@ -99,125 +101,9 @@ void Model::run_block(int layer) {
   const Layer& block = *blocks_[layer];
   pass_.layer = layer;
   pass_.state_offset = state_.offset(layer);
+  pass_.paged_layer = state_.paged(layer);
   block.mixer->run(pass_, block.mixer_norm);
   if (block.channel != nullptr) block.channel->run(pass_, block.channel_norm);
-}
-
-// --- decoders --------------------------------------------------------------
-
-void Model::step(const std::vector<Sequence>& sequences, Want want, float* logits,
-                 const std::function<void()>& poll) {
-  std::lock_guard<std::mutex> lock(*mutex_);
-  size_t total = 0;
-  for (const Sequence& sequence : sequences) {
-    embedding_.check(sequence.ids, sequence.count);
-    total += sequence.count;
-  }
-  if (total != 1 || pass_.threads == 1) {
-    pool_->set_alone(false);
-    return run(sequences, total, want, logits, poll);
-  }
-  using Clock = std::chrono::steady_clock;
-  pool_->set_alone(pacer_.alone());
-  const auto start = Clock::now();
-  const int troubles = pool_->troubles();
-  run(sequences, total, want, logits, poll);
-  const std::chrono::duration<double> spent = Clock::now() - start;
-  pacer_.add(spent.count(), pool_->troubles() - troubles);
-}
-
-void Model::run(const std::vector<Sequence>& sequences, size_t total, Want want, float* logits,
-                const std::function<void()>& poll) {
-  if (!pool_->alone()) pool_->wake();
-  const size_t state_floats = state_.floats();
-  // The layers work on copies, so that a step that fails leaves every sequence as it was.
-  float* states = states_.need<float>(sequences.size() * state_floats);
-  for (size_t s = 0; s < sequences.size(); ++s) {
-    std::memcpy(states + s * state_floats, sequences[s].state, state_floats * sizeof(float));
-  }
-  size_t s = 0;
-  int t = 0;
-  std::vector<int> rows;  // tokens of the chunk whose logits are asked for
-  for (size_t done = 0; done < total;) {
-    const int tokens = static_cast<int>(std::min<size_t>(chunk_, total - done));
-    begin(tokens);
-    rows.clear();
-    for (int c = 0; c < tokens; ++c) {
-      while (t == sequences[s].count) ++s, t = 0;
-      embedding_.look_up(sequences[s].ids[t], 0, pass_.row(c), nullptr);
-      pass_.token_state[c] = states + s * state_floats;
-      ++t;
-      if (want == Want::kAll || (want == Want::kLast && t == sequences[s].count)) {
-        rows.push_back(c);
-      }
-    }
-    for (int layer = 0; layer < layers(); ++layer) {
-      run_block(layer);
-      if (tokens > 1) poll();
-    }
-    if (!rows.empty()) {
-      head(rows.data(), static_cast<int>(rows.size()), logits);
-      logits += rows.size() * static_cast<size_t>(head_->outputs());
-    }
-    done += tokens;
-    poll();
-  }
-  for (size_t i = 0; i < sequences.size(); ++i) {
-    std::memcpy(sequences[i].state, states + i * state_floats, state_floats * sizeof(float));
-  }
-}
-
-// Logits of the chunk's tokens rows[0..count): float32 [count, V].
-void Model::head(const int* rows, int count, float* logits) {
-  pass_.layer = -1;
-  pass_.announce(*head_, {head_->row(0)}, head_->outputs(), count);
-  feed_norm(pass_, final_norm_, {head_.get()}, "head", rows, count);
-  pass_.product(count, logits);
-}
-
-// fn(first, count) for chunks of x [tokens, D], each in pass_.x.
-template <class F>
-void Model::in_chunks(const float* x, int tokens, F&& fn) {
-  for (int first = 0; first < tokens; first += chunk_) {
-    const int count = std::min(chunk_, tokens - first);
-    begin(count);
-    std::memcpy(pass_.row(0), x + static_cast<size_t>(first) * hidden(),
-                sizeof(float) * count * hidden());
-    fn(first, count);
-  }
-}
-
-void Model::block(int layer, float* x, int tokens, float* state) {
-  std::lock_guard<std::mutex> lock(*mutex_);
-  float* states = states_.need<float>(state_.floats());
-  float* of_layer = states + state_.offset(layer);
-  const size_t bytes = state_.width() * sizeof(float);
-  std::memcpy(of_layer, state, bytes);
-  in_chunks(x, tokens, [&](int first, int count) {
-    for (int c = 0; c < count; ++c) pass_.token_state[c] = states;
-    run_block(layer);
-    std::memcpy(x + static_cast<size_t>(first) * hidden(), pass_.row(0),
-                sizeof(float) * count * hidden());
-  });
-  std::memcpy(state, of_layer, bytes);
-}
-
-void Model::logits_of(const float* x, int tokens, float* logits) {
-  std::lock_guard<std::mutex> lock(*mutex_);
-  std::vector<int> rows(std::min(chunk_, tokens));
-  std::iota(rows.begin(), rows.end(), 0);
-  in_chunks(x, tokens, [&](int first, int count) {
-    head(rows.data(), count, logits + static_cast<size_t>(first) * head_->outputs());
-  });
-}
-
-void Model::accumulate(const std::string& name, const int8_t* q, int tokens, int32_t* acc) {
-  linear(name).accumulate(q, tokens, acc);
-}
-
-void Model::walk(int layer, const float* x, int tokens, int32_t* rows, float* logits) {
-  std::lock_guard<std::mutex> lock(*mutex_);
-  blocks_[layer]->channel->walk(pass_, x, tokens, rows, logits);
 }
 
 // --- encoders --------------------------------------------------------------

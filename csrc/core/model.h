@@ -25,15 +25,18 @@
 
 namespace nomatmul {
 
-// What one sequence brings to a step. The state, float32 as state() lays it out, is advanced in
-// place, and only when the whole step has succeeded.
+// What one sequence brings to a step. The state, float32 as state() lays it out, and the pages
+// (nullptr where nothing grows) are advanced in place, and only when the whole step has succeeded.
 struct Sequence {
   float* state;
+  Pages* pages;
   const int32_t* ids;
   int count;
 };
 
-enum class Want { kNone, kLast, kAll };
+// Logits of each sequence's last token, of all tokens, or of none; kHidden: the final-normed state
+// of each sequence's last token instead.
+enum class Want { kNone, kLast, kAll, kHidden };
 
 // Sequences of an encoder, end to end: ids [N], offsets [count + 1]; seen [N] or nullptr: 0 hides a
 // token from the others. paths: by layer, int32 [N, A] or nullptr.
@@ -59,15 +62,17 @@ class Model {
   // GIL): makes the model usable in a process that was forked since the last call.
   void own_process();
 
-  // Advances every sequence by its ids; logits: float32 [sequences, V] (kLast) or
-  // [all ids in order, V] (kAll). poll() is called now and then and may throw to stop the step.
-  // Throws std::invalid_argument for ids out of range, std::domain_error for non-finite values.
-  void step(const std::vector<Sequence>& sequences, Want want, float* logits,
+  // Advances every sequence by its ids; out: float32 [sequences, V] (kLast), [all ids in order, V]
+  // (kAll) or [sequences, D] (kHidden). poll() is called now and then and may throw to stop the
+  // step. Throws std::invalid_argument for ids out of range and for more positions than the model
+  // has, std::domain_error for non-finite values.
+  void step(const std::vector<Sequence>& sequences, Want want, float* out,
             const std::function<void()>& poll);
   // Final-normed states of an encoder: float32 [N, D]. Throws like step().
   void encode(const Texts& texts, float* out, Marks* marks, const std::function<void()>& poll);
 
-  // One block of a causal model alone: x float32 [T, D] and its layer's state, both in place.
+  // One block of a causal model alone: x float32 [T, D] and its layer's state, both in place;
+  // keys and values begin with x.
   void block(int layer, float* x, int tokens, float* state);
   // Final norm and head alone: x float32 [T, D] to logits float32 [T, V].
   void logits_of(const float* x, int tokens, float* logits);
@@ -95,16 +100,21 @@ class Model {
 
   void declare(const Description& description);
   void declare_block(const Description& description, int layer);
-  void run(const std::vector<Sequence>& sequences, size_t total, Want want, float* logits,
+  size_t checked(const std::vector<Sequence>& sequences) const;
+  void run(const std::vector<Sequence>& sequences, size_t total, Want want, float* out,
            const std::function<void()>& poll);
+  void advance(const std::vector<Sequence>& sequences, size_t total, Want want, float* out,
+               const std::function<void()>& poll);
   void begin(int tokens);
   void run_block(int layer);
   template <class F>
   void in_chunks(const float* x, int tokens, F&& fn);
   void head(const int* rows, int count, float* logits);
+  void final_states(const int* rows, int count, float* out);
 
   bool causal_ = true;
   int chunk_ = 256, reserved_ = 0;
+  int positions_ = 0;  // the longest sequence where keys and values are kept
   StateLayout state_;
   Tensors tensors_;
   std::map<std::string, const Linear*> linears_;

@@ -16,6 +16,7 @@ void Pass::begin(int count) {
   tokens = count;
   x.need<float>(static_cast<size_t>(count) * hidden);
   if (token_state.size() < static_cast<size_t>(count)) token_state.resize(count);
+  rotary.forget();
   not_finite_.store(false, std::memory_order_relaxed);
 }
 

@@ -14,6 +14,8 @@
 #include "core/channels/fff.h"
 #include "core/linear.h"
 #include "core/memory.h"
+#include "core/pages.h"
+#include "core/rotary.h"
 #include "core/thread_pool.h"
 
 namespace nomatmul {
@@ -40,6 +42,13 @@ struct Span {
   int first, count;
 };
 
+// Tokens of the chunk that belong to one sequence of a causal model: places first .. first + count
+// - 1 of the chunk, positions from `position` on of the sequence. pages: nullptr where none grow.
+struct Stretch {
+  Pages* pages;
+  int first, count, position;
+};
+
 struct Pass {
   const Isa* isa = nullptr;
   ThreadPool* pool = nullptr;
@@ -51,6 +60,10 @@ struct Pass {
   // the layer begin. Of others: which tokens belong together, and nullptr or 0 for hidden tokens.
   std::vector<float*> token_state;
   size_t state_offset = 0;
+  // The stretches of causal models, in order, and where the layer's keys and values lie in pages.
+  std::vector<Stretch> stretches;
+  int paged_layer = 0;
+  RotaryTable rotary;
   std::vector<Span> spans;
   const uint8_t* seen = nullptr;
   int32_t* paths = nullptr;  // nullptr, or the rows that the layer's trees visit [T, active]
@@ -63,6 +76,15 @@ struct Pass {
 
   float* row(int token) { return x.data<float>() + static_cast<size_t>(token) * hidden; }
   float* state(int token) const { return token_state[token] + state_offset; }
+  const Stretch& stretch(int token) const {
+    size_t s = 0;
+    while (token >= stretches[s].first + stretches[s].count) ++s;
+    return stretches[s];
+  }
+  int position(int token) const {
+    const Stretch& of = stretch(token);
+    return of.position + token - of.first;
+  }
   float* floats(int thread) { return thread_floats_.data<float>() + thread * floats_; }
   uint8_t* bytes(int thread) { return thread_bytes_.data<uint8_t>() + thread * bytes_; }
   void mark(const char* part) {
@@ -93,19 +115,26 @@ struct Pass {
   // fn(row, rows, first, m, thread) for tiles of outputs row.. and tokens first...
   template <class F>
   void for_tiles(const Cut& cut, F&& fn) {
-    const int outputs = cut.output_tasks(), blocks = cut.token_tasks();
-    const auto tile = [&](int output, int block, int thread) {
-      const int row = output * cut.output_step, first = block * cut.token_step;
-      fn(row, std::min(cut.output_step, cut.outputs - row), first,
-         std::min(cut.token_step, cut.tokens - first), thread);
-    };
-    if (!cut.in_order) {
-      pool->run(outputs * blocks,
-                [&](int task, int thread) { tile(task % outputs, task / outputs, thread); });
-      return;
-    }
-    pool->run(outputs, [&](int task, int thread) {
-      for (int block = 0; block < blocks; ++block) tile(task, block, thread);
+    for_tiles({cut}, [&](int, int row, int rows, int first, int m, int thread) {
+      fn(row, rows, first, m, thread);
+    });
+  }
+  // fn(which, ...) of several products in one region.
+  template <class F>
+  void for_tiles(std::initializer_list<Cut> cuts, F&& fn) {
+    int tasks = 0;
+    for (const Cut& cut : cuts) tasks += cut.tasks();
+    pool->run(tasks, [&](int task, int thread) {
+      int which = 0;
+      const Cut* cut = cuts.begin();
+      for (; task >= cut->tasks(); ++cut, ++which) task -= cut->tasks();
+      const int outputs = cut->output_tasks(), blocks = cut->in_order ? cut->token_tasks() : 1;
+      const int row = task % outputs * cut->output_step;
+      for (int block = task / outputs; block < task / outputs + blocks; ++block) {
+        const int first = block * cut->token_step;
+        fn(which, row, std::min(cut->output_step, cut->outputs - row), first,
+           std::min(cut->token_step, cut->tokens - first), thread);
+      }
     });
   }
 

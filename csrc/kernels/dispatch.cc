@@ -94,24 +94,30 @@ std::vector<Isa> find_supported() {
 #if defined(NOMATMUL_X86)
   const CpuFeatures f = read_features();
 #if defined(NOMATMUL_HAVE_AMX)
-  if (has_amx(f)) found.push_back({"amx", &kAmxTernary, &kAvx512VnniTrees, &kAvx512VnniDense});
+  if (has_amx(f)) {
+    found.push_back({"amx", &kAmxTernary, &kAvx512VnniTrees, &kAvx512VnniDense,
+                     &kAvx512VnniAttention});
+  }
 #endif
 #if defined(NOMATMUL_HAVE_AVX512VNNI)
   if (has_avx512vnni(f)) {
-    found.push_back({"avx512vnni", &kAvx512VnniTernary, &kAvx512VnniTrees, &kAvx512VnniDense});
+    found.push_back({"avx512vnni", &kAvx512VnniTernary, &kAvx512VnniTrees, &kAvx512VnniDense,
+                     &kAvx512VnniAttention});
   }
 #endif
 #if defined(NOMATMUL_HAVE_AVX2)
-  if (has_avx2(f)) found.push_back({"avx2", &kAvx2Ternary, &kAvx2Trees, &kAvx2Dense});
+  if (has_avx2(f)) {
+    found.push_back({"avx2", &kAvx2Ternary, &kAvx2Trees, &kAvx2Dense, &kAvx2Attention});
+  }
 #endif
 #elif defined(NOMATMUL_HAVE_NEON)
   // Every 64-bit Apple CPU has the dot product.
 #if defined(__linux__)
   if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP)
 #endif
-    found.push_back({"neon", &kNeonTernary, &kNeonTrees, &kScalarDense});
+    found.push_back({"neon", &kNeonTernary, &kNeonTrees, &kScalarDense, &kNeonAttention});
 #endif
-  found.push_back({"scalar", &kScalarTernary, &kScalarTrees, &kScalarDense});
+  found.push_back({"scalar", &kScalarTernary, &kScalarTrees, &kScalarDense, &kScalarAttention});
   return found;
 }
 

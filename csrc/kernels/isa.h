@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/attention.h"
 #include "kernels/dense.h"
 #include "kernels/ternary.h"
 #include "kernels/trees.h"
@@ -17,6 +18,7 @@ struct Isa {
   const TernaryKernels* ternary;
   const TreeKernels* trees;
   const DenseKernels* dense;
+  const AttentionKernels* attention;
 };
 
 // nullptr if the ISA is unknown, not compiled in, or not supported by this CPU and its OS.

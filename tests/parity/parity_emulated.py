@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (
     *("csrc/kernels/avx512vnni/ternary.cc", "csrc/kernels/avx512vnni/trees.cc"),
     *("csrc/kernels/avx512vnni/dense.cc", "csrc/kernels/amx/ternary.cc"),
+    *("csrc/kernels/avx512vnni/attention.cc", "csrc/core/pages.cc"),
     *("csrc/tests/emulate/c_api.cc", "csrc/tests/emulate/dense_api.cc"),
     *("csrc/core/channels/fff.cc", "csrc/core/channels/fff_batches.cc"),
     *("csrc/core/memory.cc", "csrc/core/thread_pool.cc"),
@@ -55,6 +56,7 @@ class EmulatedKernels:
         self._lib.emulated_rms_norm_quantize.restype = ctypes.c_float
         self._lib.emulated_scale_quantize.restype = ctypes.c_float
         self._lib.emulated_codes_ok.restype = ctypes.c_bool
+        self._lib.emulated_causal_attention.restype = ctypes.c_bool
 
     def isas(self) -> list[str]:
         """Return the emulated tables' names."""

@@ -1,6 +1,5 @@
-// Softmax attention over all tokens of a sequence. q, k and v are stored as one linear, in this
-// order. The causal form differs in its state, the keys and values of earlier positions, which
-// names itself below, and in core().
+// Softmax attention of encoders, over all tokens of a sequence. q, k and v are stored as one linear,
+// in this order. causal_attention.cc has the form of decoders.
 #include <algorithm>
 #include <cmath>
 
@@ -14,7 +13,6 @@ class Attention final : public Mixer {
   explicit Attention(const MixerParts& parts)
       : size_(parts.hidden), heads_(parts.description.whole("heads", 1, parts.hidden)) {
     if (size_ % heads_ != 0) throw std::invalid_argument("heads do not divide the hidden size");
-    causal_ = parts.description.number("causal") != 0;
     Description qkv = parts.description.part("q_proj");
     for (const char* other : {"k_proj", "v_proj"}) {
       qkv.numbers["outputs"] += parts.description.part(other).number("outputs");
@@ -23,11 +21,6 @@ class Attention final : public Mixer {
     parts.declare("o_proj", &o_);
     const auto theta = parts.description.numbers.find("theta");
     if (theta != parts.description.numbers.end()) theta_ = theta->second;
-  }
-
-  std::vector<StatePiece> state() const override {
-    if (!causal_) return {};
-    return {{"k", size_, true}, {"v", size_, true}};
   }
 
   void reserve(Pass& pass) const override {
@@ -95,14 +88,16 @@ class Attention final : public Mixer {
   }
 
   int size_, heads_;
-  bool causal_ = false;
   Linear qkv_, o_;
   double theta_ = 0;  // 0: no rotary positions
 };
 
 }  // namespace
 
+std::unique_ptr<Mixer> make_causal_attention(const MixerParts& parts);
+
 std::unique_ptr<Mixer> make_attention(const MixerParts& parts) {
+  if (parts.description.number("causal") != 0) return make_causal_attention(parts);
   return std::make_unique<Attention>(parts);
 }
 

@@ -2,6 +2,7 @@
 #include <stdexcept>
 
 #include "core/channels/fff.h"
+#include "core/whole_attention.h"
 #include "core/whole_product.h"
 
 namespace {
@@ -10,8 +11,10 @@ using nomatmul::Isa;
 using nomatmul::Packing;
 
 constexpr Isa kIsas[] = {
-    {"avx512vnni", &nomatmul::kAvx512VnniTernary, &nomatmul::kAvx512VnniTrees, nullptr},
-    {"amx", &nomatmul::kAmxTernary, &nomatmul::kAvx512VnniTrees, nullptr},
+    {"avx512vnni", &nomatmul::kAvx512VnniTernary, &nomatmul::kAvx512VnniTrees, nullptr,
+     &nomatmul::kAvx512VnniAttention},
+    {"amx", &nomatmul::kAmxTernary, &nomatmul::kAvx512VnniTrees, nullptr,
+     &nomatmul::kAvx512VnniAttention},
 };
 
 }  // namespace
@@ -57,6 +60,14 @@ void emulated_add(int table, float* x, const float* y, int d) {
 }
 bool emulated_codes_ok(int table, int packing, const uint8_t* w, size_t nbytes) {
   return kIsas[table].ternary->codes_ok(static_cast<Packing>(packing), w, nbytes);
+}
+
+bool emulated_causal_attention(int table, int heads, int kv_heads, int e, int tokens, int positions,
+                               bool int8, int rows, const float* q, const float* k, const float* v,
+                               float* out) {
+  return nomatmul::whole_attention(
+      *kIsas[table].attention,
+      {heads, kv_heads, e, tokens, positions, int8, rows, q, k, v, out});
 }
 
 // The conditional layer on emulated kernels. Returns 0, 1 where a logit is not finite.

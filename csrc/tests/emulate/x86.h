@@ -8,8 +8,11 @@
 #include <simde/x86/avx512.h>
 
 #include <cassert>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+
+#include "kernels/common/half.h"
 
 #undef _mm512_maskz_loadu_epi8
 #undef _mm512_mask_storeu_epi32
@@ -56,6 +59,42 @@ inline simde__m512 emulated_cvtepi32_ps(simde__m512i v) {
   simde_mm512_storeu_si512(lanes, v);
   for (int i = 0; i < 16; ++i) floats[i] = static_cast<float>(lanes[i]);
   return simde_mm512_loadu_ps(floats);
+}
+
+// SIMDe's product and sum would be rounded twice, and it has no float16 of 512 bits.
+#undef _mm512_fmadd_ps
+#undef _mm512_cvtph_ps
+#undef _mm512_cvtps_ph
+#define _mm512_fmadd_ps emulated_fmadd_ps
+#define _mm512_cvtph_ps emulated_cvtph_ps
+#define _mm512_cvtps_ph emulated_cvtps_ph
+
+inline simde__m512 emulated_fmadd_ps(simde__m512 a, simde__m512 b, simde__m512 c) {
+  float x[16], y[16], z[16];
+  simde_mm512_storeu_ps(x, a);
+  simde_mm512_storeu_ps(y, b);
+  simde_mm512_storeu_ps(z, c);
+  for (int i = 0; i < 16; ++i) z[i] = std::fma(x[i], y[i], z[i]);
+  return simde_mm512_loadu_ps(z);
+}
+
+inline simde__m512 emulated_cvtph_ps(simde__m256i v) {
+  uint16_t halves[16];
+  float floats[16];
+  std::memcpy(halves, &v, sizeof halves);
+  for (int i = 0; i < 16; ++i) floats[i] = nomatmul::float_of_half(halves[i]);
+  return simde_mm512_loadu_ps(floats);
+}
+
+// To nearest even whatever the mode says: no kernel asks for another.
+inline simde__m256i emulated_cvtps_ph(simde__m512 v, int) {
+  float floats[16];
+  uint16_t halves[16];
+  simde_mm512_storeu_ps(floats, v);
+  for (int i = 0; i < 16; ++i) halves[i] = nomatmul::half_of_float(floats[i]);
+  simde__m256i out;
+  std::memcpy(&out, halves, sizeof out);
+  return out;
 }
 
 // --- AMX ---------------------------------------------------------------------------------------

@@ -1,0 +1,353 @@
+// The attention of kernels/attention.h, written once. A file that includes this hands a struct with
+// the primitives of its instruction set to NOMATMUL_ATTENTION:
+//   W                                  16 floats
+//   kTile                              vectors W of sums beside each of 4 rows in registers
+//   zero() load(p) store(p, W)
+//   broadcast(float)  multiply(W, W)   fma(W, W, W): a * b + c, rounded once
+//   halves(const uint16_t*)            float16 to W; bytes(const int8_t*): int8 to W
+//   to_halves(const float*, uint16_t*) 16 of them, to nearest even
+//
+// Rows of one token share their keys and values; a page is read from memory once and is in the
+// first cache for all of them.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "kernels/attention.h"
+#include "kernels/common/float_vectors.h"
+#include "kernels/common/unroll.h"
+
+namespace nomatmul {
+namespace {
+
+constexpr int kAttentionRows = 4;  // of a register tile
+constexpr int kWide = 16;          // floats of a W
+constexpr size_t kAheadBytes = 4096;
+
+// What a tile prefetches while it works: `bytes` a step, from steps that lie kAheadBytes ahead on;
+// the last of them belong to the next page. nullptr: nothing.
+struct Fetch {
+  const uint8_t* here = nullptr;
+  const uint8_t* next = nullptr;
+};
+
+template <int kLines>
+NOMATMUL_INLINE inline void prefetch_lines(const uint8_t* address) {
+  unrolled<kLines>([&](auto line) { __builtin_prefetch(address + 64 * line); });
+}
+
+// [from, to) of a tile's steps in two runs, so that the choice of what to fetch is outside of them.
+template <int kLines, class Step>
+NOMATMUL_INLINE inline void fetched(int from, int to, int steps, size_t bytes, const Fetch& fetch,
+                                    Step step) {
+  if (fetch.here == nullptr) {
+    for (int i = from; i < to; ++i) step(i);
+    return;
+  }
+  const int ahead = static_cast<int>(kAheadBytes / bytes);
+  const int border = std::clamp(steps - ahead, from, to);
+  const uint8_t* address = fetch.here + (from + ahead) * bytes;
+  for (int i = from; i < border; ++i, address += bytes) {
+    prefetch_lines<kLines>(address);
+    step(i);
+  }
+  address = fetch.next + (std::max(from, steps - ahead) - (steps - ahead)) * bytes;
+  for (int i = border; i < to; ++i, address += bytes) {
+    prefetch_lines<kLines>(address);
+    step(i);
+  }
+}
+
+template <class Isa, bool kInt8>
+struct Attention {
+  using W = typename Isa::W;
+  using Stored = std::conditional_t<kInt8, int8_t, uint16_t>;
+  // Tiles to a cache line, and cache lines to a step of a tile.
+  static constexpr int kTileBytes = Isa::kTile * kWide * sizeof(Stored);
+  static constexpr int kShared = std::max(1, 64 / kTileBytes);
+  static constexpr int kLines = std::max(1, kTileBytes / 64);
+
+  static NOMATMUL_INLINE W widened(const Stored* p) {
+    if constexpr (kInt8) {
+      return Isa::bytes(p);
+    } else {
+      return Isa::halves(p);
+    }
+  }
+
+  // scores[r * ld + s] of kR rows and 16 * kB positions; queries [E][kR].
+  template <int kR, int kB>
+  static void scores(const Stored* keys, const float* key_scales, int e, const float* queries,
+                     float scale, float* to, size_t ld, const Fetch& fetch) {
+    W sums[kR][kB], steps[kB];
+    unrolled<kR>([&](auto r) { unrolled<kB>([&](auto b) { sums[r][b] = Isa::zero(); }); });
+    if constexpr (kInt8) {
+      unrolled<kB>([&](auto b) { steps[b] = Isa::load(key_scales + kWide * b); });
+    }
+    const Stored* from = keys;
+    fetched<kLines>(0, e, e, kPagePositions * sizeof(Stored), fetch, [&](int) {
+      W key[kB];
+      unrolled<kB>([&](auto b) {
+        key[b] = widened(from + kWide * b);
+        if constexpr (kInt8) key[b] = Isa::multiply(key[b], steps[b]);
+      });
+      unrolled<kR>([&](auto r) {
+        const W query = Isa::broadcast(queries[r]);
+        unrolled<kB>([&](auto b) { sums[r][b] = Isa::fma(query, key[b], sums[r][b]); });
+      });
+      from += kPagePositions;
+      queries += kR;
+    });
+    const W factor = Isa::broadcast(scale);
+    unrolled<kR>([&](auto r) {
+      unrolled<kB>(
+          [&](auto b) { Isa::store(to + r * ld + kWide * b, Isa::multiply(sums[r][b], factor)); });
+    });
+  }
+
+  // sums[r * lds ..] += weights[r * ld + s] * values[s] of 16 * kB columns, s in [from, to).
+  template <int kR, int kB>
+  static void values(const Stored* values, size_t stride, const float* value_scales, int from,
+                     int to, const float* weights, size_t ld, float* sums, size_t lds,
+                     const Fetch& fetch) {
+    W sum[kR][kB];
+    unrolled<kR>([&](auto r) {
+      unrolled<kB>([&](auto b) { sum[r][b] = Isa::load(sums + r * lds + kWide * b); });
+    });
+    fetched<kLines>(from, to, kPagePositions, stride * sizeof(Stored), fetch, [&](int s) {
+      W value[kB];
+      unrolled<kB>([&](auto b) {
+        value[b] = widened(values + s * stride + kWide * b);
+        if constexpr (kInt8) {
+          value[b] = Isa::multiply(value[b], Isa::broadcast(value_scales[s]));
+        }
+      });
+      unrolled<kR>([&](auto r) {
+        const W weight = Isa::broadcast(weights[r * ld + s]);
+        unrolled<kB>([&](auto b) { sum[r][b] = Isa::fma(weight, value[b], sum[r][b]); });
+      });
+    });
+    unrolled<kR>([&](auto r) {
+      unrolled<kB>([&](auto b) { Isa::store(sums + r * lds + kWide * b, sum[r][b]); });
+    });
+  }
+
+  // Calls work.run<kR, kB>() for the numbers at run time, 1 to 4 rows and 1 to kTile vectors.
+  template <class Work, int kR = kAttentionRows, int kB = Isa::kTile>
+  static NOMATMUL_INLINE void tile(int rows, int vectors, const Work& work) {
+    if constexpr (kR > 1) {
+      if (rows < kR) return tile<Work, kR - 1, kB>(rows, vectors, work);
+    }
+    if constexpr (kB > 1) {
+      if (vectors < kB) return tile<Work, kR, kB - 1>(rows, vectors, work);
+    }
+    work(std::integral_constant<int, kR>{}, std::integral_constant<int, kB>{});
+  }
+
+  explicit Attention(const AttentionRows& task)
+      : task(task),
+        e(task.layout.head_size),
+        padded(task.layout.padded()),
+        longest(task.lengths[task.rows - 1]),
+        pages((longest + kPagePositions - 1) / kPagePositions),
+        ld(static_cast<size_t>(pages) * kPagePositions),
+        weights(task.scratch),
+        sums(weights + task.rows * ld),
+        queries(sums + task.rows * padded) {}
+
+  // Rows of the register tiles: as equal as can be.
+  int tile_rows() const {
+    const int tiles = (task.rows + kAttentionRows - 1) / kAttentionRows;
+    return (task.rows + tiles - 1) / tiles;
+  }
+  const uint8_t* strip(int page) const { return task.pages[page] + task.strip; }
+  const float* scales(int page, int which) const {
+    return reinterpret_cast<const float*>(strip(page) + task.layout.scales()) +
+           which * kPagePositions;
+  }
+
+  void all_scores() const {
+    const int step = tile_rows();
+    for (int first = 0; first < task.rows; first += step) {  // [E][rows] of each tile
+      const int rows = std::min(step, task.rows - first);
+      float* to = queries + static_cast<size_t>(first) * e;
+      for (int i = 0; i < e; ++i) {
+        for (int r = 0; r < rows; ++r) *to++ = task.q[first + r][i];
+      }
+    }
+    for (int page = 0; page < pages; ++page) {
+      const auto* keys = reinterpret_cast<const Stored*>(strip(page));
+      const bool last = page + 1 == pages;
+      const uint8_t* next = last ? strip(0) + task.layout.values() : strip(page + 1);
+      for (int first = 0; first < task.rows; first += step) {
+        const int rows = std::min(step, task.rows - first);
+        const int positions =
+            std::min(kPagePositions, task.lengths[first + rows - 1] - page * kPagePositions);
+        for (int s = 0; s < positions; s += kWide * Isa::kTile) {
+          const int vectors = std::min(Isa::kTile, (positions - s + kWide - 1) / kWide);
+          Fetch fetch;
+          if (first == 0 && s / (kWide * Isa::kTile) % kShared == 0) {
+            fetch = {reinterpret_cast<const uint8_t*>(keys + s), next + s * sizeof(Stored)};
+          }
+          tile(rows, vectors, [&](auto r, auto b) {
+            scores<r, b>(keys + s, scales(page, 0) + s, e, queries + static_cast<size_t>(first) * e,
+                         task.scale, weights + first * ld + page * kPagePositions + s, ld, fetch);
+          });
+        }
+      }
+    }
+  }
+
+  // Scores to weights; returns their sum.
+  float softmax(float* s, int length) const {
+    const int whole = (length + kWide - 1) / kWide * kWide;
+    std::fill(s + length, s + whole, -std::numeric_limits<float>::infinity());
+    F8 top = splat(-std::numeric_limits<float>::infinity());
+    for (int i = 0; i < whole; i += kLanes) top = larger(load8(s + i), top);
+    const F8 peak = splat(fold_max(top)), least = splat(-88.0f);
+    F8 low = splat(0.0f), high = splat(0.0f);
+    const auto weight = [&](int i) {
+      const F8 x = load8(s + i) - peak;
+      const F8 power = exp_poly(x < least ? least : x);  // a NaN stays one
+      const F8 kept = x < least ? splat(0.0f) : power;
+      store8(s + i, kept);
+      return kept;
+    };
+    for (int i = 0; i < whole; i += kWide) {
+      low = low + weight(i);
+      high = high + weight(i + kLanes);
+    }
+    return fold_sum(low + high);
+  }
+
+  void add_values(int page, int first, int rows, int from, int to, bool fetching) const {
+    const auto* all = reinterpret_cast<const Stored*>(strip(page) + task.layout.values());
+    const uint8_t* next =
+        page + 1 < pages ? strip(page + 1) + task.layout.values() : strip(page);
+    const size_t vectors = padded / kWide;
+    for (size_t at = 0; at < vectors; at += Isa::kTile) {
+      const int some = static_cast<int>(std::min<size_t>(Isa::kTile, vectors - at));
+      Fetch fetch;
+      if (fetching && at / Isa::kTile % kShared == 0) {
+        const size_t offset = at * kWide * sizeof(Stored);
+        fetch = {reinterpret_cast<const uint8_t*>(all) + offset, next + offset};
+      }
+      tile(rows, some, [&](auto r, auto b) {
+        values<r, b>(all + at * kWide, padded, scales(page, 1), from, to,
+                     weights + first * ld + page * kPagePositions, ld,
+                     sums + first * padded + at * kWide, padded, fetch);
+      });
+    }
+  }
+
+  void all_values() const {
+    std::fill(sums, sums + task.rows * padded, 0.0f);
+    const int step = tile_rows();
+    for (int page = 0; page < pages; ++page) {
+      const int begin = page * kPagePositions;
+      const auto inside = [&](int position) {
+        return std::clamp(position - begin, 0, kPagePositions);
+      };
+      for (int first = 0; first < task.rows; first += step) {
+        const int rows = std::min(step, task.rows - first);
+        // What all rows of the tile see, then, of rows that see more, the rest of each.
+        const int common = inside(task.lengths[first]);
+        if (common > 0) add_values(page, first, rows, 0, common, first == 0);
+        for (int r = first + 1; r < first + rows; ++r) {
+          const int end = inside(task.lengths[r]);
+          if (end > common) add_values(page, r, 1, common, end, false);
+        }
+      }
+    }
+  }
+
+  void run() const {
+    all_scores();
+    float total[kMaxAttentionRows];
+    for (int r = 0; r < task.rows; ++r) total[r] = softmax(weights + r * ld, task.lengths[r]);
+    all_values();
+    for (int r = 0; r < task.rows; ++r) {
+      const float* from = sums + r * padded;
+      const F8 divisor = splat(total[r]);
+      float* to = task.out[r];
+      for_each_8(e, [&](int i, auto load, auto store) { store(to + i, load(from + i) / divisor); });
+    }
+  }
+
+  const AttentionRows& task;
+  const int e;
+  const size_t padded;
+  const int longest, pages;
+  const size_t ld;
+  float *weights, *sums, *queries;
+};
+
+template <class Isa>
+void attend(const AttentionRows& task) {
+  if (task.layout.int8) {
+    Attention<Isa, true>(task).run();
+  } else {
+    Attention<Isa, false>(task).run();
+  }
+}
+
+// --- keeping keys and values -----------------------------------------------
+
+// to[i * stride] = float16 of from[i]. False where one of them is not finite.
+template <class Isa>
+inline bool keep_halves(const float* from, int count, uint16_t* to, size_t stride) {
+  bool finite = true;
+  for (int i = 0; i < count; i += kWide) {
+    const int some = std::min(kWide, count - i);
+    float wide[kWide] = {};
+    uint16_t halves[kWide];
+    std::memcpy(wide, from + i, some * sizeof(float));
+    Isa::to_halves(wide, halves);
+    for (int j = 0; j < some; ++j) {
+      finite = finite && (halves[j] & 0x7c00) != 0x7c00;
+      to[(i + j) * stride] = halves[j];
+    }
+  }
+  return finite;
+}
+
+// to[i * stride] = from[i] / step to nearest even, step = (largest size) / 127, at least 1e-5 / 127.
+inline bool keep_bytes(const float* from, int count, int8_t* to, size_t stride, float* step) {
+  float top = 1e-5f, poison = 0;
+  for (int i = 0; i < count; ++i) {
+    const float size = from[i] < 0 ? -from[i] : from[i];
+    top = size > top ? size : top;
+    poison += from[i] * 0.0f;
+  }
+  *step = top / 127.0f;
+  const float scale = 127.0f / top;
+  if (poison != 0.0f) return false;
+  for (int i = 0; i < count; ++i) {
+    const float rounded = (from[i] * scale + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23
+    to[i * stride] = static_cast<int8_t>(rounded);
+  }
+  return true;
+}
+
+template <class Isa>
+bool keep(const StripLayout& layout, uint8_t* strip, int slot, const float* k, const float* v) {
+  const int e = layout.head_size;
+  uint8_t* values = strip + layout.values() + slot * layout.value_bytes();
+  if (!layout.int8) {
+    auto* keys = reinterpret_cast<uint16_t*>(strip) + slot;
+    const bool finite = keep_halves<Isa>(k, e, keys, kPagePositions);
+    return keep_halves<Isa>(v, e, reinterpret_cast<uint16_t*>(values), 1) && finite;
+  }
+  auto* scales = reinterpret_cast<float*>(strip + layout.scales()) + slot;
+  const bool finite =
+      keep_bytes(k, e, reinterpret_cast<int8_t*>(strip) + slot, kPagePositions, scales);
+  return keep_bytes(v, e, reinterpret_cast<int8_t*>(values), 1, scales + kPagePositions) && finite;
+}
+
+}  // namespace
+}  // namespace nomatmul
+
+#define NOMATMUL_ATTENTION(Isa) {attend<Isa>, keep<Isa>}
