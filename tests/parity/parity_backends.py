@@ -67,6 +67,10 @@ class Kernels(Protocol):
 
     def add(self, isa: str, x: Array, y: Array) -> None: ...
 
+    def causal_attention(
+        self, isa: str, q: Array, k: Array, v: Array, int8: bool, rows: int, out: Array
+    ) -> bool: ...
+
     def codes_ok(self, isa: str, packing: str, w: Array) -> bool: ...
 
 

@@ -172,6 +172,19 @@ class EmulatedKernels:
             raise ValueError("a logit is not finite (NaN or infinity)")
         return out
 
+    def causal_attention(
+        self, isa: str, q: Array, k: Array, v: Array, int8: bool, rows: int, out: Array
+    ) -> bool:
+        """out = attention of q [T, heads, E], in place; whether keys and values are finite."""
+        tokens, heads, size = q.shape
+        positions, kv_heads, _ = k.shape
+        return bool(
+            self._lib.emulated_causal_attention(
+                TABLES[isa], heads, kv_heads, size, tokens, positions, int8, rows,
+                *(_pointer(array) for array in (q, k, v, out)),
+            )
+        )  # fmt: skip
+
     def codes_ok(self, isa: str, packing: str, w: Array) -> bool:
         """Whether each byte is a legal code."""
         return bool(

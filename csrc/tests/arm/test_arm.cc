@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "core/whole_attention.h"
 #include "core/whole_product.h"
 #include "kernels/isa.h"
 
@@ -159,6 +160,27 @@ void compare_float_steps(const Isa& isa, const Isa& other) {
   }
 }
 
+void compare_attention(const Isa& isa, const Isa& scalar) {
+  std::normal_distribution<float> normal(0.0f, 2.0f);
+  const int shapes[][5] = {{1, 1, 1, 1, 64},  {1, 65, 4, 2, 96},  {3, 129, 5, 1, 128},
+                           {1, 40, 8, 1, 80}, {1, 70, 2, 1, 256}, {17, 64, 6, 3, 20}};
+  for (const auto& [tokens, positions, heads, kv_heads, e] : shapes) {
+    std::vector<float> q(tokens * heads * e), k(positions * kv_heads * e), v(k.size());
+    for (auto* values : {&q, &k, &v}) {
+      for (float& value : *values) value = normal(random_bits);
+    }
+    v[0] = 6e-5f, v[1] = -2e-8f, v[2] = 65519.0f;
+    for (bool int8 : {false, true}) {
+      std::vector<float> ours(q.size()), theirs(q.size());
+      for (auto [kernels, out] : {std::pair(isa.attention, &ours), {scalar.attention, &theirs}}) {
+        whole_attention(*kernels, {heads, kv_heads, e, tokens, positions, int8, 16, q.data(),
+                                   k.data(), v.data(), out->data()});
+      }
+      if (!same(ours, theirs)) fail(isa, "attention of heads of " + std::to_string(e));
+    }
+  }
+}
+
 }  // namespace
 
 // Arguments: instruction sets that must be there.
@@ -174,6 +196,7 @@ int main(int count, char** wanted) {
     const Isa& isa = *nomatmul::find_isa(name.c_str());
     compare_products(isa, scalar);
     compare_float_steps(isa, scalar);
+    compare_attention(isa, scalar);
     nomatmul::compare_trees(isa, scalar);
     std::printf("%s equals scalar\n", isa.name);
   }

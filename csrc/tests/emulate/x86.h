@@ -61,13 +61,23 @@ inline simde__m512 emulated_cvtepi32_ps(simde__m512i v) {
   return simde_mm512_loadu_ps(floats);
 }
 
-// SIMDe's product and sum would be rounded twice, and it has no float16 of 512 bits.
+// SIMDe's product and sum would be rounded twice, and it lacks these conversions to 512 bits.
+#undef _mm512_cvtepi8_epi32
 #undef _mm512_fmadd_ps
 #undef _mm512_cvtph_ps
 #undef _mm512_cvtps_ph
+#define _mm512_cvtepi8_epi32 emulated_cvtepi8_epi32
 #define _mm512_fmadd_ps emulated_fmadd_ps
 #define _mm512_cvtph_ps emulated_cvtph_ps
 #define _mm512_cvtps_ph emulated_cvtps_ph
+
+inline simde__m512i emulated_cvtepi8_epi32(simde__m128i v) {
+  int8_t narrow[16];
+  int32_t wide[16];
+  std::memcpy(narrow, &v, sizeof narrow);
+  for (int i = 0; i < 16; ++i) wide[i] = narrow[i];
+  return simde_mm512_loadu_si512(wide);
+}
 
 inline simde__m512 emulated_fmadd_ps(simde__m512 a, simde__m512 b, simde__m512 c) {
   float x[16], y[16], z[16];

@@ -1,0 +1,173 @@
+"""Causal attention over paged keys and values: the order of docs/numerics.md, bit for bit, on every
+instruction set.
+
+Legend: T tokens, P positions, H query heads, K key-value heads, E head size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from parity_backends import ISAS, kernels_of
+
+from nomatmul.reference.activations import exp_poly
+
+F32 = NDArray[np.float32]
+# (T, P, H, K, E): one token and many, around 16 positions and pages of 64, heads of every group.
+SHAPES = (
+    (1, 1, 1, 1, 64),
+    (1, 15, 4, 2, 96),
+    (1, 16, 8, 1, 80),
+    (2, 17, 5, 1, 64),
+    (3, 63, 6, 2, 128),
+    (1, 64, 4, 1, 256),
+    (7, 65, 3, 1, 20),
+    (1, 129, 7, 1, 128),
+    (40, 150, 2, 1, 40),
+    (33, 33, 4, 4, 6),
+    (2, 300, 8, 2, 64),
+)
+
+
+def inputs(shape: tuple[int, ...], seed: int = 0, spread: float = 1.0) -> tuple[F32, F32, F32]:
+    """q [T, H, E], k and v [P, K, E]."""
+    tokens, positions, heads, kv_heads, size = shape
+    rng = np.random.default_rng([*shape, seed])
+    q = rng.standard_normal((tokens, heads, size), np.float32) * np.float32(spread)
+    k, v = rng.standard_normal((2, positions, kv_heads, size), np.float32)
+    return q, k, v
+
+
+def attended(isa: str, q: F32, k: F32, v: F32, int8: bool = False, rows: int = 16) -> F32:
+    out = np.full_like(q, np.nan)
+    assert kernels_of(isa).causal_attention(isa, q, k, v, int8, rows, out)
+    return out
+
+
+def fma(a: F32, b: F32, c: F32) -> F32:
+    """a * b + c, rounded once: the float64 sum is rounded to odd before it becomes float32."""
+    product = a.astype(np.float64) * b.astype(np.float64)  # exact
+    add = c.astype(np.float64)
+    total = product + add
+    part = total - product
+    error = (product - (total - part)) + (add - part)
+    bits = total.view(np.int64) if total.ndim else np.atleast_1d(total).view(np.int64)
+    even = (bits & 1) == 0
+    towards = np.where((error > 0) == (total > 0), 1, -1)
+    odd = np.where((error != 0) & even, bits + towards, bits).view(np.float64)
+    return odd.reshape(total.shape).astype(np.float32)
+
+
+def kept(x: F32, int8: bool) -> F32:
+    """Keys or values as the cache holds them."""
+    if not int8:
+        return x.astype(np.float16).astype(np.float32)
+    top = np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.float32(1e-5))
+    return np.rint(x * (np.float32(127) / top)) * (top / np.float32(127))
+
+
+def expected(q: F32, k: F32, v: F32, int8: bool) -> F32:
+    """docs/numerics.md, word for word."""
+    tokens, heads, size = q.shape
+    group, before = heads // k.shape[1], len(k) - tokens
+    k, v = (np.repeat(kept(x, int8), group, axis=1) for x in (k, v))
+    out = np.empty_like(q)
+    for t in range(tokens):
+        seen = before + t + 1
+        scores_PH = np.zeros((seen, heads), np.float32)
+        for e in range(size):
+            scores_PH = fma(q[t, :, e], k[:seen, :, e], scores_PH)
+        scores_PH = scores_PH * np.float32(1 / np.sqrt(np.float64(size)))
+        x_PH = scores_PH - scores_PH.max(axis=0)
+        w_PH = np.where(x_PH < -88, np.float32(0), exp_poly(np.maximum(x_PH, np.float32(-88))))
+        lanes = np.zeros((16, heads), np.float32)
+        mixed_HE = np.zeros((heads, size), np.float32)
+        for s in range(seen):
+            lanes[s % 16] += w_PH[s]
+            mixed_HE = fma(w_PH[s, :, None], v[s], mixed_HE)
+        while len(lanes) > 1:
+            lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
+        out[t] = mixed_HE / lanes[0][:, None]
+    return out
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_order_of_sums_is_the_written_one(shape: tuple[int, ...], int8: bool) -> None:
+    q, k, v = inputs(shape)
+    np.testing.assert_array_equal(attended("scalar", q, k, v, int8), expected(q, k, v, int8))
+
+
+def test_the_oracle_of_this_test_rounds_once() -> None:
+    import math
+    from fractions import Fraction
+
+    rng = np.random.default_rng(0)
+    a, b, c = rng.standard_normal((3, 2000), np.float32)
+    c[:1000] = -(a * b)[:1000] * (1 + 2.0 ** -rng.integers(10, 40, 1000)).astype(np.float32)
+    for x, y, z, got in zip(a, b, c, fma(a, b, c), strict=True):
+        exact = Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))
+        error = abs(Fraction(float(got)) - exact)
+        for neighbour in (-math.inf, math.inf):
+            other = np.nextafter(got, np.float32(neighbour))
+            assert error <= abs(Fraction(float(other)) - exact)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("isa", ISAS)
+def test_same_bits_as_scalar(isa: str, int8: bool) -> None:
+    for shape in SHAPES:
+        q, k, v = inputs(shape, 1, spread=4.0)
+        wanted = attended("scalar", q, k, v, int8)
+        got = attended(isa, q, k, v, int8)
+        np.testing.assert_array_equal(got.view(np.int32), wanted.view(np.int32), err_msg=str(shape))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_rows_do_not_depend_on_the_rows_beside_them(isa: str) -> None:
+    q, k, v = inputs((21, 140, 6, 2, 48), 2)
+    wanted = attended(isa, q, k, v, rows=1)
+    for rows in (2, 3, 4, 5, 7, 12, 16):
+        np.testing.assert_array_equal(attended(isa, q, k, v, rows=rows), wanted)
+    for t in (0, 9, 20):
+        seen = 140 - 20 + t
+        np.testing.assert_array_equal(attended(isa, q[t : t + 1], k[:seen], v[:seen])[0], wanted[t])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_float16_is_rounded_to_nearest_even(isa: str) -> None:
+    """With one position a value comes out as it was kept."""
+    edges = [0.0, -0.0, 2.0**-24, 2.0**-25, 3 * 2.0**-26, 2.0**-14, 6.1e-5, -6.0e-5, 65504, 65519.9]
+    odd = [1 + 2.0**-11, 1 + 3 * 2.0**-11, 2047.5, -2048.5, 1e-9, 0.1, -1 / 3]
+    rng = np.random.default_rng(3)
+    spread = rng.standard_normal(47) * 2.0 ** rng.integers(-26, 15, 47)
+    v = np.array([*edges, *odd, *spread], np.float32).reshape(1, 1, -1)
+    q = np.ones_like(v)
+    np.testing.assert_array_equal(attended(isa, q, q, v), v.astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("isa", ISAS)
+def test_far_scores_weigh_nothing(isa: str, int8: bool) -> None:
+    """Differences around exp's limit of 88, and far below it."""
+    drops = np.array([0, 1, 80, 87.9, 88, 88.1, 200, 5000], np.float32)
+    k = np.zeros((8, 1, 16), np.float32)
+    k[:, 0, 0] = -drops
+    q = np.zeros((1, 1, 16), np.float32)
+    q[0, 0, 0] = 4  # times 1 / sqrt(16)
+    v = np.tile(np.arange(1, 9, dtype=np.float32)[:, None, None], (1, 1, 16))
+    np.testing.assert_array_equal(attended(isa, q, k, v, int8), expected(q, k, v, int8))
+
+
+@pytest.mark.parametrize(
+    ("bad", "int8"),
+    [*((bad, int8) for bad in (np.nan, np.inf, -np.inf) for int8 in (False, True)), (65520, False)],
+)
+@pytest.mark.parametrize("isa", ISAS)
+def test_what_is_not_finite_is_reported(isa: str, bad: float, int8: bool) -> None:
+    for which in (0, 1):
+        q, *kv = inputs((1, 20, 2, 1, 33))
+        kv[which][11, 0, 32] = bad
+        out = np.empty_like(q)
+        assert not kernels_of(isa).causal_attention(isa, q, *kv, int8, 16, out)
