@@ -12,6 +12,7 @@ from union_models import union
 
 from nomatmul.engine.graph import describe
 from nomatmul.engine.native import native
+from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packed.layout import Forms
 
 DECODER = describe(CONFIG, Forms("int8", ternary="2bit"))
@@ -86,17 +87,36 @@ def test_descriptions_that_do_not_fit_are_refused(change, message):
         model(changed)
 
 
-def test_causal_attention_is_refused_by_name():
-    changed = copy.deepcopy(ENCODER)
-    changed["layers"][0]["mixer"]["causal"] = True
-    with pytest.raises(ValueError, match=r"layers.0.mixer \(attention\): its state k grows"):
+def test_heads_that_do_not_fit_together_are_refused():
+    attention = describe(
+        ModelConfig(
+            vocab_size=31, hidden_size=24, num_layers=2, intermediate_size=32,
+            token_mixer="attention", num_heads=6, num_kv_heads=2, head_dim=8,
+        ),
+        Forms("int8", ternary="2bit"),
+    )  # fmt: skip
+    model(attention)
+    for field, value in (("kv_heads", 4), ("heads", 3), ("head_size", 4)):
+        changed = copy.deepcopy(attention)
+        changed["layers"][0]["mixer"][field] = value
+        with pytest.raises(ValueError, match=r"layers.0.mixer: heads and linears do not fit"):
+            model(changed)
+    changed = copy.deepcopy(attention)
+    changed["layers"][1]["mixer"]["rotary"]["count"] = 3
+    with pytest.raises(ValueError, match=r"layers.1.mixer: as many frequencies as half a head"):
         model(changed)
+    changed = copy.deepcopy(attention)
+    changed["kv"] = "f64"
+    with pytest.raises(ValueError, match='kv "f64" is unknown: f16 or int8'):
+        model(changed)
+    with pytest.raises(ValueError, match="as many states, and pages where they grow"):
+        model(attention).step([np.zeros((2, 0), np.float32)], [], [np.zeros(1, np.int32)], "last")
 
 
 def test_decoders_step_and_encoders_encode():
     ids, offsets = np.zeros(2, np.int32), np.array([0, 2])
     with pytest.raises(ValueError, match="call encode"):
-        model(ENCODER).step([], [], "last")
+        model(ENCODER).step([], [], [], "last")
     with pytest.raises(ValueError, match="call step"):
         model(DECODER).encode(ids, offsets)
     with pytest.raises(ValueError, match=r"tensors are missing, embedding.weight among them"):

@@ -32,6 +32,10 @@ def test_the_table_of_parts_names_the_pieces() -> None:
     }
     assert grown.nbytes(5) == 5 * 2 * 2 * 2 * 24  # float16
     assert grown.nbytes(0) == 0
+    narrow = Layout.of(architecture_of(GROWING), "int8")
+    assert narrow.shapes(5)["layers.1.mixer.k"] == (5, 3, 8)
+    assert narrow.shapes(5)["layers.1.mixer.k_scale"] == (5, 3)
+    assert narrow.nbytes(5) == 5 * 2 * 2 * (24 + 3 * 4)
 
 
 def test_pieces_of_one_size_lie_side_by_side() -> None:
@@ -116,7 +120,7 @@ def test_growing_pieces_are_saved_with_as_many_rows_as_positions(tmp_path: Path)
     layout = Layout.of(architecture_of(GROWING))
     rng = np.random.default_rng(0)
     arrays = {
-        name: rng.standard_normal(shape, dtype=np.float32)
+        name: rng.standard_normal(shape, dtype=np.float32).astype(np.float16)
         for name, shape in layout.shapes(7).items()
     }
     write_state(tmp_path / "state", arrays, 7, "this model")
@@ -132,9 +136,20 @@ def test_growing_pieces_are_saved_with_as_many_rows_as_positions(tmp_path: Path)
     assert read_state(tmp_path / "empty", layout, "this model")[1] == 0
 
 
-def test_no_backend_pretends_to_keep_growing_pieces() -> None:
-    with pytest.raises(AssertionError):
-        HostState(Layout.of(architecture_of(GROWING)))
+def test_growing_pieces_of_the_oracle_are_forked_and_cut() -> None:
+    layout = Layout.of(architecture_of(GROWING))
+    arrays = {
+        name: np.arange(np.prod(shape)).reshape(shape).astype(np.float16)
+        for name, shape in layout.shapes(7).items()
+    }
+    state = HostState(layout, position=7, grown=arrays)
+    fork = state.fork()
+    state.roll_back(3)
+    assert (state.position, fork.position) == (3, 7)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(state.arrays()[name], array[:3])
+        np.testing.assert_array_equal(fork.arrays()[name], array)
+    assert (state.nbytes, fork.nbytes) == (layout.nbytes(3), layout.nbytes(7))
 
 
 def write_version_1(path: Path, state_LD: np.ndarray, position: int, fingerprint: str) -> None:

@@ -155,7 +155,7 @@ def test_group_scales_norms_of_heads_and_a_ternary_table():
         ({}, {"packed", "numpy", "native", "cuda", "persistent"}),
         ({**TREES, "activation": "silu"}, {"packed", "numpy", "native", "cuda"}),
         ({"channel_mixer": "none"}, {"packed", "numpy", "native", "cuda", "persistent"}),
-        ({"token_mixer": "attention"}, {"packed", "numpy"}),
+        ({"token_mixer": "attention"}, {"packed", "numpy", "native"}),
         ({"linear": "dense"}, {"numpy"}),
         (ENCODER, {"packed", "numpy", "native"}),
         ({**ENCODER, **TREES}, {"packed", "numpy", "native"}),

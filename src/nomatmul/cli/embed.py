@@ -1,7 +1,8 @@
-"""Turn texts into vectors with a packed encoder, for search, clustering or a classifier of yours.
+"""Turn texts into vectors with a packed model, for search, clustering or a classifier of yours.
 
-Every text becomes one vector: the mean (or the first, or the largest) of the hidden states of its
-tokens. Texts of any lengths go together; their order is kept. Without --json the vectors are
+Every text becomes one vector: of an encoder the mean (or the first, or the largest) of the hidden
+states of its tokens, of a language model that of its last token, whose length is always 1. Texts of
+any lengths go together; their order is kept. Without --json the vectors are
 printed one a line, numbers separated by spaces; --out writes them as a NumPy file instead, which
 `numpy.load` reads. --normalize makes every vector's length 1, so that a dot product of two is
 their cosine.
@@ -12,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nomatmul.cli.encoding import load_encoder, read_texts
+from nomatmul.cli.encoding import read_texts
 from nomatmul.cli.options import json_option, option
 from nomatmul.cli.show import print_json
 
@@ -26,13 +27,15 @@ examples:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    model: str = option(metavar="DIR", help="packed encoder (nomatmul pack makes one)")
+    model: str = option(metavar="DIR", help="packed model (nomatmul pack makes one)")
     text: tuple[str, ...] = option((), metavar="TEXT", help="a text; may be repeated")
     file: str | None = option(
         None, metavar="FILE", help="texts, one a line; - reads standard input"
     )
-    pooling: str = option(
-        "mean", choices=("mean", "first", "max"), help="how tokens become one vector"
+    pooling: str | None = option(
+        None,
+        choices=("mean", "first", "max", "last"),
+        help="how tokens become one vector (default: mean of an encoder, last of other models)",
     )
     normalize: bool = option(False, help="divide each vector by its length")
     truncate: bool = option(False, help="cut texts that are too long instead of refusing them")
@@ -42,18 +45,18 @@ class Options:
 
 
 def run(options: Options) -> int:
+    import nomatmul
+
     texts = read_texts(options.text, options.file)
-    model = load_encoder(options)
-    vectors_BD = model.embed(
-        texts, options.pooling, normalize=options.normalize, truncate=options.truncate
-    )
+    model = nomatmul.load(options.model, threads=options.threads)
+    pooling, vectors_BD = _vectors(model, texts, options)
     if options.out is not None:
         _write(options.out, vectors_BD)
     if options.json:
         print_json(
             {
                 "model": str(model.path),
-                "pooling": options.pooling,
+                "pooling": pooling,
                 "texts": len(texts),
                 "dimension": int(vectors_BD.shape[1]),
                 **(
@@ -69,6 +72,22 @@ def run(options: Options) -> int:
         for row in vectors_BD:
             print(" ".join(f"{value:.6g}" for value in row))
     return 0
+
+
+def _vectors(model: Any, texts: list[str], options: Options) -> tuple[str, Any]:
+    """(pooling, vectors [texts, D]). Raises ValueError for an option that is not for this model."""
+    from nomatmul.engine.encoder_model import EncoderModel
+
+    if isinstance(model, EncoderModel):
+        pooling = options.pooling or "mean"
+        return pooling, model.embed(
+            texts, pooling, normalize=options.normalize, truncate=options.truncate
+        )
+    if options.pooling not in (None, "last"):
+        raise ValueError(f'--pooling {options.pooling} is for encoders; this model has "last"')
+    if options.truncate:
+        raise ValueError("--truncate is for encoders")
+    return "last", model.embed(texts)
 
 
 def _write(path: str, vectors_BD: Any) -> None:

@@ -10,20 +10,20 @@ layer, L levels of a tree.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nomatmul.engine.state import Float, Layout, State
+from nomatmul.engine.state import Float, Layout, Pieces, State
 
 if TYPE_CHECKING:
     from nomatmul.formats.config import ModelConfig
     from nomatmul.formats.packed.reader import PackedReader
 
-Want = Literal["last", "all", "none"]
+Want = Literal["last", "all", "none", "hidden"]
 Ids = NDArray[np.int32]
 Layer = Callable[[Float], Float]
 Paths = dict[int, NDArray[np.int32]]
@@ -71,12 +71,13 @@ class CausalBackend(Backend, Protocol):
     def new_state(self) -> State:
         """The state of a sequence that has seen nothing."""
 
-    def load_state(self, arrays: Mapping[str, Float], position: int) -> State:
+    def load_state(self, arrays: Pieces, position: int) -> State:
         """The state that holds these pieces (see Layout.shapes)."""
 
     def step(self, states: Sequence[Any], ids_T: Sequence[Ids], want: Want) -> Float:
         """Advance each state, made by this backend, by its ids; float32 [S, V] ("last"),
-        [sum of T, V] ("all") or [0, V] ("none").
+        [sum of T, V] ("all"), [0, V] ("none") or the final-normed hidden state behind each
+        sequence's last id [S, D] ("hidden").
 
         Raises ValueError for an id out of range or values not finite, and changes no state then.
         """
@@ -123,6 +124,7 @@ class Options:
     mmap: bool = False
     verify: bool = True
     device: str = "cpu"
+    kv: str = "f16"
 
 
 class Opener(Protocol):

@@ -7,12 +7,15 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from nomatmul.formats.architecture import FFF, Linear, Norm, Part, architecture_of
+from nomatmul.formats.architecture import FFF, Attention, Linear, Norm, Part, architecture_of
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packed.layout import Forms
+from nomatmul.formats.rotary import RopeScaling, frequencies
 
 
-def describe(config: ModelConfig, forms: Forms, *, chunk: int = 256) -> dict[str, Any]:
+def describe(
+    config: ModelConfig, forms: Forms, *, chunk: int = 256, kv: str = "f16"
+) -> dict[str, Any]:
     """What `_native.Model` is made from; causal models have a head in the graph, encoders none."""
     model = architecture_of(config)
     words = _Words(config.causal, forms)
@@ -29,6 +32,8 @@ def describe(config: ModelConfig, forms: Forms, *, chunk: int = 256) -> dict[str
         "kind": "model",
         "causal": config.causal,
         "chunk": chunk,
+        "positions": model.positions,
+        "kv": kv,
         "embedding": embedding,
         "layers": [words.of(block) for block in model.blocks],
         "final_norm": words.of(model.final_norm),
@@ -55,8 +60,14 @@ class _Words:
             value = getattr(part, field.name)
             if isinstance(value, (Part, Norm, Linear)):
                 fields[field.name] = self.of(value)
-            elif value is not None:
+            elif value is not None and not isinstance(value, RopeScaling):
                 fields[field.name] = value
+        if isinstance(part, Attention) and part.causal and part.theta is not None:
+            inverse, factor = frequencies(part.head_size, part.theta, part.scaling)
+            numbers = {str(pair): float(value) for pair, value in enumerate(inverse)}
+            fields["rotary"] = {
+                "kind": "rotary", "count": len(inverse), "factor": factor, **numbers
+            }  # fmt: skip
         if isinstance(part, FFF):
             fields["form"] = "ternary" if part.linear == "ternary" else self.forms.rows
         return fields

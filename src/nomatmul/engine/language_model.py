@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from nomatmul.engine.embeddings import embed_texts
 from nomatmul.engine.generation import (
     Generation,
     TextGeneration,
@@ -28,6 +29,7 @@ from nomatmul.engine.native import checked_threads
 from nomatmul.engine.sampling import Sampler, Sampling, check_count
 from nomatmul.engine.session import Session
 from nomatmul.engine.text import checked_stop
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.files.directory import directory_bytes
 
 if TYPE_CHECKING:
@@ -43,7 +45,8 @@ class LanguageModel:
     """A packed model in memory; made by `nomatmul.load` or `nomatmul.engine.random_model`.
 
     config: ModelConfig. path: its directory, or None. fingerprint: names weights and config;
-    saved states carry it. All methods may be called from several threads.
+    saved states carry it. max_length: the longest sequence, None where nothing limits it. All
+    methods may be called from several threads.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class LanguageModel:
         self.packing = packing
         self.embedding_form = embedding_form
         self.path = path
+        self.max_length = architecture_of(config).max_length
         self._text = LanguageText(tokenizer_path, config)
 
     def __repr__(self) -> str:
@@ -122,8 +126,9 @@ class LanguageModel:
         All tokens go through the layers together, which is far cheaper than one sequence after
         the other and gives the same bits. Returns one array a session: float32 [V] ("last"),
         [T, V] ("all"), or an empty one ("none"). Sessions change only if the whole step
-        succeeds. Raises ValueError for no ids, ids out of range, a session of another model,
-        a session given twice, or a model whose values stop being finite.
+        succeeds. Raises ValueError for no ids, ids out of range, more positions than a model
+        with attention has, a session of another model, a session given twice, or a model whose
+        values stop being finite.
         """
         if logits not in ("last", "all", "none"):
             raise ValueError(f"logits must be 'last', 'all' or 'none', got {logits!r}")
@@ -136,11 +141,7 @@ class LanguageModel:
         if not sessions:
             return []
         arrays = [self.checked_ids(part) for part in ids]
-        with contextlib.ExitStack() as stack:
-            for session in sorted(sessions, key=id):  # one order for all threads: no deadlock
-                stack.enter_context(session._lock)
-            states = [session._state for session in sessions]
-            result = self.backend.step(states, arrays, logits)
+        result = self._advance(sessions, arrays, logits)
         if logits == "last":
             return list(result)
         if logits == "none":
@@ -148,9 +149,37 @@ class LanguageModel:
         ends = np.cumsum([len(array) for array in arrays])
         return list(np.split(result, ends[:-1]))
 
+    def _advance(self, sessions: Sequence[Session], arrays: Sequence[Ids], want: Want) -> Float:
+        """One step of the backend, while no other thread feeds these sessions."""
+        with contextlib.ExitStack() as stack:
+            for session in sorted(sessions, key=id):  # one order for all threads: no deadlock
+                stack.enter_context(session._lock)
+            states = [session._state for session in sessions]
+            for state, array in zip(states, arrays, strict=True):
+                self._check_length(state.position, len(array))
+            return self.backend.step(states, arrays, want)
+
+    def _check_length(self, position: int, count: int) -> None:
+        """Raise ValueError for more positions than the model has, before any work."""
+        if self.max_length is not None and position + count > self.max_length:
+            behind = f" behind {position} tokens" if position else ""
+            raise ValueError(
+                f"{count} tokens{behind} are more than the {self.max_length} positions of this"
+                " model (max_position_embeddings)"
+            )
+
     def logits(self, ids: Sequence[int] | NDArray[Any]) -> Float:
         """Return float32 [T, V]: the logits after each id of a new sequence."""
         return self.session().append(ids, logits="all")
+
+    def embed(self, texts: Sequence[Prompt]) -> Float:
+        """Return float32 [B, D]: a vector of length 1 for each text (or list of token ids).
+
+        It is the final-normed hidden state behind the last token, divided by its length, as
+        models made for it are read; a text gets the special tokens of its tokenizer. Raises
+        ValueError for no texts, an empty or too long one, or a model without tokenizer.
+        """
+        return embed_texts(self, texts)
 
     def token_logprobs(self, ids: Sequence[int] | NDArray[Any]) -> NDArray[np.float64]:
         """Return float64 [T-1]: natural log of p(ids[t] | ids[:t]) for t = 1..T-1."""
@@ -247,6 +276,7 @@ class LanguageModel:
         if session is not None and session.model is not self:
             raise ValueError("the session belongs to another model")
         ids = self.prompt_ids(prompt, fresh=session is None or session.position == 0)
+        count = self._room(len(ids), count, session)
         tokens = make_tokens(self, self._generation(ids, count, chosen), session)
         return TextStream(self.tokenizer, ids, tokens, stops, self.config.end_token_ids)
 
@@ -264,6 +294,7 @@ class LanguageModel:
         count, stops = check_count("max_tokens", max_tokens), checked_stop(stop)
         self._text.need_tokenizer()
         ids = self.prompt_ids(prompt)
+        count = self._room(len(ids), count)
         writer = TextWriter(self.tokenizer, ids, stops, self.config.end_token_ids)
         return TextGeneration(self._generation(ids, count, sampling), writer)
 
@@ -288,6 +319,7 @@ class LanguageModel:
         keywords = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         count = check_count("max_tokens", max_tokens)
         prompt = self.checked_ids(ids).tolist()
+        count = self._room(len(prompt), count)
         made = []
         for token in make_tokens(self, self._generation(prompt, count, keywords.unless(sampling))):
             made.append(token)
@@ -298,12 +330,30 @@ class LanguageModel:
     def _generation(self, ids: list[int], count: int, sampling: Sampling) -> Generation:
         return Generation(ids, count, Sampler(sampling, ids, self._text.legal))
 
+    def _room(self, prompt: int, count: int, session: Session | None = None) -> int:
+        """Of so many tokens, those that the model's positions leave room for.
+
+        The last one takes a position only in a session that goes on. Raises ValueError for a
+        prompt that is too long, before any work.
+        """
+        position = 0 if session is None else session.position
+        self._check_length(position, prompt)
+        if self.max_length is None:
+            return count
+        return min(count, self.max_length - position - prompt + (session is None))
+
     def prompt_ids(self, prompt: Prompt, fresh: bool = True) -> list[int]:
         """Return the token ids of a prompt; a new sequence starts with the config's bos token.
 
         Raises ValueError for an empty prompt, or a text where the model has no tokenizer.
         """
         return self._text.prompt_ids(prompt, fresh)
+
+    def embedding_ids(self, text: Prompt) -> Ids:
+        """Return the token ids int32 [T] of a text to embed, checked against the positions."""
+        ids = self.checked_ids(self._text.whole_ids(text))
+        self._check_length(0, len(ids))
+        return ids
 
     def checked_ids(self, ids: Sequence[int] | NDArray[Any]) -> Ids:
         """Return ids as int32 [T]; raises ValueError for none, or one out of range."""

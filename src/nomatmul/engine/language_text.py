@@ -62,18 +62,28 @@ class LanguageText:
         """
         if not isinstance(prompt, str):
             return self._checked(prompt)
-        if self.tokenizer is None:
-            raise ValueError("this model has no tokenizer.json; give the prompt as token ids")
-        if not prompt:
-            raise ValueError("the prompt is empty")
-        try:
-            prompt.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(f"the prompt is no text: half a character at {error.start}") from None
-        ids = list(self.tokenizer.encode(prompt, add_special_tokens=False).ids)
+        ids = self._encoded(prompt, special=False)
         if fresh and self._config.bos_token_id is not None:
             ids = [self._config.bos_token_id, *ids]
         return self._checked(ids)
+
+    def whole_ids(self, text: Prompt) -> list[int]:
+        """Token ids of a text that stands alone, with the special tokens that the tokenizer puts
+        around it; errors as of `prompt_ids`."""
+        if not isinstance(text, str):
+            return self._checked(text)
+        return self._checked(self._encoded(text, special=True))
+
+    def _encoded(self, text: str, special: bool) -> list[int]:
+        if self.tokenizer is None:
+            raise ValueError("this model has no tokenizer.json; give the prompt as token ids")
+        if not text:
+            raise ValueError("the prompt is empty")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the prompt is no text: half a character at {error.start}") from None
+        return list(self.tokenizer.encode(text, add_special_tokens=special).ids)
 
     def _checked(self, ids: Sequence[int] | NDArray[Any]) -> list[int]:
         return [int(token) for token in checked_ids(ids, self._config.vocab_size)]

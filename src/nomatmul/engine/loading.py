@@ -11,7 +11,9 @@ from nomatmul._hub_names import is_hub_name, packed_directory
 from nomatmul.engine.backend import Options, opener
 from nomatmul.engine.language_model import LanguageModel
 from nomatmul.engine.native import checked_threads, native
+from nomatmul.engine.state import KV_FORMS, Layout
 from nomatmul.formats import capability
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.packed.layout import Forms
 from nomatmul.formats.packed.reader import PackedReader
 
@@ -35,6 +37,7 @@ def load(
     verify: bool = True,
     device: str = "cpu",
     backend: str | None = None,
+    kv: str = "f16",
 ) -> LanguageModel: ...
 
 
@@ -49,6 +52,7 @@ def load(
     verify: bool = True,
     device: str = "cpu",
     backend: str | None = None,
+    kv: str = "f16",
 ) -> EncoderModel: ...
 
 
@@ -62,6 +66,7 @@ def load(
     verify: bool = True,
     device: str = "cpu",
     backend: str | None = None,
+    kv: str = "f16",
 ) -> Any: ...
 
 
@@ -75,6 +80,7 @@ def load(
     verify: bool = True,
     device: str = "cpu",
     backend: str | None = None,
+    kv: str = "f16",
 ) -> LanguageModel | EncoderModel:
     """Load a packed model directory; without a path, the model in the box.
 
@@ -92,13 +98,17 @@ def load(
     the slow oracle, which also steps in, with a warning, where the native core is missing.
     device: "cpu", or "cuda" or "cuda:1" for a GPU (needs torch and triton), where weights stay
     two bits in device memory; threads, isa, mmap and backend are about the CPU and refused there.
+    kv: how a model with attention keeps keys and values, "f16" or, in half the memory and a
+    little less exactly, "int8".
 
     Raises ValueError for a bad argument, and FormatError (a ValueError) for a directory that is
     missing, damaged, or holds a model that this engine does not run.
     """
     if kind not in (None, "language", "encoder"):
         raise ValueError(f'kind is {kind!r}; it must be "language" or "encoder"')
-    options = Options(_checked_threads(threads), isa, mmap, verify, _checked_device(device))
+    if kv not in KV_FORMS:
+        raise ValueError(f"kv is {kv!r}; it must be {' or '.join(map(repr, KV_FORMS))}")
+    options = Options(_checked_threads(threads), isa, mmap, verify, _checked_device(device), kv)
     _check_backend(backend, device)
     reader = PackedReader(_directory(path))
     if reader.reading is not None:
@@ -110,7 +120,9 @@ def load(
         return _open_encoder(reader, reader.reading, backend or _available_backend(), options)
     if kind == "encoder":
         raise ValueError(f"{path} is a language model, not an encoder; `nomatmul generate` runs it")
-    # the engine keeps no growing pieces of a state yet, whatever the oracle can do alone
+    if kv != "f16" and not Layout.of(architecture_of(reader.config)).grows:
+        raise ValueError(f"kv {kv!r} is about attention, which {path} has not")
+    # what the oracle can do alone is no model of the engine
     capability.check(reader.config, "native" if device == "cpu" else "cuda")
     name = "cuda" if device != "cpu" else backend or _available_backend()
     return LanguageModel(

@@ -57,7 +57,7 @@ class Session:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the state."""
+        """Bytes of the state; pages of keys and values that forks share count in each of them."""
         return self._state.nbytes
 
     def append(self, ids: Sequence[int] | NDArray[Any], logits: Want = "last") -> Float:
@@ -65,7 +65,8 @@ class Session:
 
         logits="all" returns [T, V], one row after every id; "none" skips the head and returns
         an empty array. Raises ValueError, and leaves the session as it was, for no ids, an id
-        out of range, or a model whose values stop being finite.
+        out of range, more positions than a model with attention has, or a model whose values stop
+        being finite.
         """
         return self.model.step([self], [ids], logits=logits)[0]
 
@@ -77,8 +78,9 @@ class Session:
     def roll_back(self, to: int | Session) -> None:
         """Go back to an earlier moment: a position, or a fork that was made there.
 
-        A state that each token overwrites (MLGRU's) keeps no earlier position but the beginning:
-        there a fork is needed, or a file that `save` wrote. Raises ValueError, and changes
+        Keys and values of attention end where the position says. A state that each token
+        overwrites (MLGRU's) keeps no earlier position but the beginning: there a fork is needed,
+        or a file that `save` wrote. Raises ValueError, and changes
         nothing, for a position that is lost or not reached, or a session of another model.
         """
         if isinstance(to, Session):
@@ -94,13 +96,13 @@ class Session:
             else:
                 self._state.roll_back(to)
 
-    def arrays(self) -> dict[str, Float]:
+    def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the state's pieces by name ("layers.0.mixer.h"), copied to the host."""
         with self._lock:
             return self._state.arrays()
 
     def save(self, path: str | Path) -> None:
-        """Write the state to a small safetensors file, whole or not at all.
+        """Write the state to a safetensors file, whole or not at all.
 
         Raises WriteError (a ValueError and an OSError) when the disk refuses.
         """

@@ -3,7 +3,8 @@
 The table of parts (formats/architecture.py) says which pieces a layer leaves: pieces of one size
 (MLGRU's h) and pieces that grow by a row a position (keys and values).
 
-Legend: L layers, S floats of a layer's pieces of one size (the most of any layer), P positions.
+Legend: L layers, S floats of a layer's pieces of one size (the most of any layer), P positions, K
+key-value heads, E head size.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,11 @@ from numpy.typing import NDArray
 from nomatmul.formats.architecture import Architecture, Piece
 
 Float = NDArray[np.float32]
+Pieces = Mapping[str, NDArray[Any]]
+
+DTYPES = {"f32": np.float32, "f16": np.float16, "i8": np.int8}
+# How keys and values are kept: float16, or int8 with a float32 scale for a position and head.
+KV_FORMS = ("f16", "int8")
 
 
 @dataclass(frozen=True)
@@ -29,13 +36,15 @@ class Layout:
     layers: tuple[dict[str, Piece], ...]
 
     @staticmethod
-    def of(model: Architecture) -> Layout:
-        """The pieces that the mixers of a model leave behind."""
+    def of(model: Architecture, kv: str = "f16") -> Layout:
+        """The pieces that the mixers of a model leave behind, growing ones in one of KV_FORMS."""
         layers: list[dict[str, Piece]] = []
         for block in model.blocks:
-            parts = {"mixer": block.mixer, "channel": block.channel}
-            pieces = [(at, piece) for at, part in parts.items() if part for piece in part.state()]
-            layers.append({f"{at}.{piece.name}": piece for at, piece in pieces})
+            found: dict[str, Piece] = {}
+            for at, part in (("mixer", block.mixer), ("channel", block.channel)):
+                for piece in part.state() if part else ():
+                    found |= {f"{at}.{one.name}": one for one in _stored(piece, kv)}
+            layers.append(found)
         return Layout(tuple(layers))
 
     @functools.cached_property
@@ -64,6 +73,11 @@ class Layout:
         """Whether a piece grows with the sequence."""
         return any(piece.grows for piece in self.pieces.values())
 
+    @functools.cached_property
+    def growing(self) -> dict[str, Piece]:
+        """The pieces that grow."""
+        return {name: piece for name, piece in self.pieces.items() if piece.grows}
+
     @property
     def overwritten(self) -> str | None:
         """Name of the first piece that each token overwrites, None where all of them grow."""
@@ -90,7 +104,7 @@ class Layout:
                     at = end
         return found
 
-    def gathered(self, arrays: Mapping[str, Float]) -> Float:
+    def gathered(self, arrays: Pieces) -> Float:
         """New float32 [L, S] that holds the pieces of one size."""
         fixed_LS = np.zeros(self.fixed_shape, np.float32)
         for name, view in self.views(fixed_LS).items():
@@ -98,27 +112,38 @@ class Layout:
         return fixed_LS
 
 
+def _stored(piece: Piece, kv: str) -> tuple[Piece, ...]:
+    if not piece.grows or kv == "f16":
+        return (piece,)
+    scale = Piece(f"{piece.name}_scale", piece.shape[:1], grows=True)
+    return Piece(piece.name, piece.shape, grows=True, dtype="i8"), scale
+
+
 class State(ABC):
     """What one sequence has left behind. A backend's `step` advances content and position, both or
     neither."""
 
     def __init__(self, layout: Layout, position: int = 0) -> None:
-        assert not layout.grows, "no backend keeps growing pieces yet: capability.check"
         self.layout = layout
         self.position = position
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all pieces."""
-        return self.layout.nbytes(self.position)
+        """Bytes of all pieces, those that forks share included."""
+        return sum(self.memory().values())
+
+    def memory(self) -> dict[int, int]:
+        """{address: bytes} of what it holds in memory; forks share what has the same address."""
+        return {id(self): self.layout.nbytes(self.position)}
 
     @abstractmethod
     def fork(self) -> State:
         """An independent copy."""
 
     @abstractmethod
-    def arrays(self) -> dict[str, Float]:
-        """Every piece by name on the host, copied."""
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Every piece by name on the host, copied: float32 (float16, int8: `Piece.dtype`) of
+        `Layout.shapes`."""
 
     def roll_back(self, position: int) -> None:
         """Forget all tokens behind the first `position` ones.
@@ -139,15 +164,88 @@ class State(ABC):
         self.position = position
 
 
-class HostState(State):
-    """A state in main memory; `fixed_LS` is what a kernel advances in place."""
+def total_bytes(states: Iterable[State]) -> int:
+    """Bytes of several states in memory; what forks share is counted once."""
+    found: dict[int, int] = {}
+    for state in states:
+        found |= state.memory()
+    return sum(found.values())
 
-    def __init__(self, layout: Layout, fixed_LS: Float | None = None, position: int = 0) -> None:
+
+class HostState(State):
+    """A state in main memory; `fixed_LS` is what a kernel advances in place, `grown` holds growing
+    pieces [P, ...], whose arrays are replaced and never changed, so that forks share them."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        fixed_LS: Float | None = None,
+        position: int = 0,
+        grown: Pieces | None = None,
+    ) -> None:
         super().__init__(layout, position)
         self.fixed_LS = np.zeros(layout.fixed_shape, np.float32) if fixed_LS is None else fixed_LS
+        self.grown = {
+            name: np.zeros((0, *piece.shape), DTYPES[piece.dtype]) if grown is None else grown[name]
+            for name, piece in layout.growing.items()
+        }
 
     def fork(self) -> HostState:
-        return HostState(self.layout, self.fixed_LS.copy(), self.position)
+        return HostState(self.layout, self.fixed_LS.copy(), self.position, self.grown)
 
-    def arrays(self) -> dict[str, Float]:
-        return self.layout.views(self.fixed_LS.copy())
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        found: dict[str, NDArray[Any]] = dict(self.layout.views(self.fixed_LS.copy()))
+        found |= {name: array.copy() for name, array in self.grown.items()}
+        return {name: found[name] for name in self.layout.pieces}
+
+    def roll_back(self, position: int) -> None:
+        super().roll_back(position)
+        self.grown = {name: array[: self.position] for name, array in self.grown.items()}
+
+
+class PagedState(State):
+    """A state whose growing pieces lie in the native core's pages (csrc/core/pages.h), which forks
+    share until one of them appends."""
+
+    def __init__(self, layout: Layout, pages: Any, fixed_LS: Float | None = None) -> None:
+        super().__init__(layout, pages.length)
+        self.fixed_LS = np.zeros(layout.fixed_shape, np.float32) if fixed_LS is None else fixed_LS
+        self.pages = pages
+
+    @staticmethod
+    def of(layout: Layout, pages: Any, arrays: Pieces, position: int) -> PagedState:
+        """The state that holds these pieces, in pages that are new."""
+        pages.reserve(position)
+        for layer, name in enumerate(_keys(layout)):
+            for piece in ("k", "v"):
+                values = arrays[f"{name}.{piece}"]
+                stored = values.view(np.uint16) if values.dtype == np.float16 else values
+                pages.load(layer, piece, stored, arrays.get(f"{name}.{piece}_scale"))
+        pages.advance(position)
+        return PagedState(layout, pages, layout.gathered(arrays))
+
+    def memory(self) -> dict[int, int]:
+        size = self.pages.page_bytes
+        return {id(self): self.fixed_LS.nbytes} | dict.fromkeys(self.pages.addresses, size)
+
+    def fork(self) -> PagedState:
+        return PagedState(self.layout, self.pages.fork(), self.fixed_LS.copy())
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        found: dict[str, NDArray[Any]] = dict(self.layout.views(self.fixed_LS.copy()))
+        for layer, name in enumerate(_keys(self.layout)):
+            for piece in ("k", "v"):
+                values, scales = self.pages.save(layer, piece)
+                found[f"{name}.{piece}"] = values.view(np.float16) if scales is None else values
+                if scales is not None:
+                    found[f"{name}.{piece}_scale"] = scales
+        return {name: found[name] for name in self.layout.pieces}
+
+    def roll_back(self, position: int) -> None:
+        super().roll_back(position)
+        self.pages.roll_back(self.position)
+
+
+def _keys(layout: Layout) -> list[str]:
+    """Names "layers.0.mixer" of each layer that keeps keys and values."""
+    return [name.removesuffix(".k") for name in layout.growing if name.endswith(".k")]

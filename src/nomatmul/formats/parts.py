@@ -84,14 +84,14 @@ class Embedding:
         return self.vocabulary, self.size // self.scale_group
 
 
-_ITEM_SIZES = {"f32": 4, "f16": 2}
+_ITEM_SIZES = {"f32": 4, "f16": 2, "i8": 1}
 
 
 @dataclass(frozen=True)
 class Piece:
     """A named piece of a layer's state: of this shape, a sequence or, if `grows`, a position.
 
-    dtype: of its elements, "f32" or "f16"."""
+    dtype: of its elements, "f32", "f16" or "i8"."""
 
     name: str
     shape: Shape

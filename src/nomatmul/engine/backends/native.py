@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nomatmul.engine.graph import describe
 from nomatmul.engine.native import default_threads, native
-from nomatmul.engine.state import Float, HostState, Layout
+from nomatmul.engine.state import Float, HostState, Layout, PagedState, Pieces
 from nomatmul.engine.weights import HEADS, Weights, map_weights, read_one_by_one, read_weights
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.packed.layout import Forms
@@ -28,7 +28,9 @@ def open_packed(reader: PackedReader, options: Options) -> NativeBackend:
     else:
         fill = map_weights if options.mmap else read_weights
         weights = fill(reader, verify=options.verify, threads=count)
-    return NativeBackend(reader.config, reader.forms, weights, threads=count, isa=options.isa)
+    return NativeBackend(
+        reader.config, reader.forms, weights, threads=count, isa=options.isa, kv=options.kv
+    )
 
 
 def open_random(
@@ -38,7 +40,9 @@ def open_random(
 
     weights = random_weights(config, packing, embedding, seed)
     forms = Forms.of(config, ternary=packing, embedding=embedding)
-    return NativeBackend(config, forms, weights, threads=options.threads, isa=options.isa)
+    return NativeBackend(
+        config, forms, weights, threads=options.threads, isa=options.isa, kv=options.kv
+    )
 
 
 def _checked(options: Options) -> int:
@@ -56,7 +60,8 @@ class NativeBackend:
     the core's dense products are its own. A BLAS sums in an order that depends on the batch, and a
     last bit may turn a decision of a tree. docs/log has their speeds.
 
-    chunk: tokens that go through the layers together. Raises ValueError for an instruction set
+    chunk: tokens that go through the layers together. kv: how keys and values are kept, one of
+    KV_FORMS. Raises ValueError for an instruction set
     that is not there.
     """
 
@@ -72,12 +77,13 @@ class NativeBackend:
         threads: int | None = None,
         isa: str | None = None,
         chunk: int = 256,
+        kv: str = "f16",
     ) -> None:
         self.config, self.forms, self.weights = config, forms, weights
         self.architecture = architecture_of(config)
-        self.layout = Layout.of(self.architecture)
+        self.layout, self._kv = Layout.of(self.architecture, kv), kv
         count = default_threads() if threads is None else threads
-        self.model: Any = native().Model(describe(config, forms, chunk=chunk), isa, count)
+        self.model: Any = native().Model(describe(config, forms, chunk=chunk, kv=kv), isa, count)
         self._fill()
         self.isa: str = self.model.isa
         self.threads: int = self.model.threads
@@ -99,17 +105,25 @@ class NativeBackend:
 
         return sinusoidal(self.config.max_position_embeddings, self.config.hidden_size)
 
-    def new_state(self) -> HostState:
+    def new_state(self) -> HostState | PagedState:
+        if self.layout.grows:
+            return PagedState(self.layout, self.model.pages())
         return HostState(self.layout)
 
-    def load_state(self, arrays: Mapping[str, Float], position: int) -> HostState:
+    def load_state(self, arrays: Pieces, position: int) -> HostState | PagedState:
+        if self.layout.grows:
+            return PagedState.of(self.layout, self.model.pages(), arrays, position)
         return HostState(self.layout, self.layout.gathered(arrays), position)
 
-    def step(self, states: Sequence[HostState], ids_T: Sequence[Ids], want: Want) -> Float:
-        logits: Float = self.model.step([state.fixed_LS for state in states], list(ids_T), want)
+    def step(
+        self, states: Sequence[HostState | PagedState], ids_T: Sequence[Ids], want: Want
+    ) -> Float:
+        pages = [state.pages for state in states if isinstance(state, PagedState)]
+        fixed = [state.fixed_LS for state in states]
+        result: Float = self.model.step(fixed, pages, list(ids_T), want)
         for state, ids in zip(states, ids_T, strict=True):
             state.position += len(ids)
-        return logits
+        return result
 
     def hidden(
         self,
@@ -153,4 +167,6 @@ class NativeBackend:
         return int(self.model.scratch_bytes)
 
     def with_threads(self, threads: int) -> NativeBackend:
-        return NativeBackend(self.config, self.forms, self.weights, threads=threads, isa=self.isa)
+        return NativeBackend(
+            self.config, self.forms, self.weights, threads=threads, isa=self.isa, kv=self._kv
+        )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nomatmul.engine.state import Float, HostState, Layout
+from nomatmul.engine.state import DTYPES, Float, HostState, Layout
+from nomatmul.engine.state import Pieces as StatePieces
 from nomatmul.engine.weights import bytes_by_part, encoder_sizes
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.reference.linear import stored_linear
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 def open_packed(reader: PackedReader, options: Options) -> NumpyBackend:
     if options.isa is not None:
         raise ValueError(f'backend "numpy" has no instruction sets, got isa {options.isa!r}')
+    if options.kv != "f16":
+        raise ValueError(f'backend "numpy" keeps keys and values as f16, got kv {options.kv!r}')
     return NumpyBackend(reader, options.threads or 1)
 
 
@@ -53,8 +56,8 @@ class NumpyBackend:
     def new_state(self) -> HostState:
         return HostState(self.layout)
 
-    def load_state(self, arrays: Mapping[str, Float], position: int) -> HostState:
-        return HostState(self.layout, self.layout.gathered(arrays), position)
+    def load_state(self, arrays: StatePieces, position: int) -> HostState:
+        return HostState(self.layout, self.layout.gathered(arrays), position, arrays)
 
     def step(self, states: Sequence[HostState], ids_T: Sequence[Ids], want: Want) -> Float:
         outputs = []
@@ -63,23 +66,31 @@ class NumpyBackend:
             if not np.isfinite(outputs[-1].logits_BTV).all():
                 raise ValueError("the activations are not finite (NaN or infinity)")
         for state, ids, output in zip(states, ids_T, outputs, strict=True):
-            arrays = [
-                piece[0].ravel() for pieces in output.state.layers for piece in pieces.values()
-            ]
-            state.fixed_LS[:] = np.stack(arrays)
+            self._keep(state, output.state)
             state.position += len(ids)
         if want == "none":
             return np.zeros((0, self._reader.config.vocab_size), np.float32)
+        if want == "hidden":
+            return np.concatenate([output.hidden_BTD[0, -1:] for output in outputs])
         first = -1 if want == "last" else 0
         return np.concatenate([output.logits_BTV[0, first:] for output in outputs])
 
     def _before(self, state: HostState) -> State:
         """A sequence's state as the oracle has it; its pieces know no layer and no room."""
         layers: list[Pieces] = [{} for _ in self.layout.layers]
-        for name, view in self.layout.views(state.fixed_LS).items():
+        for name, array in (self.layout.views(state.fixed_LS) | state.grown).items():
             _, layer, _, piece = name.split(".")
-            layers[int(layer)][piece] = view[None]
+            layers[int(layer)][piece] = array[None].astype(np.float32, copy=False)
         return State(layers, np.ones((1, state.position), bool))
+
+    def _keep(self, state: HostState, new: State) -> None:
+        """What the oracle left behind, in the form of the layout."""
+        arrays = {}
+        for name, piece in self.layout.pieces.items():
+            _, layer, _, key = name.split(".")
+            arrays[name] = new.layers[int(layer)][key][0].astype(DTYPES[piece.dtype], copy=False)
+        state.fixed_LS[:] = self.layout.gathered(arrays)
+        state.grown = {name: arrays[name] for name in self.layout.growing}
 
     def hidden(
         self,
