@@ -132,7 +132,7 @@ TREES = {"channel_mixer": "fff", "fff_trees": 2, "fff_depth": 2, "activation": "
 @pytest.mark.parametrize(
     ("dials", "message"),
     [
-        ({"token_mixer": "attention"}, "token_mixer 'attention' in a causal model"),
+        ({"token_mixer": "attention", "positions": "none"}, "attention without rotary"),
         ({"linear": "dense"}, "linear 'dense' in a causal model"),
         ({"channel_mixer": "ffn"}, "channel_mixer 'ffn' in a causal model"),
         ({"norm": "layer"}, "norm 'layer' in a causal model"),
