@@ -165,7 +165,7 @@ def test_group_scales_norms_of_heads_and_a_ternary_table():
         ({**ENCODER, "qk_norm": True}, {"numpy"}),
         ({**ENCODER, "head_dim": 4}, {"numpy"}),
         ({**ENCODER, "glu_activation": "relu2"}, {"numpy"}),
-        (BITNET, {"numpy"}),
+        (BITNET, {"packed", "numpy"}),
         (BONSAI, {"packed", "numpy"}),
     ],
 )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from nomatmul.engine.embeddings import embed_texts
+from nomatmul.engine.embeddings import embed_ids
 from nomatmul.engine.generation import (
     Generation,
     TextGeneration,
@@ -179,7 +179,16 @@ class LanguageModel:
         models made for it are read; a text gets the special tokens of its tokenizer. Raises
         ValueError for no texts, an empty or too long one, or a model without tokenizer.
         """
-        return embed_texts(self, texts)
+        if isinstance(texts, str) or not len(texts):
+            raise ValueError("embed takes a list of texts, at least one")
+        ids = []
+        for number, text in enumerate(texts):
+            try:
+                ids.append(self.checked_ids(self._text.whole_ids(text)))
+                self._check_length(0, len(ids[-1]))
+            except ValueError as error:
+                raise ValueError(f"text {number}: {error}") from None
+        return embed_ids(self.backend, ids)
 
     def token_logprobs(self, ids: Sequence[int] | NDArray[Any]) -> NDArray[np.float64]:
         """Return float64 [T-1]: natural log of p(ids[t] | ids[:t]) for t = 1..T-1."""
@@ -348,12 +357,6 @@ class LanguageModel:
         Raises ValueError for an empty prompt, or a text where the model has no tokenizer.
         """
         return self._text.prompt_ids(prompt, fresh)
-
-    def embedding_ids(self, text: Prompt) -> Ids:
-        """Return the token ids int32 [T] of a text to embed, checked against the positions."""
-        ids = self.checked_ids(self._text.whole_ids(text))
-        self._check_length(0, len(ids))
-        return ids
 
     def checked_ids(self, ids: Sequence[int] | NDArray[Any]) -> Ids:
         """Return ids as int32 [T]; raises ValueError for none, or one out of range."""
