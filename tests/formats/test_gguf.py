@@ -123,6 +123,23 @@ def test_ternary_blocks_that_the_gguf_package_does_not_know(tmp_path, rng, layou
     np.testing.assert_array_equal(file.read("w"), (values * scale).reshape(shape))
 
 
+# Two blocks of Q2_0 and what llama.cpp's dequantize_row_q2_0 made of them (ggml 0.25.3).
+Q2_0_BYTES = "00385999a650aa2a85661585906950454859003ea02689a262008a29a4aa6a60504a5a64"
+Q2_0_SIGNS = (
+    "0+000+0++0++--00+++++++-00-++0+0000-00-+--0+0++0--0000-0-+-00+00"
+    "--+++0+-0+-++-+++-+0----++-+0++--0+++++++++0--+0--00++-0++00-0+0"
+)
+
+
+def test_blocks_that_llama_cpp_read(tmp_path):
+    blocks = np.frombuffer(bytes.fromhex(Q2_0_BYTES), np.uint8)
+    file = GgufFile(write_blocks(tmp_path / "x.gguf", {"w": (42, (2, 64), blocks)}))
+    signs = np.array(["-0+".index(sign) - 1 for sign in Q2_0_SIGNS]).reshape(2, 64)
+    found = file.quantised("w")
+    np.testing.assert_array_equal(found.read(slice(None)), signs)
+    assert found.scale.tolist() == [[0.5], [1.5]]
+
+
 @pytest.mark.parametrize("tail", [4, 32])
 def test_one_scale_behind_all_blocks(tmp_path, rng, tail):
     blocks = without_twos(rng.integers(0, 256, (8, 32), dtype=np.uint8))

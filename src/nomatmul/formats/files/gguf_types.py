@@ -92,21 +92,20 @@ def _q6_k(blocks: Bytes) -> Floats:
 
 
 # Digit n of a byte that holds up to five ternary digits, the most significant first, less 1.
-_DIGITS = np.stack([((np.arange(256) * 3**n % 256 * 3) >> 8) - 1 for n in range(5)], axis=0).astype(
-    np.int8
-)
+_DIGITS = np.array([((np.arange(256) * 3**n % 256 * 3) >> 8) - 1 for n in range(5)], np.int8)
 
 
 def _trits(blocks: Bytes, stages: tuple[tuple[int, int, int], ...]) -> NDArray[np.int8]:
     """Ternary digits, stage by stage (first byte, bytes, digits a byte): all bytes' first digits,
     then all their second ones.
     """
-    parts = [
-        _DIGITS[:digits, blocks[:, first : first + width]]
-        .transpose(1, 0, 2)
-        .reshape(len(blocks), -1)
-        for first, width, digits in stages
-    ]
+    parts = []
+    for first, width, digits in stages:
+        stored = blocks[:, first : first + width]
+        part = np.empty((len(blocks), digits, width), np.int8)
+        for n in range(digits):
+            part[:, n] = _DIGITS[n][stored]
+        parts.append(part.reshape(len(blocks), -1))
     return np.concatenate(parts, axis=1)
 
 
@@ -117,10 +116,15 @@ def _planes(blocks: Bytes, shifts: tuple[int, ...]) -> NDArray[np.int8]:
     return codes.reshape(len(blocks), -1).view(np.int8) - np.int8(1)
 
 
+# The four weights of a byte of 2-bit codes, the lowest bits first, as one number.
+_FOURS = ((np.arange(256)[:, None] >> np.array([0, 2, 4, 6])) & 3) - 1
+_FOURS = np.ascontiguousarray(_FOURS.astype(np.int8)).view(np.uint32)[:, 0]
+
+
 def _in_order(blocks: Bytes) -> NDArray[np.int8]:
     """2-bit codes behind a scale, weight j in bits 2 * (j % 4) of byte j // 4."""
-    codes = (blocks[:, 2:, None] >> np.array([0, 2, 4, 6], np.uint8)) & 3
-    return codes.reshape(len(blocks), -1).view(np.int8) - np.int8(1)
+    weights: NDArray[np.int8] = _FOURS[blocks[:, 2:]].view(np.int8)
+    return weights
 
 
 _TQ1 = partial(_trits, stages=((0, 32, 5), (32, 16, 5), (48, 4, 4)))
