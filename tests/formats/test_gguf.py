@@ -171,23 +171,59 @@ def test_whole_numbers_and_scales_are_the_floats(tmp_path, rng, name):
     )
 
 
+def with_scales(blocks, at, scales):
+    """Blocks [rows, bytes] whose first rows begin with blocks of these scales."""
+    for row, scale in enumerate(scales):
+        blocks[row, at : at + 2] = np.array([scale], "<f2").view(np.uint8)
+    return blocks
+
+
 @pytest.mark.parametrize("name", ["Q8_0", "TQ2_0"])
-def test_scales_below_zero_and_of_zero_become_legal(tmp_path, rng, name):
+def test_scales_below_zero_and_of_blocks_of_zeros_become_legal(tmp_path, rng, name):
     number, blocks = known_blocks(rng, name, 3, 512)
-    at = KNOWN[name]
     if name == "Q8_0":
         blocks[blocks == 128] = 1
-    for row, scale in enumerate([-0.75, 0.0]):
-        blocks[row, at : at + 2] = np.array([scale], "<f2").view(np.uint8)
+        blocks[1, 2:34] = 0
+    else:
+        blocks[1, :64] = 0b01010101
+    with_scales(blocks, KNOWN[name], [-0.75, 0.0])
     file = GgufFile(write_blocks(tmp_path / "x.gguf", {"w": (number, (3, 512), blocks)}))
     found = file.quantised("w")
     assert found.scale[:2, 0].tolist() == [0.75, 0.75]
     values = found.read(slice(None)).astype(np.float32).reshape(3, -1, found.group)
-    np.testing.assert_array_equal(
-        (values * found.scale[:, :, None]).reshape(3, -1), gguf.quants.dequantize(blocks, number)
-    )
-    assert not values[1, 0].any()
+    wanted = gguf.quants.dequantize(blocks, number)
+    np.testing.assert_array_equal((values * found.scale[:, :, None]).reshape(3, -1), wanted)
+    np.testing.assert_array_equal(file.read("w"), wanted)
     np.testing.assert_array_equal(found.read(slice(1, 3)), values[1:].reshape(2, -1))
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "TQ2_0"])
+def test_a_scale_of_zero_beside_values_is_refused(tmp_path, rng, name):
+    number, blocks = known_blocks(rng, name, 3, 512)
+    with_scales(blocks, KNOWN[name], [0.5, 0.0])
+    file = GgufFile(write_blocks(tmp_path / "x.gguf", {"w": (number, (3, 512), blocks)}))
+    found = file.quantised("w")
+    assert found.read(slice(0, 1)).any()
+    for use in (lambda: found.read(slice(1, 2)), lambda: file.read("w")):
+        with pytest.raises(FormatError, match="w has a scale of 0 beside values that are not 0"):
+            use()
+
+
+def test_only_scales_of_zero(tmp_path):
+    blocks = np.full((2, 66), 0b01010101, np.uint8)
+    blocks[:, 64:] = 0
+    file = GgufFile(write_blocks(tmp_path / "x.gguf", {"w": (35, (2, 256), blocks)}))
+    assert file.quantised("w").scale.tolist() == [[1.0], [1.0]]
+    assert not file.quantised("w").read(slice(None)).any()
+
+
+def test_a_value_that_cannot_change_its_sign_is_refused(tmp_path):
+    blocks = np.full((2, 34), 0x80, np.uint8)
+    with_scales(blocks, 0, [1.0, -1.0])
+    file = GgufFile(write_blocks(tmp_path / "x.gguf", {"w": (8, (2, 32), blocks)}))
+    assert file.quantised("w").read(slice(0, 1)).min() == -128
+    with pytest.raises(FormatError, match="w holds -128 with a scale below 0"):
+        file.quantised("w").read(slice(1, 2))
 
 
 @pytest.mark.parametrize("scale", [np.nan, np.inf])

@@ -69,9 +69,9 @@ class GgufFile:
     def quantised(self, name: str) -> Quantised | None:
         """Return a matrix's values and scales as they are stored, or None for one of floats.
 
-        A scale below 0 is given as its opposite, with the values' signs turned; one that is 0 as
-        another block's (or 1) with values of 0: the products are the same. Raises FormatError for
-        scales that are not finite.
+        A scale below 0 is given as its opposite, with the values' signs turned; one that is 0, as
+        ggml writes it for a block of zeros, as another block's (or 1). Raises FormatError for
+        scales that are not finite; reading raises it for values that a scale of 0 hides.
         """
         tensor = self.tensor(name)
         layout = tensor.layout
@@ -104,14 +104,16 @@ class GgufFile:
         return self.tensors[name]
 
     def _floats(self, name: str, tensor: GgufTensor, rows: slice) -> NDArray[np.float32]:
-        """Rows as float32 [rows, blocks, group]."""
+        """Rows as float32 [blocks, group]."""
         if tensor.layout.kind == "float":
             values = tensor.layout.decode(self._blocks(tensor, rows))
             values = values.astype(np.float32, copy=False)
         else:
-            with np.errstate(invalid="ignore", over="ignore"):
-                scale = self._scale(tensor, rows).reshape(-1, 1)
-                values = self._integers(name, tensor, rows) * scale
+            scale = self._scale(tensor, rows).reshape(-1, 1)
+            check_finite(scale, f"{self.path}: {name}")
+            stored = self._integers(name, tensor, rows)
+            self._check_zeros(name, stored, scale == 0)
+            values = stored * scale
         check_finite(values, f"{self.path}: {name}")
         return values
 
@@ -132,9 +134,15 @@ class GgufFile:
     ) -> NDArray[np.int8]:
         """Values [blocks, group] with the signs of their scales."""
         turned = signs.reshape(-1, 1)
+        self._check_zeros(name, values, turned == 0)
         if values.size and ((values == -128) & (turned < 0)).any():
             raise FormatError(f"{self.path}: {name} holds -128 with a scale below 0")
         return values * turned
+
+    def _check_zeros(self, name: str, values: NDArray[np.int8], zero: NDArray[np.bool_]) -> None:
+        """Refuse blocks whose scale is 0 (zero: [blocks or 1, 1]) and whose values are not."""
+        if zero.any() and (zero & (values != 0)).any():
+            raise FormatError(f"{self.path}: {name} has a scale of 0 beside values that are not 0")
 
     def _scale(self, tensor: GgufTensor, rows: slice) -> NDArray[np.float32]:
         """The stored scales of rows [rows, blocks a row], or the only one [1]."""

@@ -20,11 +20,12 @@ _ONLY_VALUES: dict[str, tuple[object, ...]] = {
     "expert_count": (0,),
     "expert_used_count": (0,),
     "logit_scale": (0.0, 1.0),
+    "tensor_data_layout": ("Meta AI original pth",),  # llama.cpp's own order of q and k
     "pooling_type": (0, 3),  # none, the last token
     "use_parallel_residual": (False,),
 }
 # What a file says of itself and of its making; of `tokenizer.` the tokenizer's reader judges.
-_HARMLESS = ("general.", "tokenizer.", "quantize.", "split.")
+_HARMLESS = ("general.", "tokenizer.", "quantize.", "split.", "mradermacher.")
 _ROTATION = "prism.hadamard."
 
 
