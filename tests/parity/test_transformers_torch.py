@@ -1,0 +1,202 @@
+"""Published transformers, random weights: our logits are those of transformers' own classes.
+
+Both compute in float32. Where activations are int8, a last bit of a float may turn a rounding, so
+errors are compared over all positions; weights-only and dense models have none of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.published_lm import (
+    BITNET,
+    LLAMA,
+    QWEN3,
+    auto,
+    bfloat16,
+    quantised,
+    random_model,
+    write,
+    write_masters,
+    write_packed,
+    write_unpacked,
+    write_values,
+)
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers.integrations.bitnet import AutoBitLinear
+
+from nomatmul.models import CausalLM
+
+POSITIONS = 40
+
+
+@pytest.fixture(autouse=True)
+def plain_torch():
+    """transformers compiles small functions of its BitLinear: not here."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def stored_as(dtype: torch.dtype, directory: Path) -> Path:
+    """The same checkpoint with its floats in another type, as such models are published."""
+    path = directory / "model.safetensors"
+    tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in load_file(path).items()}
+    save_file(tensors, path)
+    return directory
+
+
+def packed(directory, rng):
+    return write_packed(directory, random_model(BITNET, rng), legacy=False)
+
+
+def packed_in_bfloat16(directory, rng):
+    return stored_as(torch.bfloat16, packed(directory, rng))
+
+
+def unpacked(directory, rng):
+    return stored_as(torch.bfloat16, write_unpacked(directory, random_model(BITNET, rng)))
+
+
+def masters(directory, rng):
+    model = random_model(BITNET, rng)
+    return stored_as(torch.bfloat16, write_masters(directory, model, rng))
+
+
+def legacy_bitnet(directory, rng):
+    return write_packed(directory, random_model(BITNET, rng), legacy=True)
+
+
+def legacy_llama(directory, rng):
+    model = random_model({**LLAMA, "is_bitnet_config": True}, rng)
+    return write_packed(directory, model, legacy=True, modules_to_not_convert=None)
+
+
+def exported_llama(directory, rng):
+    model = random_model({**LLAMA, "is_bitnet_config": True}, rng)
+    return write_packed(directory, model, legacy=True, modules_to_not_convert=["lm_head"])
+
+
+def legacy_with_norms(directory, rng):
+    model = random_model(LLAMA, rng, inner_norm="rms_norm")
+    return write_packed(directory, model, legacy=True, use_rms_norm=True, rms_norm_eps=1e-3)
+
+
+def masters_with_norms(directory, rng):
+    model = random_model(LLAMA, rng, inner_norm="rms_norm")
+    for name, (t, _) in model.ternary.items():
+        model.floats[f"{name}.weight"] = bfloat16(rng.standard_normal(t.shape) / 8)
+    return write(directory, quantised(model, **auto("online", use_rms_norm=True)), model.floats)
+
+
+INT8 = (
+    *(packed, packed_in_bfloat16, unpacked, masters, legacy_bitnet, legacy_llama),
+    *(exported_llama, legacy_with_norms, masters_with_norms),
+)
+
+
+def one_scale(directory, rng):
+    return write_values(directory, random_model(LLAMA, rng))
+
+
+def groups(directory, rng):
+    model = random_model(QWEN3, rng, group=32, ternary_head=True)
+    return write_values(directory, model, np.float16)
+
+
+def tied_groups(directory, rng):
+    tied = {**QWEN3, "tie_word_embeddings": True}
+    return write_values(directory, random_model(tied, rng, group=32, ternary_head=True))
+
+
+def float_head(directory, rng):
+    return write_values(directory, random_model(QWEN3, rng, group=32))
+
+
+def dense(values: dict[str, Any]) -> Callable[..., Path]:
+    def writer(directory, rng):
+        model = random_model(values, rng)
+        for name, (t, _) in model.ternary.items():
+            model.floats[f"{name}.weight"] = bfloat16(rng.standard_normal(t.shape) / 8)
+        return write(directory, values, model.floats)
+
+    return writer
+
+
+ROPE = {
+    "linear": {"rope_type": "linear", "factor": 2.5},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 24,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+}
+FLOATS = {
+    **{writer.__name__: writer for writer in (one_scale, groups, tied_groups, float_head)},
+    "llama": dense(LLAMA),
+    "qwen3": dense(QWEN3),
+    **{kind: dense({**LLAMA, "rope_scaling": scaling}) for kind, scaling in ROPE.items()},
+    "rope_parameters": dense({**QWEN3, "rope_parameters": {**ROPE["yarn"], "rope_theta": 900.0}}),
+}
+
+
+def both(directory: Path, rng) -> tuple[np.ndarray, np.ndarray]:
+    """(transformers' logits, ours) [B, T, V] of random ids."""
+    ids = torch.from_numpy(rng.integers(3, 61, (2, POSITIONS)))
+    theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    theirs = theirs.to(torch.float32).eval()  # buffers of the file's type too
+    for module in theirs.modules():
+        if type(module).__name__ == "BitLinear":  # keeps the file's dtype of its own
+            module.dtype = torch.float32
+    ours = CausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return theirs(ids).logits.numpy(), ours(ids).logits.numpy()
+
+
+def error(found, wanted):
+    return np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("kind", INT8, ids=lambda kind: kind.__name__)
+def test_models_with_int8_activations(tmp_path, rng, kind):
+    wanted, found = both(kind(tmp_path, rng), rng)
+    assert error(found, wanted) < 2e-2
+    assert np.mean(found.argmax(-1) == wanted.argmax(-1)) >= 0.97
+
+
+@pytest.mark.parametrize("kind", FLOATS)
+def test_models_with_float_activations(tmp_path, rng, kind):
+    wanted, found = both(FLOATS[kind](tmp_path, rng), rng)
+    assert error(found, wanted) < 2e-5
+
+
+def test_a_norm_inside_each_linear_of_qwen3(tmp_path, rng):
+    """BitNet-embedding's form has no class of its own: Qwen3 with AutoBitLinear is the same."""
+    model = random_model({**QWEN3, "tie_word_embeddings": True}, rng, inner_norm="norm")
+    for name, (t, _) in model.ternary.items():
+        model.floats[f"{name}.weight"] = bfloat16(rng.standard_normal(t.shape) / 8)
+    bare = {name.removeprefix("model."): tensor for name, tensor in model.floats.items()}
+    write(tmp_path, model.values, bare)
+    theirs = Qwen3ForCausalLM(Qwen3Config(**model.values)).eval()
+    for name in model.ternary:
+        linear = theirs.get_submodule(name)
+        sizes, how = (linear.in_features, linear.out_features), {"online_quant": True}
+        bit = AutoBitLinear(*sizes, bias=False, use_rms_norm=True, rms_norm_eps=1e-6, **how)
+        theirs.set_submodule(name, bit)
+    renamed = {n.replace("_proj.norm", "_proj.rms_norm"): t for n, t in model.floats.items()}
+    state = {name: torch.from_numpy(np.ascontiguousarray(t)) for name, t in renamed.items()}
+    missing, extra = theirs.load_state_dict(state, strict=False)
+    assert (missing, extra) == (["lm_head.weight"], [])
+    ids = torch.from_numpy(rng.integers(3, 61, (1, POSITIONS)))
+    ours = CausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        wanted, found = theirs(ids).logits.numpy(), ours(ids).logits.numpy()
+    assert error(found, wanted) < 2e-2
