@@ -92,12 +92,14 @@ def write_gguf(
     rng: np.random.Generator,
     *,
     kind: str = "F32",
+    outer: str = "F32",
     group: int = 256,
     tied: bool = False,
     keys: Callable[[gguf.GGUFWriter], None] = sizes,
     change: Callable[[dict[str, Any]], None] = lambda tensors: None,
 ) -> dict[str, NDArray[np.float32]]:
-    """Write a model, its matrices in blocks of type `kind`; {Hugging Face's name: values}.
+    """Write a model, its matrices in blocks of type `kind`, embedding and head of type `outer`;
+    {Hugging Face's name: values}.
 
     change: gets {stored name: values} before they are written.
     """
@@ -109,14 +111,18 @@ def write_gguf(
         value = ternary(rng, shape, group) if block else rng.random(shape).astype(np.float32)
         if kind == "Q8_0" and block:
             value *= np.float32(127)  # the scale is the largest value divided by 127
+        if len(shape) == 2 and not block and outer != "F32":
+            number = gguf.GGMLQuantizationType[outer]
+            value = gguf.quants.dequantize(gguf.quants.quantize(value - 0.5, number), number)
         values[f"{name}.weight"] = value
         if architecture == "llama" and stored.endswith(("attn_q", "attn_k")):
             value = permute(value, HEADS if stored.endswith("attn_q") else KV_HEADS)
         tensors[f"{stored}.weight"] = value
     change(tensors)
     for stored, value in tensors.items():
-        if value.ndim == 2 and stored.startswith("blk."):
-            put(writer, stored, value, kind)
+        block = stored.startswith("blk.")
+        if value.ndim == 2 and (block or outer != "F32"):
+            put(writer, stored, value, kind if block else outer)
         else:
             writer.add_tensor(stored, value)
     finish(writer)

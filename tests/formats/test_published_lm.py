@@ -224,6 +224,16 @@ def test_a_config_without_its_key_is_never_dense(tmp_path, bitnet, llama, rng):
         open_checkpoint(tmp_path / "masters")
 
 
+def test_a_llama_that_says_it_is_a_bitnet(tmp_path, rng):
+    """Without its key it may hold ternary values, but no masters, which would run as floats."""
+    model = random_model({**LLAMA, "is_bitnet_config": True}, rng)
+    write_values(tmp_path / "values", model)
+    assert open_checkpoint(tmp_path / "values").config.scale_group == 32
+    write_config(write_masters(tmp_path / "masters", model, rng), model.values)
+    with pytest.raises(FormatError, match=r"is a BitNet model, but its config.json has no quant"):
+        open_checkpoint(tmp_path / "masters")
+
+
 def write_config(directory, values):
     from model_files import write_json
 

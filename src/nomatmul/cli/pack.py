@@ -1,13 +1,16 @@
 """Turn a training checkpoint or a published model into a packed one, and check the result.
 
 SRC is a checkpoint directory, the directory of a training run (its finished model, else its latest
-checkpoint), or a published MatMul-free LM (hgrn_bit; float32, float16 or bfloat16; one file or
-shards). The weights become ternary once, by the absmean rule of the model's training; a model that
-is packed already is refused, because quantising twice would break it. An encoder (our own, or a
-published crammedBERT: BERT, UltraFastBERT) keeps its weights as they are unless --rows, --dense or
---embedding asks for less; the check then says what that costs. DST must not exist. Nothing
-is left under DST when packing fails. Memory stays at a few blocks of rows, whatever the size; the
-check afterwards loads both models (--no-check leaves it out).
+checkpoint), a published MatMul-free LM (hgrn_bit; float32, float16 or bfloat16; one file or
+shards), a published ternary transformer (bitnet, llama, qwen3: BitNet, Falcon, TriLM, Bonsai), or a
+GGUF file of one. Weights become ternary once, by the absmean rule of the model's training, or are
+kept exactly where they are ternary already; a model that is packed already is refused, because
+quantising twice would break it. Embeddings and heads of published transformers that are not ternary
+become int8 rows unless --embedding or --head asks for more; the check says what that costs. An
+encoder (our own, or a published crammedBERT: BERT, UltraFastBERT) keeps its weights as they are
+unless --rows, --dense or --embedding asks for less; the check then says what that costs. DST must
+not exist. Nothing is left under DST when packing fails. Memory stays at a few blocks of rows,
+whatever the size; the check afterwards loads both models (--no-check leaves it out).
 """
 
 from __future__ import annotations
@@ -25,11 +28,14 @@ from nomatmul.cli.show import hide_progress_bars, print_json, print_table, size
 if TYPE_CHECKING:
     from nomatmul.convert import PackResult
 
+_FORMS = ("auto", "f32", "bf16", "f16", "int8", "float32", "bfloat16", "float16")
 EXAMPLES = """
 examples:
   nomatmul pack runs/mine packed/mine
   nomatmul pack ridger-mmfreelm-370M packed/370M --check-text wiki.valid.txt.bz2
   nomatmul pack runs/mine packed/mine-small --packing 1.6bit --embedding int8
+  nomatmul pack BitNet-b1.58-2B-4T packed/bitnet --head bfloat16
+  nomatmul pack Ternary-Bonsai-1.7B.gguf packed/bonsai
   nomatmul pack my-bert packed/bert --dense int8
   nomatmul pack huge-checkpoint packed/huge --no-check --json
 """
@@ -44,8 +50,15 @@ class Options:
     )
     embedding: str = option(
         "auto",
-        choices=("auto", "f32", "bf16", "int8"),
-        help="how the embedding is kept; auto: bf16 where that loses nothing, else f32",
+        choices=_FORMS,
+        help="how the embedding is kept; auto: bf16 where that loses nothing, else f32; int8 in"
+        " published transformers",
+    )
+    head: str = option(
+        "auto",
+        choices=_FORMS,
+        help="published transformers: how a dense head is kept that is not tied to the embedding;"
+        " auto: int8, or int8 groups that the source has",
     )
     rows: str = option(
         "auto",
@@ -54,8 +67,9 @@ class Options:
     )
     dense: str = option(
         "auto",
-        choices=("auto", "f32", "bf16", "int8"),
-        help="encoders: how dense matrices are kept; int8 computes on int8 too and is the fastest",
+        choices=("auto", "f32", "bf16", "f16", "int8"),
+        help="encoders, dense transformers: how dense matrices are kept; int8 computes on int8 too"
+        " and is the fastest",
     )
     check: bool = option(True, help="compare the packed model with its source")
     check_text: str | None = option(
@@ -77,6 +91,7 @@ def run(options: Options) -> int:
         options.dst,
         packing=options.packing,
         embedding=options.embedding,
+        head=options.head,
         rows=options.rows,
         dense=options.dense,
         check=options.check,
@@ -112,12 +127,30 @@ def _show(result: PackResult) -> None:
         rows.insert(3, ("dense matrices", result.dense))
     if result.rows is not None:
         rows.insert(4, ("rows of trees", result.rows))
+    if result.weights is not None:
+        rows[3:3] = _found_rows(result)
     if result.ignored_keys:
         rows.append(("ignored config keys", ", ".join(result.ignored_keys)))
     if result.check is not None:
-        encoder = result.dense is not None
+        encoder = not hasattr(result.check, "mean_kl")
         rows += _encoder_rows(result.check) if encoder else _check_rows(result.check)
     print_table(rows)
+
+
+def _found_rows(result: PackResult) -> list[tuple[str, str]]:
+    """What was found in a published transformer, and what each part of it takes."""
+    rows = [("weights", str(result.weights))]
+    if result.scales:
+        found = ", ".join(f"{what} ({count} matrices)" for what, count in result.scales.items())
+        rows.append(("one scale for", found))
+    if result.scale_group:
+        rows.append(("activations", f"int8 for each {result.scale_group} inputs"))
+    if result.packing != "none":
+        rows.append(("ternary", result.packing))
+    if result.head is not None:
+        rows.append(("head", result.head))
+    parts = ", ".join(f"{kind} {size(count)}" for kind, count in result.parts.items())
+    return [*rows, ("parts", parts)]
 
 
 def _encoder_rows(check: Any) -> list[tuple[str, str]]:
@@ -142,6 +175,7 @@ def _check_rows(check: Any) -> list[tuple[str, str]]:
         ("  of logits up to", f"{check.largest_logit:.3g}"),
         ("relative error", f"{check.relative_error:.2e}"),
         ("same most likely token", f"{100 * check.same_argmax:.1f} %"),
+        ("mean KL", f"{check.mean_kl:.2e} nats a token"),
         ("loss of the source", f"{check.source_loss:.4f}"),
         ("loss when packed", f"{check.packed_loss:.4f}"),
     ]

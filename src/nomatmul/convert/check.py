@@ -7,6 +7,7 @@ in the numpy oracle, an encoder's in the oracle. Legend: B texts, T tokens, V vo
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,7 @@ class PackCheck:
     same_argmax: float
     source_loss: float
     packed_loss: float
+    mean_kl: float
 
 
 @dataclass(frozen=True)
@@ -93,14 +95,25 @@ class EncoderCheck:
     same_path: float | None
 
 
-def check_packed(checkpoint: Checkpoint, packed: Path, text: CheckText) -> PackCheck | EncoderCheck:
-    """Run the source and the packed model on a text and compare.
+def check_packed(
+    checkpoint: Checkpoint, packed: Path, text: CheckText
+) -> PackCheck | EncoderCheck | None:
+    """Run the source and the packed model on a text and compare; None, with a warning, where the
+    source would not fit in memory.
 
     Without a tokenizer the text is replaced by fixed pseudo-random token ids.
     Raises ValueError for a text too short to compare on.
     """
     reader = PackedReader(packed)
     if checkpoint.reading is None:
+        needed, available = _source_bytes(checkpoint), available_memory()
+        if available is not None and needed > available:
+            warnings.warn(
+                f"{packed} was not compared with its source, which would need"
+                f" {needed / 1e9:.1f} GB of memory of {available / 1e9:.1f} that are free",
+                stacklevel=2,
+            )
+            return None
         return _check_decoder(checkpoint, reader, text)
     return _check_encoder(checkpoint, checkpoint.reading, reader, text)
 
@@ -120,6 +133,7 @@ def _check_decoder(checkpoint: Checkpoint, reader: PackedReader, text: CheckText
         same_argmax=float(np.mean(found_TV.argmax(1) == wanted_TV.argmax(1))),
         source_loss=mean_loss(wanted_TV, ids),
         packed_loss=mean_loss(found_TV, ids),
+        mean_kl=mean_kl(wanted_TV, found_TV),
     )
 
 
@@ -157,6 +171,13 @@ def _check_encoder(
     )
 
 
+def _source_bytes(checkpoint: Checkpoint) -> float:
+    """What the oracle holds of a source: a byte a weight that feeds on int8, else four."""
+    config = checkpoint.config
+    floats = config.linear == "dense" or config.scale_group > 0
+    return config.param_count() * (4.5 if floats else 1.0)
+
+
 def _packed_logits(reader: PackedReader, ids: list[int]) -> tuple[Floats, str]:
     """float32 [T, V] of a packed model: by the engine, or by the oracle what it does not run."""
     from nomatmul.engine import load
@@ -173,10 +194,10 @@ def _packed_logits(reader: PackedReader, ids: list[int]) -> tuple[Floats, str]:
 def _source_logits(checkpoint: Checkpoint, ids: list[int]) -> tuple[Floats, str]:
     """float32 [T, V] of an unpacked model, and the backend that computed them.
 
-    The numpy oracle serves where torch is absent, or where its float32 weights would not fit in
-    memory (the oracle holds one byte a weight).
+    The numpy oracle serves published transformers, and where torch is absent or its float32 weights
+    would not fit in memory (the oracle holds one byte a ternary weight).
     """
-    if _torch_fits(checkpoint):
+    if checkpoint.found is None and _torch_fits(checkpoint):
         import torch
 
         from nomatmul.models import CausalLM
@@ -205,10 +226,21 @@ def _relative(found: Floats, wanted: Floats) -> float:
 
 def mean_loss(logits_TV: Floats, ids: Sequence[int]) -> float:
     """Mean of -ln p(ids[t] | before) for t = 1..T-1, in float64."""
-    logits = logits_TV[:-1].astype(np.float64)
+    found = _log_probabilities(logits_TV[:-1])
+    return float(-np.mean(found[np.arange(len(found)), np.asarray(ids[1:])]))
+
+
+def mean_kl(wanted_TV: Floats, found_TV: Floats) -> float:
+    """Mean over positions of KL(wanted || found) of the next token, in nats, in float64."""
+    wanted, found = _log_probabilities(wanted_TV), _log_probabilities(found_TV)
+    return float(np.mean(np.sum(np.exp(wanted) * (wanted - found), axis=1)))
+
+
+def _log_probabilities(logits_TV: Floats) -> NDArray[np.float64]:
+    logits = logits_TV.astype(np.float64)
     logits -= logits.max(axis=1, keepdims=True)
-    log_total = np.log(np.exp(logits).sum(axis=1))
-    return float(np.mean(log_total - logits[np.arange(len(logits)), np.asarray(ids[1:])]))
+    found: NDArray[np.float64] = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return found
 
 
 def _token_ids(reader: PackedReader, text: CheckText) -> tuple[list[int], str]:

@@ -7,8 +7,9 @@ one tensor (or some rows of one) at a time.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,9 @@ from nomatmul.formats.files.wrappers import missing_tensor, unwrapped
 from nomatmul.formats.generation_config import GENERATION_FILE
 from nomatmul.formats.packed.reader import PackedReader
 from nomatmul.formats.published import crammed_bert, hgrn_bit
+from nomatmul.formats.published.gguf import open_gguf
 from nomatmul.formats.published.keys import HARMLESS_KEYS, end_tokens
+from nomatmul.formats.published.llama_form import Form
 from nomatmul.formats.published.llama_source import (
     FAMILIES,
     REFUSED,
@@ -32,6 +35,7 @@ from nomatmul.formats.published.llama_source import (
     check_config,
     open_family,
 )
+from nomatmul.formats.runs import gguf_file
 from nomatmul.formats.tokenizer import find_tokenizer_file
 
 TRAINING_MODEL_TYPE = "nomatmul"
@@ -44,10 +48,13 @@ class Checkpoint:
     `kind` is "published", "training" or "packed"; `config` a ModelConfig; `reading` says what an
     encoder is for, None for decoders and packed directories. Tensors of a packed directory are
     named as stored there (see docs/formats.md) and `packed` holds its reader. `ignored` names the
-    keys of its config.json that nobody here knows.
+    keys of its config.json that nobody here knows, `found` (of Llama's shape) how weights are
+    ternary, `metadata` (of a GGUF file) what else the file says.
     """
 
     ignored: tuple[str, ...] = ()
+    found: Form | None = None
+    metadata: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -168,12 +175,14 @@ class Checkpoint:
 
 
 def open_checkpoint(directory: str | Path) -> Checkpoint:
-    """Open a model directory of any kind that we know.
+    """Open a model of any kind that we know: a directory, or a GGUF file (or its directory).
 
     Raises FormatError, in one line, for a directory that is missing, foreign, damaged, or that
     holds an option this version does not understand.
     """
     directory = Path(directory)
+    if (gguf := gguf_file(directory)) is not None:
+        return _open_gguf(gguf)
     if not directory.is_dir():
         what = "is not a directory" if directory.exists() else "does not exist"
         raise FormatError(f"{directory} {what}; a model is a directory with a config.json")
@@ -183,24 +192,42 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
         if reader.reading is not None:
             raise FormatError(f"{directory} is a packed encoder; nomatmul.load() opens it")
         return Checkpoint(directory, "packed", reader.config, None, reader)
+    return _named(directory, lambda: _open_unpacked(directory, values))
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    values, stored = open_gguf(path)
+    checkpoint = _named(path, lambda: _published_lm(path, values, stored))
+    checkpoint.metadata = stored.file.metadata
+    return checkpoint
+
+
+def _published_lm(directory: Path, values: JsonObject, stored: TensorSource) -> Checkpoint:
+    config, source = open_family(values, stored, directory)
+    config = _with_generation_ends(config, directory / GENERATION_FILE)
+    checkpoint = Checkpoint(directory, "published", config, source)
+    checkpoint.ignored, checkpoint.found = source.ignored, source.form
+    return checkpoint
+
+
+def _named(path: Path, opened: Callable[[], Checkpoint]) -> Checkpoint:
+    """What opens; an error says of which file it speaks."""
     try:
-        return _open_unpacked(directory, values)
+        return opened()
     except FormatError as error:
-        if str(directory) in str(error):
+        if str(path) in str(error):
             raise
-        raise FormatError(f"{directory}: {error}") from None
+        raise FormatError(f"{path}: {error}") from None
     except ValueError as error:
-        raise FormatError(f"{directory}: {error}") from None
+        raise FormatError(f"{path}: {error}") from None
 
 
 def _open_unpacked(directory: Path, values: JsonObject) -> Checkpoint:
     model_type, reading = values.get("model_type"), None
-    source: TensorSource | None = None
     if model_type in FAMILIES:
         check_config(values)  # before its weights are looked at
-        config, source = open_family(values, open_source(directory), directory)
-        kind = "published"
-    elif model_type == hgrn_bit.MODEL_TYPE:
+        return _published_lm(directory, values, open_source(directory))
+    if model_type == hgrn_bit.MODEL_TYPE:
         config, kind = hgrn_bit.config_from_published(values), "published"
     elif model_type == crammed_bert.MODEL_TYPE:
         config, head = crammed_bert.encoder_from_published(values)
@@ -222,11 +249,8 @@ def _open_unpacked(directory: Path, values: JsonObject) -> Checkpoint:
         )
     if reading is None:
         config = _with_generation_ends(config, directory / GENERATION_FILE)
-    source = source or open_source(directory)
-    checkpoint = Checkpoint(directory, kind, config, source, reading=reading)
-    if isinstance(source, LlamaSource):
-        checkpoint.ignored = source.ignored
-    elif kind == "published":
+    checkpoint = Checkpoint(directory, kind, config, open_source(directory), reading=reading)
+    if kind == "published":
         family = hgrn_bit if reading is None else crammed_bert
         checkpoint.ignored = family.ignored_keys(values)
     return checkpoint

@@ -10,11 +10,24 @@ from pathlib import Path
 
 from nomatmul.formats.errors import FormatError
 
+GGUF_SUFFIX = ".gguf"
 MODEL_STEP_FILE = "training.json"  # in the finished model of a run: the step it is of
 
 
+def gguf_file(path: Path) -> Path | None:
+    """The GGUF file that `path` means: itself, or the only one in a directory without a
+    config.json. Raises FormatError where several lie there."""
+    if path.suffix == GGUF_SUFFIX and path.is_file():
+        return path
+    found = [] if (path / "config.json").exists() else sorted(path.glob(f"*{GGUF_SUFFIX}"))
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found[:4])
+        raise FormatError(f"{path} holds several GGUF files ({names}): give one of them")
+    return found[0] if found else None
+
+
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint directory that `path` means.
+    """The checkpoint directory, or GGUF file, that `path` means.
 
     A directory with a config.json is one itself. In the directory of a training run the newest
     weights are taken: the finished model, or the latest checkpoint where the run has not finished
@@ -23,6 +36,8 @@ def find_checkpoint(path: Path) -> Path:
     """
     if not path.exists():
         raise FormatError(f"{path} does not exist")
+    if (gguf := gguf_file(path)) is not None:
+        return gguf
     if not path.is_dir():
         raise FormatError(f"{path} is a file; a model is a directory with a config.json")
     if (path / "config.json").is_file():

@@ -18,9 +18,13 @@ from nomatmul.formats.files.source import TensorSource
 from nomatmul.formats.published.bit_linear import BitLinears, bit_linears
 from nomatmul.formats.published.llama_like import Family
 from nomatmul.formats.published.llama_names import HEAD, Names
-from nomatmul.formats.published.ternary_values import TernaryValues, scan, stray_share
+from nomatmul.formats.published.ternary_values import TernaryValues, is_half, scan, stray_share
 
 _SCALE = ".weight_scale"
+_LOST_KEY = (
+    "is a BitNet model, but its config.json has no quantization_config, which says how its weights"
+    " are meant"
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Form:
     words: for people. bits: BitLinears with int8 activations a token. group: inputs that share a
     scale of weights-only models. head, embedding: the kinds of these, "ternary" or "dense". norms:
     "all", "sub" or "none" of the linears have a norm inside. scales: {what has one scale: number of
-    matrices} as found.
+    matrices} as found; half: float16 holds those of groups exactly.
     """
 
     words: str = "floats"
@@ -40,6 +44,7 @@ class Form:
     embedding: str = "dense"
     norms: str = "none"
     scales: dict[str, int] = field(default_factory=dict)
+    half: bool = False
 
     @property
     def apart(self) -> bool:
@@ -72,7 +77,10 @@ def find_form(family: Family, values: JsonObject, source: TensorSource, names: N
     if bits is None:
         bits = _without_key(family, values, source, linears)
     if bits is None:
-        return _found(values, source, names, linears)
+        found = _found(values, source, names, linears)
+        if not found.group and values.get("is_bitnet_config"):
+            raise FormatError(_LOST_KEY)
+        return found
     if bits.norm_eps is not None and family.sub_norms:
         raise FormatError(
             f"use_rms_norm does not go with model_type {family.model_type!r}, which has sub-norms"
@@ -104,11 +112,8 @@ def _without_key(
         return BitLinears(
             False, online=True, norm_eps=values.get("rms_norm_eps", 1e-6), rounding="even"
         )
-    if family.sub_norms or values.get("is_bitnet_config"):
-        raise FormatError(
-            "is a BitNet model, but its config.json has no quantization_config, which says how its"
-            " weights are meant"
-        )
+    if family.sub_norms:
+        raise FormatError(_LOST_KEY)
     return None
 
 
@@ -133,6 +138,7 @@ def _found(values: JsonObject, source: TensorSource, names: Names, linears: list
         embedding=kind("embedding"),
         head=kind("embedding" if tied else HEAD),
         scales=_counted(kept),
+        half=all(values.half for values in kept.values()),
     )
 
 
@@ -149,7 +155,8 @@ def _scan(source: TensorSource, name: str) -> TernaryValues | None:
     if held is not None and held.kind == "ternary":
         held.checked(name)
         if held.group:
-            return TernaryValues(held.group, f"{held.group} inputs of a row", empty=False)
+            words = f"{held.group} inputs of a row"
+            return TernaryValues(held.group, words, empty=False, half=is_half(held.scale))
     return scan(lambda rows: source.read(name, rows), (shape[0], shape[1]))
 
 

@@ -7,17 +7,15 @@ the config cannot say, whether and how its weights are ternary, `llama_form` fin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.files.json import JsonObject
 from nomatmul.formats.published.keys import end_tokens, is_one_of, sort_keys
 from nomatmul.formats.rotary import RopeScaling
-
-if TYPE_CHECKING:
-    from nomatmul.formats.published.llama_form import Form
 
 _REQUIRED = (
     *("vocab_size", "hidden_size", "intermediate_size"),
@@ -96,8 +94,10 @@ def _is_list(value: object) -> bool:
     return isinstance(value, list)
 
 
-def config_of(family: Family, values: JsonObject, form: Form) -> ModelConfig:
-    """The dials that a config.json and the form of its weights stand for.
+def config_of(
+    family: Family, values: JsonObject, linears: Callable[[float], JsonObject]
+) -> ModelConfig:
+    """The dials that a config.json stands for; linears: those of linears, of the eps of norms.
 
     Raises FormatError, by name, for values that are illegal.
     """
@@ -128,7 +128,7 @@ def config_of(family: Family, values: JsonObject, form: Form) -> ModelConfig:
             bos_token_id=_first(given.get("bos_token_id")),
             eos_token_id=end_tokens(given.get("eos_token_id")),
             pad_token_id=_first(given.get("pad_token_id")),
-            **form.dials(given["rms_norm_eps"]),
+            **linears(given["rms_norm_eps"]),
         )
     except FormatError:
         raise

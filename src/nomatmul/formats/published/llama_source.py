@@ -54,16 +54,17 @@ def open_family(
 ) -> tuple[ModelConfig, LlamaSource]:
     """The config and the tensors of a published model, by our names.
 
-    values: its config.json, which `check_config` has seen. Raises FormatError for tensors that are
-    missing, misshapen, or not what they should be.
+    values: its config.json, of FAMILIES. Raises FormatError as `check_config`, and for tensors that
+    are missing, misshapen, or not what they should be.
     """
+    check_config(values)
     family = FAMILIES[values["model_type"]]
     ignored = ignored_keys(family, values)
     warn_ignored(ignored)
     source = unwrapped(source, ANCHORS, where)
     names = Names(source)
     form = find_form(family, values, source, names)
-    config = config_of(family, values, form)
+    config = config_of(family, values, form.dials)
     found = LlamaSource(source, config, form, names)
     found.ignored = ignored
     return config, found

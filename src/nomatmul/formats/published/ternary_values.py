@@ -27,12 +27,14 @@ class TernaryValues:
     """What a scan found: every element is -s, 0 or s.
 
     group: the most inputs (of GROUPS) that share a scale everywhere; 0 where no group divides the
-    rows. scales: in words, what has one scale. empty: all elements are zero.
+    rows. scales: in words, what has one scale. empty: all elements are zero. half: float16 holds
+    every scale exactly.
     """
 
     group: int
     scales: str
     empty: bool
+    half: bool
 
 
 def scan(read: Read, shape: tuple[int, int]) -> TernaryValues | None:
@@ -40,20 +42,28 @@ def scan(read: Read, shape: tuple[int, int]) -> TernaryValues | None:
     unit = _unit(shape[1])
     shared = {group: True for group in GROUPS if shape[1] % group == 0}
     row_scales: list[Floats] = []
-    columns, by_columns = np.zeros(shape[1] // unit, np.float32), True
+    columns, by_columns, half = np.zeros(shape[1] // unit, np.float32), True, True
     for rows in _blocks(shape):
         peaks = _peaks(block := np.abs(read(rows)), unit)
         if not _explained(block, peaks):
             return None
         for group in [group for group, holds in shared.items() if holds]:
             shared[group] = _equal(peaks.reshape(len(peaks), -1, group // unit))
+        half = half and is_half(peaks)
         row_scales.append(peaks.max(axis=1) if _equal(peaks) else peaks[:0, 0])
         before, columns = columns, np.maximum(columns, peaks.max(axis=0))
         by_columns &= _equal(np.stack([before, *peaks]).T)
     found = np.concatenate(row_scales)
     words = _words(found if len(found) == shape[0] else None, columns if by_columns else None, unit)
     group = max((group for group, holds in shared.items() if holds), default=0)
-    return TernaryValues(group, words or f"{group or unit} inputs of a row", not columns.any())
+    words = words or f"{group or unit} inputs of a row"
+    return TernaryValues(group, words, not columns.any(), half)
+
+
+def is_half(values: Floats) -> bool:
+    """Whether float16 holds every value exactly."""
+    with np.errstate(over="ignore"):
+        return np.array_equal(values.astype(np.float16).astype(np.float32), values)
 
 
 def stray_share(read: Read, shape: tuple[int, int]) -> float:

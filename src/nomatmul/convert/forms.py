@@ -1,0 +1,120 @@
+"""Which form each kind of matrix of a packed model gets, asked for or chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from nomatmul.convert.matrices import Floats, blocks
+from nomatmul.formats.checkpoint import Checkpoint
+from nomatmul.formats.packed import Forms
+from nomatmul.formats.packed.layout import DENSE_FORMS, FLOAT_FORMS, layout_of, legal_forms
+from nomatmul.formats.packing import PACKINGS
+from nomatmul.formats.published.ternary_values import is_half
+
+# Names of float types that people write instead.
+ALIASES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+KINDS = ("embedding", "head", "rows", "dense")
+
+_INT8 = "int8-32"
+
+
+def checked_forms(packing: str, **asked: str) -> dict[str, str]:
+    """{kind: form or "auto"} without aliases. Raises ValueError for words that no form has."""
+    _check_choice("packing", packing, PACKINGS)
+    forms = {kind: ALIASES.get(form, form) for kind, form in asked.items()}
+    for kind, form in forms.items():
+        legal = FLOAT_FORMS if kind == "rows" else DENSE_FORMS[:-1]
+        _check_choice(kind, form, (*legal, "auto"))
+    return forms
+
+
+def _check_choice(name: str, value: str, legal: tuple[str, ...]) -> None:
+    if value not in legal:
+        raise ValueError(f"{name} {value!r} is unknown; legal values are {', '.join(legal)}")
+
+
+def choose_forms(checkpoint: Checkpoint, packing: str, asked: dict[str, str]) -> Forms:
+    """The forms of a checkpoint's matrices. "auto" is what the file holds exactly, where it holds
+    int8 with scales; int8 rows of the floats of a published ternary transformer; else what loses
+    nothing: bf16 or f16 where every value is one, or f32.
+
+    Raises ValueError for a form that the model's matrices cannot have.
+    """
+    config = checkpoint.config
+    legal = legal_forms(config)
+    for kind in ("head", "embedding"):
+        _check_asked(checkpoint, kind, asked[kind], legal)
+    chosen = {kind: "f32" if asked[kind] == "auto" else asked[kind] for kind in asked}
+    sources = _sources(checkpoint, Forms.of(config, ternary=packing, **chosen))
+    for kind, names in sources.items():
+        chosen[kind] = _choose(checkpoint, names, asked[kind], legal[kind])
+    half = checkpoint.found is None or checkpoint.found.half or not config.scale_group
+    scale = "f16" if half and _half_scales(checkpoint, sources, chosen) else "f32"
+    return Forms.of(config, ternary=packing, scale=scale, **chosen)
+
+
+def _sources(checkpoint: Checkpoint, forms: Forms) -> dict[str, list[str]]:
+    """{kind of dense matrices: names of the tensors that it is made of}."""
+    found: dict[str, list[str]] = {}
+    for matrix in layout_of(checkpoint.config, forms, checkpoint.reading).matrices:
+        if matrix.kind in KINDS and not matrix.packed:
+            found.setdefault(matrix.kind, []).extend(matrix.sources)
+    return found
+
+
+def _check_asked(
+    checkpoint: Checkpoint, kind: str, form: str, legal: dict[str, tuple[str, ...]]
+) -> None:
+    if form == "auto" or checkpoint.found is None:
+        if form != "auto" and kind not in legal:
+            raise ValueError(f"{kind} {form!r}: this model has no {kind} of its own form")
+        return
+    config = checkpoint.config
+    if kind == "head" and kind not in legal:
+        why = "ternary" if config.head_kind == "ternary" else "the embedding, which has a form"
+        raise ValueError(f"head {form!r}: the head of this model is {why}")
+    if kind == "embedding" and legal[kind] == PACKINGS:
+        raise ValueError(f"embedding {form!r}: the embedding of this model is ternary")
+    if form == "int8" and checkpoint.quantised(f"{kind}.weight") is not None:
+        raise ValueError(
+            f"{kind} 'int8': the source holds int8 with a scale for 32 inputs, which would be"
+            " rounded again; 'auto' keeps it"
+        )
+
+
+def _choose(checkpoint: Checkpoint, names: list[str], asked: str, legal: tuple[str, ...]) -> str:
+    if asked != "auto":
+        return asked
+    if _INT8 in legal and all(_is_int8(checkpoint, name) for name in names):
+        return _INT8
+    if checkpoint.found is not None and checkpoint.config.linear == "ternary":
+        return "int8"
+    for form, exact in (("bf16", _is_bfloat16), ("f16", is_half)):
+        if form in legal and all(_every(checkpoint, name, exact) for name in names):
+            return form
+    return "f32"
+
+
+def _is_int8(checkpoint: Checkpoint, name: str) -> bool:
+    held = checkpoint.quantised(name)
+    return held is not None and held.kind == "int8" and held.group == 32
+
+
+def _half_scales(
+    checkpoint: Checkpoint, sources: dict[str, list[str]], chosen: dict[str, str]
+) -> bool:
+    """Whether float16 holds the scales of all matrices that are kept as int8 groups."""
+    names = [n for kind, names in sources.items() if chosen[kind] == _INT8 for n in names]
+    held = [checkpoint.quantised(name) for name in names]
+    return all(matrix is not None and is_half(matrix.scale) for matrix in held)
+
+
+def _every(checkpoint: Checkpoint, name: str, exact: Callable[[Floats], bool]) -> bool:
+    return all(exact(block) for block in blocks(checkpoint, name))
+
+
+def _is_bfloat16(values: Floats) -> bool:
+    """Whether every value is one of bfloat16's."""
+    return not np.any(values.view(np.uint32) & 0xFFFF)

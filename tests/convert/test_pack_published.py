@@ -1,0 +1,308 @@
+"""Packing published ternary transformers: what comes quantised is kept exactly."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from gguf_models import write_gguf
+from support.published_lm import (
+    BITNET,
+    LLAMA,
+    QWEN3,
+    bfloat16,
+    packed_rows,
+    random_model,
+    write,
+    write_masters,
+    write_packed,
+    write_unpacked,
+    write_values,
+)
+
+from nomatmul import cli
+from nomatmul.convert import pack
+from nomatmul.formats.checkpoint import open_checkpoint
+from nomatmul.formats.errors import FormatError
+from nomatmul.formats.files.quantised import Quantised
+from nomatmul.formats.packed import PackedReader
+from nomatmul.formats.quantise import quantise_rows
+
+
+def bitnet(directory, rng):
+    return write_packed(directory, random_model(BITNET, rng), legacy=False)
+
+
+def unpacked(directory, rng):
+    return write_unpacked(directory, random_model(BITNET, rng))
+
+
+def masters(directory, rng):
+    return write_masters(directory, random_model(BITNET, rng), rng)
+
+
+def falcon(directory, rng):
+    return write_packed(directory, random_model(LLAMA, rng), legacy=True)
+
+
+def inner_norms(directory, rng):
+    model = random_model(LLAMA, rng, inner_norm="rms_norm")
+    return write_packed(directory, model, legacy=True, use_rms_norm=True)
+
+
+def values(directory, rng):
+    return write_values(directory, random_model(LLAMA, rng))
+
+
+def bonsai(directory, rng):
+    return write_values(directory, random_model(QWEN3, rng, group=32, ternary_head=True))
+
+
+def tied_bonsai(directory, rng):
+    tied = {**QWEN3, "tie_word_embeddings": True}
+    return write_values(directory, random_model(tied, rng, group=32, ternary_head=True))
+
+
+def gguf(directory, rng):
+    directory.mkdir()
+    write_gguf(directory / "model.gguf", "qwen3", rng, kind="TQ2_0")
+    return directory / "model.gguf"
+
+
+KINDS = (bitnet, unpacked, masters, falcon, inner_norms, values, bonsai, tied_bonsai, gguf)
+
+
+@pytest.mark.parametrize("packing", ["2bit", "1.6bit"])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_ternary_matrices_are_kept(tmp_path, rng, kind, packing):
+    source = kind(tmp_path / "source", rng)
+    result = pack(source, tmp_path / "packed", packing=packing, check=False)
+    checkpoint, reader = open_checkpoint(source), PackedReader(tmp_path / "packed")
+    assert reader.config == checkpoint.config
+    assert (result.packing, result.weights) == (packing, checkpoint.found.words)
+    count = 0
+    for name in checkpoint.names():
+        held = checkpoint.quantised(name)
+        if held is None:
+            continue
+        stored, scale = reader.matrix(name.removesuffix(".weight"))
+        shape, group = stored.shape, checkpoint.config.scale_group
+        packed = Quantised("ternary", shape, group, scale, lambda rows, s=stored: s[rows])
+        np.testing.assert_array_equal(packed.floats(), held.floats(), err_msg=name)
+        np.testing.assert_array_equal(packed.floats(), checkpoint.read(name), err_msg=name)
+        count += 1
+    assert count >= 12
+    for name in ("final_norm.weight", "layers.1.mixer_norm.weight"):
+        np.testing.assert_array_equal(reader.read(name), checkpoint.read(name))
+
+
+@pytest.mark.parametrize(
+    ("kind", "forms"),
+    [
+        (bitnet, {"ternary": "2bit", "embedding": "int8"}),
+        (falcon, {"ternary": "2bit", "head": "int8", "embedding": "int8"}),
+        (bonsai, {"ternary": "2bit", "embedding": "2bit", "scale": "f16"}),
+        (values, {"ternary": "2bit", "head": "int8", "embedding": "int8", "scale": "f16"}),
+    ],
+)
+def test_forms_that_are_chosen(tmp_path, rng, kind, forms):
+    pack(kind(tmp_path / "source", rng), tmp_path / "packed", check=False)
+    assert PackedReader(tmp_path / "packed").forms.to_dict() == forms
+
+
+def test_scales_that_float16_cannot_hold(tmp_path, rng):
+    model = random_model(QWEN3, rng, group=32)
+    name = "model.layers.1.mlp.down_proj"
+    model.ternary[name][1][5, 2] = 0.1
+    source = write_values(tmp_path / "source", model)
+    pack(source, tmp_path / "packed", check=False)
+    reader = PackedReader(tmp_path / "packed")
+    assert reader.forms.scale == "f32"
+    _, scale = reader.matrix("layers.1.channel.down_proj")
+    np.testing.assert_array_equal(scale, model.ternary[name][1])
+
+
+@pytest.mark.parametrize(
+    ("form", "stored"),
+    [("float16", "f16"), ("bf16", "bf16"), ("float32", "f32"), ("int8", "int8")],
+)
+def test_heads_and_embeddings_as_asked(tmp_path, rng, form, stored):
+    source = falcon(tmp_path / "source", rng)
+    result = pack(source, tmp_path / "packed", head=form, embedding=form, check=False)
+    reader, checkpoint = PackedReader(tmp_path / "packed"), open_checkpoint(source)
+    assert (result.head, result.embedding) == (stored, stored)
+    for name in ("head", "embedding"):
+        floats = checkpoint.read(f"{name}.weight")
+        found, scale = reader.matrix(name)
+        if form == "int8":
+            rows, expected = quantise_rows(floats)
+            np.testing.assert_array_equal(found, rows)
+            np.testing.assert_array_equal(scale, expected)
+        else:  # they are exact in bfloat16
+            wide = floats.astype(np.float16) if form == "float16" else floats
+            np.testing.assert_array_equal(found, wide.astype(np.float32))
+
+
+def test_q8_0_is_kept_exactly(tmp_path, rng):
+    tensors = write_gguf(tmp_path / "m.gguf", "qwen3", rng, kind="TQ1_0", outer="Q8_0")
+    result = pack(tmp_path / "m.gguf", tmp_path / "packed", check=False)
+    assert (result.head, result.embedding) == ("int8-32", "int8-32")
+    reader = PackedReader(tmp_path / "packed")
+    assert reader.forms.scale == "f16"
+    for name, stored in (("head", "lm_head"), ("embedding", "model.embed_tokens")):
+        found, scale = reader.matrix(name)
+        whole = found.astype(np.float32) * np.repeat(scale, 32, axis=1)
+        np.testing.assert_array_equal(whole, tensors[f"{stored}.weight"])
+    with pytest.raises(ValueError, match="head 'int8': the source holds int8 with a scale for 32"):
+        pack(tmp_path / "m.gguf", tmp_path / "other", head="int8", check=False)
+    floats = pack(tmp_path / "m.gguf", tmp_path / "floats", head="f32", check=False)
+    assert (floats.head, floats.embedding) == ("f32", "int8-32")
+
+
+def test_other_types_become_int8_rows(tmp_path, rng):
+    tensors = write_gguf(tmp_path / "m.gguf", "qwen3", rng, kind="TQ2_0", outer="Q4_0")
+    result = pack(tmp_path, tmp_path / "packed", check=False)
+    assert (result.head, result.embedding) == ("int8", "int8")
+    found, scale = PackedReader(tmp_path / "packed").matrix("head")
+    rows, expected = quantise_rows(tensors["lm_head.weight"])
+    np.testing.assert_array_equal(found, rows)
+    np.testing.assert_array_equal(scale, expected)
+
+
+@pytest.mark.parametrize("values", [LLAMA, QWEN3], ids=["llama", "qwen3"])
+@pytest.mark.parametrize("exact", ["bf16", "f16", "f32"])
+def test_dense_models_lose_nothing(tmp_path, rng, values, exact):
+    model = random_model(values, rng)
+    for name, (t, _) in model.ternary.items():
+        model.floats[f"{name}.weight"] = rng.standard_normal(t.shape).astype(np.float32)
+    rounded = {"bf16": bfloat16, "f16": lambda w: w.astype(np.float16).astype(np.float32)}
+    change = rounded.get(exact, lambda w: w)
+    source = write(tmp_path / "source", values, {n: change(w) for n, w in model.floats.items()})
+    result = pack(source, tmp_path / "packed", check=False)
+    assert result.dense == exact
+    reader, checkpoint = PackedReader(tmp_path / "packed"), open_checkpoint(source)
+    for name in ("layers.1.channel.gate_proj", "layers.0.mixer.k_proj", "head"):
+        found, _ = reader.matrix(name)
+        np.testing.assert_array_equal(found, checkpoint.read(f"{name}.weight"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (bitnet, {"head": "f16"}, "the head of this model is the embedding"),
+        (bonsai, {"head": "f16"}, "the head of this model is ternary"),
+        (bonsai, {"embedding": "int8"}, "the embedding of this model is ternary"),
+        (falcon, {"head": "f8"}, "head 'f8' is unknown; legal values are f32, bf16, f16, int8"),
+        (falcon, {"rows": "int8"}, "rows 'int8' is for encoders"),
+        (falcon, {"dense": "int8"}, "dense 'int8' is for encoders"),
+    ],
+)
+def test_forms_that_no_matrix_has(tmp_path, rng, kind, options, message):
+    source = kind(tmp_path / "source", rng)
+    with pytest.raises(ValueError, match=message):
+        pack(source, tmp_path / "packed", check=False, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_damage_leaves_nothing_behind(tmp_path, rng, capsys):
+    """Codes are seen only when they are read, behind many tensors that are written by then."""
+    model = random_model(LLAMA, rng)
+    source = write_packed(tmp_path / "source", model, legacy=True)
+    t, _ = model.ternary["model.layers.1.mlp.down_proj"]
+    tensors = {**model.floats}
+    for name, (values, scale) in model.ternary.items():
+        tensors[f"{name}.weight"] = packed_rows(values)
+        tensors[f"{name}.weight_scale"] = scale[0]
+    tensors["model.layers.1.mlp.down_proj.weight"] = packed_rows(t) | 3
+    write(source, json.loads((source / "config.json").read_text()), tensors)
+    assert cli.main(["pack", str(source), str(tmp_path / "packed"), "--no-check"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1
+    assert "down_proj.weight' holds the illegal code 3" in shown.err
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"quantization_config": None}, "has no quantization_config"),
+        ({"num_key_value_heads": 3}, "num_kv_heads 3 does not divide"),
+        ({"num_local_experts": 4}, "'num_local_experts'"),
+        ({"model_type": "gemma3_text"}, "'gemma3_text' is not supported yet"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic' is unknown"),
+        ({"hidden_size": 68}, "has shape"),
+        ({"vocab_size": 62}, "'model.embed_tokens.weight' has shape [61, 64]"),
+        ({"head_dim": -4}, "head_dim"),
+    ],
+)
+def test_bad_configs_are_one_line_and_leave_nothing(tmp_path, rng, capsys, change, words):
+    source = write_packed(tmp_path / "source", random_model(LLAMA, rng), legacy=True)
+    config = {**json.loads((source / "config.json").read_text()), **change}
+    (source / "config.json").write_text(json.dumps(config))
+    assert cli.main(["pack", str(source), str(tmp_path / "packed")]) == 1
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+    assert words in shown.err
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_truncated_gguf_leaves_nothing_behind(tmp_path, rng, capsys):
+    write_gguf(tmp_path / "m.gguf", "qwen3", rng, kind="TQ2_0")
+    whole = (tmp_path / "m.gguf").read_bytes()
+    (tmp_path / "m.gguf").write_bytes(whole[: len(whole) // 2])
+    assert cli.main(["pack", str(tmp_path / "m.gguf"), str(tmp_path / "packed")]) == 1
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_what_was_found_is_said(tmp_path, rng, capsys):
+    source = write_values(tmp_path / "source", random_model(QWEN3, rng, group=32))
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "made_by": "a tool"}))
+    assert cli.main(["pack", str(source), str(tmp_path / "packed"), "--no-check"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "weights ternary values",
+        "one scale for 32 inputs of a row (14 matrices)",
+        "activations int8 for each 32 inputs",
+        "ignored config keys made_by",
+        "head int8",
+        "parts ternary ",
+    ):
+        assert words in shown
+    with pytest.warns(UserWarning, match="ignored the unknown key 'made_by'"):
+        parts = pack(source, tmp_path / "again", check=False).parts
+    weights = (tmp_path / "again" / "model.safetensors").stat().st_size
+    assert 0 < weights - sum(parts.values()) < 10_000  # the header
+
+
+def test_gguf_files_in_a_directory(tmp_path, rng):
+    write_gguf(tmp_path / "a.gguf", "llama", rng, kind="TQ2_0")
+    assert pack(tmp_path, tmp_path / "packed", check=False).weights == "ternary values"
+    write_gguf(tmp_path / "b.gguf", "llama", rng, kind="TQ2_0")
+    with pytest.raises(FormatError, match=r"several GGUF files \(a\.gguf, b\.gguf\)"):
+        pack(tmp_path, tmp_path / "other", check=False)
+
+
+def test_packing_needs_little_memory(tmp_path, rng):
+    """Ternary floats of 54 MB, the largest tensor 12.6 MB, pack within a few blocks of rows."""
+    big = {"hidden_size": 512, "intermediate_size": 2048, "vocab_size": 6144, "head_dim": 128}
+    model = random_model({**QWEN3, **big}, rng, group=128)
+    source = write_values(tmp_path / "source", model)
+    code = (
+        "import nomatmul.formats.files.safetensors, numpy.random\n"
+        "from nomatmul.engine.report import memory_of_process\n"
+        "from nomatmul.convert import pack\n"
+        "before = memory_of_process()[1]\n"
+        f"pack({str(source)!r}, {str(tmp_path / 'packed')!r}, check=False)\n"
+        "print(memory_of_process()[1] - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    largest = max(tensor.nbytes for tensor in model.floats.values())
+    output = sum(file.stat().st_size for file in (tmp_path / "packed").iterdir())
+    assert int(done.stdout) < 2 * largest + output
