@@ -230,9 +230,12 @@ def test_cache_selects_sequences():
     assert cache.states == [{}, {}]
 
 
-def test_compiles_into_one_graph(build, ids):
+@pytest.mark.parametrize(
+    "name", ["matmul-free", "transformer++", "norms in front of outputs", "scales of groups"]
+)
+def test_compiles_into_one_graph(build, ids, name):
     """No graph break, forward or backward, and the numbers stay; the tracer only, no C++."""
-    model = build(num_layers=1, use_lower_bound=False).train()
+    model = build(name, num_layers=1, use_lower_bound=False).train()
     torch._dynamo.reset()
     compiled = torch.compile(model.loss, fullgraph=True, backend="aot_eager")
     results = []
