@@ -10,8 +10,9 @@ import torch
 from dials import DIALS
 
 from nomatmul.formats.config import ModelConfig
-from nomatmul.models import CausalLM, RMSNorm, base, block
+from nomatmul.models import BitLinear, CausalLM, RMSNorm, TernaryLinear, base, block
 from nomatmul.models.diagnostics import ActivationMaxima
+from nomatmul.models.mixer import Pass
 from nomatmul.ops.bitlinear import ternary_cache
 
 
@@ -146,3 +147,14 @@ def test_plans_know_which_models_have_fused_forms(dials, forms):
     rms = isinstance(one.mixer_norm, RMSNorm)
     assert (rms and one.mixer.fuses((None, None))) == forms[0]
     assert one.channel is None or (rms and one.channel.fuses()) == forms[1]
+
+
+@pytest.mark.parametrize("name", DIALS)
+def test_what_is_told_of_a_config_is_what_its_layers_can_fuse(build, name):
+    model = build(name)
+    tokens = Pass(torch.zeros(1, 3, 32))
+    mixers = [b.mixer.fuses(b.mixer.inputs(tokens)) for b in model.blocks]
+    channels = [b.channel.fuses() for b in model.blocks if b.channel is not None]
+    assert block.fused_forms(model.model_config) == (all(mixers), all(channels))
+    plain = all(isinstance(m, BitLinear) for m in model.modules() if isinstance(m, TernaryLinear))
+    assert plain or not any(channels)

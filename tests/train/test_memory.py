@@ -16,6 +16,7 @@ from nomatmul.train.memory import (
     MODES,
     MemoryPlan,
     OutOfMemoryError,
+    activation_bytes,
     estimate,
     free_memory,
     plan_memory,
@@ -48,6 +49,19 @@ def test_each_mode_needs_less_than_the_one_before(name: str, fused: bool) -> Non
     needs = [estimate(recipe(name), 1, mode, fused).total for mode in MODES]
     assert needs == sorted(needs, reverse=True)
     assert len(set(needs)) == 3
+
+
+def test_only_layers_of_fused_operations_keep_ternary_weights() -> None:
+    config = recipe("mmfree_370m")
+    attention = dataclasses.replace(config.model, token_mixer="attention", num_heads=16)
+    grouped = dataclasses.replace(attention, linear_norm="none", scale_group=128)
+    for model, kept in ((config.model, True), (attention, True), (grouped, False)):
+        need = estimate(dataclasses.replace(config, model=model), 1, "none")
+        assert (need.ternary > 0) == kept
+    wide = dataclasses.replace(attention, head_dim=128)
+    assert activation_bytes(wide, 100, "none", True) > activation_bytes(
+        attention, 100, "none", True
+    )
 
 
 def test_auto_takes_the_first_mode_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:

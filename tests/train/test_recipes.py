@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
+from nomatmul.formats.rotary import RopeScaling
 from nomatmul.train import RECIPES, TrainArgs, TrainConfig, apply_overrides, recipe
 from nomatmul.train.config import FREE_FIELDS, differences
 
@@ -147,6 +149,15 @@ def test_overrides_replace_fields_by_name(config: TrainConfig) -> None:
     assert apply_overrides(config, []) == config
 
 
+def test_a_scaling_of_positions_is_an_object(config: TrainConfig) -> None:
+    values = {"rope_type": "linear", "factor": 2.0}
+    dials = ["model.token_mixer=attention", f"model.rope_scaling={json.dumps(values)}"]
+    changed = apply_overrides(config, dials)
+    assert changed.model.rope_scaling == RopeScaling("linear", 2.0)
+    assert TrainConfig.from_dict(json.loads(json.dumps(changed.to_dict()))) == changed
+    assert apply_overrides(changed, ["model.rope_scaling=none"]).model.rope_scaling is None
+
+
 def test_a_new_width_gets_its_own_intermediate_size(config: TrainConfig) -> None:
     assert apply_overrides(config, ["model.hidden_size=512"]).model.intermediate_size == 1536
 
@@ -176,6 +187,8 @@ def test_a_new_width_gets_its_own_intermediate_size(config: TrainConfig) -> None
         ("model.token_mixer=rnn", "token_mixer 'rnn' is unknown"),
         ("batch_ramp=1.5", "batch_ramp 1.5 must be at most 1"),
         ("fff_balance=0.1", "fff_balance 0.1 belongs to fast feedforward layers"),
+        ("model.rope_scaling=linear", "'linear' is no JSON object"),
+        ('model.rope_scaling={"factor": 2}', "rope_scaling needs one rope_type"),
         ("model.fff_layers=0,x", "'0,x' is no list of whole numbers"),
     ],
 )

@@ -15,8 +15,9 @@ import pytest
 import torch
 from train_jobs import held_out, losses, tiny_config, train_here
 
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.models import CausalLM
-from nomatmul.train import TrainArgs, TrainConfig, main
+from nomatmul.train import TrainArgs, TrainConfig, apply_overrides, main
 from nomatmul.train.checkpoints import CheckpointError, Checkpoints, Progress
 from nomatmul.train.evaluation import Evaluator
 from nomatmul.train.loop import Loop
@@ -69,6 +70,27 @@ def test_transformer_twin_trains(tmp_path: Path, text_file: Path, config: TrainC
     column = losses(tmp_path / "run")
     assert column[-1] < column[0] - 0.3
     assert not [row for row in read_metrics(tmp_path / "run") if "flip_rate" in row]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["linear_norm=sub", "split_gate=on", "glu_activation=relu2", "head_linear=dense"],
+        ["linear_norm=none", "scale_group=32", "embedding_linear=ternary", "qk_norm=on"],
+    ],
+    ids=["norms in front of outputs", "scales of groups"],
+)
+def test_forms_of_published_transformers_train(
+    tmp_path: Path, text_file: Path, config: TrainConfig, changes: list[str]
+) -> None:
+    dials = ["token_mixer=attention", "num_heads=2", "num_kv_heads=1", *changes]
+    config = apply_overrides(config, [f"model.{dial}" for dial in dials])
+    assert train_here(config, text_file, tmp_path / "run").status == "finished"
+    found = losses(tmp_path / "run")
+    assert found[-1] < found[0] - 0.3
+    model = CausalLM.from_pretrained(tmp_path / "run" / "model")
+    assert architecture_of(model.model_config) == architecture_of(config.model)
+    assert not model.config.stored_linears
 
 
 def test_held_out_loss_is_that_of_the_exported_model(finished: Path, config: TrainConfig) -> None:

@@ -8,6 +8,7 @@ trainer and are frozen by a test: renaming one breaks other people's scripts.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import typing
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from typing import Any
 
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig, drop_retired
+from nomatmul.formats.rotary import RopeScaling
 
 SCHEDULES = ("cosine_halved", "cosine", "linear", "constant", "triangle")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -270,6 +272,8 @@ def _parse_value(owner: type, field: str, text: str, assignment: str) -> Any:
     kinds = typing.get_args(hints[field]) or (hints[field],)
     if text.lower() in ("none", "null") and type(None) in kinds:
         return None
+    if RopeScaling in kinds:
+        return _to_scaling(text, assignment)
     if any(typing.get_origin(kind) is tuple for kind in kinds):
         try:
             return tuple(_to_int(part) for part in text.split(","))
@@ -286,6 +290,15 @@ def _parse_value(owner: type, field: str, text: str, assignment: str) -> Any:
                     f"override {assignment!r}: {text!r} is not a {kind.__name__}"
                 ) from None
     raise AssertionError(f"field {field} has a type that overrides cannot read")
+
+
+def _to_scaling(text: str, assignment: str) -> RopeScaling | None:
+    try:
+        return RopeScaling.from_dict(json.loads(text))
+    except json.JSONDecodeError:
+        raise ValueError(
+            f'override {assignment!r}: {text!r} is no JSON object {{"rope_type": ..., ...}}'
+        ) from None
 
 
 def _to_bool(text: str) -> bool:

@@ -20,6 +20,7 @@ from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.host_memory import available_memory
 from nomatmul.models.block import fused_forms
+from nomatmul.models.layers import is_plain
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.parallelize import blocks_in_group
 from nomatmul.train.plan import DevicePlan
@@ -89,7 +90,8 @@ def estimate(
     parameters = model.param_count()
     tokens = config.micro_batch_size * config.sequence_length
     root, block = _group_sizes(model)
-    ternary = parameters - model.vocab_size * model.hidden_size if model.linear == "ternary" else 0
+    kept = any(is_plain(linear) for linear in architecture_of(model).linears().values())
+    ternary = parameters - model.vocab_size * model.hidden_size if kept else 0
     # Sharded: weights and gradients of the root and of two groups (one is prefetched) are whole.
     joined = min(2 * block * blocks_in_group(block), block * model.num_layers)
     gathered = 8 * (root + joined) if ranks > 1 else 0
@@ -119,8 +121,9 @@ def activation_bytes(
     kept, working = _KEPT[kind][recompute], _WORKING[kind]
     channels = [block.channel for block in architecture_of(model).blocks]
     neurons = [0 if channel is None else channel.neurons for channel in channels]
-    a_token = sum(kept[0] * model.hidden_size + kept[1] * count for count in neurons)
-    a_token += max(working[0] * model.hidden_size, working[1] * max(neurons))
+    width = max(model.hidden_size, model.num_heads * model.head_size)
+    a_token = sum(kept[0] * width + kept[1] * count for count in neurons)
+    a_token += max(working[0] * width, working[1] * max(neurons))
     a_token += 8 * model.hidden_size
     return tokens * a_token * (2 if wide else 1)
 
