@@ -197,11 +197,18 @@ def test_a_file_without_a_pre_tokenizer_is_cut_as_llama_cpp_does(byte_level):
         assert tokenizer.encode(text, add_special_tokens=False).ids == ids
 
 
-def test_no_prefix_of_a_space(mistral):
-    metadata = {**mistral, "tokenizer.ggml.add_space_prefix": False}
-    found = tokenizer_of(metadata).encode("Hello", add_special_tokens=False).tokens
-    assert found == ["Hello"]
-    assert tokenizer_of(mistral).encode("Hello", add_special_tokens=False).tokens == ["\u2581Hello"]
+@pytest.mark.parametrize(("prefix", "tokens"), [(None, ["\u2581ab"]), (False, ["ab"])])
+def test_a_space_before_a_text(prefix, tokens):
+    names = ["<unk>", "<s>", "</s>", "\u2581", "a", "b", "ab", "\u2581ab"]
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": names,
+        "tokenizer.ggml.scores": -np.arange(len(names), dtype=np.float32),
+        "tokenizer.ggml.token_type": np.array([2, 3, 3, 1, 1, 1, 1, 1], np.int32),
+    }
+    if prefix is not None:
+        metadata["tokenizer.ggml.add_space_prefix"] = prefix
+    assert tokenizer_of(metadata).encode("ab", add_special_tokens=False).tokens == tokens
 
 
 def test_a_model_without_a_tokenizer_has_no_files():

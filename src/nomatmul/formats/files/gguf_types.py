@@ -91,20 +91,20 @@ def _q6_k(blocks: Bytes) -> Floats:
     return values.reshape(-1, 256)
 
 
-# Digit n of a byte that holds up to five ternary digits, the most significant first, less 1.
-_DIGITS = np.array([((np.arange(256) * 3**n % 256 * 3) >> 8) - 1 for n in range(5)], np.int8)
-
-
 def _trits(blocks: Bytes, stages: tuple[tuple[int, int, int], ...]) -> NDArray[np.int8]:
     """Ternary digits, stage by stage (first byte, bytes, digits a byte): all bytes' first digits,
-    then all their second ones.
+    then all their second ones. A byte is a fraction in units of 1 / 256: three times it, and what
+    is whole is the next digit.
     """
     parts = []
     for first, width, digits in stages:
-        stored = blocks[:, first : first + width]
+        rest = blocks[:, first : first + width].astype(np.uint16)
         part = np.empty((len(blocks), digits, width), np.int8)
         for n in range(digits):
-            part[:, n] = _DIGITS[n][stored]
+            rest *= 3
+            part[:, n] = rest >> 8
+            rest &= 255
+        part -= 1
         parts.append(part.reshape(len(blocks), -1))
     return np.concatenate(parts, axis=1)
 
