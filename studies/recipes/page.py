@@ -21,7 +21,10 @@ from nomatmul.evaluate.compare_report import table
 from nomatmul.evaluate.rows import read_rows
 
 TEXTS = ("wikipedia", "novels", "stories")
-SECOND = ("phases", "distil", "optimiser", "structure", "longer", "combined", "teacher")
+SECOND = (
+    *("phases", "distil", "optimiser", "structure", "longer", "combined", "teacher"),
+    *("groups", "hybrids", "recurrences", "gains"),
+)
 DEAD_ZONE = ("zero", "stuck", "flipped", "seconds")
 Row = dict[str, Any]
 
