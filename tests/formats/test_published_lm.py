@@ -421,3 +421,40 @@ def test_keys_that_change_nothing_are_named(tmp_path, llama):
     with pytest.warns(UserWarning, match="ignored the unknown key 'made_by'"):
         checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.ignored == ("made_by",)
+
+
+@pytest.mark.train
+def test_packed_weights_in_pickles(tmp_path, bitnet):
+    import torch
+    from safetensors.torch import load_file
+
+    directory = write_packed(tmp_path, bitnet, legacy=False)
+    torch.save(load_file(directory / "model.safetensors"), directory / "pytorch_model.bin")
+    (directory / "model.safetensors").unlink()
+    assert_holds(directory, bitnet)
+
+
+def test_packed_weights_inside_a_wrapper(tmp_path, bitnet):
+    from safetensors.numpy import load_file, save_file
+
+    path = write_packed(tmp_path, bitnet, legacy=False) / "model.safetensors"
+    save_file({f"module._orig_mod.{n}": t for n, t in load_file(path).items()}, path)
+    with pytest.warns(UserWarning, match="took the wrapper's prefix"):
+        assert_holds(tmp_path, bitnet)
+
+
+def test_packed_weights_in_shards(tmp_path, bitnet):
+    from model_files import write_json
+    from safetensors.numpy import load_file, save_file
+
+    directory = write_packed(tmp_path, bitnet, legacy=False)
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    weight_map = {}
+    for part in range(2):
+        file = f"model-{part + 1:05}-of-00002.safetensors"
+        names = sorted(tensors)[part::2]
+        save_file({name: tensors[name] for name in names}, directory / file)
+        weight_map |= dict.fromkeys(names, file)
+    write_json(directory / "model.safetensors.index.json", {"weight_map": weight_map})
+    assert_holds(directory, bitnet)
