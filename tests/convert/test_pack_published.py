@@ -189,12 +189,23 @@ def test_dense_models_lose_nothing(tmp_path, rng, values, exact):
         np.testing.assert_array_equal(found, checkpoint.read(f"{name}.weight"))
 
 
+def test_a_float_head_keeps_the_embedding_too(tmp_path, rng):
+    """`--head float16` alone says that nothing dense is to be rounded to int8."""
+    falcons = pack(falcon(tmp_path / "a", rng), tmp_path / "1", head="float16", check=False)
+    assert (falcons.head, falcons.embedding) == ("f16", "bf16")
+    tied = pack(bitnet(tmp_path / "b", rng), tmp_path / "2", head="float16", check=False)
+    assert (tied.head, tied.embedding) == (None, "f16")
+    with pytest.warns(UserWarning, match="the head is ternary and is kept as it is"):
+        kept = pack(bonsai(tmp_path / "c", rng), tmp_path / "3", head="float16", check=False)
+    assert kept.embedding == "2bit"
+    with pytest.warns(UserWarning, match="the embedding is ternary and is kept as it is"):
+        pack(tmp_path / "c", tmp_path / "4", embedding="int8", check=False)
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        (bitnet, {"head": "f16"}, "the head of this model is the embedding"),
-        (bonsai, {"head": "f16"}, "the head of this model is ternary"),
-        (bonsai, {"embedding": "int8"}, "the embedding of this model is ternary"),
+        (bitnet, {"head": "f16", "embedding": "int8"}, "'f16' and embedding 'int8' are one matrix"),
         (falcon, {"head": "f8"}, "head 'f8' is unknown; legal values are f32, bf16, f16, int8"),
         (falcon, {"rows": "int8"}, "rows 'int8' is for encoders"),
         (falcon, {"dense": "int8"}, "dense 'int8' is for encoders"),

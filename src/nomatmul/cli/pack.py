@@ -57,8 +57,8 @@ class Options:
     head: str = option(
         "auto",
         choices=_FORMS,
-        help="published transformers: how a dense head is kept that is not tied to the embedding;"
-        " auto: int8, or int8 groups that the source has",
+        help="published transformers: how a head that is not ternary is kept; auto: int8, or int8"
+        " groups that the source has; with a float type the embedding loses nothing either",
     )
     rows: str = option(
         "auto",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -17,7 +18,9 @@ from nomatmul.formats.published.ternary_values import is_half
 ALIASES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 KINDS = ("embedding", "head", "rows", "dense")
 
+FLOATS = ("f32", "bf16", "f16")
 _INT8 = "int8-32"
+_EXACT = "exact"  # as "auto", without int8 that the file does not hold
 
 
 def checked_forms(packing: str, **asked: str) -> dict[str, str]:
@@ -38,15 +41,14 @@ def _check_choice(name: str, value: str, legal: tuple[str, ...]) -> None:
 def choose_forms(checkpoint: Checkpoint, packing: str, asked: dict[str, str]) -> Forms:
     """The forms of a checkpoint's matrices. "auto" is what the file holds exactly, where it holds
     int8 with scales; int8 rows of the floats of a published ternary transformer; else what loses
-    nothing: bf16 or f16 where every value is one, or f32.
+    nothing: bf16 or f16 where every value is one, or f32. See `_settled` for what is asked.
 
     Raises ValueError for a form that the model's matrices cannot have.
     """
     config = checkpoint.config
     legal = legal_forms(config)
-    for kind in ("head", "embedding"):
-        _check_asked(checkpoint, kind, asked[kind], legal)
-    chosen = {kind: "f32" if asked[kind] == "auto" else asked[kind] for kind in asked}
+    asked = _settled(checkpoint, asked, legal)
+    chosen = {kind: "f32" if form in ("auto", _EXACT) else form for kind, form in asked.items()}
     sources = _sources(checkpoint, Forms.of(config, ternary=packing, **chosen))
     for kind, names in sources.items():
         chosen[kind] = _choose(checkpoint, names, asked[kind], legal[kind])
@@ -64,32 +66,43 @@ def _sources(checkpoint: Checkpoint, forms: Forms) -> dict[str, list[str]]:
     return found
 
 
-def _check_asked(
-    checkpoint: Checkpoint, kind: str, form: str, legal: dict[str, tuple[str, ...]]
-) -> None:
-    if form == "auto" or checkpoint.found is None:
-        if form != "auto" and kind not in legal:
-            raise ValueError(f"{kind} {form!r}: this model has no {kind} of its own form")
-        return
-    config = checkpoint.config
-    if kind == "head" and kind not in legal:
-        why = "ternary" if config.head_kind == "ternary" else "the embedding, which has a form"
-        raise ValueError(f"head {form!r}: the head of this model is {why}")
-    if kind == "embedding" and legal[kind] == PACKINGS:
-        raise ValueError(f"embedding {form!r}: the embedding of this model is ternary")
-    if form == "int8" and checkpoint.quantised(f"{kind}.weight") is not None:
-        raise ValueError(
-            f"{kind} 'int8': the source holds int8 with a scale for 32 inputs, which would be"
-            " rounded again; 'auto' keeps it"
-        )
+def _settled(
+    checkpoint: Checkpoint, asked: dict[str, str], legal: dict[str, tuple[str, ...]]
+) -> dict[str, str]:
+    """What is asked, of the matrices that there are: a head that is tied is the embedding, what is
+    ternary stays so (with a warning), and where a head is to stay a float, its embedding is too."""
+    if asked["head"] != "auto" and checkpoint.found is None:
+        raise ValueError(f"head {asked['head']!r} is for published transformers")
+    asked, config = dict(asked), checkpoint.config
+    tied = config.tie_embeddings and config.embedding_linear == "dense"
+    if tied and asked["head"] != "auto":
+        if asked["embedding"] not in ("auto", asked["head"]):
+            raise ValueError(
+                f"head {asked['head']!r} and embedding {asked['embedding']!r} are one matrix in"
+                " this model"
+            )
+        asked |= {"embedding": asked["head"], "head": "auto"}
+    for kind in ("head", "embedding"):
+        ternary = legal.get(kind, PACKINGS) == PACKINGS
+        if asked[kind] != "auto" and ternary:
+            warnings.warn(f"the {kind} is ternary and is kept as it is", stacklevel=4)
+            asked[kind] = "auto"
+        if asked[kind] == "int8" and checkpoint.quantised(f"{kind}.weight") is not None:
+            raise ValueError(
+                f"{kind} 'int8': the source holds int8 with a scale for 32 inputs, which would be"
+                " rounded again; 'auto' keeps it"
+            )
+    if asked["head"] in FLOATS and asked["embedding"] == "auto":
+        asked["embedding"] = _EXACT
+    return asked
 
 
 def _choose(checkpoint: Checkpoint, names: list[str], asked: str, legal: tuple[str, ...]) -> str:
-    if asked != "auto":
+    if asked not in ("auto", _EXACT):
         return asked
     if _INT8 in legal and all(_is_int8(checkpoint, name) for name in names):
         return _INT8
-    if checkpoint.found is not None and checkpoint.config.linear == "ternary":
+    if asked == "auto" and checkpoint.found is not None and checkpoint.config.linear == "ternary":
         return "int8"
     for form, exact in (("bf16", _is_bfloat16), ("f16", is_half)):
         if form in legal and all(_every(checkpoint, name, exact) for name in names):
