@@ -8,6 +8,7 @@ from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import AutoConfig
@@ -15,6 +16,7 @@ from transformers import AutoConfig
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.encoder import HEAD_FIELDS
 from nomatmul.formats.published.llama_source import FAMILIES
+from nomatmul.formats.runs import gguf_file
 from nomatmul.models.hf.config import (
     CausalLMConfig,
     EncoderConfig,
@@ -23,7 +25,11 @@ from nomatmul.models.hf.config import (
 )
 from nomatmul.models.hf.stored import stored_matrices
 
-_PUBLISHED = {PublishedConfig.model_type, PublishedEncoderConfig.model_type, *FAMILIES}
+_GGUF: dict[str, Any] = {"model_type": "gguf"}  # in place of a config.json, for the keys asked
+_PUBLISHED = {
+    *(PublishedConfig.model_type, PublishedEncoderConfig.model_type, _GGUF["model_type"]),
+    *FAMILIES,
+}
 _ENCODERS = {EncoderConfig.model_type, PublishedEncoderConfig.model_type}
 _KINDS = _PUBLISHED | _ENCODERS | {CausalLMConfig.model_type}
 _REFUSED = ("variant", "key_mapping", "gguf_file", "state_dict")
@@ -34,9 +40,9 @@ _HUB_FILES = ("*.json", "*.safetensors", "pytorch_model*.bin")
 def load_pretrained(cls: Any, inherited: Callable, path: Any, *args: Any, **kwargs: Any) -> Any:
     """`from_pretrained` of our models; `inherited` is transformers' own, which does the loading.
 
-    A published checkpoint, or one saved from inside a wrapper, is given to it as config and
-    tensors by our names; what transformers documents for `from_pretrained` so works alike for all
-    kinds, but for what `_translated` refuses by name.
+    A published checkpoint (a directory or a GGUF file), or one saved from inside a wrapper, is
+    given to it as config and tensors by our names; what transformers documents for
+    `from_pretrained` so works alike for all kinds, but for what `_translated` refuses by name.
 
     Without `dtype` the model computes in float32, also when the file holds 16-bit values: a 16-bit
     residual stream flips int8 roundings and moved the logits of a recorded model by 3.5 %.
@@ -47,7 +53,8 @@ def load_pretrained(cls: Any, inherited: Callable, path: Any, *args: Any, **kwar
     if path is None:  # config and state_dict are given
         return inherited(path, *args, **kwargs)
     place = Path(path) / kwargs.get("subfolder", "")
-    config = read_config(place if kwargs.get("subfolder") else path)
+    gguf = gguf_file(place)
+    config = _GGUF if gguf else read_config(place if kwargs.get("subfolder") else path)
     if config is None:  # a hub name, or a directory without config.json: transformers decides
         config, place = _from_hub(path, kwargs)
     if config.get("format") == "nomatmul-packed":
@@ -58,19 +65,19 @@ def load_pretrained(cls: Any, inherited: Callable, path: Any, *args: Any, **kwar
     if kind not in _KINDS:
         if place.is_dir():
             open_checkpoint(place)  # says what is wrong, or what is not computed
-        legal = ", ".join(map(repr, sorted(_KINDS)))
+        legal = ", ".join(map(repr, sorted(_KINDS - {_GGUF["model_type"]})))
         raise ValueError(f"{path}: model_type {kind!r} is not one of {legal}")
+    published = kind in {PublishedConfig.model_type, _GGUF["model_type"], *FAMILIES}
     if (kind in _ENCODERS) != issubclass(cls.config_class, EncoderConfig):
         what = "an encoder: use MaskedLM" if kind in _ENCODERS else "a decoder: use CausalLM"
         raise ValueError(f"{path} is {what}, not {cls.__name__}")
-    ternary = (
-        kind in {PublishedConfig.model_type, *FAMILIES}
-        or config.get("linear", "dense" if kind in _ENCODERS else "ternary") == "ternary"
-    )
+    default = "dense" if kind in _ENCODERS else "ternary"
+    ternary = published or config.get("linear", default) == "ternary"
     if ternary and kwargs.get("quantization_config") is not None:
         raise ValueError(f"{path}: quantization_config is not for layers that are ternary already")
     own = bool(config.get("stored_linears"))  # values that no float source has, never wrapped
-    translate = kind in _PUBLISHED or (not own and place.is_dir() and _is_wrapped(place, kwargs))
+    wrapped = not own and place.is_dir() and not published and _is_wrapped(place, kwargs)
+    translate = kind in _PUBLISHED or wrapped
     _check_dtype(kwargs, config if translate else None)
     if translate:
         kwargs = _translated(cls, place, kwargs)
@@ -230,17 +237,17 @@ def _translated(cls: Any, place: Path, kwargs: dict[str, Any]) -> dict[str, Any]
     stored = stored_matrices(checkpoint)
     if stored:
         given.stored_linears = True
+    # Copies: what the reader returns may be a read-only view of a mapped file.
     state = {
-        # A copy: what the reader returns may be a read-only view of a mapped file.
-        name: torch.from_numpy(checkpoint.read(name)).to(dtype=kwargs["dtype"], copy=True)
+        name: torch.from_numpy(np.array(checkpoint.read(name))).to(kwargs["dtype"])
         for name in checkpoint.names()
         if name not in stored
     }
     for name, matrix in stored.items():
-        place_of = name.removesuffix(".weight")
-        values = matrix.read(slice(0, matrix.shape[0]))
-        state[f"{place_of}.values"] = torch.from_numpy(values).clone()
-        state[f"{place_of}.scale"] = torch.from_numpy(matrix.scale).clone()
+        values, scale = matrix.read(slice(0, matrix.shape[0])), matrix.scale
+        layer = name.removesuffix(".weight")
+        state[f"{layer}.values"] = torch.from_numpy(np.array(values))
+        state[f"{layer}.scale"] = torch.from_numpy(np.array(scale))
     return {**kwargs, "config": given, "state_dict": state}
 
 
