@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nomatmul.formats.quantise import quantise_weight
+from nomatmul.formats.rotary import frequencies, tables
 from nomatmul.reference import activations, ops
 from nomatmul.reference.linear import IntegerLinear
 
@@ -120,15 +121,33 @@ def test_recurrence_by_hand():
 
 def test_rotation_keeps_lengths_and_depends_on_distance_only(rng):
     q, k = rng.standard_normal((2, 1, 1, 1, 8)).astype(np.float32)
-    at = [np.array([[p]]) for p in range(6)]
-    np.testing.assert_array_equal(ops.rotate(q, at[0], 1e4), q)
+
+    def turned(x, position):
+        half = x.shape[-1] // 2
+        return ops.rotate(x, *tables(np.array([[position]]), *frequencies(2 * half, 1e4)))
+
+    np.testing.assert_array_equal(turned(q, 0), q)
     for gap in range(3):
-        products = [
-            np.sum(ops.rotate(q, at[p + gap], 1e4) * ops.rotate(k, at[p], 1e4)) for p in range(3)
-        ]
+        products = [np.sum(turned(q, p + gap) * turned(k, p)) for p in range(3)]
         np.testing.assert_allclose(products, products[0], rtol=1e-5)
-    turned = ops.rotate(np.float32([[[[1, 0, 0, 0]]]]), at[1], 1e4)
-    np.testing.assert_allclose(turned[0, 0, 0], [math.cos(1), 0, math.sin(1), 0], rtol=1e-6)
+    one = turned(np.float32([[[[1, 0, 0, 0]]]]), 1)
+    np.testing.assert_allclose(one[0, 0, 0], [math.cos(1), 0, math.sin(1), 0], rtol=1e-6)
+
+
+def test_heads_of_queries_share_keys_and_values(rng):
+    q = rng.standard_normal((2, 3, 6, 4)).astype(np.float32)
+    k, v = rng.standard_normal((2, 2, 5, 2, 4)).astype(np.float32)
+    allowed = np.ones((2, 3, 5), bool)
+    out = ops.attend(q, k, v, allowed)
+    whole = ops.attend(q, np.repeat(k, 3, axis=2), np.repeat(v, 3, axis=2), allowed)
+    np.testing.assert_array_equal(out, whole)
+    first = ops.attend(q[:, :, :3], k[:, :, :1], v[:, :, :1], allowed)
+    np.testing.assert_allclose(out[..., :12], first, rtol=1e-6)
+
+
+def test_relu2_squares_what_is_above_zero():
+    x = np.float32([-3, -0.0, 0.5, 3])
+    assert activations.relu2(x).tolist() == [0, 0, 0.25, 9]
 
 
 def test_attention_by_hand(rng):

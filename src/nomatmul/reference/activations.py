@@ -77,9 +77,16 @@ def relu(x: Float) -> Float:
     return np.where(x > 0, x, _F(0.0))
 
 
+def relu2(x: Float) -> Float:
+    """Return the square of relu(x)."""
+    r = relu(x)
+    return r * r
+
+
 ACTIVATIONS: dict[str, Callable[[Float], Float]] = {
     "gelu": gelu,
     "silu": silu,
     "relu": relu,
+    "relu2": relu2,
     "tanh": np.tanh,  # of poolers only
 }

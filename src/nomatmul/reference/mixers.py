@@ -1,6 +1,7 @@
 """Token mixers, one function a kind, which takes a part of the table and gives its computation.
 
-Legend: B sequences, T tokens, S cached and new tokens, D hidden size, H heads, E head size.
+Legend: B sequences, T tokens, S cached and new tokens, D hidden size, H heads (G of
+keys and values), E head size.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nomatmul.formats import architecture as parts
+from nomatmul.formats import rotary
+from nomatmul.formats.quantise import quantise_activation, to_float16
+from nomatmul.reference import exact as exact_sums
 from nomatmul.reference import ops
 from nomatmul.reference.activations import Float, silu
 from nomatmul.reference.weights import Weights
@@ -60,24 +64,63 @@ def mlgru(part: parts.MLGRU, weights: Weights, layer: int) -> Mixer:
 
 def attention(part: parts.Attention, weights: Weights, layer: int) -> Mixer:
     """Softmax attention, over the keys and values of the state too where it is causal."""
-    q_proj, k_proj, v_proj, o_proj = weights.linears(part, f"layers.{layer}.mixer")
+    at = f"layers.{layer}.mixer"
+    q_proj, k_proj, v_proj, o_proj = weights.linears(part, at)
+    q_turned = _turned(part, part.q_norm, weights, f"{at}.q_norm")
+    k_turned = _turned(part, part.k_norm, weights, f"{at}.k_norm")
+    exact = part.causal and weights.exact
+    attend = exact_sums.attend if exact else ops.attend
 
     def mix(x_BTD: Float, state: Pieces, tokens: Tokens) -> tuple[Float, Pieces]:
-        shape = (*x_BTD.shape[:2], part.heads, part.head_size)
-        q_BTHE, k_BSHE, v_BSHE = (f(x_BTD).reshape(shape) for f in (q_proj, k_proj, v_proj))
-        if part.theta is not None:
-            q_BTHE = ops.rotate(q_BTHE, tokens.positions_BT, part.theta)
-            k_BSHE = ops.rotate(k_BSHE, tokens.positions_BT, part.theta)
+        batch, steps, _ = x_BTD.shape
+        q_BTHE, k_BSGE, v_BSGE = (
+            f(x_BTD).reshape(batch, steps, -1, part.head_size) for f in (q_proj, k_proj, v_proj)
+        )
+        q_BTHE = q_turned(q_BTHE, tokens.positions_BT)
+        k_BSGE = k_turned(k_BSGE, tokens.positions_BT)
         total = tokens.seen_BS.shape[1]
-        allowed_BTS = np.broadcast_to(tokens.seen_BS[:, None], (*shape[:2], total))
+        allowed_BTS = np.broadcast_to(tokens.seen_BS[:, None], (batch, steps, total))
         if part.causal:
-            k_BSHE = np.concatenate([state["k"], k_BSHE], axis=1)
-            v_BSHE = np.concatenate([state["v"], v_BSHE], axis=1)
-            state = {"k": k_BSHE, "v": v_BSHE}
-            allowed_BTS = allowed_BTS & np.tri(shape[1], total, total - shape[1], dtype=bool)
-        return o_proj(ops.attend(q_BTHE, k_BSHE, v_BSHE, allowed_BTS)), state
+            if exact:
+                k_BSGE, v_BSGE = (_kept(x, weights.kv) for x in (k_BSGE, v_BSGE))
+            k_BSGE = np.concatenate([state["k"], k_BSGE], axis=1)
+            v_BSGE = np.concatenate([state["v"], v_BSGE], axis=1)
+            state = {"k": k_BSGE, "v": v_BSGE}
+            allowed_BTS = allowed_BTS & np.tri(steps, total, total - steps, dtype=bool)
+        return o_proj(attend(q_BTHE, k_BSGE, v_BSGE, allowed_BTS)), state
 
     return mix
+
+
+def _turned(
+    part: parts.Attention, norm: parts.Norm | None, weights: Weights, name: str
+) -> Callable[[Float, NDArray[np.int64]], Float]:
+    """What happens to heads [B, T, H, E] of queries or keys at positions [B, T]: norm, rotation."""
+    normed = None if norm is None else weights.norm(name, norm)
+    turns = None
+    if part.theta is not None:
+        turns = rotary.frequencies(part.head_size, part.theta, part.scaling)
+
+    def turned(x_BTHE: Float, positions_BT: NDArray[np.int64]) -> Float:
+        if normed is not None:
+            x_BTHE = normed(x_BTHE)
+        return x_BTHE if turns is None else ops.rotate(x_BTHE, *rotary.tables(positions_BT, *turns))
+
+    return turned
+
+
+def _kept(x_BSGE: Float, form: str) -> Float:
+    """Keys or values as a state keeps them: rounded to float16, or int8 with a scale a head.
+
+    Raises ValueError for a value that is not finite then.
+    """
+    if form == "int8":
+        q, step = quantise_activation(x_BSGE, "even")
+        return q.astype(np.float32) * step
+    kept = to_float16(x_BSGE).astype(np.float32)
+    if not np.isfinite(kept).all():
+        raise ValueError("a key or value is not finite as float16")
+    return kept
 
 
 # A kind of the table and its function above.

@@ -74,7 +74,7 @@ class ReferenceModel:
     def __init__(self, config: ModelConfig, weights: Weights, *, head: bool = True) -> None:
         capability.check(config, "numpy")
         model = parts.architecture_of(config)
-        self.config = config
+        self.config, self.max_length = config, model.max_length
         self.embedding_VD = weights.embedding()
         self.position_scale = weights.vector("position_scale") if model.sinusoidal else None
         self.embedding_norm: Callable[[Float], Float] | None = None
@@ -91,12 +91,16 @@ class ReferenceModel:
         if checkpoint.packed is not None:
             return cls.from_packed(checkpoint.packed)
         head = checkpoint.reading is None or checkpoint.reading.task == "masked"
-        return cls(checkpoint.config, FloatWeights(checkpoint.read), head=head)
+        weights = FloatWeights(checkpoint.read, checkpoint.quantised)
+        return cls(checkpoint.config, weights, head=head)
 
     @classmethod
-    def from_packed(cls, reader: PackedReader, *, head: bool = True) -> ReferenceModel:
-        """Build from a packed directory: its values and scales as they are."""
-        return cls(reader.config, PackedWeights(reader), head=head)
+    def from_packed(
+        cls, reader: PackedReader, *, head: bool = True, kv: str = "f16"
+    ) -> ReferenceModel:
+        """Build from a packed directory: its values and scales as they are; kv: how a decoder's
+        states keep keys and values, "f16" or "int8"."""
+        return cls(reader.config, PackedWeights(reader, kv), head=head)
 
     @classmethod
     def load(cls, directory: str | Path) -> ReferenceModel:
@@ -120,8 +124,9 @@ class ReferenceModel:
 
         attention_mask [B, T] holds 1 for tokens and 0 for padding, anywhere. `chunk` computes MLGRU
         by chunks of that many tokens instead of token by token. Raises ValueError for ids
-        outside the vocabulary, an empty input, a mask of another shape or with other values, and a
-        state of another batch or handed to an encoder, which has none.
+        outside the vocabulary, an empty input, more tokens than a model with attention has
+        positions, a mask of another shape or with other values, and a state of another batch or
+        handed to an encoder, which has none.
         """
         ids_BT = self._checked_ids(input_ids)
         mask_BT = _checked_mask(attention_mask, ids_BT.shape)
@@ -156,6 +161,9 @@ class ReferenceModel:
                 f"the state holds {len(state.seen_BS)} sequences, the input {len(mask_BT)}"
             )
         seen_BS = np.concatenate([state.seen_BS, mask_BT], axis=1)
+        longest, limit = int(seen_BS.sum(axis=1).max()), self.max_length
+        if self.config.causal and limit is not None and longest > limit:
+            raise ValueError(f"a sequence of {longest} tokens is longer than the {limit} positions")
         if self.config.causal:
             # Padding takes no position, so a padded sequence is rotated like a plain one.
             counted_BT = state.positions_B[:, None] + np.cumsum(mask_BT, axis=1)

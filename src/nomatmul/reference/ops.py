@@ -91,12 +91,10 @@ def mlgru_chunked(i_BTD: Float, f_BTD: Float, h_BD: Float, chunk: int = 16) -> t
     return inner.reshape(batch, -1, size)[:, :tokens], h_BD
 
 
-def rotate(x_BTHE: Float, positions_BT: NDArray[np.int64], theta: float) -> Float:
-    """Rotate pairs (e, e + E/2) by position * theta^(-2e/E): rotary positions as in Llama."""
+def rotate(x_BTHE: Float, cos_BTe: Float, sin_BTe: Float) -> Float:
+    """Rotate pairs (e, e + E/2) by angles of these cosines and sines [B, T, E/2], as in Llama."""
     half = x_BTHE.shape[-1] // 2
-    inverse = theta ** (-np.arange(half, dtype=np.float64) / half)
-    angle = positions_BT[:, :, None, None].astype(np.float64) * inverse
-    cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    cos, sin = cos_BTe[:, :, None], sin_BTe[:, :, None]
     first, second = x_BTHE[..., :half], x_BTHE[..., half:]
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
@@ -112,8 +110,11 @@ def sinusoidal(tokens: int, size: int) -> Float:
     return table
 
 
-def attend(q_BTHE: Float, k_BSHE: Float, v_BSHE: Float, allowed_BTS: NDArray[np.bool_]) -> Float:
-    """Return softmax(q k^T / sqrt(E)) v as [B, T, H*E]; where nothing is allowed, zeros."""
+def attend(q_BTHE: Float, k_BSGE: Float, v_BSGE: Float, allowed_BTS: NDArray[np.bool_]) -> Float:
+    """Return softmax(q k^T / sqrt(E)) v as [B, T, H*E], sums in the order of the BLAS; each of G
+    heads of keys and values serves H / G heads of queries. Where nothing is allowed, zeros."""
+    shared = q_BTHE.shape[2] // k_BSGE.shape[2]
+    k_BSHE, v_BSHE = (np.repeat(x, shared, axis=2) for x in (k_BSGE, v_BSGE))
     scores = np.einsum("bthe,bshe->bhts", q_BTHE, k_BSHE) / np.float32(math.sqrt(q_BTHE.shape[-1]))
     scores = np.where(allowed_BTS[:, None], scores, np.float32(-np.inf))
     peak = scores.max(axis=-1, keepdims=True)

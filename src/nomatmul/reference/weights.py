@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nomatmul.formats import architecture as parts
+from nomatmul.formats.checks import check_dial
+from nomatmul.formats.files.quantised import Quantised
 from nomatmul.formats.gates import cumulative_lower_bounds
 from nomatmul.formats.packed import PackedReader
 from nomatmul.formats.quantise import quantise_weight
@@ -20,6 +22,7 @@ from nomatmul.reference import ops
 from nomatmul.reference.activations import Float
 from nomatmul.reference.linear import (
     FloatLinear,
+    GroupLinear,
     IntegerLinear,
     Linear,
     Norm,
@@ -29,7 +32,15 @@ from nomatmul.reference.trees import FloatTrees, Int8Trees, TernaryTrees, Trees
 
 
 class Weights(ABC):
-    """The tensors of a model by the names of its parts ("layers.0.mixer.i_proj")."""
+    """The tensors of a model by the names of its parts ("layers.0.mixer.i_proj").
+
+    exact: whether float sums of decoders have the order of docs/numerics.md, and states keep keys
+    and values as `kv` says, "f16" or "int8". Where not, sums are those of the BLAS and states keep
+    float32, as in other people's float32 code.
+    """
+
+    exact = False
+    kv = "f16"
 
     @abstractmethod
     def vector(self, name: str) -> Float:
@@ -70,12 +81,24 @@ class Weights(ABC):
         return functools.partial(ops.layer_norm, weight=weight, bias=bias, eps=part.eps)
 
 
-class FloatWeights(Weights):
-    """`read` gives a float32 tensor of a training checkpoint by its name (docs/formats.md); what
-    the table calls ternary is quantised here."""
+def _no_quantised(name: str) -> None:
+    """Of checkpoints that hold floats only."""
 
-    def __init__(self, read: Callable[[str], Float]) -> None:
-        self._read = read
+
+class FloatWeights(Weights):
+    """`read` gives a float32 tensor of a training checkpoint by its name (docs/formats.md),
+    `quantised` the whole numbers and scales of a matrix that came with them, None for others.
+
+    What the table calls ternary is quantised here where it did not come so. A model of scale
+    groups computes in float with the values as they are, and no activation is quantised.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[str], Float],
+        quantised: Callable[[str], Quantised | None] = _no_quantised,
+    ) -> None:
+        self._read, self._quantised = read, quantised
 
     def vector(self, name: str) -> Float:
         return self._read(name)
@@ -84,10 +107,17 @@ class FloatWeights(Weights):
         return self.vector("embedding.weight")
 
     def linear(self, name: str, part: parts.Linear) -> Linear:
-        weight_NK = self.embedding() if part.tied else self.vector(f"{name}.weight")
+        source = "embedding.weight" if part.tied else f"{name}.weight"
         if part.kind == "dense":
-            return FloatLinear(weight_NK)
-        return IntegerLinear(*quantise_weight(weight_NK), self.inner_norm(name, part))
+            return FloatLinear(self.vector(source))
+        norm = self.inner_norm(name, part)
+        if part.scale_group:
+            return _normed(norm, FloatLinear(self.vector(source)))
+        stored = self._quantised(source)
+        if stored is None:
+            return IntegerLinear(*_ternary(self.vector(source), part), norm, part.rounding)
+        assert stored.group == 0
+        return IntegerLinear(stored.read(slice(None)), stored.scale, norm, part.rounding)
 
     def trees(self, name: str, part: parts.FFF) -> Trees:
         w_in_VD, w_out_VD = (self.vector(f"{name}.w_{way}") for way in ("in", "out"))
@@ -106,11 +136,13 @@ class FloatWeights(Weights):
 class PackedWeights(Weights):
     """A packed directory: values and scales as it stores them, quantised by nobody again.
 
-    Raises FormatError for damaged tensors.
+    kv: how a decoder's states keep keys and values. Raises FormatError for damaged tensors.
     """
 
-    def __init__(self, reader: PackedReader) -> None:
-        self._reader = reader
+    def __init__(self, reader: PackedReader, kv: str = "f16") -> None:
+        check_dial("kv", kv, ("f16", "int8"))
+        self._reader, self.kv, self.exact = reader, kv, reader.config.causal
+        self._table = reader.config.embedding_linear
 
     def vector(self, name: str) -> Float:
         return self._reader.read_float32(name)
@@ -119,9 +151,15 @@ class PackedWeights(Weights):
         return self._reader.embedding()
 
     def linear(self, name: str, part: parts.Linear) -> Linear:
-        if part.kind == "ternary":
-            return IntegerLinear(*self._reader.ternary(name), self.inner_norm(name, part))
-        return stored_linear(*self._reader.matrix("embedding" if part.tied else name))
+        own = not (part.tied and part.kind == self._table)
+        values, scale = self._reader.matrix(name if own else "embedding")
+        if part.kind == "dense":
+            return stored_linear(values, scale, exact=self.exact)
+        assert scale is not None
+        norm, values = self.inner_norm(name, part), values.astype(np.int8, copy=False)
+        if part.scale_group:
+            return GroupLinear(values, scale, norm)
+        return IntegerLinear(values, scale, norm, part.rounding)
 
     def trees(self, name: str, part: parts.FFF) -> Trees:
         rows_V2D, scales = self._reader.rows(name)
@@ -150,3 +188,14 @@ def _ternary_trees(
     norm_in_D, norm_out_V = (weights.vector(f"{name}.norm_{way}.weight") for way in ("in", "out"))
     sizes = (part.trees, part.depth, part.activation)
     return TernaryTrees(*sizes, t_in_VD, t_out_VD, scales, norm_in_D, norm_out_V, part.norm_eps)
+
+
+def _ternary(weight_NK: Float, part: parts.Linear) -> tuple[NDArray[np.int8], Float]:
+    """The absmean quantiser, block of rows by block: (values [N, K], scale [blocks])."""
+    blocks = np.split(weight_NK, part.scale_shape[0])
+    values, scales = zip(*map(quantise_weight, blocks), strict=True)
+    return np.concatenate(values), np.array(scales, np.float32)
+
+
+def _normed(norm: Norm | None, linear: Linear) -> Linear:
+    return linear if norm is None else lambda x: linear(norm(x))
