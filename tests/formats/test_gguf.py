@@ -266,7 +266,7 @@ def test_q2_0_of_another_size_is_refused(tmp_path, nbytes):
         "w": (42, (8, 512), np.zeros(nbytes, np.uint8)),
         "v": (0, (4,), np.ones(4, np.float32)),
     }
-    with pytest.raises(FormatError, match=r"'w' is Q2_0 \[8, 512\], 1152 or 1088 bytes, but"):
+    with pytest.raises(FormatError, match=r"'w' is Q2_0 \[8, 512\] of 1152 or 1088 bytes, but"):
         GgufFile(write_blocks(tmp_path / "x.gguf", table))
 
 

@@ -187,7 +187,10 @@ REFUSED = {
     "no dimensions": (header(tensors=1) + entry("a", (), 0, 0) + bytes(99), "has 0 dimensions"),
     "dimensions": (header(tensors=1) + entry("a", (1,) * 5, 0, 0) + bytes(99), "5 dimensions"),
     "size 0": (header(tensors=1) + entry("a", (0,), 0, 0) + bytes(99), "the illegal shape"),
-    "huge": (header(tensors=1) + entry("a", (1 << 39,) * 4, 0, 0) + bytes(99), "but the file has"),
+    "huge": (
+        header(tensors=1) + entry("a", (1 << 39,) * 4, 0, 0) + bytes(99),
+        "bytes, 84 are there",
+    ),
     "long name": (header(tensors=1) + entry("a" * 65, (8,), 0, 0) + bytes(99), "has 65 bytes"),
     "tensor twice": (
         with_data(TWO + entry("a", *F32_8, 0) + entry("a", *F32_8, 32), 64),
@@ -211,7 +214,10 @@ REFUSED = {
         "leaves a gap",
     ),
     "too long": (with_data(header(tensors=1) + entry("a", *F32_8, 0), 96), "longer than its"),
-    "too short": (with_data(header(tensors=1) + entry("a", *F32_8, 0), 31), "truncated"),
+    "too short": (
+        with_data(header(tensors=1) + entry("a", *F32_8, 0), 31),
+        "is truncated: of the tensor .a., F32 .8. of 32 bytes, 31 are there",
+    ),
 }
 
 

@@ -222,11 +222,16 @@ def _layout(entry: Entry, room: _Room, path: Path) -> BlockType:
         )
     fitting = [layout for layout in whole if room.fits(_nbytes(entry, layout))]
     if not fitting:
-        sizes = " or ".join(str(_nbytes(entry, layout)) for layout in whole)
+        sizes = [_nbytes(entry, layout) for layout in whole]
+        words = f"{whole[0].name} {list(entry.shape)} of {' or '.join(map(str, sizes))} bytes"
+        if room.last and room.nbytes < min(sizes):
+            raise FormatError(
+                f"{path} is truncated: of the tensor {entry.name!r}, {words},"
+                f" {max(0, room.nbytes)} are there"
+            )
         raise FormatError(
-            f"{what} is {whole[0].name} {list(entry.shape)}, {sizes} bytes, but the file has"
-            f" {room.nbytes} for it (truncated, longer than its header says, or of a layout that"
-            " is not known)"
+            f"{what} is {words}, but the file has {room.nbytes} for it (it is longer than its"
+            " header says, or of a layout that is not known)"
         )
     if len({layout.size for layout in fitting}) > 1:
         raise FormatError(
