@@ -116,21 +116,21 @@ class CausalAttention final : public Mixer {
   };
 
   std::vector<Task> tasks(const Pass& pass) const {
-    const int group = heads_ / kv_heads_;
-    // Threads that would find no kv head of their own share one's query heads.
-    const int together = static_cast<int>(pass.stretches.size()) * kv_heads_;
-    const int parts = pass.tokens >= pass.threads
-                          ? 1
-                          : std::clamp((pass.threads + together - 1) / together, 1, group);
-    const int least = (group + kMaxAttentionRows - 1) / kMaxAttentionRows;
-    const int heads = (group + std::max(parts, least) - 1) / std::max(parts, least);
-    const int tokens = std::max(1, kMaxAttentionRows / heads);
+    const int group = heads_ / kv_heads_, count = static_cast<int>(pass.stretches.size());
+    // Of one token a sequence: kv heads that are left over when each thread has as many as the
+    // others are shared by threads, query head by query head.
+    const int rest = pass.tokens == count ? count * kv_heads_ % pass.threads : 0;
+    const int parts = rest == 0 ? 1 : std::min(group, (pass.threads + rest - 1) / rest);
+    int whole = count * kv_heads_ - rest;
     std::vector<Task> found;
     for (const Stretch& stretch : pass.stretches) {
-      // the longest first: they take most time
-      for (int end = stretch.count; end > 0; end -= tokens) {
-        const int first = std::max(0, end - tokens);
-        for (int kv = 0; kv < kv_heads_; ++kv) {
+      for (int kv = 0; kv < kv_heads_; ++kv, --whole) {
+        const int most = whole > 0 ? group : (group + parts - 1) / parts;
+        const int heads = std::min(most, kMaxAttentionRows);
+        const int tokens = kMaxAttentionRows / heads;
+        // the longest first: they take most time
+        for (int end = stretch.count; end > 0; end -= tokens) {
+          const int first = std::max(0, end - tokens);
           for (int h = 0; h < group; h += heads) {
             found.push_back({&stretch, kv, kv * group + h, std::min(heads, group - h), first,
                              end - first});

@@ -27,37 +27,37 @@ constexpr int kAttentionRows = 4;  // of a register tile
 constexpr int kWide = 16;          // floats of a W
 constexpr size_t kAheadBytes = 4096;
 
-// What a tile prefetches while it works: `bytes` a step, from steps that lie kAheadBytes ahead on;
-// the last of them belong to the next page. nullptr: nothing.
+// What a tile prefetches while it works: what lies kAheadBytes ahead of each step, at the end of a
+// page at the beginning of the next one. nullptr: nothing.
 struct Fetch {
   const uint8_t* here = nullptr;
   const uint8_t* next = nullptr;
 };
 
-template <int kLines>
-NOMATMUL_INLINE inline void prefetch_lines(const uint8_t* address) {
-  unrolled<kLines>([&](auto line) { __builtin_prefetch(address + 64 * line); });
-}
-
-// [from, to) of a tile's steps in two runs, so that the choice of what to fetch is outside of them.
+// step(i) for i in [from, to) of a tile's steps, which lie `bytes` apart. step stands here once: in
+// two places it would not be inlined, and its sums would live in memory.
 template <int kLines, class Step>
 NOMATMUL_INLINE inline void fetched(int from, int to, int steps, size_t bytes, const Fetch& fetch,
-                                    Step step) {
-  if (fetch.here == nullptr) {
-    for (int i = from; i < to; ++i) step(i);
-    return;
-  }
+                                    const void* anything, Step step) {
   const int ahead = static_cast<int>(kAheadBytes / bytes);
-  const int border = std::clamp(steps - ahead, from, to);
-  const uint8_t* address = fetch.here + (from + ahead) * bytes;
-  for (int i = from; i < border; ++i, address += bytes) {
-    prefetch_lines<kLines>(address);
-    step(i);
+  const auto* address = static_cast<const uint8_t*>(anything);
+  size_t stride = 0;
+  int border = to;
+  if (fetch.here != nullptr) {
+    border = std::clamp(steps - ahead, from, to);
+    address = fetch.here + (from + ahead) * bytes;
+    stride = bytes;
   }
-  address = fetch.next + (std::max(from, steps - ahead) - (steps - ahead)) * bytes;
-  for (int i = border; i < to; ++i, address += bytes) {
-    prefetch_lines<kLines>(address);
-    step(i);
+  for (int i = from; i < to;) {
+    if (i == border) {
+      address = fetch.next + (i + ahead - steps) * bytes;
+      border = to;
+    }
+    do {
+      unrolled<kLines>([&](auto line) { __builtin_prefetch(address + 64 * line); });
+      address += stride;
+      step(i);
+    } while (++i < border);
   }
 }
 
@@ -88,7 +88,7 @@ struct Attention {
       unrolled<kB>([&](auto b) { steps[b] = Isa::load(key_scales + kWide * b); });
     }
     const Stored* from = keys;
-    fetched<kLines>(0, e, e, kPagePositions * sizeof(Stored), fetch, [&](int) {
+    fetched<kLines>(0, e, e, kPagePositions * sizeof(Stored), fetch, keys, [&](int) {
       W key[kB];
       unrolled<kB>([&](auto b) {
         key[b] = widened(from + kWide * b);
@@ -117,7 +117,7 @@ struct Attention {
     unrolled<kR>([&](auto r) {
       unrolled<kB>([&](auto b) { sum[r][b] = Isa::load(sums + r * lds + kWide * b); });
     });
-    fetched<kLines>(from, to, kPagePositions, stride * sizeof(Stored), fetch, [&](int s) {
+    fetched<kLines>(from, to, kPagePositions, stride * sizeof(Stored), fetch, values, [&](int s) {
       W value[kB];
       unrolled<kB>([&](auto b) {
         value[b] = widened(values + s * stride + kWide * b);
