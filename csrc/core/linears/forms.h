@@ -20,7 +20,7 @@ struct LinearParts {
 // prepared activations to stay in a core's cache.
 constexpr int kTokenBlock = 256;
 // Bytes of weights that a task of a decode step reads.
-constexpr size_t kTaskBytes = 48 * 1024;
+constexpr size_t kTaskBytes = 96 * 1024;
 
 using MakeLinear = std::unique_ptr<LinearForm>(const LinearParts&);
 MakeLinear make_ternary_linear, make_dense_linear;

@@ -40,8 +40,8 @@ class Ternary final : public LinearForm {
   }
 
   Cut cut(int outputs, int matrices, int tokens, int threads) const override {
-    // A multiple of 16 rows: one tile.
-    return cut_by_weights(row_bytes_, 16, outputs, matrices, tokens, threads, tokens > 4 ? 32 : 16);
+    const int step = tokens > 4 ? 32 : 16;  // rows of the largest tile
+    return cut_by_weights(row_bytes_, step, outputs, matrices, tokens, threads, step);
   }
 
   size_t scratch_bytes(int tokens) const override {

@@ -137,7 +137,7 @@ void unpack_panel(const Operands& op, int n, int rows, size_t from, int count, u
     uint8_t* to = a + static_cast<size_t>(r / kSide) * half + (r % kSide) * kVec;
     for (int b = 0; b < count; ++b, to += kPlanes * kTile) {
       const size_t at = static_cast<size_t>(b) * kVec;
-      _mm_prefetch(reinterpret_cast<const char*>(next + at), _MM_HINT_T0);
+      fetch_ahead<0>(next + at);
       Digits<Vectors, packing> digits(load_part(w + at, row_bytes - from - at));
       unrolled<kPlanes>([&](auto p) NOMATMUL_INLINE {
         store(to + p * kTile, digits.template next<decltype(p)::value>());

@@ -257,6 +257,7 @@ void one_token(const Operands& op) {
 
 struct Avx2 : Vectors {
   static constexpr int kTileTokens = 5, kPanelVectors = 2, kRun = kMaxAdds;
+  static constexpr int passes(Packing) { return 0; }
   static constexpr int block_of(Packing) { return 8; }  // 16 rows: 16 or 20 KB of L1
 
   NOMATMUL_INLINE static void transpose(V (&rows)[8]) {

@@ -8,6 +8,7 @@ namespace {
 
 struct Avx512 : Vectors {
   static constexpr int kTileTokens = 12, kPanelVectors = 2, kRun = kMaxElements;
+  static constexpr int passes(Packing packing) { return packing == Packing::kTwoBit ? 2 : 1; }
   static constexpr int block_of(Packing) { return 4; }  // 32 rows: 32 or 40 KB
 
   NOMATMUL_INLINE static void transpose(V (&rows)[16]) { nomatmul::transpose(rows); }

@@ -14,6 +14,7 @@
 //   kPanelVectors       vectors of codes of a register tile
 //   kRun                steps that a Sum holds
 //   block_of(packing)   packed vectors in a k block
+//   passes(packing)     register tiles up to which codes are not stored, but taken apart in each
 //   transpose(rows)     kVec / 4 vectors of 32-bit lanes
 //   fetch_line(p)       prefetches what will be unpacked next
 //   four(p)             four bytes in each 32-bit lane
@@ -76,45 +77,113 @@ struct Gemm {
     return codes_bytes(packing) + static_cast<size_t>(m) * kPanel * sizeof(int32_t);
   }
 
-  template <int kTokens = Isa::kTileTokens>
-  static void tile_of(int tokens, const uint8_t* codes, const uint8_t* q, size_t q_step, int steps,
-                      int32_t* c) {
+  // fn(integral constant) for a number of tokens, at most kTileTokens.
+  template <int kTokens = Isa::kTileTokens, class F>
+  NOMATMUL_INLINE static void with_tokens(int tokens, F&& fn) {
     if constexpr (kTokens >= 1) {
-      if (tokens != kTokens) return tile_of<kTokens - 1>(tokens, codes, q, q_step, steps, c);
-      for (int left = steps; left > 0; left -= Isa::kRun) {
-        const int run = at_most(left, Isa::kRun);
-        tile<kTokens>(codes, q, q_step, run, c);
-        codes += static_cast<size_t>(run) * kVectors * Isa::kVec;
-        q += static_cast<size_t>(run) * q_step;
-      }
+      if (tokens == kTokens) return fn(std::integral_constant<int, kTokens>{});
+      with_tokens<kTokens - 1>(tokens, fn);
     }
   }
 
-  // c[t * kPanel + r] += sum of code * q. Not inlined: its loop begins where the function's
-  // alignment puts it, whatever stands around the call.
   template <int kTokens>
-  __attribute__((noinline)) static void tile(const uint8_t* codes, const uint8_t* q, size_t q_step,
-                                             int steps, int32_t* c) {
+  struct Tile {
     typename Isa::Sum sums[kTokens][kVectors];
-    unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
-      unrolled<kVectors>([&](auto v) NOMATMUL_INLINE { sums[t][v] = typename Isa::Sum{}; });
-    });
-    for (int step = 0; step < steps; ++step, codes += kVectors * Isa::kVec, q += q_step) {
-      V code[kVectors];
-      unrolled<kVectors>([&](auto v) NOMATMUL_INLINE {
-        code[v] = Isa::load(codes + v * Isa::kVec);
-        Isa::tie(code[v]);
+
+    NOMATMUL_INLINE void start() {
+      unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
+        unrolled<kVectors>([&](auto v) NOMATMUL_INLINE { sums[t][v] = typename Isa::Sum{}; });
       });
+    }
+    NOMATMUL_INLINE void step(const V (&code)[kVectors], const uint8_t* q) {
       unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
         const V q_t = Isa::four(q + 4 * t);
         unrolled<kVectors>([&](auto v)
                                NOMATMUL_INLINE { Isa::add_product(sums[t][v], code[v], q_t); });
       });
     }
-    unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
-      unrolled<kVectors>(
-          [&](auto v) NOMATMUL_INLINE { Isa::add_lanes(c + t * kPanel + v * kLanes, sums[t][v]); });
-    });
+    NOMATMUL_INLINE void add_to(int32_t* c) const {
+      unrolled<kTokens>([&](auto t) NOMATMUL_INLINE {
+        unrolled<kVectors>([&](auto v) NOMATMUL_INLINE {
+          Isa::add_lanes(c + t * kPanel + v * kLanes, sums[t][v]);
+        });
+      });
+    }
+  };
+
+  // c[t * kPanel + r] += sum of code * q. Not inlined, here and below: a loop begins where the
+  // function's alignment puts it, whatever stands around the call.
+  template <int kTokens>
+  __attribute__((noinline)) static void codes_tile(const uint8_t* codes, const uint8_t* q,
+                                                   size_t q_step, int steps, int32_t* c) {
+    Tile<kTokens> tile;
+    tile.start();
+    for (int step = 0; step < steps; ++step, codes += kVectors * Isa::kVec, q += q_step) {
+      V code[kVectors];
+      unrolled<kVectors>([&](auto v) NOMATMUL_INLINE {
+        code[v] = Isa::load(codes + v * Isa::kVec);
+        Isa::tie(code[v]);
+      });
+      tile.step(code, q);
+    }
+    tile.add_to(c);
+  }
+
+  // The same, of words that are taken apart here.
+  template <Packing packing, int kTokens>
+  __attribute__((noinline)) static void words_tile(const uint8_t* words, const uint8_t* q,
+                                                   size_t q_step, int count, int32_t* c) {
+    constexpr int kPlanes = planes_of(packing);
+    const size_t plane = kLanes * q_step;
+    Tile<kTokens> tile;
+    tile.start();
+    for (int vector = 0; vector < count; ++vector, q += (kPlanes - 1) * plane) {
+      for (int word = 0; word < kLanes; ++word, words += kVectors * Isa::kVec, q += q_step) {
+        Digits<Isa, packing> digits[kVectors];
+        unrolled<kVectors>([&](auto v) NOMATMUL_INLINE {
+          digits[v] = Digits<Isa, packing>(Isa::load(words + v * Isa::kVec));
+        });
+        unrolled<kPlanes>([&](auto p) NOMATMUL_INLINE {
+          V code[kVectors];
+          unrolled<kVectors>([&](auto v) NOMATMUL_INLINE {
+            code[v] = digits[v].template next<decltype(p)::value>();
+            Isa::tie(code[v]);
+          });
+          tile.step(code, q + p * plane);
+        });
+      }
+    }
+    tile.add_to(c);
+  }
+
+  // All tokens of a k block.
+  template <Packing packing>
+  static void multiply(const Operands& op, size_t before, int count, const uint8_t* codes,
+                       int32_t* c) {
+    constexpr int kPlanes = planes_of(packing);
+    const int width = width_of(op.m);
+    const size_t q_step = 4 * static_cast<size_t>(width);
+    for (int t = 0; t < op.m; t += width, c += width * kPanel) {
+      const auto* q = reinterpret_cast<const uint8_t*>(op.token(t)) + before * kPlanes * width;
+      with_tokens(at_most(width, op.m - t), [&](auto tokens) {
+        if constexpr (Isa::passes(packing) > 0) {
+          if (keeps_words<packing>(op.m)) {
+            return words_tile<packing, tokens>(codes, q, q_step, count, c);
+          }
+        }
+        const int steps = count * kPlanes * kLanes;
+        for (int step = 0; step < steps; step += Isa::kRun) {
+          codes_tile<tokens>(codes + static_cast<size_t>(step) * kVectors * Isa::kVec,
+                             q + static_cast<size_t>(step) * q_step, q_step,
+                             at_most(steps - step, Isa::kRun), c);
+        }
+      });
+    }
+  }
+
+  template <Packing packing>
+  static bool keeps_words(int m) {
+    return m <= Isa::passes(packing) * Isa::kTileTokens;
   }
 
   // Where a panel's rows are, and how far it is to those of the next one.
@@ -124,9 +193,10 @@ struct Gemm {
   };
 
   // `count` packed vectors from byte `from` on of each row, to [vector, plane, word][kVectors]
-  // vectors of codes. What comes after in each row is prefetched meanwhile: the rows are too many
+  // vectors of codes, or without kCodes to [vector, word][kVectors] vectors of
+  // packed bytes. What comes after in each row is prefetched meanwhile: the rows are too many
   // streams for the hardware to follow.
-  template <Packing packing>
+  template <Packing packing, bool kCodes>
   static void unpack(const Rows& rows, size_t from, int count, uint8_t* codes) {
     constexpr int kPlanes = planes_of(packing);
     const size_t end = from + static_cast<size_t>(count) * Isa::kVec;
@@ -142,6 +212,12 @@ struct Gemm {
         });
         Isa::transpose(words);
         uint8_t* to = codes + v * Isa::kVec;
+        if (!kCodes) {
+          unrolled<kLanes>([&](auto word) NOMATMUL_INLINE {
+            Isa::store(to + word * kVectors * Isa::kVec, words[word]);
+          });
+          continue;
+        }
         unrolled<kLanes>([&](auto word) NOMATMUL_INLINE {
           Digits<Isa, packing> digits(words[word]);
           unrolled<kPlanes>([&](auto p) NOMATMUL_INLINE {
@@ -150,27 +226,26 @@ struct Gemm {
           });
         });
       }
-      codes += static_cast<size_t>(kPlanes) * kPanel * Isa::kVec;
+      codes += static_cast<size_t>(kCodes ? kPlanes : 1) * kPanel * Isa::kVec;
     }
   }
 
   template <Packing packing>
   static void panel(const Operands& op, int n, uint8_t* codes, int32_t* c) {
-    constexpr int kPlanes = planes_of(packing);
-    const int count = at_most(kPanel, op.n1 - n), width = width_of(op.m);
+    const int count = at_most(kPanel, op.n1 - n);
     Rows rows;
     op.rows_from(n, count, rows.at);
     rows.bytes = row_bytes_of(packing, op.k);
     rows.to_next = kPanel * op.row_bytes;
     std::memset(c, 0, static_cast<size_t>(op.m) * kPanel * sizeof(int32_t));
     each_k_block(op.layout.blocks, Isa::block_of(packing), [&](int first, int vectors) {
-      unpack<packing>(rows, static_cast<size_t>(first) * Isa::kVec, vectors, codes);
-      const size_t before = static_cast<size_t>(first) * kPlanes * Isa::kVec;
-      for (int t = 0; t < op.m; t += width) {
-        const auto* q = reinterpret_cast<const uint8_t*>(op.token(t)) + before * width;
-        tile_of(at_most(width, op.m - t), codes, q, 4 * static_cast<size_t>(width),
-                vectors * kPlanes * kLanes, c + static_cast<size_t>(t) * kPanel);
+      const size_t from = static_cast<size_t>(first) * Isa::kVec;
+      if (keeps_words<packing>(op.m)) {
+        unpack<packing, false>(rows, from, vectors, codes);
+      } else {
+        unpack<packing, true>(rows, from, vectors, codes);
       }
+      multiply<packing>(op, from, vectors, codes, c);
     });
     for (int t = 0; t < op.m; ++t) op.write(t, n, c + static_cast<size_t>(t) * kPanel, count);
   }

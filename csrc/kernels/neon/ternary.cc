@@ -50,6 +50,7 @@ struct Neon {
   }
 
   static constexpr int kTileTokens = 5, kPanelVectors = 4, kRun = kMaxElements;
+  static constexpr int passes(Packing) { return 0; }
   static constexpr int block_of(Packing) { return 16; }  // 16 rows: 16 or 20 KB of L1
 
   static void transpose(V (&rows)[4]) {
