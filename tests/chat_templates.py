@@ -4,7 +4,7 @@ from __future__ import annotations
 
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] +"
-    " '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
+    "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
     "{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 

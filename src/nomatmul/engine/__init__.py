@@ -9,6 +9,7 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "Chat": "chat",
     "load": "loading",
     "EncoderModel": "encoder_model",
     "LanguageModel": "language_model",

@@ -26,8 +26,8 @@ class TextWriter:
     """The text of one sequence while its tokens are made.
 
     end_tokens: each of them ends the text. token_ids: tokens made so far (an end token is not
-    among them). finish_reason: None while it runs, then "length" (max_tokens), "stop" (a stop
-    string) or "end" (an end token).
+    among them, it is `end_token`). finish_reason: None while it runs, then "length" (max_tokens),
+    "stop" (a stop string) or "end" (an end token).
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class TextWriter:
     ) -> None:
         self.token_ids: list[int] = []
         self.finish_reason: str | None = None
+        self.end_token: int | None = None
         self._end_tokens = frozenset(end_tokens)
         self._detokenizer = Detokenizer(tokenizer, prompt_ids)
         self._cutter = StopCutter(stop)
@@ -46,6 +47,7 @@ class TextWriter:
     def push(self, token: int) -> str:
         """Return the text that is certain after one more token; the token may end the text."""
         if token in self._end_tokens:
+            self.end_token = token
             return self.finish("end")
         self.token_ids.append(token)
         piece = self._cutter.push(self._detokenizer.push(token))
@@ -65,8 +67,8 @@ class TextWriter:
 class TextStream:
     """Iterator over pieces of text.
 
-    tokens: the token ids as they are made. end_tokens: an id or several. prompt_ids, token_ids
-    and finish_reason: see `TextWriter`.
+    tokens: the token ids as they are made. end_tokens: an id or several. prompt_ids, token_ids,
+    end_token and finish_reason: see `TextWriter`.
     """
 
     def __init__(
@@ -87,6 +89,11 @@ class TextStream:
     def token_ids(self) -> list[int]:
         """Tokens made so far."""
         return self._writer.token_ids
+
+    @property
+    def end_token(self) -> int | None:
+        """The end token that ended the text; None where something else did."""
+        return self._writer.end_token
 
     @property
     def finish_reason(self) -> str | None:

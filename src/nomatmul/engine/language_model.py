@@ -267,6 +267,7 @@ class LanguageModel:
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         session: Session | None = None,
+        end_tokens: Sequence[int] = (),
     ) -> TextStream:
         """Continue a prompt (text or token ids) and yield the text in pieces as it is made.
 
@@ -274,6 +275,7 @@ class LanguageModel:
         The stream ends after `max_tokens` tokens, before the first stop string, or at an end token;
         its `finish_reason` says which and `token_ids` holds what was made. With `session` the
         prompt continues that sequence, which then contains the prompt and all made tokens.
+        end_tokens: ids that end the text beside those of the model.
         Bad arguments raise ValueError here, before anything is computed.
         """
         keywords = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
@@ -287,7 +289,8 @@ class LanguageModel:
         ids = self.prompt_ids(prompt, fresh=session is None or session.position == 0)
         count = self._room(len(ids), count, session)
         tokens = make_tokens(self, self._generation(ids, count, chosen), session)
-        return TextStream(self.tokenizer, ids, tokens, stops, self.config.end_token_ids)
+        ends = {*self.config.end_token_ids, *end_tokens}
+        return TextStream(self.tokenizer, ids, tokens, stops, ends)
 
     def text_generation(
         self,

@@ -1,0 +1,103 @@
+"""Conversations as token ids: a model's chat template, with control tokens from the template alone.
+
+A template spells special tokens; people must not be able to. What spells one in a message is
+guarded before the template sees it, and is ordinary text again when the text is cut into tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from nomatmul.formats.chat_template import ChatTemplate, Message
+from nomatmul.formats.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tokenizers import Tokenizer
+
+# In front of every character of a guarded spelling. Unicode keeps it for a program's own use, and
+# it belongs to no text; where one has it nevertheless it is replaced.
+_GUARD, _REPLACED = "\ufdd0", "\ufffd"
+_PROBE = "answer"  # what stands for an answer while the end of a turn is looked for
+
+
+class ChatText:
+    """The chat template of a model and its tokenizer, from the directory of the model.
+
+    Texts that `render` makes hold guards; `ids` takes them away.
+    options: names that the template may read. Raises ValueError for a template that is unsafe or
+    does not compile, ImportError without jinja2.
+    """
+
+    def __init__(
+        self, template: ChatTemplate, tokenizer_path: Path, options: dict[str, Any] | None = None
+    ) -> None:
+        self._template, self._options = template, dict(options or {})
+        self._ordinary: Tokenizer = load_tokenizer(tokenizer_path)
+        self._parsing: Tokenizer = load_tokenizer(tokenizer_path, special_in_text=True)
+        added = self._ordinary.get_added_tokens_decoder()
+        self.special = {token.content: index for index, token in added.items() if token.special}
+        names = sorted(self.special, key=len, reverse=True)  # the longest that fits
+        any_of = "|".join(map(re.escape, names)) or "(?!)"
+        self._spelt, self._parts = re.compile(any_of), re.compile(f"({any_of})")
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The text of a conversation; raises ValueError when the template refuses it or fails."""
+        guarded = [
+            {key: self.guarded(v) if key == "content" else v for key, v in message.items()}
+            for message in messages
+        ]
+        return self._template.render(
+            guarded, add_generation_prompt=add_generation_prompt, **self._options
+        )
+
+    def guarded(self, text: Any) -> Any:
+        """A message's text as `render` hands it to the template."""
+        if not isinstance(text, str):
+            return text
+        text = text.replace(_GUARD, _REPLACED)
+        return self._spelt.sub(lambda m: "".join(_GUARD + letter for letter in m[0]), text)
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a rendered text; special tokens that the template spelt are tokens."""
+        if _GUARD not in text:
+            return list(self._parsing.encode(text, add_special_tokens=False).ids)
+        found: list[int] = []
+        for number, part in enumerate(self._parts.split(text)):
+            if number % 2:
+                found.append(self.special[part])
+            elif part:
+                part = part.replace(_GUARD, "")
+                found += self._ordinary.encode(part, add_special_tokens=False).ids
+        return found
+
+    def ids_after(self, before: str, text: str) -> list[int] | None:
+        """Token ids of a text that follows another one, whose tokens stay as they are.
+
+        None where tokens would cross the border: there must be a special token on one side.
+        """
+        last = next((name for name in self.special if before.endswith(name)), None)
+        if last is not None:
+            return self.ids(last + text)[1:]
+        return self.ids(text) if self._spelt.match(text) else None
+
+    @functools.cached_property
+    def ends(self) -> tuple[int, ...]:
+        """The token with which the template ends an answer, if there is one.
+
+        Models that learned to chat later end an answer with another token than a document, and
+        not every config.json says so.
+        """
+        messages = [{"role": "user", "content": "question"}]
+        answered = [*messages, {"role": "assistant", "content": _PROBE}]
+        try:
+            text = self.render(answered, add_generation_prompt=False)
+        except ValueError:  # it wants other messages than these: then the config says it all
+            return ()
+        _, found, rest = text.rpartition(_PROBE)
+        match = self._spelt.match(rest.lstrip()) if found else None
+        return () if match is None else (self.special[match[0]],)
