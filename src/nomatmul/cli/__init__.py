@@ -22,7 +22,7 @@ from typing import Any
 # name -> (module in this package, one line for `nomatmul --help`)
 COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("generate", "continue a prompt, streaming the text"),
-    "chat": ("chat", "write a text together with a model; its state is kept between turns"),
+    "chat": ("chat", "talk or write with a model; its state is kept between turns"),
     "train": ("train", "train a model on your own text"),
     "recipes": ("recipes", "list the recipes of `train`: size, data, time, what each is for"),
     "compare": ("compare", "does a layer pay? train its controls beside it and report"),

@@ -142,7 +142,7 @@ class Chat:
         write_file(Path(f"{path}.json"), (document + "\n").encode("utf-8"))
 
     def load(self, path: str | Path) -> None:
-        """Go on from files that `save` wrote; raises FormatError for others, and changes nothing."""
+        """Go on from files that `save` wrote; raises FormatError, changing nothing, for others."""
         beside = Path(f"{path}.json")
         values = read_json_object(beside)
         if values.get("format") != _FORMAT:
