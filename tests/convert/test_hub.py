@@ -174,6 +174,7 @@ def test_what_the_hub_does_not_have(hub, text, message, tmp_path, capsys):
 
 def test_one_of_several_gguf_files_must_be_named(hub):
     files = {"a-Q2_0.gguf": b"a" * 2000, "sub/b.gguf": b"b" * 2000, "README.md": b"x"}
+    files["generation_config.json"] = b"{}"
     hub.repositories["owner/g"] = files
     with pytest.raises(ValueError, match=r"holds 2 models; write hf:owner/g/FILE with one of a-Q2"):
         download(HubName.parse("hf:owner/g"))
@@ -183,7 +184,8 @@ def test_one_of_several_gguf_files_must_be_named(hub):
         assert local_path(f"hf:owner/g/{file}").read_bytes() == files[file]
     del files["sub/b.gguf"]
     assert local_path("hf:owner/g").name == "a-Q2_0.gguf"
-    assert [path for _, path, _ in hub.requests if path.endswith("README.md")] == []
+    assert (local_path("hf:owner/g").parent / "generation_config.json").read_bytes() == b"{}"
+    assert hub.downloads("README.md") == []
 
 
 def test_an_index_names_the_files(hub, published):

@@ -23,10 +23,11 @@ from typing import Any
 from nomatmul._hub_names import PREFIX, is_hub_name
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.files.atomic import write_file
+from nomatmul.formats.generation_config import GENERATION_FILE
 
 # Of a model in safetensors or pickles, beside its weights.
 _SMALL = (
-    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model"),
+    *("config.json", GENERATION_FILE, "tokenizer.json", "tokenizer.model"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     "chat_template.jinja",
 )
@@ -141,12 +142,13 @@ def _needed(name: HubName, files: list[str], shards: Callable[[str], set[str]]) 
     shards: reads an index of weights. Raises ValueError where there is none, or more than one.
     """
     ggufs = [file for file in files if file.endswith(".gguf")]
+    defaults = [GENERATION_FILE] if GENERATION_FILE in files else []
     choice = f"hf:{name.repository}/FILE with one of {', '.join(ggufs)}"
     if name.file is not None:
         if name.file not in files:
             hint = f"; write {choice}" if ggufs else ""
             raise ValueError(f"hf:{name.repository} has no file {name.file}{hint}")
-        return [name.file]
+        return [name.file, *defaults]
     small = [file for file in _SMALL if file in files]
     for weights in _WEIGHTS if "config.json" in files else ():
         if weights in files:
@@ -155,7 +157,7 @@ def _needed(name: HubName, files: list[str], shards: Callable[[str], set[str]]) 
         if index in files:
             return [*small, index, *sorted(shards(index))]
     if len(ggufs) == 1:
-        return ggufs
+        return [*ggufs, *defaults]
     if ggufs:
         raise ValueError(f"hf:{name.repository} holds {len(ggufs)} models; write {choice}")
     raise ValueError(
