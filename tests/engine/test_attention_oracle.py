@@ -1,0 +1,39 @@
+"""Packed decoders with attention: the native core has the bits of the oracle, on every instruction
+set, however keys and values are kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from random_packed import ATTENTION, write_random
+
+from nomatmul.engine import load
+from nomatmul.engine.native import native
+from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.packed import Forms, PackedReader
+from nomatmul.reference.model import ReferenceModel
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+DIALS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "shared heads with norms": {"num_kv_heads": 2, "qk_norm": True},
+    "scaled positions, a head size": {"num_kv_heads": 1, "head_dim": 24, "rope_scaling": YARN},
+    "odd sizes, no channel mixer": {"channel_mixer": "none", "head_dim": 38},
+}
+
+
+@pytest.mark.parametrize("kv", ["f16", "int8"])
+@pytest.mark.parametrize("dials", DIALS.values(), ids=DIALS)
+def test_logits_have_the_bits_of_the_oracle(tmp_path: Path, dials: dict[str, Any], kv: str) -> None:
+    sizes = {**ATTENTION, "intermediate_size": 80, "max_position_embeddings": 200}
+    config = ModelConfig(**{**sizes, **dials})
+    write_random(tmp_path / "m", config, Forms.of(config))
+    ids = np.random.default_rng(5).integers(0, config.vocab_size, 90)  # more than a page
+    oracle = ReferenceModel.from_packed(PackedReader(tmp_path / "m"), kv=kv)
+    wanted = oracle.forward(ids).logits_BTV[0]
+    for isa in native().kernels.isas():
+        found = load(tmp_path / "m", isa=isa, kv=kv).logits(ids)
+        np.testing.assert_array_equal(found, wanted)
