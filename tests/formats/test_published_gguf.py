@@ -197,7 +197,7 @@ def test_yarn(tmp_path, rng):
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(4.0)
         writer.add_rope_scaling_orig_ctx_len(32)
-        writer.add_rope_scaling_yarn_beta_fast(16.0)
+        writer.add_float32("llama.rope.scaling.yarn_beta_fast", 16.0)
 
     assert scaling_of(tmp_path, rng, keys) == {
         "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32,
@@ -260,7 +260,13 @@ def test_other_architectures_are_refused_by_name(tmp_path, rng, architecture):
 
 
 def add(key, value, kind):
-    return lambda writer: writer.add_key_value(key, value, gguf.GGUFValueType[kind])
+    """Gives the key a value, whether `sizes` gave it one or not."""
+
+    def change(writer):
+        writer.kv_data[0].pop(key, None)
+        writer.add_key_value(key, value, gguf.GGUFValueType[kind])
+
+    return change
 
 
 REFUSED_KEYS = {
@@ -335,6 +341,7 @@ def test_keys_that_are_not_understood_are_refused_by_name(tmp_path, rng, name):
 def test_per_layer_sizes_are_refused(tmp_path, rng):
     def keys(writer):
         sizes(writer)
+        del writer.kv_data[0]["llama.attention.head_count"]
         writer.add_head_count([4, 2])
 
     write_gguf(tmp_path / "x.gguf", "llama", rng, keys=keys)
