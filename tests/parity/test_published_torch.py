@@ -157,15 +157,20 @@ def ids_of(rng) -> np.ndarray:
     return rng.integers(3, 61, (2, POSITIONS))
 
 
-def transformers_logits(directory: Path, ids: np.ndarray) -> np.ndarray:
-    """float32 [B, T, V] of transformers' class."""
+def transformers_model(directory: Path) -> torch.nn.Module:
+    """transformers' class in float32."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     model = model.to(torch.float32).eval()  # buffers of the file's type too
     for module in model.modules():
         if type(module).__name__ == "BitLinear":  # keeps the file's dtype of its own
             module.dtype = torch.float32
+    return model
+
+
+def transformers_logits(directory: Path, ids: np.ndarray) -> np.ndarray:
+    """float32 [B, T, V]."""
     with torch.no_grad():
-        return model(torch.from_numpy(ids)).logits.numpy()
+        return transformers_model(directory)(torch.from_numpy(ids)).logits.numpy()
 
 
 def oracle_logits(directory: Path, ids: np.ndarray) -> np.ndarray:
@@ -208,6 +213,31 @@ def test_models_with_float_activations(tmp_path, rng, kind):
     found = packed_logits(directory, ids)
     ternary = open_checkpoint(directory).config.linear == "ternary"
     assert kl(found, wanted) < (2e-3 if ternary else 1e-6)
+
+
+ONE_BY_ONE = {**{kind.__name__: kind for kind in INT8}, **FLOATS}
+
+
+@pytest.mark.parametrize("kind", ONE_BY_ONE)
+def test_block_by_block(tmp_path, rng, kind):
+    """Each block from the states that transformers' had: a token is equal but for the order of
+    sums, or one of its some 500 roundings to int8 went the other way."""
+    directory, ids = ONE_BY_ONE[kind](tmp_path, rng), ids_of(rng)
+    with torch.no_grad():
+        out = transformers_model(directory)(torch.from_numpy(ids), output_hidden_states=True)
+    states = [state.numpy() for state in out.hidden_states]  # the last one is normed
+    oracle = ReferenceModel.from_checkpoint(open_checkpoint(directory))
+    tokens, _ = oracle._tokens(np.ones(ids.shape, bool), None, None)
+    errors = []
+    for layer, block in enumerate(oracle.blocks):
+        found = block(states[layer], block.new_state(len(ids)), tokens)[0]
+        last = layer + 1 == len(oracle.blocks)
+        found, wanted = oracle.final_norm(found) if last else found, states[layer + 1]
+        errors += list(np.linalg.norm(found - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1))
+    errors = np.concatenate(errors)
+    turned = np.mean(errors > 1e-5)  # none where this was written; a BLAS may sum otherwise
+    assert turned <= (0 if kind in FLOATS else 0.05)
+    assert errors.max() < 5e-2
 
 
 def test_a_norm_inside_each_linear_of_qwen3(tmp_path, rng):
