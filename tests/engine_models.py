@@ -14,6 +14,12 @@ from nomatmul.formats.config import ModelConfig
 CONFIG = ModelConfig(
     vocab_size=301, hidden_size=136, num_layers=3, intermediate_size=203, num_heads=1
 )
+# Heads of awkward size in groups, norms on them; a page holds 64 positions.
+ATTENTION = ModelConfig(
+    vocab_size=97, hidden_size=72, num_layers=2, intermediate_size=80, token_mixer="attention",
+    num_heads=6, num_kv_heads=2, head_dim=20, qk_norm=True, max_position_embeddings=200,
+    use_lower_bound=False,
+)  # fmt: skip
 
 
 def random_ids(count: int, vocab_size: int = CONFIG.vocab_size, seed: int = 0) -> np.ndarray:

@@ -11,20 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_models import random_ids, rebuilt
+from engine_models import ATTENTION, random_ids, rebuilt
 
 from nomatmul.engine import LanguageModel, random_model
 from nomatmul.engine.backend import Options
 from nomatmul.engine.backends.native import open_random
 from nomatmul.engine.native import native
 from nomatmul.engine.state import PagedState, State, total_bytes
-from nomatmul.formats.config import ModelConfig
 
-# Heads of awkward size in groups, norms on them; a page holds 64 positions.
-ATTENTION = ModelConfig(
-    vocab_size=97, hidden_size=72, num_layers=2, intermediate_size=80, token_mixer="attention",
-    num_heads=6, num_kv_heads=2, head_dim=20, qk_norm=True, max_position_embeddings=200,
-)  # fmt: skip
 VOCABULARY = ATTENTION.vocab_size
 
 
