@@ -19,23 +19,39 @@ LEAST = np.float32(-88.0)  # below, an exponential counts as 0
 def fma(a: Float, b: Float, c: Float) -> Float:
     """float32 a * b + c, rounded once.
 
-    The product of two float32 is exact in float64, the sum is rounded to odd there: a second
-    rounding, to float32, then cannot go wrong, since float64 has more than two bits to spare.
+    The product of two float32 is exact in float64, so their sum there is rounded once, and to
+    float32 a second time. That goes wrong only where the first rounding ends on the middle of two
+    float32; there the sum is rounded to odd, off the middle and to the side of the exact value.
     """
     product = a.astype(np.float64) * b
     addend = c.astype(np.float64)
-    total = product + addend
-    back = total - product
-    error = (product - (total - back)) + (addend - back)
-    bits = np.ascontiguousarray(total).view(np.int64)
-    inexact = (error != 0) & (bits & 1 == 0) & np.isfinite(error)
-    if np.any(inexact):
-        outwards = (error > 0) == (total > 0)
-        bits = np.where(inexact, np.where(outwards, bits + 1, bits - 1), bits)
-        total = bits.view(np.float64)
+    total = np.atleast_1d(product + addend)
+    bits = total.view(np.int64)
+    middle = (bits & _BELOW_FLOAT32 == _HALF_OF_FLOAT32) | (np.abs(total) < _FEWER_BITS)
+    if middle.any():
+        shape = total.shape
+        terms = (np.broadcast_to(term, shape)[middle] for term in (product, addend))
+        total[middle] = _rounded_to_odd(*terms)
     with np.errstate(over="ignore"):  # what is too large becomes infinite, as it does there
         result: Float = total.astype(np.float32)
     return result
+
+
+# The bits that float64 has and float32 has not, and their value in the middle of two float32.
+_BELOW_FLOAT32, _HALF_OF_FLOAT32 = np.int64((1 << 29) - 1), np.int64(1 << 28)
+_FEWER_BITS = 2.0**-125  # smaller float32 have fewer bits, and their middles lie elsewhere
+
+
+def _rounded_to_odd(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """a + b: where float64 cannot hold it, that neighbour whose last bit is 1. float64 has more
+    than two bits to spare, so rounding that to float32 is rounding the exact sum."""
+    total = a + b
+    back = total - a
+    error = (a - (total - back)) + (b - back)
+    bits = total.view(np.int64)
+    inexact = (error != 0) & (bits & 1 == 0) & np.isfinite(error)
+    outwards = (error > 0) == (total > 0)
+    return np.where(inexact, np.where(outwards, bits + 1, bits - 1), bits).view(np.float64)
 
 
 def halved(lanes: Float) -> Float:
