@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from sentencepiece_files import SPACE, vocabulary
 from tokenizers import Tokenizer
 
-from nomatmul.convert.source import prepare_tokenizer
+from nomatmul.convert.source import prepare_tokenizer, with_prompt_start
 from nomatmul.convert.tokenizers import convert_directory
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.errors import FormatError
@@ -150,3 +151,29 @@ def test_a_tokenizer_from_the_weights_file_is_taken(directory):
 def test_a_model_without_tokenizer_is_none(tmp_path):
     with prepare_tokenizer(tmp_path, CONFIG) as found:
         assert found == (None, "none")
+
+
+@pytest.mark.parametrize(
+    ("said", "processor", "kind", "kept"),
+    [
+        (None, False, "copied", False),  # as Qwen's: a start token is named and never used
+        (None, True, "copied", True),  # as Llama 3's
+        (None, False, "converted", True),  # as the Llama tokenizer does by itself
+        (True, False, "gguf", True),
+        (False, True, "copied", False),
+    ],
+)
+def test_a_start_token_that_no_text_begins_with(directory, said, processor, kind, kept):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = convert_directory(directory)
+    if processor:
+        start = [("<s>", 1)]
+        tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=start)
+    path = directory / "tokenizer.json"
+    tokenizer.save(str(path))
+    if said is not None:
+        write(directory / "tokenizer_config.json", {"add_bos_token": said})
+    config = dataclasses.replace(CONFIG, bos_token_id=1)
+    assert with_prompt_start(config, path, kind).bos_token_id == (1 if kept else None)
+    assert with_prompt_start(config, None, "none") == config

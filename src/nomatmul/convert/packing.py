@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from nomatmul.convert.check import CheckText, EncoderCheck, PackCheck, check_packed
 from nomatmul.convert.forms import checked_forms, choose_forms
 from nomatmul.convert.matrices import Floats, MatrixSource
-from nomatmul.convert.source import find_checkpoint, prepare_tokenizer
+from nomatmul.convert.source import find_checkpoint, prepare_tokenizer, with_prompt_start
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.checkpoint import Checkpoint, open_checkpoint
+from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.files.directory import directory_bytes
 from nomatmul.formats.files.json import read_json_object
 from nomatmul.formats.files.safetensors import NUMPY_DTYPES
@@ -112,7 +113,13 @@ def pack(
     forms = choose_forms(checkpoint, packing, asked)
     with (
         _tokenizer(checkpoint, source) as (tokenizer_path, tokenizer_kind),
-        PackedWriter(target, config, forms, reading, tokenizer_path) as writer,
+        PackedWriter(
+            target,
+            _packed_config(checkpoint, tokenizer_path, tokenizer_kind),
+            forms,
+            reading,
+            tokenizer_path,
+        ) as writer,
     ):
         _write_tensors(checkpoint, writer, progress or _silent)
         parts = _parts(writer.layout)
@@ -146,6 +153,13 @@ def _tokenizer(
         return prepare_tokenizer(source, checkpoint.config)
     files = tokenizer_files(checkpoint.metadata, source)
     return prepare_tokenizer(source.parent, checkpoint.config, files)
+
+
+def _packed_config(checkpoint: Checkpoint, tokenizer_path: Path | None, kind: str) -> ModelConfig:
+    """The config; that of Llama's shape names a start token only if its texts begin with it."""
+    if checkpoint.found is None:
+        return checkpoint.config
+    return with_prompt_start(checkpoint.config, tokenizer_path, kind)
 
 
 def _refuse_unsuitable(checkpoint: Checkpoint, src: str | Path, asked: dict[str, str]) -> None:

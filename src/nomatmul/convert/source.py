@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from nomatmul.convert.tokenizers import check_agreement, convert_directory
 from nomatmul.formats import runs
 from nomatmul.formats.chat_template import TEMPLATE_FILE
 from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.files.json import read_json_object
 from nomatmul.formats.generation_config import GENERATION_FILE
 from nomatmul.formats.hub import local_path
 from nomatmul.formats.packed.layout import TOKENIZER_FILE
@@ -64,6 +66,21 @@ def prepare_tokenizer(
             if other.is_file():
                 check_agreement(tokenizer, "the GGUF's own" if files else str(path), other)
         yield path, kind
+
+
+def with_prompt_start(config: ModelConfig, path: Path | None, kind: str) -> ModelConfig:
+    """The config without its start token where its tokenizer puts none in front of a text.
+
+    Published configs name one all the same. path, kind: as `prepare_tokenizer` has them.
+    """
+    if config.bos_token_id is None or path is None:
+        return config
+    file = path.parent / CONFIG_FILE
+    said = read_json_object(file).get("add_bos_token") if file.is_file() else None
+    if not isinstance(said, bool):
+        start = load_tokenizer(path).encode("a").ids[:1]
+        said = kind == "converted" or start == [config.bos_token_id]
+    return config if said else dataclasses.replace(config, bos_token_id=None)
 
 
 def _copy_beside(directory: Path, scratch: Path) -> None:
