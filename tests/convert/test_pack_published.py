@@ -317,3 +317,58 @@ def test_packing_needs_little_memory(tmp_path, rng):
     largest = max(tensor.nbytes for tensor in model.floats.values())
     output = sum(file.stat().st_size for file in (tmp_path / "packed").iterdir())
     assert int(done.stdout) < 2 * largest + output
+
+
+@pytest.mark.parametrize("kind", [bonsai, values, falcon], ids=lambda kind: kind.__name__)
+def test_what_packing_costs_is_measured(tmp_path, rng, kind):
+    """Weights-only models compute with float activations at the source, int8 when packed."""
+    check = pack(kind(tmp_path / "source", rng), tmp_path / "packed").check
+    assert check.source_backend == "numpy oracle"
+    assert check.text == "random token ids"
+    assert 1e-9 < check.mean_kl < 2e-2
+    assert 1e-4 < check.relative_error < 6e-2
+    assert check.same_argmax > 0.9
+
+
+def test_the_cost_of_an_int8_head_is_seen(tmp_path, rng):
+    source = falcon(tmp_path / "source", rng)
+    cheap = pack(source, tmp_path / "int8").check
+    exact = pack(source, tmp_path / "floats", head="bfloat16").check
+    assert exact.mean_kl < cheap.mean_kl
+
+
+def test_a_source_that_memory_cannot_hold_is_not_compared(tmp_path, rng, monkeypatch):
+    monkeypatch.setattr("nomatmul.convert.check.available_memory", lambda: 100_000)
+    source = bonsai(tmp_path / "source", rng)
+    with pytest.warns(UserWarning, match="was not compared with its source, which would need 0.0"):
+        assert pack(source, tmp_path / "packed").check is None
+    assert (tmp_path / "packed" / "config.json").is_file()
+
+
+def test_a_ternary_embedding_in_a_gguf(tmp_path, rng):
+    tensors = write_gguf(tmp_path / "m.gguf", "qwen3", rng, kind="TQ1_0", outer="TQ2_0")
+    result = pack(tmp_path / "m.gguf", tmp_path / "packed", check=False)
+    assert (result.head, result.embedding) == (None, "2bit")
+    reader = PackedReader(tmp_path / "packed")
+    assert (reader.config.head_kind, reader.config.embedding_linear) == ("ternary", "ternary")
+    np.testing.assert_array_equal(reader.embedding(), tensors["model.embed_tokens.weight"])
+
+
+def test_int8_blocks_of_a_dense_gguf(tmp_path, rng):
+    from gguf import GGMLQuantizationType, quants
+
+    def dense(tensors):
+        for name, value in tensors.items():
+            if name.startswith("blk.") and value.ndim == 2:
+                drawn = rng.standard_normal(value.shape).astype(np.float32)
+                stored = quants.quantize(drawn, GGMLQuantizationType.Q8_0)
+                tensors[name] = quants.dequantize(stored, GGMLQuantizationType.Q8_0)
+
+    write_gguf(tmp_path / "m.gguf", "qwen3", rng, kind="Q8_0", change=dense)
+    result = pack(tmp_path / "m.gguf", tmp_path / "packed", check=False)
+    assert (result.packing, result.dense, result.head) == ("none", "int8-32", "f32")
+    checkpoint, reader = open_checkpoint(tmp_path / "m.gguf"), PackedReader(tmp_path / "packed")
+    for name in ("layers.1.channel.gate_proj", "layers.0.mixer.o_proj"):
+        found, scale = reader.matrix(name)
+        whole = found.astype(np.float32) * np.repeat(scale, 32, axis=1)
+        np.testing.assert_array_equal(whole, checkpoint.read(f"{name}.weight"))

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nomatmul.formats import capability
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.checkpoint import Checkpoint
 from nomatmul.formats.encoder import EncoderReading
 from nomatmul.formats.files.texts import read_text
@@ -171,11 +172,15 @@ def _check_encoder(
     )
 
 
-def _source_bytes(checkpoint: Checkpoint) -> float:
-    """What the oracle holds of a source: a byte a weight that feeds on int8, else four."""
-    config = checkpoint.config
-    floats = config.linear == "dense" or config.scale_group > 0
-    return config.param_count() * (4.5 if floats else 1.0)
+def _source_bytes(checkpoint: Checkpoint) -> int:
+    """What the oracle holds of a decoder: a byte of each weight that feeds on int8, else four."""
+    model = architecture_of(checkpoint.config)
+    held = 4 * model.vocabulary * model.size
+    for linear in model.linears().values():
+        if not (linear.tied and linear.kind == "dense"):
+            short = linear.kind == "ternary" and not linear.scale_group
+            held += linear.outputs * linear.inputs * (1 if short else 4)
+    return held
 
 
 def _packed_logits(reader: PackedReader, ids: list[int]) -> tuple[Floats, str]:
