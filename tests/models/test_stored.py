@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from dials import DIALS
 
+from nomatmul.convert import pack
+from nomatmul.formats.packed import PackedReader
 from nomatmul.models import BitLinear, CausalLM, CausalLMConfig, StoredLinear, TernaryLinear
 from nomatmul.models.diagnostics import bit_linears
 from nomatmul.models.stored import StoredEmbedding, StoredHead, TernaryEmbedding
@@ -125,3 +128,23 @@ def test_a_stored_vocabulary_has_its_size():
         model.resize_token_embeddings(80)
     assert model.get_input_embeddings() is model.embedding
     assert isinstance(model.get_output_embeddings(), StoredHead)
+
+
+@pytest.mark.parametrize("latent", [False, True])
+@pytest.mark.parametrize("name", ["norms in front of outputs", "scales of groups"])
+def test_packing_a_saved_model_keeps_its_ternary_matrices(name, latent, tmp_path):
+    model = stored(name)
+    if latent:
+        model.to_latents()
+    model.save_pretrained(tmp_path / "saved")
+    pack(tmp_path / "saved", tmp_path / "packed", check=False)
+    reader = PackedReader(tmp_path / "packed")
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, StoredLinear | TernaryLinear)}
+    layers.pop("head", None)  # the embedding
+    assert len(layers) == 12
+    for at, layer in layers.items():
+        values, scale = layer.quantised()
+        found, found_scale = reader.ternary(at)
+        np.testing.assert_array_equal(found, values.numpy())
+        rtol = 1e-6 if latent else 0
+        np.testing.assert_allclose(found_scale, scale.numpy(), rtol=rtol)

@@ -49,10 +49,13 @@ def choose_forms(checkpoint: Checkpoint, packing: str, asked: dict[str, str]) ->
     legal = legal_forms(config)
     asked = _settled(checkpoint, asked, legal)
     chosen = {kind: "f32" if form in ("auto", _EXACT) else form for kind, form in asked.items()}
-    sources = _sources(checkpoint, Forms.of(config, ternary=packing, **chosen))
+    plan = Forms.of(config, ternary=packing, **chosen)
+    sources = _sources(checkpoint, plan)
     for kind, names in sources.items():
         chosen[kind] = _choose(checkpoint, names, asked[kind], legal[kind])
-    half = checkpoint.found is None or checkpoint.found.half or not config.scale_group
+    half = not config.scale_group or (
+        _half_groups(checkpoint, plan) if checkpoint.found is None else checkpoint.found.half
+    )
     scale = "f16" if half and _half_scales(checkpoint, sources, chosen) else "f32"
     return Forms.of(config, ternary=packing, scale=scale, **chosen)
 
@@ -113,6 +116,13 @@ def _choose(checkpoint: Checkpoint, names: list[str], asked: str, legal: tuple[s
 def _is_int8(checkpoint: Checkpoint, name: str) -> bool:
     held = checkpoint.quantised(name)
     return held is not None and held.kind == "int8" and held.group == 32
+
+
+def _half_groups(checkpoint: Checkpoint, plan: Forms) -> bool:
+    """Whether float16 holds the scales of all ternary matrices of a trained model."""
+    matrices = layout_of(checkpoint.config, plan, checkpoint.reading).matrices
+    held = [checkpoint.quantised(n) for matrix in matrices if matrix.packed for n in matrix.sources]
+    return all(matrix is not None and is_half(matrix.scale) for matrix in held)
 
 
 def _half_scales(

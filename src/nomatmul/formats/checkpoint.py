@@ -37,6 +37,7 @@ from nomatmul.formats.published.llama_source import (
 )
 from nomatmul.formats.runs import gguf_file
 from nomatmul.formats.tokenizer import find_tokenizer_file
+from nomatmul.formats.trained import STORED_KEY, TrainedSource
 
 TRAINING_MODEL_TYPE = "nomatmul"
 _BLOCK_ELEMENTS = 1 << 22
@@ -91,6 +92,8 @@ class Checkpoint:
             source = crammed_bert.EncoderSource(source, self.config, self._shapes)
         elif not ours:
             source = unwrapped(source, [translate("embedding.weight")], self.directory)
+            if not decoder and self.reading is None:
+                source = TrainedSource(source, self.config)
         self._source = source
         stored = source.shapes()
         self._stored_names = {name: translate(name) for name in self._shapes}
@@ -281,7 +284,7 @@ def config_from_training(values: JsonObject) -> ModelConfig:
     an illegal value.
     """
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
-    dropped = {"model_type", "tie_word_embeddings", *HARMLESS_KEYS}
+    dropped = {"model_type", "tie_word_embeddings", STORED_KEY, *HARMLESS_KEYS}
     if values.get("model_type") == encoder.ENCODER_MODEL_TYPE:
         dropped |= {"num_labels", *encoder.HEAD_FIELDS}
         values = {**encoder.ENCODER_DEFAULTS, **values}

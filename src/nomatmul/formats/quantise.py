@@ -39,12 +39,27 @@ def absmean_scale(weight_NK: NDArray[np.floating] | Iterable[NDArray[np.floating
     return max(np.float32(mean), SCALE_FLOOR)
 
 
-def ternarise(weight: NDArray[np.floating], scale: np.float32) -> NDArray[np.int8]:
+def absmean_groups(weight_NK: NDArray[np.floating], group: int) -> NDArray[np.float32]:
+    """Return mean |W|, at least 1e-5, of each `group` inputs of each row: float32 [N, K / group].
+
+    Raises ValueError for a weight that is not finite.
+    """
+    cut = np.abs(np.asarray(weight_NK, np.float64)).reshape(len(weight_NK), -1, group)
+    mean = cut.mean(axis=-1)
+    if not np.all(np.isfinite(mean)):
+        raise ValueError("the weight holds a value that is not finite")
+    scale: NDArray[np.float32] = np.maximum(mean.astype(np.float32), SCALE_FLOOR)
+    return scale
+
+
+def ternarise(
+    weight: NDArray[np.floating], scale: np.float32 | NDArray[np.float32]
+) -> NDArray[np.int8]:
     """Return clip(round_half_even(W * (1 / scale)), -1, 1) as int8, of the shape of `weight`.
 
     The reciprocal is rounded to float32 first, then the product, as the published code does.
     """
-    inverse = np.float32(1.0) / np.float32(scale)
+    inverse = np.float32(1.0) / np.asarray(scale, dtype=np.float32)
     scaled = np.asarray(weight, dtype=np.float32) * inverse
     t: NDArray[np.int8] = np.clip(np.rint(scaled), -1, 1).astype(np.int8)
     return t
