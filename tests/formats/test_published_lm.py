@@ -90,7 +90,7 @@ def test_unpacked_beside_its_scale(tmp_path, bitnet, dtype):
 
 
 def test_legacy_scales_divide(tmp_path, llama):
-    directory = write_packed(tmp_path, llama, legacy=True, modules_to_not_convert=None)
+    directory = write_packed(tmp_path, llama, legacy=True, modules_to_not_convert=None, bits=2)
     checkpoint = open_checkpoint(directory)
     t, scale = llama.ternary["model.layers.0.mlp.down_proj"]
     held = checkpoint.quantised("layers.0.channel.down_proj.weight")
@@ -258,7 +258,8 @@ def write_config(directory, values):
         ({"head_dim": "wide"}, "head_dim"),
         ({"rms_norm_eps": "small"}, "norm_eps"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quant_method 'gptq'"),
-        ({"quantization_config": {"quant_method": "bitnet", "bits": 3}}, "unknown key 'bits'"),
+        ({"quantization_config": {"quant_method": "bitnet", "bits": 3}}, "bits 3 is not supported"),
+        ({"quantization_config": {"quant_method": "bitnet", "zero": 1}}, "unknown key 'zero'"),
     ],
 )
 def test_options_that_are_not_computed(tmp_path, llama, options, message):

@@ -25,7 +25,7 @@ from nomatmul.formats.quantise import absmean_scale, ternarise
 
 _KEYS = (
     *("quant_method", "linear_class", "quantization_mode"),
-    *("modules_to_not_convert", "use_rms_norm", "rms_norm_eps"),
+    *("modules_to_not_convert", "use_rms_norm", "rms_norm_eps", "bits"),
 )
 _LINEAR_CLASSES = ("bitlinear", "autobitlinear")
 _MODES = ("offline", "online")
@@ -66,6 +66,8 @@ def bit_linears(values: JsonObject, linears: list[str]) -> BitLinears | None:
     if not isinstance(given, dict) or given.get("quant_method") != "bitnet":
         method = given.get("quant_method") if isinstance(given, dict) else given
         raise FormatError(f"quant_method {method!r} is not supported; it must be 'bitnet'")
+    if given.get("bits", 2) != 2:  # some packers say so; transformers does not look
+        raise FormatError(f"bits {given['bits']!r} is not supported; it must be 2")
     unknown = sorted(str(k) for k, v in given.items() if k not in _KEYS and v not in (None, False))
     if unknown:
         raise FormatError(f"quantization_config has the unknown key {unknown[0]!r}")
