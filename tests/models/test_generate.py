@@ -19,7 +19,7 @@ MODES = {
     "sampled beams": {"do_sample": True, "num_beams": 2},
     "penalties": {"do_sample": False, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
 }
-MIXERS = ("matmul-free", "transformer++", "ternary attention", "union")
+MIXERS = ("matmul-free", "transformer++", "ternary attention", "union", "scales of groups")
 
 
 def padded(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -138,6 +138,21 @@ def test_a_gguf_file_is_the_model_that_its_tensors_say(tmp_path, rng, kind, oute
     assert isinstance(model.head, DenseLinear)
 
 
+@torch.no_grad()
+def test_a_text_is_embedded_by_its_last_token(models):
+    ours, theirs = models("qwen3")
+    ids, mask = prompts()
+    left = ours.embed(ids, mask)
+    hidden = theirs(ids, attention_mask=mask, output_hidden_states=True).hidden_states[-1][:, -1]
+    expected = hidden / hidden.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(left, expected, rtol=1e-4, atol=1e-5)
+    text = ids[1, 9:]
+    right = torch.stack([ids[0], torch.cat([text, text.new_zeros(9)])])
+    found = ours.embed(right, torch.tensor([[1] * 40, [1] * 31 + [0] * 9]))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.embed(ids[:1]), expected[:1], rtol=1e-4, atol=1e-5)
+
+
 def test_what_is_not_computed_is_refused_by_name(tmp_path):
     lm.write(tmp_path, {**lm.LLAMA, "model_type": "qwen3_moe"}, {"a": np.zeros(1, np.float32)})
     with pytest.raises(ValueError, match="experts"):

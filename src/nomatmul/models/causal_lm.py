@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -265,6 +266,16 @@ class CausalLM(TextModel, GenerationMixin):
         The trainer's path: no cache, no logits kept. chunk: see `chunked_cross_entropy`.
         """
         return self.loss_of_hidden(self.hidden(input_ids), targets, chunk=chunk)
+
+    def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Text embeddings [B, D] of length 1: the hidden state of each row's last real token."""
+        hidden_BTD = self.hidden(input_ids, attention_mask)
+        last = hidden_BTD[:, -1]
+        if attention_mask is not None:
+            steps_T = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device)
+            last_B = (attention_mask.bool() * steps_T).amax(-1)
+            last = hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
+        return F.normalize(last.float(), dim=-1)
 
     # -- evaluation -----------------------------------------------------------------------------
 
