@@ -23,6 +23,7 @@ from support.published_lm import (
     write_values,
 )
 
+import nomatmul
 from nomatmul import cli
 from nomatmul.convert import pack
 from nomatmul.formats.checkpoint import open_checkpoint
@@ -372,3 +373,11 @@ def test_int8_blocks_of_a_dense_gguf(tmp_path, rng):
         found, scale = reader.matrix(name)
         whole = found.astype(np.float32) * np.repeat(scale, 32, axis=1)
         np.testing.assert_array_equal(whole, checkpoint.read(f"{name}.weight"))
+
+
+def test_loading_what_is_not_packed_says_how(tmp_path, rng):
+    for kind in (bonsai, gguf):
+        source = kind(tmp_path / kind.__name__, rng)
+        target = f"{source.with_suffix('')}-packed"
+        with pytest.raises(FormatError, match=f"is not packed: `nomatmul pack {source} {target}`"):
+            nomatmul.load(source)

@@ -76,7 +76,7 @@ def refuse_unpacked(path: Path) -> None:
                     raise
                 return
     source = shlex.quote(str(path))
-    target = shlex.quote(f"{path}-packed")
+    target = shlex.quote(f"{path.with_suffix('') if path.is_file() else path}-packed")
     raise FormatError(f"{path} is not packed: `nomatmul pack {source} {target}` packs it")
 
 

@@ -46,10 +46,10 @@ class PackedReader:
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
+        refuse_unpacked(self.directory)
         if not self.directory.is_dir():
             what = "is not a directory" if self.directory.exists() else "does not exist"
             raise FormatError(f"{directory} {what}; a packed model is a directory")
-        refuse_unpacked(self.directory)
         config_path = self.directory / layout.CONFIG_FILE
         config_bytes = _read_file(config_path)
         values = read_json_object(config_path, config_bytes)
