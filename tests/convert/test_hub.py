@@ -26,7 +26,8 @@ from nomatmul import cli
 from nomatmul.convert import pack
 from nomatmul.convert.hub import packed_directory
 from nomatmul.formats.errors import FormatError
-from nomatmul.formats.hub import HubName, download, local_path
+from nomatmul.formats.hub import download, local_path
+from nomatmul.formats.hub_files import HubName
 
 NAME = "owner/name.v1"
 

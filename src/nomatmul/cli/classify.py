@@ -25,7 +25,9 @@ examples:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    model: str = option(metavar="DIR", help="packed classifier (nomatmul pack makes one)")
+    model: str = option(
+        metavar="MODEL", help="packed classifier, or hf:owner/name (nomatmul pack makes one)"
+    )
     text: tuple[str, ...] = option((), metavar="TEXT", help="a text; may be repeated")
     file: str | None = option(
         None, metavar="FILE", help="texts, one a line; - reads standard input"

@@ -36,7 +36,9 @@ examples:
 @dataclass(frozen=True, kw_only=True)
 class Options:
     model: str | None = option(
-        None, metavar="DIR", help="packed, published or training directory (default: the box)"
+        None,
+        metavar="MODEL",
+        help="packed, published or training directory, or hf:owner/name (default: the box)",
     )
     text: str = option(metavar="FILE", help="UTF-8 text, plain or compressed")
     max_tokens: int | None = option(None, metavar="N", help="score the first N tokens only")

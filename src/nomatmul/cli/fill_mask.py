@@ -25,7 +25,7 @@ examples:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    model: str = option(metavar="DIR", help="packed masked language model")
+    model: str = option(metavar="MODEL", help="packed masked language model, or hf:owner/name")
     text: str = option(metavar="TEXT", help="a text with mask tokens; - reads standard input")
     top_k: int = option(5, metavar="K", help="fillings listed for each gap")
     threads: int | None = option(None, metavar="N", help="threads (default: one a core)")

@@ -23,7 +23,7 @@ examples:
 @dataclass(frozen=True, kw_only=True)
 class Options:
     model: str | None = option(
-        None, metavar="DIR", help="packed model (default: the one in the box)"
+        None, metavar="MODEL", help="packed model, or hf:owner/name (default: the one in the box)"
     )
     device: str = option("cpu", metavar="DEVICE", help="cpu, or a GPU: cuda, cuda:1")
     json: bool = json_option()

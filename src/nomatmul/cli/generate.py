@@ -39,7 +39,9 @@ class Options:
         None, positional=True, metavar="TEXT", help="the text to continue; - is standard input"
     )
     model: str | None = option(
-        None, metavar="DIR", help="packed model directory (default: the model in the box)"
+        None,
+        metavar="MODEL",
+        help="packed model directory, or hf:owner/name[@revision] (default: the model in the box)",
     )
     prompt: str | None = option(None, metavar="TEXT", help="the same as TEXT alone")
     max_tokens: int = option(200, metavar="N", help="stop after so many tokens")

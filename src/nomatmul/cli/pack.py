@@ -3,7 +3,8 @@
 SRC is a checkpoint directory, the directory of a training run (its finished model, else its latest
 checkpoint), a published MatMul-free LM (hgrn_bit; float32, float16 or bfloat16; one file or
 shards), a published ternary transformer (bitnet, llama, qwen3: BitNet, Falcon, TriLM, Bonsai), or a
-GGUF file of one. Weights become ternary once, by the absmean rule of the model's training, or are
+GGUF file of one, or hf:owner/name[/file.gguf][@revision]: that is downloaded from the Hugging Face
+Hub first (the extra `hub`). A chat template and generation_config.json go along. Weights become ternary once, by the absmean rule of the model's training, or are
 kept exactly where they are ternary already; a model that is packed already is refused, because
 quantising twice would break it. Embeddings and heads of published transformers that are not ternary
 become int8 rows unless --embedding or --head asks for more; the check says what that costs. An
@@ -36,6 +37,7 @@ examples:
   nomatmul pack runs/mine packed/mine-small --packing 1.6bit --embedding int8
   nomatmul pack BitNet-b1.58-2B-4T packed/bitnet --head bfloat16
   nomatmul pack Ternary-Bonsai-1.7B.gguf packed/bonsai
+  nomatmul pack hf:owner/name/model-TQ2_0.gguf@main packed/hub
   nomatmul pack my-bert packed/bert --dense int8
   nomatmul pack huge-checkpoint packed/huge --no-check --json
 """
@@ -43,7 +45,9 @@ examples:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    src: str = option(positional=True, metavar="SRC", help="the model to pack")
+    src: str = option(
+        positional=True, metavar="SRC", help="the model to pack, a path or hf:owner/name"
+    )
     dst: str = option(positional=True, metavar="DST", help="the directory to make")
     packing: str = option(
         "2bit", choices=("2bit", "1.6bit"), help="2bit is faster, 1.6bit a fifth smaller"

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from nomatmul.formats.files.json import read_json_object
-from nomatmul.formats.hub import HubName, Snapshot, cache_directory, download
+from nomatmul.formats.hub import download
+from nomatmul.formats.hub_files import HubName, Snapshot, cache_directory
 
 
 def packed_directory(text: str) -> Path:

@@ -10,14 +10,14 @@ Face transformers, whose results these are.
 
 from __future__ import annotations
 
-import contextvars
 import functools
 import json
 import re
-import time
-from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
+
+from nomatmul.formats.template_budget import Budget, budget_of_now
 
 try:
     from jinja2 import nodes
@@ -31,11 +31,6 @@ except ImportError as error:
     raise ImportError(
         f'chat templates need jinja2 ({error}): pip install "nomatmul[chat]"'
     ) from None
-
-MAX_SECONDS = 1.5  # of computing
-MAX_STEPS = 1_000_000
-MAX_SIZE = 1 << 23  # characters (and entries) of one value, and of the whole output
-MAX_TOTAL = 1 << 27  # of all values that were ever made
 
 _FILTERS = frozenset(
     """
@@ -59,62 +54,8 @@ _SAFE_METHODS: dict[type, frozenset[str]] = {
     int: frozenset(),
     float: frozenset(),
 }
-_CONTAINERS = (list, tuple, dict, set, KeysView, ValuesView, ItemsView)
 _WIDE_FORMAT = re.compile(r"[0-9]{4}|\*")  # widths that make a long text of a short one
 _DATE_FORMAT = re.compile(r"(%-?[A-Za-z%]|[^%]){0,200}")
-
-
-class Budget:
-    """What one rendering may still use."""
-
-    def __init__(self) -> None:
-        self._steps, self._total = MAX_STEPS, MAX_TOTAL
-        self._end = time.thread_time() + MAX_SECONDS
-
-    def step(self) -> None:
-        """Count one step; raises ValueError when there were too many or they took too long."""
-        self._steps -= 1
-        if self._steps < 0:
-            raise ValueError(f"it takes more than {MAX_STEPS:,} steps")
-        if time.thread_time() > self._end:
-            raise ValueError(f"it computes for more than {MAX_SECONDS} seconds")
-
-    def charge(self, value: Any) -> Any:
-        """Count a value that was made, and return it; raises ValueError when it is too large."""
-        self.step()
-        if isinstance(value, str):
-            self.spend(len(value))
-        elif isinstance(value, _CONTAINERS):
-            self.spend(self._weight(value, 0))
-        elif isinstance(value, int) and value.bit_length() > 64:
-            raise ValueError("it makes a number of more than 64 bits")
-        return value
-
-    def spend(self, size: int) -> None:
-        """Count characters or entries; raises ValueError when there are too many."""
-        self._total -= size
-        if size > MAX_SIZE or self._total < 0:
-            raise ValueError(f"it makes texts or lists of more than {MAX_SIZE:,} characters")
-
-    def _weight(self, value: Any, depth: int) -> int:
-        """Characters and entries of a container, each as often as it is reached."""
-        if isinstance(value, str):
-            return len(value)
-        if not isinstance(value, _CONTAINERS):
-            return 1
-        if depth > 64:
-            raise ValueError("it nests lists more than 64 deep")
-        pairs = value.items() if isinstance(value, dict) else value
-        total = 1
-        for entry in pairs:
-            self.step()
-            total += 1 + self._weight(entry, depth + 1)
-            if total > MAX_SIZE:
-                break
-        return total
-
-
-_budget: contextvars.ContextVar[Budget] = contextvars.ContextVar("budget")
 
 
 class Sandbox:
@@ -130,7 +71,7 @@ class Sandbox:
         return str(_bounded("fails", lambda: self._joined(values)))
 
     def _joined(self, values: dict[str, Any]) -> str:
-        budget, pieces = _budget.get(), []
+        budget, pieces = budget_of_now.get(), []
         budget.charge({key: _plain(value) for key, value in values.items()})
         for piece in self._template.generate(**{k: _plain(v) for k, v in values.items()}):
             budget.spend(len(piece))
@@ -140,7 +81,7 @@ class Sandbox:
 
 def _bounded(what: str, work: Callable[[], Any]) -> Any:
     """The result of some work of jinja2 on a budget of its own, errors as one line."""
-    token = _budget.set(Budget())
+    token = budget_of_now.set(Budget())
     try:
         return work()
     except RecursionError:
@@ -149,7 +90,7 @@ def _bounded(what: str, work: Callable[[], Any]) -> Any:
         line = " ".join((str(error) or type(error).__name__).split())[:300]
         raise ValueError(f"the chat template {what}: {line}") from None
     finally:
-        _budget.reset(token)
+        budget_of_now.reset(token)
 
 
 def _plain(value: Any) -> Any:
@@ -198,11 +139,11 @@ class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(finalize=lambda value: _budget.get().charge(value), **options)
+        super().__init__(finalize=lambda value: budget_of_now.get().charge(value), **options)
         known: dict[str, Any] = dict(self.filters)
         self.filters = {name: _on_budget(known[name], _CHECKS.get(name)) for name in _FILTERS}
         self.filters |= {"tojson": _on_budget(_to_json, None), "_counted": _counted}
-        self.filters["_charged"] = lambda value: _budget.get().charge(value)
+        self.filters["_charged"] = lambda value: budget_of_now.get().charge(value)
         tests: dict[str, Any] = dict(self.tests)
         self.tests = {name: _on_budget(test, None) for name, test in tests.items()}
         self.globals = {
@@ -236,7 +177,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         # the odd names are jinja2's: a template may call with any others
-        budget = _budget.get()
+        budget = budget_of_now.get()
         budget.step()
         if isinstance(__obj, Macro | LoopContext):
             budget.spend(__self.data_size)
@@ -251,10 +192,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         elif operator == "*":
             for text, count in ((left, right), (right, left)):
                 if isinstance(text, str | list | tuple) and isinstance(count, int):
-                    _budget.get().spend(len(text) * max(0, count))
+                    budget_of_now.get().spend(len(text) * max(0, count))
         elif operator == "**" and not (abs(left) <= 1 << 32 and abs(right) <= 64):
             raise ValueError(f"{left} ** {right} is too large")
-        return _budget.get().charge(super().call_binop(context, operator, left, right))
+        return budget_of_now.get().charge(super().call_binop(context, operator, left, right))
 
 
 def _on_budget(function: Callable[..., Any], check: Callable[..., None] | None) -> Any:
@@ -263,7 +204,7 @@ def _on_budget(function: Callable[..., Any], check: Callable[..., None] | None) 
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        budget = _budget.get()
+        budget = budget_of_now.get()
         budget.step()
         if check is _check_join and isinstance(args[skipped], Iterator | range):
             entries = budget.charge(list(args[skipped]))
@@ -277,7 +218,7 @@ def _on_budget(function: Callable[..., Any], check: Callable[..., None] | None) 
 
 def _counted(values: Any, size: int) -> Iterator[Any]:
     """The values of a loop, each counted with the text that the loop's body holds."""
-    budget = _budget.get()
+    budget = budget_of_now.get()
     for value in values:
         budget.step()
         budget.spend(size)
@@ -292,20 +233,20 @@ def _check_format(text: str, *values: Any, **named: Any) -> None:
 
 
 def _check_replace(text: Any, old: Any, new: Any, count: Any = None, **more: Any) -> None:
-    _budget.get().spend((str(text).count(str(old)) if old else len(text)) * len(str(new)))
+    budget_of_now.get().spend((str(text).count(str(old)) if old else len(text)) * len(str(new)))
 
 
 def _check_join(values: Any, d: Any = "", attribute: Any = None) -> None:
     if not isinstance(values, list | tuple | dict | str):
         raise SecurityError("join takes a list: put |list in front of it")
-    _budget.get().spend(len(values) * len(str(d)))
+    budget_of_now.get().spend(len(values) * len(str(d)))
 
 
 def _check_indent(text: Any, width: Any = 4, *more: Any, **named: Any) -> None:
     size = len(width) if isinstance(width, str) else int(width)
     if size > 100:
         raise SecurityError(f"indent has the width {size}; at most 100 is allowed")
-    _budget.get().spend((str(text).count("\n") + 1) * max(size, 0))
+    budget_of_now.get().spend((str(text).count("\n") + 1) * max(size, 0))
 
 
 def _check_sum(values: Any, attribute: Any = None, start: Any = 0) -> None:
