@@ -26,7 +26,7 @@ examples:
 @dataclass(frozen=True, kw_only=True)
 class Options:
     model: str = option(
-        metavar="MODEL", help="packed classifier, or hf:owner/name (nomatmul pack makes one)"
+        metavar="MODEL", help="packed classifier (nomatmul pack makes one), or hf:owner/name"
     )
     text: tuple[str, ...] = option((), metavar="TEXT", help="a text; may be repeated")
     file: str | None = option(

@@ -4,14 +4,15 @@ SRC is a checkpoint directory, the directory of a training run (its finished mod
 checkpoint), a published MatMul-free LM (hgrn_bit; float32, float16 or bfloat16; one file or
 shards), a published ternary transformer (bitnet, llama, qwen3: BitNet, Falcon, TriLM, Bonsai), or a
 GGUF file of one, or hf:owner/name[/file.gguf][@revision]: that is downloaded from the Hugging Face
-Hub first (the extra `hub`). A chat template and generation_config.json go along. Weights become ternary once, by the absmean rule of the model's training, or are
-kept exactly where they are ternary already; a model that is packed already is refused, because
-quantising twice would break it. Embeddings and heads of published transformers that are not ternary
-become int8 rows unless --embedding or --head asks for more; the check says what that costs. An
-encoder (our own, or a published crammedBERT: BERT, UltraFastBERT) keeps its weights as they are
-unless --rows, --dense or --embedding asks for less; the check then says what that costs. DST must
-not exist. Nothing is left under DST when packing fails. Memory stays at a few blocks of rows,
-whatever the size; the check afterwards loads both models (--no-check leaves it out).
+Hub first (the extra `hub`). A chat template and generation_config.json go along. Weights become
+ternary once, by the absmean rule of the model's training, or are kept exactly where they are
+ternary already; a model that is packed already is refused, because quantising twice would break it.
+Embeddings and heads of published transformers that are not ternary become int8 rows unless
+--embedding or --head asks for more; the check says what that costs. An encoder (our own, or a
+published crammedBERT: BERT, UltraFastBERT) keeps its weights as they are unless --rows, --dense or
+--embedding asks for less; the check then says what that costs. DST must not exist. Nothing is left
+under DST when packing fails. Memory stays at a few blocks of rows, whatever the size; the check
+afterwards loads both models (--no-check leaves it out).
 """
 
 from __future__ import annotations
