@@ -7,8 +7,9 @@
 //   halves(const uint16_t*)            float16 to W; bytes(const int8_t*): int8 to W
 //   to_halves(const float*, uint16_t*) 16 of them, to nearest even
 //
-// Rows of one token share their keys and values; a page is read from memory once and is in the
-// first cache for all of them.
+// Rows of one token share their keys and values; a page is read from memory once and is in a near
+// cache for all of them. While the first rows work on a page, the next one is prefetched, as many
+// bytes in each step of a tile as the step reads, so that memory is never asked for more at once.
 #pragma once
 
 #include <algorithm>
@@ -25,50 +26,26 @@ namespace {
 
 constexpr int kAttentionRows = 4;  // of a register tile
 constexpr int kWide = 16;          // floats of a W
-constexpr size_t kAheadBytes = 4096;
-
-// What a tile prefetches while it works: what lies kAheadBytes ahead of each step, at the end of a
-// page at the beginning of the next one. nullptr: nothing.
-struct Fetch {
-  const uint8_t* here = nullptr;
-  const uint8_t* next = nullptr;
-};
-
-// step(i) for i in [from, to) of a tile's steps, which lie `bytes` apart. step stands here once: in
-// two places it would not be inlined, and its sums would live in memory.
-template <int kLines, class Step>
-NOMATMUL_INLINE inline void fetched(int from, int to, int steps, size_t bytes, const Fetch& fetch,
-                                    const void* anything, Step step) {
-  const int ahead = static_cast<int>(kAheadBytes / bytes);
-  const auto* address = static_cast<const uint8_t*>(anything);
-  size_t stride = 0;
-  int border = to;
-  if (fetch.here != nullptr) {
-    border = std::clamp(steps - ahead, from, to);
-    address = fetch.here + (from + ahead) * bytes;
-    stride = bytes;
-  }
-  for (int i = from; i < to;) {
-    if (i == border) {
-      address = fetch.next + (i + ahead - steps) * bytes;
-      border = to;
-    }
-    do {
-      unrolled<kLines>([&](auto line) { __builtin_prefetch(address + 64 * line); });
-      address += stride;
-      step(i);
-    } while (++i < border);
-  }
-}
 
 template <class Isa, bool kInt8>
 struct Attention {
   using W = typename Isa::W;
   using Stored = std::conditional_t<kInt8, int8_t, uint16_t>;
-  // Tiles to a cache line, and cache lines to a step of a tile.
-  static constexpr int kTileBytes = Isa::kTile * kWide * sizeof(Stored);
-  static constexpr int kShared = std::max(1, 64 / kTileBytes);
-  static constexpr int kLines = std::max(1, kTileBytes / 64);
+  static constexpr size_t kStepBytes = Isa::kTile * kWide * sizeof(Stored);
+
+  // step(i) for i in [from, to); `ahead`: what the first step prefetches, or nullptr: nothing. step
+  // stands here once: in two places it would not be inlined, and its sums would live in memory.
+  template <class Step>
+  static NOMATMUL_INLINE void each_step(int from, int to, const uint8_t* ahead,
+                                        const void* anything, Step step) {
+    const size_t stride = ahead == nullptr ? 0 : kStepBytes;
+    if (ahead == nullptr) ahead = static_cast<const uint8_t*>(anything);
+    for (int i = from; i < to; ++i, ahead += stride) {
+      unrolled<std::max<int>(1, kStepBytes / 64)>(
+          [&](auto line) { __builtin_prefetch(ahead + 64 * line, 0, 2); });
+      step(i);
+    }
+  }
 
   static NOMATMUL_INLINE W widened(const Stored* p) {
     if constexpr (kInt8) {
@@ -81,14 +58,14 @@ struct Attention {
   // scores[r * ld + s] of kR rows and 16 * kB positions; queries [E][kR].
   template <int kR, int kB>
   static void scores(const Stored* keys, const float* key_scales, int e, const float* queries,
-                     float scale, float* to, size_t ld, const Fetch& fetch) {
+                     float scale, float* to, size_t ld, const uint8_t* ahead) {
     W sums[kR][kB], steps[kB];
     unrolled<kR>([&](auto r) { unrolled<kB>([&](auto b) { sums[r][b] = Isa::zero(); }); });
     if constexpr (kInt8) {
       unrolled<kB>([&](auto b) { steps[b] = Isa::load(key_scales + kWide * b); });
     }
     const Stored* from = keys;
-    fetched<kLines>(0, e, e, kPagePositions * sizeof(Stored), fetch, keys, [&](int) {
+    each_step(0, e, ahead, keys, [&](int) {
       W key[kB];
       unrolled<kB>([&](auto b) {
         key[b] = widened(from + kWide * b);
@@ -112,12 +89,12 @@ struct Attention {
   template <int kR, int kB>
   static void values(const Stored* values, size_t stride, const float* value_scales, int from,
                      int to, const float* weights, size_t ld, float* sums, size_t lds,
-                     const Fetch& fetch) {
+                     const uint8_t* ahead) {
     W sum[kR][kB];
     unrolled<kR>([&](auto r) {
       unrolled<kB>([&](auto b) { sum[r][b] = Isa::load(sums + r * lds + kWide * b); });
     });
-    fetched<kLines>(from, to, kPagePositions, stride * sizeof(Stored), fetch, values, [&](int s) {
+    each_step(from, to, ahead, values, [&](int s) {
       W value[kB];
       unrolled<kB>([&](auto b) {
         value[b] = widened(values + s * stride + kWide * b);
@@ -188,13 +165,10 @@ struct Attention {
             std::min(kPagePositions, task.lengths[first + rows - 1] - page * kPagePositions);
         for (int s = 0; s < positions; s += kWide * Isa::kTile) {
           const int vectors = std::min(Isa::kTile, (positions - s + kWide - 1) / kWide);
-          Fetch fetch;
-          if (first == 0 && s / (kWide * Isa::kTile) % kShared == 0) {
-            fetch = {reinterpret_cast<const uint8_t*>(keys + s), next + s * sizeof(Stored)};
-          }
+          const uint8_t* ahead = first > 0 ? nullptr : next + s / kWide / Isa::kTile * e * kStepBytes;
           tile(rows, vectors, [&](auto r, auto b) {
             scores<r, b>(keys + s, scales(page, 0) + s, e, queries + static_cast<size_t>(first) * e,
-                         task.scale, weights + first * ld + page * kPagePositions + s, ld, fetch);
+                         task.scale, weights + first * ld + page * kPagePositions + s, ld, ahead);
           });
         }
       }
@@ -225,20 +199,18 @@ struct Attention {
 
   void add_values(int page, int first, int rows, int from, int to, bool fetching) const {
     const auto* all = reinterpret_cast<const Stored*>(strip(page) + task.layout.values());
+    // behind the last page, the keys of the head that a thread is likely to take next
     const uint8_t* next =
-        page + 1 < pages ? strip(page + 1) + task.layout.values() : strip(page);
+        page + 1 < pages ? strip(page + 1) + task.layout.values() : strip(0) + task.layout.bytes();
     const size_t vectors = padded / kWide;
     for (size_t at = 0; at < vectors; at += Isa::kTile) {
       const int some = static_cast<int>(std::min<size_t>(Isa::kTile, vectors - at));
-      Fetch fetch;
-      if (fetching && at / Isa::kTile % kShared == 0) {
-        const size_t offset = at * kWide * sizeof(Stored);
-        fetch = {reinterpret_cast<const uint8_t*>(all) + offset, next + offset};
-      }
+      const size_t done = at / Isa::kTile * kPagePositions + from;
+      const uint8_t* ahead = fetching ? next + done * kStepBytes : nullptr;
       tile(rows, some, [&](auto r, auto b) {
         values<r, b>(all + at * kWide, padded, scales(page, 1), from, to,
                      weights + first * ld + page * kPagePositions, ld,
-                     sums + first * padded + at * kWide, padded, fetch);
+                     sums + first * padded + at * kWide, padded, ahead);
       });
     }
   }
