@@ -10,15 +10,11 @@ namespace nomatmul {
 namespace {
 
 constexpr int kPanel = 2 * kSide;  // rows of w unpacked at a time
-constexpr int kMaxSteps = 20;      // steps of a k block, see block_of
 
-// Packed 64-byte vectors in a k block. With more than 32 tokens, A (32 rows) and B (32 tokens) of
-// a block pass by each other from L1: 2 x 16 KB (2 bits) or 2 x 20 KB (base 3) of 48 KB. With
-// fewer, C stays in its tiles over all blocks, and a longer block means longer runs through w.
-int block_of(Packing packing, int tokens) {
-  if (tokens > 2 * kSide) return 2;
-  return packing == Packing::kTwoBit ? 5 : 4;
-}
+// Packed 64-byte vectors in a k block. While A (32 rows) of one block is multiplied, that of the
+// next is unpacked between its tiles: 2 x 16 KB (2 bits) or 2 x 20 KB (base 3) of 48 KB of L1.
+constexpr int kBlock = 2;
+constexpr int kMaxSteps = 5 * kBlock;
 
 // Tokens whose B tiles should stay in L2 while all rows pass by.
 constexpr size_t kTokenBlockBytes = 1280 * 1024;
@@ -64,9 +60,10 @@ NOMATMUL_INLINE inline void zero_c() {
   _tile_zero(3);
 }
 
-// 32 rows x 32 tokens. C tile 2 * (token half) + (row half).
+// 32 rows x 32 tokens. C tile 2 * (token half) + (row half). between(): after each step.
+template <class Between>
 NOMATMUL_INLINE inline void multiply_pair(const uint8_t* a, size_t a_half, const uint8_t* b,
-                                          size_t b_half, int steps) {
+                                          size_t b_half, int steps, Between&& between) {
   for (int step = 0; step < steps; ++step, a += kTile, b += kTile) {
     _tile_loadd(4, a, kVec);
     _tile_loadd(6, b, kVec);
@@ -76,13 +73,15 @@ NOMATMUL_INLINE inline void multiply_pair(const uint8_t* a, size_t a_half, const
     _tile_dpbusd(1, 5, 6);
     _tile_dpbusd(2, 4, 7);
     _tile_dpbusd(3, 5, 7);
+    between();
   }
 }
 
 // 32 rows x 16 tokens: even steps into C tiles 0 and 1, odd ones into 2 and 3, because two chains
 // alone would wait for the product's latency.
+template <class Between>
 NOMATMUL_INLINE inline void multiply_one(const uint8_t* a, size_t a_half, const uint8_t* b,
-                                         int steps) {
+                                         int steps, Between&& between) {
   int step = 0;
   for (; step + 2 <= steps; step += 2, a += 2 * kTile, b += 2 * kTile) {
     _tile_loadd(4, a, kVec);
@@ -90,11 +89,13 @@ NOMATMUL_INLINE inline void multiply_one(const uint8_t* a, size_t a_half, const 
     _tile_loadd(5, a + a_half, kVec);
     _tile_dpbusd(0, 4, 6);
     _tile_dpbusd(1, 5, 6);
+    between();
     _tile_loadd(4, a + kTile, kVec);
     _tile_loadd(7, b + kTile, kVec);
     _tile_loadd(5, a + a_half + kTile, kVec);
     _tile_dpbusd(2, 4, 7);
     _tile_dpbusd(3, 5, 7);
+    between();
   }
   if (step < steps) {
     _tile_loadd(4, a, kVec);
@@ -121,30 +122,71 @@ NOMATMUL_INLINE inline void store_c(int32_t* c) {
 
 // --- the product --------------------------------------------------------------------------------
 
-// Codes of 32 rows, `count` packed vectors from byte `from` on, as A tiles [row half][step]. What
-// comes after in each row is prefetched meanwhile: the panel's rows are too many streams for
-// the hardware to follow.
+// The k blocks of all panels, in the order of the product.
+struct Block {
+  int n, first, count;  // its panel's first row; packed vectors before it, and in it
+
+  static Block at(const Operands& op, int n, int first) {
+    return {n, first, at_most(kBlock, op.layout.blocks - first)};
+  }
+  bool last(const Operands& op) const { return first + count == op.layout.blocks; }
+  Block next(const Operands& op) const {
+    return last(op) ? at(op, n + kPanel, 0) : at(op, n, first + count);
+  }
+};
+
+// Codes of a block as A tiles [row half][step], made little by little. What comes after in each row
+// is prefetched meanwhile: the panel's rows are too many streams for the hardware to follow.
 template <Packing packing>
-void unpack_panel(const Operands& op, int n, int rows, size_t from, int count, uint8_t* a) {
-  constexpr int kPlanes = planes_of(packing);
-  const size_t row_bytes = row_bytes_of(packing, op.k);
-  const size_t half = static_cast<size_t>(count) * kPlanes * kTile;
-  const size_t ahead = static_cast<size_t>(count) * kVec;
-  for (int r = 0; r < kPanel; ++r) {  // rows beyond n1 repeat the last; never written out
-    const uint8_t* w = op.row(n + at_most(r, rows - 1)) + from;
-    // past the row's end: the same place of the row that follows this panel
-    const uint8_t* next = from + ahead < row_bytes ? w + ahead : w - from + kPanel * op.row_bytes;
-    uint8_t* to = a + static_cast<size_t>(r / kSide) * half + (r % kSide) * kVec;
-    for (int b = 0; b < count; ++b, to += kPlanes * kTile) {
-      const size_t at = static_cast<size_t>(b) * kVec;
-      fetch_ahead<0>(next + at);
-      Digits<Vectors, packing> digits(load_part(w + at, row_bytes - from - at));
+class Unpacking {
+ public:
+  Unpacking(const Operands& op, const Block& block, uint8_t* a)
+      : count_(block.count),
+        rows_(at_most(kPanel, op.n1 - block.n)),
+        stride_(op.row_bytes),
+        to_(a) {
+    if (rows_ <= 0) {
+      r_ = kPanel;
+      return;
+    }
+    const size_t from = static_cast<size_t>(block.first) * kVec;
+    w_ = op.row(block.n) + from;
+    left_ = row_bytes_of(packing, op.k) - from;
+    // behind the row's end: the same place of the row that follows this panel
+    ahead_ = block.last(op) ? kPanel * stride_ - from : static_cast<size_t>(count_) * kVec;
+  }
+
+  // A part is one packed vector of one row.
+  NOMATMUL_INLINE void some(int parts) {
+    constexpr int kPlanes = planes_of(packing);
+    for (; parts > 0 && r_ < kPanel; --parts) {
+      const size_t at = static_cast<size_t>(b_) * kVec;
+      fetch_ahead<0>(w_ + at + ahead_);
+      Digits<Vectors, packing> digits(load_part(w_ + at, left_ - at));
+      uint8_t* to = to_ + at * (kPlanes * kTile / kVec);
       unrolled<kPlanes>([&](auto p) NOMATMUL_INLINE {
         store(to + p * kTile, digits.template next<decltype(p)::value>());
       });
+      if (++b_ == count_) next_row();
     }
   }
-}
+  NOMATMUL_INLINE void rest() { some(left()); }
+  int left() const { return (kPanel - r_) * count_ - b_; }
+
+ private:
+  NOMATMUL_INLINE void next_row() {
+    b_ = 0;
+    if (++r_ < rows_) w_ += stride_;  // rows beyond n1 repeat the last; never written out
+    to_ += r_ == kSide ? count_ * planes_of(packing) * kTile - (kSide - 1) * kVec : kVec;
+  }
+
+  const int count_, rows_;
+  int r_ = 0, b_ = 0;  // of the next part: its row, and its vector
+  const size_t stride_;
+  size_t left_ = 0, ahead_ = 0;
+  const uint8_t* w_ = nullptr;
+  uint8_t* to_;
+};
 
 // One panel's results for up to 16 tokens from t on, from two C tiles (rows x tokens).
 void write_group(const Operands& op, int n, int rows, int t, const int32_t* c) {
@@ -172,73 +214,84 @@ void write_group(const Operands& op, int n, int rows, int t, const int32_t* c) {
 }
 
 struct Scratch {
-  uint8_t* a;  // [2 row halves][steps] tiles
-  int32_t* c;  // [groups of 16 tokens][2 row halves] tiles; one pair more for multiply_one
+  uint8_t* a[2];  // of this block and the next one: [2 row halves][steps] tiles
+  int32_t* c;     // [groups of 16 tokens][2 row halves] tiles; one pair more for multiply_one
 };
 
-// At most 32 tokens: C stays in its tiles.
+// A block times all tokens, at most 32: C stays in its tiles from a panel's first block to its
+// last.
 template <Packing packing>
-void panel_of_few(const Operands& op, int n, int rows, const Scratch& scratch) {
-  constexpr int kPlanes = planes_of(packing);
-  const auto* b = reinterpret_cast<const uint8_t*>(op.q);
-  const size_t b_half = kSide * op.layout.bytes_per_token;
+void multiply_few(const Operands& op, const Block& block, const uint8_t* a, const Scratch& scratch,
+                  Unpacking<packing>* unpacking) {
+  const int steps = block.count * planes_of(packing),
+            share = (unpacking->left() + steps - 1) / steps;
+  const size_t a_half = static_cast<size_t>(steps) * kTile;
+  const auto* b = reinterpret_cast<const uint8_t*>(op.q) +
+                  static_cast<size_t>(block.first) * planes_of(packing) * kTile;
+  const auto between = [&]() NOMATMUL_INLINE { unpacking->some(share); };
   const bool pair = op.m > kSide;
-  zero_c();
-  each_k_block(op.layout.blocks, block_of(packing, op.m), [&](int first, int count) {
-    unpack_panel<packing>(op, n, rows, static_cast<size_t>(first) * kVec, count, scratch.a);
-    publish(scratch.a);
-    const int steps = count * kPlanes;
-    const size_t a_half = static_cast<size_t>(steps) * kTile;
-    const uint8_t* b_block = b + static_cast<size_t>(first) * kPlanes * kTile;
-    if (pair) {
-      multiply_pair(scratch.a, a_half, b_block, b_half, steps);
-    } else {
-      multiply_one(scratch.a, a_half, b_block, steps);
-    }
-  });
-  store_c(scratch.c);
+  if (block.first == 0) zero_c();
   if (pair) {
-    write_group(op, n, rows, kSide, scratch.c + 2 * kTile / 4);
+    multiply_pair(a, a_half, b, kSide * op.layout.bytes_per_token, steps, between);
   } else {
-    for (int i = 0; i < 2 * kTile / 4; i += kSide) {
-      store(scratch.c + i,
-            _mm512_add_epi32(load(scratch.c + i), load(scratch.c + 2 * kTile / 4 + i)));
-    }
+    multiply_one(a, a_half, b, steps, between);
   }
-  write_group(op, n, rows, 0, scratch.c);
+  if (!block.last(op)) return;
+  store_c(scratch.c);
+  if (pair) return;
+  for (int i = 0; i < 2 * kTile / 4; i += kSide) {
+    store(scratch.c + i,
+          _mm512_add_epi32(load(scratch.c + i), load(scratch.c + 2 * kTile / 4 + i)));
+  }
 }
 
-// Tokens t0.. : C goes to scratch between k blocks.
+// A block times tokens t0.. : C goes to scratch between blocks.
 template <Packing packing>
-void panel_of_many(const Operands& op, int n, int rows, int t0, int tokens,
-                   const Scratch& scratch) {
-  constexpr int kPlanes = planes_of(packing);
+void multiply_many(const Operands& op, const Block& block, int t0, int tokens, const uint8_t* a,
+                   const Scratch& scratch, Unpacking<packing>* unpacking) {
+  const int steps = block.count * planes_of(packing), groups = groups_of(tokens);
+  const int all = steps * ((groups + 1) / 2), share = (unpacking->left() + all - 1) / all;
+  const size_t a_half = static_cast<size_t>(steps) * kTile;
   const size_t group_bytes = kSide * op.layout.bytes_per_token;
-  const auto* b =
-      reinterpret_cast<const uint8_t*>(op.q) + static_cast<size_t>(t0 / kSide) * group_bytes;
-  const int groups = groups_of(tokens);
-  each_k_block(op.layout.blocks, block_of(packing, op.m), [&](int first, int count) {
-    unpack_panel<packing>(op, n, rows, static_cast<size_t>(first) * kVec, count, scratch.a);
-    publish(scratch.a);
-    const int steps = count * kPlanes;
-    const size_t a_half = static_cast<size_t>(steps) * kTile;
-    for (int g = 0; g < groups; g += 2) {
-      const uint8_t* b_block =
-          b + static_cast<size_t>(g) * group_bytes + static_cast<size_t>(first) * kPlanes * kTile;
-      int32_t* c = scratch.c + g * (2 * kTile / 4);
-      // an odd last group multiplies itself twice; the second copy is never written out
-      const size_t b_half = g + 1 < groups ? group_bytes : 0;
-      if (first == 0) {
-        zero_c();
-      } else {
-        load_c(c);
-      }
-      multiply_pair(scratch.a, a_half, b_block, b_half, steps);
-      store_c(c);
+  const auto* b = reinterpret_cast<const uint8_t*>(op.q) +
+                  static_cast<size_t>(t0 / kSide) * group_bytes +
+                  static_cast<size_t>(block.first) * planes_of(packing) * kTile;
+  for (int g = 0; g < groups; g += 2, b += 2 * group_bytes) {
+    int32_t* c = scratch.c + g * (2 * kTile / 4);
+    // an odd last group multiplies itself twice; the second copy is never written out
+    const size_t b_half = g + 1 < groups ? group_bytes : 0;
+    if (block.first == 0) {
+      zero_c();
+    } else {
+      load_c(c);
     }
-  });
-  for (int g = 0; g < groups; ++g) {
-    write_group(op, n, rows, t0 + g * kSide, scratch.c + g * (2 * kTile / 4));
+    multiply_pair(a, a_half, b, b_half, steps, [&]() NOMATMUL_INLINE { unpacking->some(share); });
+    store_c(c);
+  }
+}
+
+// Tokens t0.. of all rows.
+template <Packing packing>
+void multiply_rows(const Operands& op, int t0, int tokens, const Scratch& scratch) {
+  Block block = Block::at(op, op.n0, 0);
+  Unpacking<packing>(op, block, scratch.a[0]).rest();
+  for (int turn = 0; block.n < op.n1; turn ^= 1) {
+    const Block next = block.next(op);
+    Unpacking<packing> unpacking(op, next, scratch.a[turn ^ 1]);
+    publish(scratch.a[turn]);
+    if (op.m <= 2 * kSide) {
+      multiply_few(op, block, scratch.a[turn], scratch, &unpacking);
+    } else {
+      multiply_many(op, block, t0, tokens, scratch.a[turn], scratch, &unpacking);
+    }
+    unpacking.rest();
+    if (block.last(op)) {
+      const int rows = at_most(kPanel, op.n1 - block.n);
+      for (int g = 0; g < groups_of(tokens); ++g) {
+        write_group(op, block.n, rows, t0 + g * kSide, scratch.c + g * (2 * kTile / 4));
+      }
+    }
+    block = next;
   }
 }
 
@@ -276,7 +329,7 @@ struct Amx : ProductEntry<Amx> {
     if (m <= Vectors::kFewTokens) return 0;
     const PlaneLayout layout(packing, kVec, m, k);
     const int pairs = (groups_of(token_block(layout, m)) + 1) / 2;
-    return static_cast<size_t>(2 * kMaxSteps + 4 * pairs) * kTile;
+    return static_cast<size_t>(4 * kMaxSteps + 4 * pairs) * kTile;
   }
 
   template <Packing packing>
@@ -284,17 +337,11 @@ struct Amx : ProductEntry<Amx> {
     if (op.m <= Vectors::kFewTokens) return product_of_few<Vectors, packing>(op);
     const TileSession session;
     auto* a = static_cast<uint8_t*>(op.scratch);
-    const Scratch scratch{a, reinterpret_cast<int32_t*>(a + 2 * kMaxSteps * kTile)};
+    uint8_t* const c = a + 4 * kMaxSteps * kTile;
+    const Scratch scratch{{a, a + 2 * kMaxSteps * kTile}, reinterpret_cast<int32_t*>(c)};
     const int block = token_block(op.layout, op.m);
     for (int t0 = 0; t0 < op.m; t0 += block) {
-      for (int n = op.n0; n < op.n1; n += kPanel) {
-        const int rows = at_most(kPanel, op.n1 - n);
-        if (op.m <= 2 * kSide) {
-          panel_of_few<packing>(op, n, rows, scratch);
-        } else {
-          panel_of_many<packing>(op, n, rows, t0, at_most(block, op.m - t0), scratch);
-        }
-      }
+      multiply_rows<packing>(op, t0, at_most(block, op.m - t0), scratch);
     }
   }
 };
