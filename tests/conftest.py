@@ -27,6 +27,7 @@ TRAIN_ONLY = (
         "*/test_*torch*.py",
         "evaluate/test_compare.py",
         "evaluate/test_compare_c*.py",
+        "convert/test_hub.py",  # of the extra `hub`, which goes with that
     ),
 )
 

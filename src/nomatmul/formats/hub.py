@@ -28,6 +28,9 @@ _SMALL = (
 )
 # Weights, the first that there are; an index names several files.
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_ATTEMPTS = 4
+# Packages whose errors are those of a connection.
+_TRANSPORTS = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
 
 
 def local_path(path: str | Path) -> Path:
@@ -74,11 +77,19 @@ def download(name: HubName) -> Snapshot:
 
 def _fetch(hub: Any, name: HubName, files: list[str]) -> Path:
     """Download these files; returns the directory in which they lie."""
+    patterns = [glob.escape(file) for file in files]
     with _explained(name), _bars_for_people(hub):
-        patterns = [glob.escape(file) for file in files]
-        return Path(
-            hub.snapshot_download(name.repository, revision=name.revision, allow_patterns=patterns)
-        )
+        for left in reversed(range(_ATTEMPTS)):
+            try:
+                found: str = hub.snapshot_download(
+                    name.repository, revision=name.revision, allow_patterns=patterns
+                )
+                break
+            except Exception as error:
+                # older versions of the library leave it to the next call to go on after a break
+                if not left or type(error).__module__.partition(".")[0] not in _TRANSPORTS:
+                    raise
+    return Path(found)
 
 
 def _needed(name: HubName, files: list[str], shards: Callable[[str], set[str]]) -> list[str]:
