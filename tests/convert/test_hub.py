@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import gguf_models
 import huggingface_hub.constants
 import numpy as np
 import pytest
@@ -25,9 +26,12 @@ import nomatmul
 from nomatmul import cli
 from nomatmul.convert import pack
 from nomatmul.convert.hub import packed_directory
+from nomatmul.formats.chat_template import find_template
 from nomatmul.formats.errors import FormatError
+from nomatmul.formats.generation_config import sampling_defaults
 from nomatmul.formats.hub import download, local_path
 from nomatmul.formats.hub_files import HubName
+from nomatmul.formats.tokenizer import load_tokenizer
 
 NAME = "owner/name.v1"
 
@@ -187,6 +191,35 @@ def test_one_of_several_gguf_files_must_be_named(hub):
     assert local_path("hf:owner/g").name == "a-Q2_0.gguf"
     assert (local_path("hf:owner/g").parent / "generation_config.json").read_bytes() == b"{}"
     assert hub.downloads("README.md") == []
+
+
+def test_a_gguf_file_is_packed_with_what_it_holds(hub, tmp_path):
+    def keys(writer):
+        gguf_models.sizes(writer)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("qwen2")
+        writer.add_token_list(
+            [chr(ord("A") + i) for i in range(38)] + ["<|im_start|>", "<|im_end|>"]
+        )
+        writer.add_token_types([1] * 38 + [3] * 2)
+        writer.add_token_merges(["A B"])
+        writer.add_eos_token_id(39)
+        writer.add_chat_template("{{ messages[0].content }}")
+
+    path = tmp_path / "m.gguf"
+    gguf_models.write_gguf(path, "qwen3", np.random.default_rng(0), kind="TQ2_0", keys=keys)
+    hub.repositories["owner/g"] = {
+        "m-TQ2_0.gguf": path.read_bytes(),
+        "other.gguf": b"x" * 2000,
+        "generation_config.json": b'{"top_k": 7}',
+    }
+    packed = packed_directory("hf:owner/g/m-TQ2_0.gguf")
+    assert packed.name == f"owner--g--m-TQ2_0.gguf@{hub.commit('owner/g')}"
+    assert find_template(packed) == "{{ messages[0].content }}"
+    assert sampling_defaults(packed) == {"top_k": 7}
+    assert load_tokenizer(packed).token_to_id("<|im_end|>") == 39
+    assert packed_directory("hf:owner/g/m-TQ2_0.gguf") == packed
+    assert hub.downloads("other.gguf") == []
 
 
 def test_an_index_names_the_files(hub, published):
