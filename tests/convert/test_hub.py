@@ -198,9 +198,8 @@ def test_a_gguf_file_is_packed_with_what_it_holds(hub, tmp_path):
         gguf_models.sizes(writer)
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("qwen2")
-        writer.add_token_list(
-            [chr(ord("A") + i) for i in range(38)] + ["<|im_start|>", "<|im_end|>"]
-        )
+        letters = [chr(ord("A") + i) for i in range(37)]
+        writer.add_token_list([*letters, "AB", "<|im_start|>", "<|im_end|>"])
         writer.add_token_types([1] * 38 + [3] * 2)
         writer.add_token_merges(["A B"])
         writer.add_eos_token_id(39)
