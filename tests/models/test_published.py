@@ -1,6 +1,6 @@
 """Published transformers in torch: padding, caches and texts are those of transformers' classes.
 
-tests/parity/test_transformers_torch.py compares the logits of every form that they are stored in.
+tests/parity/test_published_torch.py compares the logits of every form that they are stored in.
 """
 
 from __future__ import annotations
