@@ -459,3 +459,33 @@ def test_packed_weights_in_shards(tmp_path, bitnet):
         weight_map |= dict.fromkeys(names, file)
     write_json(directory / "model.safetensors.index.json", {"weight_map": weight_map})
     assert_holds(directory, bitnet)
+
+
+ODD = [None, [], {}, "x", "", -1, 0, 1.5, True, 10**30, float("nan"), [1, "a"], {"rope_type": 3}]
+
+
+def test_any_value_of_a_key_is_read_or_refused_in_one_line(tmp_path, rng):
+    model = random_model(QWEN3, rng, group=32)
+    write_values(tmp_path / "values", model)
+    packed = write_packed(tmp_path / "packed", random_model(LLAMA, rng), legacy=True)
+    more = (
+        "rope_parameters",
+        "rope_scaling",
+        "layer_types",
+        "use_sliding_window",
+        "attention_bias",
+    )
+    more += ("sliding_window", "max_window_layers", "initializer_range", "pad_token_id")
+    options = ("quant_method", "linear_class", "quantization_mode", "modules_to_not_convert")
+    options += ("use_rms_norm", "rms_norm_eps", "bits")
+    cases = [(tmp_path / "values", {**QWEN3, key: odd}) for key in (*QWEN3, *more) for odd in ODD]
+    cases += [(packed, quantised(model, **{key: odd})) for key in options for odd in ODD]
+    said = []
+    for directory, values in cases:
+        write_config(directory, values)
+        try:
+            open_checkpoint(directory)
+        except FormatError as error:
+            said.append(str(error))
+    assert len(said) > 100
+    assert not [line for line in said if "\n" in line]

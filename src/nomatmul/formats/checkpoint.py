@@ -227,6 +227,8 @@ def _named(path: Path, opened: Callable[[], Checkpoint]) -> Checkpoint:
 
 def _open_unpacked(directory: Path, values: JsonObject) -> Checkpoint:
     model_type, reading = values.get("model_type"), None
+    if not isinstance(model_type, str):
+        raise _unknown(model_type)
     if model_type in FAMILIES:
         check_config(values)  # before its weights are looked at
         return _published_lm(directory, values, open_source(directory))
@@ -245,11 +247,7 @@ def _open_unpacked(directory: Path, values: JsonObject) -> Checkpoint:
             f"model_type {model_type!r} is not supported yet: it needs {REFUSED[model_type]}"
         )
     else:
-        raise FormatError(
-            f"model_type {model_type!r} is unknown; legal are {TRAINING_MODEL_TYPE!r},"
-            f" {encoder.ENCODER_MODEL_TYPE!r}, {hgrn_bit.MODEL_TYPE!r},"
-            f" {', '.join(map(repr, FAMILIES))}, {crammed_bert.MODEL_TYPE!r} and packed directories"
-        )
+        raise _unknown(model_type)
     if reading is None:
         config = _with_generation_ends(config, directory / GENERATION_FILE)
     checkpoint = Checkpoint(directory, kind, config, open_source(directory), reading=reading)
@@ -257,6 +255,17 @@ def _open_unpacked(directory: Path, values: JsonObject) -> Checkpoint:
         family = hgrn_bit if reading is None else crammed_bert
         checkpoint.ignored = family.ignored_keys(values)
     return checkpoint
+
+
+def _unknown(model_type: object) -> FormatError:
+    legal = (
+        *(TRAINING_MODEL_TYPE, encoder.ENCODER_MODEL_TYPE, hgrn_bit.MODEL_TYPE),
+        *(*FAMILIES, crammed_bert.MODEL_TYPE),
+    )
+    return FormatError(
+        f"model_type {model_type!r} is unknown; legal are {', '.join(map(repr, legal))} and packed"
+        " directories"
+    )
 
 
 def _with_generation_ends(config: ModelConfig, path: Path) -> ModelConfig:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.dials import MAX_LAYERS
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.files.json import JsonObject
 from nomatmul.formats.published.keys import end_tokens, is_one_of, sort_keys
@@ -68,8 +69,13 @@ def check_options(family: Family, values: JsonObject) -> None:
             raise FormatError(f"the {family.model_type} config lacks {key!r}")
         if isinstance(values[key], bool) or not isinstance(values[key], int) or values[key] < 1:
             raise FormatError(f"{key} {values[key]!r} must be a whole number above 0")
-    activation = values.get("hidden_act") or family.activation
-    if activation not in _ACTIVATIONS:
+    if values["num_hidden_layers"] > MAX_LAYERS:  # tensors are named before a config is made
+        raise FormatError(
+            f"num_hidden_layers {values['num_hidden_layers']} is above the limit {MAX_LAYERS}"
+        )
+    activation = values.get("hidden_act")
+    activation = family.activation if activation is None else activation
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         legal_acts = ", ".join(map(repr, _ACTIVATIONS))
         raise FormatError(f"hidden_act {activation!r} is not supported; legal are {legal_acts}")
     _check_windows(values)
