@@ -58,7 +58,7 @@ class Snapshot:
 def cache_directory() -> Path:
     """Where the package keeps what it made of the Hub's models: $NOMATMUL_CACHE."""
     if given := os.environ.get("NOMATMUL_CACHE"):
-        return Path(given)
+        return Path(given).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "nomatmul"
 

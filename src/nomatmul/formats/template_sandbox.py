@@ -117,7 +117,16 @@ class _Counting(NodeTransformer):
         self.generic_visit(node)
         return _filtered(node, "_charged")
 
-    visit_Concat = visit_List = visit_Dict = _charged
+    visit_List = visit_Dict = _charged
+
+    def visit_Concat(self, node: nodes.Concat, *more: Any) -> nodes.Expr:
+        self.generic_visit(node)
+        parts = node.nodes
+        while len(parts) > 1:  # some at a time, so that a long chain is counted as it grows
+            groups = [parts[at : at + 16] for at in range(0, len(parts), 16)]
+            joined = [nodes.Concat(group, lineno=node.lineno) for group in groups]
+            parts = [_filtered(group, "_charged") for group in joined]
+        return parts[0]
 
     def visit_Getitem(self, node: nodes.Getitem, *more: Any) -> nodes.Expr:
         if isinstance(node.arg, nodes.Slice):
@@ -254,11 +263,17 @@ def _check_sum(values: Any, attribute: Any = None, start: Any = 0) -> None:
         raise SecurityError("sum adds numbers only")
 
 
+def _check_round(value: Any, precision: Any = 0, *more: Any, **named: Any) -> None:
+    if not -100 <= precision <= 100:
+        raise SecurityError(f"round has the precision {precision}; from -100 to 100 are allowed")
+
+
 _CHECKS: dict[str, Callable[..., None]] = {
     "format": _check_format,
     "indent": _check_indent,
     "join": _check_join,
     "replace": _check_replace,
+    "round": _check_round,
     "sum": _check_sum,
 }
 
