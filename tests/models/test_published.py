@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from gguf_models import write_gguf
+from safetensors.torch import load_file
 from support import published_lm as lm
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -117,6 +118,39 @@ def test_ternary_values_are_kept_as_they_are(models, name):
     np.testing.assert_array_equal(ours.layers[0].channel.gate_proj.values, np.concatenate(gates))
     assert isinstance(ours.head, DenseLinear)
     assert not any(isinstance(module, BitLinear) for module in ours.modules())
+
+
+@pytest.mark.parametrize("masters", [True, False])
+def test_a_checkpoint_is_loaded_to_be_trained_on(tmp_path, rng, masters):
+    """Masters are what training goes on from; values get the weights that to_latents makes."""
+    model = lm.random_model(lm.BITNET, rng)
+    if masters:
+        lm.write_masters(tmp_path, model, rng)
+    else:
+        lm.write_packed(tmp_path, model, legacy=False)
+    ours = CausalLM.from_pretrained(tmp_path, latents=True)
+    assert not ours.config.stored_linears
+    stored = CausalLM.from_pretrained(tmp_path)
+    ids, _ = prompts()
+    error = (ours(ids).logits - stored(ids).logits).norm() / stored(ids).logits.norm()
+    assert error < 2e-2
+    expected = {}
+    if masters:
+        file = load_file(tmp_path / "model.safetensors")
+        parts = [file[f"model.layers.1.mlp.{part}_proj.weight"] for part in ("gate", "up")]
+        expected = {"layers.1.channel.gate_proj.weight": torch.cat(parts)}
+    else:
+        stored.to_latents()
+        expected = stored.state_dict()
+        assert expected.keys() == ours.state_dict().keys()
+    for name, weight in expected.items():
+        assert torch.equal(ours.state_dict()[name], weight)
+    ours.train()(ids, labels=ids).loss.backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in ours.parameters())
+    stored = CausalLM.from_pretrained(tmp_path)
+    stored.save_pretrained(tmp_path / "saved")
+    again = CausalLM.from_pretrained(tmp_path / "saved", latents=True)
+    assert not again.config.stored_linears
 
 
 @pytest.mark.parametrize(("kind", "outer"), [("TQ2_0", "Q8_0"), ("Q8_0", "F32")])

@@ -25,7 +25,8 @@ class Quantised:
 
     kind: "ternary" (values -1, 0, 1) or "int8". group: inputs that share a scale; 0: all of a row.
     scale: float32 [blocks] (the rows are split evenly over the blocks) where group is 0, else
-    [N, K / group]. read: the values of some rows, int8 [n, K].
+    [N, K / group]. read: the values of some rows, int8 [n, K]. masters: rows of the floats that a
+    reader made the values of, None where the file has values alone.
     """
 
     kind: str
@@ -33,6 +34,7 @@ class Quantised:
     group: int
     scale: NDArray[np.float32]
     read: Callable[[slice], NDArray[np.int8]]
+    masters: Callable[[slice], NDArray[np.float32]] | None = None
 
     def rows_scale(self, rows: slice) -> NDArray[np.float32]:
         """The scales of some rows: float32 [n, K / group], of group 0 [n, 1]."""
@@ -104,7 +106,13 @@ def stacked(parts: Sequence[Quantised]) -> Quantised:
     def read(rows: slice) -> NDArray[np.int8]:
         return read_stacked([q.read for q in parts], starts, rows)
 
-    return Quantised(first.kind, (total, columns), first.group, scale, read)
+    floats = [q.masters for q in parts if q.masters is not None]
+
+    def masters(rows: slice) -> NDArray[np.float32]:
+        return read_stacked(floats, starts, rows)
+
+    known = masters if len(floats) == len(parts) else None
+    return Quantised(first.kind, (total, columns), first.group, scale, read, known)
 
 
 def read_stacked(

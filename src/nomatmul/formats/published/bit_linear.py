@@ -9,6 +9,7 @@ is not rounded to a shorter type afterwards. Legend: N outputs, K inputs, t in -
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -253,4 +254,4 @@ def _masters(source: TensorSource, name: str, shape: tuple[int, int]) -> Quantis
         return ternarise(source.read(name, rows), mean)
 
     scale = np.array([np.float32(1.0) / inverse], np.float32)
-    return Quantised("ternary", shape, 0, scale, read)
+    return Quantised("ternary", shape, 0, scale, read, functools.partial(source.read, name))

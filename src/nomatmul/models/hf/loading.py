@@ -23,7 +23,7 @@ from nomatmul.models.hf.config import (
     PublishedConfig,
     PublishedEncoderConfig,
 )
-from nomatmul.models.hf.stored import stored_matrices
+from nomatmul.models.hf.stored import stored_matrices, tensors_of
 
 _GGUF: dict[str, Any] = {"model_type": "gguf"}  # in place of a config.json, for the keys asked
 _PUBLISHED = {
@@ -44,12 +44,16 @@ def load_pretrained(cls: Any, inherited: Callable, path: Any, *args: Any, **kwar
     given to it as config and tensors by our names; what transformers documents for
     `from_pretrained` so works alike for all kinds, but for what `_translated` refuses by name.
 
+    `latents=True` asks for weights that train in place of stored ternary values: the masters of a
+    checkpoint that has some, else as `CausalLM.to_latents` makes them.
+
     Without `dtype` the model computes in float32, also when the file holds 16-bit values: a 16-bit
     residual stream flips int8 roundings and moved the logits of a recorded model by 3.5 %.
     """
     if kwargs.get("dtype", kwargs.get("torch_dtype")) is None:
         kwargs.pop("torch_dtype", None)
         kwargs["dtype"] = torch.float32
+    latents = kwargs.pop("latents", False)
     if path is None:  # config and state_dict are given
         return inherited(path, *args, **kwargs)
     place = Path(path) / kwargs.get("subfolder", "")
@@ -80,9 +84,12 @@ def load_pretrained(cls: Any, inherited: Callable, path: Any, *args: Any, **kwar
     translate = kind in _PUBLISHED or wrapped
     _check_dtype(kwargs, config if translate else None)
     if translate:
-        kwargs = _translated(cls, place, kwargs)
+        kwargs = _translated(cls, place, kwargs, latents)
         return _load(cls, inherited, None, path, args, kwargs)
-    return _load(cls, inherited, path, path, args, kwargs)
+    loaded = _load(cls, inherited, path, path, args, kwargs)
+    if latents and own:
+        (loaded[0] if isinstance(loaded, tuple) else loaded).to_latents()
+    return loaded
 
 
 def read_config(path: Any) -> dict[str, Any] | None:
@@ -213,7 +220,9 @@ def _is_wrapped(place: Path, kwargs: dict[str, Any]) -> bool:
         return False
 
 
-def _translated(cls: Any, place: Path, kwargs: dict[str, Any]) -> dict[str, Any]:
+def _translated(
+    cls: Any, place: Path, kwargs: dict[str, Any], latents: bool = False
+) -> dict[str, Any]:
     """The arguments under which transformers loads the checkpoint in `place` from memory.
 
     Raises ValueError for what cannot be had of a checkpoint that is translated.
@@ -235,7 +244,7 @@ def _translated(cls: Any, place: Path, kwargs: dict[str, Any]) -> dict[str, Any]
         raise ValueError(f"config must be a {cls.config_class.__name__}, got {kind}")
     given.name_or_path = str(place)  # where the tokenizer lies
     stored = stored_matrices(checkpoint)
-    if stored:
+    if stored and not latents:
         given.stored_linears = True
     # Copies: what the reader returns may be a read-only view of a mapped file.
     state = {
@@ -244,10 +253,7 @@ def _translated(cls: Any, place: Path, kwargs: dict[str, Any]) -> dict[str, Any]
         if name not in stored
     }
     for name, matrix in stored.items():
-        values, scale = matrix.read(slice(0, matrix.shape[0])), matrix.scale
-        layer = name.removesuffix(".weight")
-        state[f"{layer}.values"] = torch.from_numpy(np.array(values))
-        state[f"{layer}.scale"] = torch.from_numpy(np.array(scale))
+        state |= tensors_of(name, matrix, latents)
     return {**kwargs, "config": given, "state_dict": state}
 
 

@@ -1,10 +1,15 @@
-"""Which matrices of a checkpoint are stored as ternary values and scales."""
+"""Matrices that a checkpoint stores as ternary values and scales, and their tensors in torch."""
 
 from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.checkpoint import Checkpoint
 from nomatmul.formats.files.quantised import Quantised
+from nomatmul.ops.bitlinear import latents as latents_of
 
 
 def stored_matrices(checkpoint: Checkpoint) -> dict[str, Quantised]:
@@ -32,3 +37,17 @@ def stored_matrices(checkpoint: Checkpoint) -> dict[str, Quantised]:
         name: matrix.grouped(groups[name]) if groups[name] else matrix
         for name, matrix in stored.items()
     }
+
+
+def tensors_of(name: str, matrix: Quantised, latents: bool) -> dict[str, Tensor]:
+    """{name: tensor} of a matrix ("X.weight") in a model's state: its values and scale, or its
+    `latents`, float32. Raises ValueError for a scale that no latent weights have."""
+    rows, layer = slice(0, matrix.shape[0]), name.removesuffix(".weight")
+    if latents and matrix.masters is not None:
+        return {name: torch.from_numpy(np.array(matrix.masters(rows)))}
+    # copies: what the reader returns may be a read-only view of a mapped file
+    values = torch.from_numpy(np.array(matrix.read(rows)))
+    scale = torch.from_numpy(np.array(matrix.scale))
+    if latents:
+        return {name: latents_of(values, scale)}
+    return {f"{layer}.values": values, f"{layer}.scale": scale}
