@@ -218,6 +218,15 @@ def test_a_model_without_template(chat, packed):
     assert (turn["sampling"]["temperature"], turn["sampling"]["top_p"]) == (0.8, 0.95)
 
 
+def test_without_jinja2_there_is_a_way(chat, model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    monkeypatch.delitem(sys.modules, "nomatmul.formats.template_sandbox", raising=False)
+    done = chat(model, ["Hello"])
+    assert (done.status, done.out) == (1, "")
+    assert 'pip install "nomatmul[chat]", or chat with --no-template' in done.err
+    assert chat(model, ["Hello"], "--no-template").status == 0
+
+
 def test_an_unsafe_template_is_one_line(chat, model, tmp_path):
     changed = repacked(model, tmp_path, {})
     (changed / "chat_template.jinja").write_text("{{ messages.__class__ }}")

@@ -43,7 +43,10 @@ def open_conversation(lm: LanguageModel, options: Any) -> Chat | Continuation:
     from nomatmul.engine.chat import Chat
 
     names = {} if options.thinking else {"enable_thinking": False}
-    return Chat(lm, system=options.system, options=names)
+    try:
+        return Chat(lm, system=options.system, options=names)
+    except ImportError as error:
+        raise ImportError(f"{error}, or chat with --no-template") from None
 
 
 def settings(lm: LanguageModel, options: Any, plain: bool) -> tuple[Sampling, int]:
