@@ -100,6 +100,7 @@ void bind_layers(nb::module_& m);
 void bind_linear(nb::module_& m);
 void bind_pages(nb::module_& m);
 void bind_kernels(nb::module_& m);
+void bind_panels(nb::module_& m);  // after bind_kernels
 void bind_tools(nb::module_& m);
 
 }  // namespace nomatmul

@@ -5,6 +5,7 @@ NB_MODULE(_native, m) {
   m.doc() = "Native core of nomatmul; use it through nomatmul.load()";
   nomatmul::bind_tools(m);
   nomatmul::bind_kernels(m);
+  nomatmul::bind_panels(m);
   nomatmul::bind_layers(m);
   nomatmul::bind_linear(m);
   nomatmul::bind_pages(m);

@@ -20,6 +20,11 @@ struct Description {
   double number(const std::string& name) const { return find(numbers, name); }
   const std::string& word(const std::string& name) const { return find(words, name); }
   const Description& part(const std::string& name) const { return find(parts, name); }
+  // Whether a number is there and not 0.
+  bool flag(const std::string& name) const {
+    const auto found = numbers.find(name);
+    return found != numbers.end() && found->second != 0;
+  }
   int whole(const std::string& name, int least, int most) const {
     const double value = number(name);
     if (value >= least && value <= most && value == static_cast<int>(value)) {

@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "kernels/common/half.h"
 #include "kernels/isa.h"
 
 namespace nomatmul {
@@ -24,12 +25,6 @@ T choose(const char* what, const std::string& word,
   throw std::invalid_argument(std::string(what) + " \"" + word + "\" is unknown: " + list);
 }
 
-enum class DType { kU8, kI8, kF16, kBF16, kF32 };
-
-inline size_t width_of(DType dtype) {
-  return dtype == DType::kF32 ? 4 : dtype == DType::kBF16 || dtype == DType::kF16 ? 2 : 1;
-}
-
 inline float float_of_bfloat16(uint16_t half) {
   const uint32_t bits = static_cast<uint32_t>(half) << 16;
   float value;
@@ -37,9 +32,16 @@ inline float float_of_bfloat16(uint16_t half) {
   return value;
 }
 
+enum class DType { kU8, kI8, kF16, kBF16, kF32 };
+
+inline size_t width_of(DType dtype) {
+  return dtype == DType::kF32 ? 4 : dtype == DType::kBF16 || dtype == DType::kF16 ? 2 : 1;
+}
+
 inline DType dtype_of_form(const std::string& form) {
-  return choose<DType>("form", form,
-                       {{"int8", DType::kI8}, {"bf16", DType::kBF16}, {"f32", DType::kF32}});
+  return choose<DType>(
+      "form", form,
+      {{"int8", DType::kI8}, {"f16", DType::kF16}, {"bf16", DType::kBF16}, {"f32", DType::kF32}});
 }
 
 inline FffForm fff_form_of(const std::string& form) {

@@ -8,11 +8,15 @@ void Linear::declare(const Description& description, const std::string& name, co
                      Tensors& tensors, int halves) {
   outputs_ = description.whole("outputs", 1, kMaxElements);
   inputs_ = description.whole("inputs", 1, kMaxElements);
-  const LinearParts parts{description, name, isa, tensors, outputs_, inputs_, halves};
-  MakeLinear* make = choose<MakeLinear*>("linear", description.kind,
-                                         {{"ternary", make_ternary_linear},
-                                          {"int8", make_dense_linear},
-                                          {"float", make_dense_linear}});
+  // A tied head owns the embedding's tensors.
+  const std::string owner = description.flag("tied") ? "embedding" : name;
+  const LinearParts parts{description, owner, isa, tensors, outputs_, inputs_, halves};
+  const bool exact = description.flag("exact"), groups = description.flag("scale_group");
+  MakeLinear* make =
+      choose<MakeLinear*>("linear", description.kind,
+                          {{"ternary", groups ? make_panel_linear : make_ternary_linear},
+                           {"int8", exact ? make_panel_linear : make_dense_linear},
+                           {"float", exact ? make_row_linear : make_dense_linear}});
   ternary_ = make == make_ternary_linear;
   form_ = make(parts);
   shared_input_ = form_->shared_input();

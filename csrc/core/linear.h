@@ -31,6 +31,7 @@ struct LinearInput {
   float* values = nullptr;  // float32 [T, inputs]; nullptr: rows are quantised as they come
   Scratch own, q, prepared, scale;
   size_t block_bytes = 0;
+  int width = 0;  // tokens of a prepared block
 
   const LinearInput& fed() const { return source == nullptr ? *this : *source; }
   size_t bytes() const { return own.size() + q.size() + prepared.size() + scale.size(); }

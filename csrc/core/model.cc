@@ -42,6 +42,7 @@ void Model::declare(const Description& description) {
   if (!description.has("head")) return;
   head_ = std::make_unique<Linear>();
   head_->declare(description.part("head"), "head", isa, tensors_);
+  if (description.part("head").flag("tied")) embedding_.tie(head_.get());
   linears_["head"] = head_.get();
 }
 

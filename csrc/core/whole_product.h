@@ -1,6 +1,7 @@
 // One product of ternary rows in one go, for tests and tools.
 #pragma once
 
+#include <algorithm>
 #include <new>
 
 #include "kernels/ternary.h"

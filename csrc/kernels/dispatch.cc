@@ -96,18 +96,19 @@ std::vector<Isa> find_supported() {
 #if defined(NOMATMUL_HAVE_AMX)
   if (has_amx(f)) {
     found.push_back({"amx", &kAmxTernary, &kAvx512VnniTrees, &kAvx512VnniDense,
-                     &kAvx512VnniAttention});
+                     &kAvx512VnniAttention, &kAmxPanels});
   }
 #endif
 #if defined(NOMATMUL_HAVE_AVX512VNNI)
   if (has_avx512vnni(f)) {
     found.push_back({"avx512vnni", &kAvx512VnniTernary, &kAvx512VnniTrees, &kAvx512VnniDense,
-                     &kAvx512VnniAttention});
+                     &kAvx512VnniAttention, &kAvx512VnniPanels});
   }
 #endif
 #if defined(NOMATMUL_HAVE_AVX2)
   if (has_avx2(f)) {
-    found.push_back({"avx2", &kAvx2Ternary, &kAvx2Trees, &kAvx2Dense, &kAvx2Attention});
+    found.push_back(
+        {"avx2", &kAvx2Ternary, &kAvx2Trees, &kAvx2Dense, &kAvx2Attention, &kAvx2Panels});
   }
 #endif
 #elif defined(NOMATMUL_HAVE_NEON)
@@ -115,9 +116,11 @@ std::vector<Isa> find_supported() {
 #if defined(__linux__)
   if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP)
 #endif
-    found.push_back({"neon", &kNeonTernary, &kNeonTrees, &kScalarDense, &kNeonAttention});
+    found.push_back(
+        {"neon", &kNeonTernary, &kNeonTrees, &kScalarDense, &kNeonAttention, &kNeonPanels});
 #endif
-  found.push_back({"scalar", &kScalarTernary, &kScalarTrees, &kScalarDense, &kScalarAttention});
+  found.push_back(
+      {"scalar", &kScalarTernary, &kScalarTrees, &kScalarDense, &kScalarAttention, &kScalarPanels});
   return found;
 }
 

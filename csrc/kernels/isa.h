@@ -7,6 +7,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/dense.h"
+#include "kernels/panels.h"
 #include "kernels/ternary.h"
 #include "kernels/trees.h"
 
@@ -19,6 +20,7 @@ struct Isa {
   const TreeKernels* trees;
   const DenseKernels* dense;
   const AttentionKernels* attention;
+  const PanelKernels* panels;
 };
 
 // nullptr if the ISA is unknown, not compiled in, or not supported by this CPU and its OS.

@@ -6,6 +6,7 @@ The library lands in build/emulate/ under a name made of the sources' hash: buil
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import hashlib
 import os
@@ -23,7 +24,9 @@ SOURCES = (
     *("csrc/kernels/avx512vnni/ternary.cc", "csrc/kernels/avx512vnni/trees.cc"),
     *("csrc/kernels/avx512vnni/dense.cc", "csrc/kernels/amx/ternary.cc"),
     *("csrc/kernels/avx512vnni/attention.cc", "csrc/core/pages.cc"),
+    *("csrc/kernels/avx512vnni/panels.cc", "csrc/kernels/amx/panels.cc"),
     *("csrc/tests/emulate/c_api.cc", "csrc/tests/emulate/dense_api.cc"),
+    *("csrc/tests/emulate/panels_api.cc", "csrc/core/linears/panel_weights.cc"),
     *("csrc/core/channels/fff.cc", "csrc/core/channels/fff_batches.cc"),
     *("csrc/core/memory.cc", "csrc/core/thread_pool.cc"),
 )
@@ -185,6 +188,21 @@ class EmulatedKernels:
             )
         )  # fmt: skip
 
+    def Panels(  # noqa: N802 - the native class's name
+        self, isa: str, form: str, rows: Array, scale: Array, k: int
+    ) -> EmulatedPanels:
+        """A matrix in panels."""
+        return EmulatedPanels(self._lib, TABLES[isa], form, rows, scale, k)
+
+    def float_product(self, isa: str, x: Array, rows: Array) -> Array:
+        """x [m, k] times float rows [n, k]."""
+        out = np.empty((len(x), len(rows)), np.float32)
+        form = (np.float32, np.uint16, np.float16).index(rows.dtype.type)
+        self._lib.emulated_float_product(
+            *(TABLES[isa], form, _pointer(rows), *rows.shape, _pointer(x), len(x), _pointer(out))
+        )
+        return out
+
     def codes_ok(self, isa: str, packing: str, w: Array) -> bool:
         """Whether each byte is a legal code."""
         return bool(
@@ -192,6 +210,29 @@ class EmulatedKernels:
                 TABLES[isa], FORMS[packing], _pointer(w), ctypes.c_size_t(w.size)
             )
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class EmulatedPanels:
+    """`nomatmul._native.kernels.Panels` over an emulated table."""
+
+    lib: Any
+    table: int
+    form: str
+    rows: Array
+    scale: Array
+    k: int
+
+    def product(self, q: Array, step: Array) -> Array:
+        """Return [m, n] for q int8 [m, k] and its steps [m, groups]."""
+        out = np.empty((len(q), len(self.rows)), np.float32)
+        self.lib.emulated_panels(
+            *(self.table, ("2bit", "1.6bit", "int8").index(self.form)),
+            *(_pointer(self.rows), _pointer(self.scale), int(self.scale.dtype == np.float16)),
+            *(len(self.rows), self.k, self.scale.shape[1]),
+            *(_pointer(q), _pointer(step), len(q), _pointer(out)),
+        )
+        return out
 
 
 def _source_hash() -> str:

@@ -29,7 +29,7 @@ class Dense final : public LinearForm {
         fill<2, int8_t>([=](size_t at) { return static_cast<const int8_t*>(data)[at]; });
       });
       parts.tensors.add_floats(parts.name + ".scale", outputs_, &row_scale_);
-    } else if (dtype_of_form(parts.description.word("form")) == DType::kF32) {
+    } else if (parts.description.word("form") == "f32") {
       parts.tensors.add_copied(name, DType::kF32, count, [this](const void* data) {
         fill<1, float>([=](size_t at) { return static_cast<const float*>(data)[at]; });
       });

@@ -23,7 +23,7 @@ constexpr int kTokenBlock = 256;
 constexpr size_t kTaskBytes = 96 * 1024;
 
 using MakeLinear = std::unique_ptr<LinearForm>(const LinearParts&);
-MakeLinear make_ternary_linear, make_dense_linear;
+MakeLinear make_ternary_linear, make_dense_linear, make_panel_linear, make_row_linear;
 
 // Outputs of a task of a product that waits for its weights where tokens are few: a multiple of
 // `step`, so that tasks are of equal size and some for every thread.

@@ -15,8 +15,9 @@
 #include "kernels/isa.h"
 
 namespace nomatmul {
-void compare_trees(const Isa& isa, const Isa& scalar);  // test_arm_trees.cc
-}
+void compare_trees(const Isa& isa, const Isa& scalar);   // test_arm_trees.cc
+void compare_panels(const Isa& isa, const Isa& scalar);  // test_arm_panels.cc
+}  // namespace nomatmul
 
 namespace {
 
@@ -198,6 +199,7 @@ int main(int count, char** wanted) {
     compare_float_steps(isa, scalar);
     compare_attention(isa, scalar);
     nomatmul::compare_trees(isa, scalar);
+    nomatmul::compare_panels(isa, scalar);
     std::printf("%s equals scalar\n", isa.name);
   }
   return 0;

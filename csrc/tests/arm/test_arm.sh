@@ -13,7 +13,8 @@ rm -rf "$out"
 mkdir -p "$out"
 flags="-std=c++17 -O2 -ffp-contract=off -Wall -Wextra -Wno-psabi -DNOMATMUL_HAVE_NEON -I."
 for source in kernels/dispatch.cc kernels/scalar/*.cc kernels/neon/*.cc core/channels/fff.cc \
-  core/channels/fff_batches.cc core/memory.cc core/pages.cc core/thread_pool.cc; do
+  core/channels/fff_batches.cc core/linears/panel_weights.cc core/memory.cc core/pages.cc \
+  core/thread_pool.cc; do
   case "$source" in kernels/neon/*) isa=-march=armv8.2-a+dotprod ;; *) isa= ;; esac
   $cxx $flags $isa -c "$source" -o "$out/$(echo "$source" | tr / _).o"
 done

@@ -12,9 +12,9 @@ using nomatmul::Packing;
 
 constexpr Isa kIsas[] = {
     {"avx512vnni", &nomatmul::kAvx512VnniTernary, &nomatmul::kAvx512VnniTrees, nullptr,
-     &nomatmul::kAvx512VnniAttention},
+     &nomatmul::kAvx512VnniAttention, nullptr},
     {"amx", &nomatmul::kAmxTernary, &nomatmul::kAvx512VnniTrees, nullptr,
-     &nomatmul::kAvx512VnniAttention},
+     &nomatmul::kAvx512VnniAttention, nullptr},
 };
 
 }  // namespace
@@ -66,8 +66,7 @@ bool emulated_causal_attention(int table, int heads, int kv_heads, int e, int to
                                bool int8, int rows, const float* q, const float* k, const float* v,
                                float* out) {
   return nomatmul::whole_attention(
-      *kIsas[table].attention,
-      {heads, kv_heads, e, tokens, positions, int8, rows, q, k, v, out});
+      *kIsas[table].attention, {heads, kv_heads, e, tokens, positions, int8, rows, q, k, v, out});
 }
 
 // The conditional layer on emulated kernels. Returns 0, 1 where a logit is not finite.

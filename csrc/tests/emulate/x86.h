@@ -70,10 +70,19 @@ inline simde__m512 emulated_cvtepi32_ps(simde__m512i v) {
 #define _mm512_fmadd_ps emulated_fmadd_ps
 #define _mm512_cvtph_ps emulated_cvtph_ps
 #define _mm512_cvtps_ph emulated_cvtps_ph
+#define _mm512_cvtepu16_epi32 emulated_cvtepu16_epi32
 
 inline simde__m512i emulated_cvtepi8_epi32(simde__m128i v) {
   int8_t narrow[16];
   int32_t wide[16];
+  std::memcpy(narrow, &v, sizeof narrow);
+  for (int i = 0; i < 16; ++i) wide[i] = narrow[i];
+  return simde_mm512_loadu_si512(wide);
+}
+
+inline simde__m512i emulated_cvtepu16_epi32(simde__m256i v) {
+  uint16_t narrow[16];
+  uint32_t wide[16];
   std::memcpy(narrow, &v, sizeof narrow);
   for (int i = 0; i < 16; ++i) wide[i] = narrow[i];
   return simde_mm512_loadu_si512(wide);
@@ -158,8 +167,9 @@ inline void emulated_tile_stored(int tile, void* base, size_t stride) {
   }
 }
 
-// C[m][n] += sum over k, i of A[m][4k + i] (u8) * B[k][4n + i] (s8)
-inline void emulated_tile_dpbusd(int c, int a, int b) {
+// C[m][n] += sum over k, i of A[m][4k + i] * B[k][4n + i], bytes of types A and B
+template <class A, class B>
+inline void emulated_tile_product(int c, int a, int b) {
   EmulatedTiles& tiles = emulated_tiles;
   assert(tiles.configured && tiles.row_bytes[a] / 4 == tiles.rows[b]);
   for (int m = 0; m < tiles.rows[c]; ++m) {
@@ -168,7 +178,8 @@ inline void emulated_tile_dpbusd(int c, int a, int b) {
       std::memcpy(&sum, &tiles.data[c][m][4 * n], sizeof sum);
       for (int k = 0; k < tiles.rows[b]; ++k) {
         for (int i = 0; i < 4; ++i) {
-          sum += tiles.data[a][m][4 * k + i] * static_cast<int8_t>(tiles.data[b][k][4 * n + i]);
+          sum += static_cast<A>(tiles.data[a][m][4 * k + i]) *
+                 static_cast<B>(tiles.data[b][k][4 * n + i]);
         }
       }
       std::memcpy(&tiles.data[c][m][4 * n], &sum, sizeof sum);
@@ -181,4 +192,6 @@ inline void emulated_tile_dpbusd(int c, int a, int b) {
 #define _tile_zero emulated_tile_zero
 #define _tile_loadd emulated_tile_loadd
 #define _tile_stored emulated_tile_stored
-#define _tile_dpbusd emulated_tile_dpbusd
+#define _tile_dpbusd emulated_tile_product<uint8_t, int8_t>
+#define _tile_dpbssd emulated_tile_product<int8_t, int8_t>
+#define _tile_dpbsud emulated_tile_product<int8_t, uint8_t>
