@@ -51,9 +51,15 @@ class BoundModel {
   // Keeps Python's own object: numpy leaks arrays that C++ lets go of while Python ends.
   void set(const std::string& name, nb::object owner) {
     const auto array = nb::cast<Stored>(owner, false);
-    if (model_.tensors().set(name, array.data(), array.nbytes(), dtype_of(array))) {
-      kept_.push_back(owner);
+    const void* data = array.data();
+    const size_t bytes = array.nbytes();
+    const DType dtype = dtype_of(array);
+    bool kept = false;
+    {
+      nb::gil_scoped_release release;
+      kept = model_.tensors().set(name, data, bytes, dtype);
     }
+    if (kept) kept_.push_back(owner);
   }
 
   // pages: one a sequence, or none where nothing grows

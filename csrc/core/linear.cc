@@ -8,9 +8,8 @@ void Linear::declare(const Description& description, const std::string& name, co
                      Tensors& tensors, int halves) {
   outputs_ = description.whole("outputs", 1, kMaxElements);
   inputs_ = description.whole("inputs", 1, kMaxElements);
-  // A tied head owns the embedding's tensors.
   const std::string owner = description.flag("tied") ? "embedding" : name;
-  const LinearParts parts{description, owner, isa, tensors, outputs_, inputs_, halves};
+  const LinearParts parts{description, name, owner, isa, tensors, outputs_, inputs_, halves};
   const bool exact = description.flag("exact"), groups = description.flag("scale_group");
   MakeLinear* make =
       choose<MakeLinear*>("linear", description.kind,

@@ -25,6 +25,7 @@ bool Tensors::set(const std::string& name, const void* data, size_t bytes, DType
     throw std::invalid_argument(name + " is not aligned to 4 bytes");
   }
   slot.take(data);
+  const std::lock_guard<std::mutex> lock(mutex_);
   missing_.erase(name);
   return slot.kept;
 }

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <functional>
 #include <map>
+#include <mutex>
 #include <set>
 #include <string>
 
@@ -27,7 +28,7 @@ class Tensors {
   void add_copied(const std::string& name, DType dtype, size_t count,
                   std::function<void(const void*)> take);
 
-  // Hands a tensor its bytes; true where they must outlive the model. Throws std::invalid_argument
+  // Hands a tensor its bytes, from any thread; true where they must outlive the model. Throws std::invalid_argument
   // for an unknown name, a wrong dtype or a wrong size.
   bool set(const std::string& name, const void* data, size_t bytes, DType dtype);
   // Throws std::invalid_argument naming the tensors that are still missing.
@@ -42,6 +43,7 @@ class Tensors {
   };
   std::map<std::string, Slot> slots_;
   std::set<std::string> missing_;
+  std::mutex mutex_;
 };
 
 }  // namespace nomatmul

@@ -18,6 +18,7 @@ from nomatmul.engine.backend import Options
 from nomatmul.engine.backends.native import open_random
 from nomatmul.engine.native import native
 from nomatmul.engine.state import PagedState, State, total_bytes
+from nomatmul.formats.packed.layout import Forms
 
 VOCABULARY = ATTENTION.vocab_size
 
@@ -28,7 +29,9 @@ def ids_of(count: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="module", params=["f16", "int8"])
 def lm(request: pytest.FixtureRequest) -> LanguageModel:
-    backend = open_random(ATTENTION, "2bit", "int8", 3, Options(threads=2, kv=request.param))
+    backend = open_random(
+        ATTENTION, Forms.of(ATTENTION, embedding="int8"), 3, Options(threads=2, kv=request.param)
+    )
     model = random_model(ATTENTION, seed=3, threads=2)
     return model.on(backend)
 

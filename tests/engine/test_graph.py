@@ -63,7 +63,7 @@ def test_layers_may_differ():
             lambda d: d["layers"][0]["mixer"].update(kind="mamba"),
             'mixer "mamba" is unknown: mlgru, attention,',
         ),
-        (lambda d: d["embedding"].update(form="f16"), 'form "f16" is unknown: int8, bf16 or f32'),
+        (lambda d: d["embedding"].update(form="f8"), 'form "f8" is unknown: int8, int8-32,'),
         (lambda d: d["embedding"].update(vocabulary=0), "vocabulary is 0.0+, expected 1 to"),
         (lambda d: d.update(chunk=0), "chunk is 0.0+, expected 1 to 65536"),
         (lambda d: d["head"].update(packing="3bit"), 'packing "3bit" is unknown'),

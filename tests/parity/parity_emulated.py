@@ -188,9 +188,7 @@ class EmulatedKernels:
             )
         )  # fmt: skip
 
-    def Panels(  # noqa: N802 - the native class's name
-        self, isa: str, form: str, rows: Array, scale: Array, k: int
-    ) -> EmulatedPanels:
+    def Panels(self, isa: str, form: str, rows: Array, scale: Array, k: int) -> EmulatedPanels:
         """A matrix in panels."""
         return EmulatedPanels(self._lib, TABLES[isa], form, rows, scale, k)
 

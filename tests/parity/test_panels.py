@@ -22,8 +22,8 @@ FORMS = ("2bit", "1.6bit", "int8")
 
 
 def fma(a: Array, b: Array, c: Array) -> F32:
-    """float32(a * b + c), rounded once. A product of float32 is exact in float64; the sum is rounded
-    to odd there, so that rounding it again to float32 is right."""
+    """float32(a * b + c), rounded once. A product of float32 is exact in float64; the sum is
+    rounded to odd there, so that rounding it again to float32 is right."""
     product = a.astype(np.float64) * b.astype(np.float64)
     total = product + c
     back = total - product

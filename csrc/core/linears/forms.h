@@ -10,7 +10,7 @@ namespace nomatmul {
 
 struct LinearParts {
   const Description& description;
-  std::string name;
+  std::string name, owner;  // the part whose tensors hold the weights: the embedding of a tied head
   const Isa& isa;
   Tensors& tensors;
   int outputs, inputs, halves;

@@ -36,17 +36,17 @@ class Panels final : public LinearForm {
     if (parts.description.number("scale_group") != 0) rounding_ = Rounding::kEven;
     if (shape_.form == PanelForm::kTernary) {
       const Packing packing = packing_of(parts.description.word("packing"));
-      parts.tensors.add_copied(parts.name + ".packed", DType::kU8,
+      parts.tensors.add_copied(parts.owner + ".packed", DType::kU8,
                                row_bytes_of(packing, shape_.k) * parts.outputs,
                                [this, packing](const void* data) {
                                  weights_.fill_codes(packing, static_cast<const uint8_t*>(data));
                                });
     } else {
       parts.tensors.add_copied(
-          parts.name + ".weight", DType::kI8, static_cast<size_t>(parts.outputs) * shape_.k,
+          parts.owner + ".weight", DType::kI8, static_cast<size_t>(parts.outputs) * shape_.k,
           [this](const void* data) { weights_.fill_int8(static_cast<const int8_t*>(data)); });
     }
-    parts.tensors.add_copied(parts.name + ".scale", shape_.half_scales ? DType::kF16 : DType::kF32,
+    parts.tensors.add_copied(parts.owner + ".scale", shape_.half_scales ? DType::kF16 : DType::kF32,
                              count, [this](const void* data) { weights_.fill_scales(data); });
     normed_ = parts.description.numbers.count("norm_eps") != 0;
     if (!normed_) return;

@@ -14,7 +14,7 @@ class Rows final : public LinearForm {
             : dtype == DType::kF16 ? FloatForm::kF16
                                    : FloatForm::kBF16;
     row_bytes_ = width_of(dtype) * inputs_;
-    parts.tensors.add(parts.name + ".weight", dtype, static_cast<size_t>(parts.outputs) * inputs_,
+    parts.tensors.add(parts.owner + ".weight", dtype, static_cast<size_t>(parts.outputs) * inputs_,
                       &weights_);
   }
 

@@ -21,6 +21,7 @@ from nomatmul.engine.state import Float, Layout, Pieces, State
 
 if TYPE_CHECKING:
     from nomatmul.formats.config import ModelConfig
+    from nomatmul.formats.packed.layout import Forms
     from nomatmul.formats.packed.reader import PackedReader
 
 Want = Literal["last", "all", "none", "hidden"]
@@ -135,7 +136,7 @@ class Opener(Protocol):
         """The model of a packed directory: a CausalBackend or, of an encoder, an EncoderBackend."""
 
     def open_random(
-        self, config: ModelConfig, packing: str, embedding: str, seed: int, options: Options
+        self, config: ModelConfig, forms: Forms, seed: int, options: Options
     ) -> CausalBackend:
         """A decoder of random weights."""
 

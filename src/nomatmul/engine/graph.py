@@ -4,12 +4,22 @@ each weight is stored."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from nomatmul.formats.architecture import FFF, Attention, Linear, Norm, Part, architecture_of
+from nomatmul.formats.architecture import (
+    FFF,
+    Architecture,
+    Attention,
+    Linear,
+    Norm,
+    Part,
+    architecture_of,
+)
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.packed.layout import Forms
+from nomatmul.formats.packed.forms import INT8_GROUP, Forms
+from nomatmul.formats.packing import PACKINGS
 from nomatmul.formats.rotary import RopeScaling, frequencies
 
 
@@ -25,6 +35,7 @@ def describe(
         "hidden": model.size,
         "form": forms.embedding,
         "positions": config.max_position_embeddings if model.sinusoidal else 0,
+        **words.scales(forms.embedding, model.embedding.scale_group),
     }
     if model.embedding_norm is not None:
         embedding["norm"] = words.of(model.embedding_norm)
@@ -39,8 +50,28 @@ def describe(
         "final_norm": words.of(model.final_norm),
     }
     if config.causal:
-        description["head"] = words.of(model.head)
+        head = words.head(model)
+        description["head"] = head
+        embedding["tied"] = "tied" in head
     return description
+
+
+def rearranged(description: dict[str, Any], at: str = "") -> Iterator[str]:
+    """Names of the tensors that the core copies into an order of its own: those of linears whose
+    scales belong to groups or, int8 in a causal model, to rows."""
+    for key, value in description.items():
+        parts = {f"{key}.{index}": part for index, part in enumerate(value)} if (
+            isinstance(value, list)
+        ) else {key: value}  # fmt: skip
+        for name, part in parts.items():
+            if not isinstance(part, dict):
+                continue
+            yield from rearranged(part, f"{at}{name}.")
+            owner = "embedding" if part.get("tied") else f"{at}{name}"
+            if part["kind"] == "ternary" and "scale_group" in part:
+                yield from (f"{owner}.packed", f"{owner}.scale")
+            elif part["kind"] == "int8" and "exact" in part:
+                yield from (f"{owner}.weight", f"{owner}.scale")
 
 
 @dataclass(frozen=True)
@@ -72,17 +103,34 @@ class _Words:
             fields["form"] = "ternary" if part.linear == "ternary" else self.forms.rows
         return fields
 
-    def _linear(self, linear: Linear) -> dict[str, Any]:
+    def head(self, model: Architecture) -> dict[str, Any]:
+        """The head of a causal model; a tied one owns the embedding's tensors."""
+        head = model.head
+        tied = head.tied and head.kind == model.embedding.kind
+        form = self.forms.embedding if tied else self.forms.head
+        fields = self._linear(head, form if head.kind == "dense" and form != "none" else None)
+        return {**fields, "tied": True} if tied else fields
+
+    def scales(self, form: str, group: int) -> dict[str, Any]:
+        """How the scales of a matrix lie that has some; group: of a ternary one."""
+        if form not in (*PACKINGS, "int8", "int8-32"):
+            return {}
+        size = {"int8": 0, "int8-32": INT8_GROUP}.get(form, group)
+        return {"scale_group": size, "scale": self.forms.scale} if size else {"scale_group": 0}
+
+    def _linear(self, linear: Linear, form: str | None = None) -> dict[str, Any]:
+        """form: of a dense one, if not that of the blocks."""
         fields: dict[str, Any] = {"outputs": linear.outputs, "inputs": linear.inputs}
         if linear.kind == "ternary":
-            return {
-                "kind": "ternary",
-                "packing": self.forms.ternary,
-                "norm_eps": linear.norm_eps,
-                "rounding": "away",
-                "scale_rows": 0,
-                **fields,
-            }
-        if self.forms.dense == "int8":
-            return {"kind": "int8", **fields}
-        return {"kind": "float", "form": self.forms.dense, **fields}
+            fields |= {"kind": "ternary", "packing": self.forms.ternary}
+            if linear.norm_eps is not None:
+                fields["norm_eps"] = linear.norm_eps
+            if linear.scale_group:
+                return {**fields, **self.scales(self.forms.ternary, linear.scale_group)}
+            return {**fields, "rounding": linear.rounding, "scale_rows": linear.scale_rows}
+        form = form or self.forms.dense
+        if self.causal:
+            fields["exact"] = True
+        if form not in ("int8", "int8-32"):
+            return {"kind": "float", "form": form, **fields}
+        return {"kind": "int8", **fields, **(self.scales(form, 0) if self.causal else {})}

@@ -164,29 +164,35 @@ def random_model(
     embedding: str = "int8",
     seed: int = 0,
     *,
+    head: str = "int8",
+    dense: str = "bf16",
+    scale: str = "f16",
     threads: int | None = None,
     isa: str | None = None,
     device: str = "cpu",
 ) -> LanguageModel:
     """Return a model of `config` whose weights are random legal codes; no file is involved.
 
-    Scales keep the activations near 1. The same seed gives the same model (on one device: a GPU
-    draws other numbers). Raises ValueError for a config that the engine does not run, an unknown
+    packing, embedding, head, dense, scale: forms (`formats.packed.Forms`) of the matrices that the
+    model has; a tied head is the embedding. Scales keep the activations near 1. The same seed gives
+    the same model (on one device: a GPU draws other numbers). Raises ValueError for a config that the engine does not run, an unknown
     packing or embedding form, or a device that cannot be used (see `load`).
     """
     if not config.causal:
         raise ValueError("random weights are drawn for causal models only, this one is an encoder")
     name = "native" if device == "cpu" else "cuda"
     capability.check(config, name)
-    Forms.of(config, ternary=packing, embedding=embedding)  # refuses an unknown form
+    forms = Forms.of(
+        config, ternary=packing, embedding=embedding, head=head, dense=dense, scale=scale
+    )
     options = Options(_checked_threads(threads), isa, device=_checked_device(device))
     where = "" if device == "cpu" else f"{device}-"
     return LanguageModel(
-        opener(name).open_random(config, packing, embedding, seed, options),
+        opener(name).open_random(config, forms, seed, options),
         config,
-        fingerprint=f"random-{seed}-{packing}-{embedding}-{where}{config}",
-        packing=packing,
-        embedding_form=embedding,
+        fingerprint=f"random-{seed}-{'-'.join(forms.to_dict().values())}-{where}{config}",
+        packing=forms.ternary,
+        embedding_form=forms.embedding,
     )
 
 

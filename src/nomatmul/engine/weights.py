@@ -1,15 +1,15 @@
 """Weights of a packed model in memory: one arena of huge pages, or the mapped file.
 
 Bytes go from the file straight into their final place and are verified there, tensor by tensor,
-by several threads (reading and checksums run without the GIL), so loading never holds a second
-copy of anything large.
+by several threads (reading and checksums run without the GIL). What the core re-arranges is read
+when it asks for it, a tensor a thread. So loading never holds a second copy of anything large.
 """
 
 from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from nomatmul.formats.packed.reader import PackedReader
 
 ALIGN = 64  # a cache line
-DTYPES = {"U8": np.uint8, "I8": np.int8, "BF16": np.uint16, "F32": np.float32}
+DTYPES = {
+    "U8": np.uint8,
+    "I8": np.int8,
+    "BF16": np.uint16,
+    "F16": np.float16,
+    "F32": np.float32,
+}
 
 
 # How the names of an encoder's task heads begin; they are not in the graph.
@@ -68,16 +74,18 @@ _PARTS = ("embedding", "core", "trees", "dense", "head", "norms")
 def _part_of(name: str, ternary: bool) -> str:
     if name.startswith("embedding."):
         return "embedding"
-    if name.endswith(".packed"):
-        return "head" if name.startswith("head.") else "core"
-    if ternary or "norm" in name or name == "position_scale":
+    if "norm" in name or name == "position_scale":
         return "norms"
+    if ternary:
+        if name.startswith("head."):
+            return "head"
+        return "core" if name.endswith((".packed", ".weight", ".scale")) else "norms"
     if name.startswith(("pooler.", "classifier.")):
         return "head"
     return "trees" if name.endswith((".rows", ".row_scale", "channel.bias")) else "dense"
 
 
-def allocate(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> Weights:
+def allocate(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> Weights:
     """Return zeroed Weights for {name: (safetensors dtype, shape)}, laid out in that order.
 
     Raises MemoryError when the machine does not have so much.
@@ -88,7 +96,7 @@ def allocate(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> Weights:
     }
     arena = native().Arena(sum(-(-size // ALIGN) * ALIGN for size in sizes.values()))
     memory, offset = arena.view(), 0
-    arrays = {}
+    arrays: dict[str, NDArray[Any]] = {}
     for name, (dtype, shape) in tensors.items():
         part = memory[offset : offset + sizes[name]]
         arrays[name] = part.view(DTYPES[dtype]).reshape(shape)
@@ -96,13 +104,21 @@ def allocate(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> Weights:
     return Weights(arrays, arena)
 
 
-def read_weights(reader: PackedReader, *, verify: bool = True, threads: int = 1) -> Weights:
-    """Read all tensors of a packed directory into one arena.
+def read_weights(
+    reader: PackedReader,
+    *,
+    verify: bool = True,
+    threads: int = 1,
+    rearranged: Collection[str] = (),
+) -> Weights:
+    """Read the tensors of a packed directory into one arena, but for the rearranged ones: those are
+    read each time that they are asked for, and may be asked for by several threads.
 
     Raises FormatError for bytes that do not match their checksum, illegal codes, values that
     are not finite, or a file that ends early.
     """
-    weights = allocate({name: (info.dtype, info.shape) for name, info in reader.infos.items()})
+    infos = {name: info for name, info in reader.infos.items() if name not in rearranged}
+    weights = allocate({name: (info.dtype, info.shape) for name, info in infos.items()})
 
     def read(name: str) -> None:
         flat = weights.arrays[name].reshape(-1)
@@ -110,8 +126,20 @@ def read_weights(reader: PackedReader, *, verify: bool = True, threads: int = 1)
         if verify:
             verify_tensor(reader, name, weights.arrays[name])
 
-    _in_threads(read, _largest_first(reader), threads)
-    return weights
+    in_threads(read, largest_first({n: info.nbytes for n, info in infos.items()}), threads)
+    if not rearranged:
+        return weights
+    later = _OneByOne(reader, rearranged, verify)
+    return Weights(Joined(weights.arrays, later), weights.arena, panel_sizes(reader, rearranged))
+
+
+def panel_sizes(reader: PackedReader, rearranged: Collection[str]) -> dict[str, int]:
+    """Bytes of each tensor in memory: codes that are rearranged have two bits a value."""
+    sizes = {name: info.nbytes for name, info in reader.infos.items()}
+    for name in rearranged:
+        if name in reader.matrices:
+            sizes[name] = reader.infos[name].shape[0] * reader.matrices[name][0] // 4
+    return sizes
 
 
 def map_weights(reader: PackedReader, *, verify: bool = True, threads: int = 1) -> Weights:
@@ -130,8 +158,10 @@ def map_weights(reader: PackedReader, *, verify: bool = True, threads: int = 1) 
         arrays[name] = part.view(DTYPES[info.dtype]).reshape(info.shape)
     weights = Weights(arrays)
     if verify:
-        _in_threads(
-            lambda name: verify_tensor(reader, name, arrays[name]), _largest_first(reader), threads
+        in_threads(
+            lambda name: verify_tensor(reader, name, arrays[name]),
+            largest_first({name: info.nbytes for name, info in reader.infos.items()}),
+            threads,
         )
     return weights
 
@@ -139,23 +169,45 @@ def map_weights(reader: PackedReader, *, verify: bool = True, threads: int = 1) 
 class _OneByOne(Mapping[str, NDArray[Any]]):
     """Tensors that are read and verified each time that they are asked for."""
 
-    def __init__(self, reader: PackedReader) -> None:
-        self._reader = reader
+    def __init__(self, reader: PackedReader, names: Collection[str], verify: bool = True) -> None:
+        self._reader, self._names, self._verify = reader, names, verify
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        return self._reader.read(name)
+        info = self._reader.infos[name]
+        array = np.empty(info.shape, DTYPES[info.dtype])
+        self._reader.read_into(name, array.reshape(-1))
+        if self._verify:
+            verify_tensor(self._reader, name, array)
+        return array
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._reader.infos)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._reader.infos)
+        return len(self._names)
+
+
+class Joined(Mapping[str, NDArray[Any]]):
+    """Tensors that lie in memory, and others that are made when they are asked for."""
+
+    def __init__(self, kept: Mapping[str, NDArray[Any]], later: Mapping[str, NDArray[Any]]) -> None:
+        self._kept, self._later = kept, later
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._later[name] if name in self._later else self._kept[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._later
+        yield from self._kept
+
+    def __len__(self) -> int:
+        return len(self._later) + len(self._kept)
 
 
 def read_one_by_one(reader: PackedReader) -> Weights:
     """An encoder's tensors: the core widens bfloat16 to float32 and needs the stored one no more,
     so only one of them is in memory at a time."""
-    return Weights(_OneByOne(reader), sizes=encoder_sizes(reader))
+    return Weights(_OneByOne(reader, reader.infos), sizes=encoder_sizes(reader))
 
 
 def encoder_sizes(reader: PackedReader) -> dict[str, int]:
@@ -178,11 +230,12 @@ def verify_tensor(reader: PackedReader, name: str, array: NDArray[Any]) -> None:
             )
 
 
-def _largest_first(reader: PackedReader) -> list[str]:
-    return sorted(reader.infos, key=lambda name: -reader.infos[name].nbytes)
+def largest_first(sizes: Mapping[str, int]) -> list[str]:
+    """Names in the order in which threads take them best."""
+    return sorted(sizes, key=lambda name: -sizes[name])
 
 
-def _in_threads(work: Callable[[str], None], names: Iterable[str], threads: int) -> None:
+def in_threads(work: Callable[[str], None], names: Iterable[str], threads: int) -> None:
     """Call work(name) for all names on `threads` threads; raises the first error."""
     pending, lock = iter(names), threading.Lock()
     errors: list[BaseException] = []

@@ -66,23 +66,10 @@ def _decoder(model: Architecture, backend: str) -> Iterator[str]:
             yield from (f"{what} (layer {layer})" for what in _causal(part, backend))
     if backend in _ENGINES and len({type(block.channel) for block in model.blocks}) > 1:
         yield "channel mixers that differ from layer to layer"
-    if backend == "native":
-        yield from _core_linears(model)
     attends = all(isinstance(block.mixer, Attention) for block in model.blocks)
     kinds = {linear.kind for linear in model.linears().values()}
-    if backend == "native" and "dense" in kinds:
-        yield "linear 'dense' in a causal model"
-    elif backend != "numpy" and "dense" in kinds and not attends:
+    if backend != "numpy" and "dense" in kinds and not attends:
         yield "linear 'dense' in a causal model without attention"
-
-
-def _core_linears(model: Architecture) -> Iterator[str]:
-    """Forms of linears that the core does not have yet."""
-    ternary = [linear for linear in model.linears().values() if linear.kind == "ternary"]
-    if any(linear.scale_group for linear in ternary) or model.embedding.kind == "ternary":
-        yield "scales of groups of inputs"
-    if any(linear.norm_eps is None for linear in ternary):
-        yield "ternary linears without a norm inside"
 
 
 def _causal(part: TokenMixer | ChannelMixer | None, backend: str) -> Iterator[str]:

@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nomatmul.engine.graph import describe
+from nomatmul.engine.graph import describe, rearranged
 from nomatmul.engine.native import default_threads, native
 from nomatmul.engine.state import Float, HostState, Layout, PagedState, Pieces
-from nomatmul.engine.weights import HEADS, Weights, map_weights, read_one_by_one, read_weights
+from nomatmul.engine.weights import (
+    HEADS,
+    Weights,
+    in_threads,
+    largest_first,
+    map_weights,
+    read_one_by_one,
+    read_weights,
+)
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.packed.layout import Forms
 
@@ -25,21 +33,20 @@ def open_packed(reader: PackedReader, options: Options) -> NativeBackend:
     count = _checked(options)
     if not reader.config.causal:
         weights = read_one_by_one(reader)
+    elif options.mmap:
+        weights = map_weights(reader, verify=options.verify, threads=count)
     else:
-        fill = map_weights if options.mmap else read_weights
-        weights = fill(reader, verify=options.verify, threads=count)
+        names = set(rearranged(describe(reader.config, reader.forms)))
+        weights = read_weights(reader, verify=options.verify, threads=count, rearranged=names)
     return NativeBackend(
         reader.config, reader.forms, weights, threads=count, isa=options.isa, kv=options.kv
     )
 
 
-def open_random(
-    config: ModelConfig, packing: str, embedding: str, seed: int, options: Options
-) -> NativeBackend:
+def open_random(config: ModelConfig, forms: Forms, seed: int, options: Options) -> NativeBackend:
     from nomatmul.engine.random_weights import random_weights
 
-    weights = random_weights(config, packing, embedding, seed)
-    forms = Forms.of(config, ternary=packing, embedding=embedding)
+    weights = random_weights(config, forms, seed, set(rearranged(describe(config, forms))))
     return NativeBackend(
         config, forms, weights, threads=options.threads, isa=options.isa, kv=options.kv
     )
@@ -89,9 +96,16 @@ class NativeBackend:
         self.threads: int = self.model.threads
 
     def _fill(self) -> None:
-        """Hand the graph its tensors; the core reads them in place where it can."""
-        for name in self.weights.arrays:
-            if self.config.causal or not name.startswith(HEADS):
+        """Hand the graph its tensors; the core reads them in place where it can, and re-arranges
+        others in several threads."""
+        arrays = self.weights.arrays
+        if self.config.causal:
+            names = largest_first({name: self.weights.sizes[name] for name in arrays})
+            in_threads(lambda name: self.model.set(name, arrays[name]), names, self.model.threads)
+            self.model.check_complete()
+            return
+        for name in arrays:
+            if not name.startswith(HEADS):
                 array = self.weights.arrays[name]
                 if name == "embedding.weight":
                     self._embedding = array

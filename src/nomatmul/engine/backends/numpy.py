@@ -20,6 +20,7 @@ from nomatmul.reference.model import ReferenceModel, State
 if TYPE_CHECKING:
     from nomatmul.engine.backend import CausalBackend, Ids, Layer, Options, Paths, Want
     from nomatmul.formats.config import ModelConfig
+    from nomatmul.formats.packed.layout import Forms
     from nomatmul.formats.packed.reader import PackedReader
 
 
@@ -31,9 +32,7 @@ def open_packed(reader: PackedReader, options: Options) -> NumpyBackend:
     return NumpyBackend(reader, options.threads or 1)
 
 
-def open_random(
-    config: ModelConfig, packing: str, embedding: str, seed: int, options: Options
-) -> CausalBackend:
+def open_random(config: ModelConfig, forms: Forms, seed: int, options: Options) -> CausalBackend:
     raise ValueError('backend "numpy" runs packed models only, none of random weights')
 
 

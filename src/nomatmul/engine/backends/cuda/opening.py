@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nomatmul.engine.backend import Options
     from nomatmul.engine.backends.cuda.backend import CudaBackend
     from nomatmul.formats.config import ModelConfig
+    from nomatmul.formats.packed.layout import Forms
     from nomatmul.formats.packed.reader import PackedReader
 
 
@@ -33,11 +34,9 @@ def open_packed(reader: PackedReader, options: Options) -> CudaBackend:
     )
 
 
-def open_random(
-    config: ModelConfig, packing: str, embedding: str, seed: int, options: Options
-) -> CudaBackend:
+def open_random(config: ModelConfig, forms: Forms, seed: int, options: Options) -> CudaBackend:
     """See Opener; the packing is that of device memory. Raises ValueError for too little of it."""
-    return random_backend(config, embedding, seed, _device(options))
+    return random_backend(config, forms.embedding, seed, _device(options))
 
 
 def random_backend(
