@@ -175,8 +175,8 @@ def random_model(
 
     packing, embedding, head, dense, scale: forms (`formats.packed.Forms`) of the matrices that the
     model has; a tied head is the embedding. Scales keep the activations near 1. The same seed gives
-    the same model (on one device: a GPU draws other numbers). Raises ValueError for a config that the engine does not run, an unknown
-    packing or embedding form, or a device that cannot be used (see `load`).
+    the same model (on one device: a GPU draws other numbers). Raises ValueError for a config that
+    the engine does not run, an unknown form, or a device that cannot be used (see `load`).
     """
     if not config.causal:
         raise ValueError("random weights are drawn for causal models only, this one is an encoder")

@@ -85,6 +85,9 @@ class _Draw:
             np.maximum(array, -127, out=array)
         elif name in self._by_scale:
             self._scales(name, array)
+            if array.ndim == 2:  # of groups: each its own
+                spread = np.random.default_rng([self._seed, number])
+                array *= spread.uniform(0.5, 1.5, array.shape).astype(array.dtype)
         elif array.dtype == np.uint16:
             values = self._floats(name, array.size).view(np.uint32)
             array[...] = (values >> 16).astype(np.uint16).reshape(array.shape)
