@@ -63,20 +63,23 @@ def bytes_by_part(sizes: Mapping[str, int]) -> dict[str, int]:
     ternary = any(name.endswith(".packed") for name in sizes)
     found: dict[str, int] = {}
     for name, size in sizes.items():
-        part = _part_of(name, ternary)
+        part = _part_of(name, ternary, size)
         found[part] = found.get(part, 0) + size
     return {part: found[part] for part in _PARTS if part in found}
 
 
+_FEW_BYTES = 8  # one or two scales of a whole matrix go with the vectors, not with its codes
 _PARTS = ("embedding", "core", "trees", "dense", "head", "norms")
 
 
-def _part_of(name: str, ternary: bool) -> str:
+def _part_of(name: str, ternary: bool, size: int) -> str:
     if name.startswith("embedding."):
         return "embedding"
     if "norm" in name or name == "position_scale":
         return "norms"
     if ternary:
+        if size <= _FEW_BYTES:
+            return "norms"
         if name.startswith("head."):
             return "head"
         return "core" if name.endswith((".packed", ".weight", ".scale")) else "norms"
@@ -212,7 +215,7 @@ def read_one_by_one(reader: PackedReader) -> Weights:
 
 def encoder_sizes(reader: PackedReader) -> dict[str, int]:
     """Bytes of each tensor of an encoder in memory; dense bfloat16 matrices are widened."""
-    parts = {name: _part_of(name, False) for name in reader.infos}
+    parts = {name: _part_of(name, False, info.nbytes) for name, info in reader.infos.items()}
     return {
         name: info.nbytes * (2 if info.dtype == "BF16" and parts[name] in ("dense", "head") else 1)
         for name, info in reader.infos.items()
