@@ -76,6 +76,27 @@ def test_tensors_of_models_with_int8_activations():
     assert tensors["head.scale"] == ("F32", (29,))
 
 
+def test_a_tied_head_may_have_a_matrix_of_its_own(tmp_path):
+    config, forms = family("bitnet")
+    assert "head.weight" not in layout_of(config, forms).tensors()
+    own = Forms.of(config, embedding="f16", tied_head="int8")
+    assert own.to_dict() == {"ternary": "2bit", "embedding": "f16", "head": "int8"}
+    tensors = layout_of(config, own).tensors()
+    assert tensors["embedding.weight"] == ("F16", (29, 64))
+    assert (tensors["head.weight"], tensors["head.scale"]) == (("I8", (29, 64)), ("F32", (29,)))
+    arrays = write_random(tmp_path / "m", config, own)
+    reader = PackedReader(tmp_path / "m")
+    assert reader.forms == own
+    np.testing.assert_array_equal(reader.matrix("head")[0], arrays["head.weight"])
+    mixed = Forms.of(config, embedding="f16", tied_head="int8-32", scale="f16")
+    assert layout_of(config, mixed).tensors()["head.scale"] == ("F16", (29, 2))
+    # a form of the head alone makes no matrix of it
+    assert Forms.of(config, embedding="f16", head="int8").head == "none"
+    for name in ("bonsai", "falcon"):  # not a dense one, and not tied
+        config, forms = family(name)
+        assert Forms.of(config, **forms.to_dict(), tied_head="int8") == forms
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_tensor_lies_on_a_multiple_of_its_items(tmp_path, name):
     config, forms = family(name)

@@ -11,8 +11,8 @@ from random_packed import FAMILIES, family, write_arrays, write_random
 
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.files.quantised import Quantised
-from nomatmul.formats.packed import PackedReader
-from nomatmul.formats.quantise import dequantised, to_bfloat16, to_float16
+from nomatmul.formats.packed import Forms, PackedReader
+from nomatmul.formats.quantise import dequantised, quantise_rows, to_bfloat16, to_float16
 from nomatmul.reference.model import ReferenceModel
 from nomatmul.reference.weights import FloatWeights, PackedWeights
 
@@ -49,7 +49,7 @@ def relative(found, expected) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-@pytest.mark.parametrize("kv", ["f16", "int8"])
+@pytest.mark.parametrize("kv", ["f16", "int8", "f32"])
 def test_a_text_in_pieces_has_the_bits_of_the_whole(reader, kv):
     model = ReferenceModel.from_packed(reader, kv=kv)
     ids = ids_for(reader, 2, 19)
@@ -122,7 +122,7 @@ def test_keys_that_float16_cannot_hold_are_refused(tmp_path):
     arrays[name] = to_bfloat16(np.full(arrays[name].shape, 1e6, np.float32))
     write_arrays(tmp_path / "n", config, forms, arrays)
     model = ReferenceModel.from_packed(PackedReader(tmp_path / "n"))
-    with pytest.raises(ValueError, match="a key or value is not finite as float16"):
+    with pytest.raises(ValueError, match="a key or value is not finite as f16"):
         model.forward([1, 2, 3])
 
 
@@ -142,6 +142,29 @@ def test_shared_heads_are_repeated_heads(tmp_path):
     )
     ids = np.arange(12)
     np.testing.assert_array_equal(two.forward(ids).logits_BTV, four.forward(ids).logits_BTV)
+
+
+def test_a_tied_head_in_a_form_of_its_own(tmp_path):
+    config, forms = family("bitnet")
+    arrays = write_random(tmp_path / "one", config, dataclasses.replace(forms, embedding="f32"))
+    own = Forms.of(config, embedding="f32", tied_head="int8")
+    q, scale = quantise_rows(arrays["embedding.weight"])
+    arrays |= {"head.weight": q, "head.scale": scale}
+    write_arrays(tmp_path / "two", config, own, arrays)
+    whole = Forms.of(config, embedding="int8")
+    write_arrays(
+        tmp_path / "int8",
+        config,
+        whole,
+        {**arrays, "embedding.weight": q, "embedding.scale": scale},
+    )
+    one, two, int8 = (
+        ReferenceModel.from_packed(PackedReader(tmp_path / name)).forward(np.arange(20))
+        for name in ("one", "two", "int8")
+    )
+    np.testing.assert_array_equal(two.hidden_BTD, one.hidden_BTD)
+    assert not np.array_equal(int8.hidden_BTD, one.hidden_BTD)
+    assert 0 < relative(two.logits_BTV, one.logits_BTV) < 1e-2
 
 
 def test_norms_of_heads_and_scaled_positions_matter(tmp_path):

@@ -110,16 +110,17 @@ def _turned(
 
 
 def _kept(x_BSGE: Float, form: str) -> Float:
-    """Keys or values as a state keeps them: rounded to float16, or int8 with a scale a head.
+    """Keys or values as a state keeps them: "f16" rounded to float16, "int8" with a scale a head,
+    "f32" as they are.
 
     Raises ValueError for a value that is not finite then.
     """
     if form == "int8":
         q, step = quantise_activation(x_BSGE, "even")
         return q.astype(np.float32) * step
-    kept = to_float16(x_BSGE).astype(np.float32)
+    kept = x_BSGE if form == "f32" else to_float16(x_BSGE).astype(np.float32)
     if not np.isfinite(kept).all():
-        raise ValueError("a key or value is not finite as float16")
+        raise ValueError(f"a key or value is not finite as {form}")
     return kept
 
 

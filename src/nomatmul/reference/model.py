@@ -99,7 +99,7 @@ class ReferenceModel:
         cls, reader: PackedReader, *, head: bool = True, kv: str = "f16"
     ) -> ReferenceModel:
         """Build from a packed directory: its values and scales as they are; kv: how a decoder's
-        states keep keys and values, "f16" or "int8"."""
+        states keep keys and values, "f16", "int8" or "f32"."""
         return cls(reader.config, PackedWeights(reader, kv), head=head)
 
     @classmethod

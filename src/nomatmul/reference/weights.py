@@ -17,6 +17,7 @@ from nomatmul.formats.checks import check_dial
 from nomatmul.formats.files.quantised import Quantised
 from nomatmul.formats.gates import cumulative_lower_bounds
 from nomatmul.formats.packed import PackedReader
+from nomatmul.formats.packed.forms import is_table
 from nomatmul.formats.quantise import quantise_weight
 from nomatmul.reference import ops
 from nomatmul.reference.activations import Float
@@ -35,8 +36,8 @@ class Weights(ABC):
     """The tensors of a model by the names of its parts ("layers.0.mixer.i_proj").
 
     exact: whether float sums of decoders have the order of docs/numerics.md, and states keep keys
-    and values as `kv` says, "f16" or "int8". Where not, sums are those of the BLAS and states keep
-    float32, as in other people's float32 code.
+    and values as `kv` says, "f16", "int8" or "f32". Where not, sums are those of the BLAS and
+    states keep float32, as in other people's float32 code.
     """
 
     exact = False
@@ -140,9 +141,9 @@ class PackedWeights(Weights):
     """
 
     def __init__(self, reader: PackedReader, kv: str = "f16") -> None:
-        check_dial("kv", kv, ("f16", "int8"))
+        check_dial("kv", kv, ("f16", "int8", "f32"))
         self._reader, self.kv, self.exact = reader, kv, reader.config.causal
-        self._table = reader.config.embedding_linear
+        self._tied = is_table(parts.architecture_of(reader.config), reader.forms)
 
     def vector(self, name: str) -> Float:
         return self._reader.read_float32(name)
@@ -151,8 +152,8 @@ class PackedWeights(Weights):
         return self._reader.embedding()
 
     def linear(self, name: str, part: parts.Linear) -> Linear:
-        own = not (part.tied and part.kind == self._table)
-        values, scale = self._reader.matrix(name if own else "embedding")
+        tied = part.tied and self._tied
+        values, scale = self._reader.matrix("embedding" if tied else name)
         if part.kind == "dense":
             return stored_linear(values, scale, exact=self.exact)
         assert scale is not None

@@ -25,8 +25,9 @@ class Forms:
 
     ternary: "2bit" or "1.6bit". dense, rows (of trees) and embedding: "f32", "bf16", or "int8" with
     a float32 scale a row; ternary trees have "2bit". In decoders with attention also "f16" and
-    "int8-32", `head` is the form of a dense head that is not tied, and a ternary embedding has
-    those of `ternary`. scale: of scales that stand for a group of inputs, "f32" or "f16".
+    "int8-32", and a ternary embedding has the forms of `ternary`. head, there: of a dense head that
+    is not tied. A tied one has the embedding's matrix or, where `head` is not "none", one of its
+    own, made of the same rows. scale: of scales that stand for a group of inputs, "f32" or "f16".
     """
 
     embedding: str
@@ -47,17 +48,19 @@ class Forms:
         embedding: str = "bf16",
         head: str = "f32",
         scale: str = "f32",
+        tied_head: str = "none",
     ) -> Forms:
         """Those of these forms that a model has matrices for; a ternary embedding has that of
-        `ternary` whatever is said of it. Raises ValueError as `check`."""
+        `ternary` whatever is said of it. head: of one that is not tied; tied_head: of a dense one
+        that is. Raises ValueError as `check`."""
         asked = {"ternary": ternary, "dense": dense, "rows": rows, "embedding": embedding}
-        asked |= {"head": head, "scale": scale}
-        legal = legal_forms(config)
+        asked |= {"head": tied_head if config.tie_embeddings else head, "scale": scale}
+        legal = legal_forms(config, asked)
         if legal.get("rows") == (TREE_PACKING,):
             asked["rows"] = TREE_PACKING
         if legal["embedding"] == PACKINGS:
             asked["embedding"] = ternary
-        legal = legal_forms(config, {kind: asked[kind] for kind in legal})
+        legal = legal_forms(config, asked)
         forms = cls(**{kind: asked[kind] for kind in legal})
         forms.check(config)
         return forms
@@ -97,9 +100,10 @@ def legal_forms(
     return {**found, "embedding": FLOAT_FORMS}
 
 
-def own_head(model: Architecture) -> bool:
-    """Whether the head has a form of its own: in a decoder with attention, dense and not tied."""
-    return attends(model) and model.head.kind == "dense" and not model.head.tied
+def is_table(model: Architecture, forms: Forms) -> bool:
+    """Whether the embedding's matrix serves as the head's."""
+    tied = model.head.tied and model.head.kind == model.embedding.kind
+    return tied and forms.head == "none"
 
 
 def attends(model: Architecture) -> bool:
@@ -120,7 +124,7 @@ def _attention_forms(
         found["dense"] = _dense(*inputs)
     if model.trees():
         found["rows"] = (TREE_PACKING,)
-    if own_head(model):
+    if head.kind == "dense" and (not head.tied or given.get("head", "none") != "none"):
         found["head"] = _dense(head.inputs)
     ternary = model.embedding.kind == "ternary"
     found["embedding"] = PACKINGS if ternary else _dense(model.size)

@@ -26,8 +26,8 @@ from nomatmul.formats.packed.forms import (
     TREE_PACKING,
     Forms,
     attends,
+    is_table,
     legal_forms,
-    own_head,
 )
 from nomatmul.formats.packing import PACKINGS, row_bytes
 
@@ -171,7 +171,7 @@ def layout_of(config: ModelConfig, forms: Forms, reading: EncoderReading | None 
     matrices = [*_linears(model, forms, reading), *_trees(model, forms)]
     matrices.append(_embedding(model, forms))
     vectors = model.norm_tensors() | model.mixer_tensors()
-    if _is_table(model.head, model):
+    if is_table(model, forms):
         vectors |= {f"head.{key}": shape for key, shape in model.head.tensors().items()}
     vectors |= {name: (size,) for name, size in model.lower_bounds().items()}
     if model.sinusoidal:
@@ -196,11 +196,11 @@ def _linears(model: Architecture, forms: Forms, reading: EncoderReading | None) 
             biases[f"{name}.bias"] = (outputs,)
     stacks: dict[str, dict[str, Linear]] = {}
     for name, linear in linears.items():
-        if not _is_table(linear, model):
+        if not (linear.tied and is_table(model, forms)):
             stacks.setdefault(_stack_of(name, linear, reading is None), {})[name] = linear
     for name, parts in stacks.items():
         linear = next(iter(parts.values()))
-        kind = "head" if name == "head" and own_head(model) else linear.kind
+        kind = "head" if name == "head" and forms.head != "none" else linear.kind
         shape = (sum(part.outputs for part in parts.values()), linear.inputs)
         yield _matrix(
             name,
@@ -214,11 +214,6 @@ def _linears(model: Architecture, forms: Forms, reading: EncoderReading | None) 
             },
             ternary_scale=linear.scale_shape,
         )
-
-
-def _is_table(linear: Linear, model: Architecture) -> bool:
-    """Whether the embedding serves as the matrix of a tied linear."""
-    return linear.tied and linear.kind == model.embedding.kind
 
 
 def _embedding(model: Architecture, forms: Forms) -> Matrix:
