@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packed import Forms, PackedWriter
 from nomatmul.formats.packed.layout import Matrix, layout_of
-from nomatmul.formats.quantise import to_bfloat16
+from nomatmul.formats.quantise import from_bfloat16, quantise_rows, to_bfloat16
 
 # The published families, as small as the formats allow: (dials, forms).
 SIZES = {"vocab_size": 29, "hidden_size": 64, "num_layers": 2, "num_heads": 4, "causal": True}
@@ -104,6 +104,10 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 }
 
 
+# The rows of a tied head in another form than the embedding's.
+FAMILIES["bitnet, two forms"] = (FAMILIES["bitnet"][0], {"embedding": "bf16", "tied_head": "int8"})
+
+
 def family(name: str, **dials: Any) -> tuple[ModelConfig, Forms]:
     """The config and forms of one of FAMILIES, its dials changed."""
     values, forms = FAMILIES[name]
@@ -118,6 +122,9 @@ def random_arrays(config: ModelConfig, forms: Forms, seed: int = 1) -> dict[str,
     arrays: dict[str, NDArray[Any]] = {}
     for matrix in layout.matrices:
         arrays |= _matrix(matrix, rng)
+    if config.tie_embeddings and forms.head == "int8":  # of a bfloat16 embedding's rows
+        rows = from_bfloat16(arrays["embedding.weight"])
+        arrays["head.weight"], arrays["head.scale"] = quantise_rows(rows)
     for name, (_, shape) in layout.tensors().items():
         if name not in arrays:  # norms
             arrays[name] = (1 + 0.2 * rng.standard_normal(shape)).astype(np.float32)

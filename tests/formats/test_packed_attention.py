@@ -79,10 +79,10 @@ def test_tensors_of_models_with_int8_activations():
 def test_a_tied_head_may_have_a_matrix_of_its_own(tmp_path):
     config, forms = family("bitnet")
     assert "head.weight" not in layout_of(config, forms).tensors()
-    own = Forms.of(config, embedding="f16", tied_head="int8")
-    assert own.to_dict() == {"ternary": "2bit", "embedding": "f16", "head": "int8"}
+    own = Forms.of(config, embedding="bf16", tied_head="int8")
+    assert own.to_dict() == {"ternary": "2bit", "embedding": "bf16", "head": "int8"}
     tensors = layout_of(config, own).tensors()
-    assert tensors["embedding.weight"] == ("F16", (29, 64))
+    assert tensors["embedding.weight"] == ("BF16", (29, 64))
     assert (tensors["head.weight"], tensors["head.scale"]) == (("I8", (29, 64)), ("F32", (29,)))
     arrays = write_random(tmp_path / "m", config, own)
     reader = PackedReader(tmp_path / "m")

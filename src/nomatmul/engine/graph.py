@@ -18,7 +18,7 @@ from nomatmul.formats.architecture import (
     architecture_of,
 )
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.packed.forms import INT8_GROUP, Forms
+from nomatmul.formats.packed.forms import INT8_GROUP, Forms, is_table
 from nomatmul.formats.packing import PACKINGS
 from nomatmul.formats.rotary import RopeScaling, frequencies
 
@@ -104,9 +104,8 @@ class _Words:
         return fields
 
     def head(self, model: Architecture) -> dict[str, Any]:
-        """The head of a causal model; a tied one owns the embedding's tensors."""
-        head = model.head
-        tied = head.tied and head.kind == model.embedding.kind
+        """The head of a causal model; one that is the embedding's matrix owns its tensors."""
+        head, tied = model.head, is_table(model, self.forms)
         form = self.forms.embedding if tied else self.forms.head
         fields = self._linear(head, form if head.kind == "dense" and form != "none" else None)
         return {**fields, "tied": True} if tied else fields
