@@ -231,7 +231,7 @@ def test_an_unsafe_template_is_one_line(chat, model, tmp_path):
     changed = repacked(model, tmp_path, {})
     (changed / "chat_template.jinja").write_text("{{ messages.__class__ }}")
     done = chat(changed, ["Hello"])
-    assert done.out == ""
+    assert (done.status, done.out) == (1, "")
     assert done.err.splitlines() == [
         "nomatmul: error: the chat template fails: access to '__class__' of a list is forbidden"
     ]

@@ -243,3 +243,10 @@ def test_a_conversation_is_saved_and_loaded(make_chat, say, tmp_path):
 def test_a_model_without_template_is_refused(text_lm):
     with pytest.raises(ValueError, match="this model has no chat template"):
         Chat(text_lm)
+
+
+def test_a_template_without_place_for_a_system_message(make_chat):
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    make_chat(template=template)
+    with pytest.raises(ValueError, match="the chat template fails: no system"):
+        make_chat(template=template, system="Be brief.")

@@ -38,7 +38,8 @@ class Chat:
 
     messages: [{"role": ..., "content": ...}, ...] so far. system: the first of them. options: names
     that the template may read ({"enable_thinking": False}).
-    Raises ValueError for a model without tokenizer or without template; see also `ChatText`.
+    Raises ValueError for a model without tokenizer or without template, and for a template that
+    fails with such a conversation; see also `ChatText`.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class Chat:
         self._system: list[Message] = []
         if system is not None:
             self._system.append({"role": "system", "content": system})
+        # an unsafe template, or one without place for a system message, is refused before a turn
+        self.text.render([*self._system, {"role": "user", "content": "question"}])
         self.reset()
 
     def reset(self) -> None:
