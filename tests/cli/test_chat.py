@@ -227,6 +227,23 @@ def test_without_jinja2_there_is_a_way(chat, model, monkeypatch):
     assert chat(model, ["Hello"], "--no-template").status == 0
 
 
+@pytest.mark.parametrize(
+    "template", ["{{ messages.__class__ }}", "{% for i in range(10**9) %}{% endfor %}"]
+)
+def test_a_model_with_an_unsafe_template_is_not_packed(run, source, tmp_path, template):
+    changed, target = tmp_path / "changed", tmp_path / "packed"
+    shutil.copytree(source, changed)
+    (changed / "chat_template.jinja").write_text(template)
+    done = run("pack", changed, target, "--no-check")
+    assert (done.status, done.out, done.err.count("\n")) == (1, "", 1)
+    assert f"{changed}: the chat template fails: " in done.err
+    assert list(tmp_path.iterdir()) == [changed]
+    (changed / "chat_template.jinja").write_text("{{ unknown.name }}")
+    done = run("pack", changed, target, "--no-check", "--json")
+    assert done.status == 0
+    assert "'unknown' is undefined; chat with --no-template" in done.err
+
+
 def test_an_unsafe_template_is_one_line(chat, model, tmp_path):
     changed = repacked(model, tmp_path, {})
     (changed / "chat_template.jinja").write_text("{{ messages.__class__ }}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nomatmul.convert.tokenizers import check_agreement, convert_directory
 from nomatmul.formats import runs
-from nomatmul.formats.chat_template import TEMPLATE_FILE
+from nomatmul.formats.chat_template import TEMPLATE_FILE, check_template
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.files.json import read_json_object
 from nomatmul.formats.generation_config import GENERATION_FILE
@@ -40,8 +40,8 @@ def prepare_tokenizer(
 
     files: {name: content} of a tokenizer that the weights' own file holds (GGUF); it is taken, and
     what the directory has besides must agree with it.
-    Raises ValueError when the tokenizer is damaged, has more tokens than the model, or when two of
-    them have different vocabularies.
+    Raises ValueError when the tokenizer is damaged, has more tokens than the model, when two of
+    them have different vocabularies, or when its chat template is unsafe.
     """
     plain, sentencepiece = directory / TOKENIZER_FILE, directory / SENTENCEPIECE_FILE
     with tempfile.TemporaryDirectory() as name:
@@ -65,6 +65,7 @@ def prepare_tokenizer(
         for other in others:
             if other.is_file():
                 check_agreement(tokenizer, "the GGUF's own" if files else str(path), other)
+        check_template(path.parent)
         yield path, kind
 
 

@@ -7,6 +7,7 @@ limits (`template_sandbox`), and needs jinja2: the extra `chat`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -104,3 +105,25 @@ class ChatTemplate:
                 "add_generation_prompt": add_generation_prompt,
             }
         )
+
+
+def check_template(directory: Path) -> None:
+    """Try the template of a directory with a short conversation, where jinja2 is at hand.
+
+    Raises FormatError for one that is unsafe; one that fails otherwise costs a warning, because a
+    model is of use without it.
+    """
+    try:
+        template = ChatTemplate.of(directory)
+        if template is not None:
+            template.render([{"role": "user", "content": "question"}])
+    except ImportError:  # whoever chats needs it, and is told so
+        return
+    except FormatError:
+        raise
+    except ValueError as error:
+        from nomatmul.formats.template_budget import UnsafeTemplate
+
+        if isinstance(error, UnsafeTemplate):
+            raise FormatError(f"{directory}: {error}") from None
+        warnings.warn(f"{directory}: {error}; chat with --no-template", stacklevel=2)

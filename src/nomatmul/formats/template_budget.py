@@ -15,6 +15,10 @@ MAX_TOTAL = 1 << 27  # of all values that were ever made
 _CONTAINERS = (list, tuple, dict, set, KeysView, ValuesView, ItemsView)
 
 
+class UnsafeTemplate(ValueError):
+    """A template did what it may not do, or would have cost too much."""
+
+
 class Budget:
     """What one rendering may still use."""
 
@@ -23,29 +27,29 @@ class Budget:
         self._end = time.thread_time() + MAX_SECONDS
 
     def step(self) -> None:
-        """Count one step; raises ValueError when there were too many or they took too long."""
+        """Count one step; raises UnsafeTemplate when there were too many or they took too long."""
         self._steps -= 1
         if self._steps < 0:
-            raise ValueError(f"it takes more than {MAX_STEPS:,} steps")
+            raise UnsafeTemplate(f"it takes more than {MAX_STEPS:,} steps")
         if time.thread_time() > self._end:
-            raise ValueError(f"it computes for more than {MAX_SECONDS} seconds")
+            raise UnsafeTemplate(f"it computes for more than {MAX_SECONDS} seconds")
 
     def charge(self, value: Any) -> Any:
-        """Count a value that was made, and return it; raises ValueError when it is too large."""
+        """Count a value that was made and return it; raises UnsafeTemplate if it is too large."""
         self.step()
         if isinstance(value, str):
             self.spend(len(value))
         elif isinstance(value, _CONTAINERS):
             self.spend(self._weight(value, 0))
         elif isinstance(value, int) and value.bit_length() > 64:
-            raise ValueError("it makes a number of more than 64 bits")
+            raise UnsafeTemplate("it makes a number of more than 64 bits")
         return value
 
     def spend(self, size: int) -> None:
-        """Count characters or entries; raises ValueError when there are too many."""
+        """Count characters or entries; raises UnsafeTemplate when there are too many."""
         self._total -= size
         if size > MAX_SIZE or self._total < 0:
-            raise ValueError(f"it makes texts or lists of more than {MAX_SIZE:,} characters")
+            raise UnsafeTemplate(f"it makes texts or lists of more than {MAX_SIZE:,} characters")
 
     def _weight(self, value: Any, depth: int) -> int:
         """Characters and entries of a container, each as often as it is reached."""
@@ -54,7 +58,7 @@ class Budget:
         if not isinstance(value, _CONTAINERS):
             return 1
         if depth > 64:
-            raise ValueError("it nests lists more than 64 deep")
+            raise UnsafeTemplate("it nests lists more than 64 deep")
         pairs = value.items() if isinstance(value, dict) else value
         total = 1
         for entry in pairs:

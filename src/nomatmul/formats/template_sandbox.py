@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
-from nomatmul.formats.template_budget import Budget, budget_of_now
+from nomatmul.formats.template_budget import Budget, UnsafeTemplate, budget_of_now
 
 try:
     from jinja2 import nodes
@@ -85,7 +85,10 @@ def _bounded(what: str, work: Callable[[], Any]) -> Any:
     try:
         return work()
     except RecursionError:
-        raise ValueError(f"the chat template {what}: it calls itself endlessly") from None
+        raise UnsafeTemplate(f"the chat template {what}: it calls itself endlessly") from None
+    except (UnsafeTemplate, SecurityError, OverflowError, MemoryError) as error:
+        line = " ".join((str(error) or type(error).__name__).split())[:300]
+        raise UnsafeTemplate(f"the chat template {what}: {line}") from None
     except Exception as error:  # a template is a program: it may fail in any way
         line = " ".join((str(error) or type(error).__name__).split())[:300]
         raise ValueError(f"the chat template {what}: {line}") from None
@@ -181,6 +184,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         # jinja2's would print as nothing where it is not used further
         raise SecurityError(f"access to {attribute!r} of a {type(obj).__name__} is forbidden")
 
+    def _load_template(self, name: Any, *more: Any) -> Any:
+        raise SecurityError(f"it asks for the file {str(name)[:100]!r}")
+
     def wrap_str_format(self, value: Any) -> None:
         """`"...".format` is not offered: its widths are no part of what `call` sees."""
 
@@ -203,7 +209,7 @@ class _Environment(ImmutableSandboxedEnvironment):
                 if isinstance(text, str | list | tuple) and isinstance(count, int):
                     budget_of_now.get().spend(len(text) * max(0, count))
         elif operator == "**" and not (abs(left) <= 1 << 32 and abs(right) <= 64):
-            raise ValueError(f"{left} ** {right} is too large")
+            raise UnsafeTemplate(f"{left} ** {right} is too large")
         return budget_of_now.get().charge(super().call_binop(context, operator, left, right))
 
 
