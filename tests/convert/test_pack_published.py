@@ -103,10 +103,10 @@ def test_ternary_matrices_are_kept(tmp_path, rng, kind, packing):
 @pytest.mark.parametrize(
     ("kind", "forms"),
     [
-        (bitnet, {"ternary": "2bit", "embedding": "int8"}),
-        (falcon, {"ternary": "2bit", "head": "int8", "embedding": "int8"}),
+        (bitnet, {"ternary": "2bit", "head": "int8", "embedding": "bf16"}),
+        (falcon, {"ternary": "2bit", "head": "int8", "embedding": "bf16"}),
         (bonsai, {"ternary": "2bit", "embedding": "2bit", "scale": "f16"}),
-        (values, {"ternary": "2bit", "head": "int8", "embedding": "int8", "scale": "f16"}),
+        (values, {"ternary": "2bit", "head": "int8", "embedding": "bf16", "scale": "f16"}),
     ],
 )
 def test_forms_that_are_chosen(tmp_path, rng, kind, forms):
@@ -190,12 +190,28 @@ def test_dense_models_lose_nothing(tmp_path, rng, values, exact):
         np.testing.assert_array_equal(found, checkpoint.read(f"{name}.weight"))
 
 
+def test_a_tied_head_is_int8_beside_an_exact_embedding(tmp_path, rng):
+    source = bitnet(tmp_path / "source", rng)
+    pack(source, tmp_path / "packed", check=False)
+    reader = PackedReader(tmp_path / "packed")
+    floats = open_checkpoint(source).read("embedding.weight")
+    np.testing.assert_array_equal(reader.embedding(), floats)
+    found, scale = reader.matrix("head")
+    rows, expected = quantise_rows(floats)
+    np.testing.assert_array_equal(found, rows)
+    np.testing.assert_array_equal(scale, expected)
+
+
 def test_a_float_head_keeps_the_embedding_too(tmp_path, rng):
     """`--head float16` alone says that nothing dense is to be rounded to int8."""
     falcons = pack(falcon(tmp_path / "a", rng), tmp_path / "1", head="float16", check=False)
     assert (falcons.head, falcons.embedding) == ("f16", "bf16")
     tied = pack(bitnet(tmp_path / "b", rng), tmp_path / "2", head="float16", check=False)
     assert (tied.head, tied.embedding) == (None, "f16")
+    apart = pack(tmp_path / "b", tmp_path / "5", head="f32", embedding="int8", check=False)
+    assert (apart.head, apart.embedding) == ("f32", "int8")
+    one = pack(tmp_path / "b", tmp_path / "6", embedding="int8", check=False)
+    assert (one.head, one.embedding) == (None, "int8")
     with pytest.warns(UserWarning, match="the head is ternary and is kept as it is"):
         kept = pack(bonsai(tmp_path / "c", rng), tmp_path / "3", head="float16", check=False)
     assert kept.embedding == "2bit"
@@ -206,7 +222,6 @@ def test_a_float_head_keeps_the_embedding_too(tmp_path, rng):
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        (bitnet, {"head": "f16", "embedding": "int8"}, "'f16' and embedding 'int8' are one matrix"),
         (falcon, {"head": "f8"}, "head 'f8' is unknown; legal values are f32, bf16, f16, int8"),
         (falcon, {"rows": "int8"}, "rows 'int8' is for encoders"),
         (falcon, {"dense": "int8"}, "dense 'int8' is for encoders"),

@@ -56,8 +56,8 @@ class Options:
     embedding: str = option(
         "auto",
         choices=_FORMS,
-        help="how the embedding is kept; auto: bf16 where that loses nothing, else f32; int8 in"
-        " published transformers",
+        help="how the embedding is kept; auto: bf16 where that loses nothing, else f32 (published"
+        " transformers: bf16, f16, else int8)",
     )
     head: str = option(
         "auto",

@@ -40,24 +40,42 @@ def _check_choice(name: str, value: str, legal: tuple[str, ...]) -> None:
 
 def choose_forms(checkpoint: Checkpoint, packing: str, asked: dict[str, str]) -> Forms:
     """The forms of a checkpoint's matrices. "auto" is what the file holds exactly, where it holds
-    int8 with scales; int8 rows of the floats of a published ternary transformer; else what loses
-    nothing: bf16 or f16 where every value is one, or f32. See `_settled` for what is asked.
+    int8 with scales; bf16 or f16 where every value is one; else f32, but in published ternary
+    transformers int8 rows, of which the head has them always: rounding the embedding turns
+    roundings of the int8 activations behind it. See `_settled` for what is asked.
 
     Raises ValueError for a form that the model's matrices cannot have.
     """
     config = checkpoint.config
-    legal = legal_forms(config)
+    tied = _tied(checkpoint)
+    legal = legal_forms(config, {"head": "f32"} if tied else None)
     asked = _settled(checkpoint, asked, legal)
     chosen = {kind: "f32" if form in ("auto", _EXACT) else form for kind, form in asked.items()}
-    plan = Forms.of(config, ternary=packing, **chosen)
+    plan = Forms.of(config, ternary=packing, tied_head="f32" if tied else "none", **chosen)
     sources = _sources(checkpoint, plan)
     for kind, names in sources.items():
-        chosen[kind] = _choose(checkpoint, names, asked[kind], legal[kind])
+        chosen[kind] = _choose(checkpoint, kind, names, asked[kind], legal[kind])
+    apart = chosen["head"] if tied and _own_head(asked, chosen) else "none"
     half = not config.scale_group or (
         _half_groups(checkpoint, plan) if checkpoint.found is None else checkpoint.found.half
     )
     scale = "f16" if half and _half_scales(checkpoint, sources, chosen) else "f32"
-    return Forms.of(config, ternary=packing, scale=scale, **chosen)
+    return Forms.of(config, ternary=packing, scale=scale, tied_head=apart, **chosen)
+
+
+def _tied(checkpoint: Checkpoint) -> bool:
+    """Whether a published model's head may have a matrix of its own though it is the embedding."""
+    config = checkpoint.config
+    dense = config.embedding_linear == config.head_kind == "dense"
+    return checkpoint.found is not None and config.tie_embeddings and dense
+
+
+def _own_head(asked: dict[str, str], chosen: dict[str, str]) -> bool:
+    """Whether a tied head is stored apart: where it has another form, but not where the embedding
+    was rounded, to int8, or came so."""
+    if chosen["head"] == chosen["embedding"]:
+        return False
+    return asked["head"] != "auto" or chosen["embedding"] in FLOATS
 
 
 def _sources(checkpoint: Checkpoint, forms: Forms) -> dict[str, list[str]]:
@@ -72,19 +90,11 @@ def _sources(checkpoint: Checkpoint, forms: Forms) -> dict[str, list[str]]:
 def _settled(
     checkpoint: Checkpoint, asked: dict[str, str], legal: dict[str, tuple[str, ...]]
 ) -> dict[str, str]:
-    """What is asked, of the matrices that there are: a head that is tied is the embedding, what is
-    ternary stays so (with a warning), and where a head is to stay a float, its embedding is too."""
+    """What is asked, of the matrices that there are: what is ternary stays so (with a warning), and
+    where a head is to stay a float, its embedding is too; a tied one is the same matrix then."""
     if asked["head"] != "auto" and checkpoint.found is None:
         raise ValueError(f"head {asked['head']!r} is for published transformers")
-    asked, config = dict(asked), checkpoint.config
-    tied = config.tie_embeddings and config.embedding_linear == "dense"
-    if tied and asked["head"] != "auto":
-        if asked["embedding"] not in ("auto", asked["head"]):
-            raise ValueError(
-                f"head {asked['head']!r} and embedding {asked['embedding']!r} are one matrix in"
-                " this model"
-            )
-        asked |= {"embedding": asked["head"], "head": "auto"}
+    asked = dict(asked)
     for kind in ("head", "embedding"):
         ternary = legal.get(kind, PACKINGS) == PACKINGS
         if asked[kind] != "auto" and ternary:
@@ -96,21 +106,24 @@ def _settled(
                 " rounded again; 'auto' keeps it"
             )
     if asked["head"] in FLOATS and asked["embedding"] == "auto":
-        asked["embedding"] = _EXACT
+        asked["embedding"] = asked["head"] if _tied(checkpoint) else _EXACT
     return asked
 
 
-def _choose(checkpoint: Checkpoint, names: list[str], asked: str, legal: tuple[str, ...]) -> str:
+def _choose(
+    checkpoint: Checkpoint, kind: str, names: list[str], asked: str, legal: tuple[str, ...]
+) -> str:
     if asked not in ("auto", _EXACT):
         return asked
     if _INT8 in legal and all(_is_int8(checkpoint, name) for name in names):
         return _INT8
-    if asked == "auto" and checkpoint.found is not None and checkpoint.config.linear == "ternary":
+    published = checkpoint.found is not None and checkpoint.config.linear == "ternary"
+    if asked == "auto" and published and kind == "head":
         return "int8"
     for form, exact in (("bf16", _is_bfloat16), ("f16", is_half)):
         if form in legal and all(_every(checkpoint, name, exact) for name in names):
             return form
-    return "f32"
+    return "int8" if published and asked == "auto" else "f32"
 
 
 def _is_int8(checkpoint: Checkpoint, name: str) -> bool:

@@ -86,10 +86,11 @@ def pack(
     published model, or a GGUF file. packing: "2bit" or "1.6bit". embedding: "f32", "bf16", "int8"
     (one scale a row), or "auto": bf16 where that loses nothing, else f32. Rounding an embedding of
     32 bits moves logits by some percent, because the int8 activations behind it round differently.
-    Of published ternary transformers "auto" is int8 of an embedding and a head that are not ternary
-    (as they are, where the source holds int8 for 32 inputs), and "f16" is legal too. head: as
-    embedding, of a head that is not ternary; a tied one is the embedding, and the embedding loses
-    nothing where the head is to stay a float. "float16", "bfloat16", "float32" are f16, bf16, f32.
+    Of published ternary transformers "f16" is legal too, and "auto" is bf16 or f16 where those lose
+    nothing, else int8, and int8 for 32 inputs where the source holds that. head: as embedding, of a
+    head that is not ternary; "auto" is int8 there, beside an embedding that loses nothing, tied or
+    not. The embedding loses nothing where the head is to stay a float. "float16", "bfloat16",
+    "float32" are f16, bf16, f32.
     rows, dense: of an encoder, how the rows of its FFFs and its dense matrices are kept: "f32",
     "bf16" or "int8" (one scale a row); "auto" is f32 or, where that loses nothing, bf16. `packing`
     does not concern encoders. dense is also for dense published transformers.
