@@ -1,5 +1,5 @@
-"""Published transformers, random weights: the oracle, and what is packed, against transformers' own
-classes, in float32.
+"""Published transformers, random weights: the oracle, and the engine with what is packed, against
+transformers' own classes in float32.
 
 Where activations are int8, a last bit of a float may turn a rounding, so errors are compared over
 all positions; the oracle's float path of weights-only and dense models has none of that.
@@ -32,10 +32,10 @@ from support.published_lm import (
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.integrations.bitnet import AutoBitLinear
 
+import nomatmul
 from nomatmul.convert import pack
 from nomatmul.convert.check import mean_kl
 from nomatmul.formats.checkpoint import open_checkpoint
-from nomatmul.formats.packed import PackedReader
 from nomatmul.reference.model import ReferenceModel
 
 POSITIONS = 40
@@ -177,11 +177,11 @@ def oracle_logits(directory: Path, ids: np.ndarray) -> np.ndarray:
     return ReferenceModel.from_checkpoint(open_checkpoint(directory)).forward(ids).logits_BTV
 
 
-def packed_logits(directory: Path, ids: np.ndarray, **options: str) -> np.ndarray:
-    """Of the packed model, whose head and embedding lose nothing unless options say so."""
-    target = directory / "packed"
-    pack(directory, target, check=False, **{"head": "float32", **options})
-    return ReferenceModel.from_packed(PackedReader(target)).forward(ids).logits_BTV
+def packed_logits(directory: Path, ids: np.ndarray) -> np.ndarray:
+    """Of the packed model in the engine; its head and embedding lose nothing."""
+    pack(directory, directory / "packed", check=False, head="float32")
+    model = nomatmul.load(directory / "packed")
+    return np.stack([model.logits(row) for row in ids])
 
 
 def error(found, wanted):
