@@ -231,7 +231,7 @@ def test_cache_selects_sequences():
 
 
 @pytest.mark.parametrize(
-    "name", ["matmul-free", "transformer++", "norms in front of outputs", "scales of groups"]
+    "name", ["matmul-free", "transformer++", "no norms inside", "scales of groups"]
 )
 def test_compiles_into_one_graph(build, ids, name):
     """No graph break, forward or backward, and the numbers stay; the tracer only, no C++."""
