@@ -264,6 +264,16 @@ def test_damage_leaves_nothing_behind(tmp_path, rng, capsys):
         ({"hidden_size": 68}, "has shape"),
         ({"vocab_size": 62}, "'model.embed_tokens.weight' has shape [61, 64]"),
         ({"head_dim": -4}, "head_dim"),
+        ({"num_hidden_layers": 10**7}, "num_hidden_layers 10000000 is above"),
+        ({"rope_theta": 10**400}, "must be finite and above 0"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "'full_attention' alone"),
+        (
+            {
+                "rope_parameters": {"rope_type": "linear", "factor": 2},
+                "rope_scaling": {"factor": 2},
+            },
+            "rope_scaling {'factor': 2} are not the same",
+        ),
     ],
 )
 def test_bad_configs_are_one_line_and_leave_nothing(tmp_path, rng, capsys, change, words):
@@ -275,6 +285,29 @@ def test_bad_configs_are_one_line_and_leave_nothing(tmp_path, rng, capsys, chang
     assert (shown.out, shown.err.count("\n")) == ("", 1)
     assert words in shown.err
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_model_that_cannot_be_computed_leaves_nothing_behind(tmp_path, rng, capsys):
+    """Keys that float16 cannot hold are seen by the check, behind the packing."""
+    model = random_model(QWEN3, rng, group=32)
+    model.floats["model.layers.1.self_attn.k_norm.weight"][:] = 1e30
+    source = write_values(tmp_path / "source", model)
+    assert cli.main(["pack", str(source), str(tmp_path / "packed")]) == 1
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+    assert "not finite" in shown.err
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_the_check_keeps_to_the_positions_of_the_model(tmp_path, rng):
+    short = {**QWEN3, "max_position_embeddings": 8}
+    source = write_values(tmp_path / "source", random_model(short, rng, group=32))
+    assert pack(source, tmp_path / "packed").check.tokens == 8
+    shortest = {**QWEN3, "max_position_embeddings": 1}
+    source = write_values(tmp_path / "other", random_model(shortest, rng, group=32))
+    with pytest.raises(ValueError, match="has 1 position; the check needs two"):
+        pack(source, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_truncated_gguf_leaves_nothing_behind(tmp_path, rng, capsys):

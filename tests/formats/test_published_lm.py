@@ -89,6 +89,15 @@ def test_unpacked_beside_its_scale(tmp_path, bitnet, dtype):
     assert_holds(write_unpacked(tmp_path, bitnet, dtype), bitnet)
 
 
+def test_unpacked_rows_need_not_be_packable(tmp_path, rng):
+    """66 rows are no whole number of packed ones, which a file of plain values does not need."""
+    sizes = {"hidden_size": 66, "num_attention_heads": 3, "num_key_value_heads": 3}
+    model = random_model({**BITNET, **sizes, "intermediate_size": 50}, rng)
+    checkpoint = open_checkpoint(write_unpacked(tmp_path, model))
+    wanted = model.weights()["model.layers.1.mlp.down_proj.weight"]
+    np.testing.assert_array_equal(checkpoint.read("layers.1.channel.down_proj.weight"), wanted)
+
+
 def test_legacy_scales_divide(tmp_path, llama):
     directory = write_packed(tmp_path, llama, legacy=True, modules_to_not_convert=None, bits=2)
     checkpoint = open_checkpoint(directory)
@@ -198,6 +207,33 @@ def test_one_matrix_that_is_not_ternary(tmp_path, rng):
     write(tmp_path, model.values, {**model.floats, **weights})
     with pytest.raises(FormatError, match=rf"{name}\.weight' is not ternary, .*: {share:.3g} %"):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "share"), [(lambda w: w[3:4, 5:6], r"0\.0122"), (lambda w: w[:, 1::2], "3[0-9]")]
+)
+def test_a_model_that_is_nearly_ternary_is_not_dense(tmp_path, rng, change, share):
+    """One value in each matrix, or the last bits of half of them."""
+    model = random_model({**QWEN3, "num_hidden_layers": 1}, rng, group=32)
+    tensors = {**model.floats, **model.weights()}
+    for name in model.ternary:
+        part = change(tensors[f"{name}.weight"])
+        part *= np.float32(1.0009)
+        part[part == 0] = 0.001 if part.size == 1 else 0
+    write(tmp_path, model.values, tensors)
+    with pytest.raises(FormatError, match=f"q_proj.weight' is nearly ternary: {share}"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.9])
+def test_pruned_models_are_dense(tmp_path, rng, zeros):
+    model = random_model({**QWEN3, "num_hidden_layers": 1}, rng)
+    tensors = {**model.floats}
+    for name, (t, _) in model.ternary.items():
+        kept = rng.random(t.shape) >= zeros
+        tensors[f"{name}.weight"] = (kept * rng.standard_normal(t.shape)).astype(np.float32)
+    write(tmp_path, model.values, tensors)
+    assert open_checkpoint(tmp_path).config.linear == "dense"
 
 
 def test_rows_that_no_group_divides(tmp_path, rng):

@@ -251,9 +251,14 @@ def _log_probabilities(logits_TV: Floats) -> NDArray[np.float64]:
 def _token_ids(reader: PackedReader, text: CheckText) -> tuple[list[int], str]:
     """A decoder reads the text behind its begin token, an encoder between its special tokens."""
     config, encoder = reader.config, reader.reading is not None
-    limit = min(config.max_position_embeddings, 128) if encoder else MAX_TOKENS
+    if encoder:
+        limit = min(config.max_position_embeddings, 128)
+    else:
+        limit = min(MAX_TOKENS, architecture_of(config).max_length or MAX_TOKENS)
+    if limit < 2:
+        raise ValueError(f"the model has {limit} position; the check needs two or more")
     if reader.tokenizer_path is None:
-        count = 2 * min(limit, 64) if encoder else 64
+        count = min(limit, 64) * (2 if encoder else 1)
         ids = np.random.default_rng(0).integers(0, config.vocab_size, count)
         return ids.tolist(), "random token ids"
     tokenizer = load_tokenizer(reader.tokenizer_path)

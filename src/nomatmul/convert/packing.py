@@ -9,6 +9,7 @@ Legend: L layers, D hidden size, N/K rows and columns of a matrix.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -134,7 +135,7 @@ def pack(
         packed_bytes=directory_bytes(target),
         tokenizer=tokenizer_kind,
         seconds=time.perf_counter() - start,
-        check=check_packed(checkpoint, target, text) if text is not None else None,
+        check=None if text is None else _checked(checkpoint, target, text),
         rows=None if reading is None or forms.rows == "none" else forms.rows,
         dense=None if forms.dense == "none" else forms.dense,
         head=None if forms.head == "none" else forms.head,
@@ -144,6 +145,17 @@ def pack(
         parts=parts,
         ignored_keys=checkpoint.ignored,
     )
+
+
+def _checked(
+    checkpoint: Checkpoint, target: Path, text: CheckText
+) -> PackCheck | EncoderCheck | None:
+    """What the check finds; a model that cannot be computed is not left behind."""
+    try:
+        return check_packed(checkpoint, target, text)
+    except Exception:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
 
 
 def _tokenizer(

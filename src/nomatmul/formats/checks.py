@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 
 
 def check_dial(name: str, value: object, legal: tuple[str, ...]) -> None:
@@ -24,5 +24,5 @@ def check_positive(name: str, value: object) -> None:
     """Raise ValueError for what is no number, not finite, or not above 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{name} must be a number, got {value!r}")
-    if not (math.isfinite(value) and value > 0):
+    if not 0 < value <= sys.float_info.max:  # of whole numbers, too, which may be longer
         raise ValueError(f"{name} {value} must be finite and above 0")

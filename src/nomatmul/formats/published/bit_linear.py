@@ -147,11 +147,12 @@ def stored_matrix(
         return held.checked(weight)
     if how.online:
         return _masters(source, weight, shape)
-    packed = _packed_shape(shape)
-    if source.byte_shapes().get(weight) == packed and source.left_out[weight] in _UNSIGNED:
-        read: Callable[[slice], NDArray[np.int8]] = _Packed(source, weight, shape[0])
-    elif not how.divide and _whole_shape(source, weight) == shape:
-        read = _Unpacked(source, weight)
+    whole = not how.divide and _whole_shape(source, weight) == shape
+    packed = shape if whole else _packed_shape(shape)
+    if whole:
+        read: Callable[[slice], NDArray[np.int8]] = _Unpacked(source, weight)
+    elif source.byte_shapes().get(weight) == packed and source.left_out[weight] in _UNSIGNED:
+        read = _Packed(source, weight, shape[0])
     else:
         raise _misshapen(source, weight, [packed] if how.divide else [packed, shape])
     stored = _one_number(source, f"{name}.weight_scale")

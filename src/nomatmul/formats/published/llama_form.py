@@ -21,6 +21,9 @@ from nomatmul.formats.published.llama_names import HEAD, Names
 from nomatmul.formats.published.ternary_values import TernaryValues, is_half, scan, stray_share
 
 _SCALE = ".weight_scale"
+# Magnitudes of a group that differ by so little were meant to be one; so few others are damage. Of
+# random values 2 % are so near to their group's median.
+_NEARLY_EQUAL, _FEW = 0.01, 0.01
 _LOST_KEY = (
     "is a BitNet model, but its config.json has no quantization_config, which says how its weights"
     " are meant"
@@ -123,7 +126,10 @@ def _found(values: JsonObject, source: TensorSource, names: Names, linears: list
     ternary = [name for name, values in found.items() if values is not None and not values.empty]
     strays = [name for name, values in found.items() if values is None]
     if strays and 2 * len(ternary) > len(linears):
-        raise FormatError(_stray_words(source, f"{strays[0]}.weight"))
+        words = "is not ternary, as most linears of this model are"
+        raise FormatError(_stray_words(source, f"{strays[0]}.weight", words))
+    if strays and _nearly_ternary(source, f"{strays[0]}.weight"):
+        raise FormatError(_stray_words(source, f"{strays[0]}.weight", "is nearly ternary"))
     if strays or not ternary:
         return Form()
     tied = bool(values.get("tie_word_embeddings", False))
@@ -179,12 +185,22 @@ def _counted(kept: dict[str, TernaryValues]) -> dict[str, int]:
     return counts
 
 
-def _stray_words(source: TensorSource, name: str) -> str:
+def _nearly_ternary(source: TensorSource, name: str) -> bool:
+    """Whether a matrix is ternary but for rounding and few values: then the model was meant to be,
+    and as one of floats it would be as large and slow as none that was."""
+    shape = source.shapes().get(name, ())
+    if len(shape) != 2:
+        return False
+    read = functools.partial(source.read, name)
+    return stray_share(read, (shape[0], shape[1]), _NEARLY_EQUAL) < _FEW
+
+
+def _stray_words(source: TensorSource, name: str, words: str) -> str:
     shape = source.shapes().get(name)
     if shape is None or len(shape) != 2:
         return f"lacks the tensor {name!r}" if shape is None else f"{name!r} is no matrix"
     share = stray_share(lambda rows: source.read(name, rows), (shape[0], shape[1]))
     return (
-        f"{name!r} is not ternary, as most linears of this model are: {100 * share:.3g} % of its"
-        " values are neither 0 nor its group's magnitude"
+        f"{name!r} {words}: {100 * share:.3g} % of its values are neither 0 nor its group's"
+        " magnitude"
     )

@@ -145,25 +145,46 @@ def config_of(
 def _rotary(given: JsonObject) -> tuple[Any, RopeScaling | None]:
     """(theta, scaling) of `rope_parameters`, or of `rope_theta` and `rope_scaling`, as older files
     name them."""
-    numbers = given.get("rope_parameters", given.get("rope_scaling"))
-    if numbers is None:
+    numbers = _rope_numbers(given)
+    if not numbers:
         return given["rope_theta"], None
-    if not isinstance(numbers, dict):
-        raise FormatError(f"rope_scaling must be an object, got {numbers!r}")
-    numbers = dict(numbers)
     theta = numbers.pop("rope_theta", given["rope_theta"])
     if numbers.pop("partial_rotary_factor", 1.0) != 1.0:
         raise FormatError("partial_rotary_factor is not supported; it must be 1.0")
-    kind = numbers.get("rope_type", numbers.get("type", "default"))
-    if kind == "default":
+    if numbers["rope_type"] == "default":
         return theta, None
-    if kind == "yarn":
+    if numbers["rope_type"] == "yarn":
         length = given["max_position_embeddings"]
         numbers.setdefault("original_max_position_embeddings", length)
     try:
         return theta, RopeScaling.from_dict(numbers)
     except (ValueError, TypeError) as error:
         raise FormatError(f"published config: {error}") from None
+
+
+def _rope_numbers(given: JsonObject) -> JsonObject:
+    """`rope_parameters` or `rope_scaling`; files that have both say the same twice, or which one
+    is meant cannot be told."""
+    found: list[JsonObject] = []
+    for key in ("rope_parameters", "rope_scaling"):
+        numbers = given.get(key, {})
+        if not isinstance(numbers, dict):
+            raise FormatError(f"{key} must be an object, got {numbers!r}")
+        nested = next((name for name, value in numbers.items() if isinstance(value, dict)), None)
+        if nested is not None:
+            raise FormatError(f"{key} has numbers for {nested!r} alone, which is not supported")
+        if numbers:
+            kind = numbers.get("rope_type", numbers.get("type", "default"))
+            rest = {
+                name: value for name, value in numbers.items() if (name, value) != ("type", kind)
+            }
+            found.append({"rope_theta": given["rope_theta"], **rest, "rope_type": kind})
+    if len(found) == 2 and found[0] != found[1]:
+        raise FormatError(
+            f"rope_parameters {given['rope_parameters']!r} and rope_scaling"
+            f" {given['rope_scaling']!r} are not the same"
+        )
+    return found[0] if found else {}
 
 
 def _first(value: Any) -> Any:

@@ -66,15 +66,16 @@ def is_half(values: Floats) -> bool:
         return np.array_equal(values.astype(np.float16).astype(np.float32), values)
 
 
-def stray_share(read: Read, shape: tuple[int, int]) -> float:
-    """The share of elements that are neither 0 nor their group's usual magnitude."""
+def stray_share(read: Read, shape: tuple[int, int], tolerance: float = 0.0) -> float:
+    """The share of elements that are neither 0 nor their group's usual magnitude, give or take
+    `tolerance` of it."""
     unit, strays = _unit(shape[1]), 0
     for rows in _blocks(shape):
         sizes = np.sort(np.abs(read(rows)).reshape(-1, unit), axis=1)
         zeros = np.sum(sizes == 0, axis=1)
         middle = np.minimum((zeros + unit) // 2, unit - 1)
         usual = np.take_along_axis(sizes, middle[:, None], axis=1)
-        strays += int(np.sum((sizes != 0) & (sizes != usual)))
+        strays += int(np.sum((sizes != 0) & (np.abs(sizes - usual) > tolerance * usual)))
     return strays / max(1, shape[0] * shape[1])
 
 
