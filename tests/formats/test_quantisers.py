@@ -14,6 +14,7 @@ from nomatmul.formats.quantise import (
     dequantised,
     fits_float16,
     from_bfloat16,
+    from_float16,
     quantise_activation,
     quantise_groups,
     quantise_rows,
@@ -176,3 +177,13 @@ def test_float16_rounds_to_even_and_tells_what_it_holds():
     assert fits_float16(np.float32([1.5, -65504, 2**-24]))
     assert not fits_float16(np.float32([1.5, 2**-25]))
     assert not fits_float16(np.float32([70000]))
+
+
+def test_every_float16_becomes_its_float32():
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)]
+    found = from_float16(finite)
+    np.testing.assert_array_equal(found.view(np.uint32), finite.astype(np.float32).view(np.uint32))
+    np.testing.assert_array_equal(from_float16(every), every.astype(np.float32))
+    assert from_float16(finite.reshape(2, -1)).shape == (2, len(finite) // 2)
+    assert from_float16(finite[:0]).shape == (0,)

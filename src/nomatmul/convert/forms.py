@@ -12,7 +12,7 @@ from nomatmul.formats.checkpoint import Checkpoint
 from nomatmul.formats.packed import Forms
 from nomatmul.formats.packed.layout import DENSE_FORMS, FLOAT_FORMS, layout_of, legal_forms
 from nomatmul.formats.packing import PACKINGS
-from nomatmul.formats.published.ternary_values import is_half
+from nomatmul.formats.quantise import fits_float16
 
 # Names of float types that people write instead.
 ALIASES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
@@ -120,7 +120,7 @@ def _choose(
     published = checkpoint.found is not None and checkpoint.config.linear == "ternary"
     if asked == "auto" and published and kind == "head":
         return "int8"
-    for form, exact in (("bf16", _is_bfloat16), ("f16", is_half)):
+    for form, exact in (("bf16", _is_bfloat16), ("f16", fits_float16)):
         if form in legal and all(_every(checkpoint, name, exact) for name in names):
             return form
     return "int8" if published and asked == "auto" else "f32"
@@ -135,7 +135,7 @@ def _half_groups(checkpoint: Checkpoint, plan: Forms) -> bool:
     """Whether float16 holds the scales of all ternary matrices of a trained model."""
     matrices = layout_of(checkpoint.config, plan, checkpoint.reading).matrices
     held = [checkpoint.quantised(n) for matrix in matrices if matrix.packed for n in matrix.sources]
-    return all(matrix is not None and is_half(matrix.scale) for matrix in held)
+    return all(matrix is not None and fits_float16(matrix.scale) for matrix in held)
 
 
 def _half_scales(
@@ -144,7 +144,7 @@ def _half_scales(
     """Whether float16 holds the scales of all matrices that are kept as int8 groups."""
     names = [n for kind, names in sources.items() if chosen[kind] == _INT8 for n in names]
     held = [checkpoint.quantised(name) for name in names]
-    return all(matrix is not None and is_half(matrix.scale) for matrix in held)
+    return all(matrix is not None and fits_float16(matrix.scale) for matrix in held)
 
 
 def _every(checkpoint: Checkpoint, name: str, exact: Callable[[Floats], bool]) -> bool:

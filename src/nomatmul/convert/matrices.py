@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from nomatmul.formats.checkpoint import Checkpoint
 from nomatmul.formats.files.quantised import Quantised
 from nomatmul.formats.packed.layout import Matrix
-from nomatmul.formats.quantise import absmean_scale, quantise_rows, ternarise, to_bfloat16
+from nomatmul.formats.quantise import (
+    absmean_scale,
+    quantise_rows,
+    ternarise,
+    to_bfloat16,
+    to_float16,
+)
 
 Floats = NDArray[np.float32]
 
@@ -68,8 +74,7 @@ class MatrixSource:
         if form == "int8":
             return quantise_rows(block)[0]
         if form == "f16":
-            with np.errstate(over="ignore"):  # what does not fit is infinite, and refused
-                return block.astype(np.float16)
+            return to_float16(block)  # what does not fit is infinite, and refused
         return to_bfloat16(block) if form == "bf16" else block
 
     def _values(self) -> Iterator[Floats]:

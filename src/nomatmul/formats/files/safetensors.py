@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.files.json import JsonObject, read_json_object
-from nomatmul.formats.quantise import from_bfloat16
+from nomatmul.formats.quantise import from_bfloat16, from_float16
 
 # A bytearray, memoryview or array: their common type has a name from Python 3.12 on.
 Buffer: TypeAlias = Any
@@ -117,7 +117,10 @@ class SafetensorsFile:
         if dtype not in FLOAT_DTYPES:
             raise FormatError(f"{self.path}: {name} has dtype {dtype}, expected a float")
         stored = self.read(name, rows)
-        values = from_bfloat16(stored) if dtype == "BF16" else narrow_to_float32(stored)
+        if dtype == "BF16":
+            values = from_bfloat16(stored)
+        else:
+            values = from_float16(stored) if dtype == "F16" else narrow_to_float32(stored)
         check_finite(values, f"{self.path}: {name}")
         return values
 

@@ -18,7 +18,8 @@ from nomatmul.formats.files.source import TensorSource
 from nomatmul.formats.published.bit_linear import BitLinears, bit_linears
 from nomatmul.formats.published.llama_like import Family
 from nomatmul.formats.published.llama_names import HEAD, Names
-from nomatmul.formats.published.ternary_values import TernaryValues, is_half, scan, stray_share
+from nomatmul.formats.published.ternary_values import TernaryValues, scan, stray_share
+from nomatmul.formats.quantise import fits_float16
 
 _SCALE = ".weight_scale"
 # Magnitudes of a group that differ by so little were meant to be one; so few others are damage. Of
@@ -162,7 +163,7 @@ def _scan(source: TensorSource, name: str) -> TernaryValues | None:
         held.checked(name)
         if held.group:
             words = f"{held.group} inputs of a row"
-            return TernaryValues(held.group, words, empty=False, half=is_half(held.scale))
+            return TernaryValues(held.group, words, empty=False, half=fits_float16(held.scale))
     return scan(lambda rows: source.read(name, rows), (shape[0], shape[1]))
 
 

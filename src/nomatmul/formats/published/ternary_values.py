@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nomatmul.formats.files.quantised import GROUPS, Quantised
+from nomatmul.formats.quantise import fits_float16
 
 Floats = NDArray[np.float32]
 Read = Callable[[slice], Floats]
@@ -49,7 +50,7 @@ def scan(read: Read, shape: tuple[int, int]) -> TernaryValues | None:
             return None
         for group in [group for group, holds in shared.items() if holds]:
             shared[group] = _equal(peaks.reshape(len(peaks), -1, group // unit))
-        half = half and is_half(peaks)
+        half = half and fits_float16(peaks)
         row_scales.append(peaks.max(axis=1) if _equal(peaks) else peaks[:0, 0])
         before, columns = columns, np.maximum(columns, peaks.max(axis=0))
         by_columns &= _equal(np.stack([before, *peaks]).T)
@@ -58,12 +59,6 @@ def scan(read: Read, shape: tuple[int, int]) -> TernaryValues | None:
     group = max((group for group, holds in shared.items() if holds), default=0)
     words = words or f"{group or unit} inputs of a row"
     return TernaryValues(group, words, not columns.any(), half)
-
-
-def is_half(values: Floats) -> bool:
-    """Whether float16 holds every value exactly."""
-    with np.errstate(over="ignore"):
-        return np.array_equal(values.astype(np.float16).astype(np.float32), values)
 
 
 def stray_share(read: Read, shape: tuple[int, int], tolerance: float = 0.0) -> float:
