@@ -198,7 +198,7 @@ void attention(const std::string& isa, In<float, 2> qkv, std::optional<In<uint8_
 // Causal attention of the last tokens of a sequence: q and out [T, heads, E], k and v [P, kv heads,
 // E]. Whether keys and values are finite as they are kept.
 bool causal_attention(const std::string& isa, In<float, 3> q, In<float, 3> k, In<float, 3> v,
-                      bool int8, int rows, Out<float, 3> out) {
+                      const std::string& kv, int rows, Out<float, 3> out) {
   const size_t heads = q.shape(1), kv_heads = k.shape(1), e = q.shape(2);
   require(e >= 1 && q.shape(0) >= 1 && kv_heads >= 1 && heads >= 1 && heads % kv_heads == 0,
           "kv heads divide the heads, and nothing is empty");
@@ -212,7 +212,7 @@ bool causal_attention(const std::string& isa, In<float, 3> q, In<float, 3> k, In
   return whole_attention(
       *isa_of(isa).attention,
       {static_cast<int>(heads), static_cast<int>(kv_heads), checked_int(e, "E"), tokens,
-       checked_int(k.shape(0), "positions"), int8, rows, q.data(), k.data(), v.data(), out.data()});
+       checked_int(k.shape(0), "positions"), kv_form_of(kv), rows, q.data(), k.data(), v.data(), out.data()});
 }
 
 }  // namespace
@@ -237,7 +237,7 @@ void bind_kernels(nb::module_& parent) {
   m.def("norm", &norm, "isa"_a, "x"_a, "weight"_a, "bias"_a.none(), "eps"_a, "y"_a.noconvert());
   m.def("activate", &activate, "isa"_a, "kind"_a, "x"_a.noconvert());
   m.def("attention", &attention, "isa"_a, "qkv"_a, "seen"_a.none(), "heads"_a, "out"_a.noconvert());
-  m.def("causal_attention", &causal_attention, "isa"_a, "q"_a, "k"_a, "v"_a, "int8"_a, "rows"_a,
+  m.def("causal_attention", &causal_attention, "isa"_a, "q"_a, "k"_a, "v"_a, "kv"_a, "rows"_a,
         "out"_a.noconvert());
   m.def("codes_ok", &codes_ok, "isa"_a, "packing"_a, "w"_a);
 }

@@ -35,16 +35,18 @@ void roll_back(Pages& pages, int length) {
   pages.roll_back(length);
 }
 
-// (stored values [P, kv heads, E] as float16 bits or int8, scales [P, kv heads] of int8 or None)
+// (stored values [P, kv heads, E] as float16 bits, int8 or float32, scales [P, kv heads] of int8 or None)
 nb::tuple save(const Pages& pages, int layer, const std::string& name) {
   check_layer(pages, layer);
   const int heads = pages.layout().kv_heads, length = pages.length();
   const int size = pages.layout().strip.head_size;
-  if (!pages.layout().strip.int8) {
-    auto values = new_array<uint16_t>(length, heads, size);
+  const auto plain = [&](auto type) {
+    auto values = new_array<decltype(type)>(length, heads, size);
     pages.save(layer, piece_of(name), values.data(), nullptr);
     return nb::make_tuple(values, nb::none());
-  }
+  };
+  if (pages.layout().strip.form == KvForm::kHalf) return plain(uint16_t{});
+  if (pages.layout().strip.form == KvForm::kFloat) return plain(float{});
   auto values = new_array<int8_t>(length, heads, size);
   auto scales = new_array<float>(length, heads);
   pages.save(layer, piece_of(name), values.data(), scales.data());
@@ -57,12 +59,15 @@ void load(Pages& pages, int layer, const std::string& name, Values values,
   check_layer(pages, layer);
   const StripLayout& strip = pages.layout().strip;
   const size_t heads = pages.layout().kv_heads, count = values.shape(0);
-  require(values.dtype() == (strip.int8 ? nb::dtype<int8_t>() : nb::dtype<uint16_t>()) &&
+  const auto type = strip.form == KvForm::kHalf   ? nb::dtype<uint16_t>()
+                    : strip.form == KvForm::kInt8 ? nb::dtype<int8_t>()
+                                                  : nb::dtype<float>();
+  require(values.dtype() == type &&
               values.shape(1) == heads &&
               values.shape(2) == static_cast<size_t>(strip.head_size),
           "values are [P, kv heads, E] in the form of the pages");
-  require(scales.has_value() == strip.int8, "scales belong to int8");
-  require(!strip.int8 || (scales->shape(0) == count && scales->shape(1) == heads),
+  require(scales.has_value() == strip.scaled(), "scales belong to int8");
+  require(!strip.scaled() || (scales->shape(0) == count && scales->shape(1) == heads),
           "scales are [P, kv heads]");
   require(pages.length() == 0 && count <= room(pages), "pages are new, with room for the values");
   pages.load(layer, piece_of(name), static_cast<int>(count), values.data(), pointer_of(scales));

@@ -44,6 +44,11 @@ inline DType dtype_of_form(const std::string& form) {
       {{"int8", DType::kI8}, {"f16", DType::kF16}, {"bf16", DType::kBF16}, {"f32", DType::kF32}});
 }
 
+inline KvForm kv_form_of(const std::string& word) {
+  return choose<KvForm>(
+      "kv", word, {{"f16", KvForm::kHalf}, {"int8", KvForm::kInt8}, {"f32", KvForm::kFloat}});
+}
+
 inline FffForm fff_form_of(const std::string& form) {
   return choose<FffForm>("form", form,
                          {{"f32", FffForm::kF32},

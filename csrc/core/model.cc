@@ -27,8 +27,7 @@ void Model::declare(const Description& description) {
   causal_ = description.number("causal") != 0;
   chunk_ = description.whole("chunk", 1, 65536);
   if (causal_) {
-    const auto kv = {std::pair<const char*, bool>{"f16", false}, {"int8", true}};
-    state_ = StateLayout(choose<bool>("kv", description.word("kv"), kv));
+    state_ = StateLayout(kv_form_of(description.word("kv")));
     positions_ = description.whole("positions", 1, INT32_MAX);
   }
   const Isa& isa = *pass_.isa;

@@ -1,7 +1,6 @@
 #include "core/pages.h"
 
 #include <cstring>
-#include <type_traits>
 
 namespace nomatmul {
 namespace {
@@ -32,8 +31,8 @@ void Pages::roll_back(int length) {
   addresses_.resize(pages_.size());
 }
 
-// copy(element, scale) with a reference to each stored value of a position and head in order, the
-// scale being nullptr but for the first of them, and of int8.
+// copy(first, stride, scale) for each position and head in order: where its values begin, how far
+// they lie apart, and where its scale is.
 template <class T, class Copy>
 void Pages::each(int layer, Piece piece, int count, Copy copy) const {
   const StripLayout& strip = layout_.strip;
@@ -50,36 +49,39 @@ void Pages::each(int layer, Piece piece, int count, Copy copy) const {
   }
 }
 
-void Pages::save(int layer, Piece piece, void* to, float* scales) const {
-  const int e = layout_.strip.head_size;
-  const auto save_all = [&](auto* out) {
-    using T = std::remove_reference_t<decltype(*out)>;
-    each<T>(layer, piece, length_, [&](const T* from, int stride, const float* scale) {
-      for (int i = 0; i < e; ++i) *out++ = from[i * stride];
-      if (layout_.strip.int8) *scales++ = *scale;
-    });
-  };
-  if (layout_.strip.int8) {
-    save_all(static_cast<int8_t*>(to));
-  } else {
-    save_all(static_cast<uint16_t*>(to));
+// fn(a value of the type that keys and values are stored as)
+template <class F>
+void Pages::with_type(F&& fn) const {
+  switch (layout_.strip.form) {
+    case KvForm::kHalf:
+      return fn(uint16_t{});
+    case KvForm::kInt8:
+      return fn(int8_t{});
+    case KvForm::kFloat:
+      return fn(float{});
   }
 }
 
-void Pages::load(int layer, Piece piece, int count, const void* from, const float* scales) {
-  const int e = layout_.strip.head_size;
-  const auto load_all = [&](auto* in) {
-    using T = std::remove_const_t<std::remove_reference_t<decltype(*in)>>;
-    each<T>(layer, piece, count, [&](T* to, int stride, float* scale) {
-      for (int i = 0; i < e; ++i) to[i * stride] = *in++;
-      if (layout_.strip.int8) *scale = *scales++;
+void Pages::save(int layer, Piece piece, void* to, float* scales) const {
+  with_type([&](auto type) {
+    using T = decltype(type);
+    T* out = static_cast<T*>(to);
+    each<T>(layer, piece, length_, [&](const T* from, int stride, const float* scale) {
+      for (int i = 0; i < layout_.strip.head_size; ++i) *out++ = from[i * stride];
+      if (layout_.strip.scaled()) *scales++ = *scale;
     });
-  };
-  if (layout_.strip.int8) {
-    load_all(static_cast<const int8_t*>(from));
-  } else {
-    load_all(static_cast<const uint16_t*>(from));
-  }
+  });
+}
+
+void Pages::load(int layer, Piece piece, int count, const void* from, const float* scales) {
+  with_type([&](auto type) {
+    using T = decltype(type);
+    const T* in = static_cast<const T*>(from);
+    each<T>(layer, piece, count, [&](T* to, int stride, float* scale) {
+      for (int i = 0; i < layout_.strip.head_size; ++i) to[i * stride] = *in++;
+      if (layout_.strip.scaled()) *scale = *scales++;
+    });
+  });
 }
 
 }  // namespace nomatmul

@@ -25,7 +25,7 @@ struct PageLayout {
   }
   size_t bytes() const { return offset(layers, 0); }
   bool operator==(const PageLayout& other) const {
-    return strip.head_size == other.strip.head_size && strip.int8 == other.strip.int8 &&
+    return strip.head_size == other.strip.head_size && strip.form == other.strip.form &&
            kv_heads == other.kv_heads && layers == other.layers;
   }
 };
@@ -54,14 +54,16 @@ class Pages {
     return addresses_[position / kPagePositions] + layout_.offset(layer, head);
   }
 
-  // Keys or values of a layer as they are stored, [length, kv heads, E] of uint16 (float16 bits) or
-  // int8, and, of int8, their scales [length, kv heads]. load(): of all reserved positions up to
+  // Keys or values of a layer as they are stored, [length, kv heads, E] of uint16 (float16 bits),
+  // int8 or float, and, of int8, their scales [length, kv heads]. load(): of reserved positions up to
   // `count`.
   enum class Piece { kKeys, kValues };
   void save(int layer, Piece piece, void* to, float* scales) const;
   void load(int layer, Piece piece, int count, const void* from, const float* scales);
 
  private:
+  template <class F>
+  void with_type(F&& fn) const;
   template <class T, class Copy>
   void each(int layer, Piece piece, int count, Copy copy) const;
 

@@ -25,8 +25,8 @@ struct StatePiece {
 // back when it has succeeded. Those that grow, keys and values, lie in Pages.
 class StateLayout {
  public:
-  // int8: growing pieces are kept in int8, else in float16.
-  explicit StateLayout(bool int8 = false) { pages_.strip.int8 = int8; }
+  // kv: how growing pieces are kept.
+  explicit StateLayout(KvForm kv = KvForm::kHalf) { pages_.strip.form = kv; }
 
   // The pieces of the next layer, in the order in which its mixer finds them. Throws
   // std::invalid_argument for growing pieces other than keys and values of one shape.

@@ -13,7 +13,7 @@ namespace nomatmul {
 struct WholeAttention {
   int heads, kv_heads, head_size;
   int tokens, positions;  // the tokens are the last ones of the positions
-  bool int8;
+  KvForm form;
   int rows;               // at once, at most kMaxAttentionRows
   const float *q, *k, *v;  // [tokens, heads, E], [positions, kv_heads, E]
   float* out;              // [tokens, heads, E]
@@ -22,7 +22,7 @@ struct WholeAttention {
 // False where a key or value is not finite; out is not written then.
 inline bool whole_attention(const AttentionKernels& kernels, const WholeAttention& whole) {
   const int e = whole.head_size, group = whole.heads / whole.kv_heads;
-  const StripLayout strip{e, whole.int8};
+  const StripLayout strip{e, whole.form};
   Pages pages(PageLayout{strip, whole.kv_heads, 1});
   pages.reserve(whole.positions);
   bool finite = true;

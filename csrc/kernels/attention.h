@@ -15,17 +15,21 @@ namespace nomatmul {
 
 constexpr int kPagePositions = 64;
 
+// How keys and values are kept: float16, int8 with a scale a position and head, or float32.
+enum class KvForm : int { kHalf = 0, kInt8 = 1, kFloat = 2 };
+
 // How a strip is laid out.
 struct StripLayout {
   int head_size = 0;
-  bool int8 = false;  // int8 with a scale a position; else float16
+  KvForm form = KvForm::kHalf;
 
-  size_t width() const { return int8 ? 1 : 2; }
+  bool scaled() const { return form == KvForm::kInt8; }
+  size_t width() const { return form == KvForm::kInt8 ? 1 : form == KvForm::kHalf ? 2 : 4; }
   size_t padded() const { return (static_cast<size_t>(head_size) + 15) / 16 * 16; }
   size_t values() const { return head_size * width() * kPagePositions; }  // offset
   size_t value_bytes() const { return padded() * width(); }               // of a position
   size_t scales() const { return values() + value_bytes() * kPagePositions; }  // offset
-  size_t bytes() const { return scales() + (int8 ? 2 * kPagePositions * sizeof(float) : 0); }
+  size_t bytes() const { return scales() + (scaled() ? 2 * kPagePositions * sizeof(float) : 0); }
 };
 
 // Query rows of one key-value head: row r sees positions 0 .. lengths[r] - 1 and

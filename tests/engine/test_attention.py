@@ -27,7 +27,7 @@ def ids_of(count: int, seed: int = 0) -> np.ndarray:
     return random_ids(count, VOCABULARY, seed)
 
 
-@pytest.fixture(scope="module", params=["f16", "int8"])
+@pytest.fixture(scope="module", params=["f16", "int8", "f32"])
 def lm(request: pytest.FixtureRequest) -> LanguageModel:
     backend = open_random(
         ATTENTION, Forms.of(ATTENTION, embedding="int8"), 3, Options(threads=2, kv=request.param)
@@ -153,11 +153,12 @@ def test_the_saved_form_is_the_kept_one(lm: LanguageModel, tmp_path: Path) -> No
     session.save(tmp_path / "state")
     stored = load_file(tmp_path / "state")
     assert sorted(stored) == sorted(lm.backend.layout.pieces)
-    int8 = lm.backend._kv == "int8"  # type: ignore[attr-defined]
-    assert stored["layers.1.mixer.k"].dtype == (np.int8 if int8 else np.float16)
+    kv = lm.backend._kv  # type: ignore[attr-defined]
+    dtype = {"f16": np.float16, "int8": np.int8, "f32": np.float32}[kv]
+    assert stored["layers.1.mixer.k"].dtype == dtype
     assert stored["layers.0.mixer.v"].shape == (10, 2, 20)
-    assert ("layers.0.mixer.v_scale" in stored) == int8
-    other = rebuilt(lm, kv="f16" if int8 else "int8")
+    assert ("layers.0.mixer.v_scale" in stored) == (kv == "int8")
+    other = rebuilt(lm, kv="f16" if kv == "int8" else "int8")
     with pytest.raises(ValueError, match=r"keeps keys and values as .* load it with the other kv"):
         other.session(tmp_path / "state")
 

@@ -34,7 +34,7 @@ def assert_same_bits(directory: Path, tokens: int, kv: str) -> None:
         np.testing.assert_array_equal(found, wanted, err_msg=isa)
 
 
-@pytest.mark.parametrize("kv", ["f16", "int8"])
+@pytest.mark.parametrize("kv", ["f16", "int8", "f32"])
 @pytest.mark.parametrize("dials", DIALS.values(), ids=DIALS)
 def test_logits_have_the_bits_of_the_oracle(tmp_path: Path, dials: dict[str, Any], kv: str) -> None:
     sizes = {**ATTENTION, "intermediate_size": 80, "max_position_embeddings": 200}

@@ -44,8 +44,9 @@ def plain(make_packed: Callable[..., Path]) -> Path:
     return make_packed(config_of("groups of three, norms"))
 
 
-def test_logits_and_pieces_are_the_oracles(directory: Path) -> None:
-    fast, slow = load(directory, threads=2), load(directory, backend="numpy")
+@pytest.mark.parametrize("kv", ["f16", "f32"])
+def test_logits_and_pieces_are_the_oracles(directory: Path, kv: str) -> None:
+    fast, slow = load(directory, threads=2, kv=kv), load(directory, backend="numpy", kv=kv)
     sessions = fast.session(), slow.session()
     ids = random_ids(75, ATTENTION.vocab_size)
     for a, b in ((0, 1), (1, 70), (70, 75)):
@@ -54,7 +55,7 @@ def test_logits_and_pieces_are_the_oracles(directory: Path) -> None:
     ours, theirs = (session.arrays() for session in sessions)
     assert list(ours) == list(theirs)
     for name, array in theirs.items():
-        assert array.dtype == np.float16
+        assert array.dtype == {"f16": np.float16, "f32": np.float32}[kv]
         np.testing.assert_array_equal(ours[name], array)
 
 
@@ -82,9 +83,9 @@ def test_hidden_states_are_the_oracles(plain: Path) -> None:
 
 
 def test_what_load_refuses(plain: Path, make_packed: Callable[..., Path]) -> None:
-    with pytest.raises(ValueError, match="kv is 'f32'; it must be 'f16' or 'int8'"):
-        load(plain, kv="f32")
-    with pytest.raises(ValueError, match="keeps keys and values as f16, got kv 'int8'"):
+    with pytest.raises(ValueError, match="kv is 'f64'; it must be 'f16' or 'int8' or 'f32'"):
+        load(plain, kv="f64")
+    with pytest.raises(ValueError, match="keeps keys and values as floats, got kv 'int8'"):
         load(plain, backend="numpy", kv="int8")
     with pytest.raises(ValueError, match=r"kv 'int8' is about attention, which .* has not"):
         load(make_packed(), kv="int8")

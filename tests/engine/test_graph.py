@@ -107,7 +107,7 @@ def test_heads_that_do_not_fit_together_are_refused():
         model(changed)
     changed = copy.deepcopy(attention)
     changed["kv"] = "f64"
-    with pytest.raises(ValueError, match='kv "f64" is unknown: f16 or int8'):
+    with pytest.raises(ValueError, match='kv "f64" is unknown: f16, int8 or f32'):
         model(changed)
 
 

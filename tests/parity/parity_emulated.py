@@ -40,6 +40,7 @@ if SANITIZE:
     FLAGS += (f"-fsanitize={SANITIZE}", "-g", "-fno-sanitize-recover=undefined")
 TABLES = {"avx512vnni-emulated": 0, "amx-emulated": 1}
 FORMS = {"2bit": 0, "1.6bit": 1}
+KV = {"f16": 0, "int8": 1, "f32": 2}
 
 Array = NDArray[Any]
 
@@ -176,14 +177,14 @@ class EmulatedKernels:
         return out
 
     def causal_attention(
-        self, isa: str, q: Array, k: Array, v: Array, int8: bool, rows: int, out: Array
+        self, isa: str, q: Array, k: Array, v: Array, kv: str, rows: int, out: Array
     ) -> bool:
         """out = attention of q [T, heads, E], in place; whether keys and values are finite."""
         tokens, heads, size = q.shape
         positions, kv_heads, _ = k.shape
         return bool(
             self._lib.emulated_causal_attention(
-                TABLES[isa], heads, kv_heads, size, tokens, positions, int8, rows,
+                TABLES[isa], heads, kv_heads, size, tokens, positions, KV[kv], rows,
                 *(_pointer(array) for array in (q, k, v, out)),
             )
         )  # fmt: skip

@@ -39,41 +39,43 @@ def inputs(shape: tuple[int, ...], seed: int = 0, spread: float = 1.0) -> tuple[
     return q, k, v
 
 
-def attended(isa: str, q: F32, k: F32, v: F32, int8: bool = False, rows: int = 16) -> F32:
+def attended(isa: str, q: F32, k: F32, v: F32, kv: str = "f16", rows: int = 16) -> F32:
     out = np.full_like(q, np.nan)
-    assert kernels_of(isa).causal_attention(isa, q, k, v, int8, rows, out)
+    assert kernels_of(isa).causal_attention(isa, q, k, v, kv, rows, out)
     return out
 
 
-def kept(x: F32, int8: bool) -> F32:
+def kept(x: F32, kv: str) -> F32:
     """Keys or values as the cache holds them."""
-    if not int8:
+    if kv == "f32":
+        return x
+    if kv == "f16":
         return x.astype(np.float16).astype(np.float32)
     top = np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.float32(1e-5))
     return np.rint(x * (np.float32(127) / top)) * (top / np.float32(127))
 
 
-def expected(q: F32, k: F32, v: F32, int8: bool) -> F32:
+def expected(q: F32, k: F32, v: F32, kv: str) -> F32:
     """By the oracle; the last token sees all positions."""
     tokens, positions = len(q), len(k)
     seen = np.tri(tokens, positions, positions - tokens, dtype=bool)
-    return attend(q[None], kept(k, int8)[None], kept(v, int8)[None], seen[None]).reshape(q.shape)
+    return attend(q[None], kept(k, kv)[None], kept(v, kv)[None], seen[None]).reshape(q.shape)
 
 
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("kv", ["f16", "int8", "f32"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_order_of_sums_is_the_written_one(shape: tuple[int, ...], int8: bool) -> None:
+def test_the_order_of_sums_is_the_written_one(shape: tuple[int, ...], kv: str) -> None:
     q, k, v = inputs(shape)
-    np.testing.assert_array_equal(attended("scalar", q, k, v, int8), expected(q, k, v, int8))
+    np.testing.assert_array_equal(attended("scalar", q, k, v, kv), expected(q, k, v, kv))
 
 
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("kv", ["f16", "int8", "f32"])
 @pytest.mark.parametrize("isa", ISAS)
-def test_same_bits_as_scalar(isa: str, int8: bool) -> None:
+def test_same_bits_as_scalar(isa: str, kv: str) -> None:
     for shape in SHAPES:
         q, k, v = inputs(shape, 1, spread=4.0)
-        wanted = attended("scalar", q, k, v, int8)
-        got = attended(isa, q, k, v, int8)
+        wanted = attended("scalar", q, k, v, kv)
+        got = attended(isa, q, k, v, kv)
         np.testing.assert_array_equal(got.view(np.int32), wanted.view(np.int32), err_msg=str(shape))
 
 
@@ -100,9 +102,9 @@ def test_float16_is_rounded_to_nearest_even(isa: str) -> None:
     np.testing.assert_array_equal(attended(isa, q, q, v), v.astype(np.float16).astype(np.float32))
 
 
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("kv", ["f16", "int8", "f32"])
 @pytest.mark.parametrize("isa", ISAS)
-def test_far_scores_weigh_nothing(isa: str, int8: bool) -> None:
+def test_far_scores_weigh_nothing(isa: str, kv: str) -> None:
     """Differences around exp's limit of 88, and far below it."""
     drops = np.array([0, 1, 80, 87.9, 88, 88.1, 200, 5000], np.float32)
     k = np.zeros((8, 1, 16), np.float32)
@@ -110,17 +112,20 @@ def test_far_scores_weigh_nothing(isa: str, int8: bool) -> None:
     q = np.zeros((1, 1, 16), np.float32)
     q[0, 0, 0] = 4  # times 1 / sqrt(16)
     v = np.tile(np.arange(1, 9, dtype=np.float32)[:, None, None], (1, 1, 16))
-    np.testing.assert_array_equal(attended(isa, q, k, v, int8), expected(q, k, v, int8))
+    np.testing.assert_array_equal(attended(isa, q, k, v, kv), expected(q, k, v, kv))
 
 
 @pytest.mark.parametrize(
-    ("bad", "int8"),
-    [*((bad, int8) for bad in (np.nan, np.inf, -np.inf) for int8 in (False, True)), (65520, False)],
+    ("bad", "kv"),
+    [
+        *((bad, kv) for bad in (np.nan, np.inf, -np.inf) for kv in ("f16", "int8", "f32")),
+        (65520, "f16"),
+    ],
 )
 @pytest.mark.parametrize("isa", ISAS)
-def test_what_is_not_finite_is_reported(isa: str, bad: float, int8: bool) -> None:
+def test_what_is_not_finite_is_reported(isa: str, bad: float, kv: str) -> None:
     for which in (0, 1):
-        q, *kv = inputs((1, 20, 2, 1, 33))
-        kv[which][11, 0, 32] = bad
+        q, *both = inputs((1, 20, 2, 1, 33))
+        both[which][11, 0, 32] = bad
         out = np.empty_like(q)
-        assert not kernels_of(isa).causal_attention(isa, q, *kv, int8, 16, out)
+        assert not kernels_of(isa).causal_attention(isa, q, *both, kv, 16, out)

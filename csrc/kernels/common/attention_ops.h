@@ -27,10 +27,12 @@ namespace {
 constexpr int kAttentionRows = 4;  // of a register tile
 constexpr int kWide = 16;          // floats of a W
 
-template <class Isa, bool kInt8>
+template <class Isa, KvForm kForm>
 struct Attention {
   using W = typename Isa::W;
-  using Stored = std::conditional_t<kInt8, int8_t, uint16_t>;
+  static constexpr bool kInt8 = kForm == KvForm::kInt8;
+  using Stored = std::conditional_t<kInt8, int8_t,
+                                    std::conditional_t<kForm == KvForm::kHalf, uint16_t, float>>;
   static constexpr size_t kStepBytes = Isa::kTile * kWide * sizeof(Stored);
 
   // step(i) for i in [from, to); `ahead`: what the first step prefetches, or nullptr: nothing. step
@@ -50,8 +52,10 @@ struct Attention {
   static NOMATMUL_INLINE W widened(const Stored* p) {
     if constexpr (kInt8) {
       return Isa::bytes(p);
-    } else {
+    } else if constexpr (kForm == KvForm::kHalf) {
       return Isa::halves(p);
+    } else {
+      return Isa::load(p);
     }
   }
 
@@ -259,10 +263,13 @@ struct Attention {
 
 template <class Isa>
 void attend(const AttentionRows& task) {
-  if (task.layout.int8) {
-    Attention<Isa, true>(task).run();
-  } else {
-    Attention<Isa, false>(task).run();
+  switch (task.layout.form) {
+    case KvForm::kHalf:
+      return Attention<Isa, KvForm::kHalf>(task).run();
+    case KvForm::kInt8:
+      return Attention<Isa, KvForm::kInt8>(task).run();
+    case KvForm::kFloat:
+      return Attention<Isa, KvForm::kFloat>(task).run();
   }
 }
 
@@ -304,11 +311,24 @@ inline bool keep_bytes(const float* from, int count, int8_t* to, size_t stride, 
   return true;
 }
 
+inline bool keep_floats(const float* from, int count, float* to, size_t stride) {
+  float poison = 0;  // 0 * inf and 0 * NaN are NaN
+  for (int i = 0; i < count; ++i) {
+    poison += from[i] * 0.0f;
+    to[i * stride] = from[i];
+  }
+  return poison == 0.0f;
+}
+
 template <class Isa>
 bool keep(const StripLayout& layout, uint8_t* strip, int slot, const float* k, const float* v) {
   const int e = layout.head_size;
   uint8_t* values = strip + layout.values() + slot * layout.value_bytes();
-  if (!layout.int8) {
+  if (layout.form == KvForm::kFloat) {
+    const bool finite = keep_floats(k, e, reinterpret_cast<float*>(strip) + slot, kPagePositions);
+    return keep_floats(v, e, reinterpret_cast<float*>(values), 1) && finite;
+  }
+  if (layout.form == KvForm::kHalf) {
     auto* keys = reinterpret_cast<uint16_t*>(strip) + slot;
     const bool finite = keep_halves<Isa>(k, e, keys, kPagePositions);
     return keep_halves<Isa>(v, e, reinterpret_cast<uint16_t*>(values), 1) && finite;

@@ -22,6 +22,7 @@ void compare_panels(const Isa& isa, const Isa& scalar);  // test_arm_panels.cc
 namespace {
 
 using nomatmul::Isa;
+using nomatmul::KvForm;
 using nomatmul::Packing;
 using nomatmul::TernaryKernels;
 
@@ -171,10 +172,10 @@ void compare_attention(const Isa& isa, const Isa& scalar) {
       for (float& value : *values) value = normal(random_bits);
     }
     v[0] = 6e-5f, v[1] = -2e-8f, v[2] = 65519.0f;
-    for (bool int8 : {false, true}) {
+    for (KvForm form : {KvForm::kHalf, KvForm::kInt8, KvForm::kFloat}) {
       std::vector<float> ours(q.size()), theirs(q.size());
       for (auto [kernels, out] : {std::pair(isa.attention, &ours), {scalar.attention, &theirs}}) {
-        whole_attention(*kernels, {heads, kv_heads, e, tokens, positions, int8, 16, q.data(),
+        whole_attention(*kernels, {heads, kv_heads, e, tokens, positions, form, 16, q.data(),
                                    k.data(), v.data(), out->data()});
       }
       if (!same(ours, theirs)) fail(isa, "attention of heads of " + std::to_string(e));

@@ -99,7 +99,7 @@ def load(
     device: "cpu", or "cuda" or "cuda:1" for a GPU (needs torch and triton), where weights stay
     two bits in device memory; threads, isa, mmap and backend are about the CPU and refused there.
     kv: how a model with attention keeps keys and values, "f16" or, in half the memory and a
-    little less exactly, "int8".
+    little less exactly, "int8", or, in twice the memory and exactly, "f32".
 
     Raises ValueError for a bad argument, and FormatError (a ValueError) for a directory that is
     missing, damaged, or holds a model that this engine does not run.

@@ -9,6 +9,7 @@ key-value heads, E head size.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from abc import ABC, abstractmethod
@@ -25,8 +26,9 @@ Float = NDArray[np.float32]
 Pieces = Mapping[str, NDArray[Any]]
 
 DTYPES = {"f32": np.float32, "f16": np.float16, "i8": np.int8}
-# How keys and values are kept: float16, or int8 with a float32 scale for a position and head.
-KV_FORMS = ("f16", "int8")
+# How keys and values are kept: float16, int8 with a float32 scale for a position and head, or
+# float32.
+KV_FORMS = ("f16", "int8", "f32")
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,10 @@ class Layout:
 
 
 def _stored(piece: Piece, kv: str) -> tuple[Piece, ...]:
-    if not piece.grows or kv == "f16":
+    if not piece.grows or kv == piece.dtype:
         return (piece,)
+    if kv == "f32":
+        return (dataclasses.replace(piece, dtype="f32"),)
     scale = Piece(f"{piece.name}_scale", piece.shape[:1], grows=True)
     return Piece(piece.name, piece.shape, grows=True, dtype="i8"), scale
 
@@ -236,7 +240,9 @@ class PagedState(State):
         for layer, name in enumerate(_keys(self.layout)):
             for piece in ("k", "v"):
                 values, scales = self.pages.save(layer, piece)
-                found[f"{name}.{piece}"] = values.view(np.float16) if scales is None else values
+                found[f"{name}.{piece}"] = (
+                    values.view(np.float16) if values.dtype == np.uint16 else values
+                )
                 if scales is not None:
                     found[f"{name}.{piece}_scale"] = scales
         return {name: found[name] for name in self.layout.pieces}

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 def open_packed(reader: PackedReader, options: Options) -> NumpyBackend:
     if options.isa is not None:
         raise ValueError(f'backend "numpy" has no instruction sets, got isa {options.isa!r}')
-    if options.kv != "f16":
-        raise ValueError(f'backend "numpy" keeps keys and values as f16, got kv {options.kv!r}')
-    return NumpyBackend(reader, options.threads or 1)
+    if options.kv == "int8":
+        raise ValueError(f'backend "numpy" keeps keys and values as floats, got kv {options.kv!r}')
+    return NumpyBackend(reader, options.threads or 1, options.kv)
 
 
 def open_random(config: ModelConfig, forms: Forms, seed: int, options: Options) -> CausalBackend:
@@ -39,18 +39,18 @@ def open_random(config: ModelConfig, forms: Forms, seed: int, options: Options) 
 class NumpyBackend:
     """A CausalBackend of a causal model, an EncoderBackend of another one; it times nothing.
 
-    threads: those of the BLAS, for encoders.
+    threads: those of the BLAS, for encoders. kv: how keys and values are kept, "f16" or "f32".
     """
 
     name = "numpy"
     isa = "numpy"
     gpu = None
 
-    def __init__(self, reader: PackedReader, threads: int = 1) -> None:
+    def __init__(self, reader: PackedReader, threads: int = 1, kv: str = "f16") -> None:
         self._reader, self._causal = reader, reader.config.causal
-        self.layout = Layout.of(architecture_of(reader.config))
+        self.layout = Layout.of(architecture_of(reader.config), kv)
         self.threads = 1 if self._causal else threads
-        self.model = ReferenceModel.from_packed(reader, head=self._causal)
+        self.model = ReferenceModel.from_packed(reader, head=self._causal, kv=kv)
 
     def new_state(self) -> HostState:
         return HostState(self.layout)
