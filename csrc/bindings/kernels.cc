@@ -202,17 +202,17 @@ bool causal_attention(const std::string& isa, In<float, 3> q, In<float, 3> k, In
   const size_t heads = q.shape(1), kv_heads = k.shape(1), e = q.shape(2);
   require(e >= 1 && q.shape(0) >= 1 && kv_heads >= 1 && heads >= 1 && heads % kv_heads == 0,
           "kv heads divide the heads, and nothing is empty");
-  require(k.shape(2) == e && v.shape(2) == e && v.shape(0) == k.shape(0) && v.shape(1) == kv_heads &&
-              k.shape(0) >= q.shape(0),
+  require(k.shape(2) == e && v.shape(2) == e && v.shape(0) == k.shape(0) &&
+              v.shape(1) == kv_heads && k.shape(0) >= q.shape(0),
           "k and v are [at least T, kv heads, E]");
   require(out.shape(0) == q.shape(0) && out.shape(1) == heads && out.shape(2) == e,
           "out has the shape of q");
   require(rows >= 1 && rows <= kMaxAttentionRows, "rows is out of range");
   const int tokens = checked_int(q.shape(0), "tokens");
-  return whole_attention(
-      *isa_of(isa).attention,
-      {static_cast<int>(heads), static_cast<int>(kv_heads), checked_int(e, "E"), tokens,
-       checked_int(k.shape(0), "positions"), kv_form_of(kv), rows, q.data(), k.data(), v.data(), out.data()});
+  return whole_attention(*isa_of(isa).attention,
+                         {static_cast<int>(heads), static_cast<int>(kv_heads), checked_int(e, "E"),
+                          tokens, checked_int(k.shape(0), "positions"), kv_form_of(kv), rows,
+                          q.data(), k.data(), v.data(), out.data()});
 }
 
 }  // namespace

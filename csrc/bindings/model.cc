@@ -62,9 +62,10 @@ class BoundModel {
     if (kept) kept_.push_back(owner);
   }
 
-  // pages: one a sequence, or none where nothing grows
-  Array step(const std::vector<Floats>& states, const std::vector<Pages*>& pages,
-             const std::vector<In<int32_t, 1>>& ids, const std::string& want_name) {
+  // pages: one a sequence, or none where nothing grows. (what is wanted, {part: seconds})
+  nb::tuple step(const std::vector<Floats>& states, const std::vector<Pages*>& pages,
+                 const std::vector<In<int32_t, 1>>& ids, const std::string& want_name,
+                 bool profile) {
     ready(true);
     const Want want = choose<Want>("want", want_name,
                                    {{"last", Want::kLast},
@@ -89,10 +90,13 @@ class BoundModel {
     const size_t rows = want == Want::kAll ? total : want == Want::kNone ? 0 : states.size();
     auto array =
         new_array<float>(rows, want == Want::kHidden ? model_.hidden() : model_.vocabulary());
-    float* out = array.data();
-    nb::gil_scoped_release release;
-    model_.step(sequences, want, out, poll());
-    return array;
+    Marks marks;
+    {
+      float* out = array.data();
+      nb::gil_scoped_release release;
+      model_.step(sequences, want, out, profile ? &marks : nullptr, poll());
+    }
+    return nb::make_tuple(array, marks.seconds());
   }
 
   // Of a new sequence.
@@ -210,7 +214,7 @@ void bind_model(nb::module_& m) {
       .def(nb::init<nb::dict, const IsaName&, int>(), "description"_a, "isa"_a.none(), "threads"_a)
       .def("set", &BoundModel::set, "name"_a, "array"_a)
       .def("check_complete", [](const BoundModel& b) { b.model().tensors().check_complete(); })
-      .def("step", &BoundModel::step, "states"_a, "pages"_a, "ids"_a, "want"_a)
+      .def("step", &BoundModel::step, "states"_a, "pages"_a, "ids"_a, "want"_a, "profile"_a = false)
       .def("pages", &BoundModel::pages)
       .def("encode", &BoundModel::encode, "ids"_a, "offsets"_a, "seen"_a.none() = nb::none(),
            "paths"_a = false, "profile"_a = false)

@@ -35,7 +35,8 @@ void roll_back(Pages& pages, int length) {
   pages.roll_back(length);
 }
 
-// (stored values [P, kv heads, E] as float16 bits, int8 or float32, scales [P, kv heads] of int8 or None)
+// (stored values [P, kv heads, E] as float16 bits, int8 or float32, scales [P, kv heads] of int8 or
+// None)
 nb::tuple save(const Pages& pages, int layer, const std::string& name) {
   check_layer(pages, layer);
   const int heads = pages.layout().kv_heads, length = pages.length();
@@ -62,8 +63,7 @@ void load(Pages& pages, int layer, const std::string& name, Values values,
   const auto type = strip.form == KvForm::kHalf   ? nb::dtype<uint16_t>()
                     : strip.form == KvForm::kInt8 ? nb::dtype<int8_t>()
                                                   : nb::dtype<float>();
-  require(values.dtype() == type &&
-              values.shape(1) == heads &&
+  require(values.dtype() == type && values.shape(1) == heads &&
               values.shape(2) == static_cast<size_t>(strip.head_size),
           "values are [P, kv heads, E] in the form of the pages");
   require(scales.has_value() == strip.scaled(), "scales belong to int8");

@@ -27,9 +27,10 @@ size_t Model::checked(const std::vector<Sequence>& sequences) const {
   return total;
 }
 
-void Model::step(const std::vector<Sequence>& sequences, Want want, float* out,
+void Model::step(const std::vector<Sequence>& sequences, Want want, float* out, Marks* marks,
                  const std::function<void()>& poll) {
   std::lock_guard<std::mutex> lock(*mutex_);
+  pass_.marks = marks;
   const size_t total = checked(sequences);
   if (total != 1 || pass_.threads == 1) {
     pool_->set_alone(false);
@@ -96,6 +97,7 @@ void Model::advance(const std::vector<Sequence>& sequences, size_t total, Want w
         rows.push_back(c);
       }
     }
+    pass_.mark("embedding");
     for (int layer = 0; layer < layers(); ++layer) {
       run_block(layer);
       if (tokens > 1) poll();
@@ -119,6 +121,7 @@ void Model::head(const int* rows, int count, float* logits) {
   pass_.announce(*head_, {head_->row(0)}, head_->outputs(), count);
   feed_norm(pass_, final_norm_, {head_.get()}, "head", rows, count);
   pass_.product(count, logits);
+  pass_.mark("head");
 }
 
 void Model::final_states(const int* rows, int count, float* out) {

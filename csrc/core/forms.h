@@ -45,8 +45,8 @@ inline DType dtype_of_form(const std::string& form) {
 }
 
 inline KvForm kv_form_of(const std::string& word) {
-  return choose<KvForm>(
-      "kv", word, {{"f16", KvForm::kHalf}, {"int8", KvForm::kInt8}, {"f32", KvForm::kFloat}});
+  return choose<KvForm>("kv", word,
+                        {{"f16", KvForm::kHalf}, {"int8", KvForm::kInt8}, {"f32", KvForm::kFloat}});
 }
 
 inline FffForm fff_form_of(const std::string& form) {

@@ -64,9 +64,10 @@ class Model {
 
   // Advances every sequence by its ids; out: float32 [sequences, V] (kLast), [all ids in order, V]
   // (kAll) or [sequences, D] (kHidden). poll() is called now and then and may throw to stop the
-  // step. Throws std::invalid_argument for ids out of range and for more positions than the model
-  // has, std::domain_error for non-finite values.
-  void step(const std::vector<Sequence>& sequences, Want want, float* out,
+  // step. marks: nullptr, or receives the seconds of its parts. Throws std::invalid_argument for
+  // ids out of range and for more positions than the model has, std::domain_error for non-finite
+  // values.
+  void step(const std::vector<Sequence>& sequences, Want want, float* out, Marks* marks,
             const std::function<void()>& poll);
   // Final-normed states of an encoder: float32 [N, D]. Throws like step().
   void encode(const Texts& texts, float* out, Marks* marks, const std::function<void()>& poll);

@@ -55,8 +55,8 @@ class Pages {
   }
 
   // Keys or values of a layer as they are stored, [length, kv heads, E] of uint16 (float16 bits),
-  // int8 or float, and, of int8, their scales [length, kv heads]. load(): of reserved positions up to
-  // `count`.
+  // int8 or float, and, of int8, their scales [length, kv heads]. load(): of reserved positions up
+  // to `count`.
   enum class Piece { kKeys, kValues };
   void save(int layer, Piece piece, void* to, float* scales) const;
   void load(int layer, Piece piece, int count, const void* from, const float* scales);

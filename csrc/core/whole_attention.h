@@ -14,7 +14,7 @@ struct WholeAttention {
   int heads, kv_heads, head_size;
   int tokens, positions;  // the tokens are the last ones of the positions
   KvForm form;
-  int rows;               // at once, at most kMaxAttentionRows
+  int rows;                // at once, at most kMaxAttentionRows
   const float *q, *k, *v;  // [tokens, heads, E], [positions, kv_heads, E]
   float* out;              // [tokens, heads, E]
 };

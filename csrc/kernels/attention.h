@@ -26,8 +26,8 @@ struct StripLayout {
   bool scaled() const { return form == KvForm::kInt8; }
   size_t width() const { return form == KvForm::kInt8 ? 1 : form == KvForm::kHalf ? 2 : 4; }
   size_t padded() const { return (static_cast<size_t>(head_size) + 15) / 16 * 16; }
-  size_t values() const { return head_size * width() * kPagePositions; }  // offset
-  size_t value_bytes() const { return padded() * width(); }               // of a position
+  size_t values() const { return head_size * width() * kPagePositions; }       // offset
+  size_t value_bytes() const { return padded() * width(); }                    // of a position
   size_t scales() const { return values() + value_bytes() * kPagePositions; }  // offset
   size_t bytes() const { return scales() + (scaled() ? 2 * kPagePositions * sizeof(float) : 0); }
 };

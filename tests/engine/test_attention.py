@@ -237,6 +237,20 @@ def test_hidden_states_are_those_before_the_head(lm: LanguageModel) -> None:
     np.testing.assert_allclose(vectors, hidden / length, rtol=1e-6)
 
 
+def test_seconds_of_a_step_are_those_of_its_parts(lm: LanguageModel) -> None:
+    import time
+
+    seconds = {"head": 1.0}
+    state = lm.backend.new_state()
+    start = time.perf_counter()
+    lm.backend.step([state], [ids_of(100)], "last", seconds=seconds)  # type: ignore[call-arg]
+    spent = time.perf_counter() - start
+    parts = {"embedding", "norms", "projections", "attention core", "channel mixer", "head"}
+    assert set(seconds) == parts
+    assert all(value > 0 for value in seconds.values())
+    assert 1 < sum(seconds.values()) <= 1 + spent
+
+
 def test_what_embed_refuses(lm: LanguageModel) -> None:
     with pytest.raises(ValueError, match="a list of texts"):
         lm.embed([])

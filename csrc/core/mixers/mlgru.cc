@@ -58,6 +58,7 @@ class Mlgru final : public Mixer {
     });
     pass.prepare(1, pass.tokens, "output of the token mixer");
     pass.add_product(pass.row(0));
+    pass.mark("token mixer");
   }
 
  private:

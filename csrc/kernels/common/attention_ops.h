@@ -169,7 +169,8 @@ struct Attention {
             std::min(kPagePositions, task.lengths[first + rows - 1] - page * kPagePositions);
         for (int s = 0; s < positions; s += kWide * Isa::kTile) {
           const int vectors = std::min(Isa::kTile, (positions - s + kWide - 1) / kWide);
-          const uint8_t* ahead = first > 0 ? nullptr : next + s / kWide / Isa::kTile * e * kStepBytes;
+          const uint8_t* ahead =
+              first > 0 ? nullptr : next + s / kWide / Isa::kTile * e * kStepBytes;
           tile(rows, vectors, [&](auto r, auto b) {
             scores<r, b>(keys + s, scales(page, 0) + s, e, queries + static_cast<size_t>(first) * e,
                          task.scale, weights + first * ld + page * kPagePositions + s, ld, ahead);
@@ -293,7 +294,8 @@ inline bool keep_halves(const float* from, int count, uint16_t* to, size_t strid
   return finite;
 }
 
-// to[i * stride] = from[i] / step to nearest even, step = (largest size) / 127, at least 1e-5 / 127.
+// to[i * stride] = from[i] / step to nearest even, step = (largest size) / 127, at least 1e-5 /
+// 127.
 inline bool keep_bytes(const float* from, int count, int8_t* to, size_t stride, float* step) {
   float top = 1e-5f, poison = 0;
   for (int i = 0; i < count; ++i) {

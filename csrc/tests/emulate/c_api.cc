@@ -65,9 +65,9 @@ bool emulated_codes_ok(int table, int packing, const uint8_t* w, size_t nbytes) 
 bool emulated_causal_attention(int table, int heads, int kv_heads, int e, int tokens, int positions,
                                int form, int rows, const float* q, const float* k, const float* v,
                                float* out) {
-  return nomatmul::whole_attention(
-      *kIsas[table].attention,
-      {heads, kv_heads, e, tokens, positions, static_cast<nomatmul::KvForm>(form), rows, q, k, v, out});
+  return nomatmul::whole_attention(*kIsas[table].attention,
+                                   {heads, kv_heads, e, tokens, positions,
+                                    static_cast<nomatmul::KvForm>(form), rows, q, k, v, out});
 }
 
 // The conditional layer on emulated kernels. Returns 0, 1 where a logit is not finite.

@@ -130,13 +130,21 @@ class NativeBackend:
         return HostState(self.layout, self.layout.gathered(arrays), position)
 
     def step(
-        self, states: Sequence[HostState | PagedState], ids_T: Sequence[Ids], want: Want
+        self,
+        states: Sequence[HostState | PagedState],
+        ids_T: Sequence[Ids],
+        want: Want,
+        *,
+        seconds: dict[str, float] | None = None,
     ) -> Float:
+        """As CausalBackend has it; seconds: a dict to which those of each part are added."""
         pages = [state.pages for state in states if isinstance(state, PagedState)]
         fixed = [state.fixed_LS for state in states]
-        result: Float = self.model.step(fixed, pages, list(ids_T), want)
+        result: Float
+        result, parts = self.model.step(fixed, pages, list(ids_T), want, seconds is not None)
         for state, ids in zip(states, ids_T, strict=True):
             state.position += len(ids)
+        _add(seconds, parts)
         return result
 
     def hidden(
@@ -156,8 +164,7 @@ class NativeBackend:
             for name, trees in self.architecture.trees().items():
                 layer = int(name.split(".")[1])
                 paths[layer] = rows[layer].reshape(len(ids_N), trees.trees, trees.depth + 1)
-        if seconds is not None:
-            seconds |= {part: seconds.get(part, 0.0) + spent for part, spent in parts.items()}
+        _add(seconds, parts)
         return hidden_ND
 
     def tensor(self, name: str) -> NDArray[Any]:
@@ -184,3 +191,9 @@ class NativeBackend:
         return NativeBackend(
             self.config, self.forms, self.weights, threads=threads, isa=self.isa, kv=self._kv
         )
+
+
+def _add(seconds: dict[str, float] | None, parts: dict[str, float]) -> None:
+    """Add the seconds of each part to those that are there."""
+    if seconds is not None:
+        seconds |= {part: seconds.get(part, 0.0) + spent for part, spent in parts.items()}
