@@ -1,5 +1,5 @@
-// Softmax attention of encoders, over all tokens of a sequence. q, k and v are stored as one linear,
-// in this order. causal_attention.cc has the form of decoders.
+// Softmax attention of encoders, over all tokens of a sequence. q, k and v are stored as one
+// linear, in this order. causal_attention.cc has the form of decoders.
 #include <algorithm>
 #include <cmath>
 

@@ -58,13 +58,13 @@ class CausalAttention final : public Mixer {
     feed_norm(pass, norm, {&q_, &k_, &v_}, "token mixer");
     const Linear* linears[] = {&q_, &k_, &v_};
     float* outs[] = {q, k, v};
-    pass.for_tiles({pass.cut(q_, q_.outputs()), pass.cut(k_, k_.outputs()),
-                    pass.cut(v_, v_.outputs())},
-                   [&](int which, int row, int rows, int first, int m, int thread) {
-                     const size_t n = linears[which]->outputs();
-                     pass.tile(pass.inputs[which], row, rows, first, m,
-                               outs[which] + first * n + row, n, thread);
-                   });
+    pass.for_tiles(
+        {pass.cut(q_, q_.outputs()), pass.cut(k_, k_.outputs()), pass.cut(v_, v_.outputs())},
+        [&](int which, int row, int rows, int first, int m, int thread) {
+          const size_t n = linears[which]->outputs();
+          pass.tile(pass.inputs[which], row, rows, first, m, outs[which] + first * n + row, n,
+                    thread);
+        });
     pass.mark("projections");
     keep(pass, q, k, v);
     pass.check_finite("keys and values");
@@ -132,8 +132,8 @@ class CausalAttention final : public Mixer {
         for (int end = stretch.count; end > 0; end -= tokens) {
           const int first = std::max(0, end - tokens);
           for (int h = 0; h < group; h += heads) {
-            found.push_back({&stretch, kv, kv * group + h, std::min(heads, group - h), first,
-                             end - first});
+            found.push_back(
+                {&stretch, kv, kv * group + h, std::min(heads, group - h), first, end - first});
           }
         }
       }
