@@ -1,9 +1,11 @@
-"""Write a llama-architecture GGUF with random ternary weights, the shape of a nomatmul model.
+"""Write a GGUF with random ternary weights, the shape of a nomatmul model.
 
-Same matrices as ours: four [D, D] in the token mixer (q, k, v, o against i, f, g, o), a gated
-feed-forward of width `intermediate`, a [V, D] head, all ternary (TQ2_0 or TQ1_0), and a 16-bit
-embedding of which a token reads one row. Weights are random, so text means nothing, but the bytes
-read and the arithmetic done are those of a trained model.
+A MatMul-free shape becomes an architecture of llama with the same matrices: four [D, D] in the
+token mixer (q, k, v, o against i, f, g, o), a gated feed-forward, a [V, D] head. A transformer's
+shape keeps its heads: `qwen3` where queries and keys have norms, else `llama`. Linears are TQ2_0 or
+TQ1_0, the head is of that form or another, the embedding 16 bits or, if tied, the head itself.
+Weights are random, so text means nothing, but the bytes read and the arithmetic done are those of a
+trained model.
 
 A library of vs_llama.py.
 """
@@ -11,6 +13,7 @@ A library of vs_llama.py.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -18,89 +21,116 @@ import numpy as np
 BLOCK = 256  # elements a TQ block
 TQ2_CODES = 64  # bytes of 2-bit codes in a TQ2_0 block, then a float16 scale
 TQ1_CODES = 52  # 48 bytes of 5 trits and 4 bytes of 4 trits in a TQ1_0 block, then the scale
+SMALL = {"Q4_0": 16, "Q8_0": 32}  # bytes of codes in a block of 32, behind a float16 scale
 
 
 def write_gguf(
-    path: Path,
-    *,
-    form: str,
-    vocab_size: int,
-    hidden_size: int,
-    num_layers: int,
-    intermediate_size: int,
-    context: int = 2048,
-) -> int:
-    """Write the file; returns the bytes of ternary tensors that decoding one token reads.
+    path: Path, *, form: str, shape: dict[str, Any], head: str | None = None, context: int = 2048
+) -> dict[str, int]:
+    """Write the file; returns {"read": bytes of tensors that decoding one token reads, "head":
+    those of the head}.
 
-    form: "TQ2_0" or "TQ1_0". Raises ValueError when a row is not a multiple of 256 elements.
+    form: "TQ2_0" or "TQ1_0". shape: fields of a ModelConfig. head: the form of the head, "Q4_0" or
+    "Q8_0"; None: as the linears. Raises ValueError when a row is not a multiple of 256 elements.
     """
-    for width in (hidden_size, intermediate_size):
+    hidden, inner, vocab = (shape[k] for k in ("hidden_size", "intermediate_size", "vocab_size"))
+    for width in (hidden, inner):
         if width % BLOCK:
             raise ValueError(f"{form} needs rows of a multiple of {BLOCK} elements, not {width}")
-    kind = gguf.GGMLQuantizationType[form]
     rng = np.random.default_rng(0)
-    writer = gguf.GGUFWriter(path, "llama")
-    _add_settings(writer, vocab_size, hidden_size, num_layers, intermediate_size, context)
-    ones = np.ones(hidden_size, dtype=np.float32)
-    embedding = (rng.standard_normal((vocab_size, hidden_size)) * 0.02).astype(np.float16)
-    writer.add_tensor("token_embd.weight", embedding)
+    writer = gguf.GGUFWriter(path, "qwen3" if shape.get("qk_norm") else "llama")
+    heads = _add_settings(writer, shape, context)
+    ones = np.ones(hidden, dtype=np.float32)
+    head_type = gguf.GGMLQuantizationType[head or form]
+    head_codes = _random_blocks(rng, head or form, vocab, hidden)
+    if shape.get("tie_embeddings"):
+        writer.add_tensor("token_embd.weight", head_codes, raw_dtype=head_type)
+    else:
+        table = (rng.standard_normal((vocab, hidden)) * 0.02).astype(np.float16)
+        writer.add_tensor("token_embd.weight", table)
+        writer.add_tensor("output.weight", head_codes, raw_dtype=head_type)
     writer.add_tensor("output_norm.weight", ones)
+    query, key = heads["heads"] * heads["size"], heads["kv"] * heads["size"]
     shapes = {
-        "attn_q": (hidden_size, hidden_size),
-        "attn_k": (hidden_size, hidden_size),
-        "attn_v": (hidden_size, hidden_size),
-        "attn_output": (hidden_size, hidden_size),
-        "ffn_gate": (intermediate_size, hidden_size),
-        "ffn_up": (intermediate_size, hidden_size),
-        "ffn_down": (hidden_size, intermediate_size),
+        "attn_q": (query, hidden),
+        "attn_k": (key, hidden),
+        "attn_v": (key, hidden),
+        "attn_output": (hidden, query),
+        "ffn_gate": (inner, hidden),
+        "ffn_up": (inner, hidden),
+        "ffn_down": (hidden, inner),
     }
-    head = _random_ternary(rng, form, vocab_size, hidden_size)
-    writer.add_tensor("output.weight", head, raw_dtype=kind)
-    read = head.nbytes
+    read = head_codes.nbytes
     # One set of random codes serves every layer: in the file and in memory each layer has its own.
-    codes = {name: _random_ternary(rng, form, *shape) for name, shape in shapes.items()}
-    for layer in range(num_layers):
+    codes = {name: _random_blocks(rng, form, *shape) for name, shape in shapes.items()}
+    for layer in range(shape["num_layers"]):
         writer.add_tensor(f"blk.{layer}.attn_norm.weight", ones)
         writer.add_tensor(f"blk.{layer}.ffn_norm.weight", ones)
+        if shape.get("qk_norm"):
+            for name in ("attn_q_norm", "attn_k_norm"):
+                norm = np.ones(heads["size"], dtype=np.float32)
+                writer.add_tensor(f"blk.{layer}.{name}.weight", norm)
         for name, array in codes.items():
+            kind = gguf.GGMLQuantizationType[form]
             writer.add_tensor(f"blk.{layer}.{name}.weight", array, raw_dtype=kind)
             read += array.nbytes
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return read
+    return {"read": read, "head": head_codes.nbytes}
 
 
 def _add_settings(
-    writer: gguf.GGUFWriter, vocab: int, hidden: int, layers: int, intermediate: int, context: int
-) -> None:
-    head_dim = 128 if hidden % 128 == 0 and hidden >= 2048 else 64
-    writer.add_vocab_size(vocab)
+    writer: gguf.GGUFWriter, shape: dict[str, Any], context: int
+) -> dict[str, int]:
+    """What the file says of the model; returns its heads, key-value heads and their size."""
+    hidden = shape["hidden_size"]
+    size = shape.get("head_dim") or (128 if hidden % 128 == 0 and hidden >= 2048 else 64)
+    heads = shape.get("num_heads") or hidden // size
+    kv = shape.get("num_kv_heads") or heads
+    writer.add_vocab_size(shape["vocab_size"])
     writer.add_context_length(context)
     writer.add_embedding_length(hidden)
-    writer.add_block_count(layers)
-    writer.add_feed_forward_length(intermediate)
-    writer.add_head_count(hidden // head_dim)
-    writer.add_head_count_kv(hidden // head_dim)
-    writer.add_rope_dimension_count(head_dim)
+    writer.add_block_count(shape["num_layers"])
+    writer.add_feed_forward_length(shape["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv)
+    writer.add_key_length(size)
+    writer.add_value_length(size)
+    writer.add_rope_dimension_count(size)
+    writer.add_rope_freq_base(shape.get("rope_theta", 10000.0))
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_tokenizer_model("none")
+    return {"heads": heads, "kv": kv, "size": size}
 
 
-def _random_ternary(rng: np.random.Generator, form: str, rows: int, columns: int) -> np.ndarray:
+def _random_blocks(rng: np.random.Generator, form: str, rows: int, columns: int) -> np.ndarray:
     """uint8 [rows, bytes]: random legal blocks with the scale that keeps activations near one."""
-    blocks = rows * columns // BLOCK
     scale = np.float16(np.sqrt(1.5 / columns))  # random ternary values have variance 2/3
+    if form in SMALL:
+        blocks = rows * columns // 32
+        codes = rng.integers(0, 256, size=(blocks, SMALL[form]), dtype=np.uint8)
+        deviation = 4.6 if form == "Q4_0" else 74.0
+        scale = np.float16(1 / deviation / np.sqrt(columns))
+        ends: tuple[int | None, ...] = (0, 2, 2, None)
+    else:
+        codes = _random_ternary(rng, form, rows * columns // BLOCK)
+        ends = (-2, None, 0, -2)
+    out = np.empty((len(codes), codes.shape[1] + 2), dtype=np.uint8)
+    out[:, ends[0] : ends[1]] = np.frombuffer(scale.tobytes(), dtype=np.uint8)
+    out[:, ends[2] : ends[3]] = codes
+    return out.reshape(rows, -1)
+
+
+def _random_ternary(rng: np.random.Generator, form: str, blocks: int) -> np.ndarray:
     if form == "TQ2_0":
         codes = rng.integers(0, 3, size=(blocks, TQ2_CODES, 4), dtype=np.uint8)
-        packed = codes[..., 0] | codes[..., 1] << 2 | codes[..., 2] << 4 | codes[..., 3] << 6
-    else:
-        # Five trits in a byte as ceil(v * 256 / 243); the last 4 bytes of a block hold four trits.
-        value = rng.integers(0, 243, size=(blocks, TQ1_CODES), dtype=np.uint16)
-        value[:, 48:] = value[:, 48:] // 3 * 3
-        packed = ((value * 256 + 242) // 243).astype(np.uint8)
-    out = np.empty((blocks, packed.shape[1] + 2), dtype=np.uint8)
-    out[:, :-2] = packed
-    out[:, -2:] = np.frombuffer(scale.tobytes(), dtype=np.uint8)
-    return out.reshape(rows, -1)
+        packed: np.ndarray = (
+            codes[..., 0] | codes[..., 1] << 2 | codes[..., 2] << 4 | codes[..., 3] << 6
+        )
+        return packed
+    # Five trits in a byte as ceil(v * 256 / 243); the last 4 bytes of a block hold four trits.
+    value = rng.integers(0, 243, size=(blocks, TQ1_CODES), dtype=np.uint16)
+    value[:, 48:] = value[:, 48:] // 3 * 3
+    return ((value * 256 + 242) // 243).astype(np.uint8)

@@ -42,6 +42,32 @@ SIZES: dict[str, dict[str, Any]] = {
 SIZES["union-370M"] = {
     **SIZES["370M"], "channel_mixer": "fff", "activation": "silu", "fff_trees": 136, "fff_depth": 4,
 }  # fmt: skip
+_TRANSFORMER: dict[str, Any] = {
+    "token_mixer": "attention", "tie_embeddings": True, "max_position_embeddings": 4096,
+    "rounding": "even",
+}  # fmt: skip
+_QWEN3 = {
+    **_TRANSFORMER, "vocab_size": 151_936, "head_dim": 128, "num_kv_heads": 8, "qk_norm": True,
+    "linear_norm": "none", "scale_group": 128, "embedding_linear": "ternary",
+    "rope_theta": 1e6, "split_gate": True,
+}  # fmt: skip
+# Ternary transformers that people run: BitNet b1.58-2B-4T, and Ternary-Bonsai's shapes.
+SIZES |= {
+    "BitNet-2B-4T": {
+        **_TRANSFORMER, "vocab_size": 128_256, "hidden_size": 2560, "num_layers": 30,
+        "intermediate_size": 6912, "num_heads": 20, "num_kv_heads": 5, "glu_activation": "relu2",
+        "linear_norm": "sub", "split_gate": True, "head_linear": "dense", "rope_theta": 5e5,
+        "norm_eps": 1e-5, "linear_norm_eps": 1e-5,
+    },
+    "Qwen3-1.7B": {
+        **_QWEN3, "hidden_size": 2048, "num_layers": 28, "intermediate_size": 6144,
+        "num_heads": 16,
+    },
+    "Qwen3-8B": {
+        **_QWEN3, "hidden_size": 4096, "num_layers": 36, "intermediate_size": 12_288,
+        "num_heads": 32, "tie_embeddings": False,
+    },
+}  # fmt: skip
 _WARM_STEPS = 3
 
 
