@@ -81,9 +81,7 @@ def write_gguf(
     return {"read": read, "head": head_codes.nbytes}
 
 
-def _add_settings(
-    writer: gguf.GGUFWriter, shape: dict[str, Any], context: int
-) -> dict[str, int]:
+def _add_settings(writer: gguf.GGUFWriter, shape: dict[str, Any], context: int) -> dict[str, int]:
     """What the file says of the model; returns its heads, key-value heads and their size."""
     hidden = shape["hidden_size"]
     size = shape.get("head_dim") or (128 if hidden % 128 == 0 and hidden >= 2048 else 64)

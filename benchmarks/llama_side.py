@@ -3,7 +3,9 @@
 Started by vs_llama.py; reads one JSON request a line from stdin, answers one JSON line.
 --tiny answers one of each and ends, or says that llama-cpp-python is missing.
 Requests: {"do": "load", "path": ...}, {"do": "decode" | "prefill" | "batch", "threads": ...,
-"count": steps | tokens | sequences}, {"do": "memory"}.
+"count": steps | tokens | sequences}, {"do": "memory"}. {"do": "fill", "threads": ..., "count":
+tokens} begins a long sequence, and {"do": "long", "threads", "count", "context": tokens} goes back
+to that many of its tokens and decodes from there.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ if importlib.util.find_spec("llama_cpp"):
 
 DECODE_CONTEXT = 256  # their key-value cache is kept small: it counts in their memory, not in ours
 BATCH_STEPS = 8
+FILL = 512  # tokens of a prompt that are taken at once
 
 
 class Llama:
@@ -77,6 +80,22 @@ class Llama:
         self._use_context(count + 64, 1, request["threads"], batch=count)
         return {"tokens_per_second": count / self._run([0] * count, range(count))}
 
+    def fill(self, request: dict[str, Any]) -> dict[str, Any]:
+        """A sequence of `count` tokens whose keys and values stay."""
+        count = request["count"]
+        self._use_context(count + 64, 1, request["threads"], batch=min(FILL, count))
+        for first in range(0, count, FILL):
+            positions = range(first, min(count, first + FILL))
+            self._run([0] * len(positions), positions)
+        return {}
+
+    def long(self, request: dict[str, Any]) -> dict[str, Any]:
+        """tokens/s of `count` steps behind the first `context` tokens of the filled sequence."""
+        memory, first = llama_cpp.llama_get_memory(self.context), request["context"]
+        llama_cpp.llama_set_n_threads(self.context, request["threads"], request["threads"])
+        llama_cpp.llama_memory_seq_rm(memory, 0, first, -1)
+        return {"tokens_per_second": 1 / self._median_step(1, request["count"], first)}
+
     def _use_context(self, length: int, sequences: int, threads: int, batch: int = 64) -> None:
         if self.kind != (length, sequences, batch):
             if self.context is not None:
@@ -91,9 +110,10 @@ class Llama:
         llama_cpp.llama_set_n_threads(self.context, threads, threads)
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
 
-    def _median_step(self, sequences: int, count: int) -> float:
+    def _median_step(self, sequences: int, count: int, first: int = 0) -> float:
         times = [
-            self._run(range(sequences), [position] * sequences) for position in range(count + 2)
+            self._run(range(sequences), [position] * sequences)
+            for position in range(first, first + count + 2)
         ]
         return float(np.median(times[2:]))  # the first two warm caches and threads
 
@@ -128,10 +148,12 @@ def dry_run(handlers: dict[str, Any]) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tiny.gguf"
-        write_gguf(
-            path, form="TQ2_0", vocab_size=256, hidden_size=256, num_layers=1, intermediate_size=256
-        )
-        asked = [{"do": what, "threads": 1, "count": 2} for what in ("decode", "batch", "prefill")]
+        shape = {"vocab_size": 256, "hidden_size": 256, "num_layers": 1, "intermediate_size": 256}
+        write_gguf(path, form="TQ2_0", shape=shape, head="Q4_0")
+        asked = [
+            {"do": what, "threads": 1, "count": 2, "context": 1}
+            for what in ("decode", "batch", "prefill", "fill", "long")
+        ]
         rehearse(handlers, [{"do": "load", "path": str(path)}, *asked, {"do": "memory"}])
 
 
@@ -153,6 +175,8 @@ def main(argv: list[str] | None = None) -> None:
         "decode": llama.decode,
         "batch": llama.batch,
         "prefill": llama.prefill,
+        "fill": llama.fill,
+        "long": llama.long,
         "memory": lambda request: memory(),
     }
     if options.tiny:

@@ -15,6 +15,7 @@ from dry_run import add_tiny
 from processes import memory, rehearse, serve
 
 from nomatmul.engine import random_model, read_bandwidth
+from nomatmul.engine.session import Session
 from nomatmul.evaluate.speed import bytes_read_per_token, prefill_seconds, step_seconds
 from nomatmul.formats.config import ModelConfig
 
@@ -27,15 +28,20 @@ class Ours:
     def __init__(self) -> None:
         self.models: dict[int, Any] = {}
         self.lm: Any = None
+        self.filled: Any = None
 
     def load(self, request: dict[str, Any]) -> dict[str, Any]:
         start = time.perf_counter()
-        config = ModelConfig(**request["shape"])
-        self.lm = random_model(config, request["packing"], "int8", isa=request["isa"])
+        config, packing = ModelConfig(**request["shape"]), request["packing"]
+        table = packing if config.embedding_linear == "ternary" else "int8"
+        self.lm = random_model(config, packing, table, isa=request["isa"])
+        parts = self.lm.footprint()
         return {
             "seconds": time.perf_counter() - start,
             "isa": self.lm.backend.isa,
             "embedding": self.lm.embedding_form,
+            "head_form": packing if config.head_kind == "ternary" else table,
+            "head_bytes": parts.get("head") or parts["embedding"],
             "packed_bytes_per_token": bytes_read_per_token(self.lm),
         }
 
@@ -53,6 +59,25 @@ class Ours:
         seconds = prefill_seconds(self._with(request["threads"]), count, turns=1)
         return {"tokens_per_second": count / seconds}
 
+    def fill(self, request: dict[str, Any]) -> dict[str, Any]:
+        """A sequence of `count` tokens whose keys and values stay."""
+        ids = [(7919 * number) % self.lm.config.vocab_size for number in range(request["count"])]
+        self.filled = self._with(request["threads"]).session()
+        self.filled.append(ids, logits="none")
+        return {}
+
+    def long(self, request: dict[str, Any]) -> dict[str, Any]:
+        """tokens/s of `count` steps behind the first `context` tokens of the filled sequence."""
+        model = self._with(request["threads"])
+        self.filled.roll_back(request["context"])
+        session = Session(model, self.filled._state)  # of the same weights with other threads
+        times = []
+        for step in range(request["count"] + 2):
+            start = time.perf_counter()
+            model.step([session], [[(7919 * step) % model.config.vocab_size]])
+            times.append(time.perf_counter() - start)
+        return {"tokens_per_second": 1 / median(times[2:])}
+
     def _with(self, threads: int) -> Any:
         if threads not in self.models:
             self.models[threads] = self.lm.with_threads(threads)
@@ -64,11 +89,18 @@ def bandwidth(request: dict[str, Any]) -> dict[str, Any]:
     return {"bytes_per_second": 1e9 * read_bandwidth(request["gib"], request["threads"])}
 
 
-TINY = {"vocab_size": 256, "hidden_size": 128, "num_layers": 1, "intermediate_size": 256}
+TINY: dict[str, Any] = {
+    "vocab_size": 256,
+    "hidden_size": 128,
+    "num_layers": 1,
+    "intermediate_size": 256,
+}
 REQUESTS = [
     {"do": "load", "shape": TINY, "packing": "2bit", "isa": None},
     {"do": "bandwidth", "threads": 1, "gib": 0.01},
     *({"do": what, "threads": 1, "count": 2} for what in ("decode", "batch", "prefill")),
+    {"do": "fill", "threads": 1, "count": 2},
+    {"do": "long", "threads": 1, "count": 2, "context": 0},
     {"do": "memory"},
 ]
 
@@ -85,6 +117,8 @@ def main(argv: list[str] | None = None) -> None:
         "decode": ours.decode,
         "batch": ours.batch,
         "prefill": ours.prefill,
+        "fill": ours.fill,
+        "long": ours.long,
         "bandwidth": bandwidth,
         "memory": lambda request: memory(),
     }

@@ -59,31 +59,38 @@ def markdown(document: dict[str, Any], forms: dict[str, str]) -> str:
 def _pairing(pairing: dict[str, Any]) -> list[str]:
     sides = pairing["sides"]
     threads = _threads(pairing)
-    columns = [(what, t) for what in ("decode", "prefill", "batch") for t in threads]
-    names = {
-        "decode": "decode",
-        "prefill": f"prefill {pairing['prefill_tokens']}",
-        "batch": "batch 16",
-    }
-    header = [f"{names[what]}, {t} thr" for what, t in columns]
+    kinds = sorted({key.split("@")[0] for key in sides[0]["rates"]}, key=_order)
+    columns = [(what, t) for what in kinds for t in threads]
+    names = {"prefill": f"prefill {pairing['prefill_tokens']}", "batch": "batch 16"}
+    header = [f"{names.get(what, what)}, {t} thr" for what, t in columns]
     lines = [f"## {pairing['size']}, {pairing['packing']}", ""]
-    lines += [_row(["", *header, "peak MB", "huge pages MB"])]
-    lines += [_row(["---"] + ["--:"] * (len(header) + 2))]
+    if pairing["shape"].get("token_mixer") == "attention":
+        lines[1:1] = ["", f"{pairing['shape']['num_layers']} layers."]
+    lines += [_row(["", *header, "head", "head MB", "peak MB", "huge pages MB"])]
+    lines += [_row(["---"] + ["--:"] * (len(header) + 4))]
     for side in sides:
         cells = [_rate(side, what, t) for what, t in columns]
-        memory = [f"{side['memory'][k] / 1e6:.0f}" for k in ("peak_resident", "huge_pages")]
-        lines.append(_row([side["label"], *cells, *memory]))
-    theirs = _theirs(pairing)
-    for side in sides:
-        if theirs is not None and side is not theirs:
+        load, memory = side["load"], side["memory"]
+        head = [load["head_form"], f"{load['head_bytes'] / 1e6:.0f}"]
+        sizes = [f"{memory[k] / 1e6:.0f}" for k in ("peak_resident", "huge_pages")]
+        lines.append(_row([side["label"], *cells, *head, *sizes]))
+    for theirs in (side for side in sides if _is_theirs(side)):
+        for side in (side for side in sides if not _is_theirs(side)):
             cells = [_ratio(side, theirs, what, t) for what, t in columns]
             share = side["memory"]["peak_resident"] / theirs["memory"]["peak_resident"]
-            lines.append(_row([f"{side['label']} : llama.cpp", *cells, f"{share:.2f}x", ""]))
+            label = f"{side['label']} : {theirs['label']}"
+            lines.append(_row([label, *cells, "", "", f"{share:.2f}x", ""]))
     return [*lines, "", *_limits(pairing, sides[0], threads)]
 
 
-def _theirs(pairing: dict[str, Any]) -> dict[str, Any] | None:
-    return next((s for s in pairing["sides"] if s["label"].startswith("llama")), None)
+def _order(what: str) -> tuple[int, int]:
+    """Decoding, by the length of its context, before prompts and batches."""
+    word, _, length = what.partition(" ")
+    return ("decode", "prefill", "batch").index(word), int(length or 0)
+
+
+def _is_theirs(side: dict[str, Any]) -> bool:
+    return bool(side["label"].startswith("llama"))
 
 
 def _threads(pairing: dict[str, Any]) -> list[int]:
@@ -93,13 +100,21 @@ def _threads(pairing: dict[str, Any]) -> list[int]:
 def _limits(pairing: dict[str, Any], best: dict[str, Any], threads: list[int]) -> list[str]:
     """Bandwidth, how much of it decoding uses, and what a batch gains."""
     packed = best["load"]["packed_bytes_per_token"]
-    lines = [_row(["threads", "read GB/s", f"of it, {best['label']}", "MB a token", "batch : one"])]
-    lines.append(_row(["--:"] * 5))
+    first = min((key.split("@")[0] for key in best["rates"]), key=_order)
+    batches = any(key.startswith("batch") for key in best["rates"])
+    more = ["batch : one"] if batches else []
+    head = ["threads", "read GB/s", f"of it, {best['label']}, {first}", "MB of weights a token"]
+    lines = [_row([*head, *more])]
+    lines.append(_row(["--:"] * (4 + len(more))))
     for t in threads:
         bandwidth = statistics.median(pairing["bandwidth"][str(t)])
-        decode, batch = _median(best, "decode", t), _median(best, "batch", t)
-        share, gain = decode * packed / bandwidth, batch / decode
-        cells = [f"{bandwidth / 1e9:.1f}", f"{share:.0%}", f"{packed / 1e6:.0f}", f"{gain:.1f}x"]
+        decode = _median(best, first, t)
+        cells = [
+            f"{bandwidth / 1e9:.1f}",
+            f"{decode * packed / bandwidth:.0%}",
+            f"{packed / 1e6:.0f}",
+        ]
+        cells += [f"{_median(best, 'batch', t) / decode:.1f}x"] if batches else []
         lines.append(_row([str(t), *cells]))
     return lines
 

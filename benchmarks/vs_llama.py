@@ -1,7 +1,9 @@
 """Speed and memory against llama.cpp's ternary kernels, paired in one run: `make bench`.
 
 Both sides run models of equal shape with random ternary weights: ours packed at 2 bits against
-TQ2_0, and at 1.6 bits against TQ1_0. One process a side (ours: one for every instruction set)
+TQ2_0, and at 1.6 bits against TQ1_0. A transformer (BitNet-2B-4T, Qwen3-1.7B, Qwen3-8B) is decoded
+behind contexts of two lengths, against two heads of llama.cpp's: Q4_0, which it is run with, and
+the form whose bytes are nearest to ours. One process a side (ours: one for every instruction set)
 takes turns with the others, A B C A B C, while the rest is stopped; every figure is a median. Both
 keep their weights in anonymous memory of huge pages. Writes benchmarks/results/DATE-cpu-NAME.md
 and .json.
@@ -28,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import llama_side
-import our_side
 import report
 from dry_run import add_tiny, shrink, temporary
 from processes import Side
@@ -38,7 +39,14 @@ from nomatmul.evaluate.speed import SIZES
 
 FORMS = {"2bit": "TQ2_0", "1.6bit": "TQ1_0"}
 BATCH = 16
-SHAPES = {**SIZES, "tiny": {**our_side.TINY, "hidden_size": 256}}  # rows of 256, as llama.cpp needs
+TRANSFORMERS = {name: size for name, size in SIZES.items() if "token_mixer" in size}
+# rows of 256, as llama.cpp needs
+TINY = {"vocab_size": 256, "hidden_size": 256, "num_layers": 1, "intermediate_size": 256}
+SHAPES = {
+    **SIZES,
+    "tiny": TINY,
+    "tiny-qwen3": {**TRANSFORMERS["Qwen3-1.7B"], **TINY, "num_heads": 2, "num_kv_heads": 1},
+}
 
 
 @dataclass
@@ -48,6 +56,7 @@ class Samples:
     label: str
     packing: str
     load: dict[str, Any] = field(default_factory=dict)
+    head: str = ""  # of llama.cpp: "" as its linears
     memory: dict[str, Any] = field(default_factory=dict)
     rates: dict[str, list[float]] = field(default_factory=dict)
 
@@ -80,7 +89,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sizes", default="370M,1.3B,2.7B", help="370M,1.3B,2.7B")
+    parser.add_argument("--sizes", default=",".join(SIZES), help="some of " + ",".join(SIZES))
+    parser.add_argument("--layers", type=int, default=0, help="of each model (default: its own)")
+    parser.add_argument("--contexts", default="512,3968", help="tokens before decoding begins")
     parser.add_argument("--packings", default="2bit,1.6bit", help="2bit,1.6bit")
     parser.add_argument("--threads", default="1,2", help="thread counts")
     parser.add_argument("--isa", default="", help="our instruction sets (default: all but scalar)")
@@ -98,8 +109,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.tiny:
         shrink(
-            arguments, parser, sizes="tiny", packings="2bit", threads="1", prefill=8, tokens=2,
-            rounds=1, prefill_rounds=1,
+            arguments, parser, sizes="tiny,tiny-qwen3", packings="2bit", threads="1", prefill=8,
+            tokens=2, rounds=1, prefill_rounds=1, contexts="2,4",
         )  # fmt: skip
         arguments.isa = arguments.isa or _available_isas()[0]
         arguments.out = arguments.out or temporary()
@@ -112,6 +123,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         arguments.ours_only = True
     if arguments.quick:
         arguments.sizes, arguments.rounds, arguments.prefill_rounds = "2.7B,370M", 3, 1
+    for name in (names := arguments.sizes.split(",")):
+        if name not in SHAPES:
+            parser.error(f"{name} is no size; {', '.join(SIZES)} are")
+    arguments.sizes = [name for name in names if name != "union-370M"]  # llama.cpp has no trees
+    arguments.contexts = [int(part) for part in arguments.contexts.split(",")]
     arguments.threads = [int(part) for part in arguments.threads.split(",")]
     arguments.isas = [part for part in arguments.isa.split(",") if part] or _available_isas()
     return arguments
@@ -124,9 +140,26 @@ def _available_isas() -> list[str]:
 
 def _plan(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     for packing in arguments.packings.split(","):
-        for size in arguments.sizes.split(","):
-            if not (arguments.quick and packing == "1.6bit" and size != "2.7B"):
-                yield size, packing
+        for size in arguments.sizes:
+            if packing == "1.6bit" and (
+                size in TRANSFORMERS or (arguments.quick and size != "2.7B")
+            ):
+                continue
+            yield size, packing
+
+
+def _shape(size: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    shape = dict(SHAPES[size])
+    if arguments.layers:
+        shape["num_layers"] = min(arguments.layers, shape["num_layers"])
+    return shape
+
+
+def _their_heads(shape: dict[str, Any]) -> list[str]:
+    """The forms of llama.cpp's head: what it is run with, and one of our head's bytes."""
+    if "token_mixer" not in shape:
+        return [""]
+    return ["Q4_0", "Q8_0" if shape.get("head_linear") == "dense" else ""]
 
 
 def _pairing(size: str, packing: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -134,16 +167,17 @@ def _pairing(size: str, packing: str, arguments: argparse.Namespace) -> dict[str
     # The denser form is there for memory: the best instruction set alone is enough.
     isas = arguments.isas if packing == "2bit" else arguments.isas[:1]
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
-        sides = _start(size, packing, isas, Path(scratch), arguments)
+        shape = _shape(size, arguments)
+        sides = _start(shape, packing, isas, Path(scratch), arguments)
         try:
-            bandwidth = _measure(sides, arguments)
+            bandwidth = _measure(sides, arguments, "token_mixer" in shape)
         finally:
             for side, _ in sides:
                 side.close()
     return {
         "size": size,
         "packing": packing,
-        "shape": SHAPES[size],
+        "shape": shape,
         "prefill_tokens": arguments.prefill,
         "bandwidth": bandwidth,
         "sides": [vars(samples) for _, samples in sides],
@@ -151,49 +185,70 @@ def _pairing(size: str, packing: str, arguments: argparse.Namespace) -> dict[str
 
 
 def _start(
-    size: str, packing: str, isas: list[str], scratch: Path, arguments: argparse.Namespace
+    shape: dict[str, Any],
+    packing: str,
+    isas: list[str],
+    scratch: Path,
+    arguments: argparse.Namespace,
 ) -> list[tuple[Side, Samples]]:
     """Start and load every side; ours first, best instruction set first."""
     sides: list[tuple[Side, Samples]] = []
     for isa in isas:
         side, samples = Side("our_side.py"), Samples(f"nomatmul {isa}", packing)
         sides.append((side, samples))
-        samples.load = side.ask("load", shape=SHAPES[size], packing=packing, isa=isa)
-    if not arguments.ours_only:
+        samples.load = side.ask("load", shape=shape, packing=packing, isa=isa)
+    for head in [] if arguments.ours_only else _their_heads(shape):
         from llama_gguf import write_gguf
 
-        path = scratch / "theirs.gguf"
-        read = write_gguf(path, form=FORMS[packing], **SHAPES[size])
+        path, form = scratch / "theirs.gguf", FORMS[packing]
+        written = write_gguf(path, form=form, shape=shape, head=head or None, context=8192)
         # glibc then asks for huge pages for the large blocks that llama.cpp allocates.
         side = Side("llama_side.py", {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"})
-        samples = Samples(f"llama.cpp {FORMS[packing]}", packing)
+        named = f", {head} head" if head else ""
+        samples = Samples(f"llama.cpp {form}{named}", packing, head=head)
         sides.append((side, samples))
-        samples.load = {**side.ask("load", path=str(path)), "packed_bytes_per_token": read}
+        samples.load = {
+            **side.ask("load", path=str(path)),
+            "packed_bytes_per_token": written["read"],
+            "head_form": head or form,
+            "head_bytes": written["head"],
+        }
         path.unlink()
     return sides
 
 
 def _measure(
-    sides: list[tuple[Side, Samples]], arguments: argparse.Namespace
+    sides: list[tuple[Side, Samples]], arguments: argparse.Namespace, long: bool
 ) -> dict[str, list[float]]:
-    """All turns; returns the read bandwidth (bytes/s) measured between them, by threads."""
+    """All turns; returns the read bandwidth (bytes/s) measured between them, by threads.
+
+    long: decode behind contexts, the longest first, whose keys and values are filled once.
+    """
     bandwidth: dict[str, list[float]] = {}
     meter = Side("our_side.py")
-    for threads in arguments.threads:
-        for _ in range(arguments.rounds):
-            found = meter.ask("bandwidth", threads=threads, gib=0.01 if arguments.tiny else 1.0)
-            bandwidth.setdefault(str(threads), []).append(found["bytes_per_second"])
-            for side, samples in sides:
-                answer = side.ask("decode", threads=threads, count=arguments.tokens)
-                samples.add("decode", threads, answer["tokens_per_second"])
+    contexts = sorted(arguments.contexts, reverse=True) if long else [0]
+    if long:
+        for side, _ in sides:
+            side.ask("fill", threads=max(arguments.threads), count=contexts[0])
+    for context in contexts:
+        what, ask = (f"decode {context}", "long") if long else ("decode", "decode")
+        for threads in arguments.threads:
+            for _ in range(arguments.rounds):
+                found = meter.ask("bandwidth", threads=threads, gib=0.01 if arguments.tiny else 1.0)
+                bandwidth.setdefault(str(threads), []).append(found["bytes_per_second"])
+                for side, samples in sides:
+                    request = {"threads": threads, "count": arguments.tokens, "context": context}
+                    answer = side.ask(ask, **request)
+                    samples.add(what, threads, answer["tokens_per_second"])
     meter.close()
     for side, samples in sides:  # while decoding: before batches and prompts take their buffers
         samples.memory = side.ask("memory")
+    prompts = [("prefill", arguments.prefill), *([] if long else [("batch", BATCH)])]
     for threads in arguments.threads:
         for side, _ in sides:  # warms buffers
             side.ask("prefill", threads=threads, count=32)
         for _ in range(arguments.prefill_rounds):
-            for what, size in (("prefill", arguments.prefill), ("batch", BATCH)):
+            for what, size in prompts:
                 for side, samples in sides:
                     answer = side.ask(what, threads=threads, count=size)
                     samples.add(what, threads, answer["tokens_per_second"])
