@@ -64,8 +64,8 @@ def _pairing(pairing: dict[str, Any]) -> list[str]:
     names = {"prefill": f"prefill {pairing['prefill_tokens']}", "batch": "batch 16"}
     header = [f"{names.get(what, what)}, {t} thr" for what, t in columns]
     lines = [f"## {pairing['size']}, {pairing['packing']}", ""]
-    if pairing["shape"].get("token_mixer") == "attention":
-        lines[1:1] = ["", f"{pairing['shape']['num_layers']} layers."]
+    if "token_mixer" in pairing["shape"]:
+        lines[1:1] = ["", f"Layers: {pairing['shape']['num_layers']}."]
     lines += [_row(["", *header, "head", "head MB", "peak MB", "huge pages MB"])]
     lines += [_row(["---"] + ["--:"] * (len(header) + 4))]
     for side in sides:
