@@ -118,9 +118,20 @@ def test_mistakes_are_one_line(run, encoders, arguments, message):
 
 
 def test_a_language_model_is_no_encoder(run, packed):
-    done = run("embed", "--model", packed, "--text", "a")
+    done = run("fill-mask", "--model", packed, "--text", "a")
     assert done.status == 1
     assert "is a language model, not an encoder; `nomatmul generate` runs it" in done.err
+
+
+def test_embed_reads_the_last_token_of_a_language_model(run, packed):
+    done = run("embed", "--model", packed, "--text", "a", "--text", "a b", "--json")
+    report = json.loads(done.out)
+    assert (report["pooling"], report["texts"]) == ("last", 2)
+    np.testing.assert_allclose(np.linalg.norm(report["embeddings"], axis=1), 1, rtol=1e-5)
+    for option in (("--pooling", "mean"), ("--truncate",)):
+        done = run("embed", "--model", packed, "--text", "a", *option)
+        assert done.status == 1
+        assert "for encoders" in done.err
 
 
 def test_a_ternary_model_has_no_rows(run, training, tmp_path):
