@@ -11,6 +11,7 @@ import time
 from statistics import median
 from typing import Any
 
+import numpy as np
 from dry_run import add_tiny
 from processes import memory, rehearse, serve
 
@@ -78,6 +79,16 @@ class Ours:
             times.append(time.perf_counter() - start)
         return {"tokens_per_second": 1 / median(times[2:])}
 
+    def parts(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Seconds of the parts of a step, of so many behind `context` tokens, in the mean."""
+        model, count = self._with(request["threads"]), request["count"]
+        self.filled.roll_back(request["context"])
+        seconds: dict[str, float] = {}
+        for step in range(count):
+            ids = np.array([(7919 * step) % model.config.vocab_size], np.int32)
+            model.backend.step([self.filled._state], [ids], "last", seconds=seconds)
+        return {"seconds": {part: spent / count for part, spent in seconds.items()}}
+
     def _with(self, threads: int) -> Any:
         if threads not in self.models:
             self.models[threads] = self.lm.with_threads(threads)
@@ -101,6 +112,7 @@ REQUESTS = [
     *({"do": what, "threads": 1, "count": 2} for what in ("decode", "batch", "prefill")),
     {"do": "fill", "threads": 1, "count": 2},
     {"do": "long", "threads": 1, "count": 2, "context": 0},
+    {"do": "parts", "threads": 1, "count": 2, "context": 0},
     {"do": "memory"},
 ]
 
@@ -119,6 +131,7 @@ def main(argv: list[str] | None = None) -> None:
         "prefill": ours.prefill,
         "fill": ours.fill,
         "long": ours.long,
+        "parts": ours.parts,
         "bandwidth": bandwidth,
         "memory": lambda request: memory(),
     }

@@ -80,7 +80,7 @@ def _pairing(pairing: dict[str, Any]) -> list[str]:
             share = side["memory"]["peak_resident"] / theirs["memory"]["peak_resident"]
             label = f"{side['label']} : {theirs['label']}"
             lines.append(_row([label, *cells, "", "", f"{share:.2f}x", ""]))
-    return [*lines, "", *_limits(pairing, sides[0], threads)]
+    return [*lines, "", *_limits(pairing, sides[0], threads), *_parts(pairing, sides[0])]
 
 
 def _order(what: str) -> tuple[int, int]:
@@ -116,6 +116,34 @@ def _limits(pairing: dict[str, Any], best: dict[str, Any], threads: list[int]) -
         ]
         cells += [f"{_median(best, 'batch', t) / decode:.1f}x"] if batches else []
         lines.append(_row([str(t), *cells]))
+    return lines
+
+
+def _parts(pairing: dict[str, Any], best: dict[str, Any]) -> list[str]:
+    """Milliseconds of the parts of a step, and what a second reads in each, of the bandwidth."""
+    if not best.get("parts"):
+        return []
+    load, shape = best["load"], pairing["shape"]
+    names = ("projections", "channel mixer", "attention core", "head", "norms")
+    lines = ["", _row(["a step behind context, threads", *(f"{name}, ms" for name in names),
+                       "linears GB/s (share)", "head GB/s (share)", "cache GB/s (share)"])]  # fmt: skip
+    lines.append(_row(["---"] + ["--:"] * (len(names) + 3)))
+    linears = load["packed_bytes_per_token"] - load["head_bytes"]
+    width = 4 * shape["num_kv_heads"] * shape.get("head_dim", 0)  # keys and values, float16
+    width = width or 4 * shape["num_kv_heads"] * shape["hidden_size"] // shape["num_heads"]
+    for key, seconds in best["parts"].items():
+        context, threads = key.split("@")
+        bandwidth = statistics.median(pairing["bandwidth"][threads])
+        cache = int(context) * width * shape["num_layers"]
+        spent = {name: seconds.get(name, 0.0) for name in names}
+        rates = [
+            linears / (spent["projections"] + spent["channel mixer"]),
+            load["head_bytes"] / spent["head"],
+            cache / spent["attention core"],
+        ]
+        cells = [f"{1e3 * spent[name]:.2f}" for name in names]
+        cells += [f"{rate / 1e9:.1f} ({rate / bandwidth:.0%})" for rate in rates]
+        lines.append(_row([f"{context}, {threads}", *cells]))
     return lines
 
 

@@ -51,7 +51,8 @@ SHAPES = {
 
 @dataclass
 class Samples:
-    """Everything measured of one side of one pairing: lists of tokens/s by (what, threads)."""
+    """Everything measured of one side of one pairing: lists of tokens/s by (what, threads), and
+    seconds of the parts of a step by (context, threads)."""
 
     label: str
     packing: str
@@ -59,6 +60,7 @@ class Samples:
     head: str = ""  # of llama.cpp: "" as its linears
     memory: dict[str, Any] = field(default_factory=dict)
     rates: dict[str, list[float]] = field(default_factory=dict)
+    parts: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def add(self, what: str, threads: int, rate: float) -> None:
         self.rates.setdefault(f"{what}@{threads}", []).append(rate)
@@ -241,6 +243,13 @@ def _measure(
                     answer = side.ask(ask, **request)
                     samples.add(what, threads, answer["tokens_per_second"])
     meter.close()
+    if long:  # where a step's time goes, best instruction set
+        side, samples = sides[0]
+        for context in arguments.contexts:
+            for threads in arguments.threads:
+                request = {"threads": threads, "count": arguments.tokens, "context": context}
+                answer = side.ask("parts", **request)
+                samples.parts[f"{context}@{threads}"] = answer["seconds"]
     for side, samples in sides:  # while decoding: before batches and prompts take their buffers
         samples.memory = side.ask("memory")
     prompts = [("prefill", arguments.prefill), *([] if long else [("batch", BATCH)])]
