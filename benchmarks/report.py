@@ -125,8 +125,9 @@ def _parts(pairing: dict[str, Any], best: dict[str, Any]) -> list[str]:
         return []
     load, shape = best["load"], pairing["shape"]
     names = ("projections", "channel mixer", "attention core", "head", "norms")
-    lines = ["", _row(["a step behind context, threads", *(f"{name}, ms" for name in names),
-                       "linears GB/s (share)", "head GB/s (share)", "cache GB/s (share)"])]  # fmt: skip
+    rates = ("linears", "head", "cache")
+    header = [f"{name}, ms" for name in names] + [f"{name} GB/s (share)" for name in rates]
+    lines = ["", _row(["a step behind context, threads", *header])]
     lines.append(_row(["---"] + ["--:"] * (len(names) + 3)))
     linears = load["packed_bytes_per_token"] - load["head_bytes"]
     width = 4 * shape["num_kv_heads"] * shape.get("head_dim", 0)  # keys and values, float16
@@ -136,13 +137,13 @@ def _parts(pairing: dict[str, Any], best: dict[str, Any]) -> list[str]:
         bandwidth = statistics.median(pairing["bandwidth"][threads])
         cache = int(context) * width * shape["num_layers"]
         spent = {name: seconds.get(name, 0.0) for name in names}
-        rates = [
+        read = [
             linears / (spent["projections"] + spent["channel mixer"]),
             load["head_bytes"] / spent["head"],
             cache / spent["attention core"],
         ]
         cells = [f"{1e3 * spent[name]:.2f}" for name in names]
-        cells += [f"{rate / 1e9:.1f} ({rate / bandwidth:.0%})" for rate in rates]
+        cells += [f"{rate / 1e9:.1f} ({rate / bandwidth:.0%})" for rate in read]
         lines.append(_row([f"{context}, {threads}", *cells]))
     return lines
 
