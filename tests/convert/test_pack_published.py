@@ -267,12 +267,13 @@ def test_damage_leaves_nothing_behind(tmp_path, rng, capsys):
         ({"num_hidden_layers": 10**7}, "num_hidden_layers 10000000 is above"),
         ({"rope_theta": 10**400}, "must be finite and above 0"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "'full_attention' alone"),
+        ({"rope_scaling": {"factor": 2.0}}, "{'factor': 2.0} has a factor, but no rope_type"),
         (
             {
                 "rope_parameters": {"rope_type": "linear", "factor": 2},
-                "rope_scaling": {"factor": 2},
+                "rope_scaling": {"rope_type": "linear", "factor": 4},
             },
-            "rope_scaling {'factor': 2} are not the same",
+            "rope_scaling {'rope_type': 'linear', 'factor': 4} are not the same",
         ),
     ],
 )

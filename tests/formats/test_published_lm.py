@@ -236,6 +236,23 @@ def test_pruned_models_are_dense(tmp_path, rng, zeros):
     assert open_checkpoint(tmp_path).config.linear == "dense"
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (np.zeros((0, 64), np.float32), r"up_proj.weight' has shape \[0, 64\]"),
+        (np.zeros((96, 64, 1), np.float32), r"up_proj.weight' has shape \[96, 64, 1\]"),
+        (np.zeros((96, 64), np.int32), "up_proj.weight has dtype I32, expected a float"),
+    ],
+)
+def test_one_matrix_that_is_none(tmp_path, rng, wrong, message):
+    """Its shape or type is named, no share of stray values."""
+    model = random_model(QWEN3, rng, group=32)
+    tensors = {**model.floats, **model.weights(), "model.layers.1.mlp.up_proj.weight": wrong}
+    write(tmp_path, model.values, tensors)
+    with pytest.raises(FormatError, match=message):
+        open_checkpoint(tmp_path)
+
+
 def test_rows_that_no_group_divides(tmp_path, rng):
     model = random_model({**QWEN3, "intermediate_size": 80}, rng)
     write_values(tmp_path, model)

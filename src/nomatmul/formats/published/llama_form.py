@@ -15,6 +15,7 @@ from nomatmul.formats.errors import FormatError
 from nomatmul.formats.files.json import JsonObject
 from nomatmul.formats.files.quantised import GROUPS
 from nomatmul.formats.files.source import TensorSource
+from nomatmul.formats.files.wrappers import missing_tensor
 from nomatmul.formats.published.bit_linear import BitLinears, bit_linears
 from nomatmul.formats.published.llama_like import Family
 from nomatmul.formats.published.llama_names import HEAD, Names
@@ -198,8 +199,10 @@ def _nearly_ternary(source: TensorSource, name: str) -> bool:
 
 def _stray_words(source: TensorSource, name: str, words: str) -> str:
     shape = source.shapes().get(name)
-    if shape is None or len(shape) != 2:
-        return f"lacks the tensor {name!r}" if shape is None else f"{name!r} is no matrix"
+    if shape is None:
+        return missing_tensor(source, name)
+    if len(shape) != 2 or not all(shape):
+        return f"{name!r} has shape {list(shape)}, which is no matrix"
     share = stray_share(lambda rows: source.read(name, rows), (shape[0], shape[1]))
     return (
         f"{name!r} {words}: {100 * share:.3g} % of its values are neither 0 nor its group's"

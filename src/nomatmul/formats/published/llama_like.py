@@ -175,6 +175,8 @@ def _rope_numbers(given: JsonObject) -> JsonObject:
             raise FormatError(f"{key} has numbers for {nested!r} alone, which is not supported")
         if numbers:
             kind = numbers.get("rope_type", numbers.get("type", "default"))
+            if numbers.get("factor") is not None and not {"rope_type", "type"} & numbers.keys():
+                raise FormatError(f"{key} {numbers!r} has a factor, but no rope_type")
             rest = {
                 name: value for name, value in numbers.items() if (name, value) != ("type", kind)
             }
