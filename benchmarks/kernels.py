@@ -1,5 +1,8 @@
 """Speed of the ternary product alone: GMAC/s and GB/s of packed weights, per instruction set.
 
+Packing "2bit" and "1.6bit" have one scale a matrix; "groups" has a scale for each 128 inputs of a
+row (weights-only models), "int8" a scale a row (heads).
+
 Weights are rotated through more copies than fit in cache, so each call reads its weights from
 memory, as a decoder's layers do. A row of the table is the median of the repeats.
 
@@ -18,6 +21,7 @@ import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,10 @@ from dry_run import add_tiny, shrink, temporary
 SHAPES = ((2560, 2560), (2560, 13824), (6912, 2560))  # K x N of the 2.7B model
 TOKENS = (1, 4, 16, 64, 512)
 TINY_SHAPES = ((256, 64),)
+PANELS = {"groups": (128, "2bit"), "int8": (0, "int8")}  # inputs of a scale (0: all), stored form
+CHUNK = 256  # tokens of one product of panels
+
+Timer = Callable[[int], "list[float]"]
 CACHE_BYTES = 192 << 20  # rotate through at least this much
 
 
@@ -55,14 +63,15 @@ def measure(
 ) -> dict[str, Any]:
     """Time one combination and return a row of the table."""
     rng = np.random.default_rng(1)
-    row = row_bytes(k, form)
-    copies = 1 if options.in_cache or options.tiny else max(2, -(-CACHE_BYTES // (n * row)))
-    weights = random_weights(rng, copies, n, row, form)
     q = rng.integers(-127, 128, (m, k), dtype=np.int8)
-    kernels.time_product(isa, form, weights, q, threads, 2)
-    once = statistics.median(kernels.time_product(isa, form, weights, q, threads, 3))
+    if form in PANELS:
+        row, time = panels(kernels, isa, form, n, q, threads, options)
+    else:
+        row, time = rows(kernels, isa, form, n, q, threads, options)
+    time(2)
+    once = statistics.median(time(3))
     repeats = int(min(2000, max(5, options.seconds / once)))
-    seconds = statistics.median(kernels.time_product(isa, form, weights, q, threads, repeats))
+    seconds = statistics.median(time(repeats))
     return {
         "isa": isa,
         "packing": form,
@@ -75,6 +84,42 @@ def measure(
         "gweights_per_s": n * k / seconds / 1e9,
         "gbytes_per_s": n * row / seconds / 1e9,
     }
+
+
+def rows(
+    kernels: Any, isa: str, form: str, n: int, q: Any, threads: int, options: Any
+) -> tuple[float, Timer]:
+    """Packed rows with one scale: bytes of a row, and what times so many products."""
+    row = row_bytes(q.shape[1], form)
+    copies = 1 if options.in_cache or options.tiny else max(2, -(-CACHE_BYTES // (n * row)))
+    weights = random_weights(np.random.default_rng(2), copies, n, row, form)
+    return row, lambda repeats: kernels.time_product(isa, form, weights, q, threads, repeats)
+
+
+def panels(
+    kernels: Any, isa: str, form: str, n: int, q: Any, threads: int, options: Any
+) -> tuple[float, Timer]:
+    """The same of rows with scales of groups, or of rows of int8; chunks of 256 tokens."""
+    rng, (m, k) = np.random.default_rng(2), q.shape
+    group, stored = PANELS[form]
+    group = group or k
+    if form == "int8":
+        values = rng.integers(-127, 128, (n, k), dtype=np.int8)
+    else:
+        values = random_weights(rng, 1, n, row_bytes(k, stored), stored)[0]
+    scale = rng.uniform(0.5, 1.5, (n, k // group)).astype(np.float32 if group == k else np.float16)
+    row = values.shape[1] + scale.nbytes / n
+    few = options.in_cache or options.tiny
+    copies = 1 if few else max(2, -(-CACHE_BYTES // int(n * row)))
+    matrix = kernels.Panels(isa, stored, values, scale, k, copies)
+    chunks = [q[at : at + CHUNK] for at in range(0, m, CHUNK)]
+    steps = [np.full((len(chunk), k // group), 0.01, np.float32) for chunk in chunks]
+
+    def time(repeats: int) -> list[float]:
+        parts = [matrix.time(*both, threads, repeats) for both in zip(chunks, steps, strict=True)]
+        return [sum(part) for part in zip(*parts, strict=True)]
+
+    return row, time
 
 
 def machine() -> dict[str, Any]:
@@ -99,7 +144,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the command's options."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--isa", nargs="+", help="default: all that run here but scalar")
-    parser.add_argument("--packing", nargs="+", default=["2bit", "1.6bit"])
+    parser.add_argument("--packing", nargs="+", default=["2bit", "1.6bit", *PANELS])
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--seconds", type=float, default=0.3, help="per figure, roughly")
