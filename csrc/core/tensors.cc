@@ -1,5 +1,6 @@
 #include "core/tensors.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <stdexcept>
 #include <utility>
@@ -10,6 +11,18 @@ void Tensors::add_copied(const std::string& name, DType dtype, size_t count,
                          std::function<void(const void*)> take) {
   slots_[name] = {dtype, count * width_of(dtype), false, std::move(take)};
   missing_.insert(name);
+}
+
+uint8_t* Tensors::room(size_t bytes) {
+  constexpr size_t kShared = size_t{64} << 20;  // of a block; what is not used is never touched
+  const size_t whole = round_up(bytes, 64);
+  if (rooms_.empty() || rooms_.back().size() - used_ < whole) {
+    rooms_.emplace_back(std::max(whole, kShared));
+    used_ = 0;
+  }
+  uint8_t* at = rooms_.back().as<uint8_t>() + used_;
+  used_ += whole;
+  return at;
 }
 
 bool Tensors::set(const std::string& name, const void* data, size_t bytes, DType dtype) {

@@ -7,8 +7,10 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "core/forms.h"
+#include "core/memory.h"
 
 namespace nomatmul {
 
@@ -28,8 +30,12 @@ class Tensors {
   void add_copied(const std::string& name, DType dtype, size_t count,
                   std::function<void(const void*)> take);
 
-  // Hands a tensor its bytes, from any thread; true where they must outlive the model. Throws std::invalid_argument
-  // for an unknown name, a wrong dtype or a wrong size.
+  // Zeroed memory, aligned to 64 bytes, for what take() makes of tensors; it lives as long as this.
+  // Small pieces share blocks, so that all of them lie in huge pages.
+  uint8_t* room(size_t bytes);
+
+  // Hands a tensor its bytes, from any thread; true where they must outlive the model. Throws
+  // std::invalid_argument for an unknown name, a wrong dtype or a wrong size.
   bool set(const std::string& name, const void* data, size_t bytes, DType dtype);
   // Throws std::invalid_argument naming the tensors that are still missing.
   void check_complete() const;
@@ -44,6 +50,8 @@ class Tensors {
   std::map<std::string, Slot> slots_;
   std::set<std::string> missing_;
   std::mutex mutex_;
+  std::vector<Block> rooms_;
+  size_t used_ = 0;  // of the last one
 };
 
 }  // namespace nomatmul

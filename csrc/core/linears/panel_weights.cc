@@ -24,10 +24,12 @@ void two_bits_of(const uint8_t* from, int k, uint8_t* to) {
 
 }  // namespace
 
-PanelWeights::PanelWeights(const PanelShape& shape, int int8_bias, int rows, int halves)
+PanelWeights::PanelWeights(const PanelShape& shape, int int8_bias, int rows, int halves,
+                           uint8_t* room)
     : shape_(shape), bias_(int8_bias), rows_(rows), half_(rows / halves) {
   panels_ = (half_ + kPanelRows - 1) / kPanelRows;
-  block_ = Block(static_cast<size_t>(panels_) * halves * shape.bytes());
+  if (room == nullptr) block_ = Block(bytes(shape, rows, halves));
+  room_ = room == nullptr ? block_.as<uint8_t>() : room;
 }
 
 uint8_t* PanelWeights::codes_of(int row) const {

@@ -9,8 +9,14 @@ namespace nomatmul {
 class PanelWeights {
  public:
   PanelWeights() = default;
-  // Makes room for `rows` rows in `halves` halves: the second one begins with a panel of its own.
-  PanelWeights(const PanelShape& shape, int int8_bias, int rows, int halves);
+  // `rows` rows in `halves` halves: the second one begins with a panel of its own. room: zeroed
+  // bytes() for them, which somebody else keeps, or nullptr: they get a block of their own.
+  PanelWeights(const PanelShape& shape, int int8_bias, int rows, int halves,
+               uint8_t* room = nullptr);
+  static size_t bytes(const PanelShape& shape, int rows, int halves) {
+    return static_cast<size_t>((rows / halves + kPanelRows - 1) / kPanelRows) * halves *
+           shape.bytes();
+  }
 
   // Each takes all rows. They touch different bytes: two threads may fill a matrix's codes and
   // scales at the same time.
@@ -21,7 +27,7 @@ class PanelWeights {
   const PanelShape& shape() const { return shape_; }
   // The panel that holds a row; where a tile begins, its first one.
   const uint8_t* panel_of(int row) const {
-    return block_.as<uint8_t>() +
+    return room_ +
            static_cast<size_t>(row / half_ * panels_ + row % half_ / kPanelRows) * shape_.bytes();
   }
   // Weights [k] of a row: value * scale.
@@ -34,6 +40,7 @@ class PanelWeights {
   PanelShape shape_{};
   int bias_ = 0, rows_ = 0, half_ = 1, panels_ = 0;  // of a half
   Block block_;
+  uint8_t* room_ = nullptr;
 };
 
 }  // namespace nomatmul

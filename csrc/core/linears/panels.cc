@@ -25,11 +25,17 @@ PanelShape shape_of(const LinearParts& parts) {
   return {ternary ? PanelForm::kTernary : PanelForm::kInt8, parts.inputs, group, half};
 }
 
+PanelWeights weights_of(const LinearParts& parts) {
+  const PanelShape shape = shape_of(parts);
+  uint8_t* room = parts.tensors.room(PanelWeights::bytes(shape, parts.outputs, parts.halves));
+  return {shape, parts.isa.panels->int8_bias, parts.outputs, parts.halves, room};
+}
+
 class Panels final : public LinearForm {
  public:
   explicit Panels(const LinearParts& parts)
       : isa_(parts.isa),
-        weights_(shape_of(parts), isa_.panels->int8_bias, parts.outputs, parts.halves),
+        weights_(weights_of(parts)),
         shape_(weights_.shape()),
         rounding_(shape_.group == shape_.k ? Rounding::kAway : Rounding::kEven) {
     const size_t count = static_cast<size_t>(parts.outputs) * shape_.groups();

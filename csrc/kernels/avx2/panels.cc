@@ -50,7 +50,7 @@ struct Avx2 {
   static void store(void* p, Bytes v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
   // A prefetch never faults, so it may lie past the end; an integer, because a pointer may not.
   NOMATMUL_INLINE static void fetch_ahead(const uint8_t* p) {
-    const uintptr_t at = reinterpret_cast<uintptr_t>(p) + 4096;
+    const uintptr_t at = reinterpret_cast<uintptr_t>(p) + 12288;
     _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0);
   }
   NOMATMUL_INLINE static Bytes splat4(const int8_t* p) {

@@ -28,7 +28,7 @@ struct PanelVectors {
 
   static Bytes load(const void* p) { return nomatmul::load(p); }
   static void store(void* p, Bytes v) { nomatmul::store(p, v); }
-  NOMATMUL_INLINE static void fetch_ahead(const uint8_t* p) { nomatmul::fetch_ahead<4096>(p); }
+  NOMATMUL_INLINE static void fetch_ahead(const uint8_t* p) { nomatmul::fetch_ahead<12288>(p); }
   NOMATMUL_INLINE static Bytes splat4(const int8_t* p) {
     int32_t four;
     std::memcpy(&four, p, sizeof four);
