@@ -234,6 +234,15 @@ def test_forms_that_no_matrix_has(tmp_path, rng, kind, options, message):
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+def test_a_head_that_float16_cannot_hold(tmp_path, rng):
+    model = random_model(LLAMA, rng)
+    model.floats["lm_head.weight"][5, 3] = 1e6
+    source = write_packed(tmp_path / "source", model, legacy=True)
+    with pytest.raises(ValueError, match=r"head.weight: f16 cannot hold 1e\+06, only up"):
+        pack(source, tmp_path / "packed", head="float16", check=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 def test_damage_leaves_nothing_behind(tmp_path, rng, capsys):
     """Codes are seen only when they are read, behind many tensors that are written by then."""
     model = random_model(LLAMA, rng)

@@ -144,6 +144,7 @@ def test_broken_logits_are_refused(bad: float) -> None:
         ({"temperature": -0.1}, r"temperature must be a finite number at least 0, got -0\.1"),
         ({"temperature": math.nan}, "temperature must be a finite number"),
         ({"temperature": math.inf}, "temperature must be a finite number"),
+        ({"temperature": 10**400}, "temperature must be a finite number"),
         ({"temperature": "hot"}, "temperature must be a finite number at least 0, got 'hot'"),
         ({"top_p": 0.0}, "top_p must be a finite number above 0 and at most 1, got 0.0"),
         ({"top_p": 1.1}, "top_p must be a finite number above 0 and at most 1, got 1.1"),

@@ -74,8 +74,18 @@ class MatrixSource:
         if form == "int8":
             return quantise_rows(block)[0]
         if form == "f16":
-            return to_float16(block)  # what does not fit is infinite, and refused
+            return self._half(block)
         return to_bfloat16(block) if form == "bf16" else block
+
+    def _half(self, block: Floats) -> NDArray[np.float16]:
+        stored = to_float16(block)
+        if not np.all(np.isfinite(stored)):
+            largest = np.abs(block).max()
+            raise ValueError(
+                f"{self._matrix.name}: f16 cannot hold {largest:g}, only up to 65504; bf16 and f32"
+                " can"
+            )
+        return stored
 
     def _values(self) -> Iterator[Floats]:
         """Blocks of rows, float32 [n, K], of trees [n, 2, K]."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import numbers
 import random
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -177,7 +178,7 @@ def _is_int(value: Any) -> bool:
 def _check(name: str, value: Any, low: float, high: float, open_low: bool = False) -> None:
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     inside = number and (low < value if open_low else low <= value) and value <= high
-    if inside and math.isfinite(value):
+    if inside and value <= sys.float_info.max:  # of whole numbers, too, which may be longer
         return
     above = "above" if open_low else "at least"
     upper = f" and at most {high:g}" if math.isfinite(high) else ""

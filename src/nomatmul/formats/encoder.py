@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 from nomatmul.formats.config import ModelConfig
@@ -84,7 +83,7 @@ class EncoderHead:
         for name in ("hidden_dropout", "classifier_dropout"):
             value = getattr(self, name)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or not 0 <= value < 1:
+            if not number or not 0 <= value < 1:
                 raise ValueError(f"{name} {value!r} must be a number in [0, 1)")
 
     @classmethod
