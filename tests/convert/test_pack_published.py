@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from gguf_models import write_gguf
+from gguf_models import VOCAB, sizes, write_gguf
 from support.published_lm import (
     BITNET,
     LLAMA,
@@ -439,3 +439,22 @@ def test_loading_what_is_not_packed_says_how(tmp_path, rng):
         target = f"{source.with_suffix('')}-packed"
         with pytest.raises(FormatError, match=f"is not packed: `nomatmul pack {source} {target}`"):
             nomatmul.load(source)
+
+
+def test_an_unsafe_template_in_a_gguf_is_refused_by_the_file_s_place(tmp_path, rng):
+    """Not by that of the scratch directory in which its files are looked at."""
+
+    def keys(writer):
+        sizes(writer)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("qwen2")
+        writer.add_token_list([*(chr(33 + i) for i in range(VOCAB - 1)), "AB"])
+        writer.add_token_types([1] * VOCAB)
+        writer.add_token_merges(["A B"])
+        writer.add_chat_template("{{ ''.__class__ }}")
+
+    write_gguf(tmp_path / "m.gguf", "qwen3", rng, kind="TQ2_0", keys=keys)
+    with pytest.raises(FormatError, match="access to '__class__'") as caught:
+        pack(tmp_path / "m.gguf", tmp_path / "packed", check=False)
+    assert str(caught.value).startswith(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]

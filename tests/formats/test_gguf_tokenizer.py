@@ -211,6 +211,22 @@ def test_a_space_before_a_text(prefix, tokens):
     assert tokenizer_of(metadata).encode("ab", add_special_tokens=False).tokens == tokens
 
 
+def test_what_llama_cpp_writes_beside_sentencepiece():
+    """Its converter names a pre-tokenizer there, too; older files have merges that nobody reads."""
+    names = ["<unk>", "<s>", "</s>", "\u2581", "a", "b", "ab", "\u2581ab"]
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": names,
+        "tokenizer.ggml.scores": -np.arange(len(names), dtype=np.float32),
+        "tokenizer.ggml.token_type": np.array([2, 3, 3, 1, 1, 1, 1, 1], np.int32),
+    }
+    plain = tokenizer_of(metadata).to_str()
+    more = {"tokenizer.ggml.pre": "default", "tokenizer.ggml.merges": ["a b"]}
+    assert tokenizer_of({**metadata, **more}).to_str() == plain
+    with pytest.raises(FormatError, match="pre is 'qwen2' beside SentencePiece"):
+        tokenizer_of({**metadata, "tokenizer.ggml.pre": "qwen2"})
+
+
 def test_a_model_without_a_tokenizer_has_no_files():
     assert tokenizer_files({}) == {}
     assert tokenizer_files({"tokenizer.ggml.model": "no_vocab"}) == {}

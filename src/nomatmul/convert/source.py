@@ -65,7 +65,7 @@ def prepare_tokenizer(
         for other in others:
             if other.is_file():
                 check_agreement(tokenizer, "the GGUF's own" if files else str(path), other)
-        check_template(path.parent)
+        check_template(path.parent, directory)
         yield path, kind
 
 

@@ -107,9 +107,10 @@ class ChatTemplate:
         )
 
 
-def check_template(directory: Path) -> None:
+def check_template(directory: Path, where: Path) -> None:
     """Try the template of a directory with a short conversation, where jinja2 is at hand.
 
+    where: what to call the directory, which may be one of copies.
     Raises FormatError for one that is unsafe; one that fails otherwise costs a warning, because a
     model is of use without it.
     """
@@ -125,5 +126,5 @@ def check_template(directory: Path) -> None:
         from nomatmul.formats.template_budget import UnsafeTemplate
 
         if isinstance(error, UnsafeTemplate):
-            raise FormatError(f"{directory}: {error}") from None
-        warnings.warn(f"{directory}: {error}; chat with --no-template", stacklevel=2)
+            raise FormatError(f"{where}: {error}") from None
+        warnings.warn(f"{where}: {error}; chat with --no-template", stacklevel=2)

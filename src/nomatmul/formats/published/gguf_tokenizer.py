@@ -97,6 +97,11 @@ def _sentencepiece(keys: Keys, tokens: Tokens) -> Any:
         raise FormatError(f"{keys.path} has {len(tokens.names)} tokens, but {found} scores")
     if scores.dtype.kind != "f" or not np.isfinite(scores).all():
         raise FormatError(f"{keys.path}: {_PREFIX}scores must be finite numbers")
+    # As llama.cpp, whose converter writes "default" here; merges, which older files have, say what
+    # the scores say.
+    if (name := keys.text(f"{_PREFIX}pre", DEFAULT)) != DEFAULT:
+        raise FormatError(f"{keys.path}: {_PREFIX}pre is {name!r} beside SentencePiece")
+    keys.array(f"{_PREFIX}merges")
     vocabulary = Vocabulary(
         list(zip(tokens.names, scores.tolist(), tokens.types, strict=True)),
         byte_fallback=BYTE in tokens.types,
