@@ -21,14 +21,13 @@ void Pass::begin(int count) {
 }
 
 void Pass::reserve(size_t floats, size_t bytes) {
-  if (floats > floats_) {
-    floats_ = round_up(floats, 16);
-    thread_floats_.need<float>(floats_ * threads);
-  }
-  if (bytes > bytes_) {
-    bytes_ = round_up(bytes, 64);
-    thread_bytes_.need<uint8_t>(bytes_ * threads);
-  }
+  const size_t most_floats = std::max(floats_, round_up(floats, 16));
+  const size_t most_bytes = std::max(bytes_, round_up(bytes, 64));
+  if (most_floats == floats_ && most_bytes == bytes_) return;
+  floats_ = bytes_ = 0;  // until both are there: a buffer that cannot grow is gone
+  thread_floats_.need<float>(most_floats * threads);
+  thread_bytes_.need<uint8_t>(most_bytes * threads);
+  floats_ = most_floats, bytes_ = most_bytes;
 }
 
 void Pass::reserve(const Linear& linear, int outputs, int matrices, int kept) {

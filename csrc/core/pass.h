@@ -96,6 +96,8 @@ struct Pass {
   void reserve(size_t floats, size_t bytes);
   void reserve(const Linear& linear) { reserve(linear, linear.outputs(), 1, 1); }
   void reserve(const Linear& linear, int outputs, int matrices, int kept);
+  // False where what was reserved is gone: there was no memory for more.
+  bool reserved() const { return floats_ > 0; }
   size_t scratch_size() const;
 
   // fn(token, thread) for every token; few of them, or narrow ones, on the calling thread.
