@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 
 #include "bindings/common.h"
 #include "core/pages.h"
@@ -42,6 +43,20 @@ Description description_of(nb::dict values) {
   }
   return found;
 }
+
+// The GIL is released until end() or the end of the scope.
+class Released {
+ public:
+  Released() : thread_(PyEval_SaveThread()) {}
+  ~Released() { end(); }
+  Released(const Released&) = delete;
+  void end() {
+    if (thread_ != nullptr) PyEval_RestoreThread(std::exchange(thread_, nullptr));
+  }
+
+ private:
+  PyThreadState* thread_;
+};
 
 class BoundModel {
  public:
@@ -93,8 +108,8 @@ class BoundModel {
     Marks marks;
     {
       float* out = array.data();
-      nb::gil_scoped_release release;
-      model_.step(sequences, want, out, profile ? &marks : nullptr, poll());
+      Released released;
+      model_.step(sequences, want, out, profile ? &marks : nullptr, poll(&released));
     }
     return nb::make_tuple(array, marks.seconds());
   }
@@ -126,8 +141,8 @@ class BoundModel {
     Marks marks;
     {
       float* to = out.data();
-      nb::gil_scoped_release release;
-      model_.encode(texts, to, profile ? &marks : nullptr, poll());
+      Released released;
+      model_.encode(texts, to, profile ? &marks : nullptr, poll(&released));
     }
     return nb::make_tuple(out, paths, marks.seconds());
   }
@@ -191,11 +206,18 @@ class BoundModel {
     model_.own_process();
   }
 
-  // Lets Ctrl-C stop a long step; looks at most ten times a second.
-  static std::function<void()> poll() {
+  // Lets Ctrl-C stop a long step; looks at most ten times a second. When the step is done it looks
+  // with the GIL, which it keeps: Python raises what came while the step ran right behind the call,
+  // and a step that raises must not count.
+  static Poll poll(Released* released) {
     using Clock = std::chrono::steady_clock;
     auto last = std::make_shared<Clock::time_point>(Clock::now());
-    return [last] {
+    return [last, released](bool done) {
+      if (done) {
+        released->end();
+        if (PyErr_CheckSignals() != 0) throw nb::python_error();
+        return;
+      }
       if (Clock::now() - *last < std::chrono::milliseconds(100)) return;
       *last = Clock::now();
       nb::gil_scoped_acquire acquire;

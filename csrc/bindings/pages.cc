@@ -91,6 +91,7 @@ void bind_pages(nb::module_& m) {
       .def("save", &save, "layer"_a, "piece"_a)
       .def("load", &load, "layer"_a, "piece"_a, "values"_a, "scales"_a.none())
       .def_prop_ro("length", &Pages::length)
+      .def_prop_ro("page_positions", [](const Pages&) { return kPagePositions; })
       .def_prop_ro("page_bytes", [](const Pages& pages) { return pages.layout().bytes(); })
       .def_prop_ro("addresses", &addresses);
 }

@@ -28,7 +28,7 @@ size_t Model::checked(const std::vector<Sequence>& sequences) const {
 }
 
 void Model::step(const std::vector<Sequence>& sequences, Want want, float* out, Marks* marks,
-                 const std::function<void()>& poll) {
+                 const Poll& poll) {
   std::lock_guard<std::mutex> lock(*mutex_);
   pass_.marks = marks;
   const size_t total = checked(sequences);
@@ -46,7 +46,7 @@ void Model::step(const std::vector<Sequence>& sequences, Want want, float* out, 
 }
 
 void Model::run(const std::vector<Sequence>& sequences, size_t total, Want want, float* out,
-                const std::function<void()>& poll) {
+                const Poll& poll) {
   if (!pool_->alone()) pool_->wake();
   const size_t state_floats = state_.floats();
   // The layers work on copies of the states and behind the ends of the pages, so that a step that
@@ -74,7 +74,7 @@ void Model::run(const std::vector<Sequence>& sequences, size_t total, Want want,
 
 // Everything of a step that may fail.
 void Model::advance(const std::vector<Sequence>& sequences, size_t total, Want want, float* out,
-                    const std::function<void()>& poll) {
+                    const Poll& poll) {
   float* states = states_.data<float>();
   size_t s = 0;
   int t = 0;
@@ -100,7 +100,7 @@ void Model::advance(const std::vector<Sequence>& sequences, size_t total, Want w
     pass_.mark("embedding");
     for (int layer = 0; layer < layers(); ++layer) {
       run_block(layer);
-      if (tokens > 1) poll();
+      if (tokens > 1) poll(false);
     }
     const int count = static_cast<int>(rows.size());
     if (count > 0 && want == Want::kHidden) {
@@ -111,7 +111,7 @@ void Model::advance(const std::vector<Sequence>& sequences, size_t total, Want w
       out += static_cast<size_t>(count) * head_->outputs();
     }
     done += tokens;
-    poll();
+    poll(done == total);
   }
 }
 
@@ -136,6 +136,7 @@ void Model::final_states(const int* rows, int count, float* out) {
 // fn(first, count) for chunks of x [tokens, D], each in pass_.x.
 template <class F>
 void Model::in_chunks(const float* x, int tokens, F&& fn) {
+  pass_.marks = nullptr;  // those of the last step are gone
   for (int first = 0; first < tokens; first += chunk_) {
     const int count = std::min(chunk_, tokens - first);
     begin(count);

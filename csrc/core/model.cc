@@ -88,13 +88,15 @@ void Model::own_process() {
 void Model::begin(int tokens) {
   pass_.begin(tokens);
   pass_.layer = -1;
-  if (causal_ && tokens == reserved_) return;  // nothing else decides how much room parts need
-  reserved_ = tokens;
+  // nothing else decides how much room parts need
+  if (causal_ && tokens == reserved_ && pass_.reserved()) return;
+  reserved_ = 0;  // until all of them have it
   for (const std::unique_ptr<Layer>& block : blocks_) {
     block->mixer->reserve(pass_);
     if (block->channel != nullptr) block->channel->reserve(pass_);
   }
   if (head_ != nullptr) pass_.reserve(*head_);
+  reserved_ = tokens;
 }
 
 void Model::run_block(int layer) {
@@ -108,8 +110,7 @@ void Model::run_block(int layer) {
 
 // --- encoders --------------------------------------------------------------
 
-void Model::encode(const Texts& texts, float* out, Marks* marks,
-                   const std::function<void()>& poll) {
+void Model::encode(const Texts& texts, float* out, Marks* marks, const Poll& poll) {
   std::lock_guard<std::mutex> lock(*mutex_);
   const int tokens = static_cast<int>(texts.offsets[texts.count]);
   embedding_.check(texts.ids, tokens);
@@ -132,7 +133,7 @@ void Model::encode(const Texts& texts, float* out, Marks* marks,
   for (int layer = 0; layer < layers(); ++layer) {
     pass_.paths = texts.paths.empty() ? nullptr : texts.paths[layer];
     run_block(layer);
-    poll();
+    poll(false);
   }
   pass_.for_tokens(tokens, hidden(), [&](int t, int) {
     if (!final_norm_.apply(pass_.row(t), out + static_cast<size_t>(t) * hidden())) pass_.poison();

@@ -34,6 +34,10 @@ struct Sequence {
   int count;
 };
 
+// Called now and then while a model computes, and once when a step is done but does not count yet:
+// poll(true). It may throw; then nothing has changed.
+using Poll = std::function<void(bool)>;
+
 // Logits of each sequence's last token, of all tokens, or of none; kHidden: the final-normed state
 // of each sequence's last token instead.
 enum class Want { kNone, kLast, kAll, kHidden };
@@ -63,14 +67,13 @@ class Model {
   void own_process();
 
   // Advances every sequence by its ids; out: float32 [sequences, V] (kLast), [all ids in order, V]
-  // (kAll) or [sequences, D] (kHidden). poll() is called now and then and may throw to stop the
-  // step. marks: nullptr, or receives the seconds of its parts. Throws std::invalid_argument for
-  // ids out of range and for more positions than the model has, std::domain_error for non-finite
-  // values.
+  // (kAll) or [sequences, D] (kHidden). marks: nullptr, or receives the
+  // seconds of its parts. Throws std::invalid_argument for ids out of range and for more positions
+  // than the model has, std::domain_error for non-finite values.
   void step(const std::vector<Sequence>& sequences, Want want, float* out, Marks* marks,
-            const std::function<void()>& poll);
+            const Poll& poll);
   // Final-normed states of an encoder: float32 [N, D]. Throws like step().
-  void encode(const Texts& texts, float* out, Marks* marks, const std::function<void()>& poll);
+  void encode(const Texts& texts, float* out, Marks* marks, const Poll& poll);
 
   // One block of a causal model alone: x float32 [T, D] and its layer's state, both in place;
   // keys and values begin with x.
@@ -103,9 +106,9 @@ class Model {
   void declare_block(const Description& description, int layer);
   size_t checked(const std::vector<Sequence>& sequences) const;
   void run(const std::vector<Sequence>& sequences, size_t total, Want want, float* out,
-           const std::function<void()>& poll);
+           const Poll& poll);
   void advance(const std::vector<Sequence>& sequences, size_t total, Want want, float* out,
-               const std::function<void()>& poll);
+               const Poll& poll);
   void begin(int tokens);
   void run_block(int layer);
   template <class F>

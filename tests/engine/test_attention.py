@@ -78,6 +78,7 @@ def test_forks_share_pages_until_they_append(lm: LanguageModel, length: int) -> 
     fork, third = session.fork(), session.fork()
     assert pages_of(fork) == pages_of(session)
     one = session.nbytes
+    assert one == total_bytes([state_of(session)])
     assert total_bytes(map(state_of, (session, fork, third))) < one + 4096
     full = length // 64
     for other, tail in ((fork, ids_of(70, 1)), (session, ids_of(9, 2)), (third, ids_of(1, 3))):
@@ -214,6 +215,15 @@ def test_a_prompt_longer_than_the_positions_is_refused(lm: LanguageModel) -> Non
     assert lm.logits(ids_of(200)).shape == (200, VOCABULARY)
 
 
+def test_a_text_longer_than_the_positions_is_not_scored(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lm.token_logprobs(ids_of(201)).shape == (200,)
+    monkeypatch.setattr(lm.backend, "step", lambda *arguments: pytest.fail("work was done"))
+    with pytest.raises(ValueError, match="201 tokens are more than the 200 positions"):
+        lm.token_logprobs(ids_of(202))
+
+
 @pytest.mark.parametrize(("prompt", "made"), [(195, 6), (200, 1)])
 def test_a_text_ends_where_the_positions_do(lm: LanguageModel, prompt: int, made: int) -> None:
     ids = ids_of(prompt)
@@ -249,6 +259,9 @@ def test_seconds_of_a_step_are_those_of_its_parts(lm: LanguageModel) -> None:
     assert set(seconds) == parts
     assert all(value > 0 for value in seconds.values())
     assert 1 < sum(seconds.values()) <= 1 + spent
+    kept = dict(seconds)  # what is computed later is none of its business
+    lm.backend.model.logits_of(np.ones((3, 72), np.float32))  # type: ignore[attr-defined]
+    assert seconds == kept
 
 
 def test_what_embed_refuses(lm: LanguageModel) -> None:

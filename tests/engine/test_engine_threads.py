@@ -140,6 +140,85 @@ except KeyboardInterrupt:
     assert done.stdout == "stopped\n", done.stderr
 
 
+@pytest.mark.parametrize("mixer", ["mlgru", "attention"])
+def test_ctrl_c_while_a_step_ends_counts_all_of_it_or_nothing(mixer: str) -> None:
+    """Python raises what came during a native call right behind it: then nothing may have changed.
+    A session that went on regardless would see a token twice."""
+    code = f"""
+import os, signal, threading
+import numpy as np
+from nomatmul.engine import random_model
+from nomatmul.formats.config import ModelConfig
+
+config = ModelConfig(
+    vocab_size=64, hidden_size=256, num_layers=4, num_heads=4, token_mixer="{mixer}",
+    use_lower_bound=False, max_position_embeddings=4096,
+)
+lm = random_model(config, isa="scalar", threads=1)
+arrays = lambda: session.arrays().values()
+session, stopped = lm.session(), 0
+session.append([1], "none")
+for trial in range(12):
+    position, before = session.position, list(arrays())
+    shot = threading.Timer(0.002, os.kill, (os.getpid(), signal.SIGINT))
+    try:
+        shot.start()
+        session.append(np.full(20, trial), "none")
+        shot.join()
+    except KeyboardInterrupt:
+        shot.join()
+    same = all(np.array_equal(a, b) for a, b in zip(before, arrays()))
+    assert session.position == position + (0 if same else 20), (trial, session.position, same)
+    stopped += same
+print("stopped" if stopped > 3 else stopped)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout == "stopped\n", done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits its address space by what it has")
+def test_a_step_without_memory_may_be_tried_again() -> None:
+    code = """
+import resource
+from pathlib import Path
+import numpy as np
+from nomatmul.engine import random_model
+from nomatmul.formats.config import ModelConfig
+
+def limit(room):
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    most = resource.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_AS, (most if room is None else used + room, most))
+
+config = ModelConfig(
+    vocab_size=64, hidden_size=96, num_layers=2, num_heads=4, token_mixer="attention",
+    use_lower_bound=False, max_position_embeddings=40000,
+)
+ids, failed = np.arange(250) % 64, 0
+for room in (0, 100_000, 200_000, 300_000, 500_000):
+    lm = random_model(config, threads=1)
+    session = lm.session()
+    session.append([1, 2], "none")
+    limit(room)
+    try:
+        rows = session.append(ids)
+    except MemoryError:
+        failed += 1
+        limit(None)
+        assert session.position == 2
+        rows = session.append(ids)
+    limit(None)
+    assert np.array_equal(rows, random_model(config, threads=1).session().append([1, 2, *ids]))
+print("failed" if failed else "never")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout == "failed\n", (done.returncode, done.stderr)
+
+
 def test_threads_that_write_texts_disturb_nobody(text_lm: LanguageModel) -> None:
     prompts = [f"The {word} " for word in ("otter", "kiln", "birch", "anchor")]
     drawn = {"max_tokens": 12, "temperature": 0.9, "seed": 2}

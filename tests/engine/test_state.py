@@ -136,6 +136,13 @@ def test_growing_pieces_are_saved_with_as_many_rows_as_positions(tmp_path: Path)
     assert read_state(tmp_path / "empty", layout, "this model")[1] == 0
 
 
+def test_version_1_has_no_growing_pieces(tmp_path: Path) -> None:
+    layout = Layout.of(architecture_of(GROWING))
+    write_version_1(tmp_path / "old", np.zeros(layout.fixed_shape), 6, "this model")
+    with pytest.raises(ValueError, match="version '1', which holds no keys and values"):
+        read_state(tmp_path / "old", layout, "this model")
+
+
 def test_growing_pieces_of_the_oracle_are_forked_and_cut() -> None:
     layout = Layout.of(architecture_of(GROWING))
     arrays = {

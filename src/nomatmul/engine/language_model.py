@@ -193,6 +193,7 @@ class LanguageModel:
     def token_logprobs(self, ids: Sequence[int] | NDArray[Any]) -> NDArray[np.float64]:
         """Return float64 [T-1]: natural log of p(ids[t] | ids[:t]) for t = 1..T-1."""
         array = self.checked_ids(ids)
+        self._check_length(0, len(array) - 1)
         session, parts = self.session(), [np.zeros(0)]
         for start in range(0, len(array) - 1, _SCORE_BLOCK):
             block = array[start : min(start + _SCORE_BLOCK, len(array) - 1)]

@@ -228,6 +228,12 @@ class PagedState(State):
         pages.advance(position)
         return PagedState(layout, pages, layout.gathered(arrays))
 
+    @property
+    def nbytes(self) -> int:
+        # of what never moves: another thread may be feeding the pages
+        pages = -(-self.position // self.pages.page_positions)
+        return self.fixed_LS.nbytes + int(pages * self.pages.page_bytes)
+
     def memory(self) -> dict[int, int]:
         size = self.pages.page_bytes
         return {id(self): self.fixed_LS.nbytes} | dict.fromkeys(self.pages.addresses, size)

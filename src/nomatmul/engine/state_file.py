@@ -68,6 +68,8 @@ def read_state(
         for name, shape in layout.shapes(position).items()
     }
     if file.metadata["format_version"] == "1":
+        if layout.grows:
+            raise FormatError(f"{path} has state version '1', which holds no keys and values")
         wanted = {"state": ("F32", layout.fixed_shape)}
     found = {name: (info.dtype, info.shape) for name, info in file.infos.items()}
     if found != wanted:
