@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -26,6 +27,7 @@ from support.published_lm import (
 import nomatmul
 from nomatmul import cli
 from nomatmul.convert import pack
+from nomatmul.convert.check import mean_kl
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.files.quantised import Quantised
@@ -394,6 +396,25 @@ def test_the_cost_of_an_int8_head_is_seen(tmp_path, rng):
     cheap = pack(source, tmp_path / "int8").check
     exact = pack(source, tmp_path / "floats", head="bfloat16").check
     assert exact.mean_kl < cheap.mean_kl
+
+
+@pytest.mark.parametrize("kind", [bonsai, falcon], ids=lambda kind: kind.__name__)
+def test_the_cost_of_int8_keys_and_values_is_measured(tmp_path, rng, kind, capsys):
+    source, target = kind(tmp_path / "source", rng), tmp_path / "packed"
+    assert cli.main(["pack", str(source), str(target), "--json"]) == 0
+    cost = json.loads(capsys.readouterr().out)["check"]["kv_int8"]
+    ids = np.random.default_rng(0).integers(0, PackedReader(target).config.vocab_size, 64)
+    wide, narrow = (nomatmul.load(target, kv=kv).logits(ids) for kv in ("f16", "int8"))
+    assert cost["mean_kl"] == mean_kl(wide, narrow) > 0
+    assert cost["same_argmax"] == np.mean(wide.argmax(1) == narrow.argmax(1)) > 0.9
+
+
+def test_the_cost_of_int8_keys_and_values_is_one_line(tmp_path, rng, capsys):
+    source = bonsai(tmp_path / "source", rng)
+    assert cli.main(["pack", str(source), str(tmp_path / "packed")]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    words = r"keys and values in int8 +mean KL \d\.\d\de-\d\d, same token \d+\.\d %"
+    assert re.fullmatch(words, line)
 
 
 def test_a_source_that_memory_cannot_hold_is_not_compared(tmp_path, rng, monkeypatch):

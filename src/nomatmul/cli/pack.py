@@ -173,7 +173,7 @@ def _encoder_rows(check: Any) -> list[tuple[str, str]]:
 
 
 def _check_rows(check: Any) -> list[tuple[str, str]]:
-    return [
+    rows = [
         ("checked on", f"{check.tokens} tokens, {check.text}"),
         ("backends", f"{check.source_backend} against {check.packed_backend}"),
         ("largest logit difference", f"{check.largest_difference:.3g}"),
@@ -184,3 +184,7 @@ def _check_rows(check: Any) -> list[tuple[str, str]]:
         ("loss of the source", f"{check.source_loss:.4f}"),
         ("loss when packed", f"{check.packed_loss:.4f}"),
     ]
+    if (kv := check.kv_int8) is not None:
+        cost = f"mean KL {kv.mean_kl:.2e}, same token {100 * kv.same_argmax:.1f} %"
+        rows.append(("keys and values in int8", cost))
+    return rows

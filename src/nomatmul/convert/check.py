@@ -55,12 +55,22 @@ class CheckText:
 
 
 @dataclass(frozen=True)
+class KvCost:
+    """What int8 keys and values change, against those of float16 in the same packed model: nats a
+    token, and the share of positions with the same most likely token."""
+
+    mean_kl: float
+    same_argmax: float
+
+
+@dataclass(frozen=True)
 class PackCheck:
     """Packed against source on `tokens` tokens.
 
     largest_difference and largest_logit are of logits; relative_error is the root mean square of
     the difference over that of the source's logits; same_argmax the share of positions with the
-    same most likely token; losses in nats a token.
+    same most likely token; losses in nats a token. kv_int8: None where there is no attention, or no
+    native engine.
     """
 
     tokens: int
@@ -74,6 +84,7 @@ class PackCheck:
     source_loss: float
     packed_loss: float
     mean_kl: float
+    kv_int8: KvCost | None = None
 
 
 @dataclass(frozen=True)
@@ -121,20 +132,21 @@ def check_packed(
 
 def _check_decoder(checkpoint: Checkpoint, reader: PackedReader, text: CheckText) -> PackCheck:
     ids, named = _token_ids(reader, text)
-    found_TV, packed_backend = _packed_logits(reader, ids)
+    found_TV, isa = _packed_logits(reader, ids)
     wanted_TV, source_backend = _source_logits(checkpoint, ids)
     return PackCheck(
         tokens=len(ids),
         text=named,
         source_backend=source_backend,
-        packed_backend=packed_backend,
+        packed_backend="numpy oracle" if isa is None else f"engine ({isa})",
         largest_difference=float(np.abs(found_TV - wanted_TV).max()),
         largest_logit=float(np.abs(wanted_TV).max()),
         relative_error=_relative(found_TV, wanted_TV),
-        same_argmax=float(np.mean(found_TV.argmax(1) == wanted_TV.argmax(1))),
+        same_argmax=_same_argmax(found_TV, wanted_TV),
         source_loss=mean_loss(wanted_TV, ids),
         packed_loss=mean_loss(found_TV, ids),
         mean_kl=mean_kl(wanted_TV, found_TV),
+        kv_int8=None if isa in (None, "numpy") else _kv_cost(reader, ids, found_TV),
     )
 
 
@@ -183,17 +195,28 @@ def _source_bytes(checkpoint: Checkpoint) -> int:
     return held
 
 
-def _packed_logits(reader: PackedReader, ids: list[int]) -> tuple[Floats, str]:
-    """float32 [T, V] of a packed model: by the engine, or by the oracle what it does not run."""
+def _packed_logits(reader: PackedReader, ids: list[int]) -> tuple[Floats, str | None]:
+    """float32 [T, V] of a packed model by the engine, and its instruction set; None: by the oracle
+    what the engine does not run."""
     from nomatmul.engine import load
 
     if not capability.runs(reader.config, "native"):
         from nomatmul.reference.model import ReferenceModel
 
         model = ReferenceModel.from_packed(reader)
-        return model.forward(ids).logits_BTV[0], "numpy oracle"
+        return model.forward(ids).logits_BTV[0], None
     lm = load(reader.directory, kind="language")
-    return lm.logits(ids), f"engine ({lm.backend.isa})"
+    return lm.logits(ids), lm.backend.isa
+
+
+def _kv_cost(reader: PackedReader, ids: list[int], wanted_TV: Floats) -> KvCost | None:
+    """Of a model with attention, whose logits float32 [T, V] with float16 keys are known."""
+    from nomatmul.engine import load
+
+    if architecture_of(reader.config).max_length is None:
+        return None
+    found_TV = load(reader.directory, kind="language", verify=False, kv="int8").logits(ids)
+    return KvCost(mean_kl(wanted_TV, found_TV), _same_argmax(found_TV, wanted_TV))
 
 
 def _source_logits(checkpoint: Checkpoint, ids: list[int]) -> tuple[Floats, str]:
@@ -227,6 +250,10 @@ def _relative(found: Floats, wanted: Floats) -> float:
     power = float(np.sqrt(np.mean(np.square(wanted, dtype=np.float64))))
     error = float(np.sqrt(np.mean(np.square(found - wanted, dtype=np.float64))))
     return error / max(power, 1e-30)
+
+
+def _same_argmax(found_TV: Floats, wanted_TV: Floats) -> float:
+    return float(np.mean(found_TV.argmax(1) == wanted_TV.argmax(1)))
 
 
 def mean_loss(logits_TV: Floats, ids: Sequence[int]) -> float:
