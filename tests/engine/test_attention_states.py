@@ -87,5 +87,5 @@ def test_what_load_refuses(plain: Path, make_packed: Callable[..., Path]) -> Non
         load(plain, kv="f64")
     with pytest.raises(ValueError, match="keeps keys and values as floats, got kv 'int8'"):
         load(plain, backend="numpy", kv="int8")
-    with pytest.raises(ValueError, match=r"kv 'int8' is about attention, which .* has not"):
+    with pytest.raises(ValueError, match=r"kv 'int8' is about keys and values, and .* keeps none"):
         load(make_packed(), kv="int8")

@@ -14,7 +14,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nomatmul.cli.options import integers, json_option, option
+from nomatmul.cli.options import integers, json_option, kv_option, option
 from nomatmul.cli.show import print_json, print_table, size
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Options:
         None, metavar="NAME", help="instruction set, see doctor (default: the best)"
     )
     device: str = option("cpu", metavar="DEVICE", help="cpu, or a GPU: cuda, cuda:1")
+    kv: str = kv_option()
     batch: tuple[int, ...] = option(
         (1, 16),
         metavar="N,N",
@@ -87,6 +88,7 @@ def run(options: Options) -> int:
         batches=options.batch,
         bandwidth_gib=options.gib,
         device=options.device,
+        kv=options.kv,
     )
     results = measure_in_subprocess(request)
     if options.json:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from nomatmul.cli import one_line
 from nomatmul.cli.conversation import Continuation, open_conversation, settings
-from nomatmul.cli.options import option
+from nomatmul.cli.options import kv_option, option
 from nomatmul.cli.sampling import checked_text, load_model, show_speed, unescape
 from nomatmul.cli.show import json_text
 from nomatmul.cli.terminal import MODEL, line_editing, read_turn, terminal_writer
@@ -105,6 +105,7 @@ class Options:
     suffix: str = option("", metavar="TEXT", help="without template: behind what you type")
     threads: int | None = option(None, metavar="N", help="threads (default: one a core)")
     device: str = option("cpu", metavar="DEVICE", help="cpu, or a GPU: cuda, cuda:1")
+    kv: str = kv_option()
     json: bool = option(False, help="print one JSON object a turn instead of text")
 
 

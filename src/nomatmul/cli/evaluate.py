@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nomatmul._extras import install_line
-from nomatmul.cli.options import json_option, option
+from nomatmul.cli.options import json_option, kv_option, option
 from nomatmul.cli.show import hide_progress_bars, print_json, print_table
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Options:
     max_tokens: int | None = option(None, metavar="N", help="score the first N tokens only")
     threads: int | None = option(None, metavar="N", help="threads (default: one a core)")
     device: str = option("cpu", metavar="DEVICE", help="cpu, or a GPU: cuda, cuda:1")
+    kv: str = kv_option()
     json: bool = json_option()
 
 
@@ -59,7 +60,7 @@ def run(options: Options) -> int:
     text = read_text(
         options.text, None if limit is None else (limit + 1) * CHARACTERS_PER_TOKEN * 4
     )
-    scorer, backend = _open(options.model, options.threads, options.device)
+    scorer, backend = _open(options)
     score = score_text(scorer, text, max_tokens=limit)
     if options.json:
         print_json({**dataclasses.asdict(score), "backend": backend})
@@ -78,23 +79,28 @@ def run(options: Options) -> int:
     return 0
 
 
-def _open(model: str | None, threads: int | None, device: str) -> tuple[Scorer, str]:
+def _open(options: Options) -> tuple[Scorer, str]:
     """The model as a scorer, and the name of what runs it."""
     import nomatmul
 
+    model = options.model
     if model is not None:
         from nomatmul.convert.source import find_checkpoint
         from nomatmul.formats.checkpoint import open_checkpoint
 
         directory = find_checkpoint(Path(model))
         if open_checkpoint(directory).kind != "packed":
-            if device != "cpu":
-                raise ValueError(
-                    f"--device {device} is for packed models; {directory} is not packed"
-                )
-            return _open_torch(directory, threads)
+            for name, given, default in (
+                ("device", options.device, "cpu"),
+                ("kv", options.kv, "f16"),
+            ):
+                if given != default:
+                    raise ValueError(
+                        f"--{name} {given} is for packed models; {directory} is not packed"
+                    )
+            return _open_torch(directory, options.threads)
         model = str(directory)
-    lm = nomatmul.load(model, threads=threads, device=device)
+    lm = nomatmul.load(model, threads=options.threads, device=options.device, kv=options.kv)
     return lm, f"engine {lm.backend.isa}"
 
 

@@ -2,14 +2,15 @@
 
 The model is loaded and decodes a few tokens; "resident" and "peak" are of that whole process,
 Python included, then and at its worst moment. "dense bf16" is what the same parameters would take
-unpacked. With a GPU the weights and the work space lie in its memory.
+unpacked. Keys and values, of a model with attention, come on top for each token of each sequence.
+With a GPU the weights and the work space lie in its memory.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nomatmul.cli.options import json_option, option
+from nomatmul.cli.options import json_option, kv_option, option
 from nomatmul.cli.show import print_json, print_table, size
 
 EXAMPLES = """
@@ -26,6 +27,7 @@ class Options:
         None, metavar="MODEL", help="packed model, or hf:owner/name (default: the one in the box)"
     )
     device: str = option("cpu", metavar="DEVICE", help="cpu, or a GPU: cuda, cuda:1")
+    kv: str = kv_option()
     json: bool = json_option()
 
 
@@ -42,6 +44,8 @@ ROWS = (
     ("head", "  head"),
     ("norms", "  norms, scales, bounds"),
     ("state", "state of a sequence"),
+    ("kv_token", "  keys and values of a token"),
+    ("kv_longest", "  of the longest sequence"),
     ("scratch", "work space"),
     ("device_peak", "peak, device"),
     ("dense_bf16", "dense bf16 would take"),
@@ -51,7 +55,7 @@ ROWS = (
 def run(options: Options) -> int:
     import nomatmul
 
-    report = nomatmul.footprint(options.model, device=options.device)
+    report = nomatmul.footprint(options.model, device=options.device, kv=options.kv)
     if options.json:
         print_json(report)
     else:

@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from nomatmul.cli.options import json_option, option
+from nomatmul.cli.options import json_option, kv_option, option
 from nomatmul.cli.sampling import (
     checked_text,
     load_model,
@@ -60,6 +60,7 @@ class Options:
     )
     threads: int | None = option(None, metavar="N", help="threads (default: one a core)")
     device: str = option("cpu", metavar="DEVICE", help="cpu, or a GPU: cuda, cuda:1")
+    kv: str = kv_option()
     echo: bool = option(False, help="print the prompt in front of its continuation")
     json: bool = json_option()
 

@@ -63,6 +63,16 @@ def json_option() -> Any:
     return option(False, help="print one JSON object instead of text")
 
 
+def kv_option() -> Any:
+    """How keys and values are kept (`KV_FORMS`), the same words in every subcommand."""
+    return option(
+        "f16",
+        choices=("f16", "int8", "f32"),
+        help="how a model with attention keeps keys and values: int8 takes half of f16's memory and"
+        " moves the logits a little (`pack` says how far), f32 takes twice and rounds nothing",
+    )
+
+
 def parse(name: str, module: Any, arguments: Sequence[str]) -> Any:
     """Parse `arguments` into `module.Options`.
 

@@ -40,7 +40,11 @@ def load_model(options: Any) -> LanguageModel:
     import nomatmul
 
     return nomatmul.load(
-        options.model, kind="language", threads=options.threads, device=options.device
+        options.model,
+        kind="language",
+        threads=options.threads,
+        device=options.device,
+        kv=options.kv,
     )
 
 

@@ -370,17 +370,24 @@ class LanguageModel:
         """Return bytes by part.
 
         embedding, core (packed matrices of the blocks), head, norms (and scales, lower bounds):
-        together `weights`. state: one sequence. scratch: work space of the largest step so far.
+        together `weights`. state: one sequence before its first token; with attention also
+        kv_token, the keys and values of a token, and kv_longest, of a sequence of all positions.
+        scratch: work space of the largest step so far.
         total: weights + state + scratch. disk: the directory's files, 0 for a model without one.
         dense_bf16: what the same parameters take unpacked.
         """
         parts = self.backend.weight_bytes()
         weights, scratch = sum(parts.values()), self.backend.scratch_bytes()
-        state = self.backend.layout.nbytes(0)
+        layout, longest = self.backend.layout, self.max_length
+        state = layout.nbytes(0)
+        kv = {"kv_token": layout.nbytes(1) - state} if layout.grows else {}
+        if kv and longest is not None:
+            kv["kv_longest"] = longest * kv["kv_token"]
         return {
             **parts,
             "weights": weights,
             "state": state,
+            **kv,
             "scratch": scratch,
             "total": weights + state + scratch,
             "disk": 0 if self.path is None else directory_bytes(self.path),

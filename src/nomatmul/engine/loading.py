@@ -106,11 +106,10 @@ def load(
     """
     if kind not in (None, "language", "encoder"):
         raise ValueError(f'kind is {kind!r}; it must be "language" or "encoder"')
-    if kv not in KV_FORMS:
-        raise ValueError(f"kv is {kv!r}; it must be {' or '.join(map(repr, KV_FORMS))}")
     options = Options(_checked_threads(threads), isa, mmap, verify, _checked_device(device), kv)
     _check_backend(backend, device)
     reader = PackedReader(_directory(path))
+    _check_kv(kv, reader.config, reader.directory)
     if reader.reading is not None:
         if kind == "language":
             raise ValueError(
@@ -120,8 +119,6 @@ def load(
         return _open_encoder(reader, reader.reading, backend or _available_backend(), options)
     if kind == "encoder":
         raise ValueError(f"{path} is a language model, not an encoder; `nomatmul generate` runs it")
-    if kv != "f16" and not Layout.of(architecture_of(reader.config)).grows:
-        raise ValueError(f"kv {kv!r} is about attention, which {path} has not")
     # what the oracle can do alone is no model of the engine
     capability.check(reader.config, "native" if device == "cpu" else "cuda")
     name = "cuda" if device != "cpu" else backend or _available_backend()
@@ -170,22 +167,24 @@ def random_model(
     threads: int | None = None,
     isa: str | None = None,
     device: str = "cpu",
+    kv: str = "f16",
 ) -> LanguageModel:
     """Return a model of `config` whose weights are random legal codes; no file is involved.
 
     packing, embedding, head, dense, scale: forms (`formats.packed.Forms`) of the matrices that the
     model has; a tied head is the embedding. Scales keep the activations near 1. The same seed gives
     the same model (on one device: a GPU draws other numbers). Raises ValueError for a config that
-    the engine does not run, an unknown form, or a device that cannot be used (see `load`).
+    the engine does not run, an unknown form, or a device or kv that cannot be used (see `load`).
     """
     if not config.causal:
         raise ValueError("random weights are drawn for causal models only, this one is an encoder")
     name = "native" if device == "cpu" else "cuda"
     capability.check(config, name)
+    _check_kv(kv, config, "this model")
     forms = Forms.of(
         config, ternary=packing, embedding=embedding, head=head, dense=dense, scale=scale
     )
-    options = Options(_checked_threads(threads), isa, device=_checked_device(device))
+    options = Options(_checked_threads(threads), isa, device=_checked_device(device), kv=kv)
     where = "" if device == "cpu" else f"{device}-"
     return LanguageModel(
         opener(name).open_random(config, forms, seed, options),
@@ -194,6 +193,16 @@ def random_model(
         packing=forms.ternary,
         embedding_form=forms.embedding,
     )
+
+
+def _check_kv(kv: str, config: ModelConfig, name: object) -> None:
+    if kv not in KV_FORMS:
+        raise ValueError(f"kv is {kv!r}; it must be {' or '.join(map(repr, KV_FORMS))}")
+    if kv != "f16" and not Layout.of(architecture_of(config)).grows:
+        raise ValueError(
+            f"kv {kv!r} is about keys and values, and {name} keeps none: it is no language model"
+            " with attention"
+        )
 
 
 def _checked_threads(threads: int | None) -> int | None:

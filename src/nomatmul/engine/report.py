@@ -112,18 +112,19 @@ def read_bandwidth(gib: float = 1.0, threads: int | None = None, passes: int = 5
 
 
 def footprint(
-    path: str | Path | None = None, tokens: int = 8, device: str = "cpu"
+    path: str | Path | None = None, tokens: int = 8, device: str = "cpu", kv: str = "f16"
 ) -> dict[str, int]:
     """Load a packed model (default the one in the box), decode a few tokens, report bytes.
 
     As `LanguageModel.footprint`, and "resident" and "peak": of this whole process, Python included,
     now and at its worst moment (0 where the system does not tell). With a GPU also "device_peak":
-    the most of its memory that was in use. Raises ValueError for a bad path or device.
+    the most of its memory that was in use. kv: as of `load`. Raises ValueError for a bad path,
+    device or kv.
     """
     from nomatmul.engine.language_model import LanguageModel
     from nomatmul.engine.loading import load
 
-    lm = load(path, device=device)
+    lm = load(path, device=device, kv=kv)
     if not isinstance(lm, LanguageModel):
         return _encoder_footprint(lm)
     session = lm.session()

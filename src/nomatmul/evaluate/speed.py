@@ -85,6 +85,7 @@ class SpeedRequest:
     batches: tuple[int, ...] = (16,)
     bandwidth_gib: float = 1.0
     device: str = "cpu"
+    kv: str = "f16"
 
 
 @dataclass(frozen=True)
@@ -224,11 +225,17 @@ def open_model(request: SpeedRequest) -> LanguageModel:
     if request.size in SIZES:
         config = ModelConfig(**SIZES[request.size])
         return random_model(
-            config, request.packing, request.embedding, isa=request.isa, device=request.device
+            config,
+            request.packing,
+            request.embedding,
+            isa=request.isa,
+            device=request.device,
+            kv=request.kv,
         )
     if not Path(request.size).exists():
         raise ValueError(f"{request.size} is no size ({', '.join(SIZES)}) and no packed directory")
-    return load(request.size, kind="language", isa=request.isa, device=request.device)
+    options = {"isa": request.isa, "device": request.device, "kv": request.kv}
+    return load(request.size, kind="language", **options)
 
 
 def bytes_read_per_token(lm: LanguageModel) -> int:
