@@ -113,14 +113,17 @@ def read_weights(
     verify: bool = True,
     threads: int = 1,
     rearranged: Collection[str] = (),
+    mapped: Collection[str] = (),
 ) -> Weights:
     """Read the tensors of a packed directory into one arena, but for the rearranged ones: those are
-    read each time that they are asked for, and may be asked for by several threads.
+    read each time that they are asked for, and may be asked for by several threads. The mapped
+    ones, floats of which few rows are ever looked at, stay in the file.
 
     Raises FormatError for bytes that do not match their checksum, illegal codes, values that
     are not finite, or a file that ends early.
     """
-    infos = {name: info for name, info in reader.infos.items() if name not in rearranged}
+    elsewhere = {*rearranged, *mapped}
+    infos = {name: info for name, info in reader.infos.items() if name not in elsewhere}
     weights = allocate({name: (info.dtype, info.shape) for name, info in infos.items()})
 
     def read(name: str) -> None:
@@ -130,10 +133,38 @@ def read_weights(
             verify_tensor(reader, name, weights.arrays[name])
 
     in_threads(read, largest_first({n: info.nbytes for n, info in infos.items()}), threads)
+    if mapped:
+        kept = {**weights.arrays, **{name: _mapped(reader, name, verify) for name in mapped}}
+        weights = Weights(kept, weights.arena)
     if not rearranged:
         return weights
     later = _OneByOne(reader, rearranged, verify)
     return Weights(Joined(weights.arrays, later), weights.arena, panel_sizes(reader, rearranged))
+
+
+def _mapped(reader: PackedReader, name: str, verify: bool) -> NDArray[Any]:
+    """A tensor in the file; what was looked at to verify it does not count as memory."""
+    info, memory = reader.infos[name], _map(reader)
+    array = np.frombuffer(memory, np.uint8, info.nbytes, info.offset)
+
+    def passed(first: int, end: int) -> None:
+        if hasattr(mmap, "MADV_DONTNEED"):
+            start, stop = ((info.offset + at) // mmap.PAGESIZE for at in (first, end))
+            if stop > start:
+                page = mmap.PAGESIZE
+                memory.madvise(mmap.MADV_DONTNEED, start * page, (stop - start) * page)
+
+    if verify:
+        reader.verify_floats(name, array, passed)
+    return array.view(DTYPES[info.dtype]).reshape(info.shape)
+
+
+def _map(reader: PackedReader) -> mmap.mmap:
+    try:
+        with open(reader.weights_path, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise FormatError(f"cannot map {reader.weights_path}: {error.strerror or error}") from None
 
 
 def panel_sizes(reader: PackedReader, rearranged: Collection[str]) -> dict[str, int]:
@@ -147,12 +178,7 @@ def panel_sizes(reader: PackedReader, rearranged: Collection[str]) -> dict[str, 
 
 def map_weights(reader: PackedReader, *, verify: bool = True, threads: int = 1) -> Weights:
     """Map the weights file, so that processes share one copy. Raises as `read_weights`."""
-    try:
-        with open(reader.weights_path, "rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise FormatError(f"cannot map {reader.weights_path}: {error.strerror or error}") from None
-    memory = np.frombuffer(mapped, dtype=np.uint8)
+    memory = np.frombuffer(_map(reader), dtype=np.uint8)
     arrays: dict[str, NDArray[Any]] = {}
     for name, info in reader.infos.items():
         part = memory[info.offset : info.offset + info.nbytes]

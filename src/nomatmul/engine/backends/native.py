@@ -21,12 +21,16 @@ from nomatmul.engine.weights import (
     read_weights,
 )
 from nomatmul.formats.architecture import architecture_of
+from nomatmul.formats.packed.forms import is_table
 from nomatmul.formats.packed.layout import Forms
 
 if TYPE_CHECKING:
     from nomatmul.engine.backend import Ids, Layer, Options, Paths, Want
     from nomatmul.formats.config import ModelConfig
     from nomatmul.formats.packed.reader import PackedReader
+
+
+_LARGE = 32 << 20  # bytes of an embedding that is worth leaving in the file
 
 
 def open_packed(reader: PackedReader, options: Options) -> NativeBackend:
@@ -37,10 +41,20 @@ def open_packed(reader: PackedReader, options: Options) -> NativeBackend:
         weights = map_weights(reader, verify=options.verify, threads=count)
     else:
         names = set(rearranged(describe(reader.config, reader.forms)))
-        weights = read_weights(reader, verify=options.verify, threads=count, rearranged=names)
+        rows = {"embedding.weight"} if _looked_up(reader) else set()
+        weights = read_weights(
+            reader, verify=options.verify, threads=count, rearranged=names, mapped=rows
+        )
     return NativeBackend(
         reader.config, reader.forms, weights, threads=count, isa=options.isa, kv=options.kv
     )
+
+
+def _looked_up(reader: PackedReader) -> bool:
+    """Is the embedding large, in floats, and of no use but for a row a token?"""
+    info = reader.infos.get("embedding.weight")
+    table = is_table(architecture_of(reader.config), reader.forms)
+    return info is not None and info.dtype != "I8" and not table and info.nbytes >= _LARGE
 
 
 def open_random(config: ModelConfig, forms: Forms, seed: int, options: Options) -> NativeBackend:

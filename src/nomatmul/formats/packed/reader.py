@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from nomatmul.formats.quantise import dequantised, from_bfloat16
 from nomatmul.formats.runs import refuse_unpacked
 
 _METADATA_KEYS = {"format", "config_sha256", "crc32"}
+
+_PIECE = 1 << 22  # bytes of a large tensor that are verified at once
 
 Floats = NDArray[np.float32]
 Values = NDArray[np.int8] | Floats
@@ -92,6 +95,20 @@ class PackedReader:
         """Fill a writable buffer of exactly `infos[name].nbytes` bytes; not verified yet."""
         self._file.read_into(name, buffer)
 
+    def verify_floats(self, name: str, buffer: Buffer, passed: Callable[[int, int], None]) -> None:
+        """As `verify`, of a float tensor piece by piece: `passed` is told the bytes of each when it
+        has been looked at."""
+        view, crc = memoryview(buffer).cast("B"), 0
+        info, where = self._file.info(name), f"{self.weights_path}: {name}"
+        assert view.nbytes == info.nbytes
+        for first in range(0, view.nbytes, _PIECE):
+            piece = view[first : first + _PIECE]
+            crc = zlib.crc32(piece, crc)
+            _check_floats(np.frombuffer(piece, NUMPY_DTYPES[info.dtype]), info.dtype, where)
+            passed(first, first + piece.nbytes)
+        if crc != self._crc[name]:
+            raise FormatError(f"{where} does not match its checksum")
+
     def verify(self, name: str, buffer: Buffer, codes: bool = True) -> None:
         """Check the bytes of a tensor: checksum, codes, finite floats, positive scales.
 
@@ -111,10 +128,8 @@ class PackedReader:
                 check_codes(array.reshape(-1, info.shape[-1]), *self.matrices[name])
             except ValueError as error:
                 raise FormatError(f"{where}: {error}") from None
-        elif info.dtype == "BF16" and not _finite_bfloat16(array.reshape(-1)):
-            raise FormatError(f"{where} holds a value that is not finite (NaN or infinity)")
-        elif info.dtype in ("F32", "F16"):
-            check_finite(array, where)
+        elif info.dtype in ("BF16", "F32", "F16"):
+            _check_floats(array.reshape(-1), info.dtype, where)
             if name in self._scales and not np.all(array > 0):
                 raise FormatError(f"{where} must be above 0, found {array.min()}")
 
@@ -249,6 +264,13 @@ class PackedReader:
         extra = set(self.infos) - set(expected)
         if extra:
             raise FormatError(f"{self.weights_path} holds the unknown tensor {min(extra)!r}")
+
+
+def _check_floats(values: NDArray[Any], dtype: str, where: str) -> None:
+    if dtype != "BF16":
+        check_finite(values, where)
+    elif not _finite_bfloat16(values):
+        raise FormatError(f"{where} holds a value that is not finite (NaN or infinity)")
 
 
 def _finite_bfloat16(bits: NDArray[np.uint16]) -> bool:
