@@ -222,19 +222,12 @@ def open_model(request: SpeedRequest) -> LanguageModel:
     from nomatmul.engine import load, random_model
     from nomatmul.formats.config import ModelConfig
 
+    options: dict[str, Any] = {"isa": request.isa, "device": request.device, "kv": request.kv}
     if request.size in SIZES:
         config = ModelConfig(**SIZES[request.size])
-        return random_model(
-            config,
-            request.packing,
-            request.embedding,
-            isa=request.isa,
-            device=request.device,
-            kv=request.kv,
-        )
+        return random_model(config, request.packing, request.embedding, **options)
     if not Path(request.size).exists():
         raise ValueError(f"{request.size} is no size ({', '.join(SIZES)}) and no packed directory")
-    options = {"isa": request.isa, "device": request.device, "kv": request.kv}
     return load(request.size, kind="language", **options)
 
 
