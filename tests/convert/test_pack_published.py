@@ -226,7 +226,7 @@ def test_a_float_head_keeps_the_embedding_too(tmp_path, rng):
     [
         (falcon, {"head": "f8"}, "head 'f8' is unknown; legal values are f32, bf16, f16, int8"),
         (falcon, {"rows": "int8"}, "rows 'int8' is for encoders"),
-        (falcon, {"dense": "int8"}, "dense 'int8' is for encoders"),
+        (falcon, {"dense": "int8"}, "dense 'int8' is for encoders and dense transformers"),
     ],
 )
 def test_forms_that_no_matrix_has(tmp_path, rng, kind, options, message):

@@ -7,8 +7,9 @@ GGUF file of one, or hf:owner/name[/file.gguf][@revision]: that is downloaded fr
 Hub first (the extra `hub`). A chat template and generation_config.json go along. Weights become
 ternary once, by the absmean rule of the model's training, or are kept exactly where they are
 ternary already; a model that is packed already is refused, because quantising twice would break it.
-Embeddings and heads of published transformers that are not ternary become int8 rows unless
---embedding or --head asks for more; the check says what that costs. An encoder (our own, or a
+In a published ternary transformer an embedding that is not ternary keeps 16 bits, and such a head
+becomes int8 rows, unless --embedding or --head asks for something else; the check says what that
+costs. An encoder (our own, or a
 published crammedBERT: BERT, UltraFastBERT) keeps its weights as they are unless --rows, --dense or
 --embedding asks for less; the check then says what that costs. DST must not exist. Nothing is left
 under DST when packing fails. Memory stays at a few blocks of rows, whatever the size; the check

@@ -182,8 +182,9 @@ def _refuse_unsuitable(checkpoint: Checkpoint, src: str | Path, asked: dict[str,
     for name in ("rows",) if dense else ("rows", "dense"):
         if asked[name] != "auto":
             kind = "dense" if dense else "ternary"
+            more = " and dense transformers" if name == "dense" else ""
             raise ValueError(
-                f"{name} {asked[name]!r} is for encoders; {src} is a {kind} language model"
+                f"{name} {asked[name]!r} is for encoders{more}; {src} is a {kind} language model"
             )
 
 

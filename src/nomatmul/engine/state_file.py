@@ -1,7 +1,7 @@
 """A saved session: a safetensors file with a tensor a piece, and whose state it is in its metadata.
 
-Pieces that grow are float16, or int8 with scales, as they were kept. Version 1 held one tensor
-"state", float32 [L, S]: the pieces of each layer side by side.
+Pieces that grow are float16, float32, or int8 with scales, as they were kept. Version 1 held one
+tensor "state", float32 [L, S]: the pieces of each layer side by side.
 """
 
 from __future__ import annotations
