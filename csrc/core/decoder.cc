@@ -29,29 +29,29 @@ size_t Model::checked(const std::vector<Sequence>& sequences) const {
 
 void Model::step(const std::vector<Sequence>& sequences, Want want, float* out, Marks* marks,
                  const Poll& poll) {
-  std::lock_guard<std::mutex> lock(*mutex_);
-  pass_.marks = marks;
+  std::lock_guard<std::mutex> lock(work_->mutex);
+  pass().marks = marks;
   const size_t total = checked(sequences);
-  if (total != 1 || pass_.threads == 1) {
-    pool_->set_alone(false);
+  if (total != 1 || pass().threads == 1) {
+    work_->pool.set_alone(false);
     return run(sequences, total, want, out, poll);
   }
   using Clock = std::chrono::steady_clock;
-  pool_->set_alone(pacer_.alone());
+  work_->pool.set_alone(work_->pacer.alone());
   const auto start = Clock::now();
-  const int troubles = pool_->troubles();
+  const int troubles = work_->pool.troubles();
   run(sequences, total, want, out, poll);
   const std::chrono::duration<double> spent = Clock::now() - start;
-  pacer_.add(spent.count(), pool_->troubles() - troubles);
+  work_->pacer.add(spent.count(), work_->pool.troubles() - troubles);
 }
 
 void Model::run(const std::vector<Sequence>& sequences, size_t total, Want want, float* out,
                 const Poll& poll) {
-  if (!pool_->alone()) pool_->wake();
+  if (!work_->pool.alone()) work_->pool.wake();
   const size_t state_floats = state_.floats();
   // The layers work on copies of the states and behind the ends of the pages, so that a step that
   // fails leaves every sequence as it was.
-  float* states = states_.need<float>(sequences.size() * state_floats);
+  float* states = work_->states.need<float>(sequences.size() * state_floats);
   for (size_t s = 0; s < sequences.size(); ++s) {
     std::memcpy(states + s * state_floats, sequences[s].state, state_floats * sizeof(float));
   }
@@ -75,7 +75,7 @@ void Model::run(const std::vector<Sequence>& sequences, size_t total, Want want,
 // Everything of a step that may fail.
 void Model::advance(const std::vector<Sequence>& sequences, size_t total, Want want, float* out,
                     const Poll& poll) {
-  float* states = states_.data<float>();
+  float* states = work_->states.data<float>();
   size_t s = 0;
   int t = 0;
   std::vector<int> rows;  // tokens of the chunk that something is asked for
@@ -83,21 +83,21 @@ void Model::advance(const std::vector<Sequence>& sequences, size_t total, Want w
     const int tokens = static_cast<int>(std::min<size_t>(chunk_, total - done));
     begin(tokens);
     rows.clear();
-    pass_.stretches.clear();
+    pass().stretches.clear();
     for (int c = 0; c < tokens; ++c) {
       while (t == sequences[s].count) ++s, t = 0;
-      embedding_.look_up(sequences[s].ids[t], 0, pass_.row(c), nullptr);
-      pass_.token_state[c] = states + s * state_.floats();
+      embedding_.look_up(sequences[s].ids[t], 0, pass().row(c), nullptr);
+      pass().token_state[c] = states + s * state_.floats();
       if (Pages* pages = sequences[s].pages; pages != nullptr) {
-        if (t == 0 || c == 0) pass_.stretches.push_back({pages, c, 0, pages->length() + t});
-        ++pass_.stretches.back().count;
+        if (t == 0 || c == 0) pass().stretches.push_back({pages, c, 0, pages->length() + t});
+        ++pass().stretches.back().count;
       }
       ++t;
       if (want == Want::kAll || (want != Want::kNone && t == sequences[s].count)) {
         rows.push_back(c);
       }
     }
-    pass_.mark("embedding");
+    pass().mark("embedding");
     for (int layer = 0; layer < layers(); ++layer) {
       run_block(layer);
       if (tokens > 1) poll(false);
@@ -117,55 +117,56 @@ void Model::advance(const std::vector<Sequence>& sequences, size_t total, Want w
 
 // Logits of the chunk's tokens rows[0..count): float32 [count, V].
 void Model::head(const int* rows, int count, float* logits) {
-  pass_.layer = -1;
-  pass_.announce(*head_, {head_->row(0)}, head_->outputs(), count);
-  feed_norm(pass_, final_norm_, {head_.get()}, "head", rows, count);
-  pass_.product(count, logits);
-  pass_.mark("head");
+  pass().layer = -1;
+  pass().announce(*head_, {head_->row(0)}, head_->outputs(), count);
+  feed_norm(pass(), final_norm_, {head_.get()}, "head", rows, count);
+  pass().product(count, logits);
+  pass().mark("head");
 }
 
 void Model::final_states(const int* rows, int count, float* out) {
-  pass_.layer = -1;
+  pass().layer = -1;
   for (int i = 0; i < count; ++i, out += hidden()) {
-    final_norm_.apply(pass_.row(rows[i]), out);
-    if (!std::all_of(out, out + hidden(), [](float x) { return std::isfinite(x); })) pass_.poison();
+    final_norm_.apply(pass().row(rows[i]), out);
+    const bool finite = std::all_of(out, out + hidden(), [](float x) { return std::isfinite(x); });
+    if (!finite) pass().poison();
   }
-  pass_.check_finite("head");
+  pass().check_finite("head");
 }
 
-// fn(first, count) for chunks of x [tokens, D], each in pass_.x.
+// fn(first, count) for chunks of x [tokens, D], each in pass().x.
 template <class F>
 void Model::in_chunks(const float* x, int tokens, F&& fn) {
-  pass_.marks = nullptr;  // those of the last step are gone
+  pass().marks = nullptr;  // those of the last step are gone
   for (int first = 0; first < tokens; first += chunk_) {
     const int count = std::min(chunk_, tokens - first);
     begin(count);
-    std::memcpy(pass_.row(0), x + static_cast<size_t>(first) * hidden(),
+    std::memcpy(pass().row(0), x + static_cast<size_t>(first) * hidden(),
                 sizeof(float) * count * hidden());
     fn(first, count);
   }
 }
 
 void Model::block(int layer, float* x, int tokens, float* state) {
-  std::lock_guard<std::mutex> lock(*mutex_);
-  float* states = states_.need<float>(state_.floats());
+  std::lock_guard<std::mutex> lock(work_->mutex);
+  float* states = work_->states.need<float>(state_.floats());
   float* of_layer = states + state_.offset(layer);
   const size_t bytes = state_.width() * sizeof(float);
   std::memcpy(of_layer, state, bytes);
   Pages pages(state_.pages());
   if (state_.grows()) pages.reserve(tokens);
   in_chunks(x, tokens, [&](int first, int count) {
-    pass_.stretches.assign(1, {&pages, 0, count, first});
-    for (int c = 0; c < count; ++c) pass_.token_state[c] = states;
+    pass().stretches.assign(1, {&pages, 0, count, first});
+    for (int c = 0; c < count; ++c) pass().token_state[c] = states;
     run_block(layer);
-    std::memcpy(x + static_cast<size_t>(first) * hidden(), pass_.row(0),
+    std::memcpy(x + static_cast<size_t>(first) * hidden(), pass().row(0),
                 sizeof(float) * count * hidden());
   });
   std::memcpy(state, of_layer, bytes);
 }
 
 void Model::logits_of(const float* x, int tokens, float* logits) {
-  std::lock_guard<std::mutex> lock(*mutex_);
+  std::lock_guard<std::mutex> lock(work_->mutex);
   std::vector<int> rows(std::min(chunk_, tokens));
   std::iota(rows.begin(), rows.end(), 0);
   in_chunks(x, tokens, [&](int first, int count) {
@@ -178,8 +179,8 @@ void Model::accumulate(const std::string& name, const int8_t* q, int tokens, int
 }
 
 void Model::walk(int layer, const float* x, int tokens, int32_t* rows, float* logits) {
-  std::lock_guard<std::mutex> lock(*mutex_);
-  blocks_[layer]->channel->walk(pass_, x, tokens, rows, logits);
+  std::lock_guard<std::mutex> lock(work_->mutex);
+  blocks_[layer]->channel->walk(pass(), x, tokens, rows, logits);
 }
 
 }  // namespace nomatmul

@@ -7,20 +7,22 @@
 
 namespace nomatmul {
 
+Model::Work::Work(const Isa& isa, int threads, int hidden) : pool(threads) {
+  pass.isa = &isa;
+  pass.pool = &pool;
+  pass.threads = pool.size();
+  pass.hidden = hidden;
+}
+
 Model::Model(const Description& description, const Isa& isa, int threads)
-    : pool_(new ThreadPool(std::max(1, threads))), owner_(getpid()), mutex_(new std::mutex) {
-  pass_.isa = &isa;
-  pass_.pool = pool_.get();
-  pass_.threads = std::max(1, threads);
+    : owner_(getpid()),
+      work_(
+          new Work(isa, threads, description.part("embedding").whole("hidden", 1, kMaxElements))) {
   declare(description);
 }
 
 Model::~Model() {
-  // In a forked child the workers do not exist and the mutex may be held for ever.
-  if (getpid() != owner_) {
-    ThreadPool::abandon(std::move(pool_));
-    (void)mutex_.release();
-  }
+  if (getpid() != owner_) (void)work_.release();  // see own_process()
 }
 
 void Model::declare(const Description& description) {
@@ -30,9 +32,8 @@ void Model::declare(const Description& description) {
     state_ = StateLayout(kv_form_of(description.word("kv")));
     positions_ = description.whole("positions", 1, INT32_MAX);
   }
-  const Isa& isa = *pass_.isa;
+  const Isa& isa = this->isa();
   embedding_.declare(description.part("embedding"), isa, tensors_);
-  pass_.hidden = description.part("embedding").whole("hidden", 1, kMaxElements);
   const Description& layers = description.part("layers");
   for (int layer = 0; layer < layers.whole("count", 1, 65536); ++layer) {
     declare_block(layers.part(std::to_string(layer)), layer);
@@ -50,9 +51,8 @@ void Model::declare_block(const Description& description, int layer) {
   auto block = std::make_unique<Layer>();
   const auto mixer = [&](const char* name, Norm* norm) {
     const std::string norm_name = std::string(name) + "_norm";
-    norm->declare(description.part(norm_name), at + norm_name, *pass_.isa, tensors_);
-    return make_mixer(
-        {description.part(name), at + name, pass_.hidden, *pass_.isa, tensors_, linears_});
+    norm->declare(description.part(norm_name), at + norm_name, isa(), tensors_);
+    return make_mixer({description.part(name), at + name, hidden(), isa(), tensors_, linears_});
   };
   block->mixer = mixer("mixer", &block->mixer_norm);
   if (description.has("channel")) block->channel = mixer("channel", &block->channel_norm);
@@ -73,74 +73,73 @@ int Model::active(int layer) const {
   return channel == nullptr ? 0 : channel->active();
 }
 
-// After fork only the calling thread exists: the pool's threads are gone, and a mutex that another
-// thread held stays locked. Both are replaced, the old ones leaked on purpose.
+// After fork only the calling thread exists: the pool's threads are gone, a mutex that another
+// thread held stays locked, and what it was changing stays half changed: a buffer that was being
+// replaced is freed or null. So all of it is replaced, and the old leaked on purpose.
 void Model::own_process() {
   if (getpid() == owner_) return;
-  ThreadPool::abandon(std::move(pool_));
-  (void)mutex_.release();
-  mutex_.reset(new std::mutex);
-  pool_.reset(new ThreadPool(pass_.threads));
-  pass_.pool = pool_.get();
+  auto fresh = std::make_unique<Work>(isa(), threads(), hidden());
+  (void)work_.release();
+  work_ = std::move(fresh);
   owner_ = getpid();
 }
 
 void Model::begin(int tokens) {
-  pass_.begin(tokens);
-  pass_.layer = -1;
+  pass().begin(tokens);
+  pass().layer = -1;
   // nothing else decides how much room parts need
-  if (causal_ && tokens == reserved_ && pass_.reserved()) return;
-  reserved_ = 0;  // until all of them have it
+  if (causal_ && tokens == work_->reserved && pass().reserved()) return;
+  work_->reserved = 0;  // until all of them have it
   for (const std::unique_ptr<Layer>& block : blocks_) {
-    block->mixer->reserve(pass_);
-    if (block->channel != nullptr) block->channel->reserve(pass_);
+    block->mixer->reserve(pass());
+    if (block->channel != nullptr) block->channel->reserve(pass());
   }
-  if (head_ != nullptr) pass_.reserve(*head_);
-  reserved_ = tokens;
+  if (head_ != nullptr) pass().reserve(*head_);
+  work_->reserved = tokens;
 }
 
 void Model::run_block(int layer) {
   const Layer& block = *blocks_[layer];
-  pass_.layer = layer;
-  pass_.state_offset = state_.offset(layer);
-  pass_.paged_layer = state_.paged(layer);
-  block.mixer->run(pass_, block.mixer_norm);
-  if (block.channel != nullptr) block.channel->run(pass_, block.channel_norm);
+  pass().layer = layer;
+  pass().state_offset = state_.offset(layer);
+  pass().paged_layer = state_.paged(layer);
+  block.mixer->run(pass(), block.mixer_norm);
+  if (block.channel != nullptr) block.channel->run(pass(), block.channel_norm);
 }
 
 // --- encoders --------------------------------------------------------------
 
 void Model::encode(const Texts& texts, float* out, Marks* marks, const Poll& poll) {
-  std::lock_guard<std::mutex> lock(*mutex_);
+  std::lock_guard<std::mutex> lock(work_->mutex);
   const int tokens = static_cast<int>(texts.offsets[texts.count]);
   embedding_.check(texts.ids, tokens);
-  pass_.spans.clear();
+  pass().spans.clear();
   std::vector<int> place(tokens);
   for (int b = 0; b < texts.count; ++b) {
     const int first = static_cast<int>(texts.offsets[b]);
-    pass_.spans.push_back({first, static_cast<int>(texts.offsets[b + 1]) - first});
+    pass().spans.push_back({first, static_cast<int>(texts.offsets[b + 1]) - first});
     for (int t = first; t < texts.offsets[b + 1]; ++t) place[t] = t - first;
   }
-  pass_.seen = texts.seen;
-  pass_.marks = marks;
+  pass().seen = texts.seen;
+  pass().marks = marks;
   begin(tokens);
-  pass_.for_tokens(tokens, hidden(), [&](int t, int thread) {
-    if (!embedding_.look_up(texts.ids[t], place[t], pass_.row(t), pass_.floats(thread))) {
-      pass_.poison();
+  pass().for_tokens(tokens, hidden(), [&](int t, int thread) {
+    if (!embedding_.look_up(texts.ids[t], place[t], pass().row(t), pass().floats(thread))) {
+      pass().poison();
     }
   });
-  pass_.mark("embedding");
+  pass().mark("embedding");
   for (int layer = 0; layer < layers(); ++layer) {
-    pass_.paths = texts.paths.empty() ? nullptr : texts.paths[layer];
+    pass().paths = texts.paths.empty() ? nullptr : texts.paths[layer];
     run_block(layer);
     poll(false);
   }
-  pass_.for_tokens(tokens, hidden(), [&](int t, int) {
-    if (!final_norm_.apply(pass_.row(t), out + static_cast<size_t>(t) * hidden())) pass_.poison();
+  pass().for_tokens(tokens, hidden(), [&](int t, int) {
+    if (!final_norm_.apply(pass().row(t), out + static_cast<size_t>(t) * hidden())) pass().poison();
   });
-  pass_.layer = -1;
-  pass_.check_finite("head");
-  pass_.mark("norms");
+  pass().layer = -1;
+  pass().check_finite("head");
+  pass().mark("norms");
 }
 
 }  // namespace nomatmul

@@ -63,7 +63,8 @@ class Model {
   const Tensors& tensors() const { return tensors_; }
 
   // Must come before each of the calls below, from one thread at a time (the binding holds the
-  // GIL): makes the model usable in a process that was forked since the last call.
+  // GIL): makes the model usable in a process that was forked since the last call, whatever other
+  // threads were doing then. What they were writing to is lost: their sequences and outputs.
   void own_process();
 
   // Advances every sequence by its ids; out: float32 [sequences, V] (kLast), [all ids in order, V]
@@ -87,19 +88,30 @@ class Model {
   void walk(int layer, const float* x, int tokens, int32_t* rows, float* logits);
 
   bool causal() const { return causal_; }
-  int hidden() const { return pass_.hidden; }
+  int hidden() const { return work_->pass.hidden; }
   int layers() const { return static_cast<int>(blocks_.size()); }
   int vocabulary() const { return embedding_.vocabulary(); }
   int active(int layer) const;  // 0 where the layer has no trees
   const StateLayout& state() const { return state_; }
-  const Isa& isa() const { return *pass_.isa; }
-  int threads() const { return pass_.threads; }
-  size_t scratch_bytes() const { return states_.size() + pass_.scratch_size(); }
+  const Isa& isa() const { return *work_->pass.isa; }
+  int threads() const { return work_->pass.threads; }
+  size_t scratch_bytes() const { return work_->states.size() + work_->pass.scratch_size(); }
 
  private:
   struct Layer {
     Norm mixer_norm, channel_norm;
     std::unique_ptr<Mixer> mixer, channel;
+  };
+  // Everything that calls change; what the model has beside it stays as it was declared.
+  struct Work {
+    Work(const Isa& isa, int threads, int hidden);
+
+    ThreadPool pool;
+    std::mutex mutex;
+    Pacer pacer;
+    Scratch states;
+    Pass pass;
+    int reserved = 0;  // the tokens that parts have made room for
   };
 
   void declare(const Description& description);
@@ -109,6 +121,7 @@ class Model {
            const Poll& poll);
   void advance(const std::vector<Sequence>& sequences, size_t total, Want want, float* out,
                const Poll& poll);
+  Pass& pass() { return work_->pass; }
   void begin(int tokens);
   void run_block(int layer);
   template <class F>
@@ -117,7 +130,7 @@ class Model {
   void final_states(const int* rows, int count, float* out);
 
   bool causal_ = true;
-  int chunk_ = 256, reserved_ = 0;
+  int chunk_ = 256;
   int positions_ = 0;  // the longest sequence where keys and values are kept
   StateLayout state_;
   Tensors tensors_;
@@ -127,12 +140,8 @@ class Model {
   Norm final_norm_;
   std::unique_ptr<Linear> head_;
 
-  std::unique_ptr<ThreadPool> pool_;
-  Pacer pacer_;
   pid_t owner_;
-  std::unique_ptr<std::mutex> mutex_;
-  Scratch states_;
-  Pass pass_;
+  std::unique_ptr<Work> work_;
 };
 
 }  // namespace nomatmul

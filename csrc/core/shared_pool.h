@@ -8,7 +8,6 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <utility>
 
 #include "core/channels/fff.h"
 #include "core/thread_pool.h"
@@ -21,33 +20,25 @@ class SharedPools {
   // Calls fn(pool, buffers) with a pool of `threads`, waiting for it where another caller has it.
   template <class F>
   void with(int threads, F&& fn) {
-    const std::lock_guard<std::mutex> lock(*mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     std::unique_ptr<ThreadPool>& pool = pools_[threads];
     if (pool == nullptr) pool = std::make_unique<ThreadPool>(threads);
     fn(*pool, buffers_);
   }
 
-  // The pools of this process. Call with the GIL held: in a forked child, where the threads do not
-  // exist, it starts afresh.
+  // The pools of this process. Call with the GIL held: a forked child, where the threads do not
+  // exist and one of them may have been changing the rest, leaks the old ones on purpose.
   static SharedPools& get() {
-    static SharedPools* const pools = new SharedPools;  // never destroyed: threads outlive statics
-    if (getpid() != pools->owner_) pools->forget();
+    static SharedPools* pools = new SharedPools;  // never destroyed: threads outlive statics
+    if (getpid() != pools->owner_) pools = new SharedPools;
     return *pools;
   }
 
  private:
-  void forget() {
-    for (auto& [threads, pool] : pools_) ThreadPool::abandon(std::move(pool));
-    pools_.clear();
-    (void)mutex_.release();  // may be held by a thread that is not here
-    mutex_.reset(new std::mutex);
-    owner_ = getpid();
-  }
-
-  std::unique_ptr<std::mutex> mutex_{new std::mutex};
+  std::mutex mutex_;
   std::map<int, std::unique_ptr<ThreadPool>> pools_;
   FffWork buffers_;
-  pid_t owner_ = getpid();
+  const pid_t owner_ = getpid();
 };
 
 }  // namespace nomatmul

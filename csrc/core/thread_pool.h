@@ -61,9 +61,6 @@ class ThreadPool {
   // Wakes sleeping workers ahead of the first region, so that waking overlaps with other work.
   void wake();
 
-  // In a forked child the workers do not exist. Forgets them without touching their handles.
-  static void abandon(std::unique_ptr<ThreadPool> pool) { (void)pool.release(); }
-
  private:
   using Task = void (*)(void* context, int task, int thread);
   static constexpr int kHintBases = 3;
