@@ -2,13 +2,11 @@
 // benchmarks. Every shape is checked here, before a kernel sees a pointer.
 
 #include <algorithm>
-#include <chrono>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "bindings/common.h"
+#include "bindings/timing.h"
 #include "core/whole_attention.h"
 #include "core/whole_product.h"
 
@@ -58,38 +56,15 @@ std::vector<double> time_product(const std::string& isa, const std::string& form
   const Packing packing = packing_of(form);
   const Shape s = check_product(packing, w.shape(1), w.shape(2), q.shape(0), q.shape(1));
   require(w.shape(0) >= 1, "w holds no copy");
-  require(1 <= threads && threads <= 1024, "threads must be 1 to 1024");
-  require(1 <= repeats && repeats <= 1000000, "repeats must be 1 to 1000000");
   ExactBuffer prepared(kernels.prepared_bytes(packing, s.m, s.k));
   kernels.prepare(packing, q.data(), s.m, s.k, s.k, prepared.data());
   const size_t copies = w.shape(0), copy_bytes = w.shape(1) * w.shape(2);
   std::vector<int32_t> out(static_cast<size_t>(s.m) * static_cast<size_t>(s.n));
-  // Each thread runs all repeats over its own rows; the slowest thread's time counts.
-  std::vector<std::vector<double>> seconds(static_cast<size_t>(threads));
-  auto work = [&](int thread) {
-    ExactBuffer scratch(kernels.scratch_bytes(packing, s.m, s.k));
-    const int blocks = (s.n + 63) / 64;  // whole blocks of 64 rows, as the engine splits
-    const int from = static_cast<int>(int64_t{blocks} * thread / threads * 64);
-    const int to = static_cast<int>(int64_t{blocks} * (thread + 1) / threads * 64);
-    for (int r = 0; r < repeats; ++r) {
-      const auto start = std::chrono::steady_clock::now();
-      kernels.product(
-          packing, {w.data() + r % copies * copy_bytes, s.row_bytes, from, std::min(to, s.n), s.m,
-                    s.k, nullptr, out.data(), size_t(s.n), prepared.data(), scratch.data()});
-      const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
-      seconds[static_cast<size_t>(thread)].push_back(spent.count());
-    }
+  const auto run = [&](int repeat, int from, int end, void* scratch) {
+    kernels.product(packing, {w.data() + repeat % copies * copy_bytes, s.row_bytes, from, end, s.m,
+                              s.k, nullptr, out.data(), size_t(s.n), prepared.data(), scratch});
   };
-  nb::gil_scoped_release released;
-  std::vector<std::thread> others;
-  for (int thread = 1; thread < threads; ++thread) others.emplace_back(work, thread);
-  work(0);
-  for (std::thread& other : others) other.join();
-  std::vector<double> slowest = seconds[0];
-  for (const std::vector<double>& one : seconds) {
-    for (size_t r = 0; r < slowest.size(); ++r) slowest[r] = std::max(slowest[r], one[r]);
-  }
-  return slowest;
+  return seconds_of(s.n, threads, repeats, kernels.scratch_bytes(packing, s.m, s.k), run);
 }
 
 int same_size(std::initializer_list<size_t> sizes) {

@@ -1,9 +1,7 @@
 // nomatmul._native.kernels.Panels and float_product: the products of causal models' linears that
 // have scales of groups, or floats, for the parity tests and the benchmarks.
-#include <chrono>
-#include <thread>
 
-#include "bindings/common.h"
+#include "bindings/timing.h"
 #include "core/linears/whole_panels.h"
 
 namespace nomatmul {
@@ -55,7 +53,6 @@ class BoundPanels {
   // Seconds of each of `repeats` products of up to 256 tokens, rows split over threads.
   std::vector<double> time(In<int8_t, 2> q, In<float, 2> step, int threads, int repeats) const {
     const int m = check(q, step);
-    checked_threads(threads);
     const PanelShape& shape = weights_[0].shape();
     const int width = panel_width(m), tiles = (m + width - 1) / width;
     const size_t tile_bytes = shape.tile_bytes(width);
@@ -67,33 +64,14 @@ class BoundPanels {
                            std::min(width, m - i * width), width, to + i * tile_bytes);
     }
     std::vector<float> out(static_cast<size_t>(m) * rows_);
-    std::vector<std::vector<double>> seconds(threads);
-    const auto work = [&](int thread) {
-      ExactBuffer scratch(isa_.panels->scratch_bytes(shape, m));
-      const int blocks = (rows_ + 63) / 64;  // as the engine splits
-      const int from = static_cast<int>(int64_t{blocks} * thread / threads * 64);
-      const int end = static_cast<int>(int64_t{blocks} * (thread + 1) / threads * 64);
-      for (int r = 0; r < repeats; ++r) {
-        const auto start = std::chrono::steady_clock::now();
-        for (int row = from; row < std::min(end, rows_); row += 64) {
-          isa_.panels->product(
-              shape, {weights_[r % weights_.size()].panel_of(row), std::min(64, rows_ - row), m,
-                      width, to, out.data() + row, static_cast<size_t>(rows_), scratch.data()});
-        }
-        const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
-        seconds[thread].push_back(spent.count());
+    const auto run = [&](int repeat, int from, int end, void* scratch) {
+      for (int row = from; row < end; row += 64) {
+        isa_.panels->product(
+            shape, {weights_[repeat % weights_.size()].panel_of(row), std::min(64, end - row), m,
+                    width, to, out.data() + row, static_cast<size_t>(rows_), scratch});
       }
     };
-    nb::gil_scoped_release released;
-    std::vector<std::thread> others;
-    for (int thread = 1; thread < threads; ++thread) others.emplace_back(work, thread);
-    work(0);
-    for (std::thread& other : others) other.join();
-    std::vector<double> slowest = seconds[0];
-    for (const std::vector<double>& one : seconds) {
-      for (size_t r = 0; r < slowest.size(); ++r) slowest[r] = std::max(slowest[r], one[r]);
-    }
-    return slowest;
+    return seconds_of(rows_, threads, repeats, isa_.panels->scratch_bytes(shape, m), run);
   }
 
   size_t panel_bytes() const { return weights_[0].shape().bytes(); }

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
 from encoder_files import DIALS, encoder_config
-from engine_models import CONFIG
+from engine_models import ATTENTION, CONFIG
 from union_models import union
 
+from nomatmul.engine import random_model
 from nomatmul.engine.graph import describe
 from nomatmul.engine.native import native
 from nomatmul.formats.config import ModelConfig
@@ -46,6 +48,12 @@ def test_a_description_names_every_part():
     assert ENCODER["layers"][0]["channel"]["form"] == "f32"
     assert "head" not in ENCODER
     assert not ENCODER["final_norm"]["exact"]
+
+
+def test_a_limit_of_positions_may_be_any_that_a_config_has():
+    config = dataclasses.replace(ATTENTION, max_position_embeddings=2**31)
+    session = random_model(config, threads=1).session()
+    assert session.append([1, 2, 3]).shape == (config.vocab_size,)
 
 
 def test_layers_may_differ():

@@ -22,6 +22,8 @@ from nomatmul.formats.packed.forms import INT8_GROUP, Forms, is_table
 from nomatmul.formats.packing import PACKINGS
 from nomatmul.formats.rotary import RopeScaling, frequencies
 
+MOST_POSITIONS = 2**31 - 1  # the core counts them in 32 bits
+
 
 def describe(
     config: ModelConfig, forms: Forms, *, chunk: int = 256, kv: str = "f16"
@@ -43,7 +45,7 @@ def describe(
         "kind": "model",
         "causal": config.causal,
         "chunk": chunk,
-        "positions": model.positions,
+        "positions": min(model.positions, MOST_POSITIONS),
         "kv": kv,
         "embedding": embedding,
         "layers": [words.of(block) for block in model.blocks],
