@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import torch
 from model_files import write_tokenizer, write_training
+from sentencepiece_files import vocabulary
+from support.published_lm import LLAMA, random_model, write_values
 
-from nomatmul.evaluate import torch_scorer
+import nomatmul
+from nomatmul.convert import pack
+from nomatmul.evaluate import score_text, torch_scorer
 from nomatmul.evaluate.torch_scorer import TorchScorer
 from nomatmul.formats.config import ModelConfig
 
@@ -59,3 +63,16 @@ def test_ids_out_of_range_and_encoders_are_refused(tmp_path, rng):
     config = ModelConfig(vocab_size=40, hidden_size=32, num_layers=1, causal=False)
     with pytest.raises(ValueError, match="encoder"):
         TorchScorer(scorer.model, config, None)
+
+
+def test_a_tokenizer_that_packing_converts_serves_here_too(tmp_path, rng):
+    """SentencePiece beside the weights: ids, and the start token, are those of the packed model."""
+    source = write_values(tmp_path / "source", random_model({**LLAMA, "vocab_size": 320}, rng))
+    (source / "tokenizer.model").write_bytes(vocabulary())
+    (source / "tokenizer_config.json").write_text('{"add_bos_token": false}')
+    pack(source, tmp_path / "packed", check=False)
+    scorer, packed = TorchScorer.from_directory(source), nomatmul.load(tmp_path / "packed")
+    assert scorer.config.bos_token_id is packed.config.bos_token_id is None
+    found, wanted = score_text(scorer, "ab abab ba"), score_text(packed, "ab abab ba")
+    assert (found.tokens, found.bytes) == (wanted.tokens, wanted.bytes)
+    assert found.loss == pytest.approx(wanted.loss, rel=0.02)

@@ -12,7 +12,6 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,17 +22,15 @@ from numpy.typing import NDArray
 from nomatmul.convert.check import CheckText, EncoderCheck, PackCheck, check_packed
 from nomatmul.convert.forms import checked_forms, choose_forms
 from nomatmul.convert.matrices import Floats, MatrixSource
-from nomatmul.convert.source import find_checkpoint, prepare_tokenizer, with_prompt_start
+from nomatmul.convert.source import find_checkpoint, source_tokenizer, text_config
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.checkpoint import Checkpoint, open_checkpoint
-from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.files.directory import directory_bytes
 from nomatmul.formats.files.json import read_json_object
 from nomatmul.formats.files.safetensors import NUMPY_DTYPES
 from nomatmul.formats.gates import cumulative_lower_bounds
 from nomatmul.formats.packed import PackedWriter
 from nomatmul.formats.packed.layout import CONFIG_FILE, Layout
-from nomatmul.formats.published.gguf_tokenizer import tokenizer_files
 
 Progress = Callable[[int, int, str], None]
 
@@ -114,10 +111,10 @@ def pack(
         _refuse_unsuitable(checkpoint, src, asked)
     forms = choose_forms(checkpoint, packing, asked)
     with (
-        _tokenizer(checkpoint, source) as (tokenizer_path, tokenizer_kind),
+        source_tokenizer(checkpoint, source) as (tokenizer_path, tokenizer_kind),
         PackedWriter(
             target,
-            _packed_config(checkpoint, tokenizer_path, tokenizer_kind),
+            text_config(checkpoint, tokenizer_path, tokenizer_kind),
             forms,
             reading,
             tokenizer_path,
@@ -156,23 +153,6 @@ def _checked(
     except Exception:
         shutil.rmtree(target, ignore_errors=True)
         raise
-
-
-def _tokenizer(
-    checkpoint: Checkpoint, source: Path
-) -> AbstractContextManager[tuple[Path | None, str]]:
-    """That beside the source, or in the GGUF file that it is."""
-    if checkpoint.metadata is None:
-        return prepare_tokenizer(source, checkpoint.config)
-    files = tokenizer_files(checkpoint.metadata, source)
-    return prepare_tokenizer(source.parent, checkpoint.config, files)
-
-
-def _packed_config(checkpoint: Checkpoint, tokenizer_path: Path | None, kind: str) -> ModelConfig:
-    """The config; that of Llama's shape names a start token only if its texts begin with it."""
-    if checkpoint.found is None:
-        return checkpoint.config
-    return with_prompt_start(checkpoint.config, tokenizer_path, kind)
 
 
 def _refuse_unsuitable(checkpoint: Checkpoint, src: str | Path, asked: dict[str, str]) -> None:

@@ -7,16 +7,19 @@ import dataclasses
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from nomatmul.convert.tokenizers import check_agreement, convert_directory
 from nomatmul.formats import runs
 from nomatmul.formats.chat_template import TEMPLATE_FILE, check_template
+from nomatmul.formats.checkpoint import Checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.files.json import read_json_object
 from nomatmul.formats.generation_config import GENERATION_FILE
 from nomatmul.formats.hub import local_path
 from nomatmul.formats.packed.layout import TOKENIZER_FILE
+from nomatmul.formats.published.gguf_tokenizer import tokenizer_files
 from nomatmul.formats.tokenizer import SENTENCEPIECE_FILE, load_tokenizer
 from nomatmul.formats.tokenizer_config import CONFIG_FILE, SPECIAL_FILE
 
@@ -67,6 +70,23 @@ def prepare_tokenizer(
                 check_agreement(tokenizer, "the GGUF's own" if files else str(path), other)
         check_template(path.parent, directory)
         yield path, kind
+
+
+def source_tokenizer(
+    checkpoint: Checkpoint, source: Path
+) -> AbstractContextManager[tuple[Path | None, str]]:
+    """`prepare_tokenizer` of a model: that beside the source, or in the GGUF file that it is."""
+    if checkpoint.metadata is None:
+        return prepare_tokenizer(source, checkpoint.config)
+    files = tokenizer_files(checkpoint.metadata, source)
+    return prepare_tokenizer(source.parent, checkpoint.config, files)
+
+
+def text_config(checkpoint: Checkpoint, path: Path | None, kind: str) -> ModelConfig:
+    """The config; that of Llama's shape names a start token only if its texts begin with it."""
+    if checkpoint.found is None:
+        return checkpoint.config
+    return with_prompt_start(checkpoint.config, path, kind)
 
 
 def with_prompt_start(config: ModelConfig, path: Path | None, kind: str) -> ModelConfig:

@@ -59,7 +59,7 @@ def score_text(scorer: Scorer, text: str, *, max_tokens: int | None = None) -> T
     when the model answers with something that is not a probability.
     """
     if scorer.tokenizer is None:
-        raise ValueError("this model has no tokenizer.json, so a text cannot be scored with it")
+        raise ValueError("this model has no tokenizer, so a text cannot be scored with it")
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}, it must be at least 1")
     ids, scored_bytes = _encode(scorer, text, max_tokens)

@@ -40,18 +40,20 @@ class TorchScorer:
 
         Raises ValueError when it is missing, damaged or not understood.
         """
+        from nomatmul.convert.source import source_tokenizer, text_config
         from nomatmul.formats.checkpoint import open_checkpoint
+        from nomatmul.formats.tokenizer import load_tokenizer
         from nomatmul.models import CausalLM
         from nomatmul.train.plan import pick_device
 
         checkpoint = open_checkpoint(directory)
         tokenizer = None
-        if checkpoint.tokenizer_path is not None:
-            from nomatmul.formats.tokenizer import load_tokenizer
-
-            tokenizer = load_tokenizer(checkpoint.tokenizer_path, checkpoint.config.vocab_size)
+        with source_tokenizer(checkpoint, Path(directory)) as (path, kind):
+            config = text_config(checkpoint, path, kind)
+            if path is not None:
+                tokenizer = load_tokenizer(path, config.vocab_size)
         model = CausalLM.from_pretrained(str(directory), dtype=torch.float32)
-        return cls(model.to(pick_device("auto")), checkpoint.config, tokenizer)
+        return cls(model.to(pick_device("auto")), config, tokenizer)
 
     @property
     def backend(self) -> str:
