@@ -76,3 +76,18 @@ def test_a_tokenizer_that_packing_converts_serves_here_too(tmp_path, rng):
     found, wanted = score_text(scorer, "ab abab ba"), score_text(packed, "ab abab ba")
     assert (found.tokens, found.bytes) == (wanted.tokens, wanted.bytes)
     assert found.loss == pytest.approx(wanted.loss, rel=0.02)
+
+
+def test_a_text_longer_than_the_positions_is_read_in_the_same_windows(tmp_path, rng):
+    values = {**LLAMA, "vocab_size": 320, "max_position_embeddings": 16}
+    source = write_values(tmp_path / "source", random_model(values, rng))
+    (source / "tokenizer.model").write_bytes(vocabulary())
+    pack(source, tmp_path / "packed", check=False)
+    scorer, packed = TorchScorer.from_directory(source), nomatmul.load(tmp_path / "packed")
+    text = "ab ba abab " * 12
+    found, wanted = score_text(packed, text), score_text(scorer, text)
+    assert found.tokens == wanted.tokens > 40
+    assert found.loss == pytest.approx(wanted.loss, rel=0.02)
+    ids = [1, *packed.tokenizer.encode(text).ids]
+    with pytest.raises(ValueError, match="more than the 16 positions"):
+        packed.token_logprobs(ids)  # windows are the evaluation's

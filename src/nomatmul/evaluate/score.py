@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from nomatmul.evaluate.windows import windows
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -66,7 +68,7 @@ def score_text(scorer: Scorer, text: str, *, max_tokens: int | None = None) -> T
     if len(ids) < 2:
         raise ValueError(f"the text has {len(ids)} token(s): nothing is left to score")
     start = time.perf_counter()
-    logprobs = np.asarray(scorer.token_logprobs(ids), dtype=np.float64)
+    logprobs = np.asarray(_logprobs(scorer, ids), dtype=np.float64)
     seconds = time.perf_counter() - start
     assert logprobs.shape == (len(ids) - 1,), (logprobs.shape, len(ids))
     if not np.isfinite(logprobs).all() or logprobs.max() > 1e-6:
@@ -81,6 +83,19 @@ def score_text(scorer: Scorer, text: str, *, max_tokens: int | None = None) -> T
         bytes=scored_bytes,
         seconds=seconds,
         tokens_per_second=len(logprobs) / max(seconds, 1e-9),
+    )
+
+
+def _logprobs(scorer: Scorer, ids: Sequence[int]) -> np.ndarray:
+    """[T-1], in windows where an engine's model with attention has fewer positions than tokens."""
+    limit = getattr(scorer, "max_length", None)
+    if limit is None or len(ids) - 1 <= limit:
+        return scorer.token_logprobs(ids)
+    return np.concatenate(
+        [
+            scorer.token_logprobs(ids[start : end + 1])[first - start :]
+            for start, end, first in windows(len(ids) - 1, limit)
+        ]
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nomatmul.evaluate.windows import windows
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
 
@@ -82,14 +83,9 @@ class TorchScorer:
 
     def _windows(self, ids_T: torch.Tensor) -> Iterator[torch.Tensor]:
         size = self.config.max_position_embeddings
-        done = 0  # targets scored so far; target t is the token at t + 1
-        for start in range(0, len(ids_T) - 1, max(1, size // 2)):
-            end = min(start + size, len(ids_T) - 1)
+        for start, end, first in windows(len(ids_T) - 1, size):
             logits_TV = self.model(ids_T[None, start:end], use_cache=False).logits[0]
-            yield _pick(logits_TV[done - start :], ids_T[done + 1 : end + 1])
-            done = end
-            if done == len(ids_T) - 1:
-                return
+            yield _pick(logits_TV[first - start :], ids_T[first + 1 : end + 1])
 
 
 def _pick(logits_TV: torch.Tensor, targets_T: torch.Tensor) -> torch.Tensor:
