@@ -2,6 +2,7 @@
 // weights the B operand: 16 of a panel's vectors as they are, so a C tile is 16 tokens x 16 rows of
 // a panel and a group's sums are scaled without being turned. Groups of 32 inputs make tiles of
 // half the depth. Up to four tokens are avx512vnni/'s.
+#include "kernels/amx/session.h"
 #include "kernels/avx512vnni/panel_vectors.h"
 
 namespace nomatmul {
@@ -9,30 +10,7 @@ namespace {
 
 constexpr int kPair = 2;  // panels, and tiles of tokens, at once
 
-// GCC's tile intrinsics do not say that they read memory.
-NOMATMUL_INLINE inline void publish(const void* written) {
-  __asm__ volatile("" : : "r"(written) : "memory");
-}
-
 int depth_of(const PanelShape& s) { return std::min(s.stored(), 64); }  // inputs of a tile
-
-// Tiles 0..3 hold C, 4 and 5 A, 6 and 7 B.
-class PanelTiles {
- public:
-  explicit PanelTiles(int depth) {
-    alignas(64) uint8_t config[64] = {};
-    config[0] = 1;  // palette
-    for (int tile = 0; tile < 8; ++tile) {
-      config[16 + 2 * tile] = static_cast<uint8_t>(tile / 2 == 2 ? depth : 64);
-      config[48 + tile] = static_cast<uint8_t>(tile / 2 == 3 ? depth / 4 : 16);
-    }
-    publish(config);
-    _tile_loadconfig(config);
-  }
-  ~PanelTiles() { _tile_release(); }
-  PanelTiles(const PanelTiles&) = delete;
-  PanelTiles& operator=(const PanelTiles&) = delete;
-};
 
 void prepare(const PanelShape& s, const int8_t* q, const float* step, int tokens, int width,
              uint8_t* tile) {
@@ -189,7 +167,7 @@ void pair_of_panels(const PanelShape& s, const PanelProduct& p, int n) {
 
 void product(const PanelShape& s, const PanelProduct& p) {
   if (p.width < kPanelTile) return Panels<PanelVectors>::product(s, p);
-  const PanelTiles session(depth_of(s));
+  const TileSession session(depth_of(s));
   for (int n = 0; n < p.rows; n += kPair * kPanelRows) {
     if (s.form == PanelForm::kTernary) {
       pair_of_panels<PanelForm::kTernary>(s, p, n);

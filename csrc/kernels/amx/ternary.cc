@@ -3,6 +3,7 @@
 // tokens of int32. Up to four tokens the product reads memory as fast as it can be read without
 // tiles: those go through avx512vnni/vectors.h.
 #include "kernels/ternary.h"
+#include "kernels/amx/session.h"
 #include "kernels/amx/unpacking.h"
 #include "kernels/common/float_ops.h"
 
@@ -20,31 +21,7 @@ int token_block(const PlaneLayout& layout, int m) {
   return at_most(m, fit > kLeastTokens ? fit : kLeastTokens);
 }
 
-// GCC's tile intrinsics do not say that they read memory, so without this it may keep a store back
-// until after the load that needs it.
-NOMATMUL_INLINE inline void publish(const void* written) {
-  __asm__ volatile("" : : "r"(written) : "memory");
-}
-
 // --- tiles --------------------------------------------------------------------------------------
-
-// Tiles 0..3 hold C, 4 and 5 A, 6 and 7 B; all of them 16 rows of 64 bytes.
-class TileSession {
- public:
-  TileSession() {
-    alignas(64) uint8_t config[64] = {};
-    config[0] = 1;  // palette
-    for (int tile = 0; tile < 8; ++tile) {
-      config[16 + 2 * tile] = kVec;
-      config[48 + tile] = kSide;
-    }
-    publish(config);
-    _tile_loadconfig(config);
-  }
-  ~TileSession() { _tile_release(); }
-  TileSession(const TileSession&) = delete;
-  TileSession& operator=(const TileSession&) = delete;
-};
 
 NOMATMUL_INLINE inline void zero_c() {
   _tile_zero(0);
