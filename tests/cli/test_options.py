@@ -11,6 +11,7 @@ import pytest
 
 from nomatmul import cli
 from nomatmul.cli.options import build_parser, integers, option, parse
+from nomatmul.evaluate.speed import SIZES
 
 FROZEN = Path(__file__).with_name("options.txt")
 
@@ -28,6 +29,12 @@ def _listing() -> str:
 
 def test_options_are_the_frozen_ones():
     assert _listing() == FROZEN.read_text()
+
+
+def test_the_help_of_bench_names_every_size():
+    explained = build_parser("bench", importlib.import_module("nomatmul.cli.bench")).description
+    for name in SIZES:
+        assert name in explained
 
 
 @dataclass(frozen=True, kw_only=True)

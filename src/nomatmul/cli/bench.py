@@ -1,7 +1,8 @@
 """Speed and memory of the engine: decode, prefill, batches, peak memory, share of the bandwidth.
 
-A size (370M, 1.3B, 2.7B: the published shapes; union-370M: trees in place of the GLU) runs with
-random weights, since neither speed nor memory depends on them; a packed directory runs as it is.
+A size runs with random weights, since neither speed nor memory depends on them: 370M, 1.3B and 2.7B
+are MatMul-free LM's published shapes, union-370M has trees in place of the GLU, BitNet-2B-4T,
+Qwen3-1.7B and Qwen3-8B are ternary transformers. A packed directory runs as it is.
 Every model is measured in a process of its own, warmed, figures are medians. Decoding one token
 must read all packed weights once, of trees the visited rows: "of limit" is those bytes times
 tokens/s, over the read bandwidth measured in the same run.
@@ -36,9 +37,7 @@ MAX_BATCH = 1 << 12
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    size: str = option(
-        "370M", metavar="SIZE", help="370M, 1.3B, 2.7B, union-370M, or a packed directory"
-    )
+    size: str = option("370M", metavar="SIZE", help="one of the sizes above, or a packed directory")
     threads: tuple[int, ...] | None = option(
         None, metavar="N,N", type=integers, help="thread counts (default: one a core)"
     )
