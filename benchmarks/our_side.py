@@ -90,6 +90,8 @@ class Ours:
         return {"seconds": {part: spent / count for part, spent in seconds.items()}}
 
     def _with(self, threads: int) -> Any:
+        if threads == self.lm.backend.threads:
+            return self.lm
         if threads not in self.models:
             self.models[threads] = self.lm.with_threads(threads)
         return self.models[threads]

@@ -234,7 +234,9 @@ def _measure(
             side.ask("fill", threads=max(arguments.threads), count=contexts[0])
     for context in contexts:
         what, ask = (f"decode {context}", "long") if long else ("decode", "decode")
-        for threads in arguments.threads:
+        # a model of another number of threads has a copy of some weights: the largest number first,
+        # and memory is looked at before there is one
+        for threads in sorted(arguments.threads, reverse=long):
             for _ in range(arguments.rounds):
                 found = meter.ask("bandwidth", threads=threads, gib=0.01 if arguments.tiny else 1.0)
                 bandwidth.setdefault(str(threads), []).append(found["bytes_per_second"])
@@ -242,6 +244,8 @@ def _measure(
                     request = {"threads": threads, "count": arguments.tokens, "context": context}
                     answer = side.ask(ask, **request)
                     samples.add(what, threads, answer["tokens_per_second"])
+            for side, samples in sides:
+                samples.memory = samples.memory or (side.ask("memory") if long else {})
     meter.close()
     if long:  # where a step's time goes, best instruction set
         side, samples = sides[0]
@@ -251,7 +255,7 @@ def _measure(
                 answer = side.ask("parts", **request)
                 samples.parts[f"{context}@{threads}"] = answer["seconds"]
     for side, samples in sides:  # while decoding: before batches and prompts take their buffers
-        samples.memory = side.ask("memory")
+        samples.memory = samples.memory or side.ask("memory")
     prompts = [("prefill", arguments.prefill), *([] if long else [("batch", BATCH)])]
     for threads in arguments.threads:
         for side, _ in sides:  # warms buffers

@@ -165,8 +165,8 @@ def test_group_scales_norms_of_heads_and_a_ternary_table():
         ({**ENCODER, "qk_norm": True}, {"numpy"}),
         ({**ENCODER, "head_dim": 4}, {"numpy"}),
         ({**ENCODER, "glu_activation": "relu2"}, {"numpy"}),
-        (BITNET, {"packed", "numpy"}),
-        (BONSAI, {"packed", "numpy"}),
+        (BITNET, {"packed", "numpy", "native"}),
+        (BONSAI, {"packed", "numpy", "native"}),
     ],
 )
 def test_who_runs_what(dials: dict[str, object], backends: set[str]):
