@@ -244,16 +244,13 @@ def _measure(
                     request = {"threads": threads, "count": arguments.tokens, "context": context}
                     answer = side.ask(ask, **request)
                     samples.add(what, threads, answer["tokens_per_second"])
-            for side, samples in sides:
-                samples.memory = samples.memory or (side.ask("memory") if long else {})
-    meter.close()
-    if long:  # where a step's time goes, best instruction set
-        side, samples = sides[0]
-        for context in arguments.contexts:
-            for threads in arguments.threads:
+            for side, samples in sides if long else []:
+                samples.memory = samples.memory or side.ask("memory")
+            if long:  # where a step's time goes, best instruction set
                 request = {"threads": threads, "count": arguments.tokens, "context": context}
-                answer = side.ask("parts", **request)
-                samples.parts[f"{context}@{threads}"] = answer["seconds"]
+                found = sides[0][0].ask("parts", **request)
+                sides[0][1].parts[f"{context}@{threads}"] = found["seconds"]
+    meter.close()
     for side, samples in sides:  # while decoding: before batches and prompts take their buffers
         samples.memory = samples.memory or side.ask("memory")
     prompts = [("prefill", arguments.prefill), *([] if long else [("batch", BATCH)])]
