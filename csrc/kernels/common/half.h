@@ -34,7 +34,8 @@ inline uint16_t half_of_float(float value) {
     std::memcpy(&bits, &shifted, sizeof bits);
     return static_cast<uint16_t>(sign | (bits - 0x3f000000));
   }
-  // half a unit, or a little less where the last bit that stays is 0; a carry goes into the exponent
+  // half a unit, or a little less where the last bit that stays is 0; a carry goes into the
+  // exponent
   return static_cast<uint16_t>(sign | ((size - 0x38000000 + 0xfff + (size >> 13 & 1)) >> 13));
 }
 
