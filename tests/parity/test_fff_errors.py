@@ -30,7 +30,7 @@ def changed(base: str, **changes: Any) -> Any:
         ({"depth": 29}, "2 trees of depth 29 have more rows than 1073741823"),
         ({"depth": 2**30}, "have more rows than 1073741823"),
         ({"trees": 2**30}, "1073741824 trees of depth 2 have more rows"),
-        ({"activation": "tanh"}, 'activation "tanh" is unknown: gelu, silu or relu'),
+        ({"activation": "tanh"}, 'activation "tanh" is unknown: gelu, silu, relu or relu2'),
         ({"form": "fp4"}, 'form "fp4" is unknown: f32, bf16, int8 or ternary'),
         ({"form": "bf16"}, "rows must be float32"),
         ({"bias": np.zeros(13, np.float32)}, "bias has 13 elements, expected 14"),
