@@ -186,13 +186,3 @@ def replace_mixers(model: Any, name: str, every: int) -> None:
         if layer % every == every - 1:
             weight = block.mixer_norm.weight
             block.mixer = make_mixer(name, len(weight), layer).to(weight.device)
-
-
-def state_values(name: str, size: int) -> int:
-    """Values of a layer's state; of attention, a position's keys and values."""
-    if name == "attention":
-        return 2 * size
-    return size * (int(name.removeprefix("hgrn2-")) if name.startswith("hgrn2-") else HEAD // 2)
-
-
-__all__ = ["MIXERS", "decayed", "delta_rule", "replace_mixers", "state_values"]

@@ -28,9 +28,8 @@ def hybrids(amount: Amount) -> list[dict[str, Any]]:
     """Ternary attention in some of the five layers; controls: `phases-base`, ternary attention."""
     return [
         one(amount, "hybrids", f"attention-{every}", f"ternary attention in {which}",
-            learning_rate=rate * RATE, seeds=(1,), change=Change(mixer="attention", every=every))
+            seeds=(1,), change=Change(mixer="attention", every=every))
         for every, which in ((4, "layer 4 of 5"), (2, "layers 2 and 4 of 5"))
-        for rate in (1.0,)
     ]  # fmt: skip
 
 
