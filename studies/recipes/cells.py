@@ -35,6 +35,7 @@ class Amount:
     pareto: float = 80e6
     recipe: float = 40e6
     box12: float = 60e6
+    largest: float = 330e6
     seeds: tuple[int, ...] = (1, 2)
     eval_tokens: int = 700_000  # of a held-out text: all of each
     lanes: int = 3

@@ -81,4 +81,5 @@ def box12(amount: Amount) -> list[dict[str, Any]]:
 
 
 PARTS = {"pareto": pareto, "frame": frame, "box12": box12, "knobs": knobs}
-FINISHED = ("pareto", "box12")  # sections whose models are packed or rounded and come back
+# sections whose models are packed or rounded and come back
+FINISHED = ("pareto", "box12", "largest")

@@ -1,0 +1,31 @@
+"""The fifth stay: the best recipe beside today's, at the size of the model in the box."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from studies.recipes.cells import Amount, make
+from studies.recipes.change import Change
+from studies.recipes.second import GAINS
+from studies.recipes.texts import SMALL
+
+SHAPE, INNER = (9, 640), 1600  # 11.9 MB packed, the best shape of `box12`
+
+
+def largest(amount: Amount) -> list[dict[str, Any]]:
+    """One seed each, as long as a command of the device machine allows; models are kept."""
+
+    def one(variant: str, label: str, **values: Any) -> dict[str, Any]:
+        return make(
+            "largest", variant, label, amount.largest, (1,), shape=SHAPE, kind=SMALL, keep=True,
+            model={"intermediate_size": INNER}, **values,
+        )  # fmt: skip
+
+    return [
+        one("dense-30-gains", "30 % full precision, small gains", change=Change(dense=0.3),
+            **GAINS),
+        one("base", "today's recipe"),
+    ]  # fmt: skip
+
+
+PARTS = {"largest": largest}
