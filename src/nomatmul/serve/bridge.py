@@ -1,0 +1,78 @@
+"""From the engine thread to event loops: who reads a ticket sleeps until there are news of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from nomatmul.serve.job import Delta, Ticket
+
+
+class Bell:
+    """Wakes the readers of tickets with news, each event loop once however many they are.
+
+    Of the engine thread alone.
+    """
+
+    def __init__(self) -> None:
+        self._due: dict[Ticket, None] = {}
+
+    @property
+    def due(self) -> bool:
+        """Whether there are news that no reader was told of."""
+        return bool(self._due)
+
+    def add(self, ticket: Ticket) -> None:
+        """Note that a ticket has news."""
+        self._due[ticket] = None
+
+    def ring(self) -> None:
+        """Wake the readers of all tickets noted since the last call."""
+        loops: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+        for ticket in self._due:
+            if ticket.reader is not None:
+                loop, event = ticket.reader
+                loops.setdefault(loop, []).append(event)
+        self._due.clear()
+        for loop, events in loops.items():
+            try:
+                loop.call_soon_threadsafe(_set_all, events)
+            except RuntimeError:  # the loop is closed: nobody reads any more
+                continue
+
+
+def _set_all(events: list[asyncio.Event]) -> None:
+    for event in events:
+        event.set()
+
+
+async def follow(ticket: Ticket) -> AsyncIterator[list[Delta]]:
+    """Yield the news of a ticket, all that wait at once, until it is done.
+
+    One reader at a time. Closing the iterator early does not cancel the job.
+    """
+    assert ticket.reader is None, "a ticket has one reader"
+    event = asyncio.Event()
+    ticket.reader = (asyncio.get_running_loop(), event)
+    try:
+        while not ticket.done:
+            event.clear()
+            if news := ticket.take():
+                yield news
+            else:
+                await event.wait()
+    finally:
+        ticket.reader = None
+
+
+async def collect(ticket: Ticket) -> list[Delta]:
+    """Wait for the end of a job and return one `Delta` a choice, by index."""
+    whole = [Delta(index) for index in range(ticket.job.choices)]
+    async for news in follow(ticket):
+        for delta in news:
+            one = whole[delta.index]
+            one.text += delta.text
+            one.count += delta.count
+            one.tokens += delta.tokens
+            one.finish = delta.finish
+    return whole
