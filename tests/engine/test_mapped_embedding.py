@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -51,3 +54,35 @@ def test_damage_is_found(tmp_path, large):
     with pytest.raises(FormatError, match=r"embedding\.weight does not match its checksum"):
         nomatmul.load(tmp_path / "packed")
     nomatmul.load(tmp_path / "packed", verify=False)
+
+
+def test_a_private_model_outlives_its_file(tmp_path, large):
+    """Cutting a mapped file short ends the process that looks at it; see the control below."""
+    write_random(tmp_path / "packed", *family("falcon"))
+    assert _logits_of_a_cut_file(tmp_path / "packed", private=True) == 0
+
+
+def test_a_mapped_one_does_not(tmp_path, large):
+    write_random(tmp_path / "packed", *family("falcon"))
+    assert _logits_of_a_cut_file(tmp_path / "packed", private=False) == -signal.SIGBUS
+
+
+def _logits_of_a_cut_file(directory, private: bool) -> int:
+    """Exit status of a process that loads a model, empties its file and computes."""
+    code = (
+        "import os, nomatmul\n"
+        "from nomatmul.engine.backends import native\n"
+        "native._LARGE = 1\n"
+        f"lm = nomatmul.load({str(directory)!r}, private={private}, threads=1)\n"
+        f"before = None if not {private} else lm.logits({IDS})\n"
+        f"os.truncate({str(directory / 'model.safetensors')!r}, 0)\n"
+        f"after = lm.logits({IDS})\n"
+        "assert (before == after).all()\n"
+    )
+    return subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode
+
+
+def test_mapped_and_private_exclude_each_other(tmp_path):
+    write_random(tmp_path / "packed", *family("falcon"))
+    with pytest.raises(ValueError, match="choose one"):
+        nomatmul.load(tmp_path / "packed", mmap=True, private=True)

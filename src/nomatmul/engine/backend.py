@@ -126,6 +126,7 @@ class Options:
     verify: bool = True
     device: str = "cpu"
     kv: str = "f16"
+    private: bool = False
 
 
 class Opener(Protocol):

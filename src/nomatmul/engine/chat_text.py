@@ -29,15 +29,20 @@ class ChatText:
     """The chat template of a model and its tokenizer, from the directory of the model.
 
     Texts that `render` makes hold guards; `ids` takes them away.
-    options: names that the template may read. Raises ValueError for a template that is unsafe or
-    does not compile, ImportError without jinja2.
+    options: names that the template may read. ordinary: the model's tokenizer, where it is at hand.
+    Raises ValueError for a template that is unsafe or does not compile, ImportError without jinja2.
     """
 
     def __init__(
-        self, template: ChatTemplate, tokenizer_path: Path, options: dict[str, Any] | None = None
+        self,
+        template: ChatTemplate,
+        tokenizer_path: Path,
+        options: dict[str, Any] | None = None,
+        *,
+        ordinary: Tokenizer | None = None,
     ) -> None:
         self._template, self._options = template, dict(options or {})
-        self._ordinary: Tokenizer = load_tokenizer(tokenizer_path)
+        self._ordinary: Tokenizer = ordinary or load_tokenizer(tokenizer_path)
         self._parsing: Tokenizer = load_tokenizer(tokenizer_path, special_in_text=True)
         added = self._ordinary.get_added_tokens_decoder()
         self.special = {token.content: index for index, token in added.items() if token.special}
@@ -45,22 +50,39 @@ class ChatText:
         any_of = "|".join(map(re.escape, names)) or "(?!)"
         self._spelt, self._parts = re.compile(any_of), re.compile(f"({any_of})")
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """The text of a conversation; raises ValueError when the template refuses it or fails."""
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **options: Any
+    ) -> str:
+        """The text of a conversation; raises ValueError when the template refuses it or fails.
+
+        options: further names that the template may read (tools), before those of the class.
+        """
         guarded = [
-            {key: self.guarded(v) if key == "content" else v for key, v in message.items()}
+            {key: v if key == "role" else self.guarded(v) for key, v in message.items()}
             for message in messages
         ]
-        return self._template.render(
-            guarded, add_generation_prompt=add_generation_prompt, **self._options
-        )
+        names = {**self._options, **{key: self.guarded(v) for key, v in options.items()}}
+        return self._template.render(guarded, add_generation_prompt=add_generation_prompt, **names)
 
-    def guarded(self, text: Any) -> Any:
-        """A message's text as `render` hands it to the template."""
-        if not isinstance(text, str):
-            return text
-        text = text.replace(_GUARD, _REPLACED)
-        return self._spelt.sub(lambda m: "".join(_GUARD + letter for letter in m[0]), text)
+    def guarded(self, value: Any) -> Any:
+        """A text, or what holds texts, as `render` hands it to the template."""
+        if isinstance(value, str):
+            text = value.replace(_GUARD, _REPLACED)
+            return self._spelt.sub(lambda m: "".join(_GUARD + letter for letter in m[0]), text)
+        if isinstance(value, list | tuple):
+            return [self.guarded(part) for part in value]
+        if isinstance(value, dict):
+            return {self.guarded(key): self.guarded(part) for key, part in value.items()}
+        return value
+
+    def shown(self, text: str) -> str:
+        """A rendered text without guards, for people."""
+        return text.replace(_GUARD, "")
+
+    @property
+    def source(self) -> str:
+        """The text of the template."""
+        return self._template.source
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a rendered text; special tokens that the template spelt are tokens."""

@@ -34,6 +34,7 @@ def load(
     threads: int | None = None,
     isa: str | None = None,
     mmap: bool = False,
+    private: bool = False,
     verify: bool = True,
     device: str = "cpu",
     backend: str | None = None,
@@ -49,6 +50,7 @@ def load(
     threads: int | None = None,
     isa: str | None = None,
     mmap: bool = False,
+    private: bool = False,
     verify: bool = True,
     device: str = "cpu",
     backend: str | None = None,
@@ -63,6 +65,7 @@ def load(
     threads: int | None = None,
     isa: str | None = None,
     mmap: bool = False,
+    private: bool = False,
     verify: bool = True,
     device: str = "cpu",
     backend: str | None = None,
@@ -77,6 +80,7 @@ def load(
     threads: int | None = None,
     isa: str | None = None,
     mmap: bool = False,
+    private: bool = False,
     verify: bool = True,
     device: str = "cpu",
     backend: str | None = None,
@@ -93,9 +97,11 @@ def load(
 
     threads: default the physical cores that this process may use. isa: an instruction set of
     `nomatmul doctor` (default the best one, or NOMATMUL_ISA). mmap: map the file, which several
-    processes then share, instead of reading it into huge pages, which decodes faster. verify:
-    check every byte (checksums, codes, finite values). backend: "native" (default) or "numpy",
-    the slow oracle, which also steps in, with a warning, where the native core is missing.
+    processes then share, instead of reading it into huge pages, which decodes faster. private:
+    leave nothing in the file, not even a large embedding of which few rows are looked at; otherwise
+    who cuts the file short ends this process. verify: check every byte (checksums, codes, finite
+    values). backend: "native" (default) or "numpy", the slow oracle, which also steps in, with a
+    warning, where the native core is missing.
     device: "cpu", or "cuda" or "cuda:1" for a GPU (needs torch and triton), where weights stay
     two bits in device memory; threads, isa, mmap and backend are about the CPU and refused there.
     kv: how a model with attention keeps keys and values, "f16" or, in half the memory and a
@@ -106,7 +112,11 @@ def load(
     """
     if kind not in (None, "language", "encoder"):
         raise ValueError(f'kind is {kind!r}; it must be "language" or "encoder"')
-    options = Options(_checked_threads(threads), isa, mmap, verify, _checked_device(device), kv)
+    if mmap and private:
+        raise ValueError("mmap leaves the weights in the file, and private nothing: choose one")
+    options = Options(
+        _checked_threads(threads), isa, mmap, verify, _checked_device(device), kv, private
+    )
     _check_backend(backend, device)
     reader = PackedReader(_directory(path))
     _check_kv(kv, reader.config, reader.directory)

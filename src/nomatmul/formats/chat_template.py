@@ -30,19 +30,30 @@ def find_template(directory: Path) -> str | None:
     """
     path = directory / TEMPLATE_FILE
     if path.is_file():
-        if path.stat().st_size > 4 * MAX_TEMPLATE:
-            raise _too_large(path, path.stat().st_size, "bytes")
-        try:
-            template: object = path.read_bytes().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise FormatError(f"{path} is not UTF-8 text ({error.reason})") from None
-    else:
-        path = directory / CONFIG_FILE
-        template = read_json_object(path).get("chat_template") if path.is_file() else None
+        return read_template(path) or None
+    path = directory / CONFIG_FILE
+    template = read_json_object(path).get("chat_template") if path.is_file() else None
     if template is None or template == "":
         return None
     if not isinstance(template, str):
         template = _default_of(template, path)
+    return _checked_length(template, path)
+
+
+def read_template(path: Path) -> str:
+    """The chat template in a file of its own.
+
+    Raises FormatError for a file that is no UTF-8 text or too large, OSError where it is missing.
+    """
+    if path.stat().st_size > 4 * MAX_TEMPLATE:
+        raise _too_large(path, path.stat().st_size, "bytes")
+    try:
+        return _checked_length(path.read_bytes().decode("utf-8"), path)
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path} is not UTF-8 text ({error.reason})") from None
+
+
+def _checked_length(template: str, path: Path) -> str:
     if len(template) > MAX_TEMPLATE:
         raise _too_large(path, len(template), "characters")
     return template

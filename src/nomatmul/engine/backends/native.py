@@ -41,7 +41,7 @@ def open_packed(reader: PackedReader, options: Options) -> NativeBackend:
         weights = map_weights(reader, verify=options.verify, threads=count)
     else:
         names = set(rearranged(describe(reader.config, reader.forms)))
-        rows = {"embedding.weight"} if _looked_up(reader) else set()
+        rows = {"embedding.weight"} if _looked_up(reader) and not options.private else set()
         weights = read_weights(
             reader, verify=options.verify, threads=count, rearranged=names, mapped=rows
         )

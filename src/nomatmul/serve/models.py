@@ -1,0 +1,262 @@
+"""Models that are served: each with its name, its conversations as token ids, its defaults.
+
+Legend: V vocabulary.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from nomatmul._hub_names import is_hub_name, packed_directory
+from nomatmul.engine.language_model import LanguageModel
+from nomatmul.engine.loading import BOX, load
+from nomatmul.formats.errors import FormatError
+from nomatmul.formats.generation_config import sampling_defaults
+
+if TYPE_CHECKING:
+    from nomatmul.engine.chat_text import ChatText
+    from nomatmul.engine.encoder_model import EncoderModel
+    from nomatmul.formats.chat_template import Message
+    from nomatmul.serve.grammar import Grammars
+
+BOX_NAME = "nomatmul-box"
+PLAIN = "plain"  # what --chat-template calls the template of models without one
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+_log = logging.getLogger("nomatmul.serve")
+
+Stamps = dict[str, tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as the model reads it.
+
+    boundaries: ascending positions behind the ends of messages, where the tokens show them.
+    """
+
+    ids: tuple[int, ...]
+    boundaries: tuple[int, ...]
+    text: str
+
+
+@dataclass(eq=False)
+class ServedModel:
+    """A model in memory and what its directory says about texts.
+
+    created: when its weights were written, Unix seconds. chat: its chat template; None of the plain
+    template (`template` "plain"), and of encoders (None). defaults: {field of Sampling: value} of
+    generation_config.json. end_tokens: what ends an answer of a chat beside the model's own.
+    """
+
+    name: str
+    lm: LanguageModel | EncoderModel
+    kind: Literal["language", "encoder"]
+    created: int
+    directory: Path
+    chat: ChatText | None = None
+    template: Literal["model", "plain"] | None = None
+    defaults: Mapping[str, float | int] = field(default_factory=dict)
+    end_tokens: frozenset[int] = frozenset()
+    stamps: Stamps = field(default_factory=dict)
+    warned: bool = False
+
+    @property
+    def language(self) -> LanguageModel:
+        """The language model; raises ValueError for an encoder."""
+        if not isinstance(self.lm, LanguageModel):
+            raise ValueError(f"model {self.name!r} is an encoder, which continues no text")
+        return self.lm
+
+    @functools.cached_property
+    def grammars(self) -> Grammars:
+        """Compiles grammars for the vocabulary; made when first asked for."""
+        from nomatmul.serve.grammar import Grammars
+
+        lm = self.language
+        ends = {*lm.config.end_token_ids, *self.end_tokens}
+        return Grammars(lm.tokenizer, lm.config.vocab_size, ends)
+
+    @property
+    def source(self) -> str:
+        """The text of the chat template; "" of the plain one, and of encoders."""
+        return "" if self.chat is None else self.chat.source
+
+    def chat_ids(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> Rendered:
+        """A conversation as token ids; raises ValueError where the template refuses it or fails.
+
+        tools, options: names that the template may read; the plain one reads none.
+        """
+        lm = self.language
+        if self.chat is None:
+            return _plain(lm, messages)
+        text = self.chat.render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            **{"tools": None if tools is None else list(tools), **(options or {})},
+        )
+        ids = tuple(self.chat.ids(text))
+        ends = {*lm.config.end_token_ids, *self.end_tokens}
+        boundaries = tuple(place for place, token in enumerate(ids, 1) if token in ends)
+        return Rendered(ids, boundaries, self.chat.shown(text))
+
+    def prompt_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of a prompt that is no conversation; errors of `LanguageModel.prompt_ids`."""
+        return tuple(self.language.prompt_ids(text))
+
+    def changed(self) -> bool:
+        """Whether a file of the model was replaced or changed since it was opened.
+
+        What is in memory goes on as it is; the first time a line in the log says so.
+        """
+        if self.stamps == stamps_of(self.directory):
+            return False
+        if not self.warned:
+            self.warned = True
+            _log.warning(
+                "the files of model %s in %s have changed; what was loaded is served on until a"
+                " restart",
+                self.name,
+                self.directory,
+            )
+        return True
+
+
+def plain_text(messages: Sequence[Message]) -> tuple[str, list[int]]:
+    """(text, where each message ends in it) of the plain template.
+
+    An answer goes on directly behind what was said before it; everything else begins a line.
+    """
+    text, ends = "", []
+    for message in messages:
+        if text and message["role"] != "assistant":
+            text += "\n"
+        text += message.get("content") or ""
+        ends.append(len(text))
+    return text, ends
+
+
+def _plain(lm: LanguageModel, messages: Sequence[Message]) -> Rendered:
+    text, ends = plain_text(messages)
+    ids = lm.prompt_ids(text)
+    encoding = lm.tokenizer.encode(text, add_special_tokens=False)
+    first = len(ids) - len(encoding.ids)  # the start token, where the model has one
+    places = [end for _, end in encoding.offsets]
+    found = sorted({first + bisect.bisect_right(places, end) for end in ends} - {first})
+    return Rendered(tuple(ids), tuple(found), text)
+
+
+def stamps_of(directory: Path) -> Stamps:
+    """{file: (inode, bytes, time of the last change)} of a directory; {} where it is gone."""
+    found: Stamps = {}
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.is_file() and not entry.name.startswith("."):
+                    stat = entry.stat()
+                    found[entry.name] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    except OSError:
+        return {}
+    return found
+
+
+def model_paths(models: Sequence[str]) -> dict[str, Path]:
+    """{name: directory} of models as the command line gives them; the box where there is none.
+
+    Raises ValueError for a name that is given twice or cannot be one; see `load` for Hub names.
+    """
+    if not models:
+        return {BOX_NAME: BOX}
+    found: dict[str, Path] = {}
+    for text in models:
+        name, separator, path = text.partition("=")
+        if not separator or not _NAME.fullmatch(name):
+            name, path = "", text
+        directory = packed_directory(path) if is_hub_name(path) else Path(path)
+        name = name or _own_name(path, directory)
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name for a model; give NAME={path}")
+        if name in found:
+            raise ValueError(f"two models are called {name!r}; give one of them as NAME=PATH")
+        found[name] = directory
+    return found
+
+
+def _own_name(path: str, directory: Path) -> str:
+    if is_hub_name(path):
+        return path.removeprefix("hf:").partition("@")[0].rpartition("/")[2].removesuffix(".gguf")
+    return directory.resolve().name
+
+
+def open_models(
+    paths: Sequence[str],
+    *,
+    threads: int | None = None,
+    device: str = "cpu",
+    kv: str = "f16",
+    chat_template: str | None = None,
+) -> dict[str, ServedModel]:
+    """Load models, by name; without paths the one in the box.
+
+    kv: of those models that keep keys and values. chat_template: a file, or "plain", in place of
+    the one model's own. Raises ValueError for what cannot be served, in one line.
+    """
+    found = {}
+    for name, directory in model_paths(paths).items():
+        found[name] = _open(name, directory, threads, device, kv, chat_template)
+    return found
+
+
+def _open(
+    name: str, directory: Path, threads: int | None, device: str, kv: str, template: str | None
+) -> ServedModel:
+    stamps = stamps_of(directory)
+    lm = load(directory, threads=threads, device=device, kv=kv, private=True)
+    created = int((directory / "model.safetensors").stat().st_mtime)
+    if not isinstance(lm, LanguageModel):
+        return ServedModel(name, lm, "encoder", created, directory, stamps=stamps)
+    if lm.tokenizer is None:
+        raise FormatError(f"{directory} has no tokenizer.json, so it can be sent no text")
+    chat = _chat_text(lm, directory, template)
+    return ServedModel(
+        name,
+        lm,
+        "language",
+        created,
+        directory,
+        chat=chat,
+        template="plain" if chat is None else "model",
+        defaults=sampling_defaults(directory),
+        end_tokens=frozenset(() if chat is None else chat.ends),
+        stamps=stamps,
+    )
+
+
+def _chat_text(lm: LanguageModel, directory: Path, template: str | None) -> ChatText | None:
+    """The template of a model, that of a file, or None for the plain one."""
+    from nomatmul.formats.chat_template import ChatTemplate, find_template, read_template
+    from nomatmul.formats.tokenizer_config import special_names
+
+    if template == PLAIN:
+        return None
+    source = find_template(directory) if template is None else read_template(Path(template))
+    if source is None:
+        return None
+    from nomatmul.engine.chat_text import ChatText
+
+    assert lm.tokenizer_path is not None
+    compiled = ChatTemplate(source, special_names(directory))
+    return ChatText(compiled, lm.tokenizer_path, ordinary=lm.tokenizer)
