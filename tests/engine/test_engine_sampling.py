@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -157,5 +158,96 @@ def test_broken_logits_are_refused(bad: float) -> None:
     ],
 )
 def test_bad_options_name_the_value_and_the_limit(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Sampling(**options)
+
+
+# -- penalties on made tokens, biases, masks ------------------------------------------------------
+
+
+def test_presence_and_frequency_penalties_count_made_tokens_alone() -> None:
+    logits = np.array([2.0, 1.5, 1.2], np.float32)
+    once = Sampler(Sampling(presence_penalty=0.6), history=[0, 0, 0])
+    # 2.0 1.5 1.2 -> 1.4 1.5 1.2 -> 1.4 0.9 1.2 -> as before: a second time costs nothing
+    assert [once.sample(logits) for _ in range(4)] == [0, 1, 0, 0]
+    each = Sampler(Sampling(frequency_penalty=0.3), history=[1])
+    # 2.0 -> 1.7 -> 1.4 -> (1.5 of token 1) -> 1.2 ... the lower id of equals
+    assert [each.sample(logits) for _ in range(4)] == [0, 0, 1, 0]
+    liked = Sampler(Sampling(presence_penalty=-1.0, logit_bias={0: -0.6}))
+    assert [liked.sample(logits) for _ in range(3)] == [1, 1, 1]
+
+
+def test_penalties_follow_openais_formula_on_long_texts() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(300, 200)).astype(np.float32)
+    sampler = Sampler(Sampling(presence_penalty=0.5, frequency_penalty=0.25, logit_bias={7: 2.5}))
+    counts = np.zeros(200, np.float32)
+    for row in rows:
+        changed = row - np.float32(0.25) * counts - np.float32(0.5) * (counts > 0)
+        changed[7] += np.float32(2.5)
+        token = sampler.sample(row)
+        assert changed[token] >= changed.max() - 1e-5
+        counts[token] += 1
+    assert (counts > 0).sum() > 64  # more than the first room for them
+
+
+def test_a_bias_moves_a_token_and_the_lowest_bans_it() -> None:
+    logits = np.array([50.0, 1.0, 0.5], np.float32)
+    assert Sampler(Sampling(logit_bias={2: 100})).sample(logits) == 2
+    assert Sampler(Sampling(logit_bias={0: -99})).sample(logits) == 1
+    huge = np.array([1e6, 1.0, 0.5], np.float32)
+    assert Sampler(Sampling(logit_bias={0: -99})).sample(huge) == 0
+    assert Sampler(Sampling(logit_bias={0: -100})).sample(huge) == 1
+    drawn = Sampler(Sampling(temperature=1e4, seed=1, logit_bias={1: -100}))
+    assert {drawn.sample(logits) for _ in range(200)} == {0, 2}
+    assert logits.tolist() == [50.0, 1.0, 0.5]
+    with pytest.raises(ValueError, match="no token may be chosen here"):
+        Sampler(Sampling(logit_bias={0: -100, 1: -100, 2: -100})).sample(logits)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("legal", [None, [0, 1, 2], [1, 2, 4]])
+def test_a_mask_leaves_what_is_allowed_and_legal(temperature: float, legal: Any) -> None:
+    ids = None if legal is None else np.array(legal)
+    allowed = np.array([False, True, False, True, True])
+    expected = {1, 3, 4} & set(legal or range(5))
+    sampler = Sampler(Sampling(temperature=temperature, seed=5), legal=ids)
+    found = {sampler.sample(LOGITS, allowed) for _ in range(300)}
+    assert found == ({1} if temperature == 0 else expected)
+    unbound = {sampler.sample(LOGITS) for _ in range(300)}  # a mask is of one token
+    assert unbound == ({min(legal or [0])} if temperature == 0 else set(legal or range(5)))
+    with pytest.raises(ValueError, match="no token may be chosen here: bias and grammar leave"):
+        sampler.sample(LOGITS, np.zeros(5, bool))
+
+
+def test_a_sampling_with_biases_is_a_value() -> None:
+    one, two = Sampling(logit_bias={3: 1, 1: -2}), Sampling(logit_bias={1: -2.0, 3: 1.0})
+    assert one == two
+    assert hash(one) == hash(two)
+    assert dataclasses.replace(one, seed=4).logit_bias == ((1, -2.0), (3, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"presence_penalty": 2.5},
+            "presence_penalty must be .* least -2 and at most 2, got 2.5",
+        ),
+        (
+            {"frequency_penalty": -3},
+            "frequency_penalty must be .* least -2 and at most 2, got -3",
+        ),
+        ({"frequency_penalty": math.nan}, "frequency_penalty must be a finite number"),
+        ({"presence_penalty": True}, "presence_penalty must be a finite number"),
+        ({"logit_bias": {1: 101}}, "logit_bias of token 1 must be .* at most 100, got 101"),
+        ({"logit_bias": {1: math.nan}}, "logit_bias of token 1 must be a finite number"),
+        ({"logit_bias": {1: "2"}}, "logit_bias of token 1 must be a finite number"),
+        ({"logit_bias": {-1: 1}}, "a token id of logit_bias must be a whole number .*, got -1"),
+        ({"logit_bias": {"1": 1}}, "a token id of logit_bias must be a whole number .*, got '1'"),
+        ({"logit_bias": [1, 2]}, "logit_bias must map token ids to numbers, got list"),
+    ],
+)
+def test_bad_penalties_name_the_value_and_the_limit(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Sampling(**options)

@@ -15,7 +15,7 @@ from model_files import write_packed, write_published, write_tokenizer
 import nomatmul
 from nomatmul.convert import pack
 from nomatmul.engine import LanguageModel, Sampler, Sampling, TextStream, load, random_model
-from nomatmul.engine.generation import Generation
+from nomatmul.engine.generation import Generation, TextGeneration
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
 
@@ -264,3 +264,88 @@ def test_a_generation_owes_a_session_what_it_made(text_lm: LanguageModel) -> Non
     last = generation.take(logits_V)
     assert (generation.needs, generation.unseen) == ([], [last])
     assert Generation(prompt, 0, Sampler(Sampling(), prompt)).unseen == prompt
+
+
+# -- what a server asks of a text -----------------------------------------------------------------
+
+
+class Spelling:
+    """A matcher of one word: its letters in order, then nothing."""
+
+    def __init__(self, ids: list[int], vocab_size: int) -> None:
+        self.ids, self.vocab_size, self.accepted = ids, vocab_size, []
+
+    @property
+    def done(self) -> bool:
+        return len(self.accepted) == len(self.ids)
+
+    def allowed(self) -> np.ndarray:
+        mask = np.zeros(self.vocab_size, bool)
+        mask[self.ids[len(self.accepted)]] = True
+        return mask
+
+    def accept(self, token: int) -> None:
+        self.accepted.append(token)
+
+
+def _run(lm: LanguageModel, text: TextGeneration) -> str:
+    session, pieces = lm.session(), []
+    while text.needs:
+        pieces.append(text.take(session.append(text.needs)))
+    return "".join(pieces)
+
+
+@pytest.mark.parametrize(
+    ("count", "stop", "expected"),
+    [
+        (9, None, ("otter", "grammar")),
+        (3, None, ("ott", "length")),
+        (9, "te", ("ot", "stop")),
+    ],
+)
+def test_a_matcher_binds_a_text_and_ends_it(
+    text_lm: LanguageModel, count: int, stop: str | None, expected: tuple[str, str]
+) -> None:
+    ids = text_lm.prompt_ids("otter")
+    matcher = Spelling(ids, text_lm.config.vocab_size)
+    text = text_lm.text_generation("An ", count, Sampling(**DRAWN), stop, matcher=matcher)
+    assert (_run(text_lm, text), text.finish_reason) == expected
+    assert text.token == text.writer.token_ids[-1]
+    assert text.unseen == [text.token]  # the last one was made and not fed
+
+
+def test_an_end_token_of_a_matcher_is_not_accepted(text_lm: LanguageModel) -> None:
+    """Its text may end before it must."""
+    matcher = Spelling([*text_lm.prompt_ids("ab"), 7, 8], text_lm.config.vocab_size)
+    text = text_lm.text_generation("x", 9, Sampling(), end_tokens=[7], matcher=matcher)
+    assert (_run(text_lm, text), text.finish_reason) == ("ab", "end")
+    assert (text.token, text.writer.end_token, text.unseen) == (7, 7, [7])
+    assert matcher.accepted == text_lm.prompt_ids("ab")
+
+
+def test_further_end_tokens_end_a_text_as_they_end_a_stream(text_lm: LanguageModel) -> None:
+    free = text_lm.stream("Hello", max_tokens=9, **DRAWN)
+    list(free)
+    end = free.token_ids[3]
+    stream = text_lm.stream("Hello", max_tokens=9, end_tokens=[end], **DRAWN)
+    text = text_lm.text_generation("Hello", 9, Sampling(**DRAWN), end_tokens=[end])
+    assert _run(text_lm, text) == "".join(stream)
+    assert (text.finish_reason, text.writer.token_ids) == ("end", stream.token_ids)
+
+
+def test_biases_hold_for_every_way_to_write(text_lm: LanguageModel) -> None:
+    sampling = Sampling(logit_bias={65: 100}, presence_penalty=2, frequency_penalty=2)
+    assert text_lm.generate_ids([70], max_tokens=4, sampling=sampling) == [65] * 4
+    assert text_lm.generate("x", max_tokens=4, sampling=sampling) == text_lm.tokenizer.decode(
+        [65] * 4
+    )
+    size = text_lm.config.vocab_size
+    outside = Sampling(logit_bias={size: 1})
+    message = f"logit_bias names token id {size}: this model has ids 0 to {size - 1}"
+    for method in (text_lm.generate, text_lm.stream):
+        with pytest.raises(ValueError, match=message):
+            method("x", sampling=outside)
+    with pytest.raises(ValueError, match=message):
+        text_lm.generate_ids([70], sampling=outside)
+    with pytest.raises(ValueError, match="use sampling=Sampling\\(presence_penalty="):
+        text_lm.generate("x", presence_penalty=1)

@@ -8,12 +8,14 @@ who steps the model.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from nomatmul.engine.sampling import Sampler
 from nomatmul.engine.text import Detokenizer, StopCutter
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
     from nomatmul.engine.session import Session, Stepper
@@ -22,12 +24,24 @@ if TYPE_CHECKING:
 _LANES = 16  # texts of a batch that are written side by side
 
 
+class Matcher(Protocol):
+    """A grammar that has read the tokens of a text so far."""
+
+    done: bool  # the text is complete: nothing but an end token may follow
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """Which tokens may come next, bool [V]; end tokens where the text may end here."""
+
+    def accept(self, token: int) -> None:
+        """Go on by an allowed token that is no end token."""
+
+
 class TextWriter:
     """The text of one sequence while its tokens are made.
 
     end_tokens: each of them ends the text. token_ids: tokens made so far (an end token is not
     among them, it is `end_token`). finish_reason: None while it runs, then "length" (max_tokens),
-    "stop" (a stop string) or "end" (an end token).
+    "stop" (a stop string), "end" (an end token) or "grammar" (a matcher's text is complete).
     """
 
     def __init__(
@@ -137,10 +151,10 @@ class Generation:
         self.unseen = [] if max_tokens else list(prompt_ids)
         self._left, self._sampler = max_tokens, sampler
 
-    def take(self, logits_V: Float) -> int:
-        """Choose and return the next token. Raises ValueError for logits that are not finite."""
+    def take(self, logits_V: Float, allowed: NDArray[np.bool_] | None = None) -> int:
+        """Choose and return the next token; errors as of `Sampler.sample`."""
         self.needs, self.unseen = [], []
-        token = self._sampler.sample(logits_V)
+        token = self._sampler.sample(logits_V, allowed)
         self._left -= 1
         self.unseen = [token]
         self.needs = self.unseen if self._left else []
@@ -148,22 +162,49 @@ class Generation:
 
 
 class TextGeneration:
-    """As Generation, of a text: `take` returns what is certain after one more token."""
+    """As Generation, of a text: `take` returns what is certain after one more token.
 
-    def __init__(self, generation: Generation, writer: TextWriter) -> None:
-        self._generation, self.writer = generation, writer
+    token: the last one that was chosen, an end token, too; None before the first. matcher: what
+    the text must follow; its end ends the text.
+    """
+
+    def __init__(
+        self, generation: Generation, writer: TextWriter, matcher: Matcher | None = None
+    ) -> None:
+        self._generation, self.writer, self._matcher = generation, writer, matcher
+        self.token: int | None = None
 
     @property
     def needs(self) -> list[int]:
         """The ids to feed next; [] when the text has ended."""
         return [] if self.writer.finish_reason else self._generation.needs
 
+    @property
+    def unseen(self) -> list[int]:
+        """What a session that goes on behind this text must yet be fed, [] or one token."""
+        return self._generation.unseen
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the text ended, None while it runs: see `TextWriter`."""
+        return self.writer.finish_reason
+
     def take(self, logits_V: Float) -> str:
-        """Choose the next token and return the text that is certain now."""
-        piece = self.writer.push(self._generation.take(logits_V))
-        if not self.writer.finish_reason and not self._generation.needs:
-            piece += self.writer.finish("length")
-        return piece
+        """Choose the next token and return the text that is certain now.
+
+        Errors as of `Sampler.sample`; the text is over then.
+        """
+        matcher = self._matcher
+        allowed = None if matcher is None else matcher.allowed()
+        self.token = self._generation.take(logits_V, allowed)
+        piece = self.writer.push(self.token)
+        if self.writer.finish_reason:
+            return piece
+        if matcher is not None:
+            matcher.accept(self.token)
+            if matcher.done:
+                return piece + self.writer.finish("grammar")
+        return piece if self._generation.needs else piece + self.writer.finish("length")
 
 
 def make_tokens(

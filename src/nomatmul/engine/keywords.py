@@ -25,6 +25,10 @@ _ELSEWHERE = {
     "stop_strings": "stop",
     "stop_sequences": "stop",
     "random_seed": "seed",
+    # of servers, and rarely of a program: `generate` has enough keywords of its own
+    "presence_penalty": "sampling=Sampling(presence_penalty=...)",
+    "frequency_penalty": "sampling=Sampling(frequency_penalty=...)",
+    "logit_bias": "sampling=Sampling(logit_bias={id: ...})",
 }
 
 

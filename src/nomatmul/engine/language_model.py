@@ -6,7 +6,7 @@ Legend: B texts, T tokens, D hidden size.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from nomatmul.engine.causal_model import CausalModel
 from nomatmul.engine.embeddings import embed_ids
 from nomatmul.engine.generation import (
     Generation,
+    Matcher,
     TextGeneration,
     TextStream,
     TextWriter,
@@ -117,13 +118,13 @@ class LanguageModel(CausalModel):
 
         prompt: a text or its token ids, or a list of these: they are computed together, and each
         answer equals that of its prompt alone. max_tokens: tokens to make at most. sampling: how
-        tokens are chosen, in place of the six keywords behind it. temperature: 0 takes the
-        likeliest token each time; above 0 tokens are drawn, the higher the wilder. top_k: draw
-        among the K likeliest tokens (0: all). top_p: draw among the fewest tokens whose
-        probabilities sum to this share. min_p: drop tokens below this share of the likeliest one's
-        probability. repetition_penalty: above 1 makes tokens that were used less likely. seed:
-        makes draws repeatable. stop: a text, or several, before which the answer ends. session: a
-        sequence to go on from (one prompt only).
+        tokens are chosen, in place of the six keywords behind it; it has more (penalties on what
+        was made, biases of single tokens). temperature: 0 takes the likeliest token each time;
+        above 0 tokens are drawn, the higher the wilder. top_k: draw among the K likeliest tokens
+        (0: all). top_p: draw among the fewest tokens whose probabilities sum to this share. min_p:
+        drop tokens below this share of the likeliest one's probability. repetition_penalty: above
+        1 makes tokens that were used less likely. seed: makes draws repeatable. stop: a text, or
+        several, before which the answer ends. session: a sequence to go on from (one prompt only).
 
         Tokens that the tokenizer has no name for are never chosen; every end token of the model
         ends the text. Raises ValueError for a bad argument or a model without tokenizer.
@@ -194,17 +195,21 @@ class LanguageModel(CausalModel):
         max_tokens: int,
         sampling: Sampling,
         stop: str | Sequence[str] | None = None,
+        end_tokens: Iterable[int] = (),
+        matcher: Matcher | None = None,
     ) -> TextGeneration:
         """Return the state machine of one text, for a driver that steps many of them together.
 
-        Arguments and errors as of `stream`; nothing is computed here.
+        Arguments and errors as of `stream`; matcher: a grammar that the text must follow. Nothing
+        is computed here.
         """
         count, stops = check_count("max_tokens", max_tokens), checked_stop(stop)
         self._text.need_tokenizer()
         ids = self.prompt_ids(prompt)
         count = self._room(len(ids), count)
-        writer = TextWriter(self.tokenizer, ids, stops, self.config.end_token_ids)
-        return TextGeneration(self._generation(ids, count, sampling), writer)
+        ends = {*self.config.end_token_ids, *end_tokens}
+        writer = TextWriter(self.tokenizer, ids, stops, ends)
+        return TextGeneration(self._generation(ids, count, sampling), writer, matcher)
 
     @explains_options
     def generate_ids(
@@ -236,6 +241,7 @@ class LanguageModel(CausalModel):
         return made
 
     def _generation(self, ids: list[int], count: int, sampling: Sampling) -> Generation:
+        sampling.check_vocabulary(self.config.vocab_size)
         return Generation(ids, count, Sampler(sampling, ids, self._text.legal))
 
     def _room(self, prompt: int, count: int, session: Session | None = None) -> int:

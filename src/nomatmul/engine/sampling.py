@@ -1,6 +1,7 @@
-"""From logits to a token: greedy, or temperature with top-k, top-p, min-p and a penalty.
+"""From logits to a token: greedy, or temperature with top-k, top-p, min-p and penalties.
 
-Order, as in Hugging Face transformers: repetition penalty, temperature, top-k, top-p, min-p.
+Order, as in Hugging Face transformers: repetition penalty (then OpenAI's: presence and frequency
+penalty, bias), temperature, top-k, top-p, min-p.
 Randomness comes from Python's own generator seeded by the user, so a seed gives the same text
 on every machine and numpy version.
 """
@@ -11,13 +12,16 @@ import math
 import numbers
 import random
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nomatmul.engine.penalties import Penalties
+
+_BANNED = -100.0  # a bias with which a token is never chosen
 _FIRST_LOOK = 256  # how many of the likeliest tokens top-p sorts before it sorts them all
 
 
@@ -31,6 +35,10 @@ class Sampling:
     below this share of the likeliest one's probability (0: none). repetition_penalty: above 1
     makes tokens that were used less likely (arXiv 1909.05858). seed: makes draws repeatable.
 
+    presence_penalty, frequency_penalty: -2 to 2; taken from the logit of a token that was made,
+    once, and for each time that it was made. logit_bias: {token id: -100 to 100}, added to logits;
+    -100 bans the token. It is kept as a sorted tuple of pairs.
+
     Raises ValueError naming the value and its limits.
     """
 
@@ -40,6 +48,9 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0.0, math.inf)
@@ -50,6 +61,17 @@ class Sampling:
         check_count("top_k", self.top_k)
         if self.seed is not None and not _is_int(self.seed):
             raise ValueError(f"seed must be a whole number or None, got {self.seed!r}")
+        _check("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
+
+    def check_vocabulary(self, size: int) -> None:
+        """Raise ValueError for a bias of an id that a vocabulary of this size lacks."""
+        for token in dict(self.logit_bias):
+            if token >= size:
+                raise ValueError(
+                    f"logit_bias names token id {token}: this model has ids 0 to {size - 1}"
+                )
 
     def unless(self, whole: Sampling | None) -> Sampling:
         """`whole` where it is given, else self, made from keywords of their own; never both.
@@ -79,43 +101,56 @@ class Sampler:
         legal: NDArray[np.int64] | None = None,
     ) -> None:
         self.sampling = sampling
+        self._penalties = Penalties(sampling, history)
         self._legal = legal
+        self._banned = [
+            token for token, value in dict(sampling.logit_bias).items() if value == _BANNED
+        ]
+        self._choices: NDArray[np.int64] | slice | None = None
         seed = sampling.seed
         self._random = random.Random(None if seed is None else int(seed))  # also numpy's numbers
-        self._used = set(history) if sampling.repetition_penalty != 1.0 else set()
 
-    def sample(self, logits_V: NDArray[np.float32]) -> int:
+    def sample(
+        self, logits_V: NDArray[np.float32], allowed: NDArray[np.bool_] | None = None
+    ) -> int:
         """Return the next token id for float32 logits [V].
 
-        Raises ValueError for logits that are not finite.
+        allowed: bool [V], which tokens may be chosen this time; None for all that are legal.
+        Raises ValueError for logits that are not finite, or where no token may be chosen.
         """
         if not np.isfinite(logits_V).all():
             raise ValueError("the logits are not finite (NaN or infinity): the model is damaged")
-        options = self.sampling
-        if options.repetition_penalty != 1.0:
-            logits_V = self._penalised(logits_V)
-        if self._legal is not None:
-            logits_V = logits_V[self._legal]
-        if options.temperature == 0.0:
-            token = int(np.argmax(logits_V))
-        else:
-            ids, p = candidates(logits_V, options)
-            # The sum is rounded; the last candidate takes what is left.
-            at = int(np.searchsorted(np.cumsum(p), self._random.random() * p.sum(), side="right"))
-            token = int(ids[min(at, len(ids) - 1)])
-        if self._legal is not None:
-            token = int(self._legal[token])
-        if options.repetition_penalty != 1.0:
-            self._used.add(token)
+        choices = self._chosen_among(len(logits_V), allowed)
+        logits = self._penalties.apply(logits_V)[choices]
+        at = int(np.argmax(logits)) if self.sampling.temperature == 0.0 else self._draw(logits)
+        token = at if isinstance(choices, slice) else int(choices[at])
+        self._penalties.add(token)
         return token
 
-    def _penalised(self, logits_V: NDArray[np.float32]) -> NDArray[np.float32]:
-        logits_V = logits_V.copy()
-        used = np.fromiter(self._used, dtype=np.int64, count=len(self._used))
-        values = logits_V[used]
-        penalty = np.float32(self.sampling.repetition_penalty)
-        logits_V[used] = np.where(values > 0, values / penalty, values * penalty)
-        return logits_V
+    def _draw(self, logits: NDArray[np.float32]) -> int:
+        ids, p = candidates(logits, self.sampling)
+        # The sum is rounded; the last candidate takes what is left.
+        at = int(np.searchsorted(np.cumsum(p), self._random.random() * p.sum(), side="right"))
+        return int(ids[min(at, len(ids) - 1)])
+
+    def _chosen_among(
+        self, size: int, allowed: NDArray[np.bool_] | None
+    ) -> NDArray[np.int64] | slice:
+        """The ids that may be chosen, in ascending order; a slice where they are the first ones."""
+        if self._choices is None:
+            legal = np.arange(size) if self._legal is None else self._legal
+            if self._banned:
+                legal = np.setdiff1d(legal, self._banned, assume_unique=True)
+            first = not len(legal) or int(legal[-1]) == len(legal) - 1
+            self._choices = slice(len(legal)) if first else legal
+        choices = self._choices
+        if allowed is not None:
+            assert len(allowed) == size
+            within = np.flatnonzero(allowed[choices])
+            choices = within if isinstance(choices, slice) else choices[within]
+        if (choices.stop if isinstance(choices, slice) else len(choices)) == 0:
+            raise ValueError("no token may be chosen here: bias and grammar leave none")
+        return choices
 
 
 def candidates(
@@ -131,7 +166,7 @@ def candidates(
         scaled = (scaled - scaled.max()) / options.temperature
     ids = np.arange(len(scaled))
     if 0 < options.top_k < len(scaled):
-        ids = _largest(scaled, options.top_k)
+        ids = largest(scaled, options.top_k)
         scaled = scaled[ids]
     p = np.exp(scaled)
     p /= p.sum()
@@ -143,7 +178,7 @@ def candidates(
     return ids, p / p.sum()
 
 
-def _largest(values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+def largest(values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     """Indices of the `count` largest values, largest first, equal ones by index."""
     border = np.partition(values, len(values) - count)[len(values) - count]
     above = np.flatnonzero(values > border)
@@ -156,7 +191,7 @@ def _top_p(
     ids: NDArray[np.int64], p: NDArray[np.float64], top_p: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     for count in (min(_FIRST_LOOK, len(p)), len(p)):
-        order = _largest(p, count)
+        order = largest(p, count)
         before = np.cumsum(p[order]) - p[order]
         kept = order[before < top_p]
         if len(kept) < count or count == len(p):
@@ -173,6 +208,18 @@ def check_count(name: str, value: Any) -> int:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _checked_bias(bias: Any) -> tuple[tuple[int, float], ...]:
+    """Biases as sorted pairs; raises ValueError for what is none."""
+    if isinstance(bias, Mapping):
+        bias = tuple(bias.items())
+    if not isinstance(bias, tuple) or not all(isinstance(p, tuple) and len(p) == 2 for p in bias):
+        raise ValueError(f"logit_bias must map token ids to numbers, got {type(bias).__name__}")
+    for token, value in bias:
+        check_count("a token id of logit_bias", token)
+        _check(f"logit_bias of token {token}", value, _BANNED, -_BANNED)
+    return tuple(sorted({int(token): float(value) for token, value in bias}.items()))
 
 
 def _check(name: str, value: Any, low: float, high: float, open_low: bool = False) -> None:
