@@ -27,7 +27,9 @@ _LANES = 16  # texts of a batch that are written side by side
 class Matcher(Protocol):
     """A grammar that has read the tokens of a text so far."""
 
-    done: bool  # the text is complete: nothing but an end token may follow
+    @property
+    def done(self) -> bool:
+        """Whether the text is complete: nothing but an end token may follow."""
 
     def allowed(self) -> NDArray[np.bool_]:
         """Which tokens may come next, bool [V]; end tokens where the text may end here."""

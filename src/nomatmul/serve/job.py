@@ -171,8 +171,14 @@ class Ticket:
     ) -> None:
         """Add to the news of a choice that runs; of the engine thread alone."""
         assert index in self._running, "news of a choice that has ended"
-        since = time.monotonic() - self.submitted
-        with self._lock:
+        since, usage = time.monotonic() - self.submitted, self.usage
+        with self._lock:  # who takes the finish finds the whole usage
+            usage.completion_tokens += count
+            if count and usage.first_token_s is None:
+                usage.first_token_s = since
+            if finish is not None:
+                usage.total_s = since
+                self._running.remove(index)
             delta = self._news.get(index)
             if delta is None:
                 delta = self._news[index] = Delta(index)
@@ -181,9 +187,3 @@ class Ticket:
             if tokens:
                 delta.tokens += tokens
             delta.finish = finish
-        self.usage.completion_tokens += count
-        if count and self.usage.first_token_s is None:
-            self.usage.first_token_s = since
-        if finish is not None:
-            self.usage.total_s = since
-            self._running.remove(index)

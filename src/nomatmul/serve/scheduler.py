@@ -1,56 +1,62 @@
-"""The engine thread: one loop that decodes all streams and reads all prompts."""
+"""The engine thread: one loop that decodes all streams and reads all prompts.
+
+A turn takes in what was submitted and cancelled, runs short work of others (`call`), steps one
+model, models in turn, and wakes the readers of what has news. All that touches a session or the
+state cache happens on this thread; other threads hand it things under one lock.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import logging
+import random
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from nomatmul.serve.job import Job, Ticket
+from nomatmul.serve.batch import Batch, report
+from nomatmul.serve.bridge import Bell
+from nomatmul.serve.job import Busy, Closing, Job, Ticket
+from nomatmul.serve.policy import FairQueue, Rate
+from nomatmul.serve.reading import Reading
+from nomatmul.serve.stats import Stats as Stats
 
 if TYPE_CHECKING:
     from nomatmul.serve.cache import StateCache
     from nomatmul.serve.sequence import Served
 
 T = TypeVar("T")
+Call = Callable[[BaseException | None], None]  # given why it cannot be run, or None
+log = logging.getLogger("nomatmul.serve")
+
+# Readers are woken at most so often, but at once for first tokens and ends: a fast model makes
+# several tokens meanwhile, which go out together.
+WAKE_SECONDS = 0.005
+LOOK_SECONDS = 0.02  # how often deadlines are looked at
+_SEEDS = random.SystemRandom()
 
 
-@dataclass(frozen=True)
-class Stats:
-    """Counts since the start, and what is going on now.
+class Work:
+    """A job on its way: what of it has begun."""
 
-    running: choices that read or write. waiting: jobs of which no choice runs. submitted, refused
-    (Busy), finished, cancelled, timed_out, failed, cut (shutdown): jobs. cached_tokens,
-    computed_tokens: of prompts. steps, step_s, longest_step_s: of the model, its work between them
-    (sampling, text, the cache) included.
-    """
-
-    running: int
-    waiting: int
-    max_streams: int
-    max_queue: int
-    submitted: int
-    refused: int
-    finished: int
-    cancelled: int
-    timed_out: int
-    failed: int
-    cut: int
-    prompt_tokens: int
-    cached_tokens: int
-    computed_tokens: int
-    completion_tokens: int
-    steps: int
-    step_s: float
-    longest_step_s: float
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket, self.begun = ticket, 0
+        seed = ticket.job.sampling.seed
+        self.seed = _SEEDS.getrandbits(48) if seed is None else int(seed)
+        self.reading: Reading | None = None  # of the prompt whose choices begin now
 
 
 class Scheduler:
     """Runs jobs on the models of a server.
 
-    max_streams: choices that run at the same time. max_queue: jobs that may wait. step_seconds: how
-    long prompts may hold up the streams, see `policy.Pace`.
+    max_streams: choices that run at the same time, of all models together. max_queue: jobs that may
+    wait; clients of which none waits get one place each beyond, up to as many again, so that one
+    client cannot fill the queue for all. step_seconds: how long prompts may hold up streams, see
+    `policy.Pace`; with several models that is the time of one model's step.
     """
 
     def __init__(
@@ -62,34 +68,302 @@ class Scheduler:
         max_queue: int = 64,
         step_seconds: float = 0.1,
     ) -> None:
-        raise NotImplementedError
+        self._max_streams, self._max_queue = max_streams, max_queue
+        self._step_seconds, self._cache = step_seconds, cache
+        self._bell, self._counts, self._rate = (
+            Bell(),
+            Stats(max_streams=max_streams, max_queue=max_queue),
+            Rate(),
+        )
+        self._batches = {
+            name: Batch(name, served, cache, step_seconds, self._changed)
+            for name, served in models.items()
+            if hasattr(served.lm, "text_generation")  # encoders write nothing
+        }
+        self._order = list(self._batches.values())  # the model whose turn it is first
+        self._lock = threading.Condition()  # of all that follows
+        self._queue: FairQueue[Work] = FairQueue()
+        self._calls: FairQueue[Call] = FairQueue()
+        self._cancelled: list[Ticket] = []
+        self._open: dict[Ticket, Work] = {}  # jobs of which a choice has no finish
+        self._cut_at: float | None = None  # when a close cuts what runs
+        self._thread: threading.Thread | None = None
+        self._looked, self._woken = 0.0, 0.0  # when deadlines were looked at, readers woken
+        self._urgent = False  # whether readers are to be woken at once
+
+    # --- of any thread -------------------------------------------------------
 
     def start(self) -> None:
         """Start the engine thread."""
-        raise NotImplementedError
+        assert self._thread is None, "a scheduler starts once"
+        self._thread = threading.Thread(target=self._run, name="nomatmul-engine", daemon=True)
+        self._thread.start()
 
     def submit(self, job: Job) -> Ticket:
         """Take a job; of any thread, returns at once.
 
         Raises ValueError for a job that cannot run, Busy where no place is free, Closing.
         """
-        raise NotImplementedError
+        self._check(job)
+        work = Work(Ticket(job))
+        with self._lock:
+            self._admit_to(self._queue, job.client)
+            self._queue.push(job.client, work)
+            self._open[work.ticket] = work
+            self._counts.submitted += 1
+            self._counts.prompt_tokens += work.ticket.usage.prompt_tokens
+            self._lock.notify()
+        return work.ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """End a job within one step; its running choices finish with "cancelled"."""
-        raise NotImplementedError
+        """End a job within one step; its choices that have no finish get "cancelled"."""
+        with self._lock:
+            self._cancelled.append(ticket)
+            self._lock.notify()
 
     def call(self, work: Callable[[], T], client: str = "") -> Future[T]:
-        """Run short work on the engine thread between two steps; raises Busy, Closing."""
-        raise NotImplementedError
+        """Run short work on the engine thread between two steps, clients in turn.
+
+        It holds up all streams, so long work goes in slices. Raises Busy, Closing.
+        """
+        future: Future[T] = Future()
+        with self._lock:
+            self._admit_to(self._calls, client)
+            self._calls.push(client, functools.partial(_work_on, future, work))
+            self._lock.notify()
+        return future
 
     def close(self, grace: float) -> None:
-        """Refuse new jobs, let running choices end for `grace` seconds, cut the rest, and end.
+        """Refuse new jobs, end those that wait, let running choices go on for `grace` seconds, cut
+        the rest ("shutdown"), and end; a second call may shorten the grace.
 
         Returns when the thread has ended and the cache is written.
         """
-        raise NotImplementedError
+        with self._lock:
+            at = time.monotonic() + grace
+            self._cut_at = at if self._cut_at is None else min(at, self._cut_at)
+            self._lock.notify()
+        if self._thread is None:
+            self._shut_down()
+        else:
+            self._thread.join()
 
     def stats(self) -> Stats:
-        """Counts of now; of any thread."""
-        raise NotImplementedError
+        """Counts of now."""
+        batches = self._batches.values()
+        with self._lock:
+            return dataclasses.replace(
+                self._counts,
+                running=sum(len(batch.running) for batch in batches),
+                waiting=len(self._queue),
+                cached_tokens=sum(batch.cached_tokens for batch in batches),
+                computed_tokens=sum(batch.computed_tokens for batch in batches),
+                completion_tokens=sum(batch.completion_tokens for batch in batches),
+            )
+
+    def _check(self, job: Job) -> None:
+        """Raise ValueError for a job that cannot run."""
+        batch = self._batches.get(job.model)
+        if batch is None:
+            raise ValueError(f"no model {job.model!r} writes text here: {sorted(self._batches)}")
+        if job.choices < 1:
+            raise ValueError(f"a job needs a prompt and n of at least 1, got n = {job.n}")
+        if job.max_tokens < 0:
+            raise ValueError(f"max_tokens must be at least 0, got {job.max_tokens}")
+        if job.keep is not None and self._cache is None:
+            raise ValueError("a named state needs a state cache, and this server has none")
+        for number, prompt in enumerate(job.prompts):
+            try:
+                batch.check(prompt)
+            except ValueError as error:
+                where = f"prompt {number}: " if len(job.prompts) > 1 else ""
+                raise ValueError(f"{where}{error}") from None
+
+    def _admit_to(self, queue: FairQueue[T], client: str) -> None:
+        """Raise Closing, or Busy where a queue has no place for a client; the lock is held."""
+        if self._cut_at is not None:
+            raise Closing
+        free = self._max_streams - sum(len(batch.running) for batch in self._batches.values())
+        places = self._max_queue + max(0, free)  # what can begin at once does not wait
+        beyond = 0 if client in queue else self._max_queue
+        if len(queue) >= places + beyond:
+            self._counts.refused += 1
+            raise Busy(self._rate.wait(len(self._queue)))
+
+    # --- of the engine thread ------------------------------------------------
+
+    def _run(self) -> None:
+        while self._wait():
+            try:
+                self._turn()
+            except Exception as error:  # a fault of ours: what runs may be half changed
+                message = report(error, "a turn of the engine")
+                for ticket in list(self._open):
+                    self._end(ticket, "error", message)
+                self._bell.ring()
+        self._shut_down()
+
+    def _wait(self) -> bool:
+        """Sleep until there is something to do; False when it is time to end."""
+        with self._lock:
+            while True:
+                busy = any(batch.busy for batch in self._order)
+                closing = self._cut_at is not None
+                if closing and (not busy or time.monotonic() >= (self._cut_at or 0.0)):
+                    return False
+                if busy or len(self._queue) or len(self._calls) or self._cancelled:
+                    return True
+                self._lock.wait()
+
+    def _turn(self) -> None:
+        start = time.monotonic()
+        self._end_some(start)
+        self._begin_some(start + self._step_seconds / 4)
+        self._call_some(start + self._step_seconds)
+        batch = next((batch for batch in self._order if batch.busy), None)
+        if batch is not None:
+            self._order.remove(batch)
+            self._order.append(batch)
+            batch.step()
+            seconds = time.monotonic() - start
+            self._counts.steps += 1
+            self._counts.step_s += seconds
+            self._counts.longest_step_s = max(self._counts.longest_step_s, seconds)
+        self._wake()
+
+    def _end_some(self, now: float) -> None:
+        """End jobs that were cancelled, that are out of time, that a close finds waiting."""
+        with self._lock:
+            cancelled, self._cancelled = self._cancelled, []
+            waiting = self._queue.clear() if self._cut_at is not None else []
+            late = []
+            if now - self._looked > LOOK_SECONDS:
+                self._looked = now
+                late = [ticket for ticket in self._open if _is_late(ticket, now)]
+        for ticket in cancelled:
+            self._end(ticket, "cancelled")
+        for ticket in late:
+            self._end(ticket, "timeout")
+        for work in waiting:
+            for index in range(work.begun, work.ticket.job.choices):
+                work.ticket.put(index, finish="shutdown")
+            self._changed(work.ticket, "shut_down")
+
+    def _begin_some(self, until: float) -> None:
+        """Begin choices of jobs that wait, as many as there are streams free."""
+        running = [choice for batch in self._order for choice in batch.running]
+        counts = Counter(choice.ticket.job.client for choice in running)
+        for _ in range(self._max_streams - len(running)):
+            with self._lock:
+                if not len(self._queue):
+                    return
+                client, work = self._queue.first(counts)
+                index, job = work.begun, work.ticket.job
+                work.begun += 1
+                if work.begun == job.choices:
+                    self._queue.remove(client, work)
+                    self._rate.note(time.monotonic())
+            counts[client] += 1
+            self._begin(work, index)
+            if time.monotonic() > until:
+                return
+
+    def _begin(self, work: Work, index: int) -> None:
+        ticket, job = work.ticket, work.ticket.job
+        if ticket.usage.queue_s is None:
+            ticket.usage.queue_s = time.monotonic() - ticket.submitted
+        reading = work.reading if index % job.n else None
+        work.reading = self._batches[job.model].add(ticket, index, work.seed, reading)
+        if work.begun == job.choices:
+            work.reading = None  # its state is not needed any more
+
+    def _call_some(self, until: float) -> None:
+        """Run short work of others, at least one where there is any."""
+        while True:
+            with self._lock:
+                if not len(self._calls):
+                    return
+                client, call = self._calls.first({})
+                self._calls.remove(client, call)
+            call(None)
+            if time.monotonic() > until:
+                return
+
+    def _changed(self, ticket: Ticket, counter: str = "finished") -> None:
+        """A ticket has news."""
+        self._bell.add(ticket)
+        if ticket.finished:
+            self._over(ticket, "failed" if ticket.error is not None else counter)
+        if ticket.finished or ticket.usage.completion_tokens <= ticket.job.choices:
+            self._urgent = True
+
+    def _end(self, ticket: Ticket, finish: str, error: str | None = None) -> None:
+        """Cut a job off, wherever it is; nothing for one that is over."""
+        work = self._open.get(ticket)
+        if work is None:
+            return
+        with self._lock:
+            self._queue.remove(ticket.job.client, work)
+        self._batches[ticket.job.model].drop(ticket)
+        ticket.error = ticket.error or error
+        for index in range(ticket.job.choices):
+            if ticket.runs(index):
+                ticket.put(index, finish=finish)
+        self._over(ticket, _COUNTERS[finish])
+        self._bell.add(ticket)
+        self._urgent = True
+
+    def _over(self, ticket: Ticket, counter: str) -> None:
+        with self._lock:
+            if self._open.pop(ticket, None) is not None:
+                setattr(self._counts, counter, getattr(self._counts, counter) + 1)
+
+    def _wake(self) -> None:
+        """Wake readers, unless they have just been woken and will be again soon."""
+        if not self._bell.due:
+            return
+        now = time.monotonic()
+        soon = now + max((batch.pace.last for batch in self._order if batch.busy), default=1.0)
+        if self._urgent or soon > self._woken + WAKE_SECONDS:
+            self._bell.ring()
+            self._urgent, self._woken = False, now
+
+    def _shut_down(self) -> None:
+        """End whatever is left; write the cache."""
+        for ticket in list(self._open):
+            self._end(ticket, "shutdown")
+        self._bell.ring()
+        with self._lock:
+            calls = self._calls.clear()
+        for call in calls:
+            call(Closing())
+        if self._cache is not None:
+            try:
+                self._cache.flush()
+            except Exception as error:
+                report(error, "the state cache is not written")
+
+
+_COUNTERS = {
+    "cancelled": "cancelled",
+    "timeout": "timed_out",
+    "shutdown": "shut_down",
+    "error": "failed",
+}
+
+
+def _is_late(ticket: Ticket, now: float) -> bool:
+    timeout = ticket.job.timeout
+    return timeout is not None and now - ticket.submitted >= timeout
+
+
+def _work_on(future: Future[T], work: Callable[[], T], why_not: BaseException | None) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    if why_not is not None:
+        future.set_exception(why_not)
+        return
+    try:
+        future.set_result(work())
+    except BaseException as error:  # whatever it is, it is the caller's
+        future.set_exception(error)

@@ -1,0 +1,290 @@
+"""What runs of one model, and its step: all streams, and as much of the prompts as fits."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from nomatmul.serve.job import Ticket
+from nomatmul.serve.policy import Pace, Turns
+from nomatmul.serve.reading import Chunk, Reading
+from nomatmul.serve.sequence import Choice, Served, States, Tail, TokenNames
+
+if TYPE_CHECKING:
+    from nomatmul.engine.backend import Want
+    from nomatmul.engine.session import Session
+    from nomatmul.engine.state import Float
+    from nomatmul.serve.cache import StateCache
+
+log = logging.getLogger("nomatmul.serve")
+
+Lane = Choice | Tail | Chunk
+
+
+class Batch:
+    """The choices and readings of one model.
+
+    changed: called with each ticket that has news. A fault of one of them ends that one with
+    "error"; nothing is raised.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        served: Served,
+        cache: StateCache | None,
+        step_seconds: float,
+        changed: Callable[[Ticket], None],
+    ) -> None:
+        self.served, self.lm = served, served.lm
+        self.states = States(served.lm, name, cache)
+        self.names = TokenNames(served.lm)
+        self.pace = Pace(step_seconds)
+        self.choices: list[Choice] = []
+        self.readings: list[Reading] = []
+        self.tails: list[Tail] = []
+        self.cached_tokens, self.computed_tokens = 0, 0  # of prompts
+        self.completion_tokens = 0
+        self._turns = Turns()
+        self._changed = changed
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to step."""
+        return bool(self.choices or self.readings or self.tails)
+
+    @property
+    def running(self) -> list[Choice]:
+        """The choices that write, and those whose prompt is read."""
+        return [*self.choices, *(one for reading in self.readings for one in reading.waiting)]
+
+    def check(self, prompt: Sequence[int]) -> None:
+        """Raise ValueError for a prompt that the model cannot read."""
+        self.lm.checked_ids(prompt)
+        longest = self.lm.max_length
+        if longest is not None and len(prompt) > longest:
+            raise ValueError(f"{len(prompt)} tokens are more than the model's {longest} positions")
+
+    def add(self, ticket: Ticket, index: int, seed: int, reading: Reading | None) -> Reading | None:
+        """Begin a choice; reading: of its prompt by another choice of the job, if there is one.
+
+        Returns the reading that it waits for or goes on from, None where it failed.
+        """
+        try:
+            choice = Choice(ticket, index, self.served, self.names, seed)
+            reading = reading or self._reading(choice)
+        except Exception as error:
+            self.fail(ticket, index, error)
+            return None
+        if reading.error is not None:
+            self._end(ticket, index, reading.error)
+        elif reading.logits_V is not None:
+            self._begin(choice, reading)
+        else:
+            reading.waiting.append(choice)
+        return reading
+
+    def _reading(self, choice: Choice) -> Reading:
+        """The reading of a choice's prompt: one that is going on, or a new one."""
+        job = choice.ticket.job
+        scored = job.logprobs if job.echo else None
+        for reading in self.readings:
+            if reading.scored == scored and reading.ids == choice.prompt:
+                return reading
+        boundaries = job.boundaries if choice.index < job.n else ()
+        new = Reading(choice.prompt, scored, boundaries, self.states, self.names)
+        new.begin(self.lm, self.readings)
+        if new.over:
+            self._count(new, [choice])
+        else:
+            self.readings.append(new)
+        return new
+
+    def _count(self, reading: Reading, choices: Sequence[Choice]) -> None:
+        """Count what a prompt that has been read took, of the first job that asked for it."""
+        computed = reading.computed
+        for ticket in dict.fromkeys(choice.ticket for choice in choices):
+            usage = ticket.usage
+            usage.computed_tokens += computed
+            usage.cached_tokens += len(reading.ids) - computed
+            self.cached_tokens += len(reading.ids) - computed
+            computed = 0
+
+    def step(self) -> None:
+        """Step all streams and some of the prompts, and hand on what came of it."""
+        start = time.monotonic()
+        lanes: list[Lane] = [*self.choices, *self.tails]
+        self.tails = []
+        streams = len(lanes)
+        chunks, scored = self._chunks(streams)
+        lanes += chunks
+        if not lanes:
+            return
+        any_logits = any(lane.wants_logits for lane in lanes)
+        want: Want = "all" if scored else "last" if any_logits else "none"
+        for lane, logits in zip(lanes, self._rows(lanes, want), strict=True):
+            self._take(lane, logits, scored)
+        self._end_readings()
+        self.choices = [choice for choice in self.choices if not choice.ended]
+        tokens = sum(len(chunk.feed) for chunk in chunks)
+        self.computed_tokens += tokens
+        self.pace.measured(streams, tokens, scored, time.monotonic() - start)
+
+    def _chunks(self, streams: int) -> tuple[list[Chunk], bool]:
+        """(what is read of prompts in this step, whether it is one whose tokens are scored).
+
+        Clients in turn, each in the order of its own prompts. A scored prompt goes alone, for all
+        logits of its step are in memory.
+        """
+        ready = [reading for reading in self.readings if self._ready(reading)]
+        order = self._turns.order({reading.client for reading in self.readings})
+        ready.sort(key=lambda reading: order.index(reading.client))  # keeps that of one client's
+        chunks: list[Chunk] = []
+        left = self.pace.chunk(streams)
+        for reading in ready:
+            if reading.scored is not None:
+                if chunks:
+                    continue
+                chunk = reading.chunk(self.pace.chunk(streams, scored=True))
+                self._turns.served(reading.client)
+                return [chunk], True
+            chunk = reading.chunk(left)
+            chunks.append(chunk)
+            self._turns.served(reading.client)
+            left -= len(chunk.feed)
+            if left <= 0:
+                break
+        return chunks, False
+
+    def _ready(self, reading: Reading) -> bool:
+        try:
+            ready = reading.ready(self.lm)
+        except Exception as error:
+            self._fail_reading(reading, error)
+            return False
+        return ready
+
+    def _rows(self, lanes: Sequence[Lane], want: Want) -> Sequence[Float | Exception]:
+        """The logits of each lane, or what went wrong with it.
+
+        A step that fails has changed nothing: then each lane goes alone, and shows whose fault it
+        was.
+        """
+        try:
+            sessions = [_session(lane) for lane in lanes]
+            return self.lm.step(sessions, [lane.feed for lane in lanes], want)
+        except Exception as error:
+            if len(lanes) == 1:
+                return [error]
+        found: list[Float | Exception] = []
+        for lane in lanes:
+            try:
+                found += self.lm.step([_session(lane)], [lane.feed], want)
+            except Exception as error:
+                found.append(error)
+        return found
+
+    def _take(self, lane: Lane, logits: Float | Exception, scored: bool) -> None:
+        """Hand a lane what came of its ids; its own fault ends it alone."""
+        try:
+            if isinstance(logits, Exception):
+                raise logits
+            if isinstance(lane, Choice):
+                lane.took(logits[-1] if scored else logits)
+                self._after(lane)
+            elif isinstance(lane, Chunk):
+                lane.took(logits)
+            else:
+                lane.keep()
+        except Exception as error:
+            if isinstance(lane, Choice):
+                self.fail(lane.ticket, lane.index, error)
+            elif isinstance(lane, Chunk):
+                self._fail_reading(lane.reading, error)
+            else:
+                report(error, "the end of an answer is not kept")
+
+    def _after(self, choice: Choice) -> None:
+        """News of a choice are told; of one that has ended the state is kept."""
+        self._changed(choice.ticket)
+        self.completion_tokens += choice.text.token is not None
+        if choice.ended and self.states and choice.text.token is not None:
+            tail = Tail(choice, self.states)
+            longest = self.lm.max_length
+            if longest is None or tail.session.position < longest:
+                self.tails.append(tail)
+            else:
+                tail.keep()
+
+    def _begin(self, choice: Choice, reading: Reading) -> None:
+        """Go on behind a prompt that has been read."""
+        assert reading.session is not None
+        assert reading.logits_V is not None
+        job = choice.ticket.job
+        try:
+            if job.keep is not None and choice.index == 0:
+                self.states.pin(reading.ids, reading.session, reading.logits_V, job.keep)
+            choice.begin(reading.session, reading.logits_V, reading.tokens)
+            self._after(choice)
+        except Exception as error:
+            self.fail(choice.ticket, choice.index, error)
+        if not choice.ended:
+            self.choices.append(choice)
+
+    def _end_readings(self) -> None:
+        """Begin the choices of prompts that have been read; end those of prompts that failed."""
+        over = [reading for reading in self.readings if reading.over]
+        self.readings = [reading for reading in self.readings if not reading.over]
+        for reading in over:
+            waiting, reading.waiting = reading.waiting, []
+            if reading.error is None:
+                self._count(reading, waiting)
+            for choice in waiting:
+                if reading.error is None:
+                    self._begin(choice, reading)
+                else:
+                    self._end(choice.ticket, choice.index, reading.error)
+
+    def _fail_reading(self, reading: Reading, error: Exception) -> None:
+        reading.error = report(error, "a prompt")
+
+    def fail(self, ticket: Ticket, index: int, error: Exception) -> None:
+        """End one choice with "error"."""
+        self._end(ticket, index, report(error, f"choice {index} of a job"))
+
+    def _end(self, ticket: Ticket, index: int, message: str) -> None:
+        ticket.error = ticket.error or message
+        if ticket.runs(index):
+            ticket.put(index, finish="error")
+        self._changed(ticket)
+
+    def drop(self, ticket: Ticket) -> None:
+        """Forget the choices of a job; what they computed is kept."""
+        for choice in self.choices:
+            if choice.ticket is ticket and self.states:
+                Tail(choice, self.states).keep()
+        self.choices = [choice for choice in self.choices if choice.ticket is not ticket]
+        for reading in self.readings:
+            reading.waiting = [one for one in reading.waiting if one.ticket is not ticket]
+            if not reading.waiting:
+                reading.give_up()
+        self.readings = [reading for reading in self.readings if reading.waiting]
+
+
+def _session(lane: Lane) -> Session:
+    assert lane.session is not None, "a choice that writes has its session"
+    return lane.session
+
+
+def report(error: Exception, what: str) -> str:
+    """Log a fault, and return what its user is told."""
+    if isinstance(error, MemoryError):
+        log.warning("%s: not enough memory", what)
+        return "not enough memory"
+    if isinstance(error, ValueError):
+        log.warning("%s: %s", what, error)
+        return str(error)
+    log.error("%s: a fault of the server", what, exc_info=error)
+    return "a fault of the server; its log says more"
