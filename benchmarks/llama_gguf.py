@@ -7,7 +7,7 @@ TQ1_0, the head is of that form or another, the embedding 16 bits or, if tied, t
 Weights are random, so text means nothing, but the bytes read and the arithmetic done are those of a
 trained model.
 
-A library of vs_llama.py.
+A library of vs_llama.py and serve_load.py.
 """
 
 from __future__ import annotations
@@ -25,13 +25,21 @@ SMALL = {"Q4_0": 16, "Q8_0": 32}  # bytes of codes in a block of 32, behind a fl
 
 
 def write_gguf(
-    path: Path, *, form: str, shape: dict[str, Any], head: str | None = None, context: int = 2048
+    path: Path,
+    *,
+    form: str,
+    shape: dict[str, Any],
+    head: str | None = None,
+    context: int = 2048,
+    tokens: list[str] | None = None,
 ) -> dict[str, int]:
     """Write the file; returns {"read": bytes of tensors that decoding one token reads, "head":
     those of the head}.
 
     form: "TQ2_0" or "TQ1_0". shape: fields of a ModelConfig. head: the form of the head, "Q4_0" or
-    "Q8_0"; None: as the linears. Raises ValueError when a row is not a multiple of 256 elements.
+    "Q8_0"; None: as the linears. tokens: a byte-level vocabulary whose words are taken whole, which
+    a server needs; None: no vocabulary. Raises ValueError when a row is not a multiple of 256
+    elements.
     """
     hidden, inner, vocab = (shape[k] for k in ("hidden_size", "intermediate_size", "vocab_size"))
     for width in (hidden, inner):
@@ -40,6 +48,7 @@ def write_gguf(
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "qwen3" if shape.get("qk_norm") else "llama")
     heads = _add_settings(writer, shape, context)
+    _add_vocabulary(writer, tokens)
     ones = np.ones(hidden, dtype=np.float32)
     head_type = gguf.GGMLQuantizationType[head or form]
     head_codes = _random_blocks(rng, head or form, vocab, hidden)
@@ -99,8 +108,21 @@ def _add_settings(writer: gguf.GGUFWriter, shape: dict[str, Any], context: int) 
     writer.add_rope_dimension_count(size)
     writer.add_rope_freq_base(shape.get("rope_theta", 10000.0))
     writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_tokenizer_model("none")
     return {"heads": heads, "kv": kv, "size": size}
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, tokens: list[str] | None) -> None:
+    if tokens is None:
+        writer.add_tokenizer_model("none")
+        return
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.NORMAL] * len(tokens))
+    writer.add_token_merges([f"{tokens[0]} {tokens[1]}"])  # never used; the reader wants one
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    writer.add_add_bos_token(False)
 
 
 def _random_blocks(rng: np.random.Generator, form: str, rows: int, columns: int) -> np.ndarray:

@@ -1,13 +1,18 @@
 """Our side of the comparison: one process that holds a random model and measures on request.
 
 Started by vs_llama.py; the requests are those of llama_side.py, except that "load" comes with the
-model's shape, and {"do": "bandwidth"}. --tiny answers one of each and ends.
+model's shape, and {"do": "bandwidth"}. For serve_load.py: {"do": "open", "path", "threads"} loads a
+packed directory; {"do": "generate", "ids", "count", "ban"} times an answer and returns its ids;
+{"do": "behind", "history", "new"} times new ids behind others, and reading the state of those from
+a file. --tiny answers one of each and ends.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -15,7 +20,8 @@ import numpy as np
 from dry_run import add_tiny
 from processes import memory, rehearse, serve
 
-from nomatmul.engine import random_model, read_bandwidth
+from nomatmul.engine import load, random_model, read_bandwidth
+from nomatmul.engine.sampling import Sampling
 from nomatmul.engine.session import Session
 from nomatmul.evaluate.speed import bytes_read_per_token, prefill_seconds, step_seconds
 from nomatmul.formats.config import ModelConfig
@@ -89,6 +95,35 @@ class Ours:
             model.backend.step([self.filled._state], [ids], "last", seconds=seconds)
         return {"seconds": {part: spent / count for part, spent in seconds.items()}}
 
+    def open(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Load a packed directory, or the model in the box."""
+        self.lm = load(request["path"], kind="language", threads=request["threads"])
+        return {"isa": self.lm.backend.isa}
+
+    def generate(self, request: dict[str, Any]) -> dict[str, Any]:
+        """tokens/s of `lm.generate` of the likeliest tokens, and the ids that it makes."""
+        ban = {"logit_bias": dict.fromkeys(request["ban"], -100.0)} if request["ban"] else {}
+        options = {"max_tokens": request["count"], "sampling": Sampling(**ban)}
+        start = time.perf_counter()
+        self.lm.generate(request["ids"], **options)
+        rate = request["count"] / (time.perf_counter() - start)
+        ids = self.lm.generate_ids(request["ids"], **options)
+        return {"tokens_per_second": rate, "ids": ids}
+
+    def behind(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Seconds of new ids behind a history, and of reading the history's state from a file."""
+        session = self.lm.session()
+        session.append(request["history"], logits="none")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "state.safetensors"
+            session.save(path)
+            start = time.perf_counter()
+            session = self.lm.session(path)
+            read = time.perf_counter() - start
+        start = time.perf_counter()
+        session.append(request["new"])
+        return {"seconds": time.perf_counter() - start, "read": read}
+
     def _with(self, threads: int) -> Any:
         if threads == self.lm.backend.threads:
             return self.lm
@@ -116,6 +151,9 @@ REQUESTS = [
     {"do": "long", "threads": 1, "count": 2, "context": 0},
     {"do": "parts", "threads": 1, "count": 2, "context": 0},
     {"do": "memory"},
+    {"do": "open", "path": None, "threads": 1},
+    {"do": "generate", "ids": [5], "count": 2, "ban": []},
+    {"do": "behind", "history": [5, 6], "new": [7]},
 ]
 
 
@@ -134,6 +172,9 @@ def main(argv: list[str] | None = None) -> None:
         "fill": ours.fill,
         "long": ours.long,
         "parts": ours.parts,
+        "open": ours.open,
+        "generate": ours.generate,
+        "behind": ours.behind,
         "bandwidth": bandwidth,
         "memory": lambda request: memory(),
     }

@@ -88,11 +88,11 @@ def rehearse(
         print(json.dumps({"do": request["do"], **handlers[request["do"]](request)}), flush=True)
 
 
-def memory() -> dict[str, Any]:
-    """Bytes of this process: peak and present resident, and how much lies in huge pages."""
+def memory(process: int | str = "self") -> dict[str, Any]:
+    """Bytes of a process: peak and present resident, and how much lies in huge pages."""
     fields: dict[str, int] = {}
-    for path in ("/proc/self/status", "/proc/self/smaps_rollup"):
-        for line in Path(path).read_text().splitlines():
+    for name in ("status", "smaps_rollup"):
+        for line in Path(f"/proc/{process}/{name}").read_text().splitlines():
             name, _, rest = line.partition(":")
             if rest.strip().endswith("kB"):
                 fields[name] = int(rest.split()[0]) * 1024
