@@ -112,7 +112,8 @@ class RadixTree(Generic[T]):
 
     def _split(self, node: Node[T], length: int) -> Node[T]:
         """A new node within the edge that leads to this one."""
-        assert node.parent is not None and 0 < length < len(node.edge)
+        assert node.parent is not None
+        assert 0 < length < len(node.edge)
         middle = Node(node.edge[:length].copy(), node.parent)
         node.parent.children[int(middle.edge[0])] = middle
         node.edge, node.parent = node.edge[length:].copy(), middle
