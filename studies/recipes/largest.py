@@ -25,6 +25,7 @@ def largest(amount: Amount) -> list[dict[str, Any]]:
         one("dense-30-gains", "30 % full precision, small gains", change=Change(dense=0.3),
             **GAINS),
         one("base", "today's recipe"),
+        one("twin", "Transformer++", base="transformer_box"),
     ]  # fmt: skip
 
 
