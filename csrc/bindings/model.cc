@@ -61,7 +61,10 @@ class Released {
 class BoundModel {
  public:
   BoundModel(nb::dict description, const IsaName& isa, int threads)
-      : model_(description_of(description), isa_of(isa), checked_threads(threads)) {}
+      : model_(description_of(description), isa_of(isa), checked_threads(threads)),
+        kept_(std::make_shared<std::vector<nb::object>>()) {}
+  BoundModel(const BoundModel& other, int threads)
+      : model_(other.model_, checked_threads(threads)), kept_(other.kept_) {}
 
   // Keeps Python's own object: numpy leaks arrays that C++ lets go of while Python ends.
   void set(const std::string& name, nb::object owner) {
@@ -74,7 +77,7 @@ class BoundModel {
       nb::gil_scoped_release release;
       kept = model_.tensors().set(name, data, bytes, dtype);
     }
-    if (kept) kept_.push_back(owner);
+    if (kept) kept_->push_back(owner);
   }
 
   // pages: one a sequence, or none where nothing grows. (what is wanted, {part: seconds})
@@ -112,6 +115,12 @@ class BoundModel {
       model_.step(sequences, want, out, profile ? &marks : nullptr, poll(&released));
     }
     return nb::make_tuple(array, marks.seconds());
+  }
+
+  // A model of the same weights, in the same memory; either may be dropped first.
+  BoundModel* with_threads(int threads) const {
+    model_.tensors().check_complete();
+    return new BoundModel(*this, threads);
   }
 
   // Of a new sequence.
@@ -226,7 +235,8 @@ class BoundModel {
   }
 
   Model model_;
-  std::vector<nb::object> kept_;  // arrays that the model reads in place
+  // Arrays that the graph reads in place; models that share it let go of them with the GIL, too.
+  std::shared_ptr<std::vector<nb::object>> kept_;
 };
 
 }  // namespace
@@ -237,6 +247,7 @@ void bind_model(nb::module_& m) {
       .def("set", &BoundModel::set, "name"_a, "array"_a)
       .def("check_complete", [](const BoundModel& b) { b.model().tensors().check_complete(); })
       .def("step", &BoundModel::step, "states"_a, "pages"_a, "ids"_a, "want"_a, "profile"_a = false)
+      .def("with_threads", &BoundModel::with_threads, "threads"_a)
       .def("pages", &BoundModel::pages)
       .def("encode", &BoundModel::encode, "ids"_a, "offsets"_a, "seen"_a.none() = nb::none(),
            "paths"_a = false, "profile"_a = false)

@@ -14,14 +14,14 @@ namespace nomatmul {
 size_t Model::checked(const std::vector<Sequence>& sequences) const {
   size_t total = 0;
   for (const Sequence& sequence : sequences) {
-    embedding_.check(sequence.ids, sequence.count);
+    graph_->embedding.check(sequence.ids, sequence.count);
     total += sequence.count;
-    if (!state_.grows()) continue;
+    if (!graph_->state.grows()) continue;
     const int64_t length = sequence.pages->length();
-    if (length + sequence.count > positions_) {
+    if (length + sequence.count > graph_->positions) {
       throw std::invalid_argument(std::to_string(sequence.count) + " tokens behind " +
                                   std::to_string(length) + " are more than the model's " +
-                                  std::to_string(positions_) + " positions");
+                                  std::to_string(graph_->positions) + " positions");
     }
   }
   return total;
@@ -48,7 +48,7 @@ void Model::step(const std::vector<Sequence>& sequences, Want want, float* out, 
 void Model::run(const std::vector<Sequence>& sequences, size_t total, Want want, float* out,
                 const Poll& poll) {
   if (!work_->pool.alone()) work_->pool.wake();
-  const size_t state_floats = state_.floats();
+  const size_t state_floats = graph_->state.floats();
   // The layers work on copies of the states and behind the ends of the pages, so that a step that
   // fails leaves every sequence as it was.
   float* states = work_->states.need<float>(sequences.size() * state_floats);
@@ -80,14 +80,14 @@ void Model::advance(const std::vector<Sequence>& sequences, size_t total, Want w
   int t = 0;
   std::vector<int> rows;  // tokens of the chunk that something is asked for
   for (size_t done = 0; done < total;) {
-    const int tokens = static_cast<int>(std::min<size_t>(chunk_, total - done));
+    const int tokens = static_cast<int>(std::min<size_t>(graph_->chunk, total - done));
     begin(tokens);
     rows.clear();
     pass().stretches.clear();
     for (int c = 0; c < tokens; ++c) {
       while (t == sequences[s].count) ++s, t = 0;
-      embedding_.look_up(sequences[s].ids[t], 0, pass().row(c), nullptr);
-      pass().token_state[c] = states + s * state_.floats();
+      graph_->embedding.look_up(sequences[s].ids[t], 0, pass().row(c), nullptr);
+      pass().token_state[c] = states + s * graph_->state.floats();
       if (Pages* pages = sequences[s].pages; pages != nullptr) {
         if (t == 0 || c == 0) pass().stretches.push_back({pages, c, 0, pages->length() + t});
         ++pass().stretches.back().count;
@@ -108,7 +108,7 @@ void Model::advance(const std::vector<Sequence>& sequences, size_t total, Want w
       out += static_cast<size_t>(count) * hidden();
     } else if (count > 0) {
       head(rows.data(), count, out);
-      out += static_cast<size_t>(count) * head_->outputs();
+      out += static_cast<size_t>(count) * graph_->head->outputs();
     }
     done += tokens;
     poll(done == total);
@@ -118,8 +118,8 @@ void Model::advance(const std::vector<Sequence>& sequences, size_t total, Want w
 // Logits of the chunk's tokens rows[0..count): float32 [count, V].
 void Model::head(const int* rows, int count, float* logits) {
   pass().layer = -1;
-  pass().announce(*head_, {head_->row(0)}, head_->outputs(), count);
-  feed_norm(pass(), final_norm_, {head_.get()}, "head", rows, count);
+  pass().announce(*graph_->head, {graph_->head->row(0)}, graph_->head->outputs(), count);
+  feed_norm(pass(), graph_->final_norm, {graph_->head.get()}, "head", rows, count);
   pass().product(count, logits);
   pass().mark("head");
 }
@@ -127,7 +127,7 @@ void Model::head(const int* rows, int count, float* logits) {
 void Model::final_states(const int* rows, int count, float* out) {
   pass().layer = -1;
   for (int i = 0; i < count; ++i, out += hidden()) {
-    final_norm_.apply(pass().row(rows[i]), out);
+    graph_->final_norm.apply(pass().row(rows[i]), out);
     const bool finite = std::all_of(out, out + hidden(), [](float x) { return std::isfinite(x); });
     if (!finite) pass().poison();
   }
@@ -138,8 +138,8 @@ void Model::final_states(const int* rows, int count, float* out) {
 template <class F>
 void Model::in_chunks(const float* x, int tokens, F&& fn) {
   pass().marks = nullptr;  // those of the last step are gone
-  for (int first = 0; first < tokens; first += chunk_) {
-    const int count = std::min(chunk_, tokens - first);
+  for (int first = 0; first < tokens; first += graph_->chunk) {
+    const int count = std::min(graph_->chunk, tokens - first);
     begin(count);
     std::memcpy(pass().row(0), x + static_cast<size_t>(first) * hidden(),
                 sizeof(float) * count * hidden());
@@ -149,12 +149,12 @@ void Model::in_chunks(const float* x, int tokens, F&& fn) {
 
 void Model::block(int layer, float* x, int tokens, float* state) {
   std::lock_guard<std::mutex> lock(work_->mutex);
-  float* states = work_->states.need<float>(state_.floats());
-  float* of_layer = states + state_.offset(layer);
-  const size_t bytes = state_.width() * sizeof(float);
+  float* states = work_->states.need<float>(graph_->state.floats());
+  float* of_layer = states + graph_->state.offset(layer);
+  const size_t bytes = graph_->state.width() * sizeof(float);
   std::memcpy(of_layer, state, bytes);
-  Pages pages(state_.pages());
-  if (state_.grows()) pages.reserve(tokens);
+  Pages pages(graph_->state.pages());
+  if (graph_->state.grows()) pages.reserve(tokens);
   in_chunks(x, tokens, [&](int first, int count) {
     pass().stretches.assign(1, {&pages, 0, count, first});
     for (int c = 0; c < count; ++c) pass().token_state[c] = states;
@@ -167,10 +167,10 @@ void Model::block(int layer, float* x, int tokens, float* state) {
 
 void Model::logits_of(const float* x, int tokens, float* logits) {
   std::lock_guard<std::mutex> lock(work_->mutex);
-  std::vector<int> rows(std::min(chunk_, tokens));
+  std::vector<int> rows(std::min(graph_->chunk, tokens));
   std::iota(rows.begin(), rows.end(), 0);
   in_chunks(x, tokens, [&](int first, int count) {
-    head(rows.data(), count, logits + static_cast<size_t>(first) * head_->outputs());
+    head(rows.data(), count, logits + static_cast<size_t>(first) * graph_->head->outputs());
   });
 }
 
@@ -180,7 +180,7 @@ void Model::accumulate(const std::string& name, const int8_t* q, int tokens, int
 
 void Model::walk(int layer, const float* x, int tokens, int32_t* rows, float* logits) {
   std::lock_guard<std::mutex> lock(work_->mutex);
-  blocks_[layer]->channel->walk(pass(), x, tokens, rows, logits);
+  graph_->layers[layer]->channel->walk(pass(), x, tokens, rows, logits);
 }
 
 }  // namespace nomatmul

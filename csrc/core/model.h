@@ -13,14 +13,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
-#include "core/embedding.h"
-#include "core/layers.h"
+#include "core/graph.h"
 #include "core/pacer.h"
 
 namespace nomatmul {
@@ -55,12 +53,14 @@ struct Texts {
 class Model {
  public:
   Model(const Description& description, const Isa& isa, int threads);
+  // Of the same weights, which live as long as any model of them.
+  Model(const Model& other, int threads);
   ~Model();
   Model(const Model&) = delete;
 
   // The tensors (names of the packed directory), to be set before the first step.
-  Tensors& tensors() { return tensors_; }
-  const Tensors& tensors() const { return tensors_; }
+  Tensors& tensors() { return graph_->tensors; }
+  const Tensors& tensors() const { return graph_->tensors; }
 
   // Must come before each of the calls below, from one thread at a time (the binding holds the
   // GIL): makes the model usable in a process that was forked since the last call, whatever other
@@ -87,22 +87,18 @@ class Model {
   // The walk of a layer's FFF alone: rows and logits [T, A] of x float32 [T, D] behind the norm.
   void walk(int layer, const float* x, int tokens, int32_t* rows, float* logits);
 
-  bool causal() const { return causal_; }
-  int hidden() const { return work_->pass.hidden; }
-  int layers() const { return static_cast<int>(blocks_.size()); }
-  int vocabulary() const { return embedding_.vocabulary(); }
+  bool causal() const { return graph_->causal; }
+  int hidden() const { return graph_->hidden; }
+  int layers() const { return static_cast<int>(graph_->layers.size()); }
+  int vocabulary() const { return graph_->embedding.vocabulary(); }
   int active(int layer) const;  // 0 where the layer has no trees
-  const StateLayout& state() const { return state_; }
-  const Isa& isa() const { return *work_->pass.isa; }
+  const StateLayout& state() const { return graph_->state; }
+  const Isa& isa() const { return graph_->isa; }
   int threads() const { return work_->pass.threads; }
   size_t scratch_bytes() const { return work_->states.size() + work_->pass.scratch_size(); }
 
  private:
-  struct Layer {
-    Norm mixer_norm, channel_norm;
-    std::unique_ptr<Mixer> mixer, channel;
-  };
-  // Everything that calls change; what the model has beside it stays as it was declared.
+  // Everything that calls change.
   struct Work {
     Work(const Isa& isa, int threads, int hidden);
 
@@ -114,8 +110,6 @@ class Model {
     int reserved = 0;  // the tokens that parts have made room for
   };
 
-  void declare(const Description& description);
-  void declare_block(const Description& description, int layer);
   size_t checked(const std::vector<Sequence>& sequences) const;
   void run(const std::vector<Sequence>& sequences, size_t total, Want want, float* out,
            const Poll& poll);
@@ -129,17 +123,7 @@ class Model {
   void head(const int* rows, int count, float* logits);
   void final_states(const int* rows, int count, float* out);
 
-  bool causal_ = true;
-  int chunk_ = 256;
-  int positions_ = 0;  // the longest sequence where keys and values are kept
-  StateLayout state_;
-  Tensors tensors_;
-  std::map<std::string, const Linear*> linears_;
-  Embedding embedding_;
-  std::vector<std::unique_ptr<Layer>> blocks_;
-  Norm final_norm_;
-  std::unique_ptr<Linear> head_;
-
+  std::shared_ptr<Graph> graph_;
   pid_t owner_;
   std::unique_ptr<Work> work_;
 };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -202,9 +203,10 @@ class NativeBackend:
         return int(self.model.scratch_bytes)
 
     def with_threads(self, threads: int) -> NativeBackend:
-        return NativeBackend(
-            self.config, self.forms, self.weights, threads=threads, isa=self.isa, kv=self._kv
-        )
+        other = copy.copy(self)  # the graph, its panels, too, is one for both
+        other.model = self.model.with_threads(threads)
+        other.threads = other.model.threads
+        return other
 
 
 def _add(seconds: dict[str, float] | None, parts: dict[str, float]) -> None:
