@@ -95,7 +95,7 @@ class Detokenizer:
         """How many of the last tokens, whose text is given, belong to an unfinished character."""
         if not text.endswith(BROKEN):
             return 0
-        spelt = [_spelt_bytes(self._name(i)) for i in self._ids[self._read :][-_UNFINISHED:]]
+        spelt = [spelt_bytes(self._name(i)) for i in self._ids[self._read :][-_UNFINISHED:]]
         for count in range(1, len(spelt) + 1):
             if _is_unfinished(b"".join(spelt[-count:])[-_UNFINISHED:]):
                 return count
@@ -119,7 +119,7 @@ def _is_unfinished(tail: bytes) -> bool:
     return False
 
 
-def _spelt_bytes(name: str) -> bytes:
+def spelt_bytes(name: str) -> bytes:
     """The bytes that a token stands for in a byte-fallback or a byte-level vocabulary."""
     if fallback := _BYTE_NAME.fullmatch(name):
         return bytes([int(fallback[1], 16)])

@@ -1,0 +1,220 @@
+"""/v1/chat/completions: conversations in, answers out, whole or as events."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from nomatmul.serve.answers import (
+    Head,
+    encode,
+    finish_reason,
+    json_response,
+    timing_fields,
+    usage_fields,
+    whole_answer,
+)
+from nomatmul.serve.body import read_body
+from nomatmul.serve.documents import documented
+from nomatmul.serve.job import Delta, Job, Usage
+from nomatmul.serve.limits import CHAT_TOKENS
+from nomatmul.serve.logprobs import chat_logprobs, token_bytes
+from nomatmul.serve.prepare import (
+    blame,
+    client_of,
+    language_model,
+    prepared,
+    room,
+    sampling_of,
+    server_of,
+    stop_of,
+    submit,
+)
+from nomatmul.serve.response_format import response_grammar
+from nomatmul.serve.schema import ChatRequest, Message
+from nomatmul.serve.sse import EventStream
+from nomatmul.serve.tools import CallDelta, ToolParser, ToolPlan
+
+if TYPE_CHECKING:
+    from nomatmul.serve.models import Rendered, ServedModel
+
+router = APIRouter(prefix="/v1", tags=["chat"])
+
+
+@router.post("/chat/completions", openapi_extra=documented(ChatRequest))
+async def create(request: Request) -> Response:
+    """Answer a conversation."""
+    asked = await read_body(request, ChatRequest)
+    model = language_model(request, asked.model)
+    plan, rendered = await prepared(request, lambda: _read(asked, model), heavy=_has_grammar(asked))
+    job = _job(request, asked, model, plan, rendered)
+    ticket = submit(request, job)
+    key = hashlib.sha256(f"{ticket.job.sampling.seed}\0{rendered.text}".encode()).hexdigest()
+    scheduler = server_of(request).scheduler
+    if asked.stream:
+        return EventStream(scheduler, ticket, ChatWriter(model, asked, plan, key))
+    choices = await whole_answer(request, scheduler, ticket)
+    answer = {
+        **Head(model, "chat.completion", "chatcmpl").fields(),
+        "choices": [_choice(model, asked, plan, key, choice) for choice in choices],
+        "usage": usage_fields(ticket.usage),
+        "nomatmul": timing_fields(ticket.usage),
+    }
+    return json_response(answer)
+
+
+def _has_grammar(asked: ChatRequest) -> bool:
+    return bool(asked.response_format or asked.tools)
+
+
+def _read(asked: ChatRequest, model: ServedModel) -> tuple[ToolPlan, Rendered]:
+    """The tools of a request, and its conversation as token ids; its grammar is compiled."""
+    content = response_grammar(asked.response_format) if asked.response_format else None
+    with blame("tools"):
+        plan = ToolPlan(
+            asked.tools,
+            asked.tool_choice,
+            asked.parallel_tool_calls is not False,
+            source=model.source,
+            content=content,
+        )
+    if plan.grammar is not None:
+        with blame("tools" if asked.tools else "response_format"):
+            model.grammars.compile(plan.grammar)  # the scheduler then finds it
+    with blame("messages"):
+        messages = plan.prompt_messages([plain_message(message) for message in asked.messages])
+        options = asked.chat_template_kwargs
+        return plan, model.chat_ids(messages, tools=plan.template_tools, options=options)
+
+
+def plain_message(message: Message) -> dict[str, Any]:
+    """A message as templates know it: a developer is a system, parts are lines of one text."""
+    fields = message.model_dump(exclude_none=True, exclude={"refusal", "annotations"})
+    if fields["role"] == "developer":
+        fields["role"] = "system"
+    if isinstance(fields.get("content"), list):
+        fields["content"] = "\n".join(part["text"] for part in fields["content"])
+    return fields
+
+
+def _job(
+    request: Request, asked: ChatRequest, model: ServedModel, plan: ToolPlan, rendered: Rendered
+) -> Job:
+    old = asked.max_tokens is not None
+    count = room(
+        model,
+        [rendered.ids],
+        asked.n or 1,
+        asked.max_tokens if old else asked.max_completion_tokens,
+        CHAT_TOKENS,
+        ("messages", "max_tokens" if old else "max_completion_tokens"),
+    )
+    return Job(
+        model=model.name,
+        prompts=(rendered.ids,),
+        max_tokens=count,
+        n=asked.n or 1,
+        sampling=sampling_of(asked, model),
+        stop=stop_of(asked),
+        end_tokens=model.end_tokens,
+        logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
+        grammar=plan.grammar,
+        boundaries=rendered.boundaries,
+        client=client_of(request),
+        timeout=server_of(request).options.timeout,
+    )
+
+
+def _choice(
+    model: ServedModel, asked: ChatRequest, plan: ToolPlan, key: str, delta: Delta
+) -> dict[str, Any]:
+    """One choice of an answer that is whole."""
+    parser = plan.parser(f"{key}{delta.index}")
+    pieces = [*parser.push(delta.text), *parser.finish()]
+    content = "".join(piece for piece in pieces if isinstance(piece, str))
+    calls: list[dict[str, Any]] = []
+    for piece in pieces:
+        if isinstance(piece, CallDelta):
+            if piece.index == len(calls):
+                function = {"name": piece.name, "arguments": ""}
+                calls.append({"id": piece.id, "type": "function", "function": function})
+            calls[piece.index]["function"]["arguments"] += piece.arguments
+    said = content or (None if calls else "")
+    message: dict[str, Any] = {"role": "assistant", "content": said, "refusal": None}
+    if calls:
+        message["tool_calls"] = calls
+    logprobs = chat_logprobs(token_bytes(model), delta.tokens) if asked.logprobs else None
+    return {
+        "index": delta.index,
+        "message": message,
+        "logprobs": logprobs,
+        "finish_reason": _reason(parser, delta),
+    }
+
+
+def _reason(parser: ToolParser, delta: Delta) -> str | None:
+    if parser.calls and delta.finish in ("end", "grammar"):
+        return "tool_calls"
+    return finish_reason(delta)
+
+
+class ChatWriter:
+    """The chunks of a streamed answer.
+
+    Written by hand where nothing but text is new: a fast model makes a thousand of them a second.
+    """
+
+    def __init__(self, model: ServedModel, asked: ChatRequest, plan: ToolPlan, key: str) -> None:
+        self._model, self._asked, self._plan, self._key = model, asked, plan, key
+        self._usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        self._head = encode(Head(model, "chat.completion.chunk", "chatcmpl").fields())[:-1]
+        self._tail = '}],"usage":null}' if self._usage else "}]}"
+        self._parsers: dict[int, ToolParser] = {}
+
+    def chunks(self, delta: Delta) -> list[str]:
+        """See `sse.Writer`: the role first, then news, then the reason of the end."""
+        index, found = delta.index, []
+        parser = self._parsers.get(index)
+        if parser is None:
+            parser = self._parsers[index] = self._plan.parser(f"{self._key}{index}")
+            found.append(self._chunk(index, '{"role":"assistant","content":"","refusal":null}'))
+        pieces = parser.push(delta.text) if delta.text else []
+        if delta.finish is not None:
+            pieces += parser.finish()
+        logprobs = "null"
+        if delta.tokens:
+            logprobs = encode(chat_logprobs(token_bytes(self._model), delta.tokens))
+            pieces = pieces or [""]
+        for piece in pieces:
+            found.append(self._chunk(index, _delta(piece), logprobs))
+            logprobs = "null"  # they stand in the first chunk
+        if delta.finish is not None:
+            found.append(self._chunk(index, "{}", reason=encode(_reason(parser, delta))))
+        return found
+
+    def end(self, usage: Usage) -> list[str]:
+        """See `sse.Writer`: a chunk of no choice says what was used, where that was asked for."""
+        if not self._usage:
+            return []
+        fields = {"usage": usage_fields(usage), "nomatmul": timing_fields(usage)}
+        return [f'{self._head},"choices":[],{encode(fields)[1:]}']
+
+    def _chunk(self, index: int, delta: str, logprobs: str = "null", reason: str = "null") -> str:
+        return (
+            f'{self._head},"choices":[{{"index":{index},"delta":{delta},"logprobs":{logprobs}'
+            f',"finish_reason":{reason}{self._tail}'
+        )
+
+
+def _delta(piece: str | CallDelta) -> str:
+    if isinstance(piece, str):
+        return f'{{"content":{encode(piece)}}}'
+    call: dict[str, Any] = {"index": piece.index}
+    if piece.id is not None:
+        call |= {"id": piece.id, "type": "function"}
+    function = {} if piece.name is None else {"name": piece.name}
+    call["function"] = {**function, "arguments": piece.arguments}
+    return encode({"tool_calls": [call]})

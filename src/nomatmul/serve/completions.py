@@ -1,0 +1,167 @@
+"""/v1/completions: prompts in, their continuations out, whole or as events."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from nomatmul.serve.answers import (
+    Head,
+    encode,
+    finish_reason,
+    json_response,
+    timing_fields,
+    usage_fields,
+    whole_answer,
+)
+from nomatmul.serve.body import read_body
+from nomatmul.serve.documents import documented
+from nomatmul.serve.job import Delta, Job, Usage
+from nomatmul.serve.limits import COMPLETION_TOKENS
+from nomatmul.serve.logprobs import TextLogprobs, token_bytes
+from nomatmul.serve.prepare import (
+    blame,
+    client_of,
+    language_model,
+    prepared,
+    room,
+    sampling_of,
+    server_of,
+    stop_of,
+    submit,
+)
+from nomatmul.serve.schema import CompletionRequest
+from nomatmul.serve.sse import EventStream
+
+if TYPE_CHECKING:
+    from nomatmul.serve.models import ServedModel
+
+router = APIRouter(prefix="/v1", tags=["completions"])
+
+Ids = tuple[int, ...]
+
+
+@router.post("/completions", openapi_extra=documented(CompletionRequest))
+async def create(request: Request) -> Response:
+    """Continue prompts."""
+    asked = await read_body(request, CompletionRequest)
+    model = language_model(request, asked.model)
+    prompts, texts = await prepared(request, lambda: _read(asked, model))
+    n = asked.n or 1
+    params = ("prompt", "max_tokens")
+    ticket = submit(
+        request,
+        Job(
+            model=model.name,
+            prompts=prompts,
+            max_tokens=room(model, prompts, n, asked.max_tokens, COMPLETION_TOKENS, params),
+            n=n,
+            sampling=sampling_of(asked, model),
+            stop=stop_of(asked),
+            logprobs=asked.logprobs,
+            echo=bool(asked.echo),
+            client=client_of(request),
+            timeout=server_of(request).options.timeout,
+        ),
+    )
+    scheduler, writer = server_of(request).scheduler, CompletionWriter(model, asked, texts)
+    if asked.stream:
+        return EventStream(scheduler, ticket, writer)
+    choices = await whole_answer(request, scheduler, ticket)
+    answer = {
+        **writer.head,
+        "choices": [writer.choice(choice) for choice in choices],
+        "usage": usage_fields(ticket.usage),
+        "nomatmul": timing_fields(ticket.usage),
+    }
+    return json_response(answer)
+
+
+def _read(asked: CompletionRequest, model: ServedModel) -> tuple[tuple[Ids, ...], list[str]]:
+    """(token ids of the prompts, their texts where they are echoed)."""
+    prompts: list[str | list[int]]
+    if isinstance(asked.prompt, str) or isinstance(asked.prompt[0], int):
+        prompts = [asked.prompt]
+    else:
+        prompts = list(asked.prompt)
+    ids, texts = [], []
+    for number, prompt in enumerate(prompts):
+        with blame(f"prompt[{number}]" if len(prompts) > 1 else "prompt"):
+            if isinstance(prompt, str):
+                ids.append(model.prompt_ids(prompt))
+            else:
+                ids.append(tuple(model.language.checked_ids(prompt).tolist()))
+        if asked.echo:
+            texts.append(prompt if isinstance(prompt, str) else _text(model, prompt))
+    return tuple(ids), texts
+
+
+def _text(model: ServedModel, ids: list[int]) -> str:
+    text: str = model.language.tokenizer.decode(ids, skip_special_tokens=True)
+    return text
+
+
+class CompletionWriter:
+    """The choices of an answer, and its chunks when it is streamed.
+
+    texts: of the prompts, where they are echoed.
+    """
+
+    def __init__(self, model: ServedModel, asked: CompletionRequest, texts: list[str]) -> None:
+        self._asked, self._texts, self._model = asked, texts, model
+        self.head = Head(model, "text_completion", "cmpl").fields()
+        self._usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        self._prefix = encode(self.head)[:-1]
+        self._tail = '}],"usage":null}' if self._usage else "}]}"
+        self._begun: set[int] = set()
+        self._logprobs: dict[int, TextLogprobs] = {}
+
+    def choice(self, delta: Delta) -> dict[str, Any]:
+        """A choice of the news of it."""
+        text = self._echoed(delta.index) + delta.text
+        return {
+            "index": delta.index,
+            "text": text,
+            "logprobs": self._scored(delta),
+            "finish_reason": finish_reason(delta),
+        }
+
+    def chunks(self, delta: Delta) -> list[str]:
+        """See `sse.Writer`: the reason of the end stands in the last chunk with text."""
+        text = self._echoed(delta.index) + delta.text
+        if not (text or delta.tokens or delta.finish):
+            return []
+        return [
+            f'{self._prefix},"choices":[{{"index":{delta.index},"text":{encode(text)}'
+            f',"logprobs":{encode(self._scored(delta))}'
+            f',"finish_reason":{encode(finish_reason(delta))}{self._tail}'
+        ]
+
+    def end(self, usage: Usage) -> list[str]:
+        """See `sse.Writer`: a chunk of no choice says what was used, where that was asked for."""
+        if not self._usage:
+            return []
+        fields = {"usage": usage_fields(usage), "nomatmul": timing_fields(usage)}
+        return [f'{self._prefix},"choices":[],{encode(fields)[1:]}']
+
+    def _prompt(self, index: int) -> str:
+        return self._texts[index // (self._asked.n or 1)] if self._asked.echo else ""
+
+    def _echoed(self, index: int) -> str:
+        """The prompt in front of a choice's first text."""
+        if index in self._begun:
+            return ""
+        self._begun.add(index)
+        return self._prompt(index)
+
+    def _scored(self, delta: Delta) -> dict[str, Any] | None:
+        if self._asked.logprobs is None:
+            return None
+        scores = self._logprobs.get(delta.index)
+        if scores is None:
+            names = token_bytes(self._model)
+            scores = TextLogprobs(names, self._asked.logprobs, self._prompt(delta.index))
+            self._logprobs[delta.index] = scores
+        return scores.fields(delta.tokens)

@@ -1,0 +1,17 @@
+"""Limits of requests, in one place; docs/serve.md states them.
+
+OpenAI's own where it has one: biases, log-probabilities, tools.
+"""
+
+MAX_CHOICES = 128  # of a request: prompts times n
+MAX_TOKENS = 1 << 20  # of a request: prompts times n times max_tokens
+CHAT_TOKENS = 2048  # made at most for a chat request that names no maximum
+COMPLETION_TOKENS = 16  # likewise of /v1/completions, as OpenAI has it
+MAX_STOP = 16  # stop strings; OpenAI has 4, evaluation harnesses send more
+MAX_STOP_LENGTH = 1024  # characters
+MAX_BIASED = 300  # tokens with a bias
+MAX_LOGPROBS = 20
+MAX_OLD_LOGPROBS = 5  # of /v1/completions
+MAX_TOOLS = 128
+MAX_MESSAGES = 10_000
+MAX_ID_LENGTH = 256  # of names: models, tools, calls, states
