@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from nomatmul.engine.text import encoding_of
 from nomatmul.formats.chat_template import ChatTemplate, Message
 from nomatmul.formats.tokenizer import load_tokenizer
 
@@ -87,14 +88,14 @@ class ChatText:
     def ids(self, text: str) -> list[int]:
         """Token ids of a rendered text; special tokens that the template spelt are tokens."""
         if _GUARD not in text:
-            return list(self._parsing.encode(text, add_special_tokens=False).ids)
+            return list(encoding_of(self._parsing, text).ids)
         found: list[int] = []
         for number, part in enumerate(self._parts.split(text)):
             if number % 2:
                 found.append(self.special[part])
             elif part:
                 part = part.replace(_GUARD, "")
-                found += self._ordinary.encode(part, add_special_tokens=False).ids
+                found += encoding_of(self._ordinary, part).ids
         return found
 
     def ids_after(self, before: str, text: str) -> list[int] | None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nomatmul.engine.ids import checked_ids
-from nomatmul.engine.text import named_ids
+from nomatmul.engine.text import encoding_of, named_ids
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -83,7 +83,7 @@ class LanguageText:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(f"the prompt is no text: half a character at {error.start}") from None
-        return list(self.tokenizer.encode(text, add_special_tokens=special).ids)
+        return list(encoding_of(self.tokenizer, text, special=special).ids)
 
     def _checked(self, ids: Sequence[int] | NDArray[Any]) -> list[int]:
         return [int(token) for token in checked_ids(ids, self._config.vocab_size)]

@@ -16,13 +16,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 BROKEN = "�"  # what a tokenizer writes for bytes that are no character (yet)
+_LONG = 4096  # characters that are tokenised in some milliseconds
 _UNFINISHED = 3  # bytes of a character that lacks its last one, at most
 _BYTE_NAME = re.compile(
     r"<0x([0-9A-Fa-f]{2})>"
 )  # a token of one byte in vocabularies with fallback
+
+
+def encoding_of(tokenizer: Tokenizer, text: str, *, special: bool = False) -> Encoding:
+    """The tokens of a text. special: with those that the tokenizer puts around one.
+
+    Other threads of Python go on meanwhile where the text is long: `Tokenizer.encode` alone would
+    hold them up, for seconds with a text of megabytes.
+    """
+    if len(text) <= _LONG:
+        return tokenizer.encode(text, add_special_tokens=special)
+    return tokenizer.encode_batch([text], add_special_tokens=special)[0]
 
 
 def named_ids(tokenizer: Tokenizer, vocab_size: int) -> NDArray[np.bool_]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nomatmul._hub_names import is_hub_name, packed_directory
 from nomatmul.engine.language_model import LanguageModel
 from nomatmul.engine.loading import BOX, load
+from nomatmul.engine.text import encoding_of
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.generation_config import sampling_defaults
 
@@ -152,7 +153,7 @@ def plain_text(messages: Sequence[Message]) -> tuple[str, list[int]]:
 def _plain(lm: LanguageModel, messages: Sequence[Message]) -> Rendered:
     text, ends = plain_text(messages)
     ids = lm.prompt_ids(text)
-    encoding = lm.tokenizer.encode(text, add_special_tokens=False)
+    encoding = encoding_of(lm.tokenizer, text)
     first = len(ids) - len(encoding.ids)  # the start token, where the model has one
     places = [end for _, end in encoding.offsets]
     found = sorted({first + bisect.bisect_right(places, end) for end in ends} - {first})
