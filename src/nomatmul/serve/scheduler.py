@@ -285,6 +285,7 @@ class Scheduler:
                     return
                 client, call = self._calls.first({})
                 self._calls.remove(client, call)
+            self._bell.ring()  # what is news now need not wait for it
             call(None)
             if time.monotonic() > until:
                 return
