@@ -138,6 +138,8 @@ class Batch:
         Clients in turn, each in the order of its own prompts. A scored prompt goes alone, for all
         logits of its step are in memory.
         """
+        if not self.readings:
+            return [], False
         ready = [reading for reading in self.readings if self._ready(reading)]
         order = self._turns.order({reading.client for reading in self.readings})
         ready.sort(key=lambda reading: order.index(reading.client))  # keeps that of one client's

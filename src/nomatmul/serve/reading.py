@@ -64,14 +64,14 @@ class Reading:
             self.session = lm.session()
             self.tokens = [Token(self.ids[0], self._names.of(self.ids[0]), None, ())]
         else:
-            session, length, logits_V = self.states.find(self.ids)
+            session, length, logits_V = self.states.find(self.array)
             better = [(use, other, cut) for other in others for use, cut in [other.gives(self)]]
             use, other, cut = max(better, key=lambda one: one[0], default=(0, None, 0))
             if other is not None and use > length:
                 self._behind = (other, cut)
                 return
             self.session, self.at, self.logits_V = session, length, logits_V
-        self.cuts = self.states.cuts(self.ids, self.at, self._boundaries)
+        self.cuts = self.states.cuts(self.array, self.at, self._boundaries)
 
     def gives(self, later: Reading) -> tuple[int, int]:
         """(how much of a later prompt will be known, once this one is so far); 0 for nothing."""
@@ -116,12 +116,12 @@ class Reading:
         self.cuts.pop(0)
         if self.at == len(self.ids):
             self.logits_V = logits.copy()  # not the whole step's with it
-        self.states.keep(self.ids[: self.at], self.session, self.logits_V)
+        self.states.keep(self.array[: self.at], self.session, self.logits_V)
 
     def give_up(self) -> None:
         """Nobody waits for it any more: keep what was read."""
         if self.session is not None and self.computed and not self.over:
-            self.states.keep(self.ids[: self.at], self.session)
+            self.states.keep(self.array[: self.at], self.session)
 
 
 class Chunk:

@@ -233,13 +233,14 @@ class Scheduler:
 
     def _end_some(self, now: float) -> None:
         """End jobs that were cancelled, that are out of time, that a close finds waiting."""
+        look = now - self._looked > LOOK_SECONDS
+        if not (look or self._cancelled or self._cut_at is not None):
+            return
         with self._lock:
             cancelled, self._cancelled = self._cancelled, []
             waiting = self._queue.clear() if self._cut_at is not None else []
-            late = []
-            if now - self._looked > LOOK_SECONDS:
-                self._looked = now
-                late = [ticket for ticket in self._open if _is_late(ticket, now)]
+            late = [ticket for ticket in self._open if _is_late(ticket, now)] if look else []
+        self._looked = now if look else self._looked
         for ticket in cancelled:
             self._end(ticket, "cancelled")
         for ticket in late:
@@ -251,6 +252,8 @@ class Scheduler:
 
     def _begin_some(self, until: float) -> None:
         """Begin choices of jobs that wait, as many as there are streams free."""
+        if not len(self._queue):
+            return
         running = [choice for batch in self._order for choice in batch.running]
         counts = Counter(choice.ticket.job.client for choice in running)
         for _ in range(self._max_streams - len(running)):
@@ -279,7 +282,7 @@ class Scheduler:
 
     def _call_some(self, until: float) -> None:
         """Run short work of others, at least one where there is any."""
-        while True:
+        while len(self._calls):
             with self._lock:
                 if not len(self._calls):
                     return

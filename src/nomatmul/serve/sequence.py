@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nomatmul.engine.language_model import LanguageModel
     from nomatmul.engine.session import Session
     from nomatmul.engine.state import Float
-    from nomatmul.serve.cache import StateCache
+    from nomatmul.serve.cache import StateCache, Tokens
     from nomatmul.serve.grammar import Grammars
 
 log = logging.getLogger("nomatmul.serve")
@@ -73,7 +73,7 @@ class States:
     def __bool__(self) -> bool:
         return self._cache is not None
 
-    def find(self, ids: Sequence[int]) -> tuple[Session, int, Float | None]:
+    def find(self, ids: Tokens) -> tuple[Session, int, Float | None]:
         """(session, how many of the ids it has seen, logits where it has seen all of them)."""
         if self._cache is not None:
             try:
@@ -83,16 +83,16 @@ class States:
                 log.exception("the state cache failed; a prompt is computed whole")
         return self._lm.session(), 0, None
 
-    def cuts(self, ids: Sequence[int], start: int, boundaries: Sequence[int]) -> list[int]:
+    def cuts(self, ids: Tokens, start: int, boundaries: Sequence[int]) -> list[int]:
         """Ascending positions at which states are kept, the end of the ids the last of them."""
         if self._cache is not None:
             try:
-                return list(self._cache.cuts(self._name, ids, start, boundaries))
+                return self._cache.cuts(self._name, ids, start, boundaries)
             except Exception:
                 log.exception("the state cache failed; a prompt is kept at its end only")
         return [len(ids)]
 
-    def keep(self, ids: Sequence[int], session: Session, logits_V: Float | None = None) -> None:
+    def keep(self, ids: Tokens, session: Session, logits_V: Float | None = None) -> None:
         """Note the state of a session that has seen just these ids."""
         if self._cache is not None:
             try:
@@ -100,7 +100,7 @@ class States:
             except Exception:
                 log.exception("the state cache failed; a state is not kept")
 
-    def pin(self, ids: Sequence[int], session: Session, logits_V: Float, name: str) -> None:
+    def pin(self, ids: Tokens, session: Session, logits_V: Float, name: str) -> None:
         """Note a state under a name; raises ValueError where the cache refuses it."""
         assert self._cache is not None, "named states need a cache: checked at submission"
         self._cache.keep(self._name, ids, session, logits_V, name=name)
