@@ -83,7 +83,7 @@ def test_turns_say_what_was_used(chat, model, monkeypatch):
         def __init__(self, *_) -> None:
             self.ids = itertools.cycle([H, END])
 
-        def sample(self, logits_V):
+        def sample(self, logits_V, allowed=None):
             return next(self.ids)
 
     monkeypatch.setattr(language_model, "Sampler", Script)

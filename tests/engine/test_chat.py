@@ -24,7 +24,7 @@ def say(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     class Script:
         def __init__(self, *_: object) -> None: ...
 
-        def sample(self, logits_V: np.ndarray) -> int:
+        def sample(self, logits_V: np.ndarray, allowed: object = None) -> int:
             assert np.isfinite(logits_V).all()
             return ids.pop(0)
 
