@@ -11,12 +11,15 @@ UV     ?= uv==0.13.9
 OLDEST_TORCH ?= $(TORCH)
 NEWEST_TORCH ?= $(TORCH)
 
-.PHONY: help demo test test-wheels test-slow test-arm test-asan test-oldest test-newest lock bench lint format clean
+.PHONY: help demo test test-wheels test-slow test-arm test-asan test-oldest test-newest test-ray soak lock bench lint
+.PHONY: format clean
 
 help:
 	@echo "make demo       virtual environment, base install (no torch), generate text with the shipped model"
 	@echo "make test       the same plus torch and the test tools, then the whole test suite"
 	@echo "make test-slow  the long soak tests"
+	@echo "make soak       20 minutes of a server under 64 careless and hostile clients; MINUTES=1 is the short form"
+	@echo "make test-ray   two replicas behind Ray Serve; installs the extra serve-ray"
 	@echo "make test-arm   NEON kernels, cross-compiled and run under qemu-user"
 	@echo "make test-asan  native core under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make test-oldest, make test-newest"
@@ -48,10 +51,12 @@ $(VENV)/.base: $(SOURCES) requirements/base.txt | $(PY)
 	$(VENV)/bin/$(BUILT) .
 	@touch $@
 
-# One build for both stamps. torch comes first: the versions of the lock win.
-$(VENV)/.dev: $(SOURCES) requirements/dev.txt | $(PY)
+# One build for both stamps. torch comes first: the versions of the lock win. What comes as sources
+# is built with what base.txt pins.
+$(VENV)/.dev: $(SOURCES) requirements/base.txt requirements/dev.txt | $(PY)
 	$(VENV)/bin/pip install -q "$(TORCH)"
-	$(VENV)/bin/$(LOCKED) requirements/dev.txt
+	$(VENV)/bin/$(LOCKED) requirements/base.txt
+	$(VENV)/bin/$(LOCKED) requirements/dev.txt --no-build-isolation
 	$(VENV)/bin/$(BUILT) .
 	@touch $(VENV)/.base $@
 
@@ -63,6 +68,14 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(PY) -m pytest -m slow tests
+
+MINUTES ?= 20
+soak: $(VENV)/.dev
+	$(PY) benchmarks/serve_soak.py --minutes $(MINUTES)
+
+test-ray: $(VENV)/.dev
+	$(VENV)/bin/pip install -q ".[serve-ray]"
+	$(PY) -m pytest tests/ray
 
 PYTHONS ?= $(PYTHON)
 test-wheels:

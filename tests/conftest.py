@@ -19,8 +19,10 @@ from safetensors.numpy import load_file
 
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE / "golden"
-# With --base: files whose imports need the extra `train`. Single tests are marked `train`.
+# With --base: files whose imports need the extras `train` or `serve`. Single tests are marked
+# `train`.
 TRAIN_ONLY = (
+    *("serve/*", "ray/*"),
     *("models/*", "ops/*", "train/*", "finetune/*", "gpu/*", "benchmarks/*", "studies/*"),
     *(
         "engine/test_*cuda*.py",

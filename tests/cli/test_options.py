@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from nomatmul import cli
-from nomatmul.cli.options import build_parser, integers, option, parse
+from nomatmul.cli.options import build_parser, byte_count, integers, option, parse
 from nomatmul.evaluate.speed import SIZES
 
 FROZEN = Path(__file__).with_name("options.txt")
@@ -49,6 +49,13 @@ class Sample:
     check: bool = option(True, help="on by default")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Many:
+    places: tuple[str, ...] = option((), positional=True, help="any number")
+    room: int = option(0, type=byte_count, help="a size")
+
+
+MANY = SimpleNamespace(Options=Many, EXAMPLES="examples:", __doc__="Another.")
 MODULE = SimpleNamespace(Options=Sample, EXAMPLES="examples:", __doc__="A sample.")
 
 
@@ -84,3 +91,28 @@ def test_every_kind_of_field_is_read():
 def test_mistakes_are_value_errors_that_name_the_value(words, message):
     with pytest.raises(ValueError, match=message):
         parse("sample", MODULE, words)
+
+
+def test_a_positional_tuple_takes_any_number():
+    assert parse("many", MANY, []) == Many()
+    assert parse("many", MANY, ["a", "--room", "1", "b"]).places == ("a", "b")
+    assert parse("many", MANY, ["a", "b"]).places == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        *(("0", 0), ("12", 12), ("1GiB", 1 << 30), ("1 GiB", 1 << 30), ("512M", 512 << 20)),
+        *(("1.5GiB", 3 << 29), ("2gb", 2 * 10**9), ("16MB", 16 * 10**6), ("3k", 3072)),
+    ],
+)
+def test_sizes_have_units(text, size):
+    assert parse("many", MANY, ["--room", text]).room == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-1", "1.5", "GiB", "1GiBs", "one", "1e9", "nan", "1 2", "1Gi"]
+)
+def test_nonsense_is_no_size(text):
+    with pytest.raises(ValueError, match="is not a size such as 1GiB"):
+        parse("many", MANY, [f"--room={text}"])

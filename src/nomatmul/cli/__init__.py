@@ -23,6 +23,7 @@ from typing import Any
 COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("generate", "continue a prompt, streaming the text"),
     "chat": ("chat", "talk or write with a model; its state is kept between turns"),
+    "serve": ("serve", "answer OpenAI's HTTP interface, and a chat page, with packed models"),
     "train": ("train", "train a model on your own text"),
     "recipes": ("recipes", "list the recipes of `train`: size, data, time, what each is for"),
     "compare": ("compare", "does a layer pay? train its controls beside it and report"),
@@ -153,6 +154,7 @@ def _overview() -> str:
         "",
         "first steps:",
         '  nomatmul generate "The river"               the model in the box continues your words',
+        "  nomatmul serve                              a chat page and OpenAI's HTTP interface",
         "  nomatmul doctor                             what this machine can do",
         "  nomatmul pack CHECKPOINT PACKED             make a trained or published model small",
         "",

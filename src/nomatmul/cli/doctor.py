@@ -33,6 +33,10 @@ EXTRAS = {
     ),
     "chat": ("jinja2",),
     "hub": ("huggingface_hub",),
+    "serve": (
+        *("fastapi", "uvicorn", "h11", "sse_starlette", "prometheus_client", "jinja2"),
+        "llguidance",
+    ),
     "bench": ("llama_cpp", "gguf", "psutil", "scipy"),
 }
 PACKAGES = ("nomatmul", "numpy", "safetensors", "tokenizers", "torch", "transformers")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -45,7 +46,8 @@ def option(
 
     default: absent means the argument is required. help: one sentence. positional: taken by place,
     not by flag. choices: the legal values. type: converts the text (None: from the annotation).
-    nargs: "+" takes several values after one flag; without it a tuple's flag may be repeated.
+    nargs: "+" takes several values after one flag; without it a tuple's flag may be repeated. A
+    positional tuple takes any number of values.
     """
     metadata = {
         "help": help,
@@ -78,7 +80,11 @@ def parse(name: str, module: Any, arguments: Sequence[str]) -> Any:
 
     Raises ValueError for what does not parse, HelpShown for --help.
     """
-    values = vars(build_parser(name, module).parse_args(list(arguments)))
+    parser = build_parser(name, module)
+    several = any(action.nargs == "*" for action in parser._actions)
+    # between flags, too: argparse otherwise takes those in front of the first flag only
+    read = parser.parse_intermixed_args if several else parser.parse_args
+    values = vars(read(list(arguments)))
     given = {key: value for key, value in values.items() if value is not None}
     return module.Options(
         **{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
@@ -109,6 +115,8 @@ def _add_argument(
     if meta.get("positional"):
         metavar = meta.get("metavar") or field.name.upper()
         optional: dict[str, Any] = {} if required else {"nargs": "?", "default": field.default}
+        if typing.get_origin(hint) is tuple:
+            optional["nargs"] = "*"
         convert = meta.get("type") or _converter(hint)
         parser.add_argument(field.name, metavar=metavar, help=text, type=convert, **optional)
         return
@@ -166,6 +174,18 @@ def real(text: str) -> float:
     if value != value or value in (float("inf"), float("-inf")):
         raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
     return value
+
+
+_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def byte_count(text: str) -> int:
+    """A size: `1GiB` and `512M` count in 1024s, `1GB` in 1000s, a number alone is bytes."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)(iB|B)?", text.strip(), re.IGNORECASE)
+    if match is None or (match[2] == "" and "." in match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 1GiB, 512MiB or 0")
+    base = 1000 if match[2] and (match[3] or "").upper() == "B" else 1024
+    return int(float(match[1]) * base ** _UNITS[match[2].upper()])
 
 
 def integers(text: str) -> tuple[int, ...]:

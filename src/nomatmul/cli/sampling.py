@@ -32,11 +32,15 @@ def checked_text(text: str) -> str:
     return text
 
 
+def before_numpy() -> None:
+    """Keep numpy's OpenBLAS from starting a thread a core when it is imported, a quarter of its
+    import's time; the native core has threads of its own and never calls it."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 def load_model(options: Any) -> LanguageModel:
     """The model that the options name, as soon as possible: its first token is waited for."""
-    # numpy's OpenBLAS starts a thread a core when it is imported, a quarter of its import's time;
-    # the native core has threads of its own and never calls it.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    before_numpy()
     import nomatmul
 
     return nomatmul.load(

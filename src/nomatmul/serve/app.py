@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 import nomatmul
-from nomatmul.serve import chat, completions, embeddings, tokens
+from nomatmul.serve import chat, completions, embeddings, health, listing, tokens
 from nomatmul.serve.documents import add_schemas
 from nomatmul.serve.errors import add_handlers
 from nomatmul.serve.offload import Workers
@@ -20,7 +20,10 @@ from nomatmul.serve.offload import Workers
 if TYPE_CHECKING:
     from nomatmul.serve.server import Server
 
-ROUTERS = (chat.router, completions.router, embeddings.router, tokens.router)
+ROUTERS = (
+    *(health.router, listing.router),
+    *(chat.router, completions.router, embeddings.router, tokens.router),
+)
 
 
 def create_app(server: Server) -> FastAPI:

@@ -18,9 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from nomatmul._hub_names import is_hub_name, packed_directory
 from nomatmul.engine.language_model import LanguageModel
 from nomatmul.engine.loading import BOX, load
+from nomatmul.engine.state import Layout
 from nomatmul.engine.text import encoding_of
+from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.generation_config import sampling_defaults
+from nomatmul.formats.packed.layout import WEIGHTS_FILE
+from nomatmul.formats.packed.reader import PackedReader
 
 if TYPE_CHECKING:
     from nomatmul.engine.chat_text import ChatText
@@ -67,7 +71,7 @@ class ServedModel:
     defaults: Mapping[str, float | int] = field(default_factory=dict)
     end_tokens: frozenset[int] = frozenset()
     stamps: Stamps = field(default_factory=dict)
-    warned: bool = False
+    replaced: bool = False
 
     @property
     def language(self) -> LanguageModel:
@@ -125,8 +129,8 @@ class ServedModel:
         """
         if self.stamps == stamps_of(self.directory):
             return False
-        if not self.warned:
-            self.warned = True
+        if not self.replaced:
+            self.replaced = True
             _log.warning(
                 "the files of model %s in %s have changed; what was loaded is served on until a"
                 " restart",
@@ -203,22 +207,32 @@ def _own_name(path: str, directory: Path) -> str:
 
 
 def open_models(
-    paths: Sequence[str],
+    paths: Mapping[str, Path],
     *,
     threads: int | None = None,
     device: str = "cpu",
     kv: str = "f16",
     chat_template: str | None = None,
 ) -> dict[str, ServedModel]:
-    """Load models, by name; without paths the one in the box.
+    """Load models, {name: directory} as of `model_paths`.
 
     kv: of those models that keep keys and values. chat_template: a file, or "plain", in place of
     the one model's own. Raises ValueError for what cannot be served, in one line.
     """
-    found = {}
-    for name, directory in model_paths(paths).items():
-        found[name] = _open(name, directory, threads, device, kv, chat_template)
-    return found
+    forms = {name: kv if _keeps_keys(path) else "f16" for name, path in paths.items()}
+    if kv not in forms.values():
+        raise ValueError(f"kv {kv!r} is about keys and values, and no model here keeps any")
+    if chat_template is not None and len(paths) > 1:
+        raise ValueError("a chat template in place of the model's own is for a server of one model")
+    return {
+        name: _open(name, directory, threads, device, forms[name], chat_template)
+        for name, directory in paths.items()
+    }
+
+
+def _keeps_keys(directory: Path) -> bool:
+    config = PackedReader(directory).config
+    return config.causal and Layout.of(architecture_of(config)).grows
 
 
 def _open(
@@ -226,7 +240,20 @@ def _open(
 ) -> ServedModel:
     stamps = stamps_of(directory)
     lm = load(directory, threads=threads, device=device, kv=kv, private=True)
-    created = int((directory / "model.safetensors").stat().st_mtime)
+    return served_model(name, lm, directory, template, stamps)
+
+
+def served_model(
+    name: str,
+    lm: LanguageModel | EncoderModel,
+    directory: Path,
+    template: str | None = None,
+    stamps: Stamps | None = None,
+) -> ServedModel:
+    """A model in memory with what its directory says; errors as of `open_models`."""
+    stamps = stamps_of(directory) if stamps is None else stamps
+    _, _, changed = stamps.get(WEIGHTS_FILE, (0, 0, 0))
+    created = changed // 10**9
     if not isinstance(lm, LanguageModel):
         return ServedModel(name, lm, "encoder", created, directory, stamps=stamps)
     if lm.tokenizer is None:

@@ -1,0 +1,126 @@
+"""/health, /ready, /metrics: what is counted adds up to what the responses said."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from support.serving import running_server
+
+from nomatmul.serve.options import ServeOptions
+
+FIELDS = ("prompt_tokens", "cached_tokens", "computed_tokens", "completion_tokens")
+
+
+def samples(url: str) -> dict[tuple[str, ...], float]:
+    """{(name, label values in the order of the labels' names): value} of /metrics."""
+    text = httpx.get(f"{url}/metrics").raise_for_status().text
+    return {
+        (sample.name, *(sample.labels[name] for name in sorted(sample.labels))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_health_and_ready(server):
+    assert httpx.get(f"{server.url}/health").json()["status"] == "ready"
+    response = httpx.get(f"{server.url}/ready")
+    assert (response.status_code, response.json()) == (200, {"status": "ready"})
+
+
+def test_tokens_add_up_to_what_the_responses_said():
+    with running_server() as running, httpx.Client(base_url=running.url, timeout=60) as client:
+        sums = dict.fromkeys(FIELDS, 0)
+        for number in range(6):
+            body = {
+                "model": "nomatmul-box",
+                "prompt": "The river runs " * (number % 3 + 1),
+                "max_tokens": 4 + number,
+                "n": 1 + number % 2,
+                "stream": number % 2 == 1,
+                "stream_options": {"include_usage": True} if number % 2 else None,
+            }
+            response = client.post("/v1/completions", json=body).raise_for_status()
+            if number % 2:
+                events = [line[6:] for line in response.text.split("\n") if line[:6] == "data: "]
+                report = next(
+                    json.loads(event)
+                    for event in events
+                    if event != "[DONE]" and json.loads(event).get("usage")
+                )
+            else:
+                report = response.json()
+            found = {**report["usage"], **report["nomatmul"]}
+            for name in FIELDS:
+                sums[name] += found[name]
+        refused = client.post("/v1/completions", json={"model": "other", "prompt": "a"})
+        assert refused.status_code == 404
+        counted = samples(running.url)
+    for name, total in sums.items():
+        assert total > 0 or name == "cached_tokens"
+        assert counted[f"nomatmul_{name}_total", "nomatmul-box"] == total, name
+        assert counted[(f"nomatmul_engine_{name}_total",)] == total, name
+    assert counted["nomatmul_requests_total", "nomatmul-box", "/v1/completions", "200"] == 6
+    assert counted["nomatmul_requests_total", "", "/v1/completions", "404"] == 1
+    assert counted["nomatmul_first_token_seconds_count", "nomatmul-box"] == 6
+    assert counted[("nomatmul_jobs_finished_total",)] == 6
+    assert counted[("nomatmul_streams_running",)] == 0
+
+
+def test_unknown_paths_and_models_make_no_new_series():
+    with running_server() as running:
+        for number in range(5):
+            httpx.get(f"{running.url}/{number}")
+            body = {"model": f"m{number}", "prompt": "a"}
+            httpx.post(f"{running.url}/v1/completions", json=body)
+        found = [key for key in samples(running.url) if key[0] == "nomatmul_requests_total"]
+    assert sorted(found) == [
+        ("nomatmul_requests_total", "", "/v1/completions", "404"),
+        ("nomatmul_requests_total", "", "other", "404"),
+    ]
+
+
+@pytest.fixture
+def request_log():
+    """Lines of the log of requests."""
+    lines: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    log, handler = logging.getLogger("nomatmul.serve.requests"), Handler()
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    yield lines
+    log.removeHandler(handler)
+    log.setLevel(logging.NOTSET)
+
+
+def test_the_log_holds_counts_and_no_texts(request_log):
+    options = ServeOptions(threads=1, api_keys=("secret-key-1",))
+    with running_server(options) as running:
+        headers = {"Authorization": "Bearer secret-key-1"}
+        body = {"model": "nomatmul-box", "prompt": "xylophone", "max_tokens": 3}
+        url = f"{running.url}/v1/completions"
+        answer = httpx.post(url, json=body, headers=headers).json()
+        httpx.post(url, json=body, headers={"Authorization": "Bearer wrong-key-2"})
+        httpx.get(f"{running.url}/a%0Ab%1b[31m?prompt=xylophone", headers=headers)
+    assert request_log[0].startswith("POST /v1/completions 200 ")
+    words = set(request_log[0].split())
+    usage = answer["usage"]
+    assert {
+        "client=key-1",
+        "model=nomatmul-box",
+        f"prompt={usage['prompt_tokens']}",
+        f"completion={usage['completion_tokens']}",
+    } <= words
+    assert request_log[1].startswith("POST /v1/completions 401 ")
+    assert request_log[2].startswith("GET /a%0Ab%1B%5B31m 404 ")
+    whole = "\n".join(request_log)
+    assert "xylophone" not in whole
+    assert "secret" not in whole
+    assert "wrong" not in whole
