@@ -51,6 +51,12 @@ def gains(amount: Amount) -> list[dict[str, Any]]:
         one(amount, "gains", "M-gains", "M, small gains", "M", **long, **GAINS),
         one(amount, "gains", "M-dense-30-gains", "M, 30 % full precision, small gains", "M",
             **long, **GAINS, change=Change(dense=0.3)),
+        *(
+            one(amount, "gains", f"{size}-twin-gains", f"Transformer++ {size}, small gains", size,
+                base="transformer_box", learning_rate=RATES["transformer_box"][size],
+                **({} if size == "S" else long | {"seeds": (1,)}), **GAINS)
+            for size in ("M", "S")
+        ),
     ]  # fmt: skip
 
 
