@@ -60,6 +60,11 @@ class Session:
         """Bytes of the state; pages of keys and values that forks share count in each of them."""
         return self._state.nbytes
 
+    def memory(self) -> dict[int, int]:
+        """{address: bytes} of what the state holds; forks share what has the same address."""
+        with self._lock:
+            return self._state.memory()
+
     def append(self, ids: Sequence[int] | NDArray[Any], logits: Want = "last") -> Float:
         """Feed token ids; return float32 [V], the logits after the last one.
 

@@ -1,23 +1,30 @@
 """A saved session: a safetensors file with a tensor a piece, and whose state it is in its metadata.
 
 Pieces that grow are float16, float32, or int8 with scales, as they were kept. Version 1 held one
-tensor "state", float32 [L, S]: the pieces of each layer side by side.
+tensor "state", float32 [L, S]: the pieces of each layer side by side. Beside the pieces a file may
+hold arrays of BESIDE, for whoever keeps a state together with what led to it.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from nomatmul.engine.state import Layout, Pieces
 from nomatmul.formats.errors import FormatError, WriteError
 from nomatmul.formats.files.atomic import write_file
-from nomatmul.formats.files.safetensors import SafetensorsFile
+from nomatmul.formats.files.safetensors import (
+    Buffer,
+    SafetensorsFile,
+    TensorInfo,
+    bytes_of,
+    header_bytes,
+)
 
 FORMAT = "nomatmul-state"
 VERSION = "2"
@@ -26,6 +33,10 @@ _KEYS = {"format", "format_version", "model", "position", "crc32"}
 
 # Names of Piece.dtype in safetensors files.
 _NAMES = {"f32": "F32", "f16": "F16", "i8": "I8"}
+# Arrays of one dimension that may lie beside a state: the token ids that it has seen, and the
+# logits behind the last one.
+BESIDE = {"ids": "I32", "logits": "F32"}
+_DTYPES = {"float32": "F32", "float16": "F16", "int8": "I8", "int32": "I32"}
 
 
 def write_state(path: str | Path, arrays: Pieces, position: int, fingerprint: str) -> None:
@@ -33,9 +44,19 @@ def write_state(path: str | Path, arrays: Pieces, position: int, fingerprint: st
 
     Raises WriteError (a ValueError and an OSError) when the disk refuses.
     """
+    try:
+        write_file(Path(path), state_chunks(arrays, position, fingerprint))
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def state_chunks(
+    arrays: Pieces, position: int, fingerprint: str, beside: Pieces | None = None
+) -> Iterator[Buffer]:
+    """Yield the bytes of a file that holds a state, and arrays of BESIDE, piece by piece."""
     stored = {
         name: np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-        for name, array in arrays.items()
+        for name, array in {**arrays, **(beside or {})}.items()
     }
     metadata = {
         "format": FORMAT,
@@ -44,25 +65,28 @@ def write_state(path: str | Path, arrays: Pieces, position: int, fingerprint: st
         "position": str(position),
         "crc32": _checksum(position, stored),
     }
-    try:
-        write_file(Path(path), safetensors.numpy.save(stored, metadata))
-    except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror or error}") from None
+    # the larger elements first: then each array lies at a multiple of its element's size
+    order = sorted(stored, key=lambda name: -stored[name].dtype.itemsize)
+    tensors = {name: (_DTYPES[stored[name].dtype.name], stored[name].shape) for name in order}
+    yield header_bytes(tensors, metadata)
+    for name in order:
+        yield bytes_of(stored[name])
 
 
 def read_state(
-    path: str | Path, layout: Layout, fingerprint: str
+    path: str | Path, layout: Layout, fingerprint: str, beside: Container[str] = ()
 ) -> tuple[dict[str, NDArray[Any]], int]:
     """Return ({piece: array of its dtype}, position) of a file that `write_state` wrote.
 
-    Raises FormatError (a ValueError) for a file that is missing, foreign, truncated or changed,
-    that belongs to another model, or that keeps keys and values in another form.
+    beside: names of BESIDE that the file may hold; they are among the arrays then. Raises
+    FormatError (a ValueError) for a file that is missing, foreign, truncated or changed, that
+    belongs to another model, or that keeps keys and values in another form.
     """
     try:
         file = SafetensorsFile(path)
     except FormatError as error:
         raise FormatError(f"cannot read the state of a session: {error}") from None
-    position = _checked_metadata(file, fingerprint)
+    position = checked_position(file, fingerprint)
     wanted = {
         name: (_NAMES[layout.pieces[name].dtype], shape)
         for name, shape in layout.shapes(position).items()
@@ -71,6 +95,7 @@ def read_state(
         if layout.grows:
             raise FormatError(f"{path} has state version '1', which holds no keys and values")
         wanted = {"state": ("F32", layout.fixed_shape)}
+    wanted |= _beside(file.infos, beside)
     found = {name: (info.dtype, info.shape) for name, info in file.infos.items()}
     if found != wanted:
         for name in layout.growing:
@@ -89,14 +114,25 @@ def read_state(
 
 
 def _read(file: SafetensorsFile, name: str, dtype: str) -> NDArray[Any]:
-    if dtype == "I8":
+    if dtype in ("I8", "I32"):
         return file.read(name)
     # float16 is checked as float32, which holds it exactly
     return file.read_float32(name).astype(np.float16 if dtype == "F16" else np.float32, copy=False)
 
 
-def _checked_metadata(file: SafetensorsFile, fingerprint: str) -> int:
-    """The position in a file of this very model."""
+def _beside(
+    infos: Mapping[str, TensorInfo], names: Container[str]
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """{name: (dtype, shape)} of the arrays beside a state, of any length."""
+    return {
+        name: (dtype, infos[name].shape[:1])
+        for name, dtype in BESIDE.items()
+        if name in infos and name in names
+    }
+
+
+def checked_position(file: SafetensorsFile, fingerprint: str) -> int:
+    """Return the position in a file of this very model; raises FormatError for another one."""
     metadata, path = file.metadata, file.path
     if metadata.get("format") != FORMAT or set(metadata) != _KEYS:
         raise FormatError(f"{path} is no state of a session")
@@ -117,5 +153,5 @@ def _checksum(position: int, arrays: Pieces) -> str:
     """crc32 of the position and of all pieces in their order, as eight hexadecimal digits."""
     crc = zlib.crc32(str(position).encode())
     for array in arrays.values():
-        crc = zlib.crc32(array.tobytes(), crc)
+        crc = zlib.crc32(bytes_of(array), crc)
     return f"{crc:08x}"

@@ -5,25 +5,30 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
-def write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes | Iterable[Any]) -> None:
     """Write a file through a temporary one beside it, flushed to disk and then renamed.
 
+    content: its bytes, or pieces of them (bytes, memoryviews), one behind the other.
     After an error nothing is left, and an older file of that name is as it was. What is no file (a
     pipe, /dev/null, /dev/stdout) is written to, not replaced; of a symbolic link its target is
     replaced. Raises OSError with the file's name in it (a full disk is reported without one).
     """
+    whole = isinstance(content, bytes | bytearray | memoryview)
+    parts: Iterable[Any] = (content,) if whole else content
     if path.exists() and not (path.is_file() or path.is_dir()):
-        _write_through(path, content)
+        _write_through(path, parts)
         return
     if path.is_symlink():
         path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -33,10 +38,10 @@ def write_file(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
-def _write_through(path: Path, content: bytes) -> None:
+def _write_through(path: Path, parts: Iterable[Any]) -> None:
     try:
         with open(path, "wb") as stream:
-            stream.write(content)
+            stream.writelines(parts)
     except OSError as error:
         raise named(error, path) from None
 

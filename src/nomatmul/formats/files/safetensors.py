@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, TypeGuard
@@ -142,6 +143,24 @@ def bytes_of(array: NDArray[Any]) -> memoryview:
     """Return the bytes of a contiguous array, without a copy."""
     flat: Buffer = array.reshape(-1)
     return memoryview(flat).cast("B")
+
+
+def header_bytes(
+    tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str], align: int = 8
+) -> bytes:
+    """The start of a file that holds {name: (dtype, shape)} in this order, without gaps.
+
+    Data begins at a multiple of `align` bytes.
+    """
+    header: JsonObject = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, (dtype, shape) in tensors.items():
+        end = offset + math.prod(shape) * NUMPY_DTYPES[dtype].itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    length = -(-(8 + len(text)) // align) * align - 8
+    return length.to_bytes(8, "little") + text.ljust(length)
 
 
 def narrow_to_float32(values: NDArray[Any]) -> NDArray[np.float32]:

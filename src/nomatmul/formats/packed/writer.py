@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import io
 import json
-import math
 import os
 import secrets
 import shutil
@@ -24,8 +23,12 @@ from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.encoder import EncoderReading
 from nomatmul.formats.errors import FormatError, WriteError
 from nomatmul.formats.files.atomic import sync_directory
-from nomatmul.formats.files.json import JsonObject
-from nomatmul.formats.files.safetensors import NUMPY_DTYPES, bytes_of, check_finite
+from nomatmul.formats.files.safetensors import (
+    NUMPY_DTYPES,
+    bytes_of,
+    check_finite,
+    header_bytes,
+)
 from nomatmul.formats.generation_config import GENERATION_FILE, sampling_defaults
 from nomatmul.formats.packed.card import card_text
 from nomatmul.formats.packed.description import FORMAT, describe
@@ -200,20 +203,8 @@ class PackedWriter:
     def _header(self) -> bytes:
         """The safetensors header; its length does not depend on the checksums in it."""
         checksums = {name: f"{crc:08x}" for name, crc in self._crc.items()}
-        header: JsonObject = {
-            "__metadata__": {
-                **self._metadata,
-                "crc32": json.dumps(checksums, separators=(",", ":")),
-            }
-        }
-        offset = 0
-        for name, (dtype, shape) in self._tensors.items():
-            end = offset + math.prod(shape) * NUMPY_DTYPES[dtype].itemsize
-            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
-            offset = end
-        text = json.dumps(header, separators=(",", ":")).encode()
-        length = -(-(8 + len(text)) // _DATA_ALIGN) * _DATA_ALIGN - 8
-        return length.to_bytes(8, "little") + text.ljust(length)
+        crc32 = json.dumps(checksums, separators=(",", ":"))
+        return header_bytes(self._tensors, {**self._metadata, "crc32": crc32}, _DATA_ALIGN)
 
     def _check_block(
         self, name: str, block: NDArray[Any], dtype: str, shape: tuple[int, ...]

@@ -1,0 +1,330 @@
+"""The state cache's entries: where they stand, what they take, which of them go.
+
+A model's states either grow only (one serves all prefixes: entries above it drop theirs, and an
+entry that is evicted hands what is left of its state up), or they are snapshots.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nomatmul.formats.errors import FormatError
+from nomatmul.serve.cache_entries import ID_BYTES, Entry, Ledger, holder_below, memory_of
+from nomatmul.serve.cache_files import Filed, StateFiles
+from nomatmul.serve.radix import Ids, RadixTree
+
+if TYPE_CHECKING:
+    from nomatmul.engine.language_model import LanguageModel
+    from nomatmul.engine.session import Session
+    from nomatmul.engine.state import Float
+
+# A growing state is written when its conversation has been quiet for so long: the next turn's
+# would take its place.
+QUIET_SECONDS = 5.0
+
+_log = logging.getLogger("nomatmul.serve")
+
+
+class Store:
+    """Entries by the ids of their sequences, in memory and in files.
+
+    trees: of each model. recent: what may be evicted, the least recently used comes first. files:
+    None where there is no directory. Counts: entries, evicted, written, read.
+    """
+
+    def __init__(
+        self, models: Mapping[str, LanguageModel], max_bytes: int, directory: Path | None
+    ) -> None:
+        self.max_bytes = max_bytes
+        self.trees: dict[str, RadixTree[Entry]] = {name: RadixTree() for name in models}
+        self.grows = {name: lm.backend.layout.overwritten is None for name, lm in models.items()}
+        self.recent: OrderedDict[Entry, None] = OrderedDict()
+        self.entries = self.evicted = self.written = self.read = 0
+        self._ledger = Ledger()
+        self._by_file: dict[str, Entry] = {}
+        self.files: StateFiles | None = None
+        if directory is not None:
+            self._open(models, directory)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in memory: states, logits, and the ids of all entries."""
+        return self._ledger.total + ID_BYTES * sum(tree.size for tree in self.trees.values())
+
+    def at(self, model: str, ids: Ids) -> Entry | None:
+        """The entry of just these ids."""
+        match = self.trees[model].match(ids)
+        return match.node.value if match.node.end == len(ids) else None
+
+    def put(
+        self, model: str, ids: Ids, session: Session, logits: Float | None, own: bool = False
+    ) -> Entry:
+        """Return the entry that serves these ids, made or completed from a session behind them.
+
+        own: it is to have a state of its own, even where a longer one would serve.
+        """
+        tree, grows = self.trees[model], self.grows[model]
+        match = tree.match(ids)
+        inside = grows and not own and match.common == len(ids)
+        holder = holder_below(match.below) if inside else None
+        if holder is not None and logits is None:
+            return holder
+        node = tree.insert(ids)
+        if node.value is None:
+            node.value = Entry(model, node)
+            self.entries += 1
+        entry = node.value
+        in_file = entry.file is not None and entry.file_logits and logits is None
+        if entry.session is None and not in_file and (holder is None or holder.session is None):
+            entry.session = session.fork()
+        news = entry.file is None
+        if logits is not None and entry.logits is None:
+            entry.logits = np.array(logits, np.float32)  # a view would keep a whole step's
+            news = news or not entry.file_logits
+        self.charge(entry)
+        if grows and entry.session is not None:
+            self._strip_above(entry)
+        if news and entry.queued is None:
+            self.write(entry, QUIET_SECONDS if grows else 0.0)
+        return entry
+
+    def charge(self, entry: Entry) -> None:
+        """Bring the ledger and the order of eviction up to what an entry holds now."""
+        memory = memory_of(entry.session, entry.logits)
+        self._ledger.add(memory)
+        self._ledger.remove(entry.charged)
+        entry.charged = memory
+        if not memory or entry.names:
+            self.recent.pop(entry, None)
+        else:
+            self.recent.setdefault(entry)
+
+    def touch(self, entry: Entry) -> None:
+        """Note that an entry was of use, and with it those above at which sequences part or have
+        parted: what many conversations begin with."""
+        forks, used = False, [entry]
+        for node in entry.node.above():
+            forks = forks or len(node.children) > 1
+            if node.value is not None:
+                node.value.shared = node.value.shared or forks
+                forks = False
+                if node.value.shared:
+                    used.append(node.value)
+        for one in reversed(used):
+            if one in self.recent:
+                self.recent.move_to_end(one)
+            if one.file is not None and self.files is not None:
+                self.files.touch(one.file)
+
+    def shrink(self) -> None:
+        """Evict until the limit holds."""
+        while self.bytes > self.max_bytes:
+            victim = next(iter(self.recent), None)
+            if victim is None:
+                victim = next((e for e in self._by_file.values() if e.file and not e.names), None)
+                if victim is None:
+                    return
+                self.remove(victim)  # even its ids are too much
+            else:
+                self._evict(victim)
+
+    def state_of(self, entry: Entry) -> tuple[Session, Float | None] | None:
+        """The state and logits of an entry, read from its file if need be; None where that is
+        damaged: then the entry is gone."""
+        if entry.session is not None:
+            return entry.session, entry.logits
+        assert self.files is not None
+        assert entry.file is not None
+        filed = Filed(entry.model, entry.file, entry.node.ids(), entry.file_logits)
+        try:
+            session, logits = self.files.read(filed)
+        except FormatError as error:
+            self.files.drop(entry.file, error)
+            self._unfile(entry)
+            return None
+        self.read += 1
+        own = sum(memory_of(session, logits).values()) + ID_BYTES * entry.node.end
+        if own + (self.pinned_bytes() if entry.names else 0) <= self.max_bytes:
+            entry.session = session
+            entry.logits = logits if entry.logits is None else entry.logits
+            self.charge(entry)
+        return session, logits
+
+    def pinned(self) -> list[Entry]:
+        """Entries that have names."""
+        found = []
+        for tree in self.trees.values():
+            entries = (node.value for node in tree.root.below())
+            found += [entry for entry in entries if entry is not None and entry.names]
+        return found
+
+    def pinned_bytes(self, but: Entry | None = None, name: str | None = None) -> int:
+        """What pinned entries take on their own; without one of them, and what only `name` pins."""
+        held: dict[int, int] = {}
+        ids = 0
+        for entry in self.pinned():
+            if entry is not but and entry.names != {name}:
+                held |= entry.charged
+                ids += entry.node.end
+        return sum(held.values()) + ID_BYTES * ids
+
+    def pin(self, entry: Entry, name: str) -> None:
+        """Keep an entry until it is unpinned from all its names."""
+        entry.names.add(name)
+        self._pin_file(entry, True)
+        self.charge(entry)
+
+    def unpin(self, entry: Entry, name: str) -> None:
+        """Take one name from an entry."""
+        entry.names.discard(name)
+        if not entry.names:
+            self._pin_file(entry, False)
+            if self.grows[entry.model] and holder_below(entry.node, but=entry) is not None:
+                self._strip(entry)
+            else:
+                self.charge(entry)
+
+    def remove(self, entry: Entry) -> None:
+        """Take an entry away, its file too, and those above that lived on its state."""
+        above = [node.value for node in entry.node.above() if node.value is not None]
+        self.trees[entry.model].remove(entry.node)
+        self.entries -= 1
+        entry.session = entry.logits = None
+        entry.names.clear()
+        self.charge(entry)
+        self._forget_files(entry)
+        if self.grows[entry.model]:
+            for one in above:
+                self._check_served(one)
+
+    # -- files
+
+    def write(self, entry: Entry, delay: float = 0.0) -> None:
+        """Have the state of an entry written."""
+        if self.files is None or entry.session is None:
+            return
+        file = self.files.write(
+            entry.model, entry.node.ids(), entry.session.fork(), entry.logits, delay
+        )
+        if file is not None:
+            self._by_file[file] = entry
+            entry.queued, entry.queued_logits = file, entry.logits is not None
+
+    def settle(self) -> None:
+        """Take note of what became of files."""
+        if self.files is None:
+            return
+        for file, there in self.files.news():
+            entry = self._by_file.get(file)
+            if entry is None:
+                if there and not file.endswith(".name"):
+                    self.files.remove(file)  # of an entry that went while it was written
+                continue
+            entry.queued = None
+            if there:
+                entry.file, entry.file_logits = file, entry.queued_logits
+                self.written += 1
+                self._supersede(entry)
+            else:
+                self._unfile(entry)
+
+    def _open(self, models: Mapping[str, LanguageModel], directory: Path) -> None:
+        try:
+            files = StateFiles(directory, self.max_bytes, models)
+        except OSError as error:
+            _log.warning(
+                "state directory: cannot use %s: %s; states stay in memory only",
+                directory, error.strerror or error,
+            )  # fmt: skip
+            return
+        self.files = files
+        for filed in files.states():
+            node = self.trees[filed.model].insert(filed.ids)
+            entry = Entry(filed.model, node, file=filed.file, file_logits=filed.logits)
+            node.value = entry
+            self._by_file[filed.file] = entry
+            self.entries += 1
+        for entry in list(self._by_file.values()):
+            if entry.file is not None:
+                self._supersede(entry)
+
+    def _supersede(self, entry: Entry) -> None:
+        """Let go of files that hold less of a growing state than this entry's."""
+        if self.grows[entry.model]:
+            above = [node.value for node in entry.node.above() if node.value is not None]
+            for one in above:
+                if not one.names and one.file is not None:
+                    self._forget_files(one)
+                    if not one.in_memory:
+                        self.remove(one)
+
+    def _forget_files(self, entry: Entry) -> None:
+        for file in {entry.file, entry.queued} - {None}:
+            assert file is not None
+            assert self.files is not None
+            self._by_file.pop(file, None)
+            self.files.cancel(file)
+            if entry.file is not None:
+                self.files.remove(file)
+        entry.file = entry.queued = None
+
+    def _unfile(self, entry: Entry) -> None:
+        """An entry's file is gone."""
+        for file in (entry.file, entry.queued):
+            if file is not None:
+                self._by_file.pop(file, None)
+        entry.file = None
+        self._check_served(entry)
+
+    def _pin_file(self, entry: Entry, pinned: bool) -> None:
+        if self.files is not None:
+            self.files.pin(self.files.state_file(entry.model, entry.node.ids()), pinned)
+
+    # -- memory
+
+    def _check_served(self, entry: Entry) -> None:
+        """Take an entry away that has no state, nor one below it to live on."""
+        served = entry.serves or (self.grows[entry.model] and holder_below(entry.node) is not None)
+        if not served and entry.node.value is entry:
+            self.remove(entry)
+
+    def _strip_above(self, entry: Entry) -> None:
+        above = [node.value for node in entry.node.above() if node.value is not None]
+        for one in above:
+            if one.session is not None and not one.names:
+                self._strip(one)
+
+    def _strip(self, entry: Entry) -> None:
+        """Let an entry live on the state of one below."""
+        entry.session = None
+        if entry.queued is not None and entry.file is None:
+            self._forget_files(entry)
+        if entry.logits is None and entry.file is None:
+            self.remove(entry)
+        else:
+            self.charge(entry)
+
+    def _evict(self, entry: Entry) -> None:
+        self.evicted += 1
+        if self.grows[entry.model] and entry.file is None and entry.session is not None:
+            self._hand_up(entry, entry.session)
+        entry.session = entry.logits = None
+        if entry.file is None:
+            self.remove(entry)
+        else:
+            self.charge(entry)
+
+    def _hand_up(self, entry: Entry, session: Session) -> None:
+        """Give what is left of a growing state to the entry above, if that lives on it."""
+        up = next((node.value for node in entry.node.above() if node.value is not None), None)
+        if up is None or up.serves or holder_below(up.node, but=entry) is not None:
+            return
+        session.roll_back(up.node.end)
+        up.session = session
+        self.charge(up)
