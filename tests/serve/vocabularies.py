@@ -1,0 +1,67 @@
+"""Small models of every kind of vocabulary, and texts that a grammar allows, drawn at random."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from sentencepiece_files import vocabulary as sentencepiece_vocabulary
+
+from nomatmul.convert.sentencepiece import convert_tokenizer
+from nomatmul.engine import LanguageModel, random_model
+from nomatmul.formats.config import ModelConfig
+from nomatmul.serve.grammar import Grammars, Matcher
+
+PADDED = 20  # ids of a model beyond those of its tokenizer
+
+
+def with_tokenizer(config: ModelConfig, directory: Path, seed: int = 3) -> LanguageModel:
+    """A model of random weights and the tokenizer.json that lies in a directory."""
+    lm = random_model(config, seed=seed, threads=1)
+    return LanguageModel(
+        lm.backend,
+        config,
+        fingerprint=lm.fingerprint,
+        packing=lm.packing,
+        embedding_form=lm.embedding_form,
+        path=directory,
+        tokenizer_path=directory / "tokenizer.json",
+    )
+
+
+def byte_fallback_model(directory: Path) -> LanguageModel:
+    """A SentencePiece vocabulary with a token a byte; end tokens </s> and one that is padding."""
+    file = directory / "tokenizer.model"
+    file.write_bytes(sentencepiece_vocabulary())
+    tokenizer = convert_tokenizer(file)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    size = tokenizer.get_vocab_size(with_added_tokens=True) + PADDED
+    config = ModelConfig(
+        vocab_size=size,
+        hidden_size=32,
+        num_layers=2,
+        intermediate_size=40,
+        bos_token_id=tokenizer.token_to_id("<s>"),
+        eos_token_id=(tokenizer.token_to_id("</s>"), size - 1),
+    )
+    return with_tokenizer(config, directory)
+
+
+def grammars_of(lm: LanguageModel) -> Grammars:
+    return Grammars(lm.tokenizer, lm.config.vocab_size, lm.config.end_token_ids)
+
+
+def wander(
+    matcher: Matcher, seed: int, ends: tuple[int, ...], steps: int = 500
+) -> list[int] | None:
+    """Tokens drawn among the allowed ones, each as likely; None where that does not end."""
+    rng, made = np.random.default_rng(seed), []
+    for _ in range(steps):
+        if matcher.done:
+            return made
+        token = int(rng.choice(np.flatnonzero(matcher.allowed())))
+        matcher.accept(token)
+        if token in ends:
+            return made
+        made.append(token)
+    return None
