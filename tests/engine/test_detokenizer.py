@@ -143,3 +143,54 @@ def test_where_a_stop_string_cuts_does_not_depend_on_the_pieces(
         out = "".join(cutter.push(text[at : at + step]) for at in range(0, len(text), step))
         results.append((out if cutter.stopped else out + cutter.finish(), cutter.stopped))
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(text=st.text(LETTERS, min_size=20, max_size=60), cut=st.integers(18, 60))
+def test_the_end_of_a_long_context_says_as_much_as_all_of_it(
+    kind: str, text: str, cut: int
+) -> None:
+    ids = encode(kind, text)
+    cut = min(cut, len(ids))
+    short, whole = Detokenizer(made(kind), ids[:cut]), Detokenizer(made(kind), ())
+    whole._ids = ids[:cut]
+    whole._read = cut - whole._open(whole._decode(ids[:cut]))
+    assert [*map(short.push, ids[cut:]), short.finish()] == [
+        *map(whole.push, ids[cut:]),
+        whole.finish(),
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_token_costs_the_same_behind_any_text(kind: str) -> None:
+    """What is decoded for it does not grow: behind a long prompt, behind many special tokens."""
+    tokenizer = Tokenizer.from_str(made(kind).to_str())
+    tokenizer.add_special_tokens(["<|pause|>"])
+    pause, letter = tokenizer.token_to_id("<|pause|>"), encode(kind, "a")[-1]
+    decoded: list[int] = []
+
+    class Counting:
+        def __getattr__(self, name: str):
+            return getattr(tokenizer, name)
+
+        def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+            decoded.append(len(ids))
+            return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    detokenizer = Detokenizer(Counting(), [letter] * 1000)  # type: ignore[arg-type]
+    pieces = [detokenizer.push(token) for token in [letter, *[pause] * 200, letter]]
+    assert max(decoded) < 40
+    expected = tokenizer.decode([letter] * 1002)[len(tokenizer.decode([letter] * 1000)) :]
+    assert "".join(pieces) + detokenizer.finish() == expected
+
+
+@given(st.text("ab", max_size=12), st.text("ab", min_size=1, max_size=6))
+def test_what_is_held_back_is_the_longest_beginning_of_a_stop_string(text: str, stop: str) -> None:
+    cutter = StopCutter([stop])
+    out = cutter.push(text)
+    if cutter.stopped:
+        assert out == text[: text.index(stop)]
+        return
+    held = text[len(out) :]
+    longest = max(n for n in range(len(stop)) if n == 0 or text.endswith(stop[:n]))
+    assert (len(held), text) == (longest, out + held)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nomatmul.engine.sampling import Sampler, Sampling, candidates
+from nomatmul.engine.sampling import Sampler, Sampling, _quick_draw, candidates
 
 LOGITS = np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.05], dtype=np.float32))
 
@@ -251,3 +252,48 @@ def test_a_sampling_with_biases_is_a_value() -> None:
 def test_bad_penalties_name_the_value_and_the_limit(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Sampling(**options)
+
+
+# -- short cuts take the token that the long way takes --------------------------------------------
+
+
+def long_way(logits: np.ndarray, options: Sampling, share: float) -> int:
+    """A draw as numpy's textbook has it: every probability, sorted and added up one by one."""
+    scaled = (logits.astype(np.float64) - np.float64(logits.max())) / options.temperature
+    ids = np.arange(len(scaled))
+    if 0 < options.top_k < len(scaled):
+        ids = np.lexsort((ids, -scaled))[: options.top_k]
+    p = np.exp(scaled[ids])
+    p /= p.sum()
+    if options.top_p < 1:
+        order = np.lexsort((ids, -p)) if options.top_k == 0 else np.arange(len(p))
+        kept = order[np.cumsum(p[order]) - p[order] < options.top_p]
+        ids, p = ids[kept], p[kept]
+    p = p / p.sum()
+    at = np.searchsorted(np.cumsum(p), share * p.sum(), side="right")
+    return int(ids[min(at, len(ids) - 1)])
+
+
+@pytest.mark.parametrize("size", [1, 127, 128, 129, 5000])
+@pytest.mark.parametrize("spread", [0.0, 0.3, 4.0])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"top_k": 1}, {"top_k": 40}, {"top_k": 4000}, {"top_p": 0.9}, {"top_p": 0.999}],
+)
+def test_short_cuts_change_no_draw(size: int, spread: float, options: dict[str, Any]) -> None:
+    rng, draws = np.random.default_rng(size), random.Random(7)
+    sampling = Sampling(temperature=0.8, seed=7, **options)
+    sampler = Sampler(sampling)
+    for row in range(12):
+        logits = rng.normal(0, spread, size).astype(np.float32)
+        if row % 3 == 0:
+            logits = np.round(logits)  # many ties
+        assert sampler.sample(logits) == long_way(logits, sampling, draws.random())
+
+
+def test_a_draw_at_a_border_is_left_to_the_long_way() -> None:
+    scaled = np.zeros(256)  # a border at each multiple of 1 / 256
+    assert _quick_draw(scaled.copy(), 0.5) is None
+    assert _quick_draw(scaled.copy(), 0.5 + 1e-9) == 128
+    assert _quick_draw(scaled.copy(), np.nextafter(1.0, 0.0)) is None
+    assert _quick_draw(np.array([0.0, -np.inf, 0.0]), 0.6) == 2

@@ -5,7 +5,6 @@ Legend: T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,13 +97,18 @@ class CausalModel:
 
     def _advance(self, sessions: Sequence[Session], arrays: Sequence[Ids], want: Want) -> Float:
         """One step of the backend, while no other thread feeds these sessions."""
-        with contextlib.ExitStack() as stack:
+        held: list[Session] = []
+        try:
             for session in sorted(sessions, key=id):  # one order for all threads: no deadlock
-                stack.enter_context(session._lock)
+                session._lock.acquire()
+                held.append(session)
             states = [session._state for session in sessions]
             for state, array in zip(states, arrays, strict=True):
                 self._check_length(state.position, len(array))
             return self.backend.step(states, arrays, want)
+        finally:
+            for session in held:
+                session._lock.release()
 
     def _check_length(self, position: int, count: int) -> None:
         """Raise ValueError for more positions than the model has, before any work."""

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 def checked_ids(ids: Sequence[int] | NDArray[Any], vocab_size: int) -> NDArray[np.int32]:
     """Return ids as int32 [T]; raises ValueError for none, or one out of range."""
+    # one token of a sequence that goes on, each step again: numpy's checks take longer than this
+    if type(ids) is list and len(ids) == 1 and type(ids[0]) is int and 0 <= ids[0] < vocab_size:
+        return np.array(ids, np.int32)
     if isinstance(ids, str | bytes):
         raise ValueError("token ids are numbers; encode the text with lm.tokenizer first")
     try:

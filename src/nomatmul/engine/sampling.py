@@ -22,7 +22,12 @@ from numpy.typing import NDArray
 from nomatmul.engine.penalties import Penalties
 
 _BANNED = -100.0  # a bias with which a token is never chosen
-_FIRST_LOOK = 256  # how many of the likeliest tokens top-p sorts before it sorts them all
+# Shares of the likeliest token's probability above which top-p looks for its tokens, in this order:
+# to sort them all takes longest.
+_FLOORS = (2**-7, 2**-11, 2**-15, 0.0)
+_NEAR = 8.0  # natural logs below the largest, where the largest ones are looked for first
+_FEW = 256  # that are sorted in no time
+_BLOCK = 128  # tokens whose probabilities are added up together
 
 
 @dataclass(frozen=True)
@@ -128,9 +133,14 @@ class Sampler:
         return token
 
     def _draw(self, logits: NDArray[np.float32]) -> int:
-        ids, p = candidates(logits, self.sampling)
+        options, share = self.sampling, self._random.random()
+        if options.top_k == 0 and options.top_p == 1.0 and options.min_p == 0.0:
+            at = _quick_draw(_scaled(logits, options.temperature), share)
+            if at is not None:
+                return at
+        ids, p = candidates(logits, options)
         # The sum is rounded; the last candidate takes what is left.
-        at = int(np.searchsorted(np.cumsum(p), self._random.random() * p.sum(), side="right"))
+        at = int(np.searchsorted(np.cumsum(p), share * p.sum(), side="right"))
         return int(ids[min(at, len(ids) - 1)])
 
     def _chosen_among(
@@ -160,10 +170,7 @@ def candidates(
 
     Ties at a border fall to the lower id.
     """
-    scaled = logits_V.astype(np.float64)
-    # A tiny temperature overflows to infinity only below the maximum, which is right.
-    with np.errstate(over="ignore"):
-        scaled = (scaled - scaled.max()) / options.temperature
+    scaled = _scaled(logits_V, options.temperature)
     ids = np.arange(len(scaled))
     if 0 < options.top_k < len(scaled):
         ids = largest(scaled, options.top_k)
@@ -178,8 +185,43 @@ def candidates(
     return ids, p / p.sum()
 
 
+def _scaled(logits_V: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
+    scaled = logits_V.astype(np.float64)
+    scaled -= scaled.max()
+    # A tiny temperature overflows to infinity only below the maximum, which is right.
+    with np.errstate(over="ignore"):
+        scaled /= temperature
+    return scaled
+
+
+def _quick_draw(scaled: NDArray[np.float64], share: float) -> int | None:
+    """The token at this share of the whole probability, found without adding all of it up token
+    by token; None where it lies so near a token's border that roundings decide, as good as never.
+    """
+    weights = np.exp(scaled, out=scaled)
+    whole = len(weights) // _BLOCK * _BLOCK
+    blocks = weights[:whole].reshape(-1, _BLOCK).sum(axis=1)
+    ends = np.append(blocks, weights[whole:].sum()).cumsum()
+    target = share * ends[-1]
+    block = int(ends.searchsorted(target, side="right"))
+    before = ends[block - 1] if block else 0.0
+    first = block * _BLOCK
+    inner = before + weights[first : first + _BLOCK].cumsum()
+    at = int(inner.searchsorted(target, side="right"))
+    # ten times what two orders of adding so many numbers can differ by
+    unsure = 1e-15 * len(weights) * ends[-1]
+    if at == len(inner) or inner[at] - target < unsure:
+        return None
+    if target - (inner[at - 1] if at else before) < unsure:
+        return None
+    return first + at
+
+
 def largest(values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     """Indices of the `count` largest values, largest first, equal ones by index."""
+    near = np.flatnonzero(values >= values.max() - _NEAR)
+    if count <= len(near) <= 4 * count + _FEW:  # to sort them is cheaper than a partition of all
+        return _descending(near, values)[:count]
     border = np.partition(values, len(values) - count)[len(values) - count]
     above = np.flatnonzero(values > border)
     ties = np.flatnonzero(values == border)[: count - len(above)]
@@ -187,14 +229,22 @@ def largest(values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     return kept[np.lexsort((kept, -values[kept]))]
 
 
+def _descending(indices: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Ascending indices by their values, largest first, equal ones by index."""
+    return indices[np.argsort(-values[indices], kind="stable")]
+
+
 def _top_p(
     ids: NDArray[np.int64], p: NDArray[np.float64], top_p: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    for count in (min(_FIRST_LOOK, len(p)), len(p)):
-        order = largest(p, count)
+    for floor in _FLOORS:
+        order = np.flatnonzero(p >= floor * p.max())
+        if floor and p[order].sum() < top_p:
+            continue
+        order = _descending(order, p)
         before = np.cumsum(p[order]) - p[order]
         kept = order[before < top_p]
-        if len(kept) < count or count == len(p):
+        if len(kept) < len(order):
             break
     return ids[kept], p[kept]
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 BROKEN = "�"  # what a tokenizer writes for bytes that are no character (yet)
 _LONG = 4096  # characters that are tokenised in some milliseconds
 _UNFINISHED = 3  # bytes of a character that lacks its last one, at most
+_CONTEXT = 16  # tokens of a context that new ones are decoded with, where no character is cut
 _BYTE_NAME = re.compile(
     r"<0x([0-9A-Fa-f]{2})>"
 )  # a token of one byte in vocabularies with fallback
@@ -61,7 +62,7 @@ class Detokenizer:
         self._tokenizer = tokenizer
         # New tokens are decoded along with some before them, because decoders drop a leading
         # space. Neither the first token that is held nor `_read` lies inside a character.
-        self._ids = list(context)
+        self._ids = self._end_of(context)
         self._read = 0  # how many tokens' text is out
         self._read = len(self._ids) - self._open(self._decode(self._ids))
 
@@ -77,6 +78,8 @@ class Detokenizer:
             # the tokens of this piece are the context of the next one
             del self._ids[: self._read]
             self._read = end - self._read
+        elif not held and self._is_skipped(token):
+            self._ids.pop()  # it is no part of any text; many in a row must not pile up
         return piece
 
     def finish(self) -> str:
@@ -90,6 +93,19 @@ class Detokenizer:
             piece = piece[:-1]
         self._read = end
         return piece
+
+    def _end_of(self, context: Sequence[int]) -> list[int]:
+        """The last tokens of a context, from one on that is a text by itself."""
+        for start in range(len(context) - _CONTEXT, 0, -1):
+            text = self._decode([context[start]])
+            if text and BROKEN not in text and not _BYTE_NAME.fullmatch(self._name(context[start])):
+                return list(context[start:])
+        return list(context)
+
+    def _is_skipped(self, token: int) -> bool:
+        """Whether it is a special token, which decoders leave out."""
+        name = self._tokenizer.decode([token], skip_special_tokens=False)
+        return bool(name) and not self._decode([token])
 
     def _piece(self, end: int) -> str:
         """The text of the tokens from `_read` to `end`."""
@@ -177,10 +193,11 @@ class StopCutter:
 
     def _overlap(self, stop: str) -> int:
         """Length of the longest end of the held text with which `stop` begins."""
-        for length in range(min(len(stop) - 1, len(self._held)), 0, -1):
-            if self._held.endswith(stop[:length]):
-                return length
-        return 0
+        held = self._held
+        at = held.find(stop[0], max(0, len(held) - len(stop) + 1))
+        while at >= 0 and not stop.startswith(held[at:]):
+            at = held.find(stop[0], at + 1)
+        return len(held) - at if at >= 0 else 0
 
 
 def checked_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:
