@@ -23,7 +23,7 @@ from nomatmul.evaluate.rows import read_rows
 TEXTS = ("wikipedia", "novels", "stories")
 SECOND = (
     *("phases", "distil", "optimiser", "structure", "longer", "combined", "teacher"),
-    *("groups", "hybrids", "recurrences", "gains"),
+    *("groups", "hybrids", "recurrences", "gains", "largest"),
 )
 DEAD_ZONE = ("zero", "stuck", "flipped", "seconds")
 Row = dict[str, Any]
