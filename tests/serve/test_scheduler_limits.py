@@ -340,7 +340,7 @@ def test_the_thread_survives_a_fault_of_the_scheduler(
 class _Flushed:
     """A cache that only notes that it is written."""
 
-    flushed = 0
+    flushed, max_bytes = 0, 1
 
     def find(self, model: str, ids: Any) -> Any:
         raise OSError("the cache is broken")

@@ -69,14 +69,15 @@ class Scheduler:
         step_seconds: float = 0.1,
     ) -> None:
         self._max_streams, self._max_queue = max_streams, max_queue
-        self._step_seconds, self._cache = step_seconds, cache
+        self._step_seconds = step_seconds
+        self._cache = cache if cache is not None and cache.max_bytes else None
         self._bell, self._counts, self._rate = (
             Bell(),
             Stats(max_streams=max_streams, max_queue=max_queue),
             Rate(),
         )
         self._batches = {
-            name: Batch(name, served, cache, step_seconds, self._changed)
+            name: Batch(name, served, self._cache, step_seconds, self._changed)
             for name, served in models.items()
             if hasattr(served.lm, "text_generation")  # encoders write nothing
         }
@@ -246,9 +247,10 @@ class Scheduler:
         for ticket in late:
             self._end(ticket, "timeout")
         for work in waiting:
-            for index in range(work.begun, work.ticket.job.choices):
-                work.ticket.put(index, finish="shutdown")
-            self._changed(work.ticket, "shut_down")
+            if work.ticket in self._open:  # not cancelled, or late, in this very turn
+                for index in range(work.begun, work.ticket.job.choices):
+                    work.ticket.put(index, finish="shutdown")
+                self._changed(work.ticket, "shut_down")
 
     def _begin_some(self, until: float) -> None:
         """Begin choices of jobs that wait, as many as there are streams free."""
