@@ -195,7 +195,7 @@ class Serving(RuleBasedStateMachine):
         if len(job.prompts) == 1 and not (job.echo and job.logprobs is not None):
             # what the cache promised, or all where another job's reading of it was joined
             (ids,) = job.prompts
-            promised = self.cache.promised.get((job.model, ids), set())
+            promised = self.cache.promised.get((job.model, ids), {0})
             assert usage.cached_tokens in promised | {len(ids)}
 
 
