@@ -53,11 +53,10 @@ def param_name(loc: Sequence[int | str]) -> str:
 
 
 def _explained(error: ValidationError, values: Any) -> ApiError:
-    """The fault that lies deepest: of a union's members that is the one that was meant."""
+    """The fault that was meant: a union finds one with each of its members."""
     items: list[dict[str, Any]] = [dict(item) for item in error.errors(include_url=False)]
     found = [(_path(item, values), item) for item in items]
-    deepest = max(len(path) for path, _ in found)
-    path, first = next(entry for entry in found if len(entry[0]) == deepest)
+    path, first = max(found, key=_meant)
     kind, context = first["type"], first.get("ctx", {})
     param = param_name((*path, context["name"]) if kind in ("refused", "fault") else path)
     if kind == "refused":
@@ -74,6 +73,13 @@ def _explained(error: ValidationError, values: Any) -> ApiError:
     where = f"Invalid '{param}': " if param else ""
     code = "invalid_type" if exact[0]["type"].endswith("_type") else "invalid_value"
     return ApiError(400, f"{where}{reason}", param or None, code)
+
+
+def _meant(entry: tuple[Loc, dict[str, Any]]) -> tuple[bool, int, int]:
+    """How close a member of a union came: its types fit, and it got far."""
+    path, item = entry
+    last = path[-1] if path else 0
+    return not item["type"].endswith("_type"), len(path), last if isinstance(last, int) else 0
 
 
 def _reason(item: dict[str, Any]) -> str:
