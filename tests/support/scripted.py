@@ -12,7 +12,7 @@ import httpx
 
 from nomatmul.serve.app import create_app
 from nomatmul.serve.job import Job, Ticket
-from nomatmul.serve.models import open_models
+from nomatmul.serve.models import model_paths, open_models
 from nomatmul.serve.options import ServeOptions
 
 Play = Callable[[Ticket], None]
@@ -51,7 +51,7 @@ def says(*texts: str, finish: str = "end", count: int = 1) -> Play:
 def scripted_server(play: Play, options: ServeOptions | None = None, models: Any = None) -> Any:
     """What `create_app` needs of a server: the box model, and a scheduler that plays."""
     options = options or ServeOptions()
-    models = open_models((), threads=1) if models is None else models
+    models = open_models(model_paths(()), threads=1) if models is None else models
     scheduler = ScriptedScheduler(play)
     return SimpleNamespace(options=options, models=models, scheduler=scheduler, cache=None)
 
