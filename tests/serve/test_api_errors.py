@@ -202,12 +202,12 @@ def test_what_is_no_json_is_refused(server, body, word):
 
 @pytest.mark.parametrize("escape", [r"\ud800", r"\udfff\ud800", r"ok \udc00"])
 def test_half_characters_are_refused_wherever_they_stand(server, escape):
-    places = {
-        "messages[0].content": rf'"messages":[{{"role":"user","content":"{escape}"}}]',
-        "metadata.a[0]": rf'"messages":[{{"role":"user","content":"x"}}],"metadata":{{"a":["{escape}"]}}',
-    }
-    for param, text in places.items():
-        body = f'{{"model":"{BOX}",{text}}}'.encode()
+    for param in ("messages[0].content", "metadata.a[0]"):
+        content, other = (escape, "x") if "content" in param else ("x", escape)
+        body = (
+            f'{{"model":"{BOX}","metadata":{{"a":["{other}"]}},'
+            f'"messages":[{{"role":"user","content":"{content}"}}]}}'
+        ).encode()
         assert refused(server, "/v1/chat/completions", body)["param"] == param
 
 
@@ -279,10 +279,16 @@ def test_a_fault_of_ours_tells_nothing_of_the_inside():
 
 @pytest.mark.parametrize(
     ("finish", "status", "code"),
-    [("timeout", 504, "timeout"), ("shutdown", 503, "shutting_down"), ("error", 500, "internal_error")],
+    [
+        ("timeout", 504, "timeout"),
+        ("shutdown", 503, "shutting_down"),
+        ("error", 500, "internal_error"),
+    ],
 )
 def test_an_answer_that_was_cut_off_is_an_error(finish, status, code):
-    response = ask(scripted_server(says("Half", finish=finish)), "POST", "/v1/completions", json=TEXT)
+    response = ask(
+        scripted_server(says("Half", finish=finish)), "POST", "/v1/completions", json=TEXT
+    )
     assert response.status_code == status
     assert response.json()["error"]["code"] == code
     assert "Half" not in response.text

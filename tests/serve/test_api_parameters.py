@@ -1,4 +1,4 @@
-"""What each parameter does: an answer of the server is the one of `lm.generate` with its options."""
+"""What each parameter does: answers of the server are those of `lm.generate` with its options."""
 
 from __future__ import annotations
 

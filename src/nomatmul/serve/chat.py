@@ -39,6 +39,7 @@ from nomatmul.serve.sse import EventStream
 from nomatmul.serve.tools import CallDelta, ToolParser, ToolPlan
 
 if TYPE_CHECKING:
+    from nomatmul.engine.sampling import Sampling
     from nomatmul.serve.models import Rendered, ServedModel
 
 router = APIRouter(prefix="/v1", tags=["chat"])
@@ -49,9 +50,9 @@ async def create(request: Request) -> Response:
     """Answer a conversation."""
     asked = await read_body(request, ChatRequest)
     model = language_model(request, asked.model)
+    sampling = sampling_of(asked, model)
     plan, rendered = await prepared(request, lambda: _read(asked, model), heavy=_has_grammar(asked))
-    job = _job(request, asked, model, plan, rendered)
-    ticket = submit(request, job)
+    ticket = submit(request, _job(request, asked, model, plan, rendered, sampling))
     key = hashlib.sha256(f"{ticket.job.sampling.seed}\0{rendered.text}".encode()).hexdigest()
     scheduler = server_of(request).scheduler
     if asked.stream:
@@ -101,7 +102,12 @@ def plain_message(message: Message) -> dict[str, Any]:
 
 
 def _job(
-    request: Request, asked: ChatRequest, model: ServedModel, plan: ToolPlan, rendered: Rendered
+    request: Request,
+    asked: ChatRequest,
+    model: ServedModel,
+    plan: ToolPlan,
+    rendered: Rendered,
+    sampling: Sampling,
 ) -> Job:
     old = asked.max_tokens is not None
     count = room(
@@ -117,7 +123,7 @@ def _job(
         prompts=(rendered.ids,),
         max_tokens=count,
         n=asked.n or 1,
-        sampling=sampling_of(asked, model),
+        sampling=sampling,
         stop=stop_of(asked),
         end_tokens=model.end_tokens,
         logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,

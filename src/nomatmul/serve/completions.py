@@ -48,8 +48,8 @@ async def create(request: Request) -> Response:
     """Continue prompts."""
     asked = await read_body(request, CompletionRequest)
     model = language_model(request, asked.model)
+    sampling, n = sampling_of(asked, model), asked.n or 1
     prompts, texts = await prepared(request, lambda: _read(asked, model))
-    n = asked.n or 1
     params = ("prompt", "max_tokens")
     ticket = submit(
         request,
@@ -58,7 +58,7 @@ async def create(request: Request) -> Response:
             prompts=prompts,
             max_tokens=room(model, prompts, n, asked.max_tokens, COMPLETION_TOKENS, params),
             n=n,
-            sampling=sampling_of(asked, model),
+            sampling=sampling,
             stop=stop_of(asked),
             logprobs=asked.logprobs,
             echo=bool(asked.echo),
