@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nomatmul.engine.blas import blas_name
-from nomatmul.engine.encoder_passes import Pass, Passes
+from nomatmul.engine.encoder_passes import Pass, Passes, checked_ids
 from nomatmul.engine.encoder_text import Text, TextSide, Tokens, best, softmax
 from nomatmul.engine.heads import TaskHead, pooled
 
@@ -101,10 +101,29 @@ class EncoderModel:
         normalize: divide by the length, so that a dot product is the cosine. truncate: cut a text
         that is longer than the model's positions instead of refusing it. Raises ValueError.
         """
+        ids = [encoding.ids for encoding in self._text.encode(texts, truncate)]
+        return self.embed_ids(ids, pooling, normalize=normalize)
+
+    def text_ids(self, text: Text) -> list[int]:
+        """Return the token ids of a text as `embed` reads it, with special tokens around it.
+
+        Raises ValueError for an empty text, or one that is longer than the model's positions.
+        """
+        return self._text.encode([text], False)[0].ids
+
+    def checked_ids(self, ids: Sequence[int]) -> list[int]:
+        """Return the ids of one text; raises ValueError for none, too many, or one out of range."""
+        return [int(token) for token in checked_ids(np.asarray(ids)[None], self.config)[0]]
+
+    def embed_ids(
+        self, sequences: Sequence[Sequence[int]], pooling: str = "mean", *, normalize: bool = False
+    ) -> Float:
+        """Return float32 [B, D], as `embed`, for token ids, which are taken as they are."""
         if pooling not in POOLINGS:
             raise ValueError(f"pooling {pooling!r} is unknown; legal are {', '.join(POOLINGS)}")
         out: list[Float] = []
-        for hidden_ND, offsets in self._side_by_side(self._text.encode(texts, truncate)):
+        ids = [self.checked_ids(sequence) for sequence in sequences]
+        for hidden_ND, offsets in self._passes.side_by_side(ids):
             for first, last in itertools.pairwise(offsets):
                 part, seen = hidden_ND[first:last], np.ones(last - first, bool)
                 out.append(pooled(part, seen, self.reading, POOLINGS[pooling]))

@@ -92,8 +92,7 @@ class LanguageModel(CausalModel):
         ids = []
         for number, text in enumerate(texts):
             try:
-                ids.append(self.checked_ids(self._text.whole_ids(text)))
-                self._check_length(0, len(ids[-1]))
+                ids.append(self.checked_ids(self.whole_ids(text)))
             except ValueError as error:
                 raise ValueError(f"text {number}: {error}") from None
         return embed_ids(self.backend, ids)
@@ -262,3 +261,13 @@ class LanguageModel(CausalModel):
         Raises ValueError for an empty prompt, or a text where the model has no tokenizer.
         """
         return self._text.prompt_ids(prompt, fresh)
+
+    def whole_ids(self, text: Prompt) -> list[int]:
+        """Return the token ids of a text as `embed` reads it, with special tokens around it.
+
+        Raises ValueError for an empty text, one that is longer than the model's positions, or a
+        model without tokenizer.
+        """
+        ids = self._text.whole_ids(text)
+        self._check_length(0, len(ids))
+        return ids

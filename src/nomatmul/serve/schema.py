@@ -80,11 +80,11 @@ class Request(Fields):
     @model_validator(mode="after")
     def _whole(self) -> Request:
         if self.stream_options is not None and not self.stream:
-            raise _fault("stream_options", "it is only allowed with stream: true")
+            raise fault("stream_options", "it is only allowed with stream: true")
         return self
 
 
-def _fault(name: str, reason: str) -> PydanticCustomError:
+def fault(name: str, reason: str) -> PydanticCustomError:
     """An error of a whole object that one of its fields is at fault of."""
     return PydanticCustomError("fault", "{reason}", {"name": name, "reason": reason})
 
@@ -107,7 +107,7 @@ class CompletionRequest(Request):
     @model_validator(mode="after")
     def _possible(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise _fault("best_of", "it must equal n: no choice is made and thrown away")
+            raise fault("best_of", "it must equal n: no choice is made and thrown away")
         return self
 
 
@@ -178,7 +178,7 @@ class AssistantMessage(Fields):
     @model_validator(mode="after")
     def _says_something(self) -> AssistantMessage:
         if self.content is None and not self.tool_calls:
-            raise _fault("content", "it may be null only beside tool_calls")
+            raise fault("content", "it may be null only beside tool_calls")
         return self
 
 
@@ -223,7 +223,7 @@ class ChatRequest(Request):
     @model_validator(mode="after")
     def _possible(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
-            raise _fault("top_logprobs", "it is only allowed with logprobs: true")
+            raise fault("top_logprobs", "it is only allowed with logprobs: true")
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise _fault("max_tokens", "give it or max_completion_tokens, not both")
+            raise fault("max_tokens", "give it or max_completion_tokens, not both")
         return self
