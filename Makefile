@@ -71,11 +71,11 @@ test-slow: $(VENV)/.dev
 
 MINUTES ?= 20
 soak: $(VENV)/.dev
-	$(PY) benchmarks/serve_soak.py --minutes $(MINUTES)
+	$(PY) tests/support/soak.py --minutes $(MINUTES)
 
 test-ray: $(VENV)/.dev
 	$(VENV)/bin/pip install -q ".[serve-ray]"
-	$(PY) -m pytest tests/ray
+	$(PY) -m pytest --ray tests/ray
 
 PYTHONS ?= $(PYTHON)
 test-wheels:

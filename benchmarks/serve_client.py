@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import socket
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ class Reply:
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes."""
         if self.headers.get("transfer-encoding") == "chunked":
-            while size := int((await self._reader.readline()).split(b";")[0] or b"0", 16):
+            while size := int(await self._reader.readuntil(b"\r\n"), 16):
                 yield (await self._reader.readexactly(size + 2))[:-2]
         elif "content-length" in self.headers:
             yield await self._reader.readexactly(int(self.headers["content-length"]))
@@ -72,11 +73,14 @@ async def ask(
     body: bytes | None = None,
     *,
     method: str = "",
-    receive: int = 1 << 16,
+    receive: int = 0,
 ) -> Reply:
-    """Send a request over a connection of its own; GET without a body. receive: bytes that are
-    read ahead (a slow reader's few)."""
-    reader, writer = await asyncio.open_connection(*address, limit=receive)
+    """Send a request over a connection of its own; GET without a body. receive: bytes that the
+    system takes in before they are read (a slow reader's few; 0: as many as usual)."""
+    reader, writer = await asyncio.open_connection(*address)
+    if receive:
+        connection = writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)
     length = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
     head = f"{method or ('POST' if body else 'GET')} {path} HTTP/1.1\r\nHost: {address[0]}\r\n"
     writer.write(f"{head}Connection: close\r\n{length}\r\n".encode() + (body or b""))
@@ -110,6 +114,8 @@ class Answer:
     end: float = 0.0
     text: str = ""
     finish: str | None = None
+    status: int = 0
+    logprobs: list[float] = field(default_factory=list)  # of made tokens, where asked for
     usage: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
 
@@ -133,6 +139,7 @@ async def complete(
     answer.start = time.perf_counter()
     try:
         reply = await ask(address, path, data)
+        answer.status = reply.status
         try:
             if reply.status != 200:
                 answer.error = f"{reply.status}: {(await reply.body()).decode()[:300]}"
@@ -167,6 +174,10 @@ def _take(event: dict[str, Any], answer: Answer) -> None:
             answer.times.append(time.perf_counter())
             answer.text += text
         answer.finish = choice.get("finish_reason") or answer.finish
+        if found := choice.get("logprobs"):
+            content = found.get("content")
+            each = found["token_logprobs"] if content is None else [t["logprob"] for t in content]
+            answer.logprobs += each
     if event.get("usage"):
         answer.usage = event["usage"]
 

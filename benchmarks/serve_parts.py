@@ -40,6 +40,11 @@ class Setting:
         return None if self.size == "box" else self.scratch / "model"
 
     @property
+    def models(self) -> list[str]:
+        """What the server is given."""
+        return [] if self.model is None else [f"model={self.model}"]
+
+    @property
     def ban(self) -> list[int]:
         """Tokens that must not end an answer early."""
         return [BOX_END] if self.size == "box" else []
@@ -59,7 +64,7 @@ class Setting:
     def server(self, *options: str) -> Iterator[Served]:
         """Ours on the best instruction set asked for."""
         arguments = self.arguments
-        server = ours("nomatmul", self.model, arguments.threads, *options, isa=arguments.isas[0])
+        server = ours("nomatmul", self.models, arguments.threads, *options, isa=arguments.isas[0])
         try:
             yield server
         finally:

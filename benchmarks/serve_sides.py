@@ -141,12 +141,10 @@ class DecodeLoop:
         self._side.close()
 
 
-def ours(
-    label: str, model: Path | None, threads: int, *options: str, isa: str = "", name: str = "model"
-) -> Served:
-    """`nomatmul serve` of a packed directory under this name, or of the model in the box."""
-    port = _free_port()
-    command = [sys.executable, "-m", "nomatmul", "serve", *([f"{name}={model}"] if model else [])]
+def ours(label: str, models: Sequence[str], threads: int, *options: str, isa: str = "") -> Served:
+    """`nomatmul serve` of models as its command line takes them; none: the model in the box."""
+    port = free_port()
+    command = [sys.executable, "-m", "nomatmul", "serve", *models]
     command += ["--port", str(port), "--threads", str(threads), "--max-streams", str(STREAMS)]
     env = {"NOMATMUL_ISA": isa} if isa else None
     return Served(label, [*command, *options], port, env, ready="/ready")
@@ -154,7 +152,7 @@ def ours(
 
 def theirs(binary: str, model: Path, threads: int, context: int) -> Served:
     """llama.cpp's server: 16 slots, weights read into huge pages, no copies of finished slots."""
-    port = _free_port()
+    port = free_port()
     command = [binary, "-m", str(model), "--host", "127.0.0.1", "--port", str(port)]
     command += ["--parallel", str(STREAMS), "-c", str(STREAMS * context), "--no-ui"]
     command += ["-t", str(threads), "-tb", str(threads), "--load-mode", "none"]
@@ -163,7 +161,8 @@ def theirs(binary: str, model: Path, threads: int, context: int) -> Served:
     return Served("llama-server", command, port, env, extra={"ignore_eos": True})
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on now."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

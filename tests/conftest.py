@@ -42,13 +42,16 @@ settings.load_profile("nomatmul")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --base: the tests that the base install can run, which has no torch."""
+    """Add --base: the tests that the base install can run, which has no torch; and --ray."""
     parser.addoption("--base", action="store_true", help="leave out what needs the extra `train`")
+    parser.addoption("--ray", action="store_true", help="with tests/ray (the extra `serve-ray`)")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out the files of TRAIN_ONLY where --base asks for it."""
+    """Leave out the files of TRAIN_ONLY where --base asks for it, and tests/ray without --ray."""
     name = collection_path.relative_to(HERE) if HERE in collection_path.parents else Path()
+    if name.match("ray/*.py") and not config.getoption("--ray"):
+        return True
     if config.getoption("--base") and any(name.match(pattern) for pattern in TRAIN_ONLY):
         return True
     return None

@@ -112,6 +112,7 @@ CHATS = [
         "unsupported_parameter",
     ),
     (message(surprise=1), "messages[0].surprise", "unknown_parameter"),
+    (message(content="x" * ((1 << 20) + 1)), "messages", "invalid_value"),
     (message(role="tool"), "messages[0].tool_call_id", "missing_required_parameter"),
     (message(role="assistant", content=None), "messages[0].content", "invalid_value"),
     (
@@ -146,6 +147,9 @@ TEXTS = [
     ({"prompt": [[1], [10**9]]}, "prompt[1]", "invalid_value"),
     ({"prompt": [[]]}, "prompt[0]", "invalid_value"),
     ({"prompt": ["a"] * 129}, "prompt", "invalid_value"),
+    ({"prompt": "x" * ((1 << 20) + 1)}, "prompt", "invalid_value"),
+    ({"prompt": ["x" * (1 << 19)] * 3}, "prompt", "invalid_value"),
+    ({"prompt": [1] * ((1 << 20) + 1)}, "prompt", "invalid_value"),
     ({"prompt": ["a"] * 65, "n": 2}, "n", "too_many_choices"),
     ({"suffix": "end"}, "suffix", "unsupported_parameter"),
     ({"best_of": 2}, "best_of", "invalid_value"),

@@ -19,7 +19,7 @@ from nomatmul.serve.answers import (
 from nomatmul.serve.body import read_body
 from nomatmul.serve.documents import documented
 from nomatmul.serve.job import Delta, Job, Usage
-from nomatmul.serve.limits import COMPLETION_TOKENS
+from nomatmul.serve.limits import COMPLETION_TOKENS, check_size
 from nomatmul.serve.logprobs import TextLogprobs, token_bytes
 from nomatmul.serve.prepare import (
     blame,
@@ -86,6 +86,8 @@ def _read(asked: CompletionRequest, model: ServedModel) -> tuple[tuple[Ids, ...]
         prompts = [asked.prompt]
     else:
         prompts = list(asked.prompt)
+    with blame("prompt"):
+        check_size(sum(map(len, prompts)))
     ids, texts = [], []
     for number, prompt in enumerate(prompts):
         with blame(f"prompt[{number}]" if len(prompts) > 1 else "prompt"):

@@ -25,6 +25,7 @@ from nomatmul.formats.errors import FormatError
 from nomatmul.formats.generation_config import sampling_defaults
 from nomatmul.formats.packed.layout import WEIGHTS_FILE
 from nomatmul.formats.packed.reader import PackedReader
+from nomatmul.serve.limits import check_size
 
 if TYPE_CHECKING:
     from nomatmul.engine.chat_text import ChatText
@@ -101,7 +102,8 @@ class ServedModel:
         options: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
     ) -> Rendered:
-        """A conversation as token ids; raises ValueError where the template refuses it or fails.
+        """A conversation as token ids; raises ValueError where the template refuses it or fails,
+        or the text is longer than that of a request may be.
 
         tools, options: names that the template may read; the plain one reads none.
         """
@@ -113,13 +115,17 @@ class ServedModel:
             add_generation_prompt=add_generation_prompt,
             **{"tools": None if tools is None else list(tools), **(options or {})},
         )
+        shown = self.chat.shown(text)
+        check_size(len(shown))
         ids = tuple(self.chat.ids(text))
         ends = {*lm.config.end_token_ids, *self.end_tokens}
         boundaries = tuple(place for place, token in enumerate(ids, 1) if token in ends)
-        return Rendered(ids, boundaries, self.chat.shown(text))
+        return Rendered(ids, boundaries, shown)
 
     def prompt_ids(self, text: str) -> tuple[int, ...]:
-        """Token ids of a prompt that is no conversation; errors of `LanguageModel.prompt_ids`."""
+        """Token ids of a prompt that is no conversation; errors of `LanguageModel.prompt_ids`, and
+        ValueError for one that is longer than those of a request may be."""
+        check_size(len(text))
         return tuple(self.language.prompt_ids(text))
 
     def changed(self) -> bool:
@@ -156,6 +162,7 @@ def plain_text(messages: Sequence[Message]) -> tuple[str, list[int]]:
 
 def _plain(lm: LanguageModel, messages: Sequence[Message]) -> Rendered:
     text, ends = plain_text(messages)
+    check_size(len(text))
     ids = lm.prompt_ids(text)
     encoding = encoding_of(lm.tokenizer, text)
     first = len(ids) - len(encoding.ids)  # the start token, where the model has one

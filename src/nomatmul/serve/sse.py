@@ -75,7 +75,7 @@ async def _events(
             except Exception as error:  # the status has gone out: all that is left is an event
                 if not isinstance(error, ApiError):
                     _log.exception("writing an answer failed")
-                parts += [f"event: error\n{_event(encode(as_api_error(error).body()))}", DONE]
+                parts.append(error_events(error))
                 yield "".join(parts).encode()
                 return
             if parts:
@@ -83,6 +83,11 @@ async def _events(
     finally:
         if not ticket.finished:
             scheduler.cancel(ticket)
+
+
+def error_events(error: Exception) -> str:
+    """The end of a stream that has begun and cannot go on."""
+    return f"event: error\n{_event(encode(as_api_error(error).body()))}{DONE}"
 
 
 def _event(data: str) -> str:
