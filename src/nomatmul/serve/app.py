@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 import nomatmul
-from nomatmul.serve import chat, completions, embeddings, health, listing, tokens
+from nomatmul.serve import chat, completions, embeddings, health, listing, page, tokens
 from nomatmul.serve.documents import add_schemas
 from nomatmul.serve.errors import add_handlers
 from nomatmul.serve.offload import Workers
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nomatmul.serve.server import Server
 
 ROUTERS = (
-    *(health.router, listing.router),
+    *(health.router, listing.router, page.router),
     *(chat.router, completions.router, embeddings.router, tokens.router),
 )
 
