@@ -30,6 +30,7 @@ TRAIN_ONLY = (
         "evaluate/test_compare.py",
         "evaluate/test_compare_c*.py",
         "convert/test_hub.py",  # of the extra `hub`, which goes with that
+        "evaluate/test_harness.py",  # of `eval`
     ),
 )
 

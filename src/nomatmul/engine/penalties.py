@@ -5,30 +5,32 @@ Legend: V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from nomatmul.engine.sampling import Sampling
 
 
 class Penalties:
     """The changes of one sequence, in this order: repetition penalty, presence and frequency
     penalty, bias.
 
-    history: tokens of the prompt, of which only the repetition penalty takes note.
+    repetition, presence, frequency, bias: as `Sampling` has them. history: tokens of the prompt, of
+    which only the repetition penalty takes note.
     """
 
-    def __init__(self, sampling: Sampling, history: Iterable[int]) -> None:
-        self._repetition = np.float32(sampling.repetition_penalty)
-        self._presence = np.float32(sampling.presence_penalty)
-        self._frequency = np.float32(sampling.frequency_penalty)
-        self._used = _Tokens(history) if self._repetition != 1 else None
-        self._made = _Tokens() if self._presence or self._frequency else None
-        bias = dict(sampling.logit_bias)
+    def __init__(
+        self,
+        repetition: float,
+        presence: float,
+        frequency: float,
+        bias: Mapping[int, float],
+        history: Iterable[int] = (),
+    ) -> None:
+        self._repetition = np.float32(repetition)
+        self._presence, self._frequency = np.float32(presence), np.float32(frequency)
+        self._used = _Tokens(history) if repetition != 1.0 else None
+        self._made = _Tokens() if presence or frequency else None
         self._biased, self._bias = np.array([*bias], np.int64), np.array([*bias.values()], "f4")
 
     def apply(self, logits_V: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -106,11 +106,16 @@ class Sampler:
         legal: NDArray[np.int64] | None = None,
     ) -> None:
         self.sampling = sampling
-        self._penalties = Penalties(sampling, history)
+        bias = dict(sampling.logit_bias)
+        self._penalties = Penalties(
+            sampling.repetition_penalty,
+            sampling.presence_penalty,
+            sampling.frequency_penalty,
+            bias,
+            history,
+        )
         self._legal = legal
-        self._banned = [
-            token for token, value in dict(sampling.logit_bias).items() if value == _BANNED
-        ]
+        self._banned = [token for token, value in bias.items() if value == _BANNED]
         self._choices: NDArray[np.int64] | slice | None = None
         seed = sampling.seed
         self._random = random.Random(None if seed is None else int(seed))  # also numpy's numbers
