@@ -15,6 +15,8 @@ MAX_LOGPROBS = 20
 MAX_OLD_LOGPROBS = 5  # of /v1/completions
 MAX_TOOLS = 128
 MAX_MESSAGES = 10_000
+MAX_EMBEDDINGS = 2048  # inputs of a request for vectors, as OpenAI has it
+MAX_EMBEDDED_TOKENS = 300_000  # of all of them, as OpenAI has it
 MAX_ID_LENGTH = 256  # of names: models, tools, calls, states
 
 
@@ -27,5 +29,3 @@ def check_size(size: int) -> None:
         raise ValueError(
             f"{size} characters (or token ids) are more than the {MAX_PROMPT} of a request"
         )
-MAX_EMBEDDINGS = 2048  # inputs of a request for vectors, as OpenAI has it
-MAX_EMBEDDED_TOKENS = 300_000  # of all of them, as OpenAI has it
