@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import httpx
 import pytest
 
@@ -168,6 +170,13 @@ def test_prompts_are_texts_or_ids_one_or_several(complete, lm, usual):
         seeds = [(PROMPT, 0), (PROMPT, 1), ("A city", 2), ("A city", 3)]
         assert texts == [generated(lm, prompt, seed=SEED + k) for prompt, k in seeds]
         assert answer["usage"]["prompt_tokens"] == len(ids) + len(other)
+
+
+def test_answers_do_not_depend_on_who_else_asks(complete):
+    prompts = [PROMPT, "A city", PROMPT, "In the year 1900", "The", PROMPT]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        together = list(pool.map(lambda prompt: text(complete(prompt, n=1)), prompts))
+    assert together == [text(complete(prompt)) for prompt in prompts]
 
 
 def test_echo_repeats_the_prompt(complete, lm, usual):

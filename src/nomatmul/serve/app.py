@@ -44,6 +44,7 @@ def create_app(server: Server) -> FastAPI:
         version=nomatmul.__version__,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
     )
     app.state.server = server
