@@ -1,4 +1,4 @@
-"""Limits of requests, in one place; docs/serve.md states them.
+"""Limits of requests, in one place; docs/serve-api.md states them.
 
 OpenAI's own where it has one: biases, log-probabilities, tools.
 """
