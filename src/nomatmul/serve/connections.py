@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nomatmul.serve.errors import ApiError
 
-HEADER_BYTES = 32 << 10  # of a request line and headers
+HEADER_BYTES = 32 << 10  # of a request line and headers, where they come in pieces
 KEEP_ALIVE = 30  # seconds between two requests of a connection
 READING = 60.0  # seconds in which a request must have arrived
 WRITING = 60.0  # seconds that a full buffer may wait for the client, at most

@@ -31,6 +31,7 @@ PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "jinja2", "prometheus_client"
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 _WATCH = 10.0  # seconds between two looks at the models' files
 _BACKLOG = 512
+_SEND_BUFFER = 256 << 10
 _DRAIN = 5  # seconds in which the last bytes of answers must have been read
 
 Report = Callable[[dict[str, Any]], None]
@@ -81,6 +82,8 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         try:
             if os.name == "posix":  # elsewhere it would let two servers share a port
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # what the kernel holds for a client that does not read
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
             listener.bind(address)
             listener.listen(_BACKLOG)  # who comes before the event loop runs waits
         except OSError as error:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from starlette.middleware.cors import CORSMiddleware
 
 from nomatmul.serve.bodies import Bodies, header
+from nomatmul.serve.connections import HEADER_BYTES
 from nomatmul.serve.errors import ApiError
 from nomatmul.serve.observe import Observer
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from nomatmul.serve.server import Server
 
+MAX_HEADERS = 100
 # Paths that need no key: whether the server lives, and the page, which asks for the key itself.
 OPEN = frozenset({"/", "/health", "/ready"})
 # Paths that are answered while models are loaded and while the server closes.
@@ -37,6 +39,7 @@ def protect(app: ASGIApp, server: Server) -> ASGIApp:
     app = Bodies(app, options.max_body)
     app = _Ready(app, server)
     app = _Clients(app, options.api_keys)
+    app = _Headers(app)
     if is_loopback(options.host) and not options.api_keys:
         app = _Names(app, options.allow_host)
     if options.cors:
@@ -146,6 +149,29 @@ class _Names:
         except ValueError:
             return False
         return True  # an address is no name that somebody could point here
+
+
+class _Headers:
+    """Refuses headers that are too many or too long; they are in memory by then, but go no further.
+
+    What comes in pieces is refused by `connections` before it is whole.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers: list[tuple[bytes, bytes]] = scope["headers"]
+            size = len(scope["raw_path"]) + len(scope["query_string"])
+            size += sum(len(name) + len(value) for name, value in headers)
+            if len(headers) > MAX_HEADERS or size > HEADER_BYTES:
+                message = f"More than {MAX_HEADERS} headers, or {HEADER_BYTES} bytes of them"
+                close = {"Connection": "close"}
+                error = ApiError(431, message, code="headers_too_large", headers=close)
+                await error.response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class _Ready:
