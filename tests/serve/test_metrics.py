@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 
@@ -10,7 +11,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.serving import running_server
 
+from nomatmul.serve.app import create_app
 from nomatmul.serve.options import ServeOptions
+from nomatmul.serve.security import protect
+from nomatmul.serve.server import Server
 
 FIELDS = ("prompt_tokens", "cached_tokens", "computed_tokens", "completion_tokens")
 
@@ -29,6 +33,34 @@ def test_health_and_ready(server):
     assert httpx.get(f"{server.url}/health").json()["status"] == "ready"
     response = httpx.get(f"{server.url}/ready")
     assert (response.status_code, response.json()) == (200, {"status": "ready"})
+
+
+@pytest.mark.parametrize("state", ["loading", "closing"])
+def test_without_models_work_is_refused_and_probes_are_answered(state):
+    """The state before `Server.start` has ended, and after a signal."""
+    server = Server(ServeOptions(threads=1))
+    server.start({}) if state == "closing" else None
+    server.close(0) if state == "closing" else None
+
+    async def ask() -> dict[str, tuple[int, str]]:
+        transport = httpx.ASGITransport(app=protect(create_app(server), server))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            responses = {path: await client.get(path) for path in PATHS}
+        assert responses["/v1/models"].headers["retry-after"] == "1"
+        return {path: (each.status_code, each.text) for path, each in responses.items()}
+
+    found = asyncio.run(ask())
+    assert {path: status for path, (status, _) in found.items()} == {
+        "/health": 200,
+        "/ready": 503,
+        "/metrics": 200,
+        "/v1/models": 503,
+    }
+    assert f'"status":"{state}"' in found["/ready"][1]
+    assert "nomatmul_ready 0.0" in found["/metrics"][1]
+
+
+PATHS = ("/health", "/ready", "/metrics", "/v1/models")
 
 
 def test_tokens_add_up_to_what_the_responses_said():

@@ -25,6 +25,14 @@ _MESSAGES = {
 }
 
 
+# Characters of a message and a parameter's name: both may hold words of the request.
+_LONGEST, _LONGEST_NAME = 1000, 200
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
 class ApiError(Exception):
     """What a client is told: a status, a message, the parameter at fault and a code.
 
@@ -42,7 +50,8 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
+        self.status, self.message, self.code = status, _cut(message, _LONGEST), code
+        self.param = None if param is None else _cut(param, _LONGEST_NAME)
         kind = "server_error" if status >= 500 else "invalid_request_error"
         self.type = type or _TYPES.get(status, kind)
         self.headers = dict(headers or {})
