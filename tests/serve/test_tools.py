@@ -7,11 +7,12 @@ import json
 import jsonschema_rs
 import numpy as np
 import pytest
-from chat_models import ATTENTION, SPECIAL, chat_model
+from chat_models import ATTENTION, SPECIAL, chat_model, write_chat_files
 from chat_templates import CHATML, FALCON, LLAMA3, QWEN3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serve.vocabularies import grammars_of, wander
+from serve.vocabularies import grammars_of, wander, with_tokenizer
+from tokenizers import Tokenizer
 
 import nomatmul
 from nomatmul.engine.sampling import Sampling
@@ -335,6 +336,28 @@ def test_nothing_that_is_typed_is_a_special_token(served, form):
     harmless, nasty = count("x" * 50), count("".join(SPECIAL) * 2)
     assert nasty[0] == harmless[0]
     assert nasty[1] > harmless[1]
+
+
+def test_a_token_that_begins_calls_comes_from_the_template_alone(tmp_path):
+    """It is no special token in such models (Qwen), so a text that spells it would be one."""
+    write_chat_files(tmp_path, QWEN3)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.add_tokens(["<tool_call>", "</tool_call>", "<tool_response>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    model = served_model("qwen", with_tokenizer(ATTENTION, tmp_path), tmp_path)
+    begins = tokenizer.token_to_id("<tool_call>")
+    messages = [
+        {"role": "user", "content": CALL},
+        {"role": "assistant", "content": CALL, "tool_calls": ASKED["tool_calls"]},
+        {**RESULTS[0], "content": CALL},
+    ]
+    found = rendered(model, messages, function(description=CALL))
+    assert found.ids.count(begins) == 2  # of the two calls
+    assert found.text.count("<tool_call>") == 2 + 4
+    assert "\ufdd1" not in found.text
+    kept = [token for token in found.ids if token != begins]
+    text = tokenizer.decode(kept, skip_special_tokens=False)
+    assert text.count("<tool_call>") == found.text.count("<tool_call>") - 2
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ class Chat:
 
     def _is_text(self, ids: Sequence[int], answer: str) -> bool:
         """Whether tokens are just this text: no special ones among them, no half character."""
-        special = set(self.text.special.values())
+        special = {*self.text.special.values(), *self.text.call_tokens}
         return not special.intersection(ids) and "\ufffd" not in answer
 
     def save(self, path: str | Path) -> None:

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 # In front of every character of a guarded spelling. Unicode keeps it for a program's own use, and
 # it belongs to no text; where one has it nevertheless it is replaced.
 _GUARD, _REPLACED = "\ufdd0", "\ufffd"
+# Tokens of their own that are not special, with which some models begin and end calls of tools and
+# their results. In a message they are text, too: the split in them keeps them from being tokens.
+_CALLS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+_SPLIT = "\ufdd1"
 _PROBE = "answer"  # what stands for an answer while the end of a turn is looked for
 
 
@@ -48,6 +52,9 @@ class ChatText:
         added = self._ordinary.get_added_tokens_decoder()
         self.special = {token.content: index for index, token in added.items() if token.special}
         names = sorted(self.special, key=len, reverse=True)  # the longest that fits
+        calls = {t.content: i for i, t in added.items() if t.content in _CALLS and not t.special}
+        self.call_tokens = frozenset(calls.values())
+        self._calls = re.compile("|".join(map(re.escape, calls)) or "(?!)")
         any_of = "|".join(map(re.escape, names)) or "(?!)"
         self._spelt, self._parts = re.compile(any_of), re.compile(f"({any_of})")
 
@@ -68,8 +75,9 @@ class ChatText:
     def guarded(self, value: Any) -> Any:
         """A text, or what holds texts, as `render` hands it to the template."""
         if isinstance(value, str):
-            text = value.replace(_GUARD, _REPLACED)
-            return self._spelt.sub(lambda m: "".join(_GUARD + letter for letter in m[0]), text)
+            text = value.replace(_GUARD, _REPLACED).replace(_SPLIT, _REPLACED)
+            text = self._spelt.sub(lambda m: "".join(_GUARD + letter for letter in m[0]), text)
+            return self._calls.sub(lambda m: m[0][0] + _SPLIT + m[0][1:], text)
         if isinstance(value, list | tuple):
             return [self.guarded(part) for part in value]
         if isinstance(value, dict):
@@ -78,7 +86,7 @@ class ChatText:
 
     def shown(self, text: str) -> str:
         """A rendered text without guards, for people."""
-        return text.replace(_GUARD, "")
+        return text.replace(_GUARD, "").replace(_SPLIT, "")
 
     @property
     def source(self) -> str:
@@ -87,15 +95,15 @@ class ChatText:
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a rendered text; special tokens that the template spelt are tokens."""
-        if _GUARD not in text:
+        if _GUARD not in text and _SPLIT not in text:
             return list(encoding_of(self._parsing, text).ids)
         found: list[int] = []
         for number, part in enumerate(self._parts.split(text)):
             if number % 2:
                 found.append(self.special[part])
             elif part:
-                part = part.replace(_GUARD, "")
-                found += encoding_of(self._ordinary, part).ids
+                for piece in part.replace(_GUARD, "").split(_SPLIT):
+                    found += encoding_of(self._ordinary, piece).ids
         return found
 
     def ids_after(self, before: str, text: str) -> list[int] | None:
