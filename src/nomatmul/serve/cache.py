@@ -80,7 +80,7 @@ class StateCache:
         max_bytes: int,
         directory: Path | None = None,
     ) -> None:
-        self.models, self.max_bytes = dict(models), max_bytes
+        self.models, self.max_bytes, self._directory = dict(models), max_bytes, directory
         self._store = Store(self.models, max_bytes, directory if max_bytes else None)
         self._hits = self._misses = 0
         self._namings: dict[str, dict[str, Naming]] = {name: {} for name in models}
