@@ -14,8 +14,8 @@ from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
-from support.local_tasks import TASKS, write_local_data
 
+from benchmarks.zero_shot_rows import TASKS, write_local_data
 from nomatmul.engine import LanguageModel, Sampling, load
 from nomatmul.evaluate.harness import HarnessModel
 

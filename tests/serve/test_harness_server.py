@@ -10,9 +10,9 @@ from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 from lm_eval.tasks import TaskManager
-from support.local_tasks import TASKS, write_local_data
 from support.serving import Running
 
+from benchmarks.zero_shot_rows import TASKS, write_local_data
 from nomatmul.engine.loading import BOX
 from nomatmul.evaluate.harness import HarnessModel
 

@@ -205,8 +205,10 @@ def _quick_draw(scaled: NDArray[np.float64], share: float) -> int | None:
     """
     weights = np.exp(scaled, out=scaled)
     whole = len(weights) // _BLOCK * _BLOCK
-    blocks = weights[:whole].reshape(-1, _BLOCK).sum(axis=1)
-    ends = np.append(blocks, weights[whole:].sum()).cumsum()
+    ends = np.empty(whole // _BLOCK + 1)
+    np.add.reduce(weights[:whole].reshape(-1, _BLOCK), axis=1, out=ends[:-1])
+    ends[-1] = weights[whole:].sum()
+    np.cumsum(ends, out=ends)
     target = share * ends[-1]
     block = int(ends.searchsorted(target, side="right"))
     before = ends[block - 1] if block else 0.0

@@ -1,4 +1,7 @@
-"""A few rows for each of the local tasks of lm-evaluation-harness (benchmarks/tasks)."""
+"""A few invented rows for each of the local tasks of lm-evaluation-harness (tasks/).
+
+A library: of the dry run of zero_shot.py, and of tests.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-TASKS = Path(__file__).resolve().parents[2] / "benchmarks" / "tasks"
+TASKS = Path(__file__).resolve().parent / "tasks"
 
 CHOICES: list[dict[str, Any]] = [
     {"query": "Question: What falls from clouds?", "choices": ["rain", "stone walls"], "gold": 0},
