@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 import nomatmul
-from nomatmul.serve import chat, completions, embeddings, health, listing, page, tokens
+from nomatmul.serve import (
+    chat,
+    completions,
+    embeddings,
+    health,
+    listing,
+    page,
+    states,
+    tokens,
+)
 from nomatmul.serve.documents import add_schemas
 from nomatmul.serve.errors import add_handlers
 from nomatmul.serve.offload import Workers
@@ -22,7 +31,7 @@ if TYPE_CHECKING:
 
 ROUTERS = (
     *(health.router, listing.router, page.router),
-    *(chat.router, completions.router, embeddings.router, tokens.router),
+    *(chat.router, completions.router, embeddings.router, tokens.router, states.router),
 )
 
 

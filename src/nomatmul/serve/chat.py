@@ -26,6 +26,7 @@ from nomatmul.serve.prepare import (
     blame,
     client_of,
     language_model,
+    plain_message,
     prepared,
     room,
     sampling_of,
@@ -34,8 +35,9 @@ from nomatmul.serve.prepare import (
     submit,
 )
 from nomatmul.serve.response_format import response_grammar
-from nomatmul.serve.schema import ChatRequest, Message
+from nomatmul.serve.schema import ChatRequest
 from nomatmul.serve.sse import EventStream
+from nomatmul.serve.states import saved_input
 from nomatmul.serve.tools import CallDelta, ToolParser, ToolPlan
 
 if TYPE_CHECKING:
@@ -51,7 +53,10 @@ async def create(request: Request) -> Response:
     asked = await read_body(request, ChatRequest)
     model = language_model(request, asked.model)
     sampling = sampling_of(asked, model)
-    plan, rendered = await prepared(request, lambda: _read(asked, model), heavy=_has_grammar(asked))
+    saved = saved_input(server_of(request), model.name, asked.state, list) if asked.state else []
+    plan, rendered = await prepared(
+        request, lambda: _read(asked, model, saved), heavy=_has_grammar(asked)
+    )
     ticket = submit(request, _job(request, asked, model, plan, rendered, sampling))
     key = hashlib.sha256(f"{ticket.job.sampling.seed}\0{rendered.text}".encode()).hexdigest()
     scheduler = server_of(request).scheduler
@@ -71,8 +76,13 @@ def _has_grammar(asked: ChatRequest) -> bool:
     return bool(asked.response_format or asked.tools)
 
 
-def _read(asked: ChatRequest, model: ServedModel) -> tuple[ToolPlan, Rendered]:
-    """The tools of a request, and its conversation as token ids; its grammar is compiled."""
+def _read(
+    asked: ChatRequest, model: ServedModel, saved: list[dict[str, Any]]
+) -> tuple[ToolPlan, Rendered]:
+    """The tools of a request, and its conversation as token ids; its grammar is compiled.
+
+    saved: messages of a named state.
+    """
     content = response_grammar(asked.response_format) if asked.response_format else None
     with blame("tools"):
         plan = ToolPlan(
@@ -86,19 +96,10 @@ def _read(asked: ChatRequest, model: ServedModel) -> tuple[ToolPlan, Rendered]:
         with blame("tools" if asked.tools else "response_format"):
             model.grammars.compile(plan.grammar)  # the scheduler then finds it
     with blame("messages"):
-        messages = plan.prompt_messages([plain_message(message) for message in asked.messages])
+        own = [plain_message(message) for message in asked.messages]
+        messages = plan.prompt_messages([*saved, *own])
         options = asked.chat_template_kwargs
         return plan, model.chat_ids(messages, tools=plan.template_tools, options=options)
-
-
-def plain_message(message: Message) -> dict[str, Any]:
-    """A message as templates know it: a developer is a system, parts are lines of one text."""
-    fields = message.model_dump(exclude_none=True, exclude={"refusal", "annotations"})
-    if fields["role"] == "developer":
-        fields["role"] = "system"
-    if isinstance(fields.get("content"), list):
-        fields["content"] = "\n".join(part["text"] for part in fields["content"])
-    return fields
 
 
 def _job(

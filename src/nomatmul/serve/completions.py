@@ -18,6 +18,7 @@ from nomatmul.serve.answers import (
 )
 from nomatmul.serve.body import read_body
 from nomatmul.serve.documents import documented
+from nomatmul.serve.errors import ApiError
 from nomatmul.serve.job import Delta, Job, Usage
 from nomatmul.serve.limits import COMPLETION_TOKENS, check_size
 from nomatmul.serve.logprobs import TextLogprobs, token_bytes
@@ -34,6 +35,7 @@ from nomatmul.serve.prepare import (
 )
 from nomatmul.serve.schema import CompletionRequest
 from nomatmul.serve.sse import EventStream
+from nomatmul.serve.states import saved_input
 
 if TYPE_CHECKING:
     from nomatmul.serve.models import ServedModel
@@ -49,7 +51,8 @@ async def create(request: Request) -> Response:
     asked = await read_body(request, CompletionRequest)
     model = language_model(request, asked.model)
     sampling, n = sampling_of(asked, model), asked.n or 1
-    prompts, texts = await prepared(request, lambda: _read(asked, model))
+    saved = saved_input(server_of(request), model.name, asked.state, str) if asked.state else ""
+    prompts, texts = await prepared(request, lambda: _read(asked, model, saved))
     params = ("prompt", "max_tokens")
     ticket = submit(
         request,
@@ -79,13 +82,23 @@ async def create(request: Request) -> Response:
     return json_response(answer)
 
 
-def _read(asked: CompletionRequest, model: ServedModel) -> tuple[tuple[Ids, ...], list[str]]:
-    """(token ids of the prompts, their texts where they are echoed)."""
+def _read(
+    asked: CompletionRequest, model: ServedModel, saved: str
+) -> tuple[tuple[Ids, ...], list[str]]:
+    """(token ids of the prompts, their texts where they are echoed).
+
+    saved: the text of a named state.
+    """
     prompts: list[str | list[int]]
     if isinstance(asked.prompt, str) or isinstance(asked.prompt[0], int):
         prompts = [asked.prompt]
     else:
         prompts = list(asked.prompt)
+    if saved:
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            message = "behind a state a prompt is a text, for its tokens depend on what is before"
+            raise ApiError(400, message, "prompt", "invalid_value")
+        prompts = [f"{saved}{prompt}" for prompt in prompts]
     with blame("prompt"):
         check_size(sum(map(len, prompts)))
     ids, texts = [], []

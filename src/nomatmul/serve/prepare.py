@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fastapi import Request as HttpRequest
 
@@ -58,6 +58,16 @@ def blame(param: str) -> Iterator[None]:
         message = str(error).splitlines()[0] if str(error) else "it is refused"
         place = getattr(error, "param", None) or param
         raise ApiError(400, message, place, "invalid_value") from None
+
+
+def plain_message(message: schema.Message) -> dict[str, Any]:
+    """A message as templates know it: a developer is a system, parts are lines of one text."""
+    fields = message.model_dump(exclude_none=True, exclude={"refusal", "annotations"})
+    if fields["role"] == "developer":
+        fields["role"] = "system"
+    if isinstance(fields.get("content"), list):
+        fields["content"] = "\n".join(part["text"] for part in fields["content"])
+    return fields
 
 
 def sampling_of(asked: schema.Request, model: ServedModel) -> Sampling:

@@ -20,13 +20,12 @@ from nomatmul.engine.language_model import LanguageModel
 from nomatmul.engine.text import encoding_of
 from nomatmul.serve.answers import json_response
 from nomatmul.serve.body import read_body
-from nomatmul.serve.chat import plain_message
 from nomatmul.serve.documents import documented
 from nomatmul.serve.errors import ApiError, unknown_model
 from nomatmul.serve.fields import Fields
 from nomatmul.serve.limits import MAX_MESSAGES, MAX_TOOLS
 from nomatmul.serve.offload import offload
-from nomatmul.serve.prepare import blame, server_of
+from nomatmul.serve.prepare import blame, plain_message, server_of
 from nomatmul.serve.schema import Message, Name, TokenId, fault
 from nomatmul.serve.tools import ToolPlan
 
