@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import socket
 
 import httpx
 import pytest
@@ -219,3 +220,16 @@ def test_headers_against_misuse(server):
         assert headers["x-frame-options"] == "DENY"
         assert "default-src 'none'" in headers["content-security-policy"]
         assert "server" not in headers
+
+
+def test_a_body_that_breaks_off_is_refused_once(server, caplog):
+    where = httpx.URL(server.url)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection((where.host, where.port), timeout=30) as connection:
+        connection.sendall(head + b"zz\r\n")  # no length of a chunk
+        answer = b""
+        while data := connection.recv(1 << 16):
+            answer += data
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert httpx.get(server.url + "/health").status_code == 200
+    assert not [record for record in caplog.records if record.exc_info]

@@ -76,6 +76,9 @@ class Connection(H11Protocol):
             h11.EndOfMessage(),
         ):
             self.transport.write(self.conn.send(event) or b"")
+        if self.cycle is not None:  # a request whose body broke off; its application may answer
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self.transport.close()
 
     def _after(self, seconds: float) -> asyncio.TimerHandle:
