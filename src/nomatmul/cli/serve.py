@@ -80,6 +80,9 @@ class Options:
     log: str = option(
         "none", choices=("none", "requests"), help="a line for each request, without its texts"
     )
+    replicas: int = option(
+        1, metavar="N", help="whole servers behind one address, by Ray Serve (extra serve-ray)"
+    )
     json: bool = option(False, help="say what runs where as one JSON object on one line")
 
 
@@ -119,6 +122,10 @@ def run(options: Options) -> int:
         text = json_text(report) if options.json else "\n".join(_lines(report))
         print(text, flush=True)
 
+    if options.replicas != 1:
+        from nomatmul.serve.replicas import serve_replicas
+
+        return serve_replicas(chosen, options.replicas, show)
     return serve(chosen, show)
 
 
@@ -128,6 +135,8 @@ def _lines(report: dict[str, Any]) -> list[str]:
     kept = f"kept in {cache['directory']}" if cache["directory"] else "not kept on disk"
     rows = [("page", report["page"]), ("API", f"{report['api']}  (metrics: {report['metrics']})")]
     rows += [(f"model {model['name']}", _model(model)) for model in report["models"]]
+    if replicas := report.get("replicas"):
+        rows.append(("replicas", f"{replicas}, each with all of this"))
     rows += [
         ("state cache", f"up to {size(cache['bytes'])}, {kept}" if cache["bytes"] else "off"),
         (

@@ -33,7 +33,13 @@ if TYPE_CHECKING:
 
 NAME = "nomatmul"  # of the application in Ray Serve
 MAX_REPLICAS = 1024
+# Ray's switch for a node that only this machine reaches, whatever its name says.
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Ray Serve's own lines: requests are logged by the replicas, and only where that was asked for.
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
+END_SECONDS = 20.0  # for Ray to end, beside the grace of the replicas
 OBJECT_STORE = 80 << 20  # bytes, about the least that Ray takes
+log = logging.getLogger("nomatmul.serve")
 
 
 class Replica:
@@ -62,6 +68,12 @@ class Replica:
         """The process id, from the event loop that answers requests."""
         return os.getpid()
 
+    async def report(self, url: str) -> dict[str, Any]:
+        """What runs here, as `startup.report`."""
+        from nomatmul.serve.startup import report
+
+        return report(self._server, url)
+
     def close(self) -> None:
         """Let answers end within the time of grace, and write the cache."""
         self._server.close()
@@ -82,8 +94,9 @@ def serve_replicas(
         raise ValueError(f"replicas must be a number from 1 to {MAX_REPLICAS}, got {replicas}")
     if importlib.util.find_spec("ray") is None:
         raise ImportError(f"--replicas needs ray: {install_line('serve-ray')}")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_SERVE_USAGE_STATS_ENABLED", "0")
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_USAGE_STATS_ENABLED": "0"}
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ |= LOOPBACK  # read when ray is imported
     from nomatmul.serve.run import check_packages, listening, url_of
 
     check_packages()
@@ -99,12 +112,24 @@ def serve_replicas(
         signal.signal(number, lambda *_: ended.set())
     try:
         _deploy(serve, options, replicas, port)
-        show({"url": url, "replicas": replicas})
+        first = serve.get_deployment_handle("replica-0", NAME)
+        show({**first.report.remote(url).result(), "replicas": replicas})
         ended.wait()
     finally:
-        serve.shutdown()
-        ray.shutdown()
+        whole = _in_time(serve.shutdown, options.grace + END_SECONDS)
+        whole = _in_time(ray.shutdown, END_SECONDS) and whole
+    if not whole:  # Ray's own processes were ended first: they end with this one at the latest
+        log.warning("Ray did not end in order")
+        os._exit(1)
     return 0
+
+
+def _in_time(work: Callable[[], object], seconds: float) -> bool:
+    """Whether work ended; what Ray waits for may be gone."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
 
 
 def _connect(ray: Any, options: ServeOptions, replicas: int) -> None:
@@ -117,7 +142,6 @@ def _connect(ray: Any, options: ServeOptions, replicas: int) -> None:
         num_cpus=max(usable_cpus(), replicas),
         object_store_memory=OBJECT_STORE,
         include_dashboard=False,
-        _node_ip_address="127.0.0.1",
         **quiet,
     )
 
@@ -127,7 +151,8 @@ def _deploy(serve: Any, options: ServeOptions, replicas: int, port: int) -> None
     many = options.max_streams + options.max_queue * 2 + options.max_connections
     if options.threads is None and not os.environ.get("RAY_ADDRESS"):
         options = dataclasses.replace(options, threads=max(1, usable_cpus() // replicas))
-    serve.start(http_options={"host": options.host, "port": port, "location": "HeadOnly"})
+    http = {"host": options.host, "port": port}
+    serve.start(proxy_location="HeadOnly", http_options=http, logging_config=QUIET)
     handles = [
         serve.deployment(
             Replica,
@@ -143,4 +168,4 @@ def _deploy(serve: Any, options: ServeOptions, replicas: int, port: int) -> None
     router = serve.deployment(
         Router, name="router", max_ongoing_requests=many, ray_actor_options={"num_cpus": 0}
     ).bind(handles, options)
-    serve.run(router, name=NAME, route_prefix="/")
+    serve.run(router, name=NAME, route_prefix="/", logging_config=QUIET)
