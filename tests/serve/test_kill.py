@@ -41,7 +41,7 @@ async def _saved(directory: Path) -> None:
     """Wait until a state is on disk."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
-        if any(directory.rglob("*.safetensors")):
+        if any(directory.rglob("*.state")):
             return
         await asyncio.sleep(0.05)
     raise AssertionError("no state was written")
