@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any
 
@@ -400,6 +401,13 @@ def test_closing_lets_running_choices_end(model: Model) -> None:
         assert_cold(model, running.job, wait(running))
         closing.join(30)
         assert not closing.is_alive()
+
+
+def test_the_engine_waits_a_short_time_for_other_threads(model: Model) -> None:
+    before = sys.getswitchinterval()
+    with scheduling({"m": model}):
+        assert sys.getswitchinterval() == pytest.approx(0.0005)
+    assert sys.getswitchinterval() == pytest.approx(before)
 
 
 def test_closing_before_the_start_ends_all(model: Model) -> None:
