@@ -86,7 +86,8 @@ class LanguageText:
         return list(encoding_of(self.tokenizer, text, special=special).ids)
 
     def _checked(self, ids: Sequence[int] | NDArray[Any]) -> list[int]:
-        return [int(token) for token in checked_ids(ids, self._config.vocab_size)]
+        found: list[int] = checked_ids(ids, self._config.vocab_size).tolist()
+        return found
 
 
 def prompts_of(prompt: Prompt | Sequence[Prompt]) -> list[Prompt] | None:

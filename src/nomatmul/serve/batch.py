@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from nomatmul.serve.job import Ticket
+from nomatmul.serve.job import Job, Ticket
 from nomatmul.serve.policy import Pace, Turns
 from nomatmul.serve.reading import Chunk, Reading
 from nomatmul.serve.sequence import Choice, Served, States, Tail, TokenNames
@@ -62,7 +62,7 @@ class Batch:
 
     def check(self, prompt: Sequence[int]) -> None:
         """Raise ValueError for a prompt that the model cannot read."""
-        self.lm.checked_ids(prompt)
+        self.lm.checked_ids([min(prompt), max(prompt)] if prompt else [])
         longest = self.lm.max_length
         if longest is not None and len(prompt) > longest:
             raise ValueError(f"{len(prompt)} tokens are more than the model's {longest} positions")
@@ -73,33 +73,33 @@ class Batch:
         Returns the reading that it waits for or goes on from, None where it failed.
         """
         try:
-            choice = Choice(ticket, index, self.served, self.names, seed)
-            reading = reading or self._reading(choice)
+            found = reading or self._reading(ticket.job, index)
+            choice = Choice(ticket, index, found.array, self.served, self.names, seed)
         except Exception as error:
             self.fail(ticket, index, error)
             return None
-        if reading.error is not None:
-            self._end(ticket, index, reading.error)
-        elif reading.logits_V is not None:
-            self._begin(choice, reading)
+        if found.error is not None:
+            self._end(ticket, index, found.error)
+        elif found.logits_V is not None:
+            if reading is None:
+                self._count(found, [choice])
+            self._begin(choice, found)
         else:
-            reading.waiting.append(choice)
-        return reading
+            if not found.waiting:
+                self.readings.append(found)
+            found.waiting.append(choice)
+        return found
 
-    def _reading(self, choice: Choice) -> Reading:
+    def _reading(self, job: Job, index: int) -> Reading:
         """The reading of a choice's prompt: one that is going on, or a new one."""
-        job = choice.ticket.job
+        prompt = job.prompts[index // job.n]
         scored = job.logprobs if job.echo else None
         for reading in self.readings:
-            if reading.scored == scored and reading.ids == choice.prompt:
+            if reading.scored == scored and reading.ids == prompt:
                 return reading
-        boundaries = job.boundaries if choice.index < job.n else ()
-        new = Reading(choice.prompt, scored, boundaries, self.states, self.names)
+        boundaries = job.boundaries if index < job.n else ()
+        new = Reading(prompt, scored, boundaries, self.states, self.names)
         new.begin(self.lm, self.readings)
-        if new.over:
-            self._count(new, [choice])
-        else:
-            self.readings.append(new)
         return new
 
     def _count(self, reading: Reading, choices: Sequence[Choice]) -> None:
@@ -261,6 +261,10 @@ class Batch:
         if ticket.runs(index):
             ticket.put(index, finish="error")
         self._changed(ticket)
+
+    def clear(self) -> None:
+        """Forget everything, after a fault that may have left it half changed."""
+        self.choices, self.readings, self.tails = [], [], []
 
     def drop(self, ticket: Ticket) -> None:
         """Forget the choices of a job; what they computed is kept."""

@@ -10,6 +10,7 @@ T = TypeVar("T")
 
 LEAST_CHUNK = 8  # tokens of prompts that a step takes, however slow the model is
 FIRST_CHUNK = 32  # before the speed is known; a chunk is at most twice the longest one before
+SHARE = 0.8  # of the time of a step that is aimed at, since no two steps take the same
 SCORED_CHUNK = 128  # tokens at most whose logits are all in memory
 
 
@@ -101,7 +102,7 @@ class Pace:
         if scored:
             most = min(most, SCORED_CHUNK)
         if scored in self._token:
-            room = self._step_seconds - self._of_streams(streams)
+            room = SHARE * self._step_seconds - self._of_streams(streams)
             most = min(most, int(room / self._token[scored]))
         return max(LEAST_CHUNK, most)
 

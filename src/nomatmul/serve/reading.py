@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nomatmul.serve.job import Token
 from nomatmul.serve.sequence import Choice, States, TokenNames
@@ -98,7 +99,7 @@ class Reading:
 
     def chunk(self, limit: int) -> Chunk:
         """Up to so many ids to feed next, no further than the next position to keep."""
-        return Chunk(self, self.ids[self.at : min(self.at + limit, self.cuts[0])])
+        return Chunk(self, self.array[self.at : min(self.at + limit, self.cuts[0])])
 
     def advance(self, count: int, logits: Float) -> None:
         """Go on by a chunk; logits: float32 [V] behind it, of scored prompts [T, V]."""
@@ -127,9 +128,9 @@ class Reading:
 class Chunk:
     """A part of a prompt in one step."""
 
-    def __init__(self, reading: Reading, feed: Sequence[int]) -> None:
+    def __init__(self, reading: Reading, feed: NDArray[np.int32]) -> None:
         assert reading.session is not None
-        assert feed
+        assert len(feed)
         self.reading, self.session, self.feed = reading, reading.session, feed
         self.wants_logits = reading.at + len(feed) == len(reading.ids)
 

@@ -207,6 +207,8 @@ class Scheduler:
                 self._turn()
             except Exception as error:  # a fault of ours: what runs may be half changed
                 message = report(error, "a turn of the engine")
+                for batch in self._order:
+                    batch.clear()
                 for ticket in list(self._open):
                     self._end(ticket, "error", message)
                 self._bell.ring()
@@ -231,8 +233,7 @@ class Scheduler:
         self._call_some(start + self._step_seconds)
         batch = next((batch for batch in self._order if batch.busy), None)
         if batch is not None:
-            self._order.remove(batch)
-            self._order.append(batch)
+            self._order.sort(key=lambda other: other is batch)  # behind the others
             batch.step()
             seconds = time.monotonic() - start
             self._counts.steps += 1

@@ -12,6 +12,9 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nomatmul.engine.logprobs import top_logprobs
 from nomatmul.serve.job import Ticket, Token
 
@@ -115,15 +118,21 @@ class Choice:
     wants_logits = True
 
     def __init__(
-        self, ticket: Ticket, index: int, served: Served, names: TokenNames, seed: int
+        self,
+        ticket: Ticket,
+        index: int,
+        prompt: NDArray[np.int32],
+        served: Served,
+        names: TokenNames,
+        seed: int,
     ) -> None:
         job = ticket.job
         self.ticket, self.index, self.names = ticket, index, names
-        self.prompt = job.prompts[index // job.n]
+        self._prompt = prompt
         self.session: Session | None = None  # until the prompt has been read
         matcher = None if job.grammar is None else served.grammars.compile(job.grammar)
         self.text = served.lm.text_generation(
-            self.prompt,
+            prompt,
             job.max_tokens,
             dataclasses.replace(job.sampling, seed=seed + index),
             job.stop,
@@ -142,11 +151,11 @@ class Choice:
         return not self.ticket.runs(self.index)
 
     @property
-    def ids(self) -> list[int]:
+    def ids(self) -> NDArray[np.int32]:
         """The prompt and all made tokens."""
         writer = self.text.writer
         end = [] if writer.end_token is None else [writer.end_token]
-        return [*self.prompt, *writer.token_ids, *end]
+        return np.concatenate([self._prompt, np.array([*writer.token_ids, *end], np.int32)])
 
     def begin(self, session: Session, logits_V: Float, echoed: list[Token]) -> None:
         """Go on behind the prompt, whose state and last logits are given."""
