@@ -107,6 +107,7 @@ def test_dimensions_may_only_be_all(client, models):
         ("encoder", {"input": ["the", "the " * 30]}, "input[1]"),
         ("tiny", {"input": ["a"] * 2049}, "input"),
         ("tiny", {"input": [[1] * 500] * 601}, "input"),
+        ("tiny", {"input": ["a" * 1000] * 1100}, "input"),
         ("tiny", {"input": "a", "encoding_format": "int8"}, "encoding_format"),
         ("tiny", {"input": "a", "truncate": True}, "truncate"),
         ("none", {"input": "a"}, "model"),

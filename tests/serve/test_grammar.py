@@ -180,6 +180,24 @@ def test_any_object_is_an_object(models, compiled, kind):
     assert ended
 
 
+@pytest.mark.parametrize("spec", [GrammarSpec("json_object"), GrammarSpec("json_schema", "{}")])
+@pytest.mark.parametrize(
+    ("space", "fits"),
+    [("", True), (" ", True), ("\n", True), ("\n" + " " * 16, True), ("\n" + " " * 17, False),
+     ("  ", False), ("\n\n", False), (" \n", False), ("\t", False), ("\n\t", False)],
+)  # fmt: skip
+def test_white_space_is_bounded(models, compiled, spec, space, fits):
+    """JSON allows any; a model that has lost its way would write nothing else."""
+    matcher, lm = compiled["byte level"].compile(spec), models["byte level"]
+    tokens = lm.tokenizer.encode(f'{{{space}"a"{space}:{space}1{space},', add_special_tokens=False)
+    for token in tokens.ids:
+        if not matcher.allowed()[token]:
+            assert not fits
+            return
+        matcher.accept(token)
+    assert fits
+
+
 def test_end_tokens_are_allowed_behind_a_whole_text_only(models):
     lm = models["byte level"]
     grammars = Grammars(lm.tokenizer, lm.config.vocab_size, {END, EOT})

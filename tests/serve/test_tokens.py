@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from serve.vocabularies import byte_fallback_model
 from support.serving import running_server
 
+from nomatmul.serve.limits import MAX_PROMPT
 from nomatmul.serve.models import served_model
 
 MESSAGES = [{"role": "user", "content": "Hi <|im_end|>"}]
@@ -95,7 +96,9 @@ def test_texts_come_back(post, model, text):
         ("/tokenize", {"messages": MESSAGES, "add_special_tokens": True}, "add_special_tokens"),
         ("/tokenize", {"messages": MESSAGES, "tools": [{}]}, "tools[0].type"),
         ("/tokenize", {"prompt": "a", "content": "a"}, "content"),
+        ("/tokenize", {"prompt": "a" * (MAX_PROMPT + 1)}, "prompt"),
         ("/detokenize", {}, "tokens"),
+        ("/detokenize", {"tokens": [1] * (MAX_PROMPT + 1)}, "tokens"),
         ("/detokenize", {"tokens": [1, 270]}, "tokens[1]"),
         ("/detokenize", {"tokens": [-1]}, "tokens[0]"),
     ],

@@ -28,7 +28,7 @@ from nomatmul.serve.body import read_body
 from nomatmul.serve.documents import documented
 from nomatmul.serve.errors import ApiError, unknown_model
 from nomatmul.serve.fields import Fields
-from nomatmul.serve.limits import MAX_EMBEDDED_TOKENS, MAX_EMBEDDINGS
+from nomatmul.serve.limits import MAX_EMBEDDED_TOKENS, MAX_EMBEDDINGS, check_size
 from nomatmul.serve.offload import offload
 from nomatmul.serve.policy import Pace
 from nomatmul.serve.prepare import blame, client_of, server_of
@@ -83,6 +83,8 @@ def _token_ids(asked: EmbeddingRequest, model: ServedModel) -> list[list[int]]:
     given = asked.input
     several = not isinstance(given, str) and not isinstance(given[0], int)
     inputs: Sequence[Any] = given if several else [given]
+    with blame("input"):
+        check_size(sum(map(len, inputs)))
     found, total = [], 0
     for number, text in enumerate(inputs):
         with blame(f"input[{number}]" if several else "input"):

@@ -41,11 +41,11 @@ LIMITS = LLParserLimits(
     max_grammar_size=200_000,
     verbose_errors=False,
 )
-# Between the parts of JSON: nothing, a space, or a new line with its indentation. JSON allows any
-# white space there; a model that has lost its way would write it until its tokens are used up.
+# Between the parts of JSON: nothing, a space, or a new line indented by up to 16 spaces. Any white
+# space is legal there, but a model that has lost its way would write nothing else.
 # Escapes: those that have but one way to write a character, so that a key cannot be written twice.
 JSON_STYLE: JsonCompileOptions = {
-    "whitespace_pattern": r" |\n[ \t]{0,40}",
+    "whitespace_pattern": r" |\n {0,16}",
     "json_allowed_escapes": 'nrbtf\\"',
 }
 _OBJECT = {"type": "object"}

@@ -62,7 +62,7 @@ def blame(param: str) -> Iterator[None]:
 
 def plain_message(message: schema.Message) -> dict[str, Any]:
     """A message as templates know it: a developer is a system, parts are lines of one text."""
-    fields = message.model_dump(exclude_none=True, exclude={"refusal", "annotations"})
+    fields = message.model_dump(exclude_none=True, exclude={"refusal", "annotations", "parsed"})
     if fields["role"] == "developer":
         fields["role"] = "system"
     if isinstance(fields.get("content"), list):

@@ -148,6 +148,7 @@ class UserMessage(Fields):
 class CalledFunction(Fields):
     name: Name
     arguments: str
+    parsed_arguments: Ignored = None  # what OpenAI's client adds, and sends back
 
 
 class ToolCall(Fields):
@@ -174,6 +175,7 @@ class AssistantMessage(Fields):
     reasoning_content: str | None = None
     refusal: Ignored = None
     annotations: Ignored = None
+    parsed: Ignored = None  # what OpenAI's client adds, and sends back
 
     @model_validator(mode="after")
     def _says_something(self) -> AssistantMessage:

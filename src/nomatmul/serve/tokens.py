@@ -23,7 +23,7 @@ from nomatmul.serve.body import read_body
 from nomatmul.serve.documents import documented
 from nomatmul.serve.errors import ApiError, unknown_model
 from nomatmul.serve.fields import Fields
-from nomatmul.serve.limits import MAX_MESSAGES, MAX_TOOLS
+from nomatmul.serve.limits import MAX_MESSAGES, MAX_TOOLS, check_size
 from nomatmul.serve.offload import offload
 from nomatmul.serve.prepare import blame, plain_message, server_of
 from nomatmul.serve.schema import Message, Name, TokenId, fault
@@ -76,6 +76,8 @@ async def detokenize(request: Request) -> Response:
     """The text of tokens, with special tokens spelt."""
     asked = await read_body(request, DetokenizeRequest)
     model = _model(request, asked.model)
+    with blame("tokens"):
+        check_size(len(asked.tokens))
     size = model.lm.config.vocab_size
     for number, token in enumerate(asked.tokens):
         if token >= size:
@@ -114,6 +116,8 @@ def _tokenized(asked: TokenizeRequest, model: ServedModel) -> dict[str, Any]:
 
 def _of_prompt(asked: TokenizeRequest, model: ServedModel) -> list[int]:
     text, lm = asked.prompt or "", model.lm
+    with blame("prompt"):
+        check_size(len(text))
     if not text or asked.add_special_tokens is False:
         return list(encoding_of(lm.tokenizer, text).ids)
     with blame("prompt"):
