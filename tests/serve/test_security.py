@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import json
 import socket
 
 import httpx
 import pytest
 from support.serving import running_server
 
-from nomatmul.serve.bodies import Depth
+from nomatmul.serve.bodies import Bodies, Depth
 from nomatmul.serve.errors import ApiError
 from nomatmul.serve.options import ServeOptions
 from nomatmul.serve.security import Keys
@@ -233,3 +235,45 @@ def test_a_body_that_breaks_off_is_refused_once(server, caplog):
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert httpx.get(server.url + "/health").status_code == 200
     assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_large_bodies_on_their_way_are_bounded():
+    """Eight of the largest size together; the ninth is asked to come again."""
+    limit, sent = 2048, []
+
+    async def app(scope, receive, send):
+        raise AssertionError("no body is whole")
+
+    guard = Bodies(app, limit)
+    scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}
+
+    async def run() -> None:
+        stuck = asyncio.Event()
+
+        async def upload(size: int) -> None:
+            pieces = [{"type": "http.request", "body": b" " * size, "more_body": True}]
+
+            async def receive():
+                if not pieces:
+                    await stuck.wait()
+                    return {"type": "http.disconnect"}
+                return pieces.pop()
+
+            async def send(message):
+                sent.append(message)
+
+            await guard(scope, receive, send)
+
+        waiting = [asyncio.create_task(upload(limit)) for _ in range(8)]
+        await asyncio.sleep(0)
+        assert sent == []
+        await upload(1)
+        stuck.set()
+        await asyncio.gather(*waiting)
+
+    asyncio.run(run())
+    start, body = sent
+    assert start["status"] == 503
+    assert (b"retry-after", b"1") in start["headers"]
+    assert json.loads(body["body"])["error"]["code"] == "busy"
+    assert guard._held == 0

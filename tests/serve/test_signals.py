@@ -136,13 +136,14 @@ def test_nothing_is_left_running():
 
 def test_the_cache_is_written_at_the_end(tmp_path):
     body = {**ENDLESS, "stream": False, "max_tokens": 4, "seed": 1}
-    found = []
+    directory, found = tmp_path / "new", []
     for _ in range(2):
-        with serve_process("--threads", 1, "--state-dir", tmp_path) as process:
+        with serve_process("--threads", 1, "--state-dir", directory) as process:
             answer = httpx.post(f"{process.url}/v1/completions", json=body, timeout=60).json()
             found.append((answer["choices"][0]["text"], answer["usage"]))
             assert process.end(signal.SIGTERM)[0] == 0
     assert found[0][0] == found[1][0]
+    assert directory.stat().st_mode & 0o077 == 0  # it holds what people asked
     cached = [usage["prompt_tokens_details"]["cached_tokens"] for _, usage in found]
     assert cached[0] == 0
     assert cached[1] == found[1][1]["prompt_tokens"]

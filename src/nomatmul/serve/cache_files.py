@@ -78,7 +78,7 @@ class StateFiles:
         self.nbytes = self.dropped = 0
         self._models = models
         self._tags = {name: _tag(lm) for name, lm in models.items()}
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(0o700, parents=True, exist_ok=True)  # of people's words
         self._lock = _locked(directory)
         self._sizes: OrderedDict[str, int] = OrderedDict()  # the file used longest ago comes first
         self._pinned: set[str] = set()
