@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -228,10 +230,10 @@ def test_time_limits_end_running_and_waiting_jobs(model: Model) -> None:
 # --- faults ------------------------------------------------------------------
 
 
-def _failing(error: Exception) -> Any:
+def _failing(error: Callable[[], Exception]) -> Any:
     def step(original: Any, sessions: Any, ids: Any, want: str) -> Any:
         if any(BAD in part for part in ids):
-            raise error
+            raise error()
         return original(sessions, ids, want)
 
     return step
@@ -246,13 +248,21 @@ def _some(scheduler: Scheduler) -> list[Ticket]:
 @pytest.mark.parametrize(
     ("error", "message", "logged"),
     [
-        (ValueError("values are not finite"), "values are not finite", "values are not finite"),
-        (MemoryError(), "not enough memory", "not enough memory"),
-        (KeyError("a fault"), "a fault of the server; its log says more", "Traceback"),
+        (
+            partial(ValueError, "values are not finite"),
+            "values are not finite",
+            "values are not finite",
+        ),
+        (MemoryError, "not enough memory", "not enough memory"),
+        (partial(KeyError, "a fault"), "a fault of the server; its log says more", "Traceback"),
     ],
 )
 def test_a_failing_prompt_ends_alone(
-    model: Model, error: Exception, message: str, logged: str, caplog: pytest.LogCaptureFixture
+    model: Model,
+    error: Callable[[], Exception],
+    message: str,
+    logged: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A step of the model fails as a whole; the scheduler finds out whose fault it is."""
     with scheduling({"m": stepping(model, _failing(error))}, start=False) as scheduler:

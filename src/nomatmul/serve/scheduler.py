@@ -8,7 +8,6 @@ state cache happens on this thread; other threads hand it things under one lock.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import random
 import sys
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from nomatmul.serve.batch import Batch, report
 from nomatmul.serve.bridge import Bell
+from nomatmul.serve.errands import Errands
 from nomatmul.serve.job import Busy, Closing, Job, Ticket
 from nomatmul.serve.policy import FairQueue, Rate
 from nomatmul.serve.reading import Reading
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from nomatmul.serve.sequence import Served
 
 T = TypeVar("T")
-Call = Callable[[BaseException | None], None]  # given why it cannot be run, or None
 log = logging.getLogger("nomatmul.serve")
 
-# Readers are woken at most so often, but at once for first tokens and ends: a fast model makes
-# several tokens meanwhile, which go out together.
-WAKE_SECONDS = 0.005
+# Readers are woken at most so often, but at once for first tokens and ends. A fast model makes
+# several tokens meanwhile, which go out together: to wake, to write and to send costs as much as a
+# fifth of a token of the model in the box.
+WAKE_SECONDS = 0.02
 LOOK_SECONDS = 0.02  # how often deadlines are looked at
 # Of Python's threads: how long the engine waits for an event loop that is at work before it takes
 # the GIL from it. With Python's own 5 ms a loop that works a third of the time halves the speed of
@@ -89,7 +89,7 @@ class Scheduler:
         self._order = list(self._batches.values())  # the model whose turn it is first
         self._lock = threading.Condition()  # of all that follows
         self._queue: FairQueue[Work] = FairQueue()
-        self._calls: FairQueue[Call] = FairQueue()
+        self._errands = Errands(self._lock)
         self._cancelled: list[Ticket] = []
         self._open: dict[Ticket, Work] = {}  # jobs of which a choice has no finish
         self._cut_at: float | None = None  # when a close cuts what runs
@@ -134,10 +134,9 @@ class Scheduler:
 
         It holds up all streams, so long work goes in slices. Raises Busy, Closing.
         """
-        future: Future[T] = Future()
         with self._lock:
-            self._admit_to(self._calls, client)
-            self._calls.push(client, functools.partial(_work_on, future, work))
+            self._admit_to(self._errands.waiting, client)
+            future = self._errands.add(work, client)
             self._lock.notify()
         return future
 
@@ -222,7 +221,7 @@ class Scheduler:
                 closing = self._cut_at is not None
                 if closing and (not busy or time.monotonic() >= (self._cut_at or 0.0)):
                     return False
-                if busy or len(self._queue) or len(self._calls) or self._cancelled:
+                if busy or len(self._queue) or len(self._errands.waiting) or self._cancelled:
                     return True
                 self._lock.wait()
 
@@ -230,7 +229,9 @@ class Scheduler:
         start = time.monotonic()
         self._end_some(start)
         self._begin_some(start + self._step_seconds / 4)
-        self._call_some(start + self._step_seconds)
+        if len(self._errands.waiting):
+            self._bell.ring()  # what is news now need not wait for them
+            self._errands.run(start + self._step_seconds)
         batch = next((batch for batch in self._order if batch.busy), None)
         if batch is not None:
             self._order.sort(key=lambda other: other is batch)  # behind the others
@@ -291,19 +292,6 @@ class Scheduler:
         if work.begun == job.choices:
             work.reading = None  # its state is not needed any more
 
-    def _call_some(self, until: float) -> None:
-        """Run short work of others, at least one where there is any."""
-        while len(self._calls):
-            with self._lock:
-                if not len(self._calls):
-                    return
-                client, call = self._calls.first({})
-                self._calls.remove(client, call)
-            self._bell.ring()  # what is news now need not wait for it
-            call(None)
-            if time.monotonic() > until:
-                return
-
     def _changed(self, ticket: Ticket, counter: str = "finished") -> None:
         """A ticket has news."""
         self._bell.add(ticket)
@@ -348,10 +336,7 @@ class Scheduler:
         for ticket in list(self._open):
             self._end(ticket, "shutdown")
         self._bell.ring()
-        with self._lock:
-            calls = self._calls.clear()
-        for call in calls:
-            call(Closing())
+        self._errands.refuse(Closing())
         if self._cache is not None:
             try:
                 self._cache.flush()
@@ -370,15 +355,3 @@ _COUNTERS = {
 def _is_late(ticket: Ticket, now: float) -> bool:
     timeout = ticket.job.timeout
     return timeout is not None and now - ticket.submitted >= timeout
-
-
-def _work_on(future: Future[T], work: Callable[[], T], why_not: BaseException | None) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    if why_not is not None:
-        future.set_exception(why_not)
-        return
-    try:
-        future.set_result(work())
-    except BaseException as error:  # whatever it is, it is the caller's
-        future.set_exception(error)
