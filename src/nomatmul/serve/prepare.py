@@ -17,7 +17,7 @@ from nomatmul.engine.sampling import Sampling
 from nomatmul.serve import schema
 from nomatmul.serve.errors import ApiError, unknown_model
 from nomatmul.serve.limits import MAX_CHOICES, MAX_TOKENS
-from nomatmul.serve.offload import Workers
+from nomatmul.serve.offload import offload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,8 +133,7 @@ async def prepared(request: HttpRequest, work: Callable[[], T], heavy: bool = Fa
     """The result of work on a request's text: done here for a short one, else off the loop."""
     if not heavy and len(await request.body()) <= _SMALL:
         return work()
-    workers: Workers = request.app.state.workers
-    return await workers.run(work)
+    return await offload(request, work)
 
 
 def submit(request: HttpRequest, job: Job) -> Ticket:
