@@ -178,6 +178,28 @@ def test_named_states_survive_a_restart_and_are_never_crowded_out(make, opened: 
     assert opened(make(), 300_000).names("m") == []
 
 
+def test_a_large_directory_is_listed_beside_the_work(opened: Open, monkeypatch) -> None:
+    cache = opened(recurrent())
+    keep(cache, [1, 1], "kept")
+    for first in range(2, 12):
+        keep(cache, [first, 1])
+    cache.flush()
+    cache.close()
+    for number, path in enumerate(files_in(cache_path(cache))):
+        os.utime(path, (number, number))
+    monkeypatch.setattr("nomatmul.serve.cache.LIST_SECONDS", 0.0)
+    monkeypatch.setattr(cache_store, "_LIST_SLICE", 0.0)
+    cache = opened(recurrent())
+    assert [entry.names for entry in entries_of(cache)] == [{"kept"}]  # the others wait
+    keep(cache, [11, 1])  # may be one of them
+    assert cache.forget("m", "kept")
+    lengths = [found(cache, [first, 1]) for first in range(2, 12)]
+    assert set(lengths) <= {0, 2}
+    assert [found(cache, [first, 1]) for first in range(1, 12)] == [2] * 11
+    cache.flush()
+    assert len(files_in(cache_path(cache))) == 11
+
+
 def test_files_of_other_models_and_others_are_left_alone(opened: Open, tmp_path: Path) -> None:
     cache = opened(recurrent())
     keep(cache, [1, 2])
@@ -268,7 +290,7 @@ def test_a_second_server_is_told_who_has_the_directory(opened: Open, tmp_path: P
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
 def test_a_disk_that_refuses_is_reported_once(code: int, opened: Open, monkeypatch, caplog) -> None:
-    def refuse(path: Path, content: object) -> None:
+    def refuse(path: Path, content: object, sync: bool) -> None:
         raise OSError(code, os.strerror(code), str(path))
 
     cache = opened(recurrent())

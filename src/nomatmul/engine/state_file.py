@@ -65,8 +65,9 @@ def state_chunks(
         "position": str(position),
         "crc32": _checksum(position, stored),
     }
-    # the larger elements first: then each array lies at a multiple of its element's size
-    order = sorted(stored, key=lambda name: -stored[name].dtype.itemsize)
+    # the larger elements first: then each array lies at a multiple of its element's size; of these
+    # what tells of the state, which is read without it
+    order = sorted(stored, key=lambda name: (-stored[name].dtype.itemsize, name not in BESIDE))
     tensors = {name: (_DTYPES[stored[name].dtype.name], stored[name].shape) for name in order}
     yield header_bytes(tensors, metadata)
     for name in order:
@@ -86,7 +87,7 @@ def read_state(
         file = SafetensorsFile(path)
     except FormatError as error:
         raise FormatError(f"cannot read the state of a session: {error}") from None
-    position = checked_position(file, fingerprint)
+    position = checked_position(file.path, file.metadata, fingerprint)
     wanted = {
         name: (_NAMES[layout.pieces[name].dtype], shape)
         for name, shape in layout.shapes(position).items()
@@ -131,9 +132,8 @@ def _beside(
     }
 
 
-def checked_position(file: SafetensorsFile, fingerprint: str) -> int:
+def checked_position(path: Path, metadata: Mapping[str, str], fingerprint: str) -> int:
     """Return the position in a file of this very model; raises FormatError for another one."""
-    metadata, path = file.metadata, file.path
     if metadata.get("format") != FORMAT or set(metadata) != _KEYS:
         raise FormatError(f"{path} is no state of a session")
     if metadata["format_version"] not in ("1", VERSION):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from nomatmul.serve.cache_entries import ID_BYTES, Entry, holder_below, memory_of
 from nomatmul.serve.cache_files import Naming
-from nomatmul.serve.cache_store import Store
+from nomatmul.serve.cache_store import LIST_SECONDS, Store
 from nomatmul.serve.cuts import cuts_of
 from nomatmul.serve.radix import Ids, Match
 
@@ -85,6 +85,7 @@ class StateCache:
         self._hits = self._misses = 0
         self._namings: dict[str, dict[str, Naming]] = {name: {} for name in models}
         self._read_namings()
+        self._store.list_files(LIST_SECONDS)
         self._store.shrink()
 
     # -- what the scheduler asks
@@ -175,9 +176,7 @@ class StateCache:
             for model in self.models:
                 self._namings[model] = self._store.files.namings(model)
                 for name, naming in self._namings[model].items():
-                    entry = self._store.at(model, np.array(naming.ids, np.int32))
-                    if entry is not None:
-                        self._store.pin(entry, name)
+                    self._store.expect(model, np.array(naming.ids, np.int32), name)
 
     def named(self, model: str, name: str) -> tuple[int, ...] | None:
         """Return the ids of a named state, None where there is none. From any thread."""
@@ -213,11 +212,8 @@ class StateCache:
     def _release(self, model: str, name: str) -> None:
         """Let the entry of a name go its way."""
         naming = self._namings[model].get(name)
-        entry = None
         if naming is not None:
-            entry = self._store.at(model, np.array(naming.ids, np.int32))
-        if entry is not None and name in entry.names:
-            self._store.unpin(entry, name)
+            self._store.unpin(model, np.array(naming.ids, np.int32), name)
 
     def _set_naming(self, model: str, name: str, naming: Naming | None) -> None:
         # a new dict each time: other threads may be reading the old one

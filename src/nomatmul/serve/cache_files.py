@@ -18,7 +18,7 @@ import logging
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from nomatmul.engine.state_file import checked_position, read_state, state_chunks
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.files.json import check_keys, read_json_object
-from nomatmul.formats.files.safetensors import Buffer, SafetensorsFile
+from nomatmul.formats.files.safetensors import Buffer, read_one
 from nomatmul.serve.radix import Ids
 from nomatmul.serve.write_behind import WriteBehind
 
@@ -87,11 +87,13 @@ class StateFiles:
         self._writer = WriteBehind(directory)
 
     def states(self) -> Iterator[Filed]:
-        """The states of these models, those used longest ago first; damaged files are dropped."""
+        """The states of these models, pinned ones and then those used last come first; damaged
+        files are dropped. It may be read bit by bit, while others are written and removed."""
         models = {tag: name for name, tag in self._tags.items()}
-        for file in list(self._sizes):
+        newest = list(reversed(self._sizes))
+        for file in sorted(newest, key=lambda file: file not in self._pinned):
             model = models.get(_tag_of(file))
-            if model is not None:
+            if model is not None and file in self._sizes:
                 try:
                     yield self._filed(model, file)
                 except (FormatError, OSError) as error:
@@ -161,6 +163,10 @@ class StateFiles:
             raise FormatError(f"{path} has logits of another vocabulary")
         self.touch(filed.file)
         return Session(lm, lm.backend.load_state(arrays, position)), logits
+
+    def used(self) -> Iterable[str]:
+        """The names of all states' files, those used longest ago first."""
+        return self._sizes
 
     def touch(self, file: str) -> None:
         """Note that a file was of use."""
@@ -261,15 +267,14 @@ class StateFiles:
             self._resize(name, size)
 
     def _filed(self, model: str, file: str) -> Filed:
-        header = SafetensorsFile(self.directory / file)
-        position = checked_position(header, self._models[model].fingerprint)
-        info = header.info("ids")
-        if (info.dtype, info.shape) != ("I32", (position,)) or not position:
+        path = self.directory / file
+        metadata, names, ids = read_one(path, "ids")
+        position = checked_position(path, metadata, self._models[model].fingerprint)
+        if ids.dtype != np.int32 or ids.shape != (position,) or not position:
             raise FormatError("its ids are not those of its state")
-        ids = header.read("ids").astype(np.int32)
         if file != self.state_file(model, ids):
             raise FormatError("its ids are not those of its name")
-        return Filed(model, file, ids, "logits" in header.infos)
+        return Filed(model, file, ids.astype(np.int32), "logits" in names)
 
 
 def _locked(directory: Path) -> int:

@@ -7,8 +7,9 @@ entry that is evicted hands what is left of its state up), or they are snapshots
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 # A growing state is written when its conversation has been quiet for so long: the next turn's
 # would take its place.
 QUIET_SECONDS = 5.0
+# What lies in a directory is listed for so long at the start, the rest in slices beside the work.
+LIST_SECONDS = 0.3
+_LIST_SLICE = 0.002
 
 _log = logging.getLogger("nomatmul.serve")
 
@@ -48,6 +52,8 @@ class Store:
         self.entries = self.evicted = self.written = self.read = 0
         self._ledger = Ledger()
         self._by_file: dict[str, Entry] = {}
+        self._names_of: dict[str, set[str]] = {}  # of files whose entry may not be listed yet
+        self._unlisted: Iterator[Filed] | None = None
         self.files: StateFiles | None = None
         if directory is not None:
             self._open(models, directory)
@@ -127,12 +133,16 @@ class Store:
         while self.bytes > self.max_bytes:
             victim = next(iter(self.recent), None)
             if victim is None:
-                victim = next((e for e in self._by_file.values() if e.file and not e.names), None)
+                victim = self._oldest_in_file()
                 if victim is None:
                     return
                 self.remove(victim)  # even its ids are too much
             else:
                 self._evict(victim)
+
+    def _oldest_in_file(self) -> Entry | None:
+        entries = (self._by_file.get(file) for file in (self.files.used() if self.files else ()))
+        return next((e for e in entries if e is not None and e.file and not e.names), None)
 
     def state_of(self, entry: Entry) -> tuple[Session, Float | None] | None:
         """The state and logits of an entry, read from its file if need be; None where that is
@@ -177,14 +187,22 @@ class Store:
     def pin(self, entry: Entry, name: str) -> None:
         """Keep an entry until it is unpinned from all its names."""
         entry.names.add(name)
-        self._pin_file(entry, True)
+        self.expect(entry.model, entry.node.ids(), name)
         self.charge(entry)
 
-    def unpin(self, entry: Entry, name: str) -> None:
-        """Take one name from an entry."""
+    def unpin(self, model: str, ids: Ids, name: str) -> None:
+        """Take one name from an entry, listed or not."""
+        entry = self.at(model, ids)
+        if self.files is not None:
+            file = self.files.state_file(model, ids)
+            names = self._names_of.get(file, set())
+            names.discard(name)
+            if not names and (entry is None or entry.names <= {name}):
+                self.files.pin(file, False)
+        if entry is None or name not in entry.names:
+            return
         entry.names.discard(name)
         if not entry.names:
-            self._pin_file(entry, False)
             if self.grows[entry.model] and holder_below(entry.node, but=entry) is not None:
                 self._strip(entry)
             else:
@@ -216,10 +234,44 @@ class Store:
             self._by_file[file] = entry
             entry.queued, entry.queued_logits = file, entry.logits is not None
 
+    def list_files(self, seconds: float) -> None:
+        """Take up entries that lie in the directory, those used last come first."""
+        end = time.monotonic() + seconds
+        if self._unlisted is None and self.files is not None:
+            self._unlisted = self.files.states()
+        for filed in self._unlisted or ():
+            self._list(filed)
+            if time.monotonic() > end:
+                return
+        self._unlisted = None
+
+    def _list(self, filed: Filed) -> None:
+        node = self.trees[filed.model].insert(filed.ids)
+        if node.value is None:
+            node.value = Entry(filed.model, node)
+            self.entries += 1
+        entry = node.value
+        if entry.file is None and entry.queued is None:
+            entry.file, entry.file_logits = filed.file, filed.logits
+            self._by_file[filed.file] = entry
+            for name in self._names_of.get(filed.file, ()):
+                self.pin(entry, name)
+            self._supersede(entry)
+
+    def expect(self, model: str, ids: Ids, name: str) -> None:
+        """Pin an entry that may not be listed yet."""
+        if self.files is not None:
+            file = self.files.state_file(model, ids)
+            self._names_of.setdefault(file, set()).add(name)
+            self.files.pin(file, True)
+
     def settle(self) -> None:
         """Take note of what became of files."""
         if self.files is None:
             return
+        if self._unlisted is not None:
+            self.list_files(_LIST_SLICE)
+            self.shrink()
         for file, there in self.files.news():
             entry = self._by_file.get(file)
             if entry is None:
@@ -244,15 +296,6 @@ class Store:
             )  # fmt: skip
             return
         self.files = files
-        for filed in files.states():
-            node = self.trees[filed.model].insert(filed.ids)
-            entry = Entry(filed.model, node, file=filed.file, file_logits=filed.logits)
-            node.value = entry
-            self._by_file[filed.file] = entry
-            self.entries += 1
-        for entry in list(self._by_file.values()):
-            if entry.file is not None:
-                self._supersede(entry)
 
     def _supersede(self, entry: Entry) -> None:
         """Let go of files that hold less of a growing state than this entry's."""
@@ -281,10 +324,6 @@ class Store:
                 self._by_file.pop(file, None)
         entry.file = None
         self._check_served(entry)
-
-    def _pin_file(self, entry: Entry, pinned: bool) -> None:
-        if self.files is not None:
-            self.files.pin(self.files.state_file(entry.model, entry.node.ids()), pinned)
 
     # -- memory
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 
-def write_file(path: Path, content: bytes | Iterable[Any]) -> None:
+def write_file(path: Path, content: bytes | Iterable[Any], *, sync: bool = True) -> None:
     """Write a file through a temporary one beside it, flushed to disk and then renamed.
+
+    sync: False for what need not survive the machine's sudden end, only this process's.
 
     content: its bytes, or pieces of them (bytes, memoryviews), one behind the other.
     After an error nothing is left, and an older file of that name is as it was. What is no file (a
@@ -29,13 +31,15 @@ def write_file(path: Path, content: bytes | Iterable[Any]) -> None:
     try:
         with open(temporary, "wb") as file:
             file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         raise named(error, path) from None
-    sync_directory(path.parent)
+    if sync:
+        sync_directory(path.parent)
 
 
 def _write_through(path: Path, parts: Iterable[Any]) -> None:

@@ -139,6 +139,28 @@ class SafetensorsFile:
             raise FormatError(f"cannot read {self.path}: {error.strerror or error}") from None
 
 
+def read_one(path: Path, name: str) -> tuple[dict[str, str], set[str], NDArray[Any]]:
+    """Return (metadata, names of all tensors, one tensor as stored) of a file.
+
+    What the header claims of the others is not checked: for lists of many files. Raises FormatError
+    as SafetensorsFile does.
+    """
+    try:
+        with open(path, "rb") as file:
+            file_size = os.fstat(file.fileno()).st_size
+            header, data_start = _read_header(file, file_size, path)
+            metadata = _checked_metadata(header.pop("__metadata__", {}), path)
+            info = _checked_info(name, header.get(name), data_start, path)
+            file.seek(info.offset)
+            data = file.read(info.nbytes) if info.offset + info.nbytes <= file_size else b""
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror or error}") from None
+    if len(data) != info.nbytes:
+        raise FormatError(f"{path} is truncated: {name!r} lies behind its end")
+    array = np.frombuffer(data, NUMPY_DTYPES[info.dtype]).reshape(info.shape)
+    return metadata, set(header), array
+
+
 def bytes_of(array: NDArray[Any]) -> memoryview:
     """Return the bytes of a contiguous array, without a copy."""
     flat: Buffer = array.reshape(-1)
