@@ -48,7 +48,7 @@ class ChatText:
     ) -> None:
         self._template, self._options = template, dict(options or {})
         self._ordinary: Tokenizer = ordinary or load_tokenizer(tokenizer_path)
-        self._parsing: Tokenizer = load_tokenizer(tokenizer_path, special_in_text=True)
+        self._tokenizer_path = tokenizer_path
         added = self._ordinary.get_added_tokens_decoder()
         self.special = {token.content: index for index, token in added.items() if token.special}
         names = sorted(self.special, key=len, reverse=True)  # the longest that fits
@@ -57,6 +57,11 @@ class ChatText:
         self._calls = re.compile("|".join(map(re.escape, calls)) or "(?!)")
         any_of = "|".join(map(re.escape, names)) or "(?!)"
         self._spelt, self._parts = re.compile(any_of), re.compile(f"({any_of})")
+
+    @functools.cached_property
+    def _parsing(self) -> Tokenizer:
+        """Made when first needed: a large vocabulary takes half a second."""
+        return load_tokenizer(self._tokenizer_path, special_in_text=True)
 
     def render(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **options: Any

@@ -6,6 +6,7 @@ Legend: V vocabulary.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import functools
 import logging
 import os
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nomatmul._hub_names import is_hub_name, packed_directory
 from nomatmul.engine.language_model import LanguageModel
 from nomatmul.engine.loading import BOX, load
+from nomatmul.engine.sampling import Sampling
 from nomatmul.engine.state import Layout
 from nomatmul.engine.text import encoding_of
 from nomatmul.formats.architecture import architecture_of
@@ -127,6 +129,13 @@ class ServedModel:
         ValueError for one that is longer than those of a request may be."""
         check_size(len(text))
         return tuple(self.language.prompt_ids(text))
+
+    def warm(self) -> None:
+        """Do now what the first request would wait for: the vocabulary's tables."""
+        if self.kind == "language":
+            self.language.text_generation([0], 0, Sampling())
+            with contextlib.suppress(ValueError):  # a template may want another conversation
+                self.chat_ids([{"role": "user", "content": "question"}])
 
     def changed(self) -> bool:
         """Whether a file of the model was replaced or changed since it was opened.

@@ -35,6 +35,7 @@ class Server:
         self.started = time.time()
         self.metrics = Metrics(self)
         self._scheduler: Scheduler | None = None
+        self._warming: threading.Thread | None = None
         self._closing = threading.Lock()
 
     @property
@@ -69,6 +70,12 @@ class Server:
         with self._closing:
             if self.state == "loading":
                 self.state = "ready"
+        self._warming = threading.Thread(target=self._warm, name="nomatmul-warm")
+        self._warming.start()
+
+    def _warm(self) -> None:
+        for model in self.models.values():
+            model.warm()
 
     def _load(self) -> dict[str, ServedModel]:
         options = self.options
@@ -88,5 +95,7 @@ class Server:
             self.state = "closing"
         if self._scheduler is not None:
             self._scheduler.close(self.options.grace if grace is None else grace)
+        if self._warming is not None:
+            self._warming.join()
         if self.cache is not None:
             self.cache.close()
