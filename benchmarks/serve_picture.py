@@ -1,6 +1,6 @@
-"""Take docs/serve.png: the chat page of `nomatmul serve` with the model in the box, and a few branches.
+"""Take docs/serve.png: the chat page of `nomatmul serve` with the model in the box.
 
-    python benchmarks/serve_picture.py docs/serve.png          # extra `dev`, and a chromium
+python benchmarks/serve_picture.py docs/serve.png          # extra `dev`, and a chromium
 """
 
 from __future__ import annotations

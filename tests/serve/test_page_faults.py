@@ -143,6 +143,41 @@ def test_stopping_ends_the_request(fake: FakeChat, browser: Browser) -> None:
         assert roles == ["user", "assistant", "user"]
 
 
+def test_deleting_ends_the_answer_and_can_be_undone(fake: FakeChat, browser: Browser) -> None:
+    fake.script = lambda body: Answer(pieces=("One",), wait=True)
+    with open_page(browser, fake.url) as page:
+        say(page, "count")
+        page.get_by_text("One", exact=True).wait_for()
+        page.get_by_role("button", name="Delete").click()
+        assert fake.left.wait(20)
+        kept = "() => store.list().length"
+        assert page.locator(".msg").count() == 0
+        page.wait_for_timeout(100)  # for what would bring it back
+        assert page.evaluate(kept) == 0
+        page.get_by_role("button", name="Undo").click()
+        page.get_by_text("Stopped.").wait_for()
+        assert page.evaluate(kept) == 1
+
+
+def test_an_answer_goes_on_while_another_conversation_is_read(
+    fake: FakeChat, browser: Browser
+) -> None:
+    fake.script = lambda body: Answer(pieces=("One ", 0.5, "two"))
+    with open_page(browser, fake.url) as page:
+        say(page, "first")
+        page.get_by_text("One", exact=True).wait_for()
+        page.get_by_role("button", name="New conversation", exact=True).first.click()
+        assert page.locator(".msg").count() == 0
+        fake.script = echo
+        say(page, "second")
+        page.get_by_text("You said: second").wait_for()
+        page.locator("#list .open", has_text="first").click()
+        page.get_by_text("One two").wait_for()
+        page.locator(".stats").wait_for()
+        page.reload()
+        page.get_by_text("One two").wait_for()
+
+
 def test_a_broken_answer_is_kept_and_a_lost_server_found_again(browser: Browser) -> None:
     fake = FakeChat(models=[CHAT], script=lambda body: Answer(pieces=("Half",), broken=True))
     running = RunningFake(fake)
