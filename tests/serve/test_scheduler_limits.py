@@ -110,6 +110,24 @@ def test_prompts_of_clients_are_read_in_turn(model: Model, monkeypatch: pytest.M
     assert len(gate.steps) == 2 + 5 + 6
 
 
+def test_a_long_prompt_does_not_hold_up_a_short_one_of_its_client(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every other chunk of 8 is of the shorter one."""
+    monkeypatch.setattr("nomatmul.serve.policy.Pace.chunk", lambda *_, **__: 8)
+    gate = Gate(model)
+    with scheduling({"m": gate.model}, start=False) as scheduler:
+        long, short = (scheduler.submit(Job("m", (prompt(n, n),), 1)) for n in (800, 16))
+        scheduler.start()
+        gate.wait_for_step()
+        for _ in range(4):
+            gate.step()
+        assert (short.finished, long.finished) == (True, False)
+        gate.open = True
+        wait(long)
+    assert gate.steps == [[8]] * 102
+
+
 def test_streams_go_on_while_a_long_prompt_is_read(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,6 +429,12 @@ def test_closing_lets_running_choices_end(model: Model) -> None:
         assert_cold(model, running.job, wait(running))
         closing.join(30)
         assert not closing.is_alive()
+
+
+@pytest.mark.parametrize("bad", [{"max_streams": 0}, {"max_queue": -1}, {"step_seconds": 0.0}])
+def test_limits_that_cannot_work_are_refused(model: Model, bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Scheduler({"m": model}, None, **bad)
 
 
 def test_the_engine_waits_a_short_time_for_other_threads(model: Model) -> None:

@@ -47,7 +47,7 @@ class Batch:
         self.tails: list[Tail] = []
         self.cached_tokens, self.computed_tokens = 0, 0  # of prompts
         self.completion_tokens = 0
-        self._turns = Turns()
+        self._turns, self._shortest = Turns(), True
         self._changed = changed
 
     @property
@@ -135,14 +135,16 @@ class Batch:
     def _chunks(self, streams: int) -> tuple[list[Chunk], bool]:
         """(what is read of prompts in this step, whether it is one whose tokens are scored).
 
-        Clients in turn, each in the order of its own prompts. A scored prompt goes alone, for all
-        logits of its step are in memory.
+        Clients in turn; of each the oldest prompt in one step, in the next one that of which the
+        least is left, so that a long one does not hold up all behind it. A scored prompt goes
+        alone, for all logits of its step are in memory.
         """
         if not self.readings:
             return [], False
         ready = [reading for reading in self.readings if self._ready(reading)]
         order = self._turns.order({reading.client for reading in self.readings})
-        ready.sort(key=lambda reading: order.index(reading.client))  # keeps that of one client's
+        self._shortest = not self._shortest
+        ready.sort(key=lambda reading: (order.index(reading.client), reading.left * self._shortest))
         chunks: list[Chunk] = []
         left = self.pace.chunk(streams)
         for reading in ready:

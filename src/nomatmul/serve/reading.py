@@ -55,6 +55,11 @@ class Reading:
         return self.logits_V is not None or self.error is not None
 
     @property
+    def left(self) -> int:
+        """How much of the prompt is yet to be read."""
+        return len(self.ids) - self.at
+
+    @property
     def client(self) -> str:
         """Whose turn it is when this is read on."""
         return self.waiting[0].ticket.job.client

@@ -73,14 +73,16 @@ class Scheduler:
         max_queue: int = 64,
         step_seconds: float = 0.1,
     ) -> None:
+        if max_streams < 1 or max_queue < 0 or not step_seconds > 0:
+            raise ValueError(
+                "a scheduler needs max_streams of at least 1, max_queue of at least 0 and"
+                f" step_seconds above 0, got {max_streams}, {max_queue} and {step_seconds}"
+            )
         self._max_streams, self._max_queue = max_streams, max_queue
         self._step_seconds = step_seconds
         self._cache = cache if cache is not None and cache.max_bytes else None
-        self._bell, self._counts, self._rate = (
-            Bell(),
-            Stats(max_streams=max_streams, max_queue=max_queue),
-            Rate(),
-        )
+        self._bell, self._rate = Bell(), Rate()
+        self._counts = Stats(max_streams=max_streams, max_queue=max_queue)
         self._batches = {
             name: Batch(name, served, self._cache, step_seconds, self._changed)
             for name, served in models.items()
@@ -132,7 +134,8 @@ class Scheduler:
     def call(self, work: Callable[[], T], client: str = "") -> Future[T]:
         """Run short work on the engine thread between two steps, clients in turn.
 
-        It holds up all streams, so long work goes in slices. Raises Busy, Closing.
+        It holds up all streams, so long work goes in slices; a turn begins none of them when it has
+        run others for `step_seconds`. Raises Busy, Closing.
         """
         with self._lock:
             self._admit_to(self._errands.waiting, client)
@@ -297,7 +300,7 @@ class Scheduler:
         self._bell.add(ticket)
         if ticket.finished:
             self._over(ticket, "failed" if ticket.error is not None else counter)
-        if ticket.finished or ticket.usage.completion_tokens <= ticket.job.choices:
+        if ticket.finished or ticket.usage.completion_tokens <= 1:
             self._urgent = True
 
     def _end(self, ticket: Ticket, finish: str, error: str | None = None) -> None:
