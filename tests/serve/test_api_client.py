@@ -9,7 +9,7 @@ import time
 import httpx
 import openai
 import pytest
-from chat_models import ATTENTION, chat_model
+from chat_models import ATTENTION, END, chat_model
 from chat_templates import CHATML
 from support.serving import running_server
 
@@ -286,3 +286,12 @@ def test_others_are_answered_while_a_long_prompt_is_read(server):
     assert found[0].json()["error"]["param"] == "prompt[1]"
     assert len(waits) > 5
     assert max(waits) < (time.monotonic() - start) / 2
+
+
+def test_the_end_of_a_chats_turn_ends_no_completion(tiny):
+    bias = {str(END): 100}
+    answer = chat(tiny, TINY, logit_bias=bias)
+    assert answer.choices[0].finish_reason == "stop"
+    answer = tiny.completions.create(model=TINY, prompt="The", max_tokens=4, logit_bias=bias)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == 4

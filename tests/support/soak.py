@@ -67,8 +67,8 @@ def soak(folder: Path, seconds: float, clients: int, known: int, log: TextIO) ->
     options = ("--max-queue", "32", "--state-cache", "32MiB", "--state-dir", str(folder / "states"))
     server = ours("the server", models, 1, *options)
     try:
-        world = World(server.address, requests, time.monotonic() + seconds)
-        resident = asyncio.run(_run(server, world, clients, log))
+        world = World(server.address, requests, time.monotonic() + seconds, log=log)
+        resident = asyncio.run(_run(server, world, clients))
         _check_memory(world, resident, seconds)
         if server.process.poll() is not None:
             world.fault(f"the server ended with {server.process.returncode}: {server.said()}")
@@ -78,7 +78,7 @@ def soak(folder: Path, seconds: float, clients: int, known: int, log: TextIO) ->
         world.fault(f"the server ended with {status}: {server.said()}")
     if "Traceback" in server.said():
         world.fault(f"the server met a fault: {server.said()}")
-    _say(log, f"{dict(world.done)}, faults: {world.faults}")
+    world.say(f"{dict(world.done)}, {len(world.faults)} faults")
     return world
 
 
@@ -97,7 +97,7 @@ def _chat_directory(directory: Path) -> Path:
     return directory
 
 
-async def _run(server: Served, world: World, clients: int, log: TextIO) -> list[tuple[float, int]]:
+async def _run(server: Served, world: World, clients: int) -> list[tuple[float, int]]:
     """Let the clients come; returns (seconds, resident bytes) over time."""
     start, resident = time.monotonic(), []
     tasks = [asyncio.ensure_future(client(world, number)) for number in range(clients)]
@@ -115,17 +115,12 @@ async def _run(server: Served, world: World, clients: int, log: TextIO) -> list[
         if now - said >= LOG_SECONDS or not pending:
             said = now
             seen = sum(world.seen.values())
-            _say(log, f"{now:7.0f} s {resident[-1][1] / 1e6:7.1f} MB {seen} answers"
+            world.say(f"{now:7.0f} s {resident[-1][1] / 1e6:7.1f} MB {seen} answers"
                  f" {sum(world.left.values())} left {len(world.faults)} faults")  # fmt: skip
         if not pending:
             break
     await _check_counters(world)
     return resident
-
-
-def _say(log: TextIO, text: str) -> None:
-    log.write(text + "\n")
-    log.flush()
 
 
 def _check_memory(world: World, resident: list[tuple[float, int]], seconds: float) -> None:

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TextIO
 
 from serve_client import Address, Answer, Reply, ask, complete, fetch
 from support.soak_known import CHAT, COMPLETIONS, Known
@@ -73,9 +73,17 @@ class World:
     done: Counter[str] = field(default_factory=Counter)
     usage: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
+    log: TextIO | None = None
+
+    def say(self, text: str) -> None:
+        """A line of the log."""
+        if self.log is not None:
+            self.log.write(text + "\n")
+            self.log.flush()
 
     def fault(self, text: str) -> None:
         self.faults.append(text)
+        self.say(f"FAULT {text}")
 
     def saw(self, path: str, status: int, *allowed: int) -> None:
         self.seen[path, status] += 1

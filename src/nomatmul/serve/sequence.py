@@ -35,8 +35,6 @@ class Served(Protocol):
     def lm(self) -> LanguageModel: ...
     @property
     def grammars(self) -> Grammars: ...
-    @property
-    def end_tokens(self) -> frozenset[int]: ...
 
 
 class TokenNames:
@@ -136,7 +134,7 @@ class Choice:
             job.max_tokens,
             dataclasses.replace(job.sampling, seed=seed + index),
             job.stop,
-            end_tokens=job.end_tokens | served.end_tokens,
+            end_tokens=job.end_tokens,
             matcher=matcher,
         )
 
