@@ -188,6 +188,15 @@ def test_templates_read_their_options(tmp_path):
         assert chat(client, TINY, extra_body=options).usage.prompt_tokens == plain + 3
 
 
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "self"])
+def test_options_of_templates_replace_nothing(client, tiny, name):
+    for one, model in ((client, BOX), (tiny, TINY)):
+        with pytest.raises(openai.BadRequestError) as caught:
+            chat(one, model, extra_body={"chat_template_kwargs": {name: []}})
+        assert name in caught.value.message
+        assert caught.value.param == "chat_template_kwargs"
+
+
 def test_generation_config_decides_where_a_request_says_nothing(tmp_path):
     lm = chat_model(tmp_path, ATTENTION, CHATML)
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.5, "top_k": 3}')

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from nomatmul.serve.fields import Fields
@@ -30,6 +30,16 @@ Name = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+_TAKEN = frozenset({"messages", "tools", "add_generation_prompt", "self"})
+
+
+def _not_taken(options: dict[str, Any]) -> dict[str, Any]:
+    for name in sorted(_TAKEN.intersection(options)):
+        raise PydanticCustomError("taken", "{name} is no option", {"name": name})
+    return options
+
+
+TemplateOptions = Annotated[dict[str, Any], AfterValidator(_not_taken)]
 Ignored = Any  # of OpenAI's, without effect on the answer
 
 
@@ -218,7 +228,7 @@ class ChatRequest(Request):
     tools: Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateOptions | None = None
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
     prediction: Ignored = None  # it makes OpenAI's answers faster, never others
 

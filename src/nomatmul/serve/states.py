@@ -37,7 +37,7 @@ from nomatmul.serve.prepare import (
     server_of,
     submit,
 )
-from nomatmul.serve.schema import Message, Name, fault
+from nomatmul.serve.schema import Message, Name, TemplateOptions, fault
 from nomatmul.serve.tools import ToolPlan
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class StateRequest(Fields):
     model: Name
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
     prompt: Annotated[str, Field(min_length=1)] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateOptions | None = None
 
     @model_validator(mode="after")
     def _either(self) -> StateRequest:

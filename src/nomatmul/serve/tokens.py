@@ -26,7 +26,7 @@ from nomatmul.serve.fields import Fields
 from nomatmul.serve.limits import MAX_MESSAGES, MAX_TOOLS, check_size
 from nomatmul.serve.offload import offload
 from nomatmul.serve.prepare import blame, plain_message, server_of
-from nomatmul.serve.schema import Message, Name, TokenId, fault
+from nomatmul.serve.schema import Message, Name, TemplateOptions, TokenId, fault
 from nomatmul.serve.tools import ToolPlan
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class TokenizeRequest(Fields):
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS)] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateOptions | None = None
 
     @model_validator(mode="after")
     def _one(self) -> TokenizeRequest:
