@@ -340,6 +340,11 @@ HOSTILE = {
     "a nested pattern": {"type": "string", "pattern": "(" * 200 + "a" + ")*" * 200},
     "catastrophic backtracking": {"type": "string", "pattern": "^(a+)+(a|aa)+(.*a){12}$"},
     "a state for every subset": {"type": "string", "pattern": "(a|b)*a.{400}", "maxLength": 900},
+    "a panic of the compiler": {
+        "type": "string", "minLength": 2897, "maxLength": 9413,
+        "pattern": "^(.*((.*|[^a])|(a|[^a]|\u00e9|\\p{L})|(\\w|\\d|.*|\\p{L}|\\d)|(\\s){2,}).{23})"
+        "\\p{L}a(.*\\d.{27}).",
+    },
     "a large multiple": {"type": "integer", "multipleOf": 1_000_003},
     "no end": {"$ref": "#"},
     "a loop": {"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}]}}},

@@ -93,9 +93,9 @@ class Grammars:
         with self._compiling:
             if (found := self._find(spec)) is not None:  # made while this thread waited
                 return found
-            inner = LLMatcher(self._tokenizer, grammar_text(spec), log_level=0, limits=LIMITS)
+            inner = self._matcher(grammar_text(spec))
             if inner.is_error():
-                raise ValueError(_reason(spec, inner.get_error()))
+                raise ValueError(self._reason(spec, inner.get_error()))
             matcher = Matcher(inner, self.vocab_size, self._ends)
             matcher.allowed()  # what the first step costs and refuses is known before it is needed
         with self._lock:
@@ -110,6 +110,34 @@ class Grammars:
                 return None
             self._kept.move_to_end(spec)
             return found.copy()
+
+    def _matcher(self, text: str) -> LLMatcher:
+        # not LLMatcher.validate_grammar, which lets panics of the compiler through
+        return LLMatcher(self._tokenizer, text, log_level=0, limits=LIMITS)
+
+    def _reason(self, spec: GrammarSpec, error: str) -> str:
+        """Why a grammar is refused, with the place of the smallest schema that is refused alone."""
+        deadline = time.monotonic() + BLAME_SECONDS
+        for name, schema in _schemas(spec):
+            if found := self._fault(schema, schema, deadline):
+                place, reason = found
+                return f"the JSON schema is not supported at {name}#{place}: {reason}"
+        return f"the grammar is not supported: {_one_line(error)}"
+
+    def _fault(self, schema: Any, root: Any, deadline: float) -> tuple[str, str] | None:
+        """(place, reason) of the smallest schema in it that is refused; None for a good one."""
+        if time.monotonic() > deadline:
+            return None
+        definitions = {name: root[name] for name in ("$defs", "definitions") if name in root}
+        whole = {**definitions, **schema} if isinstance(schema, dict) else schema
+        text = LLMatcher.grammar_from_json_schema(json.dumps(whole), overrides=JSON_STYLE)
+        tried = self._matcher(text)
+        if not tried.is_error():
+            return None
+        for place, child in children(schema):
+            if found := self._fault(child, root, deadline):
+                return place + found[0], found[1]
+        return "", _one_line(tried.get_error())
 
 
 class Matcher:
@@ -171,16 +199,6 @@ def json_rule(schema: Any) -> str:
     return f"%json {json.dumps(styled)}"
 
 
-def _reason(spec: GrammarSpec, error: str) -> str:
-    """Why a grammar is refused, with the place of the smallest schema that is refused alone."""
-    deadline = time.monotonic() + BLAME_SECONDS
-    for name, schema in _schemas(spec):
-        if found := _fault(schema, schema, deadline):
-            place, reason = found
-            return f"the JSON schema is not supported at {name}#{place}: {reason}"
-    return f"the grammar is not supported: {_one_line(error)}"
-
-
 def _schemas(spec: GrammarSpec) -> Iterator[tuple[str, Any]]:
     """The schemas of a spec with the names of their rules."""
     if spec.kind == "json_schema":
@@ -190,21 +208,9 @@ def _schemas(spec: GrammarSpec) -> Iterator[tuple[str, Any]]:
             yield name, json.loads(text)
 
 
-def _fault(schema: Any, root: Any, deadline: float) -> tuple[str, str] | None:
-    """(place, reason) of the smallest schema in this one that is refused; None for a good one."""
-    definitions = {name: root[name] for name in ("$defs", "definitions") if name in root}
-    whole = {**definitions, **schema} if isinstance(schema, dict) else schema
-    grammar = LLMatcher.grammar_from_json_schema(json.dumps(whole), overrides=JSON_STYLE)
-    error = LLMatcher.validate_grammar(grammar, limits=LIMITS)
-    if not error or error.startswith("WARNING") or time.monotonic() > deadline:
-        return None
-    for place, child in children(schema):
-        if found := _fault(child, root, deadline):
-            return place + found[0], found[1]
-    return "", _one_line(error)
-
-
 def _one_line(error: str) -> str:
     if error.startswith("NoExtension"):
         return "no text satisfies it"
+    if "panic" in error:  # what it says is of use to the compiler's makers only
+        return "the grammar compiler fails with it"
     return " ".join(error.replace("<non-verbose/>", "").split())[:300]

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from nomatmul.engine.text import byte_alphabet
+from nomatmul.formats.tokenizer import tokenizer_from_bytes
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -32,14 +33,13 @@ class Vocabulary:
     bos_token_id = None
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_tokens: Collection[int]) -> None:
-        parts = json.loads(tokenizer.to_str())
-        self.tokens = _token_bytes(tokenizer, vocab_size, list(_kinds(parts.get("decoder"))))
+        self.tokens = _token_bytes(tokenizer, vocab_size, list(_parts(tokenizer.decoder)))
         self.special_token_ids = sorted(end_tokens)
         for end in end_tokens:
             self.tokens[end] = b""
         # without an end token llguidance appends one of its own, behind the model's vocabulary
         self.eos_token_id = min(end_tokens, default=None)
-        self._tokenizer = _without_prefix(parts) or tokenizer
+        self._tokenizer = _without_prefix(tokenizer)
 
     def __call__(self, text: str) -> list[int]:
         """The usual tokens of a text in the middle of another one."""
@@ -102,34 +102,43 @@ def _spelt(name: str, alphabet: dict[int, str] | None) -> bytes:
     return name.replace("\u2581", " ").encode()
 
 
-def _kinds(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """A part of a tokenizer.json, or the parts of a sequence of them."""
-    if part is None:
-        return
+def _parts(component: Any) -> Iterator[dict[str, Any]]:
+    """What a tokenizer's component says of itself, part by part where it is a sequence of them.
+
+    It is what is pickled of one; the tokenizer as a whole would bring its vocabulary along.
+    """
+    if component is not None:
+        yield from _flat(json.loads(component.__getstate__()))
+
+
+def _flat(part: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if part["type"] != "Sequence":
         yield part
         return
     for name in ("decoders", "normalizers", "pretokenizers"):
         for inner in part.get(name, ()):
-            yield from _kinds(inner)
+            yield from _flat(inner)
 
 
-def _without_prefix(parts: dict[str, Any]) -> Tokenizer | None:
-    """The tokenizer of a tokenizer.json, but such that puts no space in front of a text.
-
-    None where the tokenizer does not anyway.
-    """
-    from nomatmul.formats.tokenizer import tokenizer_from_bytes
-
-    changed = False
-    every = list(_kinds(parts.get("normalizer")))
-    normalizers = [part for part in every if part["type"] != "Prepend"]
-    if len(normalizers) < len(every):
-        changed = True
-        parts["normalizer"] = {"type": "Sequence", "normalizers": normalizers}
-    for part in _kinds(parts.get("pre_tokenizer")):
-        if part["type"] == "Metaspace" and part.get("prepend_scheme") != "never":
-            part["prepend_scheme"], changed = "never", True
-        elif part["type"] == "ByteLevel" and part.get("add_prefix_space"):
-            part["add_prefix_space"], changed = False, True
-    return tokenizer_from_bytes(json.dumps(parts).encode(), "tokenizer.json") if changed else None
+def _without_prefix(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer, or a copy, such that it puts no space in front of a text."""
+    adding = [
+        *(part["type"] == "Prepend" for part in _parts(tokenizer.normalizer)),
+        *(part.get("add_prefix_space") for part in _parts(tokenizer.pre_tokenizer)),
+        *(
+            part.get("prepend_scheme", "never") != "never"
+            for part in _parts(tokenizer.pre_tokenizer)
+        ),
+    ]
+    if not any(adding):
+        return tokenizer
+    whole = json.loads(tokenizer.to_str())
+    if whole["normalizer"] is not None:
+        kept = [part for part in _flat(whole["normalizer"]) if part["type"] != "Prepend"]
+        whole["normalizer"] = {"type": "Sequence", "normalizers": kept}
+    for part in _flat(whole["pre_tokenizer"] or {"type": "Sequence"}):
+        if part["type"] == "Metaspace":
+            part["prepend_scheme"] = "never"
+        elif part["type"] == "ByteLevel":
+            part["add_prefix_space"] = False
+    return tokenizer_from_bytes(json.dumps(whole).encode(), "tokenizer.json")
