@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import gzip
 import hashlib
 import re
 from dataclasses import dataclass
@@ -20,9 +21,13 @@ router = APIRouter()
 
 @dataclass(frozen=True)
 class Page:
-    """body: the file; etag: of its content; headers: what goes with each answer."""
+    """body: the file; packed: the same by gzip; etag: of its content, weak: there are two forms.
+
+    headers: what goes with each answer.
+    """
 
     body: bytes
+    packed: bytes
     etag: str
     headers: dict[str, str]
 
@@ -57,24 +62,28 @@ def content_security_policy(html: str) -> str:
 def load_page() -> Page:
     """The page that is installed; read once."""
     body = files("nomatmul.serve").joinpath("page", "index.html").read_bytes()
-    etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'
     headers = {
         "Content-Security-Policy": content_security_policy(body.decode("utf-8")),
         "ETag": etag,
         "Cache-Control": "no-cache",  # kept, but asked for each time: the answer is mostly 304
+        "Vary": "Accept-Encoding",
         "X-Content-Type-Options": "nosniff",
         "X-Frame-Options": "DENY",
         "Referrer-Policy": "no-referrer",
         "Cross-Origin-Opener-Policy": "same-origin",
     }
-    return Page(body, etag, headers)
+    return Page(body, gzip.compress(body, mtime=0), etag, headers)
 
 
 @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
 async def chat_page(request: Request) -> Response:
     """The page, or 304 where the browser has it already."""
     page = load_page()
-    known = request.headers.get("if-none-match", "").split(",")
-    if any(tag.strip().removeprefix("W/") in (page.etag, "*") for tag in known):
+    known = {tag.strip() for tag in request.headers.get("if-none-match", "").split(",")}
+    if known & {page.etag, page.etag.removeprefix("W/"), "*"}:
         return Response(status_code=304, headers=page.headers)
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        headers = {**page.headers, "Content-Encoding": "gzip"}
+        return Response(page.packed, media_type="text/html", headers=headers)
     return Response(page.body, media_type="text/html", headers=page.headers)
