@@ -11,7 +11,7 @@ import pytest
 from engine_models import CONFIG, random_ids, state_of
 
 from nomatmul.engine import LanguageModel
-from nomatmul.engine.state import HostState, Layout
+from nomatmul.engine.state import HostState, Layout, total_bytes
 from nomatmul.engine.state_file import read_state, write_state
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
@@ -73,6 +73,21 @@ def test_going_back_needs_a_fork(lm: LanguageModel) -> None:
     session.roll_back(0)
     assert session.position == 0
     np.testing.assert_array_equal(session.append(ids), lm.session().append(ids))
+
+
+def test_forks_in_main_memory_count_what_they_share_once() -> None:
+    layout = Layout.of(architecture_of(GROWING))
+    grown = {
+        name: np.zeros(shape, np.float16)
+        for name, shape in layout.shapes(7).items()
+        if name in layout.growing
+    }
+    state = HostState(layout, position=7, grown=grown)
+    fork = state.fork()
+    assert total_bytes([state]) == total_bytes([state, fork]) == layout.nbytes(7)
+    fork.roll_back(3)  # its rows still lie in the whole arrays
+    assert fork.nbytes == layout.nbytes(3)
+    assert total_bytes([fork]) == total_bytes([state, fork]) == layout.nbytes(7)
 
 
 def test_a_failed_step_advances_no_state(lm: LanguageModel) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -281,8 +283,12 @@ def test_cuts() -> None:
     cuts = cuts_of(2005, 0, ends)
     assert cuts[-LAST - 1 :] == [*range(2000 - 10 * (LAST - 1), 2001, 10), 2005]
     early = cuts[: -LAST - 1]
-    assert len(early) == 1900 // (DISTANCE + 4)
+    assert len(early) == 1960 // (DISTANCE + 8)
     assert min(np.diff([0, *early])) >= DISTANCE
     # a long text stops at intervals
     assert cuts_of(3 * INTERVAL + 5, 0, (5,)) == [5, *(5 + n * INTERVAL for n in (1, 2, 3))]
     assert cuts_of(3 * INTERVAL, INTERVAL, ()) == [2 * INTERVAL, 3 * INTERVAL]
+    long = cuts_of(1_000_000, 0, ())
+    assert long[-1] == 1_000_000
+    assert len(long) < 60
+    assert all(cut - before <= max(INTERVAL, before / 8) for before, cut in pairwise([0, *long]))

@@ -194,6 +194,15 @@ class HostState(State):
             for name, piece in layout.growing.items()
         }
 
+    @property
+    def nbytes(self) -> int:
+        return self.layout.nbytes(self.position)
+
+    def memory(self) -> dict[int, int]:
+        # what was rolled back still lies in the whole array
+        owners = [array if array.base is None else array.base for array in self.grown.values()]
+        return {id(self): self.fixed_LS.nbytes} | {id(one): one.nbytes for one in owners}
+
     def fork(self) -> HostState:
         return HostState(self.layout, self.fixed_LS.copy(), self.position, self.grown)
 
