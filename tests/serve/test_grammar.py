@@ -269,10 +269,10 @@ def test_characters_across_tokens_are_whole(models, compiled):
     assert json.loads(text_of(lm, made)) == text
 
 
-def test_compiled_grammars_are_kept_within_a_bound(models, monkeypatch):
-    monkeypatch.setattr(grammar, "KEPT", 3)
-    made = []
-    inner = grammar.LLMatcher
+@pytest.fixture
+def compilations(monkeypatch):
+    """A list that grows by one with each compilation."""
+    made, inner = [], grammar.LLMatcher
 
     class Counting:
         def __new__(cls, *args, **kwargs):
@@ -282,13 +282,33 @@ def test_compiled_grammars_are_kept_within_a_bound(models, monkeypatch):
         grammar_from_regex = inner.grammar_from_regex
 
     monkeypatch.setattr(grammar, "LLMatcher", Counting)
+    return made
+
+
+@pytest.mark.parametrize(("name", "limit"), [("KEPT", 3), ("KEPT_TEXT", 3)])
+def test_compiled_grammars_are_kept_within_a_bound(models, compilations, monkeypatch, name, limit):
+    monkeypatch.setattr(grammar, name, limit)
     grammars = grammars_of(models["box"])
     for text in "abcab":
         grammars.compile(GrammarSpec("regex", text))
-    assert len(made) == 3
+    assert len(compilations) == 3
     for text in "dabc":  # c is the one that went
         grammars.compile(GrammarSpec("regex", text))
-    assert len(made) == 5
+    assert len(compilations) == 5
+
+
+def test_a_grammar_in_use_is_not_made_twice(models, compilations, monkeypatch):
+    monkeypatch.setattr(grammar, "KEPT", 1)
+    grammars = grammars_of(models["box"])
+    held = grammars.compile(GrammarSpec("regex", "a")).copy()
+    grammars.compile(GrammarSpec("regex", "b"))
+    again = grammars.compile(GrammarSpec("regex", "a"))
+    assert len(compilations) == 2
+    del held, again
+    grammars.compile(GrammarSpec("regex", "b"))
+    grammars.compile(GrammarSpec("regex", "c"))
+    grammars.compile(GrammarSpec("regex", "a"))
+    assert len(compilations) == 5
 
 
 def nested(depth):
@@ -346,6 +366,7 @@ HOSTILE = {
         "\\p{L}a(.*\\d.{27}).",
     },
     "a large multiple": {"type": "integer", "multipleOf": 1_000_003},
+    "a large schema": {"properties": {f"{i}": {"enum": ["x" * 900, i]} for i in range(200)}},
     "no end": {"$ref": "#"},
     "a loop": {"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}]}}},
     "alternatives": {

@@ -404,6 +404,20 @@ def function(**fields):
             None,
             "tools[0].function.parameters.properties.x.not",
         ),
+        (
+            [
+                {
+                    "type": "function",
+                    "function": {
+                        "name": f"f{i}",
+                        "parameters": {"properties": {"x" * 90 + str(j): {} for j in range(40)}},
+                    },
+                }
+                for i in range(100)
+            ],
+            None,
+            "tools",
+        ),
         (TOOLS, "any", "tool_choice"),
         (TOOLS, {"type": "function"}, "tool_choice"),
         (TOOLS, {"type": "function", "function": {"name": "x"}}, "tool_choice.function.name"),

@@ -94,7 +94,7 @@ def _read(
         )
     if plan.grammar is not None:
         with blame("tools" if asked.tools else "response_format"):
-            model.grammars.compile(plan.grammar)  # the scheduler then finds it
+            plan.held = model.grammars.compile(plan.grammar)  # the scheduler then finds it
     with blame("messages"):
         own = [plain_message(message) for message in asked.messages]
         messages = plan.prompt_messages([*saved, *own])

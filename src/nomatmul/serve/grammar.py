@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
+from weakref import WeakValueDictionary
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["json_object", "json_schema", "regex", "lark"]
 
-KEPT = 128  # compiled grammars a model; more than requests that run or wait, so none is made twice
+KEPT = 128  # compiled grammars a model, beside those that are in use
+KEPT_TEXT = 1 << 20  # characters of their specs; a grammar takes some 150 bytes for each
 BLAME_SECONDS = 0.5  # for the search of what is at fault in a schema that is refused
 LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,
@@ -65,7 +67,7 @@ class GrammarSpec:
 
 
 class Grammars:
-    """The grammars of one model: compiles specs and keeps the last ones.
+    """The grammars of one model: compiles specs, and keeps the last ones and those in use.
 
     vocab_size: the model's, which may be larger than the tokenizer's. end_tokens: every token that
     ends a text of this model; they are allowed where the grammar is complete, and nowhere else.
@@ -80,13 +82,14 @@ class Grammars:
         # by its attributes a TokenizerWrapper, whose own constructor wants another wrapper
         self._tokenizer = LLTokenizer(cast("TokenizerWrapper", vocabulary), eos_token=ends)
         self._kept: OrderedDict[GrammarSpec, Matcher] = OrderedDict()
+        self._in_use: WeakValueDictionary[GrammarSpec, Matcher] = WeakValueDictionary()
         self._lock, self._compiling = threading.Lock(), threading.Lock()
 
     def compile(self, spec: GrammarSpec) -> Matcher:
         """Return a matcher at the beginning of a text; call it off the event loop.
 
-        A spec that was compiled lately costs a copy. Raises ValueError, in one line, for a grammar
-        that is wrong, not supported, or beyond the limits.
+        A spec that was compiled lately, or is in use, costs a copy. Raises ValueError, in one line,
+        for a grammar that is wrong, not supported, or beyond the limits.
         """
         if (found := self._find(spec)) is not None:
             return found
@@ -99,17 +102,25 @@ class Grammars:
             matcher = Matcher(inner, self.vocab_size, self._ends)
             matcher.allowed()  # what the first step costs and refuses is known before it is needed
         with self._lock:
-            self._kept[spec] = matcher
-            if len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
+            self._in_use[spec] = matcher
+            self._keep(spec, matcher)
             return matcher.copy()
 
     def _find(self, spec: GrammarSpec) -> Matcher | None:
         with self._lock:
-            if (found := self._kept.get(spec)) is None:
+            if (found := self._in_use.get(spec)) is None:
                 return None
-            self._kept.move_to_end(spec)
+            self._keep(spec, found)
             return found.copy()
+
+    def _keep(self, spec: GrammarSpec, matcher: Matcher) -> None:
+        """Note a grammar as the last one, and forget the oldest beyond the limits."""
+        self._kept[spec] = matcher
+        self._kept.move_to_end(spec)
+        text = sum(len(kept.value) for kept in self._kept)
+        while len(self._kept) > max(1, KEPT) or (text > KEPT_TEXT and len(self._kept) > 1):
+            oldest, _ = self._kept.popitem(last=False)
+            text -= len(oldest.value)
 
     def _matcher(self, text: str) -> LLMatcher:
         # not LLMatcher.validate_grammar, which lets panics of the compiler through
@@ -148,6 +159,7 @@ class Matcher:
         words = (vocab_size + (not ends) + 31) // 32  # llguidance's own end token, if it needs one
         self._bits = np.zeros(4 * words, np.uint8)
         self._ended = False
+        self._origin: Matcher | None = None  # what `Grammars` keeps while a copy of it is alive
 
     def allowed(self) -> NDArray[np.bool_]:
         """Return which tokens may come next, bool [V].
@@ -179,7 +191,7 @@ class Matcher:
     def copy(self) -> Matcher:
         """An independent matcher at the same place."""
         twin = Matcher(self._inner.deep_copy(), self._vocab_size, self._ends)
-        twin._ended = self._ended
+        twin._ended, twin._origin = self._ended, self._origin or self
         return twin
 
 

@@ -6,8 +6,10 @@ that a grammar would round, and whatever is too large. Places are JSON pointers 
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 
@@ -25,7 +27,8 @@ MAX_SCHEMAS = 2000
 MAX_WIDTH = 500  # properties of one object, alternatives of one choice
 MAX_VALUES = 2000  # of enums, in all
 MAX_VALUE = 5000  # characters of one value or name
-MAX_TEXT = 200_000  # characters of names, values and patterns, in all
+MAX_TEXT = 120_000  # characters of names, values and patterns, in all
+MAX_JSON = 200_000  # characters of a request's schemas as JSON, without their annotations
 MAX_PATTERNS = 50  # of one object's patternProperties
 MAX_MULTIPLE = 10_000  # digits of multipleOf, read as a whole number
 
@@ -54,6 +57,17 @@ class SchemaError(ValueError):
     def __init__(self, message: str, param: str) -> None:
         super().__init__(message)
         self.param = param
+
+
+def check_size(schemas: Iterable[dict[str, Any]], param: str) -> None:
+    """Raise SchemaError for checked schemas that are too large together."""
+    if sum(len(as_json(schema)) for schema in schemas) > MAX_JSON:
+        raise SchemaError(f"schemas have more than {MAX_JSON:,} characters as JSON", param)
+
+
+def as_json(value: Any) -> str:
+    """A value as JSON in one line; the order of its keys counts, so it stays."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def check_names(value: dict[str, Any], known: set[str], param: str) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from nomatmul.serve.grammar import GrammarSpec
-from nomatmul.serve.json_schema import NAME, SchemaError, check_names, check_schema
+from nomatmul.serve.json_schema import (
+    NAME,
+    SchemaError,
+    as_json,
+    check_names,
+    check_schema,
+    check_size,
+)
 
 _KEYS = {"text": {"type"}, "json_object": {"type"}, "json_schema": {"type", "json_schema"}}
 _SCHEMA_KEYS = {"name", "description", "schema", "strict"}
@@ -41,12 +47,8 @@ def response_grammar(value: Any, param: str = "response_format") -> GrammarSpec 
     if not isinstance(given.get("description", ""), str | None):
         raise SchemaError("the description must be a text", f"{where}.description")
     schema = check_schema(given.get("schema"), f"{where}.schema")
+    check_size([schema], f"{where}.schema")
     return GrammarSpec("json_schema", as_json(schema))
-
-
-def as_json(value: Any) -> str:
-    """A value as JSON in one line; the order of its keys counts, so it stays."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def _object(value: Any, param: str) -> dict[str, Any]:

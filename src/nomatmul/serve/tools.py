@@ -22,8 +22,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from nomatmul.serve.grammar import GrammarSpec, json_rule
-from nomatmul.serve.json_schema import NAME, SchemaError, check_names, check_schema
+from nomatmul.serve.grammar import GrammarSpec, Matcher, json_rule
+from nomatmul.serve.json_schema import NAME, SchemaError, check_names, check_schema, check_size
 from nomatmul.serve.tool_calls import SYNTAX, CallDelta, Form, Syntax, ToolParser
 from nomatmul.serve.tool_messages import native_messages, own_messages
 
@@ -61,8 +61,10 @@ class ToolPlan:
         content: GrammarSpec | None = None,
     ) -> None:
         self.form = tool_form(source)
+        self.held: Matcher | None = None  # keeps the compiled grammar while the request lasts
         self._syntax, self._content = SYNTAX[self.form], content
         self._functions, schemas = _checked_tools(tools)
+        check_size(schemas.values(), "tools")
         self._mode, chosen = _checked_choice(tool_choice, schemas)
         self._callable = {chosen: schemas[chosen]} if chosen else schemas
         self._several = parallel and self._syntax.several and not chosen
