@@ -37,6 +37,8 @@ EXTRAS = {
         *("fastapi", "uvicorn", "h11", "sse_starlette", "prometheus_client", "jinja2"),
         "llguidance",
     ),
+    "serve-ray": ("ray",),
+    "eval": ("lm_eval",),
     "bench": ("llama_cpp", "gguf", "psutil", "scipy"),
 }
 PACKAGES = ("nomatmul", "numpy", "safetensors", "tokenizers", "torch", "transformers")
