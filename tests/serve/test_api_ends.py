@@ -95,6 +95,14 @@ def test_an_encoder_writes_no_text(path):
     assert "/v1/embeddings" in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("body", [{}, {"model": BOX, "prompt": "x", "max_tokens": 1}])
+def test_every_response_has_an_id(server, body):
+    responses = [httpx.post(server.url + "/v1/completions", json=body) for _ in range(2)]
+    ids = {response.headers["x-request-id"] for response in responses}
+    assert len(ids) == 2
+    assert all(one.startswith("req_") for one in ids)
+
+
 def test_bodies_are_described():
     document = ask(scripted_server(says("x")), "GET", "/openapi.json").json()
     text = json.dumps(document)

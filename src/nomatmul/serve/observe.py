@@ -7,6 +7,7 @@ answer or a key.
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -41,12 +42,14 @@ class Observer:
         start = time.perf_counter()
         scope.setdefault("state", {})
         seen: dict[str, Any] = {"status": 500}
+        scope["state"]["id"] = f"req_{secrets.token_hex(12)}"
+        own = {**_HEADERS, b"x-request-id": scope["state"]["id"].encode()}
 
         async def observed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 seen["status"] = message["status"]
                 present = {name.lower() for name, _ in message["headers"]}
-                more = [pair for pair in _HEADERS.items() if pair[0] not in present]
+                more = [pair for pair in own.items() if pair[0] not in present]
                 message = {**message, "headers": [*message["headers"], *more]}
             await send(message)
 
@@ -62,7 +65,8 @@ class Observer:
         self._server.metrics.count(route, status, model, ticket)
         if not _log.isEnabledFor(logging.INFO):
             return
-        words = [f"{status} {seconds:.3f}s", f"client={state.get('client', '')}"]
+        words = [f"{status} {seconds:.3f}s", f"id={state['id']}"]
+        words.append(f"client={state.get('client', '')}")
         if model:
             words.append(f"model={model}")
         if ticket is not None:
