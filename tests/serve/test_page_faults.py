@@ -11,7 +11,7 @@ from support.fake_chat import Answer, FakeChat, echo
 from support.fake_chat import Running as RunningFake
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 CHAT = {"id": "chat", "nomatmul": {"kind": "language", "chat_template": "model"}}
 ATTACK = "<img src=x onerror=alert(1)><script>alert(2)</script>[x](javascript:alert(3))"
@@ -31,6 +31,11 @@ def fake() -> Iterator[FakeChat]:
         yield served
     finally:
         running.close()
+
+
+def thread(page: Page) -> Locator:
+    """The messages: an answer that has ended is also read out, elsewhere."""
+    return page.locator("#thread")
 
 
 def say(page: Page, text: str) -> None:
@@ -100,9 +105,9 @@ def test_a_busy_server_is_asked_again(fake: FakeChat, browser: Browser) -> None:
     fake.script = script
     with open_page(browser, fake.url, known="429") as page:
         say(page, "hello")
-        page.get_by_text("64 requests wait already. Trying again in 50 s.").wait_for()
+        thread(page).get_by_text("64 requests wait already. Trying again in 50 s.").wait_for()
         page.get_by_role("button", name="Try now").click()
-        page.get_by_text("You said: hello").wait_for()
+        thread(page).get_by_text("You said: hello").wait_for()
         assert len(fake.requests) == 3
         assert page.locator(".note").count() == 0
 
@@ -117,7 +122,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab_alone(fake: FakeChat, browser: 
         assert page.locator("#banner").is_hidden()
         page.locator("#settings .close").click()
         say(page, "hello")
-        page.get_by_text("You said: hello").wait_for()
+        thread(page).get_by_text("You said: hello").wait_for()
         kept = page.evaluate("JSON.stringify([localStorage, sessionStorage])")
         assert "secret-key" not in kept.split("},{")[0]
         assert fake.keys[-1] == "Bearer secret-key"
@@ -129,15 +134,15 @@ def test_stopping_ends_the_request(fake: FakeChat, browser: Browser) -> None:
     fake.script = lambda body: Answer(pieces=("One", " two"), wait=True)
     with open_page(browser, fake.url) as page:
         say(page, "count")
-        page.get_by_text("One two").wait_for()
+        thread(page).get_by_text("One two").wait_for()
         assert page.locator(".msg.assistant").get_attribute("aria-busy") == "true"
         page.keyboard.press("Escape")
-        page.get_by_text("Stopped.").wait_for()
+        thread(page).get_by_text("Stopped.").wait_for()
         assert fake.left.wait(20), "the server's side ends, too"
         assert page.locator(".msg.assistant").get_attribute("aria-busy") == "false"
         fake.script = echo
         say(page, "go on")
-        page.get_by_text("You said: go on").wait_for()
+        thread(page).get_by_text("You said: go on").wait_for()
         roles = [message["role"] for message in fake.requests[-1]["messages"]]
         assert roles == ["user", "assistant", "user"]
 
@@ -146,7 +151,7 @@ def test_deleting_ends_the_answer_and_can_be_undone(fake: FakeChat, browser: Bro
     fake.script = lambda body: Answer(pieces=("One",), wait=True)
     with open_page(browser, fake.url) as page:
         say(page, "count")
-        page.get_by_text("One", exact=True).wait_for()
+        thread(page).get_by_text("One", exact=True).wait_for()
         page.get_by_role("button", name="Delete").click()
         assert fake.left.wait(20)
         kept = "() => store.list().length"
@@ -154,7 +159,7 @@ def test_deleting_ends_the_answer_and_can_be_undone(fake: FakeChat, browser: Bro
         page.wait_for_timeout(100)  # for what would bring it back
         assert page.evaluate(kept) == 0
         page.get_by_role("button", name="Undo").click()
-        page.get_by_text("Stopped.").wait_for()
+        thread(page).get_by_text("Stopped.").wait_for()
         assert page.evaluate(kept) == 1
 
 
@@ -164,17 +169,17 @@ def test_an_answer_goes_on_while_another_conversation_is_read(
     fake.script = lambda body: Answer(pieces=("One ", 0.5, "two"))
     with open_page(browser, fake.url) as page:
         say(page, "first")
-        page.get_by_text("One", exact=True).wait_for()
+        thread(page).get_by_text("One", exact=True).wait_for()
         page.get_by_role("button", name="New conversation", exact=True).first.click()
         assert page.locator(".msg").count() == 0
         fake.script = echo
         say(page, "second")
-        page.get_by_text("You said: second").wait_for()
+        thread(page).get_by_text("You said: second").wait_for()
         page.locator("#list .open", has_text="first").click()
-        page.get_by_text("One two").wait_for()
+        thread(page).get_by_text("One two").wait_for()
         page.locator(".stats").wait_for()
         page.reload()
-        page.get_by_text("One two").wait_for()
+        thread(page).get_by_text("One two").wait_for()
 
 
 def test_a_broken_answer_is_kept_and_a_lost_server_found_again(browser: Browser) -> None:
@@ -182,7 +187,7 @@ def test_a_broken_answer_is_kept_and_a_lost_server_found_again(browser: Browser)
     running = RunningFake(fake)
     with open_page(browser, fake.url, known="ERR_CONNECTION_REFUSED") as page:
         say(page, "hello")
-        page.get_by_text("The connection broke before the answer was whole.").wait_for()
+        thread(page).get_by_text("The connection broke before the answer was whole.").wait_for()
         assert page.locator(".msg.assistant .body").inner_text() == "Half"
         running.close()
         fake.script = echo
@@ -194,9 +199,31 @@ def test_a_broken_answer_is_kept_and_a_lost_server_found_again(browser: Browser)
             page.get_by_text("Connected again.").wait_for()
             assert page.locator("#banner").is_hidden()
             page.get_by_role("button", name="Try again").last.click()
-            page.get_by_text("You said: again").wait_for()
+            thread(page).get_by_text("You said: again").wait_for()
         finally:
             again.close()
+
+
+def test_a_reload_keeps_what_had_come(fake: FakeChat, browser: Browser) -> None:
+    fake.script = lambda body: Answer(pieces=("One", " two"), wait=True)
+    with open_page(browser, fake.url) as page:
+        say(page, "count")
+        thread(page).get_by_text("One two").wait_for()
+        page.reload()
+        thread(page).get_by_text("Interrupted: the page was closed.").wait_for()
+        assert page.locator(".msg.assistant .body").inner_text() == "One two"
+        assert fake.left.wait(20)
+        fake.script = echo
+        page.get_by_role("button", name="Answer again").click()
+        thread(page).get_by_text("You said: count").wait_for()
+
+
+def test_a_full_storage_is_said_and_the_page_goes_on(fake: FakeChat, browser: Browser) -> None:
+    with open_page(browser, fake.url) as page:
+        page.evaluate("() => { Storage.prototype.setItem = () => { throw new Error('full'); }; }")
+        say(page, "hello")
+        page.get_by_text("This browser's storage is full or closed").wait_for()
+        thread(page).get_by_text("You said: hello").wait_for()
 
 
 def test_thoughts_are_folded(fake: FakeChat, browser: Browser) -> None:
@@ -208,7 +235,8 @@ def test_thoughts_are_folded(fake: FakeChat, browser: Browser) -> None:
         page.get_by_text("Thoughts").click()
         assert page.locator(".thought .text").inner_text() == "hm **x**"
         assert page.locator(".md em").inner_text() == "four"
-        assert "Answer: So *four*." in page.locator("#live").inner_text(), "is read out once"
+        read_out = page.locator("#live", has_text="Answer: So *four*.")
+        read_out.wait_for(state="attached")
 
 
 def test_settings_reach_the_request(fake: FakeChat, browser: Browser) -> None:
@@ -255,7 +283,7 @@ def test_a_thousand_messages_stay_fast(fake: FakeChat, browser: Browser) -> None
         page.reload()
         page.locator(".msg").nth(999).wait_for()
         say(page, "go on")
-        page.get_by_text("word299").wait_for()
+        thread(page).get_by_text("word299").wait_for()
         page.locator("#show-tree").click()
         assert len(fake.requests[-1]["messages"]) == 1001
         left = """() => new Promise((done) => setTimeout(() => requestAnimationFrame(() => {

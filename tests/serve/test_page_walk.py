@@ -125,7 +125,7 @@ def test_an_answer_is_stopped_and_its_work_ends(server: Running, browser: Browse
         body.filter(has_text="e").wait_for()
         assert page.get_by_role("button", name="Stop").is_visible()
         page.keyboard.press("Escape")
-        page.get_by_text("Stopped.").wait_for()
+        page.locator("#thread").get_by_text("Stopped.").wait_for()
         assert len(body.inner_text()) > 0
         assert page.get_by_role("button", name="Send").is_disabled()
         page.evaluate(set_value, "8")
