@@ -53,11 +53,12 @@ def load_model(options: Any) -> LanguageModel:
 
 
 def sampling_of(options: Any) -> Sampling:
-    """How tokens are chosen, from the options of a command."""
+    """How tokens are chosen, from those options of a command that say so."""
     from nomatmul.engine.sampling import Sampling
 
-    fields = (field.name for field in dataclasses.fields(Sampling))
-    return Sampling(**{name: getattr(options, name) for name in fields})
+    names = {field.name for field in dataclasses.fields(Sampling)}
+    given = {field.name for field in dataclasses.fields(options)}
+    return Sampling(**{name: getattr(options, name) for name in names & given})
 
 
 def tokens_per_second(tokens: int, times: Sequence[float]) -> float | None:
