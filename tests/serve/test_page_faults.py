@@ -312,6 +312,11 @@ def test_narrow_screens_and_the_keyboard(fake: FakeChat, browser: Browser) -> No
         assert "user" in page.evaluate("document.activeElement.className")
         page.keyboard.press("e")
         assert page.evaluate("document.activeElement.tagName") == "TEXTAREA"
+        page.reload()
+        page.locator("a.skip").focus()
+        assert page.locator("a.skip").bounding_box()["y"] >= 0, "it is seen when it has the focus"
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "ask"
         unnamed = page.evaluate("""() => {
             const all = [...document.querySelectorAll("button, input, textarea, select")];
             const named = (el) => el.textContent.trim() || el.ariaLabel || el.labels?.length;
