@@ -121,6 +121,24 @@ def test_a_tool_of_a_pydantic_model_streams_what_it_answers_whole(client, seed):
     assert answer.usage.completion_tokens == 3
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_without_answer_is_told_so(running, stream):
+    """Here a bias bans what the grammar wants; that shows when the token is chosen."""
+    brace = running.server.models["qwen"].language.tokenizer.encode("{").ids[0]
+    body = {
+        "model": "qwen",
+        "messages": [USER],
+        "response_format": {"type": "json_object"},
+        "logit_bias": {str(brace): -100},
+        "max_completion_tokens": 9,
+        "stream": stream,
+    }
+    answer = httpx.post(running.url + "/v1/chat/completions", json=body, timeout=60)
+    assert answer.status_code == (200 if stream else 400)
+    assert "bias and grammar leave none" in answer.text
+    assert '"code":"unanswerable"' in answer.text.replace(": ", ":")
+
+
 def test_refusals_name_the_place(running):
     schema = {"type": "object", "properties": {"x": {"pattern": "(?<!a)b"}}}
     form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}

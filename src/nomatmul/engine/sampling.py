@@ -92,6 +92,10 @@ class Sampling:
         return whole
 
 
+class Unanswerable(ValueError):
+    """What is asked for together leaves no answer; it shows while one is made."""
+
+
 class Sampler:
     """Draws tokens one after the other; the same seed and logits give the same tokens.
 
@@ -164,7 +168,7 @@ class Sampler:
             within = np.flatnonzero(allowed[choices])
             choices = within if isinstance(choices, slice) else choices[within]
         if (choices.stop if isinstance(choices, slice) else len(choices)) == 0:
-            raise ValueError("no token may be chosen here: bias and grammar leave none")
+            raise Unanswerable("no token may be chosen here: bias and grammar leave none")
         return choices
 
 

@@ -68,6 +68,8 @@ def check_whole(ticket: Ticket, delta: Delta) -> None:
         raise ApiError(503, "The server shut down before the answer ended", code="shutting_down")
     if delta.finish == "cancelled":
         raise ApiError(GONE, "The client went away", code="cancelled")
+    if ticket.unanswerable:
+        raise ApiError(400, ticket.error or "There is no such answer", code="unanswerable")
     raise ApiError(500, ticket.error or "The answer failed", code="internal_error")
 
 

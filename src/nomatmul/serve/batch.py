@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from nomatmul.engine.sampling import Unanswerable
 from nomatmul.serve.job import Job, Ticket
 from nomatmul.serve.policy import Pace, Turns
 from nomatmul.serve.reading import Chunk, Reading
@@ -256,6 +257,7 @@ class Batch:
 
     def fail(self, ticket: Ticket, index: int, error: Exception) -> None:
         """End one choice with "error"."""
+        ticket.unanswerable = ticket.unanswerable or isinstance(error, Unanswerable)
         self._end(ticket, index, report(error, f"choice {index} of a job"))
 
     def _end(self, ticket: Ticket, index: int, message: str) -> None:

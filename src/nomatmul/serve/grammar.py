@@ -22,6 +22,7 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
+from nomatmul.engine.sampling import Unanswerable
 from nomatmul.serve.schema_parts import children
 from nomatmul.serve.vocabulary import Vocabulary
 
@@ -164,24 +165,24 @@ class Matcher:
     def allowed(self) -> NDArray[np.bool_]:
         """Return which tokens may come next, bool [V].
 
-        Raises ValueError when the grammar exceeds the limits of a step.
+        Raises Unanswerable when the grammar exceeds the limits of a step.
         """
         bits = self._bits
         self._inner.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
         if self._inner.is_error():
-            raise ValueError(f"the grammar cannot go on: {_one_line(self._inner.get_error())}")
+            raise Unanswerable(f"the grammar cannot go on: {_one_line(self._inner.get_error())}")
         return np.unpackbits(bits, count=self._vocab_size, bitorder="little").view(np.bool_)
 
     def accept(self, token: int) -> None:
         """Go on behind a token that `allowed` allowed.
 
-        Raises ValueError for another one, and when the grammar exceeds the limits of a step.
+        Raises Unanswerable for another one, and when the grammar exceeds the limits of a step.
         """
         if token in self._ends:
             self._ended = True
             return
         if not self._inner.consume_token(token):
-            raise ValueError(f"the grammar cannot go on: {_one_line(self._inner.get_error())}")
+            raise Unanswerable(f"the grammar cannot go on: {_one_line(self._inner.get_error())}")
 
     @property
     def done(self) -> bool:

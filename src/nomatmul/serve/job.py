@@ -126,13 +126,15 @@ class Closing(Exception):
 class Ticket:
     """A submitted job: news are put in by the engine thread and taken out by one reader.
 
-    error: what went wrong, where a choice's finish is "error". submitted: `time.monotonic()`.
+    error: what went wrong, where a choice's finish is "error"; unanswerable: it is the request's
+    own fault. submitted: `time.monotonic()`.
     """
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.usage = Usage(prompt_tokens=sum(map(len, job.prompts)))
         self.error: str | None = None
+        self.unanswerable = False
         self.submitted = time.monotonic()
         self.reader: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None  # see `follow`
         self._lock = threading.Lock()
