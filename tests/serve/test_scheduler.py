@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from support.scheduling import (
 
 from nomatmul.engine import Sampling, load
 from nomatmul.serve.bridge import Bell, follow
+from nomatmul.serve.grammar import Grammars, GrammarSpec
 from nomatmul.serve.job import Delta, Job, Ticket
 
 WARM = Sampling(temperature=1.0, seed=7)
@@ -196,6 +198,21 @@ def test_a_job_that_cannot_run_is_refused(
         with pytest.raises(ValueError, match=message):
             scheduler.submit(Job(**values | change))
         assert scheduler.stats().submitted == 0
+
+
+def test_a_complete_grammar_ends_each_choice_by_itself(
+    models: dict[str, Model], kind: str
+) -> None:
+    lm = models[kind].lm
+    grammars = Grammars(lm.tokenizer, lm.config.vocab_size, lm.config.end_token_ids)
+    model = Model(lm, grammars)
+    spec = GrammarSpec("regex", "[0-9]{2,4}x")
+    job = Job(kind, (prompt(5), prompt(6)), 20, n=3, sampling=WARM, grammar=spec, logprobs=1)
+    with scheduling({kind: model}, max_streams=4) as scheduler:
+        found = wait(scheduler.submit(job))
+    assert all(re.fullmatch("[0-9]{2,4}x", delta.text) for delta in found)
+    assert {delta.finish for delta in found} == {"grammar"}
+    assert_cold(model, job, found)
 
 
 # --- news --------------------------------------------------------------------

@@ -81,6 +81,7 @@ def cold(model: Model, job: Job, index: int) -> tuple[str, str | None, int, list
         dataclasses.replace(job.sampling, seed=(job.sampling.seed or 0) + index),
         job.stop,
         end_tokens=job.end_tokens | model.end_tokens,
+        matcher=None if job.grammar is None else model.grammars.compile(job.grammar),
     )
     session, found, pieces, made = lm.session(), [], [], 0
     if job.echo and job.logprobs is not None:
