@@ -51,7 +51,7 @@ class EventStream(EventSourceResponse):
             ping_message_factory=_heartbeat,
         )
 
-    async def _listen_for_exit_signal_with_grace(self) -> None:
+    async def _listen_for_exit_signal(self) -> None:  # type: ignore[override]
         await anyio.sleep_forever()
 
 
