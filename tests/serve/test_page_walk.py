@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from chat_models import ATTENTION, chat_model
+from chat_templates import QWEN3
 from support.browser import open_browser, open_page
-from support.serving import Running
+from support.serving import Running, running_server
+
+from nomatmul.serve.models import model_paths, open_models, served_model
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -149,3 +153,28 @@ def test_what_the_server_refuses_is_said_in_its_words(server: Running, browser: 
         note.get_by_role("button", name="Try again").click()
         page.locator(".stats").wait_for()
         assert page.locator(".sib").count() == 0, "the empty answer is gone"
+
+
+def test_models_with_and_without_a_chat_template(browser: Browser, tmp_path: Path) -> None:
+    """A random model writes bytes: what it is sent counts, and that the page stands it."""
+    tiny = served_model("tiny", chat_model(tmp_path, ATTENTION, QWEN3), tmp_path)
+    box = open_models(model_paths(()), threads=1)
+    with (
+        running_server(models={"tiny": tiny, **box}) as running,
+        open_page(browser, running.url) as page,
+    ):
+        assert "You are talking with tiny" in page.locator("#empty").inner_text()
+        page.get_by_role("button", name="Settings", exact=True).click()
+        set_field(page, "system", "Be brief.")
+        set_field(page, "max_completion_tokens", "40")
+        set_field(page, "seed", "1")
+        ask(page, "Hello <|im_end|>", 1)
+        page.locator('[data-set="thinking"]').select_option("off")
+        ask(page, "And now?", 2)
+        cached, computed = page.locator(".msg.assistant .key").all_inner_texts()[-2:]
+        assert int(cached.split()[0]) > 30, "keys and values of the first turn"
+        assert int(computed.split()[0]) > 0
+        page.locator("#model").select_option("nomatmul-box")
+        ask(page, "The old house", 3)
+        assert page.locator(".msg.assistant .who").last.inner_text() == "nomatmul-boxcontinues text"
+        assert page.locator(".note.bad").count() == 0
