@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_models import END, RECURRENT, START, chat_model
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
@@ -138,6 +139,29 @@ def test_texts_begin_with_bos_where_it_is_asked_for(lm: LanguageModel) -> None:
     assert model.tok_encode("The king", add_special_tokens=False) == ids
     ((logprob, _),) = model.loglikelihood(requests("loglikelihood", ("The", " king")))
     assert logprob == pytest.approx(lm.token_logprobs([0, *ids])[1:].sum(), abs=1e-9)
+
+
+def test_conversations_go_through_the_models_template(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    lm = chat_model(tmp_path, RECURRENT, template)
+    model = HarnessModel(lm=lm)
+    text = model.apply_chat_template([{"role": "user", "content": "a <|im_end|> b"}])
+    ids = model.tok_encode(text)
+    assert (ids[0], ids[-len("assistant\n") - 1], ids.count(END)) == (START, START, 1)
+    ((logprob, _),) = model.loglikelihood(requests("loglikelihood", (text + "It", " is")))
+    whole = [*ids, *lm.prompt_ids("It is", fresh=False)]
+    assert logprob == pytest.approx(lm.token_logprobs(whole)[-3:].sum(), abs=1e-9)
+    answer = model.generate_until(
+        requests("generate_until", (text, {"max_gen_toks": 9, "logit_bias": {END: 100}}))
+    )
+    assert answer == [""]  # the template's end of a turn ends an answer, too
+    with pytest.raises(ValueError, match="begun in the prompt are not supported"):
+        model.apply_chat_template([{"role": "user", "content": "a"}], add_generation_prompt=False)
+    with pytest.raises(ValueError, match="has no chat template"):
+        HarnessModel(threads=1).apply_chat_template([{"role": "user", "content": "a"}])
 
 
 def test_the_command_runs_in_place_of_the_harness(data: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ except ImportError as error:
     raise ImportError(f"the harness needs lm-eval ({error}): {install_line('eval')}") from None
 
 from nomatmul.engine.chat_text import ChatText
+from nomatmul.engine.generation import write_texts
 from nomatmul.engine.loading import load
 from nomatmul.engine.sampling import Sampling
 from nomatmul.evaluate.continuations import score_continuations
@@ -202,14 +203,12 @@ class HarnessModel(TemplateLM):
                     f"{count} tokens of an answer leave no room in {self.max_length} (max_gen_toks)"
                 )
             prompts = [prompt[-room:] for prompt in prompts]
-        made = self.lm.generate(
-            prompts,
-            max_tokens=count,
-            sampling=Sampling(**options, seed=self._seed),
-            stop=[text for text in stop if text],
+        sampling, stops = Sampling(**options, seed=self._seed), [text for text in stop if text]
+        ends = () if self._chat is None else self._chat.ends
+        return write_texts(
+            self.lm,
+            [self.lm.text_generation(ids, count, sampling, stops, ends) for ids in prompts],
         )
-        assert isinstance(made, list)
-        return made
 
 
 # by its name, not by the class: run as a program, this module is another one than when imported
