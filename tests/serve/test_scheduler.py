@@ -200,9 +200,7 @@ def test_a_job_that_cannot_run_is_refused(
         assert scheduler.stats().submitted == 0
 
 
-def test_a_complete_grammar_ends_each_choice_by_itself(
-    models: dict[str, Model], kind: str
-) -> None:
+def test_a_complete_grammar_ends_each_choice_by_itself(models: dict[str, Model], kind: str) -> None:
     lm = models[kind].lm
     grammars = Grammars(lm.tokenizer, lm.config.vocab_size, lm.config.end_token_ids)
     model = Model(lm, grammars)

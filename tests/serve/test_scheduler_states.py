@@ -215,7 +215,7 @@ def test_any_interleaving_gives_the_answers_of_cold_runs(served: dict[str, Model
         models, known = served, {}
 
     quick = settings(
-        max_examples=25,
+        max_examples=15,
         stateful_step_count=30,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

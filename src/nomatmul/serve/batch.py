@@ -28,7 +28,7 @@ class Batch:
     """The choices and readings of one model.
 
     changed: called with each ticket that has news. A fault of one of them ends that one with
-    "error"; nothing is raised.
+    "error"; nothing is raised, not even what is no Exception, such as a panic of a library in Rust.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Batch:
         try:
             found = reading or self._reading(ticket.job, index)
             choice = Choice(ticket, index, found.array, self.served, self.names, seed)
-        except Exception as error:
+        except BaseException as error:
             self.fail(ticket, index, error)
             return None
         if found.error is not None:
@@ -166,12 +166,12 @@ class Batch:
     def _ready(self, reading: Reading) -> bool:
         try:
             ready = reading.ready(self.lm)
-        except Exception as error:
+        except BaseException as error:
             self._fail_reading(reading, error)
             return False
         return ready
 
-    def _rows(self, lanes: Sequence[Lane], want: Want) -> Sequence[Float | Exception]:
+    def _rows(self, lanes: Sequence[Lane], want: Want) -> Sequence[Float | BaseException]:
         """The logits of each lane, or what went wrong with it.
 
         A step that fails has changed nothing: then each lane goes alone, and shows whose fault it
@@ -180,21 +180,21 @@ class Batch:
         try:
             sessions = [_session(lane) for lane in lanes]
             return self.lm.step(sessions, [lane.feed for lane in lanes], want)
-        except Exception as error:
+        except BaseException as error:
             if len(lanes) == 1:
                 return [error]
-        found: list[Float | Exception] = []
+        found: list[Float | BaseException] = []
         for lane in lanes:
             try:
                 found += self.lm.step([_session(lane)], [lane.feed], want)
-            except Exception as error:
+            except BaseException as error:
                 found.append(error)
         return found
 
-    def _take(self, lane: Lane, logits: Float | Exception, scored: bool) -> None:
+    def _take(self, lane: Lane, logits: Float | BaseException, scored: bool) -> None:
         """Hand a lane what came of its ids; its own fault ends it alone."""
         try:
-            if isinstance(logits, Exception):
+            if isinstance(logits, BaseException):
                 raise logits
             if isinstance(lane, Choice):
                 lane.took(logits[-1] if scored else logits)
@@ -203,7 +203,7 @@ class Batch:
                 lane.took(logits)
             else:
                 lane.keep()
-        except Exception as error:
+        except BaseException as error:
             if isinstance(lane, Choice):
                 self.fail(lane.ticket, lane.index, error)
             elif isinstance(lane, Chunk):
@@ -233,7 +233,7 @@ class Batch:
                 self.states.pin(reading.ids, reading.session, reading.logits_V, job.keep)
             choice.begin(reading.session, reading.logits_V, reading.tokens)
             self._after(choice)
-        except Exception as error:
+        except BaseException as error:
             self.fail(choice.ticket, choice.index, error)
         if not choice.ended:
             self.choices.append(choice)
@@ -252,10 +252,10 @@ class Batch:
                 else:
                     self._end(choice.ticket, choice.index, reading.error)
 
-    def _fail_reading(self, reading: Reading, error: Exception) -> None:
+    def _fail_reading(self, reading: Reading, error: BaseException) -> None:
         reading.error = report(error, "a prompt")
 
-    def fail(self, ticket: Ticket, index: int, error: Exception) -> None:
+    def fail(self, ticket: Ticket, index: int, error: BaseException) -> None:
         """End one choice with "error"."""
         ticket.unanswerable = ticket.unanswerable or isinstance(error, Unanswerable)
         self._end(ticket, index, report(error, f"choice {index} of a job"))
@@ -288,7 +288,7 @@ def _session(lane: Lane) -> Session:
     return lane.session
 
 
-def report(error: Exception, what: str) -> str:
+def report(error: BaseException, what: str) -> str:
     """Log a fault, and return what its user is told."""
     if isinstance(error, MemoryError):
         log.warning("%s: not enough memory", what)

@@ -207,7 +207,7 @@ class Scheduler:
         while self._wait():
             try:
                 self._turn()
-            except Exception as error:  # a fault of ours: what runs may be half changed
+            except BaseException as error:  # a fault of ours: what runs may be half changed
                 message = report(error, "a turn of the engine")
                 for batch in self._order:
                     batch.clear()
@@ -343,7 +343,7 @@ class Scheduler:
         if self._cache is not None:
             try:
                 self._cache.flush()
-            except Exception as error:
+            except BaseException as error:
                 report(error, "the state cache is not written")
 
 
