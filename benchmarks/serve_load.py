@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
                 _log(f"{size}: {part}")
                 start = time.perf_counter()
                 found = load(setting) if part == "load" else ONE[part](setting)
-                found["seconds"] = time.perf_counter() - start
+                found |= {"seconds": time.perf_counter() - start, "asked": _asked(arguments)}
                 document["sizes"].setdefault(size, {})[part] = found
                 _write(arguments, document)  # after every part: a run cut short leaves its results
     print(serve_page.markdown(document))
@@ -110,6 +110,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--sizes", default="box,370M,BitNet-2B-4T", help="some of these")
     parser.add_argument("--only", default="load,one,second,edits,gap", help="some of these parts")
     parser.add_argument("--llama-server", default="", metavar="PATH", help="llama.cpp's server")
+    parser.add_argument("--their-build", default="", help="what the page says of llama-server")
     parser.add_argument("--ours-only", action="store_true", help="leave llama.cpp out")
     parser.add_argument("--isa", default="", help="our instruction sets (default: all but scalar)")
     parser.add_argument("--threads", type=int, default=2, help="of either server")
@@ -170,10 +171,15 @@ def _document(arguments: argparse.Namespace) -> dict[str, Any]:
     """What parts measured before left, of the same day and name; else an empty one."""
     path = _stem(arguments).with_suffix(".json")
     document: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"sizes": {}}
-    names = ("threads", "streams", "prompt", "answer", "history", "new", "long", "tokens")
     document["machine"] = report.machine(arguments.name)
-    document["asked"] = {name: getattr(arguments, name) for name in names}
+    document["threads"] = arguments.threads
+    document["their_build"] = arguments.their_build or document.get("their_build", "")
     return document
+
+
+def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = ("streams", "prompt", "answer", "requests", "history", "new", "long", "tokens")
+    return {name: getattr(arguments, name) for name in names}
 
 
 def _write(arguments: argparse.Namespace, document: dict[str, Any]) -> None:

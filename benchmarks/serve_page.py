@@ -16,13 +16,14 @@ SECOND = 1.3  # times computing the new tokens alone
 
 def markdown(document: dict[str, Any]) -> str:
     """The whole result."""
-    about, asked = document["machine"], document["asked"]
+    about = document["machine"]
+    theirs = f" llama-server: {document['their_build']}." if document["their_build"] else ""
     lines = [
         f"# The server under load, {about['date']}, {about['cpu']}",
         "",
-        f"{about['cores']} cores usable, {asked['threads']} threads a server, load average"
+        f"{about['cores']} cores usable, {document['threads']} threads a server, load average"
         f" {about['load_average']:.1f} at the start, {about['system']}, Python {about['python']},"
-        f" commit {about['commit']}, huge pages {about['huge_pages']}.",
+        f" commit {about['commit']}, huge pages {about['huge_pages']}.{theirs}",
         "",
         "[How it was measured](README.md#the-server-under-load-serve_loadpy)",
     ]
@@ -30,7 +31,7 @@ def markdown(document: dict[str, Any]) -> str:
         lines += ["", f"## {size}"]
         for part, words in _PARTS.items():
             if part in parts:
-                lines += ["", *words(parts[part], size, asked)]
+                lines += ["", *words(parts[part], size, parts[part]["asked"])]
     return "\n".join(lines) + "\n"
 
 
@@ -39,7 +40,8 @@ def _load(found: dict[str, Any], size: str, asked: dict[str, Any]) -> list[str]:
     head += ["longest, ms", "errors", "client, of a core", "peak MB"]
     lines = [
         f"{asked['streams']} streams, prompts of {asked['prompt']}, answers of {asked['answer']}"
-        f" tokens, {len(found['sides'][0]['rounds'])} turns a server, in turn.",
+        f" tokens, {asked['requests']} a client; turns of a server:"
+        f" {len(found['sides'][0]['rounds'])}.",
         "",
         *_table(head),
     ]
