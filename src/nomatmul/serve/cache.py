@@ -240,6 +240,7 @@ class StateCache:
                 store.write(entry)
         files.wait()
         store.settle()
+        files.wait()  # for files that the new ones have taken the place of
 
     def close(self) -> None:
         """Give up the directory; what was not flushed is lost."""

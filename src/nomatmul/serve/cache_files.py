@@ -11,6 +11,7 @@ against the limit, and go when they are the oldest.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -206,12 +207,12 @@ class StateFiles:
         news = [(file, False) for file in self._removed]
         self._removed = []
         for file, written in self._writer.news():
-            there = written and file in self._sizes  # else it had to go in the meantime
-            try:
-                self._resize(file, (self.directory / file).stat().st_size if there else None)
-            except OSError:
-                there = False
-            news.append((file, there))
+            size = None
+            if written and file in self._sizes:  # else it had to go in the meantime
+                with contextlib.suppress(OSError):  # somebody else has removed it
+                    size = (self.directory / file).stat().st_size
+            self._resize(file, size)
+            news.append((file, size is not None))
         return news
 
     def wait(self) -> None:
