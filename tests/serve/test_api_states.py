@@ -47,6 +47,15 @@ def test_a_prompt_behind_a_state_is_answered_as_the_whole(ask):
     assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] >= saved["tokens"] - 1
 
 
+def test_a_text_whose_last_token_changes_is_not_read_again(ask):
+    text = TEXT * 5 + "In "  # the space belongs to the next word's token
+    saved = ask("PUT", "/v1/states/town", model=BOX, prompt=text)
+    answer = ask("POST", "/v1/completions", **ASK, prompt="the town", state="town")
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == saved["tokens"] - 4
+    whole = cold("/v1/completions", {**ASK, "prompt": text + "the town"})
+    assert answer["choices"] == whole["choices"]
+
+
 def test_messages_behind_a_state_are_answered_as_the_whole(ask):
     saved = ask("PUT", "/v1/states/story", model=BOX, messages=MESSAGES)
     own = [{"role": "assistant", "content": " Once"}, {"role": "user", "content": "Go on."}]

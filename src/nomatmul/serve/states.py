@@ -50,6 +50,10 @@ StateName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 
 router = APIRouter(prefix="/v1", tags=["states"])
 
+# What follows a text may change its last tokens (a space at its end belongs to the next word):
+# where states are overwritten there is a snapshot so many before, too.
+_TAIL = 4
+
 
 class StateRequest(Fields):
     """PUT /v1/states/{name}: messages, or a prompt."""
@@ -82,7 +86,7 @@ async def put(request: Request, name: StateName) -> Response:
             model=model.name,
             prompts=(rendered.ids,),
             max_tokens=0,
-            boundaries=rendered.boundaries,
+            boundaries=(*rendered.boundaries, len(rendered.ids) - _TAIL),
             client=client_of(request),
             timeout=server.options.timeout,
             keep=name,
