@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from support.serving import WAIT, Running, running_server
+from support.serving import WAIT, Running, running_server, serve_process
 
 from nomatmul.serve import connections, run
 from nomatmul.serve.options import ServeOptions
@@ -185,3 +187,28 @@ def test_every_bound_is_finite():
     kind = http.config.http
     assert (kind.most, kind.reading_s, kind.writing_s) == (512, 60.0, 60.0)
     assert http.config.timeout_keep_alive == connections.KEEP_ALIVE
+
+
+def test_a_reader_that_never_reads_does_not_hold_up_the_end():
+    ask = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with serve_process("--threads", 1) as process:
+        parts = urlsplit(process.url)
+        with socket.create_connection((parts.hostname, parts.port)) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.sendall(ask * 2000)  # answers of more than a MB, one after the other
+            before, now = -1, 0
+            while now != before or not now:  # until no further one goes out
+                time.sleep(0.1)
+                before, now = now, answered(process.url)
+            assert now < 2000
+            assert process.end(signal.SIGTERM) == (0, "")
+
+
+def answered(url: str) -> int:
+    """Requests for /v1/models that a server has answered to the end."""
+    found = re.search(
+        r'^nomatmul_requests_total\{.*"/v1/models",.*\} (\S+)$',
+        httpx.get(f"{url}/metrics").text,
+        re.MULTILINE,
+    )
+    return int(float(found[1])) if found else 0

@@ -33,7 +33,7 @@ _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 _WATCH = 10.0  # seconds between two looks at the models' files
 _BACKLOG = 512
 _SEND_BUFFER = 256 << 10
-_DRAIN = 5  # seconds in which the last bytes of answers must have been read
+_DRAIN = 3  # seconds in which the last bytes of answers must have been read
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -214,6 +214,19 @@ def http_server(app: Any, options: ServeOptions) -> uvicorn.Server:
         def capture_signals(self) -> Iterator[None]:
             yield
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            """As uvicorn's, but who has not read an answer's end by then is cut off."""
+            cut = asyncio.get_running_loop().call_later(_DRAIN, self._cut)
+            try:
+                await super().shutdown(sockets)
+            finally:
+                cut.cancel()
+
+        def _cut(self) -> None:
+            for connection in list(self.server_state.connections):
+                if connection.transport is not None:
+                    connection.transport.abort()
+
     config = uvicorn.Config(
         app,
         http=connections(options.max_connections, writing_s=min(options.timeout, WRITING)),
@@ -224,7 +237,7 @@ def http_server(app: Any, options: ServeOptions) -> uvicorn.Server:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=_DRAIN,
+        timeout_graceful_shutdown=2 * _DRAIN,
         h11_max_incomplete_event_size=HEADER_BYTES,
     )
     return Uvicorn(config)
