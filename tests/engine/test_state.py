@@ -131,6 +131,19 @@ def test_a_version_of_the_future_is_refused(lm: LanguageModel, tmp_path: Path) -
         lm.session(tmp_path / "state")
 
 
+def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    layout = Layout.of(architecture_of(GROWING))
+    arrays = {name: np.ones(shape, np.float16) for name, shape in layout.shapes(3).items()}
+    for value in (np.inf, -np.inf, np.nan):
+        arrays["layers.1.mixer.v"][2, 1, 3] = value
+        write_state(tmp_path / "state", arrays, 3, "this model")
+        with pytest.raises(ValueError, match=r"layers\.1\.mixer\.v holds a value .* not finite"):
+            read_state(tmp_path / "state", layout, "this model")
+    arrays["layers.1.mixer.v"][2, 1, 3] = np.finfo(np.float16).max
+    write_state(tmp_path / "state", arrays, 3, "this model")
+    assert read_state(tmp_path / "state", layout, "this model")[1] == 3
+
+
 def test_growing_pieces_are_saved_with_as_many_rows_as_positions(tmp_path: Path) -> None:
     layout = Layout.of(architecture_of(GROWING))
     rng = np.random.default_rng(0)
