@@ -23,8 +23,9 @@ class Bell:
         return bool(self._due)
 
     def add(self, ticket: Ticket) -> None:
-        """Note that a ticket has news."""
-        self._due[ticket] = None
+        """Note that a ticket has news; for a reader of the whole they are news at the end."""
+        if ticket.finished or not ticket.read_whole:
+            self._due[ticket] = None
 
     def ring(self) -> None:
         """Wake the readers of all tickets noted since the last call."""
@@ -66,13 +67,15 @@ async def follow(ticket: Ticket) -> AsyncIterator[list[Delta]]:
 
 
 async def collect(ticket: Ticket) -> list[Delta]:
-    """Wait for the end of a job and return one `Delta` a choice, by index."""
-    whole = [Delta(index) for index in range(ticket.job.choices)]
-    async for news in follow(ticket):
-        for delta in news:
-            one = whole[delta.index]
-            one.text += delta.text
-            one.count += delta.count
-            one.tokens += delta.tokens
-            one.finish = delta.finish
-    return whole
+    """Wait for the end of a job, undisturbed by news before it, and return one `Delta` a choice, by
+    index; the ticket's only reader."""
+    assert ticket.reader is None, "a ticket has one reader"
+    event = asyncio.Event()
+    ticket.read_whole, ticket.reader = True, (asyncio.get_running_loop(), event)
+    try:
+        while not ticket.finished:  # it may have ended before there was a reader
+            await event.wait()
+            event.clear()
+    finally:
+        ticket.read_whole, ticket.reader = False, None
+    return ticket.take()

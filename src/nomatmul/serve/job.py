@@ -137,6 +137,7 @@ class Ticket:
         self.unanswerable = False
         self.submitted = time.monotonic()
         self.reader: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None  # see `follow`
+        self.read_whole = False  # see `collect`
         self._lock = threading.Lock()
         self._news: dict[int, Delta] = {}
         self._running = set(range(job.choices))  # without a finish
