@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from support.scheduling import Model, assert_cold, prompt, scheduling, tiny_mode
 
 from nomatmul.serve.cache import StateCache
 from nomatmul.serve.job import Job, Usage
+from nomatmul.serve.reading import Reading
 from nomatmul.serve.scheduler import Scheduler
 
 Ids = tuple[int, ...]
@@ -131,6 +133,46 @@ def test_a_longer_prompt_waits_for_the_one_being_read(
         assert scheduler.stats().computed_tokens == 60
     cache.close()
     assert (second.usage.cached_tokens, second.usage.computed_tokens) == (40, 20)
+
+
+def test_who_waits_for_an_equal_prompt_finds_all_of_it(
+    models: dict[str, Model], kind: str, scheduler: Scheduler
+) -> None:
+    """The first one is scored, so that the second one does not simply join it."""
+    hold = threading.Event()
+    held = scheduler.call(lambda: hold.wait(30))
+    jobs = [
+        Job(kind, (prompt(40),), 0, logprobs=1, echo=True),
+        Job(kind, (prompt(40),), 3),
+    ]
+    tickets = [scheduler.submit(job) for job in jobs]
+    hold.set()
+    assert held.result(30)
+    for job, ticket in zip(jobs, tickets, strict=True):
+        assert_cold(models[kind], job, wait(ticket))
+    assert (tickets[1].usage.computed_tokens, tickets[1].usage.cached_tokens) == (0, 40)
+
+
+def test_a_fault_where_one_waits_for_another_ends_it(
+    models: dict[str, Model], scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails when it goes on, and nothing else is there to be stepped."""
+    original = Reading.begin
+
+    def begin(reading: Reading, lm: Any, others: Any = ()) -> None:
+        if not others and len(reading.ids) == 40 and reading.scored is None:
+            raise MemoryError
+        original(reading, lm, others)
+
+    monkeypatch.setattr(Reading, "begin", begin)
+    hold = threading.Event()
+    scheduler.call(lambda: hold.wait(30))
+    first = scheduler.submit(Job("recurrent", (prompt(40),), 0, logprobs=1, echo=True))
+    second = scheduler.submit(Job("recurrent", (prompt(40),), 3))
+    hold.set()
+    assert wait(first)[0].finish == "length"
+    assert wait(second)[0].finish == "error"
+    assert second.error == "not enough memory"
 
 
 def test_who_waits_for_a_cancelled_prompt_reads_itself(

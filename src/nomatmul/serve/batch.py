@@ -121,17 +121,18 @@ class Batch:
         streams = len(lanes)
         chunks, scored = self._chunks(streams)
         lanes += chunks
-        if not lanes:
-            return
-        any_logits = any(lane.wants_logits for lane in lanes)
-        want: Want = "all" if scored else "last" if any_logits else "none"
-        for lane, logits in zip(lanes, self._rows(lanes, want), strict=True):
-            self._take(lane, logits, scored)
+        if lanes:
+            any_logits = any(lane.wants_logits for lane in lanes)
+            want: Want = "all" if scored else "last" if any_logits else "none"
+            for lane, logits in zip(lanes, self._rows(lanes, want), strict=True):
+                self._take(lane, logits, scored)
+        # also where there was nothing to step: who waited for another prompt may have found all
         self._end_readings()
         self.choices = [choice for choice in self.choices if not choice.ended]
-        tokens = sum(len(chunk.feed) for chunk in chunks)
-        self.computed_tokens += tokens
-        self.pace.measured(streams, tokens, scored, time.monotonic() - start)
+        if lanes:
+            tokens = sum(len(chunk.feed) for chunk in chunks)
+            self.computed_tokens += tokens
+            self.pace.measured(streams, tokens, scored, time.monotonic() - start)
 
     def _chunks(self, streams: int) -> tuple[list[Chunk], bool]:
         """(what is read of prompts in this step, whether it is one whose tokens are scored).
