@@ -122,6 +122,19 @@ class Serving(RuleBasedStateMachine):
         self.texts.append((*ids, *self.models[model].lm.prompt_ids(answer or "x", fresh=False)))
 
     @precondition(lambda self: self.open)
+    @rule(
+        at=st.integers(0, 10**6),
+        logprobs=st.sampled_from([None, 2]),
+        echo=st.booleans(),
+        client=st.sampled_from("ab"),
+    )
+    def submit_again(self, at: int, **changes: Any) -> None:
+        """A prompt that may just be read for another job."""
+        job = dataclasses.replace(self.open[at % len(self.open)][0].job, **changes)
+        self.open.append((self.scheduler.submit(job), []))
+        self.since += 1
+
+    @precondition(lambda self: self.open)
     @rule(at=st.integers(0, 10**6))
     def cancel(self, at: int) -> None:
         ticket, _ = self.open[at % len(self.open)]
@@ -155,6 +168,8 @@ class Serving(RuleBasedStateMachine):
         assert stats.bytes <= stats.max_bytes
 
     def teardown(self) -> None:
+        while self.open:
+            self.read_to_the_end(0)
         self.stop(60)
         shutil.rmtree(self.directory)
 
