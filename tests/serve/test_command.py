@@ -104,9 +104,9 @@ def test_the_words_for_people(capsys):
     assert _lines(report) == [
         "page         P/",
         "API          P/v1  (metrics: P/metrics)",
-        "model m      1,234 parameters, 2bit weights, avx2 kernels on 3 threads of cpu, 5.00 MB of"
+        "model m      1,234 parameters, 2bit weights, avx2 kernels on 3 threads, 5.00 MB of"
         " weights, 512 B a token of it, its own chat template",
-        "model e      99 parameters, avx2 kernels on 3 threads of cpu, 1.00 kB of weights, an"
+        "model e      99 parameters, avx2 kernels on 3 threads, 1.00 kB of weights, an"
         " encoder, for embeddings",
         "state cache  up to 1.00 GB, kept in /states",
         "limits       2 streams, 3 waiting requests, 60 s a request, bodies of 1.00 MB",

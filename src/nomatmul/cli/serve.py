@@ -157,9 +157,10 @@ def _model(model: dict[str, Any]) -> str:
     words = [f"{model['parameters']:,} parameters"]
     if model["packing"] != "none":
         words.append(f"{model['packing']} weights")
-    threads = f" on {model['threads']} threads" if model["device"] == "cpu" else ""
+    cpu = model["device"] == "cpu"
+    where = f"on {model['threads']} threads" if cpu else f"on {model['device']}"
     words += [
-        f"{model['kernels']} kernels{threads} of {model['device']}",
+        f"{model['kernels']} kernels {where}",
         f"{size(model['weight_bytes'])} of weights",
     ]
     if model["kind"] == "encoder":
