@@ -39,6 +39,10 @@ from nomatmul.serve.models import model_paths, open_models  # noqa: E402
 LOG_SECONDS = 10.0
 GROWTH = 1.05  # resident memory at the end, of that after WARM_SECONDS
 WARM_SECONDS = 120.0
+WINDOW_SECONDS = 60.0  # whose median is compared: bodies of ten megabytes come and go
+STATE_CACHE = "8MiB"  # full before memory is compared
+WATCHED = ("/metrics", "/ready")  # what the soak itself asks for, too
+CACHE_BYTES = "nomatmul_cache_bytes"
 SETTLE_SECONDS = 60.0  # for what clients left behind
 _LINE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 
@@ -64,7 +68,14 @@ def soak(folder: Path, seconds: float, clients: int, known: int, log: TextIO) ->
     """Run it; what went wrong are the `faults` of what is returned."""
     models = [f"box={BOX}", f"chat={_chat_directory(folder / 'chat')}"]
     requests = known_requests(open_models(model_paths(models), threads=1), known, seed=1)
-    options = ("--max-queue", "32", "--state-cache", "32MiB", "--state-dir", str(folder / "states"))
+    options = (
+        "--max-queue",
+        "32",
+        "--state-cache",
+        STATE_CACHE,
+        "--state-dir",
+        str(folder / "states"),
+    )
     server = ours("the server", models, 1, *options)
     try:
         world = World(server.address, requests, time.monotonic() + seconds, log=log)
@@ -115,7 +126,9 @@ async def _run(server: Served, world: World, clients: int) -> list[tuple[float, 
         if now - said >= LOG_SECONDS or not pending:
             said = now
             seen = sum(world.seen.values())
-            world.say(f"{now:7.0f} s {resident[-1][1] / 1e6:7.1f} MB {seen} answers"
+            cached = await _cache_bytes(server.address)
+            world.say(f"{now:7.0f} s {resident[-1][1] / 1e6:7.1f} MB,"
+                 f" {cached / 1e6:.1f} of them states, {seen} answers"
                  f" {sum(world.left.values())} left {len(world.faults)} faults")  # fmt: skip
         if not pending:
             break
@@ -124,11 +137,11 @@ async def _run(server: Served, world: World, clients: int) -> list[tuple[float, 
 
 
 def _check_memory(world: World, resident: list[tuple[float, int]], seconds: float) -> None:
-    """Medians of half a minute, behind the first two minutes and at the end."""
+    """Medians of a minute, behind the first two minutes and at the end."""
     if seconds < 2 * WARM_SECONDS:
         return
-    warm = [size for at, size in resident if WARM_SECONDS <= at < WARM_SECONDS + 30]
-    last = [size for at, size in resident if seconds - 30 <= at < seconds]
+    warm = [size for at, size in resident if WARM_SECONDS <= at < WARM_SECONDS + WINDOW_SECONDS]
+    last = [size for at, size in resident if seconds - WINDOW_SECONDS <= at < seconds]
     first, end = statistics.median(warm), statistics.median(last)
     if end > GROWTH * first:
         world.fault(f"resident memory grew from {first / 1e6:.1f} to {end / 1e6:.1f} MB")
@@ -142,9 +155,12 @@ async def _check_counters(world: World) -> None:
         return
     counted, seen = Counter[tuple[str, int]](), Counter[tuple[str, int]]()
     for labels, value in found["nomatmul_requests_total"]:
-        counted[_kind(*re.search(r'route="(.*?)",status="(\d+)"', labels).groups())] += int(value)
+        route, status = re.search(r'route="(.*?)",status="(\d+)"', labels).groups()
+        if route not in WATCHED:
+            counted[_kind(route, status)] += int(value)
     for (path, status), count in world.seen.items():
-        seen[_kind(path, status)] += count
+        if path not in WATCHED:
+            seen[_kind(path, status)] += count
     missing, surplus = seen - counted, (counted - seen).total()
     if missing or surplus > world.left.total():
         world.fault(
@@ -166,6 +182,14 @@ async def _check_counters(world: World) -> None:
 def _kind(path: str, status: str | int) -> tuple[str, int]:
     """What is compared: of answers the route, too; a refused request may have none yet."""
     return (path if int(status) == 200 else "", int(status))
+
+
+async def _cache_bytes(address: Address) -> float:
+    try:
+        _, text = await asyncio.wait_for(fetch(address, "/metrics"), LOG_SECONDS)
+    except (OSError, asyncio.TimeoutError, asyncio.IncompleteReadError):
+        return 0.0  # whoever looks next will say it
+    return sum(float(value) for name, _, value in _LINE.findall(text) if name == CACHE_BYTES)
 
 
 async def _quiet(address: Address) -> dict[str, list[tuple[str, float]]] | None:
