@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -125,3 +126,31 @@ def stepping(model: Model, step: Callable[..., Any]) -> Model:
 
     lm.step = through  # type: ignore[method-assign]
     return dataclasses.replace(model, lm=lm)
+
+
+class Gate:
+    """Steps of a model that wait for leave, and are noted."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = stepping(model, self._step)
+        self.steps: list[list[int]] = []  # how many ids each session was fed
+        self._leave = threading.Semaphore(0)
+        self._entered = threading.Semaphore(0)
+        self.open = False
+
+    def _step(self, original: Any, sessions: Any, ids: Any, want: str) -> Any:
+        self.steps.append([len(part) for part in ids])
+        self._entered.release()
+        while not self.open:
+            if self._leave.acquire(timeout=0.05):
+                break
+        return original(sessions, ids, want)
+
+    def wait_for_step(self) -> None:
+        """Until a step is under way that has no leave yet."""
+        assert self._entered.acquire(timeout=30)
+
+    def step(self) -> None:
+        """Let one step end and the next one begin."""
+        self._leave.release()
+        self.wait_for_step()
