@@ -22,7 +22,7 @@ from nomatmul.serve.options import ServeOptions
 from nomatmul.serve.server import Server
 
 FEW = settings(
-    max_examples=20,
+    max_examples=12,
     deadline=None,
     derandomize=True,
     database=None,
@@ -214,7 +214,7 @@ def changed(draw: st.DrawFn) -> tuple[str, bytes]:
 
 
 @given(changed())
-@settings(FEW, max_examples=300)
+@settings(FEW, max_examples=250)
 def test_sound_bodies_with_something_changed(fuzzed, sent):
     path, content = sent
     check(fuzzed[1].post(path, content=content, headers=JSON))

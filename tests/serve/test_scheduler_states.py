@@ -220,8 +220,9 @@ class Serving(RuleBasedStateMachine):
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[dict[str, Model]]:
     """Both kinds of state; no thread is left."""
+    before = set(threading.enumerate())  # servers of other tests
     yield {kind: tiny_model(tmp_path / kind, kind) for kind in ("recurrent", "attention")}
-    names = [thread.name for thread in threading.enumerate()]
+    names = [thread.name for thread in set(threading.enumerate()) - before]
     assert not [name for name in names if name.startswith("nomatmul")]
 
 
