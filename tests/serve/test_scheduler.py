@@ -103,6 +103,18 @@ def test_equal_prompts_at_the_same_time_are_read_once(models: dict[str, Model]) 
         assert_cold(models["recurrent"], job, deltas)
 
 
+def test_equal_prompts_of_one_job_count_as_often_as_they_stand_there(
+    models: dict[str, Model],
+) -> None:
+    job = Job("recurrent", (prompt(50),) * 3, 4, n=2, sampling=WARM)
+    with scheduling(models, max_streams=6, start=False) as scheduler:
+        ticket = scheduler.submit(job)
+        scheduler.start()
+        assert_cold(models["recurrent"], job, wait(ticket))
+    usage = ticket.usage
+    assert (usage.prompt_tokens, usage.cached_tokens, usage.computed_tokens) == (150, 100, 50)
+
+
 def test_a_job_without_seed_draws_one(models: dict[str, Model]) -> None:
     job = Job("recurrent", (prompt(5),), 30, n=2, sampling=Sampling(temperature=2.0))
     with scheduling(models) as scheduler:

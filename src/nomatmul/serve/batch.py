@@ -106,11 +106,12 @@ class Batch:
     def _count(self, reading: Reading, choices: Sequence[Choice]) -> None:
         """Count what a prompt that has been read took, of the first job that asked for it."""
         computed = reading.computed
-        for ticket in dict.fromkeys(choice.ticket for choice in choices):
-            usage = ticket.usage
-            usage.computed_tokens += computed
-            usage.cached_tokens += len(reading.ids) - computed
-            self.cached_tokens += len(reading.ids) - computed
+        prompts = {(one.ticket, one.index // one.ticket.job.n): None for one in choices}
+        for ticket, _ in prompts:  # a job may ask for one prompt several times
+            cached = len(reading.ids) - computed
+            ticket.usage.computed_tokens += computed
+            ticket.usage.cached_tokens += cached
+            self.cached_tokens += cached
             computed = 0
 
     def step(self) -> None:
