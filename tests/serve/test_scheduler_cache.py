@@ -175,6 +175,25 @@ def test_a_fault_where_one_waits_for_another_ends_it(
     assert second.error == "not enough memory"
 
 
+def test_who_shares_a_beginning_does_not_wait_for_the_end(
+    models: dict[str, Model], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most conversations of a model begin alike, if only by its start token."""
+    monkeypatch.setattr("nomatmul.serve.policy.Pace.chunk", lambda *_, **__: 8)
+    cache = _cache(models)
+    with scheduling(models, cache, start=False) as scheduler:
+        prompts = (prompt(400), prompt(20)[:10] + prompt(20, 1))
+        long, short = (
+            scheduler.submit(Job(kind, (ids,), 3, client=str(len(ids)))) for ids in prompts
+        )
+        scheduler.start()
+        for ticket in (long, short):
+            assert_cold(models[kind], ticket.job, wait(ticket))
+    cache.close()
+    assert short.usage.cached_tokens == (10 if kind == "attention" else 0)
+    assert short.usage.total_s < long.usage.first_token_s
+
+
 def test_who_waits_for_a_cancelled_prompt_reads_itself(
     models: dict[str, Model], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

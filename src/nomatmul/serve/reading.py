@@ -71,36 +71,41 @@ class Reading:
             self.tokens = [Token(self.ids[0], self._names.of(self.ids[0]), None, ())]
         else:
             session, length, logits_V = self.states.find(self.array)
-            better = [(use, other, cut) for other in others for use, cut in [other.gives(self)]]
-            use, other, cut = max(better, key=lambda one: one[0], default=(0, None, 0))
+            better = [(other.gives(self), other) for other in others]
+            use, other = max(better, key=lambda one: one[0], default=(0, None))
             if other is not None and use > length:
-                self._behind = (other, cut)
+                self._behind = (other, use)
                 return
             self.session, self.at, self.logits_V = session, length, logits_V
         self.cuts = self.states.cuts(self.array, self.at, self._boundaries)
 
-    def gives(self, later: Reading) -> tuple[int, int]:
-        """(how much of a later prompt will be known, once this one is so far); 0 for nothing."""
+    def gives(self, later: Reading) -> int:
+        """How much of a later prompt will be known, once this one is so far."""
         if self.over or not self.states:
-            return 0, 0
+            return 0
         size = min(len(self.array), len(later.array))
         differ = np.flatnonzero(self.array[:size] != later.array[:size])
         common = int(differ[0]) if len(differ) else size
         if self.states.only_grows:  # one state serves every shorter prefix
-            usable = [(min(cut, common, len(later.ids) - 1), cut) for cut in self.cuts]
-        else:
-            usable = [(cut, cut) for cut in self.cuts if cut <= common]
-        return max(usable, key=lambda one: (one[0], -one[1]), default=(0, 0))
+            return min(common, len(later.ids) - 1)
+        return max((cut for cut in self.cuts if cut <= common), default=0)
 
     def ready(self, lm: LanguageModel) -> bool:
         """Whether it can be read on; begins what has waited for another prompt."""
         if self._behind is not None:
-            other, cut = self._behind
-            if not other.over and other.waiting and other.at < cut:
+            other, use = self._behind
+            if not other.over and other.waiting and other.at < use:
                 return False
             self._behind = None
+            other.share()
             self.begin(lm)
         return not self.over
+
+    def share(self) -> None:
+        """Let others go on from what was read so far, where a state serves whatever is before it:
+        who shares the beginning of a long prompt does not wait for its end."""
+        if self.states.only_grows and self.at and not self.over and self.session is not None:
+            self.states.keep(self.array[: self.at], self.session)
 
     def chunk(self, limit: int) -> Chunk:
         """Up to so many ids to feed next, no further than the next position to keep."""
