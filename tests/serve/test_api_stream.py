@@ -120,8 +120,10 @@ def test_every_text_survives_a_reader_of_lines():
 class Played:
     """What an application sent, called without a server: the client goes away on `gone`."""
 
-    def __init__(self):
+    def __init__(self, full=False):
+        """full: nothing that is sent finds room, as behind an answer that nobody reads."""
         self.messages, self.sent, self.gone = [], asyncio.Event(), asyncio.Event()
+        self.full = full
 
     @property
     def bodies(self):
@@ -139,6 +141,8 @@ class Played:
         async def send(message):
             self.messages.append(message)
             self.sent.set()
+            if self.full:
+                await asyncio.Event().wait()
 
         scope = {
             "type": "http",
@@ -179,6 +183,20 @@ def test_a_job_is_cancelled_as_soon_as_its_client_is_gone(stream, begun):
             await asyncio.sleep(0)
         if stream:
             await asyncio.wait_for(played.sent.wait(), 10)
+        played.gone.set()
+        await asyncio.wait_for(task, 10)
+        return server.scheduler.cancelled
+
+    assert asyncio.run(run()) == tickets
+
+
+def test_a_job_is_cancelled_though_its_stream_never_began():
+    tickets = []
+
+    async def run():
+        server, played = scripted_server(tickets.append), Played(full=True)
+        task = asyncio.create_task(played.run(server, {**TEXT, "stream": True}))
+        await asyncio.wait_for(played.sent.wait(), 10)
         played.gone.set()
         await asyncio.wait_for(task, 10)
         return server.scheduler.cancelled

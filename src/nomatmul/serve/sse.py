@@ -21,6 +21,8 @@ from nomatmul.serve.errors import ApiError, as_api_error
 from nomatmul.serve.job import Delta, Ticket, Usage
 
 if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
     from nomatmul.serve.scheduler import Scheduler
 
 _log = logging.getLogger("nomatmul.serve")
@@ -45,11 +47,20 @@ class EventStream(EventSourceResponse):
 
     def __init__(self, scheduler: Scheduler, ticket: Ticket, writer: Writer) -> None:
         super().__init__(
-            _events(scheduler, ticket, writer),
+            _events(ticket, writer),
             ping=HEARTBEAT,
             sep="\n",
             ping_message_factory=_heartbeat,
         )
+        self._scheduler, self._ticket = scheduler, ticket
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer; also a client that leaves before the first event was asked for ends its job."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            if not self._ticket.finished:
+                self._scheduler.cancel(self._ticket)
 
     async def _listen_for_exit_signal(self) -> None:  # type: ignore[override]
         await anyio.sleep_forever()
@@ -59,30 +70,24 @@ def _heartbeat() -> ServerSentEvent:
     return ServerSentEvent(comment="waiting", sep="\n")
 
 
-async def _events(
-    scheduler: Scheduler, ticket: Ticket, writer: Writer
-) -> AsyncGenerator[bytes, None]:
+async def _events(ticket: Ticket, writer: Writer) -> AsyncGenerator[bytes, None]:
     """What is ready, time after time; at the end [DONE], also behind an error."""
-    try:
-        async for news in follow(ticket):
-            parts: list[str] = []
-            try:
-                for delta in news:
-                    check_whole(ticket, delta)
-                    parts += map(_event, writer.chunks(delta))
-                if ticket.done:
-                    parts += [*map(_event, writer.end(ticket.usage)), DONE]
-            except Exception as error:  # the status has gone out: all that is left is an event
-                if not isinstance(error, ApiError):
-                    _log.exception("writing an answer failed")
-                parts.append(error_events(error))
-                yield "".join(parts).encode()
-                return
-            if parts:
-                yield "".join(parts).encode()
-    finally:
-        if not ticket.finished:
-            scheduler.cancel(ticket)
+    async for news in follow(ticket):
+        parts: list[str] = []
+        try:
+            for delta in news:
+                check_whole(ticket, delta)
+                parts += map(_event, writer.chunks(delta))
+            if ticket.done:
+                parts += [*map(_event, writer.end(ticket.usage)), DONE]
+        except Exception as error:  # the status has gone out: all that is left is an event
+            if not isinstance(error, ApiError):
+                _log.exception("writing an answer failed")
+            parts.append(error_events(error))
+            yield "".join(parts).encode()
+            return
+        if parts:
+            yield "".join(parts).encode()
 
 
 def error_events(error: Exception) -> str:
