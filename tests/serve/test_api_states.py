@@ -6,6 +6,8 @@ import httpx
 import pytest
 from support.serving import running_server
 
+from nomatmul.serve import prepare
+from nomatmul.serve.job import Busy
 from nomatmul.serve.options import ServeOptions
 
 BOX = "nomatmul-box"
@@ -78,6 +80,32 @@ def test_states_are_listed_replaced_and_deleted(ask):
     ask("DELETE", f"/v1/states/b?model={BOX}")
     error = ask("POST", "/v1/completions", 404, **ASK, prompt="x", state="b")["error"]
     assert (error["param"], error["code"]) == ("state", "state_not_found")
+
+
+def test_a_state_is_whole_as_soon_as_it_is_there(running, ask, monkeypatch):
+    """Between its name and its text there is nothing that could fail, or that others see."""
+
+    def busy(work, client=""):
+        raise Busy(1.0)
+
+    monkeypatch.setattr(running.server.scheduler, "call", busy)
+    ask("PUT", "/v1/states/town", model=BOX, prompt=TEXT)
+    ask("POST", "/v1/completions", **ASK, prompt="In the town", state="town")
+
+
+def test_a_long_text_behind_a_name_is_cut_off_the_event_loop(ask, monkeypatch):
+    offloaded = []
+    original = prepare.offload
+    monkeypatch.setattr(
+        prepare, "offload", lambda *arguments: offloaded.append(1) or original(*arguments)
+    )
+    ask("PUT", "/v1/states/book", model=BOX, prompt="x")
+    ask("PUT", "/v1/states/talk", model=BOX, messages=MESSAGES)
+    assert not offloaded
+    ask("POST", "/v1/completions", **ASK, prompt="In the town", state="book")
+    own = [{"role": "user", "content": "Go on."}]
+    ask("POST", "/v1/chat/completions", **ASK, messages=own, state="talk")
+    assert len(offloaded) == 2
 
 
 def test_states_outlive_the_server(tmp_path):

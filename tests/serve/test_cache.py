@@ -245,8 +245,7 @@ def test_named_states_stay(make) -> None:
     read(probe, [1, 2, 3])
     cache = cache_of(lm, 4 * probe.stats().bytes)
     session = lm.session()
-    cache.keep("m", [1, 2, 3], session, session.append([1, 2, 3]), "first")
-    cache.describe("m", "first", "what was asked")
+    cache.keep("m", [1, 2, 3], session, session.append([1, 2, 3]), "first", "what was asked")
     for first in range(4, 40):
         read(cache, [first, first])
     assert cache.stats().evicted > 20
@@ -260,12 +259,20 @@ def test_named_states_stay(make) -> None:
     assert cache.forget("m", "first")
     assert not cache.forget("m", "first")
     assert cache.named("m", "first") is cache.description("m", "first") is None
-    with pytest.raises(ValueError, match="there is no state 'first' of model 'm'"):
-        cache.describe("m", "first", "")
     for first in range(4, 40):
         read(cache, [first, first])
     assert {entry.names == set() for entry in entries_of(cache)} == {True}
     assert read(cache, [7]) == 1
+
+
+def test_a_state_that_is_named_again_keeps_its_own_pages() -> None:
+    """Also where a longer one could serve in its place, which may go."""
+    cache = cache_of(attention())
+    for ids, name in (([1, 2, 3], "a"), ([1, 2, 3, 4, 5], None), ([1, 2, 3], "a")):
+        session = cache.models["m"].session()
+        cache.keep("m", ids, session, session.append(ids), name)
+    (entry,) = (entry for entry in entries_of(cache) if entry.names)
+    assert entry.session is not None
 
 
 def test_two_models_share_the_limit_and_nothing_else() -> None:

@@ -43,11 +43,17 @@ def opened(tmp_path: Path) -> Iterator[Open]:
     assert not [thread for thread in threading.enumerate() if thread.name == "state-files"]
 
 
-def keep(cache: StateCache, ids: list[int], name: str | None = None, logits: bool = True) -> None:
+def keep(
+    cache: StateCache,
+    ids: list[int],
+    name: str | None = None,
+    logits: bool = True,
+    document: str = "",
+) -> None:
     """Read a prompt and keep it, without asking what is known."""
     session = cache.models["m"].session()
     row = session.append(ids)
-    cache.keep("m", ids, session, row if logits else None, name)
+    cache.keep("m", ids, session, row if logits else None, name, document)
 
 
 def found(cache: StateCache, ids: list[int]) -> int:
@@ -161,8 +167,7 @@ def test_the_directory_has_the_same_limit(opened: Open) -> None:
 @BOTH
 def test_named_states_survive_a_restart_and_are_never_crowded_out(make, opened: Open) -> None:
     cache = opened(make(), 300_000)
-    keep(cache, [1, 2, 3], "kept")
-    cache.describe("m", "kept", '{"prompt": "ünïcode"}')
+    keep(cache, [1, 2, 3], "kept", document='{"prompt": "ünïcode"}')
     for first in range(4, 50):
         keep(cache, [first, first])
         cache.flush()

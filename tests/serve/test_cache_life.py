@@ -62,8 +62,7 @@ class Life(RuleBasedStateMachine):
         session = self.lm.session()
         row = session.append(ids)
         try:
-            self.cache.keep("m", ids, session, row, name)
-            self.cache.describe("m", name, str(ids))
+            self.cache.keep("m", ids, session, row, name, str(ids))
             self.named[name] = ids
         except ValueError:
             assert self.size < 1 << 30

@@ -232,7 +232,7 @@ class Batch:
         job = choice.ticket.job
         try:
             if job.keep is not None and choice.index == 0:
-                self.states.pin(reading.ids, reading.session, reading.logits_V, job.keep)
+                self.states.pin(reading.ids, reading.session, reading.logits_V, job)
             choice.begin(reading.session, reading.logits_V, reading.tokens)
             self._after(choice)
         except BaseException as error:

@@ -136,12 +136,13 @@ class StateCache:
         session: Session,
         logits: Float | None = None,
         name: str | None = None,
+        document: str = "",
     ) -> None:
         """Keep a copy of a session that has seen these ids, and the logits behind them.
 
         A state that is larger than the limit is not kept. name: the state stays until `forget`; one
-        of that name before is let go. Raises ValueError, and changes nothing, where a named state
-        has no room.
+        of that name before is let go. document: the request that a named state was made of, which
+        is kept with it. Raises ValueError, and changes nothing, where a named state has no room.
         """
         array = _checked(ids)
         assert session.position == len(array), (session.position, len(array))
@@ -163,9 +164,11 @@ class StateCache:
             return
         entry = store.put(model, array, session, logits, own=name is not None)
         if name is not None:
-            self._release(model, name)
+            naming = Naming(tuple(array.tolist()), document)
+            if self.named(model, name) != naming.ids:
+                self._release(model, name)
             store.pin(entry, name)
-            self._set_naming(model, name, Naming(tuple(array.tolist())))
+            self._set_naming(model, name, naming)
         store.touch(entry)
         store.shrink()
 
@@ -187,15 +190,8 @@ class StateCache:
         """Return the names of a model's named states, sorted. From any thread."""
         return sorted(self._namings[model])
 
-    def describe(self, model: str, name: str, document: str) -> None:
-        """Store a text with a named state: the request that it was made of."""
-        naming = self._namings[model].get(name)
-        if naming is None:
-            raise ValueError(f"there is no state {name!r} of model {model!r}")
-        self._set_naming(model, name, Naming(naming.ids, document))
-
     def description(self, model: str, name: str) -> str | None:
-        """Return that text; None where there is no such state. From any thread."""
+        """Return the document of a state; None where there is no such state. From any thread."""
         naming = self._namings[model].get(name)
         return None if naming is None else naming.document
 

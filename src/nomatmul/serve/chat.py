@@ -55,7 +55,7 @@ async def create(request: Request) -> Response:
     sampling = sampling_of(asked, model)
     saved = saved_input(server_of(request), model.name, asked.state, list) if asked.state else []
     plan, rendered = await prepared(
-        request, lambda: _read(asked, model, saved), heavy=_has_grammar(asked)
+        request, lambda: _read(asked, model, saved), heavy=_is_heavy(asked)
     )
     ticket = submit(request, _job(request, asked, model, plan, rendered, sampling))
     key = hashlib.sha256(f"{ticket.job.sampling.seed}\0{rendered.text}".encode()).hexdigest()
@@ -72,8 +72,9 @@ async def create(request: Request) -> Response:
     return json_response(answer)
 
 
-def _has_grammar(asked: ChatRequest) -> bool:
-    return bool(asked.response_format or asked.tools)
+def _is_heavy(asked: ChatRequest) -> bool:
+    """Whether a short body may mean long work: a grammar, a saved text."""
+    return bool(asked.response_format or asked.tools or asked.state)
 
 
 def _read(

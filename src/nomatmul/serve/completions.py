@@ -52,7 +52,8 @@ async def create(request: Request) -> Response:
     model = language_model(request, asked.model)
     sampling, n = sampling_of(asked, model), asked.n or 1
     saved = saved_input(server_of(request), model.name, asked.state, str) if asked.state else ""
-    prompts, texts = await prepared(request, lambda: _read(asked, model, saved))
+    heavy = asked.state is not None  # its text is long, whatever the body's is
+    prompts, texts = await prepared(request, lambda: _read(asked, model, saved), heavy)
     params = ("prompt", "max_tokens")
     ticket = submit(
         request,

@@ -36,7 +36,7 @@ class Job:
     asked for (the prompt's text is the caller's to repeat). grammar: what answers must follow.
     boundaries: positions of prompt 0 behind the ends of messages, where states are worth keeping.
     client: whose turn it is, for fairness between clients. timeout: seconds from submission. keep:
-    name under which the state behind prompt 0 is pinned.
+    name under which the state behind prompt 0 is pinned, and with it the document that it is of.
     """
 
     model: str
@@ -53,6 +53,7 @@ class Job:
     client: str = ""
     timeout: float | None = None
     keep: str | None = None
+    document: str = ""
 
     @property
     def choices(self) -> int:

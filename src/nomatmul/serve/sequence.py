@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nomatmul.engine.logprobs import top_logprobs
-from nomatmul.serve.job import Ticket, Token
+from nomatmul.serve.job import Job, Ticket, Token
 
 if TYPE_CHECKING:
     from nomatmul.engine.language_model import LanguageModel
@@ -101,10 +101,10 @@ class States:
             except BaseException:
                 log.exception("the state cache failed; a state is not kept")
 
-    def pin(self, ids: Tokens, session: Session, logits_V: Float, name: str) -> None:
-        """Note a state under a name; raises ValueError where the cache refuses it."""
+    def pin(self, ids: Tokens, session: Session, logits_V: Float, job: Job) -> None:
+        """Note a state under a job's name; raises ValueError where the cache refuses it."""
         assert self._cache is not None, "named states need a cache: checked at submission"
-        self._cache.keep(self._name, ids, session, logits_V, name=name)
+        self._cache.keep(self._name, ids, session, logits_V, job.keep, job.document)
 
 
 class Choice:

@@ -90,6 +90,9 @@ async def put(request: Request, name: StateName) -> Response:
             client=client_of(request),
             timeout=server.options.timeout,
             keep=name,
+            document=json.dumps(
+                {"prompt": asked.prompt} if asked.prompt else {"messages": messages}
+            ),
         ),
     )
     try:
@@ -98,8 +101,6 @@ async def put(request: Request, name: StateName) -> Response:
         if ticket.error and repr(name) in ticket.error:  # it has no room
             raise ApiError(400, ticket.error, "name", "state_too_large") from None
         raise
-    document = json.dumps({"prompt": asked.prompt} if asked.prompt else {"messages": messages})
-    await _on_engine(request, lambda: cache.describe(model.name, name, document))
     spent = {"usage": usage_fields(ticket.usage), "nomatmul": timing_fields(ticket.usage)}
     return json_response({**_card(cache, model.name, name), **spent})
 
