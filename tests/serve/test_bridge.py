@@ -66,3 +66,43 @@ def test_who_gives_the_whole_up_may_follow_the_rest(ticket):
         return pieces
 
     assert asyncio.run(asyncio.wait_for(run(), 30)) == ["a", "b", "c"]
+
+
+class _Leaving(Ticket):
+    """A ticket whose reader is gone when it is looked at for the second time."""
+
+    @property
+    def reader(self):
+        reader, self._reader = self._reader, None
+        return reader
+
+    @reader.setter
+    def reader(self, reader):
+        self._reader = reader
+
+
+def test_a_reader_may_leave_while_it_is_told():
+    async def run():
+        bell, ticket, event = Bell(), _Leaving(Job("m", ((1,),), 1)), asyncio.Event()
+        ticket.reader = (asyncio.get_running_loop(), event)
+        bell.add(ticket)
+        bell.ring()
+        await asyncio.wait_for(event.wait(), 30)
+
+    asyncio.run(run())
+
+
+def test_a_loop_that_has_ended_is_passed_over():
+    async def loop():
+        return asyncio.get_running_loop()
+
+    async def run(ended):
+        bell, event = Bell(), asyncio.Event()
+        for one in (ended, asyncio.get_running_loop()):
+            ticket = Ticket(Job("m", ((1,),), 1))
+            ticket.reader = (one, event)
+            bell.add(ticket)
+        bell.ring()
+        await asyncio.wait_for(event.wait(), 30)
+
+    asyncio.run(run(asyncio.run(loop())))

@@ -31,8 +31,8 @@ class Bell:
         """Wake the readers of all tickets noted since the last call."""
         loops: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
         for ticket in self._due:
-            if ticket.reader is not None:
-                loop, event = ticket.reader
+            if (reader := ticket.reader) is not None:  # its own thread may take it away meanwhile
+                loop, event = reader
                 loops.setdefault(loop, []).append(event)
         self._due.clear()
         for loop, events in loops.items():
