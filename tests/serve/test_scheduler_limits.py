@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 from support.scheduling import (
@@ -205,12 +206,16 @@ def test_a_cancelled_prompt_is_read_on_for_another_job(model: Model) -> None:
 
 
 def test_time_limits_end_running_and_waiting_jobs(model: Model) -> None:
+    endless = Job("m", (prompt(3),), 10**9)
     with scheduling({"m": model}, max_streams=1) as scheduler:
-        endless = Job("m", (prompt(3),), 10**9, timeout=0.2)
-        tickets = [scheduler.submit(endless) for _ in range(2)]
-        for ticket in tickets:
-            assert wait(ticket)[0].finish == "timeout"
-        assert tickets[0].usage.completion_tokens > 0
-        assert tickets[1].usage.completion_tokens == 0
+        running = scheduler.submit(endless)
+        waiting = scheduler.submit(replace(endless, timeout=0.05))
+        assert wait(waiting)[0].finish == "timeout"
+        assert waiting.usage.completion_tokens == 0
+        scheduler.cancel(running)
+        wait(running)
+        timed = scheduler.submit(replace(endless, timeout=0.5))
+        assert wait(timed)[0].finish == "timeout"
+        assert timed.usage.completion_tokens > 0
         assert scheduler.stats().timed_out == 2
         assert wait(scheduler.submit(Job("m", (prompt(3),), 2, timeout=60)))[0].finish == "length"
