@@ -94,7 +94,7 @@ def test_the_table_forgets_what_was_used_longest_ago():
     assert len(table._replica) == 3
 
 
-def test_saved_states_have_one_replica_whoever_asks():
+def test_named_states_have_one_replica_whoever_asks():
     assert state_of("/v1/states/book", b"") == "book"
     assert state_of("/v1/completions", b'{"state": "book", "prompt": "x"}') == "book"
     assert state_of("/v1/completions", b'{"prompt": "the \\"state\\""}') is None

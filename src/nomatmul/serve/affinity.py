@@ -48,7 +48,7 @@ def chain(body: bytes) -> list[Link]:
 
 
 def state_of(path: str, body: bytes) -> str | None:
-    """The name of the saved state that a request is about, or goes on from; None for no such."""
+    """The name of the named state that a request is about, or goes on from; None for no such."""
     if path.startswith(STATES):
         return path[len(STATES) :] or None
     try:
@@ -115,7 +115,7 @@ class PrefixTable:
 
     @staticmethod
     def of_state(name: str, replicas: int, alive: Collection[int]) -> int:
-        """The replica that keeps the saved states of this name, or the next one that is alive.
+        """The replica that keeps the named states of this name, or the next one that is alive.
 
         Raises ValueError where none is.
         """
