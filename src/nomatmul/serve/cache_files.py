@@ -41,9 +41,7 @@ if TYPE_CHECKING:
 
 LOCK = "nomatmul.lock"
 _PREFIX, _STATE, _NAME = "nomatmul-", ".state", ".name"
-_HEADER_BYTES = (
-    1 << 16
-)  # more than a header of any model takes: files are never larger than planned
+_HEADER_BYTES = 1 << 16  # more than any model's header takes: no file is larger than planned
 
 _log = logging.getLogger("nomatmul.serve")
 
@@ -70,8 +68,8 @@ class StateFiles:
     """States of several models in one directory of at most `limit` bytes.
 
     The files used longest ago go first, pinned ones never. nbytes: of all of them, those that wait
-    to be written included. Raises ValueError where another server
-    uses the directory, and OSError where it cannot be used at all.
+    to be written included. Raises ValueError where another server uses the directory, and OSError
+    where it cannot be used at all.
     """
 
     def __init__(self, directory: Path, limit: int, models: Mapping[str, LanguageModel]) -> None:
@@ -84,7 +82,11 @@ class StateFiles:
         self._sizes: OrderedDict[str, int] = OrderedDict()  # the file used longest ago comes first
         self._pinned: set[str] = set()
         self._removed: list[str] = []
-        self._list()
+        try:
+            self._list()
+        except OSError:
+            os.close(self._lock)
+            raise
         self._writer = WriteBehind(directory)
 
     def states(self) -> Iterator[Filed]:

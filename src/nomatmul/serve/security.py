@@ -1,8 +1,8 @@
 """What stands between the network and the application: keys, names, readiness, bodies, headers.
 
 `protect` puts middlewares around an application, from the outside in: `Observer` (headers,
-counters), pages of other origins, the names that the server may be called by, keys, whether it
-takes work, bodies.
+counters), pages of other origins, the names that the server may be called by, the size of headers,
+keys, whether it takes work, bodies.
 """
 
 from __future__ import annotations

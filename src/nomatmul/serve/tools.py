@@ -24,12 +24,12 @@ from typing import Any
 
 from nomatmul.serve.grammar import GrammarSpec, Matcher, json_rule
 from nomatmul.serve.json_schema import NAME, SchemaError, check_names, check_schema, check_size
+from nomatmul.serve.limits import MAX_TOOLS
 from nomatmul.serve.tool_calls import SYNTAX, CallDelta, Form, Syntax, ToolParser
 from nomatmul.serve.tool_messages import native_messages, own_messages
 
 __all__ = ["CallDelta", "Form", "ToolParser", "ToolPlan", "tool_form"]
 
-MAX_TOOLS = 128
 _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 _FUNCTION_KEYS = {"name", "description", "parameters", "strict"}
 _MODES = ("none", "auto", "required")
