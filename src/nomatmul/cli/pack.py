@@ -8,12 +8,13 @@ Hub first (the extra `hub`). A chat template and generation_config.json go along
 ternary once, by the absmean rule of the model's training, or are kept exactly where they are
 ternary already; a model that is packed already is refused, because quantising twice would break it.
 In a published ternary transformer an embedding that is not ternary keeps 16 bits, and such a head
-becomes int8 rows, unless --embedding or --head asks for something else; the check says what that
-costs. An encoder (our own, or a
-published crammedBERT: BERT, UltraFastBERT) keeps its weights as they are unless --rows, --dense or
---embedding asks for less; the check then says what that costs. DST must not exist. Nothing is left
-under DST when packing fails. Memory stays at a few blocks of rows, whatever the size; the check
-afterwards loads both models (--no-check leaves it out).
+becomes int8 rows, unless --embedding or --head asks for something else. The check says what that
+costs. A head that is not tied is looked at before: it keeps 16 bits where int8 rows, alone, on the
+source's own hidden states, change the most likely token at more than 1 % of positions or have a
+mean KL above 1e-3. An encoder (our own, or a published crammedBERT: BERT, UltraFastBERT) keeps its
+weights as they are unless --rows, --dense or --embedding asks for less; the check then says what
+that costs. DST must not exist. Nothing is left under DST when packing fails. Memory stays at a few
+blocks of rows, whatever the size; the check loads both models (--no-check leaves it out).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from nomatmul.cli.show import hide_progress_bars, print_json, print_table, size
 
 if TYPE_CHECKING:
     from nomatmul.convert import PackResult
+    from nomatmul.convert.head import HeadCost
 
 _FORMS = ("auto", "f32", "bf16", "f16", "int8", "float32", "bfloat16", "float16")
 EXAMPLES = """
@@ -63,8 +65,10 @@ class Options:
     head: str = option(
         "auto",
         choices=_FORMS,
-        help="published transformers: how a head that is not ternary is kept; auto: int8, or int8"
-        " groups that the source has; with a float type the embedding loses nothing either",
+        help="published transformers: how a head that is not ternary is kept; auto: int8 groups"
+        " that the source has, else int8 rows, or 16 bits where the check finds these too costly"
+        " (not with --no-check or where it is tied); with a float type the embedding loses nothing"
+        " either",
     )
     rows: str = option(
         "auto",
@@ -143,6 +147,15 @@ def _show(result: PackResult) -> None:
     print_table(rows)
 
 
+_WHY = {"not measured": ", its cost not measured", "asked": ", as asked"}
+
+
+def _cost_of_head(cost: HeadCost) -> str:
+    figures = f"same token {100 * cost.same_argmax:.1f} %, mean KL {cost.mean_kl:.2e}"
+    chosen = "taken" if cost.bearable else "too costly"
+    return f"{figures} on {cost.positions} positions: {chosen}"
+
+
 def _found_rows(result: PackResult) -> list[tuple[str, str]]:
     """What was found in a published transformer, and what each part of it takes."""
     rows = [("weights", str(result.weights))]
@@ -154,7 +167,9 @@ def _found_rows(result: PackResult) -> list[tuple[str, str]]:
     if result.packing != "none":
         rows.append(("ternary", result.packing))
     if result.head is not None:
-        rows.append(("head", result.head))
+        rows.append(("head", result.head + _WHY.get(result.head_choice or "", "")))
+    if (cost := result.head_int8) is not None:
+        rows.append(("head in int8 rows", _cost_of_head(cost)))
     parts = ", ".join(f"{kind} {size(count)}" for kind, count in result.parts.items())
     return [*rows, ("parts", parts)]
 

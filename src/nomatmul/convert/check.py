@@ -8,50 +8,21 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from nomatmul.convert.agreement import Floats, mean_kl, mean_loss, relative_error, same_argmax
+from nomatmul.convert.check_text import CheckText, more_ids, token_ids
+from nomatmul.convert.head import HeadCost, int8_cost
 from nomatmul.formats import capability
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.checkpoint import Checkpoint
+from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.encoder import EncoderReading
-from nomatmul.formats.files.texts import read_text
 from nomatmul.formats.host_memory import available_memory
 from nomatmul.formats.packed import PackedReader
-from nomatmul.formats.tokenizer import load_tokenizer
-
-# The opening of Alice's Adventures in Wonderland (Lewis Carroll, 1865; public domain).
-DEFAULT_TEXT = (
-    "Alice was beginning to get very tired of sitting by her sister on the bank, and of having "
-    "nothing to do: once or twice she had peeped into the book her sister was reading, but it had "
-    "no pictures or conversations in it, and what is the use of a book, thought Alice, without "
-    "pictures or conversations? So she was considering in her own mind (as well as she could, for "
-    "the hot day made her feel very sleepy and stupid), whether the pleasure of making a "
-    "daisy-chain would be worth the trouble of getting up and picking the daisies, when suddenly a "
-    "White Rabbit with pink eyes ran close by her."
-)
-MAX_TOKENS = 256
-
-Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class CheckText:
-    """A text to compare two models on, and what to call it."""
-
-    text: str = DEFAULT_TEXT
-    name: str = "built-in paragraph"
-
-    @classmethod
-    def read(cls, path: str | Path | None) -> CheckText:
-        """The beginning of a text file (plain or compressed); None is the built-in paragraph."""
-        if path is None:
-            return cls()
-        return cls(read_text(path, max_bytes=MAX_TOKENS * 64), str(path))
 
 
 @dataclass(frozen=True)
@@ -107,33 +78,76 @@ class EncoderCheck:
     same_path: float | None
 
 
+@dataclass(frozen=True)
+class SourceRun:
+    """A decoder's source on a text: float32 logits [T, V] of its ids, what computed them, and what
+    int8 rows would cost its head (None where nobody asked, or its numbers are not finite)."""
+
+    ids: list[int]
+    text: str
+    logits_TV: Floats
+    backend: str
+    head: HeadCost | None = None
+
+
+def run_source(
+    checkpoint: Checkpoint, config: ModelConfig, tokenizer_path: Path | None, text: CheckText
+) -> SourceRun | None:
+    """Run a published transformer with a float head ahead of its packing; None where it would not
+    fit in memory. config, tokenizer_path: those that will be packed.
+
+    Raises ValueError for a text too short to compare on, and what reading the model does.
+    """
+    from nomatmul.reference.linear import FloatLinear
+    from nomatmul.reference.model import ReferenceModel
+
+    ids, named = token_ids(config, tokenizer_path, text)
+    if not _fits(checkpoint):
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):  # told by what follows
+        model = ReferenceModel.from_checkpoint(checkpoint)
+        output = model.forward(more_ids(config, tokenizer_path, ids))
+        logits_BTV, head = output.logits_BTV, output.head
+    assert isinstance(head, FloatLinear)
+    wanted_TV = logits_BTV.reshape(-1, logits_BTV.shape[-1])
+    hidden_TD = output.hidden_BTD.reshape(len(wanted_TV), -1)
+    cost = int8_cost(head.weight_NK, hidden_TD, wanted_TV)
+    return SourceRun(ids, named, logits_BTV[0, : len(ids)].copy(), "numpy oracle", cost)
+
+
 def check_packed(
-    checkpoint: Checkpoint, packed: Path, text: CheckText
+    checkpoint: Checkpoint, packed: Path, text: CheckText, run: SourceRun | None = None
 ) -> PackCheck | EncoderCheck | None:
     """Run the source and the packed model on a text and compare; None, with a warning, where the
-    source would not fit in memory.
+    source would not fit in memory. run: of the source, where it was run already.
 
     Without a tokenizer the text is replaced by fixed pseudo-random token ids.
     Raises ValueError for a text too short to compare on.
     """
     reader = PackedReader(packed)
-    if checkpoint.reading is None:
+    if checkpoint.reading is not None:
+        return _check_encoder(checkpoint, checkpoint.reading, reader, text)
+    if run is None and not _fits(checkpoint):
         needed, available = _source_bytes(checkpoint), available_memory()
-        if available is not None and needed > available:
-            warnings.warn(
-                f"{packed} was not compared with its source, which would need"
-                f" {needed / 1e9:.1f} GB of memory of {available / 1e9:.1f} that are free",
-                stacklevel=2,
-            )
-            return None
-        return _check_decoder(checkpoint, reader, text)
-    return _check_encoder(checkpoint, checkpoint.reading, reader, text)
+        warnings.warn(
+            f"{packed} was not compared with its source, which would need"
+            f" {needed / 1e9:.1f} GB of memory of {(available or 0) / 1e9:.1f} that are free",
+            stacklevel=2,
+        )
+        return None
+    return _check_decoder(checkpoint, reader, text, run)
 
 
-def _check_decoder(checkpoint: Checkpoint, reader: PackedReader, text: CheckText) -> PackCheck:
-    ids, named = _token_ids(reader, text)
+def _check_decoder(
+    checkpoint: Checkpoint, reader: PackedReader, text: CheckText, run: SourceRun | None
+) -> PackCheck:
+    ids, named = (
+        (run.ids, run.text) if run else token_ids(reader.config, reader.tokenizer_path, text)
+    )
     found_TV, isa = _packed_logits(reader, ids)
-    wanted_TV, source_backend = _source_logits(checkpoint, ids)
+    wanted_TV, source_backend = (
+        (run.logits_TV, run.backend) if run else _source_logits(checkpoint, ids)
+    )
     return PackCheck(
         tokens=len(ids),
         text=named,
@@ -141,8 +155,8 @@ def _check_decoder(checkpoint: Checkpoint, reader: PackedReader, text: CheckText
         packed_backend="numpy oracle" if isa is None else f"engine ({isa})",
         largest_difference=float(np.abs(found_TV - wanted_TV).max()),
         largest_logit=float(np.abs(wanted_TV).max()),
-        relative_error=_relative(found_TV, wanted_TV),
-        same_argmax=_same_argmax(found_TV, wanted_TV),
+        relative_error=relative_error(found_TV, wanted_TV),
+        same_argmax=same_argmax(found_TV, wanted_TV),
         source_loss=mean_loss(wanted_TV, ids),
         packed_loss=mean_loss(found_TV, ids),
         mean_kl=mean_kl(wanted_TV, found_TV),
@@ -158,7 +172,7 @@ def _check_encoder(
     from nomatmul.reference.linear import stored_linear
     from nomatmul.reference.model import ReferenceModel
 
-    ids, named = _token_ids(reader, text)
+    ids, named = token_ids(reader.config, reader.tokenizer_path, text)
     ids_BT = np.reshape(ids, (-1, len(ids) if reader.tokenizer_path else len(ids) // 2))
     model = load(reader.directory, kind="encoder")
     expected = ReferenceModel.from_checkpoint(checkpoint).forward(ids_BT)
@@ -175,13 +189,19 @@ def _check_encoder(
     return EncoderCheck(
         tokens=ids_BT.size,
         text=named,
-        hidden_error=_relative(model.hidden(ids_BT), expected.hidden_BTD),
-        logit_error=_relative(logits, wanted),
+        hidden_error=relative_error(model.hidden(ids_BT), expected.hidden_BTD),
+        logit_error=relative_error(logits, wanted),
         largest_difference=float(np.abs(logits - wanted).max()),
         largest_logit=float(np.abs(wanted).max()),
         same_argmax=float(np.mean(logits.argmax(-1) == wanted.argmax(-1))),
         same_path=float(np.mean(same)) if same else None,
     )
+
+
+def _fits(checkpoint: Checkpoint) -> bool:
+    """Whether memory holds a decoder's source."""
+    available = available_memory()
+    return available is None or _source_bytes(checkpoint) <= available
 
 
 def _source_bytes(checkpoint: Checkpoint) -> int:
@@ -216,7 +236,7 @@ def _kv_cost(reader: PackedReader, ids: list[int], wanted_TV: Floats) -> KvCost 
     if architecture_of(reader.config).max_length is None:
         return None
     found_TV = load(reader.directory, kind="language", verify=False, kv="int8").logits(ids)
-    return KvCost(mean_kl(wanted_TV, found_TV), _same_argmax(found_TV, wanted_TV))
+    return KvCost(mean_kl(wanted_TV, found_TV), same_argmax(found_TV, wanted_TV))
 
 
 def _source_logits(checkpoint: Checkpoint, ids: list[int]) -> tuple[Floats, str]:
@@ -243,55 +263,3 @@ def _torch_fits(checkpoint: Checkpoint) -> bool:
         return False
     available = available_memory()
     return available is None or 6 * checkpoint.config.param_count() < available
-
-
-def _relative(found: Floats, wanted: Floats) -> float:
-    """Root mean square of the difference over that of what is wanted."""
-    power = float(np.sqrt(np.mean(np.square(wanted, dtype=np.float64))))
-    error = float(np.sqrt(np.mean(np.square(found - wanted, dtype=np.float64))))
-    return error / max(power, 1e-30)
-
-
-def _same_argmax(found_TV: Floats, wanted_TV: Floats) -> float:
-    return float(np.mean(found_TV.argmax(1) == wanted_TV.argmax(1)))
-
-
-def mean_loss(logits_TV: Floats, ids: Sequence[int]) -> float:
-    """Mean of -ln p(ids[t] | before) for t = 1..T-1, in float64."""
-    found = _log_probabilities(logits_TV[:-1])
-    return float(-np.mean(found[np.arange(len(found)), np.asarray(ids[1:])]))
-
-
-def mean_kl(wanted_TV: Floats, found_TV: Floats) -> float:
-    """Mean over positions of KL(wanted || found) of the next token, in nats, in float64."""
-    wanted, found = _log_probabilities(wanted_TV), _log_probabilities(found_TV)
-    return float(np.mean(np.sum(np.exp(wanted) * (wanted - found), axis=1)))
-
-
-def _log_probabilities(logits_TV: Floats) -> NDArray[np.float64]:
-    logits = logits_TV.astype(np.float64)
-    logits -= logits.max(axis=1, keepdims=True)
-    found: NDArray[np.float64] = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    return found
-
-
-def _token_ids(reader: PackedReader, text: CheckText) -> tuple[list[int], str]:
-    """A decoder reads the text behind its begin token, an encoder between its special tokens."""
-    config, encoder = reader.config, reader.reading is not None
-    if encoder:
-        limit = min(config.max_position_embeddings, 128)
-    else:
-        limit = min(MAX_TOKENS, architecture_of(config).max_length or MAX_TOKENS)
-    if limit < 2:
-        raise ValueError(f"the model has {limit} position; the check needs two or more")
-    if reader.tokenizer_path is None:
-        count = min(limit, 64) * (2 if encoder else 1)
-        ids = np.random.default_rng(0).integers(0, config.vocab_size, count)
-        return ids.tolist(), "random token ids"
-    tokenizer = load_tokenizer(reader.tokenizer_path)
-    found = list(tokenizer.encode(text.text, add_special_tokens=encoder).ids)
-    if not encoder and config.bos_token_id is not None:
-        found.insert(0, config.bos_token_id)
-    if len(found[:limit]) < 2:
-        raise ValueError(f"{text.name} has {len(found)} token(s); the check needs two or more")
-    return found[:limit], text.name

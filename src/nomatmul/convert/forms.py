@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 
@@ -12,7 +13,7 @@ from nomatmul.formats.checkpoint import Checkpoint
 from nomatmul.formats.packed import Forms
 from nomatmul.formats.packed.layout import DENSE_FORMS, FLOAT_FORMS, layout_of, legal_forms
 from nomatmul.formats.packing import PACKINGS
-from nomatmul.formats.quantise import fits_float16
+from nomatmul.formats.quantise import fits_float16, to_float16
 
 # Names of float types that people write instead.
 ALIASES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
@@ -41,8 +42,8 @@ def _check_choice(name: str, value: str, legal: tuple[str, ...]) -> None:
 def choose_forms(checkpoint: Checkpoint, packing: str, asked: dict[str, str]) -> Forms:
     """The forms of a checkpoint's matrices. "auto" is what the file holds exactly, where it holds
     int8 with scales; bf16 or f16 where every value is one; else f32, but in published ternary
-    transformers int8 rows, of which the head has them always: rounding the embedding turns
-    roundings of the int8 activations behind it. See `_settled` for what is asked.
+    transformers int8 rows, of which the head has them always (`rounds_head`): rounding the
+    embedding turns roundings of the int8 activations behind it. See `_settled` for what is asked.
 
     Raises ValueError for a form that the model's matrices cannot have.
     """
@@ -120,10 +121,34 @@ def _choose(
     published = checkpoint.found is not None and checkpoint.config.linear == "ternary"
     if asked == "auto" and published and kind == "head":
         return "int8"
+    short = _exact_short(checkpoint, names, legal)
+    return short or ("int8" if published and asked == "auto" else "f32")
+
+
+def _exact_short(checkpoint: Checkpoint, names: list[str], legal: tuple[str, ...]) -> str | None:
+    """The 16-bit form that holds every value of these tensors exactly, if one does."""
     for form, exact in (("bf16", _is_bfloat16), ("f16", fits_float16)):
         if form in legal and all(_every(checkpoint, name, exact) for name in names):
             return form
-    return "int8" if published and asked == "auto" else "f32"
+    return None
+
+
+def rounds_head(checkpoint: Checkpoint, forms: Forms, asked: dict[str, str]) -> bool:
+    """Whether a head of its own becomes int8 rows though nobody asked: what that costs decides.
+
+    asked: as `checked_forms` has it."""
+    tied = checkpoint.config.tie_embeddings
+    return asked["head"] == "auto" and forms.head == "int8" and not tied
+
+
+def with_short_head(checkpoint: Checkpoint, forms: Forms) -> Forms:
+    """The same forms, but the head in 16 bits: exactly if a type can, else float16, which rounds
+    less, where its range is enough."""
+    name = "head.weight"
+    form = _exact_short(checkpoint, [name], DENSE_FORMS)
+    if form is None:
+        form = "f16" if _every(checkpoint, name, _in_float16) else "bf16"
+    return dataclasses.replace(forms, head=form)
 
 
 def _is_int8(checkpoint: Checkpoint, name: str) -> bool:
@@ -154,3 +179,8 @@ def _every(checkpoint: Checkpoint, name: str, exact: Callable[[Floats], bool]) -
 def _is_bfloat16(values: Floats) -> bool:
     """Whether every value is one of bfloat16's."""
     return not np.any(values.view(np.uint32) & 0xFFFF)
+
+
+def _in_float16(values: Floats) -> bool:
+    """Whether float16 has no infinity for a value."""
+    return bool(np.all(np.isfinite(to_float16(values))))

@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nomatmul.convert.check import CheckText, EncoderCheck, PackCheck, check_packed
-from nomatmul.convert.forms import checked_forms, choose_forms
+from nomatmul.convert.check import EncoderCheck, PackCheck, SourceRun, check_packed, run_source
+from nomatmul.convert.check_text import CheckText
+from nomatmul.convert.forms import checked_forms, choose_forms, rounds_head, with_short_head
+from nomatmul.convert.head import HeadCost
 from nomatmul.convert.matrices import Floats, MatrixSource
 from nomatmul.convert.source import find_checkpoint, source_tokenizer, text_config
 from nomatmul.formats.architecture import architecture_of
@@ -29,8 +31,9 @@ from nomatmul.formats.files.directory import directory_bytes
 from nomatmul.formats.files.json import read_json_object
 from nomatmul.formats.files.safetensors import NUMPY_DTYPES
 from nomatmul.formats.gates import cumulative_lower_bounds
-from nomatmul.formats.packed import PackedWriter
+from nomatmul.formats.packed import Forms, PackedWriter
 from nomatmul.formats.packed.layout import CONFIG_FILE, Layout
+from nomatmul.formats.packed.writer import refuse_existing
 
 Progress = Callable[[int, int, str], None]
 
@@ -41,8 +44,11 @@ class PackResult:
     "gguf" (the file's own) or "none".
 
     Of an encoder `packing` is "none", and rows and dense say how those are kept; `head` of a model
-    whose head has a form of its own. Of a published transformer `weights` and `scales` say what was
-    found, scale_group how many inputs share a scale. parts: {kind of matrices: bytes}.
+    whose head has a form of its own. `head_choice` says how that of a published ternary transformer
+    was chosen: "asked"; "measured", by what int8 rows cost (`head_int8`); "not measured", where
+    nothing was to be checked or could be; None where there is no choice. Of a published transformer
+    `weights` and `scales` say what was found, scale_group how many inputs share a scale. parts:
+    {kind of matrices: bytes}.
     `ignored_keys` are those of a published config.json that nobody here knows.
     """
 
@@ -58,6 +64,8 @@ class PackResult:
     rows: str | None = None
     dense: str | None = None
     head: str | None = None
+    head_choice: str | None = None
+    head_int8: HeadCost | None = None
     weights: str | None = None
     scales: dict[str, int] = field(default_factory=dict)
     scale_group: int = 0
@@ -87,7 +95,8 @@ def pack(
     Of published ternary transformers "f16" is legal too, and "auto" is bf16 or f16 where those lose
     nothing, else int8, and int8 for 32 inputs where the source holds that. head: as embedding, of a
     head that is not ternary; "auto" is int8 there, beside an embedding that loses nothing, tied or
-    not. The embedding loses nothing where the head is to stay a float. "float16", "bfloat16",
+    not, but one that is not tied keeps 16 bits where `check` finds int8 too costly (head.py). The
+    embedding loses nothing where the head is to stay a float. "float16", "bfloat16",
     "float32" are f16, bf16, f32.
     rows, dense: of an encoder, how the rows of its FFFs and its dense matrices are kept: "f32",
     "bf16" or "int8" (one scale a row); "auto" is f32 or, where that loses nothing, bf16. `packing`
@@ -110,18 +119,19 @@ def pack(
     if reading is None:
         _refuse_unsuitable(checkpoint, src, asked)
     forms = choose_forms(checkpoint, packing, asked)
-    with (
-        source_tokenizer(checkpoint, source) as (tokenizer_path, tokenizer_kind),
-        PackedWriter(
-            target,
-            text_config(checkpoint, tokenizer_path, tokenizer_kind),
-            forms,
-            reading,
-            tokenizer_path,
-        ) as writer,
-    ):
-        _write_tensors(checkpoint, writer, progress or _silent)
-        parts = _parts(writer.layout)
+    run, open_head = None, rounds_head(checkpoint, forms, asked)
+    with source_tokenizer(checkpoint, source) as (tokenizer_path, tokenizer_kind):
+        target_config = text_config(checkpoint, tokenizer_path, tokenizer_kind)
+        if open_head and text is not None:
+            refuse_existing(target)
+            began = time.perf_counter()
+            run = run_source(checkpoint, target_config, tokenizer_path, text)
+            start += time.perf_counter() - began  # it is the check's first half
+            if run and run.head and not run.head.bearable:  # only that matrix differs
+                forms = with_short_head(checkpoint, forms)
+        with PackedWriter(target, target_config, forms, reading, tokenizer_path) as writer:
+            _write_tensors(checkpoint, writer, progress or _silent)
+            parts = _parts(writer.layout)
     found = checkpoint.found
     return PackResult(
         destination=str(target),
@@ -132,10 +142,12 @@ def pack(
         packed_bytes=directory_bytes(target),
         tokenizer=tokenizer_kind,
         seconds=time.perf_counter() - start,
-        check=None if text is None else _checked(checkpoint, target, text),
+        check=None if text is None else _checked(checkpoint, target, text, run),
         rows=None if reading is None or forms.rows == "none" else forms.rows,
         dense=None if forms.dense == "none" else forms.dense,
         head=None if forms.head == "none" else forms.head,
+        head_choice=_head_choice(open_head, run, forms, asked),
+        head_int8=run.head if run else None,
         weights=None if found is None else found.words,
         scales={} if found is None else found.scales,
         scale_group=config.scale_group,
@@ -144,12 +156,20 @@ def pack(
     )
 
 
+def _head_choice(
+    open_head: bool, run: SourceRun | None, forms: Forms, asked: dict[str, str]
+) -> str | None:
+    if open_head:
+        return "measured" if run and run.head else "not measured"
+    return "asked" if asked["head"] != "auto" and forms.head != "none" else None
+
+
 def _checked(
-    checkpoint: Checkpoint, target: Path, text: CheckText
+    checkpoint: Checkpoint, target: Path, text: CheckText, run: SourceRun | None
 ) -> PackCheck | EncoderCheck | None:
     """What the check finds; a model that cannot be computed is not left behind."""
     try:
-        return check_packed(checkpoint, target, text)
+        return check_packed(checkpoint, target, text, run)
     except Exception:
         shutil.rmtree(target, ignore_errors=True)
         raise

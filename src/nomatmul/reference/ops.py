@@ -40,11 +40,16 @@ def layer_norm(x: Float, weight: Float, bias: Float, eps: float) -> Float:
 def exact_product(q: NDArray[np.int8], w_NK: NDArray[np.int8]) -> NDArray[np.int32]:
     """Return int32 [..., N]: q [..., K] @ w^T, exact.
 
-    Computed by float64 matrix products: every partial sum is an integer far below 2^53, so no
-    order of summation can round. (numpy's integer product has no fast path.)
+    Computed by float32 matrix products of so many inputs that every partial sum is an integer of at
+    most 2^24, so no order of summation can round. (numpy's integer product has no fast path.)
     """
-    product = q.astype(np.float64) @ w_NK.astype(np.float64).T
-    return product.astype(np.int32)
+    largest = max(int(w_NK.max(initial=1)), -int(w_NK.min(initial=0)))
+    step = (1 << 24) // (128 * largest)
+    total = np.zeros((*q.shape[:-1], len(w_NK)), np.int32)
+    for at in range(0, q.shape[-1], step):
+        part_NK = w_NK[:, at : at + step].astype(np.float32)
+        total += (q[..., at : at + step].astype(np.float32) @ part_NK.T).astype(np.int32)
+    return total
 
 
 def mlgru_gates(i: Float, f: Float, lower_bound: Float | None) -> tuple[Float, Float]:

@@ -78,7 +78,7 @@ class PackedWriter:
         self.names = list(self._tensors)
         self._pending = list(reversed(self.names))
         self._crc = dict.fromkeys(self.names, 0)
-        _refuse_existing(self.dst)
+        refuse_existing(self.dst)
         document = json.dumps(describe(config, forms, reading), indent=2) + "\n"
         files = {
             CONFIG_FILE: document.encode(),
@@ -143,7 +143,7 @@ class PackedWriter:
             os.fsync(self._file.fileno())
             self._file.close()
             sync_directory(self._temporary)
-            _refuse_existing(self.dst)
+            refuse_existing(self.dst)
             os.replace(self._temporary, self.dst)
             self._temporary = None
             sync_directory(self.dst.parent)
@@ -223,7 +223,8 @@ class PackedWriter:
                 raise FormatError(f"{name} must be above 0, found {block.min()}")
 
 
-def _refuse_existing(dst: Path) -> None:
+def refuse_existing(dst: Path) -> None:
+    """Raise FormatError for a place where no model can be put; an empty directory is one."""
     if dst.is_symlink() or (dst.exists() and not (dst.is_dir() and not any(dst.iterdir()))):
         raise FormatError(f"{dst} already exists; give a new name or remove it first")
 
