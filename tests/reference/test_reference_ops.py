@@ -65,6 +65,17 @@ def test_accumulators_are_exact_at_the_largest_sum():
     assert ops.exact_product(q, np.ones((1, 131_072), np.int8)) == -(2**24)
 
 
+@pytest.mark.parametrize(("largest", "columns"), [(1, 180_001), (127, 100_001), (-128, 100_001)])
+def test_accumulators_are_exact_beyond_what_one_float32_sum_holds(rng, largest, columns):
+    """Odd sums far above 2^24, which float32 cannot hold."""
+    t = np.full((3, columns), largest, np.int8)
+    t[1] = rng.integers(-abs(largest), abs(largest), columns, dtype=np.int8)
+    q = rng.integers(-128, -100, (2, columns), dtype=np.int8)
+    expected = q.astype(np.int64) @ t.astype(np.int64).T
+    assert np.abs(expected).max() > (1 << 24)
+    np.testing.assert_array_equal(ops.exact_product(q, t), expected)
+
+
 def test_bit_linear_is_close_to_the_float_product_of_what_it_stands_for(rng):
     weight = rng.standard_normal((9, 64)).astype(np.float32)
     t, scale = quantise_weight(weight)
