@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from gguf_models import write_gguf
+from model_files import write_tokenizer
 from support.published_lm import BITNET, LLAMA, bfloat16, random_model, write_packed
 
 from nomatmul import cli
@@ -15,6 +16,7 @@ from nomatmul.convert.check_text import DEFAULT_TEXT, MORE_TEXT, more_ids, token
 from nomatmul.convert.head import HeadCost, int8_cost
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.packed import PackedReader
+from nomatmul.formats.tokenizer import load_tokenizer
 from nomatmul.reference.model import ReferenceModel
 
 
@@ -210,6 +212,22 @@ def test_positions_to_judge_a_small_head_by(tmp_path, rng, longest, shape):
     assert found.shape == shape
     assert found[0, : len(ids)].tolist() == ids
     assert 0 <= found.min() <= found.max() < config.vocab_size
+
+
+def test_a_short_text_goes_on(tmp_path, rng):
+    """A head is not judged by three tokens, and the check is of them alone."""
+    values = {**LLAMA, "max_position_embeddings": 256}
+    source = write_packed(tmp_path / "source", random_model(values, rng), legacy=True)
+    write_tokenizer(source)
+    (tmp_path / "short.txt").write_text("w1 w2 w3")
+    result = pack(source, tmp_path / "packed", check_text=tmp_path / "short.txt")
+    reader = PackedReader(tmp_path / "packed")
+    ids, _ = token_ids(reader.config, reader.tokenizer_path, check.CheckText("w1 w2 w3"))
+    found = more_ids(reader.config, reader.tokenizer_path, ids)
+    more = load_tokenizer(reader.tokenizer_path).encode(MORE_TEXT).ids
+    assert found.tolist() == [[*ids, *more][:256]]
+    assert result.check.tokens == len(ids)
+    assert result.head_int8.positions == found.size >= 200
 
 
 def test_the_built_in_text_is_long_enough():
