@@ -127,7 +127,9 @@ def test_doctor_finds_this_machine_well(run):
     assert done.status == 0, report
     assert report["ok"]
     assert all(test["ok"] for test in report["self_test"])
-    assert set(report["extras"]) == {"train", "chat", "hub", "bench"}
+    assert set(report["extras"]) == {
+        *("train", "chat", "hub", "serve", "serve-ray", "eval", "bench")
+    }
     assert report["versions"]["nomatmul"] == nomatmul.__version__
     assert "all is well" in run("doctor", "--gib", "0.01").out
 
