@@ -1,8 +1,9 @@
-"""Small models of every kind of vocabulary, and texts that a grammar allows, drawn at random."""
+"""Small models of every kind of vocabulary, and grammars with texts that they allow."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sentencepiece_files import vocabulary as sentencepiece_vocabulary
@@ -10,7 +11,8 @@ from sentencepiece_files import vocabulary as sentencepiece_vocabulary
 from nomatmul.convert.sentencepiece import convert_tokenizer
 from nomatmul.engine import LanguageModel, random_model
 from nomatmul.formats.config import ModelConfig
-from nomatmul.serve.grammar import Grammars, Matcher
+from nomatmul.serve.grammar import Grammars, GrammarSpec, Matcher
+from nomatmul.serve.response_format import response_grammar
 
 PADDED = 20  # ids of a model beyond those of its tokenizer
 
@@ -65,3 +67,12 @@ def wander(
             return made
         made.append(token)
     return None
+
+
+def spec_of(schema: Any) -> GrammarSpec:
+    """The grammar of a response that is to follow a schema."""
+    spec = response_grammar(
+        {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
+    )
+    assert spec is not None
+    return spec

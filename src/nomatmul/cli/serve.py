@@ -14,6 +14,7 @@ SIGTERM, SIGINT (Ctrl-C) or SIGHUP end it in order: no new work, answers end or 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,27 +96,11 @@ def run(options: Options) -> int:
     from nomatmul.serve.run import configure_log, serve
 
     keys = find_keys(None if options.api_key is None else Path(options.api_key))
-    chosen = ServeOptions(
-        models=options.models,
-        host=options.host,
-        port=options.port,
-        threads=options.threads,
-        device=options.device,
-        kv=options.kv,
-        max_streams=options.max_streams,
-        max_queue=options.max_queue,
-        state_cache=options.state_cache,
-        state_dir=None if options.state_dir is None else Path(options.state_dir).expanduser(),
-        api_keys=keys,
-        timeout=options.timeout,
-        grace=options.grace,
-        max_body=options.max_body,
-        max_connections=options.max_connections,
-        cors=options.cors,
-        allow_host=options.allow_host,
-        chat_template=options.chat_template,
-        log=options.log,
-    )
+    names = {field.name for field in dataclasses.fields(ServeOptions)}
+    given = {name: value for name, value in vars(options).items() if name in names}
+    if options.state_dir is not None:
+        given["state_dir"] = Path(options.state_dir).expanduser()
+    chosen = ServeOptions(**given, api_keys=keys)
     configure_log(chosen)
 
     def show(report: dict[str, Any]) -> None:
