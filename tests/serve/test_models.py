@@ -11,7 +11,8 @@ from chat_templates import CHATML
 from nomatmul import cli
 from nomatmul.engine import load
 from nomatmul.engine.loading import BOX
-from nomatmul.serve.models import model_paths, open_models, plain_text, served_model
+from nomatmul.serve.models import model_paths, open_models, served_model
+from nomatmul.serve.rendered import plain_text
 
 
 def say(*words: str) -> list[dict[str, str]]:

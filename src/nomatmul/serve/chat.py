@@ -21,7 +21,7 @@ from nomatmul.serve.body import read_body
 from nomatmul.serve.documents import documented
 from nomatmul.serve.job import Delta, Job, Usage
 from nomatmul.serve.limits import CHAT_TOKENS
-from nomatmul.serve.logprobs import chat_logprobs, token_bytes
+from nomatmul.serve.logprobs import chat_logprobs
 from nomatmul.serve.prepare import (
     blame,
     client_of,
@@ -42,7 +42,8 @@ from nomatmul.serve.tools import CallDelta, ToolParser, ToolPlan
 
 if TYPE_CHECKING:
     from nomatmul.engine.sampling import Sampling
-    from nomatmul.serve.models import Rendered, ServedModel
+    from nomatmul.serve.models import ServedModel
+    from nomatmul.serve.rendered import Rendered
 
 router = APIRouter(prefix="/v1", tags=["chat"])
 
@@ -154,7 +155,7 @@ def _choice(
     message: dict[str, Any] = {"role": "assistant", "content": said, "refusal": None}
     if calls:
         message["tool_calls"] = calls
-    logprobs = chat_logprobs(token_bytes(model), delta.tokens) if asked.logprobs else None
+    logprobs = chat_logprobs(model.token_bytes, delta.tokens) if asked.logprobs else None
     return {
         "index": delta.index,
         "message": message,
@@ -194,7 +195,7 @@ class ChatWriter:
             pieces += parser.finish()
         logprobs = "null"
         if delta.tokens:
-            logprobs = encode(chat_logprobs(token_bytes(self._model), delta.tokens))
+            logprobs = encode(chat_logprobs(self._model.token_bytes, delta.tokens))
             pieces = pieces or [""]
         for piece in pieces:
             found.append(self._chunk(index, _delta(piece), logprobs))

@@ -21,7 +21,7 @@ from nomatmul.serve.documents import documented
 from nomatmul.serve.errors import ApiError
 from nomatmul.serve.job import Delta, Job, Usage
 from nomatmul.serve.limits import COMPLETION_TOKENS, check_size
-from nomatmul.serve.logprobs import TextLogprobs, token_bytes
+from nomatmul.serve.logprobs import TextLogprobs
 from nomatmul.serve.prepare import (
     blame,
     client_of,
@@ -177,7 +177,7 @@ class CompletionWriter:
             return None
         scores = self._logprobs.get(delta.index)
         if scores is None:
-            names = token_bytes(self._model)
+            names = self._model.token_bytes
             scores = TextLogprobs(names, self._asked.logprobs, self._prompt(delta.index))
             self._logprobs[delta.index] = scores
         return scores.fields(delta.tokens)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import functools
 from typing import TYPE_CHECKING, Any
 
 from nomatmul.engine.text import BROKEN, byte_alphabet, spelt_bytes
@@ -38,12 +37,6 @@ class TokenBytes:
         if data is None or data == text.encode():
             return text
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
-
-
-@functools.lru_cache(maxsize=32)
-def token_bytes(model: ServedModel) -> TokenBytes:
-    """The bytes of a model's tokens; looking through its special tokens takes a while."""
-    return TokenBytes(model)
 
 
 def chat_logprobs(names: TokenBytes, tokens: list[Token]) -> dict[str, Any]:

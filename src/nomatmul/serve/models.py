@@ -5,7 +5,6 @@ Legend: V vocabulary.
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import functools
 import logging
@@ -21,19 +20,20 @@ from nomatmul.engine.language_model import LanguageModel
 from nomatmul.engine.loading import BOX, load
 from nomatmul.engine.sampling import Sampling
 from nomatmul.engine.state import Layout
-from nomatmul.engine.text import encoding_of
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.generation_config import sampling_defaults
 from nomatmul.formats.packed.layout import WEIGHTS_FILE
 from nomatmul.formats.packed.reader import PackedReader
 from nomatmul.serve.limits import check_size
+from nomatmul.serve.rendered import Rendered, plain_rendered
 
 if TYPE_CHECKING:
     from nomatmul.engine.chat_text import ChatText
     from nomatmul.engine.encoder_model import EncoderModel
     from nomatmul.formats.chat_template import Message
     from nomatmul.serve.grammar import Grammars
+    from nomatmul.serve.logprobs import TokenBytes
 
 BOX_NAME = "nomatmul-box"
 PLAIN = "plain"  # what --chat-template calls the template of models without one
@@ -41,18 +41,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _log = logging.getLogger("nomatmul.serve")
 
 Stamps = dict[str, tuple[int, int, int]]
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A conversation as the model reads it.
-
-    boundaries: ascending positions behind the ends of messages, where the tokens show them.
-    """
-
-    ids: tuple[int, ...]
-    boundaries: tuple[int, ...]
-    text: str
 
 
 @dataclass(eq=False)
@@ -92,6 +80,13 @@ class ServedModel:
         ends = {*lm.config.end_token_ids, *self.end_tokens}
         return Grammars(lm.tokenizer, lm.config.vocab_size, ends)
 
+    @functools.cached_property
+    def token_bytes(self) -> TokenBytes:
+        """The bytes of the tokens; looking through the special ones takes a while."""
+        from nomatmul.serve.logprobs import TokenBytes
+
+        return TokenBytes(self)
+
     @property
     def source(self) -> str:
         """The text of the chat template; "" of the plain one, and of encoders."""
@@ -111,7 +106,7 @@ class ServedModel:
         """
         lm = self.language
         if self.chat is None:
-            return _plain(lm, messages)
+            return plain_rendered(lm, messages)
         text = self.chat.render(
             messages,
             add_generation_prompt=add_generation_prompt,
@@ -159,31 +154,6 @@ class ServedModel:
                 self.directory,
             )
         return True
-
-
-def plain_text(messages: Sequence[Message]) -> tuple[str, list[int]]:
-    """(text, where each message ends in it) of the plain template.
-
-    An answer goes on directly behind what was said before it; everything else begins a line.
-    """
-    text, ends = "", []
-    for message in messages:
-        if text and message["role"] != "assistant":
-            text += "\n"
-        text += message.get("content") or ""
-        ends.append(len(text))
-    return text, ends
-
-
-def _plain(lm: LanguageModel, messages: Sequence[Message]) -> Rendered:
-    text, ends = plain_text(messages)
-    check_size(len(text))
-    ids = lm.prompt_ids(text)
-    encoding = encoding_of(lm.tokenizer, text)
-    first = len(ids) - len(encoding.ids)  # the start token, where the model has one
-    places = [end for _, end in encoding.offsets]
-    found = sorted({first + bisect.bisect_right(places, end) for end in ends} - {first})
-    return Rendered(tuple(ids), tuple(found), text)
 
 
 def stamps_of(directory: Path) -> Stamps:

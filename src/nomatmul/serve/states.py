@@ -26,7 +26,6 @@ from nomatmul.serve.errors import ApiError
 from nomatmul.serve.fields import Fields
 from nomatmul.serve.job import Job
 from nomatmul.serve.limits import MAX_MESSAGES
-from nomatmul.serve.models import Rendered
 from nomatmul.serve.prepare import (
     blame,
     client_of,
@@ -37,6 +36,7 @@ from nomatmul.serve.prepare import (
     server_of,
     submit,
 )
+from nomatmul.serve.rendered import Rendered
 from nomatmul.serve.schema import Message, Name, TemplateOptions, fault
 from nomatmul.serve.tools import ToolPlan
 
