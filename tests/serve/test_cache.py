@@ -275,6 +275,21 @@ def test_a_state_that_is_named_again_keeps_its_own_pages() -> None:
     assert entry.session is not None
 
 
+def test_a_name_of_one_model_makes_no_room_for_that_of_another() -> None:
+    probe = StateCache({"m": recurrent(), "other": recurrent()}, BIG)
+    read(probe, [1, 2, 3])
+    cache = StateCache(probe.models, probe.stats().bytes * 3 // 2)
+    for model in ("m", "m", "other"):
+        session = cache.models[model].session()
+        row = session.append([1, 2, 3])
+        if model == "m":
+            cache.keep(model, [1, 2, 3], session, row, "name")
+        else:
+            with pytest.raises(ValueError, match="the state 'name' takes"):
+                cache.keep(model, [1, 2, 3], session, row, "name")
+    assert cache.stats().bytes <= cache.max_bytes
+
+
 def test_two_models_share_the_limit_and_nothing_else() -> None:
     cache = StateCache({"m": recurrent(), "other": attention()}, BIG)
     read(cache, [1, 2, 3])

@@ -154,7 +154,7 @@ class StateCache:
         store.settle()
         own = sum(memory_of(session, logits).values()) + ID_BYTES * len(array)
         if name is not None:
-            held = store.pinned_bytes(store.at(model, array), name)
+            held = store.pinned_bytes(store.at(model, array), model, name)
             if held + own > self.max_bytes:
                 raise ValueError(
                     f"the state {name!r} takes {own} bytes beside {held} of other named states:"

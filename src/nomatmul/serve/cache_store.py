@@ -174,12 +174,16 @@ class Store:
             found += [entry for entry in entries if entry is not None and entry.names]
         return found
 
-    def pinned_bytes(self, but: Entry | None = None, name: str | None = None) -> int:
-        """What pinned entries take on their own; without one of them, and what only `name` pins."""
+    def pinned_bytes(
+        self, but: Entry | None = None, model: str | None = None, name: str | None = None
+    ) -> int:
+        """What pinned entries take on their own; without one of them, and without what only this
+        name of this model pins."""
         held: dict[int, int] = {}
         ids = 0
         for entry in self.pinned():
-            if entry is not but and entry.names != {name}:
+            released = entry.model == model and entry.names == {name}
+            if entry is not but and not released:
                 held |= entry.charged
                 ids += entry.node.end
         return sum(held.values()) + ID_BYTES * ids
