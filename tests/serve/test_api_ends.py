@@ -12,6 +12,7 @@ import pytest
 from support.scripted import ask, says, scripted_server
 from support.serving import running_server
 
+from nomatmul.serve import embeddings
 from nomatmul.serve.options import ServeOptions
 
 BOX = "nomatmul-box"
@@ -45,6 +46,15 @@ def test_a_stream_that_takes_too_long_ends_with_an_error(hasty):
         with pytest.raises(openai.APIError) as caught:
             list(stream)
     assert caught.value.code == "timeout"
+
+
+def test_vectors_that_take_too_long_are_an_error(hasty, monkeypatch):
+    """Slices that get nowhere stand for an input of hours."""
+    monkeypatch.setattr(embeddings, "_slice", lambda work, pace: lambda: None)
+    body = {"model": BOX, "input": "The river"}
+    response = httpx.post(hasty.url + "/v1/embeddings", json=body, timeout=30)
+    assert response.status_code == 504
+    assert response.json()["error"]["code"] == "timeout"
 
 
 def test_a_stream_is_cut_when_the_server_closes():

@@ -56,14 +56,19 @@ def finish_reason(delta: Delta) -> str | None:
     return None if delta.finish is None else _REASONS[delta.finish]
 
 
+def too_late(seconds: float) -> ApiError:
+    """The error of a request that took longer than so many seconds."""
+    message = f"The request took longer than the {seconds:g} s that it may take"
+    # OpenAI's client would send it again, to no better end
+    return ApiError(504, message, code="timeout", headers={"x-should-retry": "false"})
+
+
 def check_whole(ticket: Ticket, delta: Delta) -> None:
     """Raise ApiError where a choice was cut off rather than ended."""
     if delta.finish not in CUTS:
         return
     if delta.finish == "timeout":
-        message = f"The request took longer than the {ticket.job.timeout:g} s that it may take"
-        # OpenAI's client would send it again, to no better end
-        raise ApiError(504, message, code="timeout", headers={"x-should-retry": "false"})
+        raise too_late(ticket.job.timeout or 0.0)
     if delta.finish == "shutdown":
         raise ApiError(503, "The server shut down before the answer ended", code="shutting_down")
     if delta.finish == "cancelled":

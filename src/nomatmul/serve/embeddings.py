@@ -23,7 +23,7 @@ from starlette.responses import Response
 from nomatmul.engine.embeddings import Reading
 from nomatmul.engine.encoder_model import EncoderModel
 from nomatmul.engine.language_model import LanguageModel
-from nomatmul.serve.answers import GONE, encode
+from nomatmul.serve.answers import GONE, encode, too_late
 from nomatmul.serve.body import read_body
 from nomatmul.serve.documents import documented
 from nomatmul.serve.errors import ApiError, unknown_model
@@ -68,7 +68,11 @@ async def create(request: Request) -> Response:
         message = f"This model's vectors have {size} dimensions; they cannot be shortened"
         raise ApiError(400, message, "dimensions", "invalid_value")
     ids = await offload(request, lambda: _token_ids(asked, model))
-    vectors_BD = await _embedded(request, model, ids)
+    timeout = server_of(request).options.timeout
+    try:
+        vectors_BD = await asyncio.wait_for(_embedded(request, model, ids), timeout)
+    except asyncio.TimeoutError:
+        raise too_late(timeout) from None
     count = sum(map(len, ids))
     usage = encode({"prompt_tokens": count, "total_tokens": count})
     rows = await offload(request, lambda: _rows(vectors_BD, asked.encoding_format))
