@@ -106,3 +106,22 @@ def test_a_loop_that_has_ended_is_passed_over():
         await asyncio.wait_for(event.wait(), 30)
 
     asyncio.run(run(asyncio.run(loop())))
+
+
+def test_news_may_wait_for_the_next_call_but_first_tokens_and_ends(monkeypatch):
+    monkeypatch.setattr("nomatmul.serve.bridge.WAKE_SECONDS", 1000.0)
+    ticket, woken = Ticket(Job("m", ((1,),), 4)), []
+
+    async def run():
+        bell, event = Bell(), asyncio.Event()
+        ticket.reader = (asyncio.get_running_loop(), event)
+        for seconds, finish in [(0, None), (0, None), (2000, None), (0, None), (0, "length")]:
+            ticket.put(0, "a", 1, finish=finish)
+            bell.add(ticket)
+            bell.ring_in_time(seconds)
+            await asyncio.sleep(0)
+            woken.append(event.is_set())
+            event.clear()
+
+    asyncio.run(run())
+    assert woken == [True, False, True, False, True]

@@ -247,7 +247,7 @@ def test_follow_brings_each_token_when_it_is_made(
     models: dict[str, Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model makes the next token only when the reader has the last one."""
-    monkeypatch.setattr("nomatmul.serve.scheduler.WAKE_SECONDS", 0.0)
+    monkeypatch.setattr("nomatmul.serve.bridge.WAKE_SECONDS", 0.0)
     read = threading.Semaphore(1)
 
     def step(original: Any, *arguments: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import random
 import sys
 import threading
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 log = logging.getLogger("nomatmul.serve")
 
-# Readers are woken at most so often, but at once for first tokens and ends. A fast model makes
-# several tokens meanwhile, which go out together: to wake, to write and to send costs as much as a
-# fifth of a token of the model in the box.
-WAKE_SECONDS = 0.02
 LOOK_SECONDS = 0.02  # how often deadlines are looked at
 # Of Python's threads: how long the engine waits for an event loop that is at work before it takes
 # the GIL from it. With Python's own 5 ms a loop that works a third of the time halves the speed of
@@ -96,8 +93,7 @@ class Scheduler:
         self._open: dict[Ticket, Work] = {}  # jobs of which a choice has no finish
         self._cut_at: float | None = None  # when a close cuts what runs
         self._thread: threading.Thread | None = None
-        self._looked, self._woken = 0.0, 0.0  # when deadlines were looked at, readers woken
-        self._urgent = False  # whether readers are to be woken at once
+        self._looked = 0.0  # when deadlines were looked at
 
     # --- of any thread -------------------------------------------------------
 
@@ -243,7 +239,9 @@ class Scheduler:
             self._counts.steps += 1
             self._counts.step_s += seconds
             self._counts.longest_step_s = max(self._counts.longest_step_s, seconds)
-        self._wake()
+        # to the end of the next step; without one nothing else would wake them
+        paces = [batch.pace.last for batch in self._order if batch.busy]
+        self._bell.ring_in_time(max(paces, default=math.inf))
 
     def _end_some(self, now: float) -> None:
         """End jobs that were cancelled, that are out of time, that a close finds waiting."""
@@ -300,8 +298,6 @@ class Scheduler:
         self._bell.add(ticket)
         if ticket.finished:
             self._over(ticket, "failed" if ticket.error is not None else counter)
-        if ticket.finished or ticket.usage.completion_tokens <= 1:
-            self._urgent = True
 
     def _end(self, ticket: Ticket, finish: str, error: str | None = None) -> None:
         """Cut a job off, wherever it is; nothing for one that is over."""
@@ -317,22 +313,11 @@ class Scheduler:
                 ticket.put(index, finish=finish)
         self._over(ticket, _COUNTERS[finish])
         self._bell.add(ticket)
-        self._urgent = True
 
     def _over(self, ticket: Ticket, counter: str) -> None:
         with self._lock:
             if self._open.pop(ticket, None) is not None:
                 setattr(self._counts, counter, getattr(self._counts, counter) + 1)
-
-    def _wake(self) -> None:
-        """Wake readers, unless they have just been woken and will be again soon."""
-        if not self._bell.due:
-            return
-        now = time.monotonic()
-        soon = now + max((batch.pace.last for batch in self._order if batch.busy), default=1.0)
-        if self._urgent or soon > self._woken + WAKE_SECONDS:
-            self._bell.ring()
-            self._urgent, self._woken = False, now
 
     def _shut_down(self) -> None:
         """End whatever is left; write the cache."""
