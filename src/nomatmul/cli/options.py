@@ -130,7 +130,8 @@ def _add_argument(
         many = {"nargs": meta["nargs"]} if meta.get("nargs") else {"action": "append"}
     if not required and field.default not in (None, "", ()):
         values = field.default if isinstance(field.default, tuple) else (field.default,)
-        text += f" (default {','.join(map(str, values))})"
+        show = size_text if meta.get("type") is byte_count else str
+        text += f" (default {','.join(map(show, values))})"
     parser.add_argument(
         flag,
         dest=field.name,
@@ -186,6 +187,14 @@ def byte_count(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 1GiB, 512MiB or 0")
     base = 1000 if match[2] and (match[3] or "").upper() == "B" else 1024
     return int(float(match[1]) * base ** _UNITS[match[2].upper()])
+
+
+def size_text(count: int) -> str:
+    """The shortest text that `byte_count` reads as this size: `1GiB`."""
+    for unit, power in reversed(_UNITS.items()):
+        if unit and count and count % 1024**power == 0:
+            return f"{count // 1024**power}{unit}iB"
+    return str(count)
 
 
 def integers(text: str) -> tuple[int, ...]:
