@@ -88,7 +88,7 @@ def test_the_words_for_people(capsys):
                 "packing": "none",
                 "device": "cpu",
                 "kernels": "avx2",
-                "threads": 3,
+                "threads": 1,
                 "weight_bytes": 10**3,
                 "chat_template": None,
             },
@@ -105,8 +105,8 @@ def test_the_words_for_people(capsys):
         "page         P/",
         "API          P/v1  (metrics: P/metrics)",
         "model m      1,234 parameters, 2bit weights, avx2 kernels on 3 threads, 5.00 MB of"
-        " weights, 512 B a token of it, its own chat template",
-        "model e      99 parameters, avx2 kernels on 3 threads, 1.00 kB of weights, an"
+        " weights, 512 B a token of a stream, its own chat template",
+        "model e      99 parameters, avx2 kernels on 1 thread, 1.00 kB of weights, an"
         " encoder, for embeddings",
         "state cache  up to 1.00 GB, kept in /states",
         "limits       2 streams, 3 waiting requests, 60 s a request, bodies of 1.00 MB",
@@ -144,6 +144,7 @@ def test_faults_of_the_command_line_are_one_line(tmp_path):
         "holds no API key": ["--api-key", tmp_path / "empty"],
         "bad, line 2: an API key is": ["--api-key", tmp_path / "bad"],
         "absent: No such file": ["--api-key", tmp_path / "absent"],
+        f"the state directory {tmp_path / 'bad'} is a file": ["--state-dir", tmp_path / "bad"],
         "kv 'int8' is about keys and values": ["--kv", "int8"],
         "threads must be a whole number": ["--threads", 0],
         "absent.jinja: No such file": ["--chat-template", tmp_path / "absent.jinja"],
@@ -165,6 +166,26 @@ def run_in_process(*arguments: object) -> str:
     lines = [line for line in err.getvalue().splitlines() if "warning" not in line]
     assert (status, out.getvalue(), len(lines)) == (1, "", 1), (arguments, err.getvalue())
     return lines[0]
+
+
+def test_a_state_directory_that_cannot_be_used_is_not_said_to_keep_states(tmp_path, caplog):
+    from nomatmul.serve.startup import report
+
+    (tmp_path / "file").write_text("")
+    for directory, kept in ((tmp_path / "file" / "states", None), (tmp_path, str(tmp_path))):
+        server = Server(ServeOptions(threads=1, state_dir=directory))
+        server.start()
+        try:
+            assert report(server, "U")["state_cache"]["directory"] == kept
+        finally:
+            server.close(0.0)
+
+
+def test_help_names_sizes_as_they_are_given(capsys):
+    assert cli.main(["serve", "--help"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "0 keeps none (default 1GiB)" in words
+    assert "beyond: status 413 (default 16MiB)" in words
 
 
 def test_an_address_of_another_machine_is_one_line():

@@ -143,7 +143,8 @@ def _model(model: dict[str, Any]) -> str:
     if model["packing"] != "none":
         words.append(f"{model['packing']} weights")
     cpu = model["device"] == "cpu"
-    where = f"on {model['threads']} threads" if cpu else f"on {model['device']}"
+    threads = f"{model['threads']} thread{'s' if model['threads'] != 1 else ''}"
+    where = f"on {threads if cpu else model['device']}"
     words += [
         f"{model['kernels']} kernels {where}",
         f"{size(model['weight_bytes'])} of weights",
@@ -151,6 +152,6 @@ def _model(model: dict[str, Any]) -> str:
     if model["kind"] == "encoder":
         return ", ".join([*words, "an encoder, for embeddings"])
     each = [f"{size(model['stream_bytes'])} a stream"] if model["stream_bytes"] else []
-    each += [f"{size(model['token_bytes'])} a token of it"] if model["token_bytes"] else []
+    each += [f"{size(model['token_bytes'])} a token of a stream"] if model["token_bytes"] else []
     template = {"model": "its own chat template", "plain": "the plain chat template"}
     return ", ".join([*words, *each, template[model["chat_template"]]])

@@ -88,6 +88,11 @@ class StateCache:
         self._store.list_files(LIST_SECONDS)
         self._store.shrink()
 
+    @property
+    def directory(self) -> Path | None:
+        """Where states are kept; None where nowhere, a directory that cannot be used included."""
+        return None if self._store.files is None else self._store.files.directory
+
     # -- what the scheduler asks
 
     def find(self, model: str, ids: Tokens) -> Found:

@@ -68,8 +68,8 @@ class StateFiles:
     """States of several models in one directory of at most `limit` bytes.
 
     The files used longest ago go first, pinned ones never. nbytes: of all of them, those that wait
-    to be written included. Raises ValueError where another server uses the directory, and OSError
-    where it cannot be used at all.
+    to be written included. Raises ValueError where another server uses the directory or it is a
+    file, and OSError where it cannot be used at all.
     """
 
     def __init__(self, directory: Path, limit: int, models: Mapping[str, LanguageModel]) -> None:
@@ -77,6 +77,8 @@ class StateFiles:
         self.nbytes = self.dropped = 0
         self._models = models
         self._tags = {name: _tag(lm) for name, lm in models.items()}
+        if directory.exists() and not directory.is_dir():
+            raise ValueError(f"the state directory {directory} is a file")
         directory.mkdir(0o700, parents=True, exist_ok=True)  # of people's words
         self._lock = _locked(directory)
         self._sizes: OrderedDict[str, int] = OrderedDict()  # the file used longest ago comes first

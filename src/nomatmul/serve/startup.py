@@ -20,6 +20,7 @@ def report(server: Server, url: str) -> dict[str, Any]:
     from nomatmul import __version__
 
     options = server.options
+    directory = None if server.cache is None else server.cache.directory
     return {
         "version": __version__,
         "pid": os.getpid(),
@@ -30,7 +31,7 @@ def report(server: Server, url: str) -> dict[str, Any]:
         "models": [_model(model) for model in server.models.values()],
         "state_cache": {
             "bytes": options.state_cache if server.cache is not None else 0,
-            "directory": None if options.state_dir is None else str(options.state_dir),
+            "directory": None if directory is None else str(directory),
         },
         "limits": {
             "streams": options.max_streams,
