@@ -35,6 +35,8 @@ _BACKLOG = 512
 _SEND_BUFFER = 256 << 10
 _DRAIN = 3  # seconds in which the last bytes of answers must have been read
 
+_log = logging.getLogger("nomatmul.serve")
+
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -199,6 +201,13 @@ class _Process:
     async def _close(self) -> None:
         """The orderly end; connections are still answered (503) while streams end."""
         await asyncio.to_thread(self._loading.join)
+        if self._server.state == "ready" and (running := self._server.scheduler.stats().running):
+            grace = self._server.options.grace
+            _log.info(
+                "running answers (%d) go on for up to %g s; a second signal ends at once",
+                running,
+                grace,
+            )
         await asyncio.to_thread(self._server.close)
         self._uvicorn.should_exit = True
 
