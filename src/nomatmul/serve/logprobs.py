@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from nomatmul.engine.text import BROKEN, byte_alphabet, spelt_bytes
 from nomatmul.serve.job import Token
 
 if TYPE_CHECKING:
-    from nomatmul.serve.models import ServedModel
+    from tokenizers import Tokenizer
 
 
 class TokenBytes:
-    """The bytes of a model's tokens. Special tokens, which are never part of a text, have none."""
+    """The bytes of a tokenizer's tokens. Special ones and `ends`, no part of a text, have none."""
 
-    def __init__(self, model: ServedModel) -> None:
-        lm = model.language
-        self._tokenizer = lm.tokenizer
+    def __init__(self, tokenizer: Tokenizer, ends: Collection[int]) -> None:
+        self._tokenizer = tokenizer
         added = self._tokenizer.get_added_tokens_decoder()
         special = {index for index, token in added.items() if token.special}
-        self._special = special | {*lm.config.end_token_ids, *model.end_tokens}
+        self._special = special | set(ends)
 
     def of(self, token: int, text: str) -> bytes | None:
         """The bytes of a token, whose own text is known; None for a special one."""

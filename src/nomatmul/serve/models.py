@@ -77,15 +77,19 @@ class ServedModel:
         from nomatmul.serve.grammar import Grammars
 
         lm = self.language
-        ends = {*lm.config.end_token_ids, *self.end_tokens}
-        return Grammars(lm.tokenizer, lm.config.vocab_size, ends)
+        return Grammars(lm.tokenizer, lm.config.vocab_size, self._ends)
 
     @functools.cached_property
     def token_bytes(self) -> TokenBytes:
         """The bytes of the tokens; looking through the special ones takes a while."""
         from nomatmul.serve.logprobs import TokenBytes
 
-        return TokenBytes(self)
+        return TokenBytes(self.language.tokenizer, self._ends)
+
+    @property
+    def _ends(self) -> set[int]:
+        """Tokens that end an answer of a chat."""
+        return {*self.language.config.end_token_ids, *self.end_tokens}
 
     @property
     def source(self) -> str:
@@ -115,7 +119,7 @@ class ServedModel:
         shown = self.chat.shown(text)
         check_size(len(shown))
         ids = tuple(self.chat.ids(text))
-        ends = {*lm.config.end_token_ids, *self.end_tokens}
+        ends = self._ends
         boundaries = tuple(place for place, token in enumerate(ids, 1) if token in ends)
         return Rendered(ids, boundaries, shown)
 
