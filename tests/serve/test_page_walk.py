@@ -74,6 +74,8 @@ def test_a_walk(server: Running, browser: Browser, tmp_path: Path) -> None:
         page.keyboard.press("Enter")
         page.locator(".msg.assistant .stats").wait_for()
         assert user.get_by_text("2 / 2").is_visible()
+        focused = page.evaluate("document.activeElement.className")
+        assert "assistant" in focused, "the keyboard goes on where the edited message is answered"
         second = answers(page)[0]
         ask(page, " In the year", 2)
         page.locator(".msg.user").first.focus()
