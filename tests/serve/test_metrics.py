@@ -100,6 +100,7 @@ def test_tokens_add_up_to_what_the_responses_said():
     assert counted["nomatmul_first_token_seconds_count", "nomatmul-box"] == 6
     assert counted[("nomatmul_jobs_finished_total",)] == 6
     assert counted[("nomatmul_streams_running",)] == 0
+    assert counted[("nomatmul_cache_file_bytes",)] == 0  # there is no directory
 
 
 def test_unknown_paths_and_models_make_no_new_series():

@@ -53,6 +53,7 @@ _CACHE_NOW = {
     "entries": ("cache_entries", "States in the cache."),
     "bytes": ("cache_bytes", "Memory of these states."),
     "max_bytes": ("cache_max_bytes", "The limit of --state-cache."),
+    "file_bytes": ("cache_file_bytes", "States in --state-dir, those to be written included."),
 }
 _CACHE = {
     "hits": ("cache_hits", "Prompts of which a state had seen a part."),
