@@ -277,7 +277,8 @@ def test_a_state_that_is_named_again_keeps_its_own_pages() -> None:
 
 def test_a_name_of_one_model_makes_no_room_for_that_of_another() -> None:
     probe = StateCache({"m": recurrent(), "other": recurrent()}, BIG)
-    read(probe, [1, 2, 3])
+    session = probe.models["m"].session()
+    probe.keep("m", [1, 2, 3], session, session.append([1, 2, 3]), "name")
     cache = StateCache(probe.models, probe.stats().bytes * 3 // 2)
     for model in ("m", "m", "other"):
         session = cache.models[model].session()
@@ -288,6 +289,21 @@ def test_a_name_of_one_model_makes_no_room_for_that_of_another() -> None:
             with pytest.raises(ValueError, match="the state 'name' takes"):
                 cache.keep(model, [1, 2, 3], session, row, "name")
     assert cache.stats().bytes <= cache.max_bytes
+
+
+def test_names_and_their_documents_count() -> None:
+    """Any number of names of one state would be memory without limit."""
+    cache = cache_of(recurrent(), 50_000)
+    session = cache.models["m"].session()
+    row = session.append([1, 2, 3])
+    for number in range(20):
+        cache.keep("m", [1, 2, 3], session, row, f"name {number}", "x" * 1000)
+        assert 1000 * number < cache.stats().bytes <= cache.max_bytes
+    with pytest.raises(ValueError, match=r"the state 'long' takes"):
+        cache.keep("m", [1, 2, 3], session, row, "long", "x" * 40_000)
+    for name in cache.names("m"):
+        assert cache.forget("m", name)
+    assert cache.stats().bytes < 10_000
 
 
 def test_two_models_share_the_limit_and_nothing_else() -> None:

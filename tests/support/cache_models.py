@@ -51,7 +51,9 @@ def check(cache: StateCache) -> None:
     for entry in entries:
         held |= memory_of(entry.session, entry.logits)
     ids = sum(len(n.edge) for tree in store.trees.values() for n in tree.root.below())
-    assert cache.stats().bytes == sum(held.values()) + ID_BYTES * ids
+    namings = [one for named in cache._namings.values() for one in named.values()]
+    names = sum(512 + 36 * len(one.ids) + len(one.document) for one in namings)
+    assert cache.stats().bytes == sum(held.values()) + ID_BYTES * ids + names
     assert cache.stats().bytes <= cache.max_bytes
     assert cache.stats().entries == len(entries)
     assert set(store.recent) == {e for e in entries if e.in_memory and not e.names}

@@ -159,25 +159,33 @@ class StateCache:
         store.settle()
         own = sum(memory_of(session, logits).values()) + ID_BYTES * len(array)
         if name is not None:
-            held = store.pinned_bytes(store.at(model, array), model, name)
-            if held + own > self.max_bytes:
-                raise ValueError(
-                    f"the state {name!r} takes {own} bytes beside {held} of other named states:"
-                    f" more than the state cache's {self.max_bytes}"
-                )
-        elif own > self.max_bytes:
-            return
-        entry = store.put(model, array, session, logits, own=name is not None)
-        if name is not None:
             naming = Naming(tuple(array.tolist()), document)
+            self._check_room(model, array, own, name, naming)
+            entry = store.put(model, array, session, logits, own=True)
             if self.named(model, name) != naming.ids:
                 self._release(model, name)
             store.pin(entry, name)
             self._set_naming(model, name, naming)
+        elif own > self.max_bytes:
+            return
+        else:
+            entry = store.put(model, array, session, logits)
         store.touch(entry)
         store.shrink()
 
     # -- named states
+
+    def _check_room(self, model: str, ids: Ids, own: int, name: str, naming: Naming) -> None:
+        """Raise ValueError where a named state, `own` bytes without its name, has no room."""
+        old = self._namings[model].get(name)
+        held = self._store.pinned_bytes(self._store.at(model, ids), model, name)
+        held -= 0 if old is None else old.nbytes
+        own += naming.nbytes
+        if held + own > self.max_bytes:
+            raise ValueError(
+                f"the state {name!r} takes {own} bytes beside {held} of other named states:"
+                f" more than the state cache's {self.max_bytes}"
+            )
 
     def _read_namings(self) -> None:
         if self._store.files is not None:
@@ -185,6 +193,12 @@ class StateCache:
                 self._namings[model] = self._store.files.namings(model)
                 for name, naming in self._namings[model].items():
                     self._store.expect(model, np.array(naming.ids, np.int32), name)
+        self._count_namings()
+
+    def _count_namings(self) -> None:
+        self._store.naming_bytes = sum(
+            naming.nbytes for named in self._namings.values() for naming in named.values()
+        )
 
     def named(self, model: str, name: str) -> tuple[int, ...] | None:
         """Return the ids of a named state, None where there is none. From any thread."""
@@ -220,6 +234,7 @@ class StateCache:
         # a new dict each time: other threads may be reading the old one
         others = {key: one for key, one in self._namings[model].items() if key != name}
         self._namings[model] = others if naming is None else {**others, name: naming}
+        self._count_namings()
         files = self._store.files
         if files is not None and naming is not None:
             files.write_naming(model, name, naming)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from nomatmul.engine.state import Float
 
 LOCK = "nomatmul.lock"
+_NAMING_BYTES, _ID_BYTES = 512, 36  # of a named state on its own, and for each of its ids
 _PREFIX, _STATE, _NAME = "nomatmul-", ".state", ".name"
 _HEADER_BYTES = 1 << 16  # more than any model's header takes: no file is larger than planned
 
@@ -62,6 +63,11 @@ class Naming:
 
     ids: tuple[int, ...]
     document: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """About what it takes in memory, and not less than in its file."""
+        return _NAMING_BYTES + _ID_BYTES * len(self.ids) + len(self.document)
 
 
 class StateFiles:

@@ -38,8 +38,9 @@ _log = logging.getLogger("nomatmul.serve")
 class Store:
     """Entries by the ids of their sequences, in memory and in files.
 
-    trees: of each model. recent: what may be evicted, the least recently used comes first. files:
-    None where there is no directory. Counts: entries, evicted, written, read.
+    trees: of each model. naming_bytes: what the names of states take, with their ids and texts.
+    recent: what may be evicted, the least recently used comes first. files: None where there is no
+    directory. Counts: entries, evicted, written, read.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Store:
         self.grows = {name: lm.backend.layout.overwritten is None for name, lm in models.items()}
         self.recent: OrderedDict[Entry, None] = OrderedDict()
         self.entries = self.evicted = self.written = self.read = 0
+        self.naming_bytes = 0
         self._ledger = Ledger()
         self._by_file: dict[str, Entry] = {}
         self._names_of: dict[str, set[str]] = {}  # of files whose entry may not be listed yet
@@ -60,8 +62,9 @@ class Store:
 
     @property
     def bytes(self) -> int:
-        """Bytes in memory: states, logits, and the ids of all entries."""
-        return self._ledger.total + ID_BYTES * sum(tree.size for tree in self.trees.values())
+        """Bytes in memory: states, logits, names, and the ids of all entries."""
+        ids = ID_BYTES * sum(tree.size for tree in self.trees.values())
+        return self._ledger.total + self.naming_bytes + ids
 
     def at(self, model: str, ids: Ids) -> Entry | None:
         """The entry of just these ids."""
@@ -177,8 +180,8 @@ class Store:
     def pinned_bytes(
         self, but: Entry | None = None, model: str | None = None, name: str | None = None
     ) -> int:
-        """What pinned entries take on their own; without one of them, and without what only this
-        name of this model pins."""
+        """What pinned entries and names take on their own; without one of the entries, and without
+        what only this name of this model pins."""
         held: dict[int, int] = {}
         ids = 0
         for entry in self.pinned():
@@ -186,7 +189,7 @@ class Store:
             if entry is not but and not released:
                 held |= entry.charged
                 ids += entry.node.end
-        return sum(held.values()) + ID_BYTES * ids
+        return sum(held.values()) + ID_BYTES * ids + self.naming_bytes
 
     def pin(self, entry: Entry, name: str) -> None:
         """Keep an entry until it is unpinned from all its names."""
