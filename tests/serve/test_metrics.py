@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 
 import httpx
 import pytest
@@ -157,3 +158,9 @@ def test_the_log_holds_counts_and_no_texts(request_log):
     assert "xylophone" not in whole
     assert "secret" not in whole
     assert "wrong" not in whole
+
+
+def test_a_clock_that_is_set_changes_no_uptime(server, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 1.0)
+    uptime = httpx.get(server.url + "/health").json()["uptime_s"]
+    assert 0 <= uptime < 86400

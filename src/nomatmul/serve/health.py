@@ -14,7 +14,7 @@ router = APIRouter(tags=["operations"])
 async def health(request: Request) -> JSONResponse:
     """Status 200 for as long as the process answers."""
     server = request.app.state.server
-    uptime = round(time.time() - server.started, 1)
+    uptime = round(time.monotonic() - server.started, 1)
     return JSONResponse({"status": server.state, "uptime_s": uptime})
 
 

@@ -24,7 +24,7 @@ class Server:
     """Everything that requests share.
 
     models: {name: ServedModel}, empty until they are loaded, and then unchanged. cache: None where
-    it was switched off. state: what /ready says. started: seconds since the epoch.
+    it was switched off. state: what /ready says. started: `time.monotonic()`.
     """
 
     def __init__(self, options: ServeOptions) -> None:
@@ -32,7 +32,7 @@ class Server:
         self.models: dict[str, ServedModel] = {}
         self.cache: StateCache | None = None
         self.state: State = "loading"
-        self.started = time.time()
+        self.started = time.monotonic()
         self.metrics = Metrics(self)
         self._scheduler: Scheduler | None = None
         self._warming: threading.Thread | None = None
