@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,22 @@ from playwright.sync_api import Page, sync_playwright
 BEGINNINGS = ("The history of the steam engine", " Its inventor was born at", " In later years")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Start a server, hold the conversation, write the picture, end the server."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("picture", type=Path, nargs="?", default=Path("docs/serve.png"))
     parser.add_argument("--dark", action="store_true")
-    arguments = parser.parse_args()
+    parser.add_argument("--tiny", action="store_true", help="dry run: fetch the page, no browser")
+    arguments = parser.parse_args(argv)
     command = [sys.executable, "-m", "nomatmul", "serve", "--port", "0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             report: dict[str, Any] = json.loads(server.stdout.readline())
+            if arguments.tiny:
+                with urllib.request.urlopen(report["page"]) as answer:
+                    print(f"the page has {len(answer.read())} bytes")
+                return
             take(report["page"], arguments.picture, "dark" if arguments.dark else "light")
         finally:
             server.terminate()

@@ -30,8 +30,6 @@ METRICS = ("acc", "acc_norm", "perplexity")
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """{task: figures} and the seconds that all of them took, loading left out."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched, nothing is asked for
-    logging.disable(logging.WARNING)
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -149,5 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{stem}.md, {document['found']['seconds']:.0f} s")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # settings of this process, which whoever imports the script keeps
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched, nothing is asked for
+    logging.disable(logging.WARNING)
     main()

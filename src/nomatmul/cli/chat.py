@@ -30,7 +30,13 @@ from typing import TYPE_CHECKING
 from nomatmul.cli import one_line
 from nomatmul.cli.conversation import Continuation, open_conversation, settings
 from nomatmul.cli.options import kv_option, option
-from nomatmul.cli.sampling import checked_text, load_model, show_speed, unescape
+from nomatmul.cli.sampling import (
+    SAMPLING_OPTIONS,
+    checked_text,
+    load_model,
+    show_speed,
+    unescape,
+)
 from nomatmul.cli.show import json_text
 from nomatmul.cli.terminal import MODEL, line_editing, read_turn, terminal_writer
 
@@ -232,6 +238,6 @@ class Conversation:
             "state": turn.state,
             "reused_tokens": turn.reused,
             "computed_tokens": turn.computed,
-            "sampling": dataclasses.asdict(sampling),
+            "sampling": {name: getattr(sampling, name) for name in SAMPLING_OPTIONS},
         }
         print(json_text(answer), end="")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nomatmul.engine.language_model import LanguageModel
     from nomatmul.engine.sampling import Sampling
+
+
+# The fields of Sampling that have an option; the others are for Python and the server.
+SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
 
 def unescape(text: str) -> str:
@@ -56,9 +59,7 @@ def sampling_of(options: Any) -> Sampling:
     """How tokens are chosen, from those options of a command that say so."""
     from nomatmul.engine.sampling import Sampling
 
-    names = {field.name for field in dataclasses.fields(Sampling)}
-    given = {field.name for field in dataclasses.fields(options)}
-    return Sampling(**{name: getattr(options, name) for name in names & given})
+    return Sampling(**{name: getattr(options, name) for name in SAMPLING_OPTIONS})
 
 
 def tokens_per_second(tokens: int, times: Sequence[float]) -> float | None:
