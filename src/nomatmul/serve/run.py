@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from nomatmul._extras import install_line
+from nomatmul.serve.allocator import return_large_blocks
 from nomatmul.serve.options import ServeOptions
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def serve(options: ServeOptions, show: Report) -> int:
     OSError, MemoryError or ImportError, in one line, where it cannot start.
     """
     check_packages()
+    return_large_blocks()
     with _uncollected(), listening(options.host, options.port) as listener:
         from nomatmul.serve.server import Server
 

@@ -1,0 +1,26 @@
+"""How the C library hands memory back: a server runs for weeks, and sizes of requests differ.
+
+glibc raises its limit for blocks of their own after each large one, and gives every thread a heap:
+texts of megabytes then lie between small blocks, and resident memory grows in steps for hours (a
+soak of twenty minutes: 195 to 220 MB). With fixed limits large blocks go back at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of <malloc.h>
+
+
+def return_large_blocks() -> bool:
+    """Fix glibc's limits for this process, before it has threads; False where there is no glibc."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    taken = [mallopt(_MMAP_THRESHOLD, 256 << 10), mallopt(_TRIM_THRESHOLD, 1 << 20)]
+    taken.append(mallopt(_ARENA_MAX, 2))
+    return all(taken)
