@@ -66,8 +66,6 @@ class Router:
         return b"".join(parts)
 
     async def _forward(self, scope: Message, body: bytes) -> Response:
-        from starlette.responses import StreamingResponse
-
         links = chain(body) if scope["path"].startswith("/v1/") else []
         tried: set[int] = set()
         while alive := self._alive - tried:
@@ -91,12 +89,28 @@ class Router:
                 continue
             if start["status"] == 200:
                 self._table.record(links, number)
-            rest = self._rest(number, answer)
-            response = StreamingResponse(rest, status_code=start["status"])
+            response = self._response(number, answer, start["status"])
             response.raw_headers = [(bytes(key), bytes(value)) for key, value in start["headers"]]
             return response
         again = {"Retry-After": "5"}
         return ApiError(503, "No replica is alive", code="no_replica", headers=again).response()
+
+    def _response(self, number: int, answer: _Answer, status: int) -> Response:
+        """Hands the rest of an answer on; its replica is free again however that ends, also where
+        the client has gone before the first byte and the body is never asked for."""
+        from starlette.responses import StreamingResponse
+
+        router = self
+
+        class Forwarded(StreamingResponse):
+            async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+                try:
+                    await super().__call__(scope, receive, send)
+                finally:
+                    router._load[number] -= 1
+                    answer.cancel()
+
+        return Forwarded(self._rest(number, answer), status_code=status)
 
     async def _rest(self, number: int, answer: _Answer) -> AsyncIterator[bytes]:
         """The body of an answer; ends a stream of events with an error where its replica dies."""
@@ -110,9 +124,6 @@ class Router:
             log.warning("replica %d is lost in the middle of an answer", number)
             gone = ApiError(502, "The replica that wrote this answer is lost", code="replica_lost")
             yield error_events(gone).encode()
-        finally:
-            self._load[number] -= 1
-            answer.cancel()
 
     async def _metrics(self, scope: Message) -> Response:
         """The metrics of all replicas, each sample with its replica's number."""
