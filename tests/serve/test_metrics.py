@@ -164,3 +164,9 @@ def test_a_clock_that_is_set_changes_no_uptime(server, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 1.0)
     uptime = httpx.get(server.url + "/health").json()["uptime_s"]
     assert 0 <= uptime < 86400
+
+
+def test_a_server_that_closes_before_its_models_are_there_has_metrics():
+    server = Server(ServeOptions())
+    server.close(0)
+    assert b"nomatmul_ready 0.0" in server.metrics.text()[0]

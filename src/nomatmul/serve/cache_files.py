@@ -269,11 +269,12 @@ class StateFiles:
         found = []
         with os.scandir(self.directory) as places:
             for place in places:
-                if place.name.startswith(f".{_PREFIX}") and place.name.endswith(".tmp"):
-                    os.unlink(place.path)
-                elif place.name.startswith(_PREFIX) and place.name.endswith(_STATE):
-                    stat = place.stat()
-                    found.append((stat.st_mtime_ns, place.name, stat.st_size))
+                with contextlib.suppress(FileNotFoundError):  # somebody removed it meanwhile
+                    if place.name.startswith(f".{_PREFIX}") and place.name.endswith(".tmp"):
+                        os.unlink(place.path)
+                    elif place.name.startswith(_PREFIX) and place.name.endswith(_STATE):
+                        stat = place.stat()
+                        found.append((stat.st_mtime_ns, place.name, stat.st_size))
         for _, name, size in sorted(found):
             self._resize(name, size)
 

@@ -145,7 +145,7 @@ class _Now(Collector):
         yield gauge("nomatmul_ready", "Whether new work is taken.", int(server.state == "ready"))
         replaced = sum(model.replaced for model in server.models.values())
         yield gauge("nomatmul_models_replaced", "Models whose files have changed.", replaced)
-        if server.state == "loading":
+        if not server.models:  # still loading, or closed before they were there
             return
         stats = server.scheduler.stats()
         yield from _each(stats, gauge, _RUNNING)
