@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ class Serving(RuleBasedStateMachine):
         self.directory = Path(tempfile.mkdtemp())
         self.texts: list[tuple[int, ...]] = [(), prompt(40), prompt(90, 1)]
         self.open: list[tuple[Ticket, list[Delta]]] = []
+        self.again: list[Future[int]] = []
         self.cut: set[int] = set()
         self.start(20_000)
 
@@ -84,6 +86,8 @@ class Serving(RuleBasedStateMachine):
         for ticket, taken in self.open:
             self.check(ticket, self.read(ticket, taken))
         self.open.clear()
+        assert all(future.done() for future in self.again)
+        self.again.clear()
         stats = self.scheduler.stats()
         over = stats.finished + stats.cancelled + stats.failed + stats.shut_down + stats.timed_out
         assert (stats.running, stats.waiting, stats.failed) == (0, 0, 0)
@@ -133,6 +137,12 @@ class Serving(RuleBasedStateMachine):
         job = dataclasses.replace(self.open[at % len(self.open)][0].job, **changes)
         self.open.append((self.scheduler.submit(job), []))
         self.since += 1
+
+    @rule(model=st.sampled_from(["recurrent", "attention"]), base=st.integers(1, 10**6))
+    def read_again(self, model: str, base: int) -> None:
+        """A text that no job has asked for, or not yet."""
+        ids = self.texts[1 + base % (len(self.texts) - 1)]
+        self.again.append(self.scheduler.read_again(model, ids, (16, 32)))
 
     @precondition(lambda self: self.open)
     @rule(at=st.integers(0, 10**6))

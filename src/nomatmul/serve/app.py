@@ -24,6 +24,7 @@ from nomatmul.serve import (
 )
 from nomatmul.serve.documents import add_schemas
 from nomatmul.serve.errors import add_handlers
+from nomatmul.serve.next_turn import NextTurns
 from nomatmul.serve.offload import Workers
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def create_app(server: Server) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        app.state.next_turns.close()
         app.state.workers.close()
 
     app = FastAPI(
@@ -58,6 +60,7 @@ def create_app(server: Server) -> FastAPI:
     )
     app.state.server = server
     app.state.workers = Workers()
+    app.state.next_turns = NextTurns()
     add_handlers(app)
     for router in ROUTERS:
         app.include_router(router)

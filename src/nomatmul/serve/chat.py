@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
@@ -43,6 +44,7 @@ from nomatmul.serve.tools import CallDelta, ToolParser, ToolPlan
 if TYPE_CHECKING:
     from nomatmul.engine.sampling import Sampling
     from nomatmul.serve.models import ServedModel
+    from nomatmul.serve.next_turn import NextTurns
     from nomatmul.serve.rendered import Rendered
 
 router = APIRouter(prefix="/v1", tags=["chat"])
@@ -55,18 +57,25 @@ async def create(request: Request) -> Response:
     model = language_model(request, asked.model)
     sampling = sampling_of(asked, model)
     saved = saved_input(server_of(request), model.name, asked.state, list) if asked.state else []
-    plan, rendered = await prepared(
+    plan, messages, rendered = await prepared(
         request, lambda: _read(asked, model, saved), heavy=_is_heavy(asked)
     )
     ticket = submit(request, _job(request, asked, model, plan, rendered, sampling))
     key = hashlib.sha256(f"{ticket.job.sampling.seed}\0{rendered.text}".encode()).hexdigest()
     scheduler = server_of(request).scheduler
+
+    def ended(answers: list[dict[str, Any]]) -> None:
+        turns: NextTurns = request.app.state.next_turns
+        turns.expect(request, model, plan, messages, answers, asked.chat_template_kwargs)
+
     if asked.stream:
-        return EventStream(scheduler, ticket, ChatWriter(model, asked, plan, key))
-    choices = await whole_answer(request, scheduler, ticket)
+        return EventStream(scheduler, ticket, ChatWriter(model, asked, plan, key, ended))
+    deltas = await whole_answer(request, scheduler, ticket)
+    choices = [_choice(model, asked, plan, key, delta) for delta in deltas]
+    ended([choice["message"] for choice in choices])
     answer = {
         **Head(model, "chat.completion", "chatcmpl").fields(),
-        "choices": [_choice(model, asked, plan, key, choice) for choice in choices],
+        "choices": choices,
         "usage": usage_fields(ticket.usage),
         "nomatmul": timing_fields(ticket.usage),
     }
@@ -80,10 +89,10 @@ def _is_heavy(asked: ChatRequest) -> bool:
 
 def _read(
     asked: ChatRequest, model: ServedModel, saved: list[dict[str, Any]]
-) -> tuple[ToolPlan, Rendered]:
-    """The tools of a request, and its conversation as token ids; its grammar is compiled.
+) -> tuple[ToolPlan, list[dict[str, Any]], Rendered]:
+    """The tools of a request, its messages, and these as token ids; its grammar is compiled.
 
-    saved: messages of a named state.
+    saved: messages of a named state, which stand in front of its own.
     """
     content = response_grammar(asked.response_format) if asked.response_format else None
     with blame("tools"):
@@ -98,10 +107,10 @@ def _read(
         with blame("tools" if asked.tools else "response_format"):
             plan.held = model.grammars.compile(plan.grammar)  # the scheduler then finds it
     with blame("messages"):
-        own = [plain_message(message) for message in asked.messages]
-        messages = plan.prompt_messages([*saved, *own])
-        options = asked.chat_template_kwargs
-        return plan, model.chat_ids(messages, tools=plan.template_tools, options=options)
+        messages = [*saved, *map(plain_message, asked.messages)]
+        told, options = plan.prompt_messages(messages), asked.chat_template_kwargs
+        rendered = model.chat_ids(told, tools=plan.template_tools, options=options)
+        return plan, messages, rendered
 
 
 def _job(
@@ -142,7 +151,18 @@ def _choice(
 ) -> dict[str, Any]:
     """One choice of an answer that is whole."""
     parser = plan.parser(f"{key}{delta.index}")
-    pieces = [*parser.push(delta.text), *parser.finish()]
+    message = _message([*parser.push(delta.text), *parser.finish()])
+    logprobs = chat_logprobs(model.token_bytes, delta.tokens) if asked.logprobs else None
+    return {
+        "index": delta.index,
+        "message": message,
+        "logprobs": logprobs,
+        "finish_reason": _reason(parser, delta),
+    }
+
+
+def _message(pieces: list[str | CallDelta]) -> dict[str, Any]:
+    """The message that an answer's pieces make."""
     content = "".join(piece for piece in pieces if isinstance(piece, str))
     calls: list[dict[str, Any]] = []
     for piece in pieces:
@@ -155,13 +175,7 @@ def _choice(
     message: dict[str, Any] = {"role": "assistant", "content": said, "refusal": None}
     if calls:
         message["tool_calls"] = calls
-    logprobs = chat_logprobs(model.token_bytes, delta.tokens) if asked.logprobs else None
-    return {
-        "index": delta.index,
-        "message": message,
-        "logprobs": logprobs,
-        "finish_reason": _reason(parser, delta),
-    }
+    return message
 
 
 def _reason(parser: ToolParser, delta: Delta) -> str | None:
@@ -174,14 +188,24 @@ class ChatWriter:
     """The chunks of a streamed answer.
 
     Written by hand where nothing but text is new: a fast model makes a thousand of them a second.
+    ended: called with the messages of all choices behind the last of them.
     """
 
-    def __init__(self, model: ServedModel, asked: ChatRequest, plan: ToolPlan, key: str) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        asked: ChatRequest,
+        plan: ToolPlan,
+        key: str,
+        ended: Callable[[list[dict[str, Any]]], None] = lambda _: None,
+    ) -> None:
         self._model, self._asked, self._plan, self._key = model, asked, plan, key
         self._usage = bool(asked.stream_options and asked.stream_options.include_usage)
         self._head = encode(Head(model, "chat.completion.chunk", "chatcmpl").fields())[:-1]
         self._tail = '}],"usage":null}' if self._usage else "}]}"
         self._parsers: dict[int, ToolParser] = {}
+        self._pieces: dict[int, list[str | CallDelta]] = {}
+        self._ended = ended
 
     def chunks(self, delta: Delta) -> list[str]:
         """See `sse.Writer`: the role first, then news, then the reason of the end."""
@@ -193,6 +217,7 @@ class ChatWriter:
         pieces = parser.push(delta.text) if delta.text else []
         if delta.finish is not None:
             pieces += parser.finish()
+        self._pieces.setdefault(index, []).extend(pieces)
         logprobs = "null"
         if delta.tokens:
             logprobs = encode(chat_logprobs(self._model.token_bytes, delta.tokens))
@@ -206,6 +231,7 @@ class ChatWriter:
 
     def end(self, usage: Usage) -> list[str]:
         """See `sse.Writer`: a chunk of no choice says what was used, where that was asked for."""
+        self._ended([_message(pieces) for _, pieces in sorted(self._pieces.items())])
         if not self._usage:
             return []
         fields = {"usage": usage_fields(usage), "nomatmul": timing_fields(usage)}

@@ -16,6 +16,9 @@ DISTANCE = 512
 # In a text without messages as often, and further apart the longer it is: at most an EIGHTH of what
 # is read has to be read again.
 INTERVAL, EIGHTH = 2048, 8
+# What follows a text may change its last tokens (a space at its end belongs to the next word): of
+# one that others will begin with there is a snapshot so many before the end, too.
+TAIL = 4
 
 
 def cuts_of(length: int, start: int, boundaries: Sequence[int]) -> list[int]:

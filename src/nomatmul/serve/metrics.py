@@ -46,6 +46,7 @@ _JOBS = {
     "cached_tokens": ("engine_cached_tokens", "Of these, tokens that a state had seen."),
     "computed_tokens": ("engine_computed_tokens", "Of these, tokens that were computed."),
     "completion_tokens": ("engine_completion_tokens", "Tokens made, cut requests included."),
+    "reread_tokens": ("engine_reread_tokens", "Tokens of ended answers, read while idle."),
     "steps": ("engine_steps", "Steps of models."),
     "step_s": ("engine_step_seconds", "Seconds in steps and between two of them."),
 }

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
+from nomatmul.serve.again import Again, Text
 from nomatmul.serve.batch import Batch, report
 from nomatmul.serve.bridge import Bell
 from nomatmul.serve.errands import Errands
@@ -89,6 +90,7 @@ class Scheduler:
         self._lock = threading.Condition()  # of all that follows
         self._queue: FairQueue[Work] = FairQueue()
         self._errands = Errands(self._lock)
+        self._again = Again(self._lock, max_streams)
         self._cancelled: list[Ticket] = []
         self._open: dict[Ticket, Work] = {}  # jobs of which a choice has no finish
         self._cut_at: float | None = None  # when a close cuts what runs
@@ -139,6 +141,28 @@ class Scheduler:
             self._lock.notify()
         return future
 
+    def read_again(
+        self, model: str, ids: tuple[int, ...], boundaries: tuple[int, ...] = ()
+    ) -> Future[int]:
+        """Read a text while nothing else is to be done, for the request that will begin with it.
+
+        The future holds how many tokens were computed, once it is over: also where newer texts took
+        its place, or the server closes. Without a state cache nothing is done. boundaries: as of a
+        Job. Raises ValueError for ids that the model cannot read, Closing.
+        """
+        batch = self._batches[model]
+        batch.check(ids)
+        text = Text(batch, ids, boundaries)
+        with self._lock:
+            if self._cut_at is not None:
+                raise Closing
+            if self._cache is None:
+                text.end()
+                return text.done
+            text = self._again.add(text)
+            self._lock.notify()
+        return text.done
+
     def close(self, grace: float) -> None:
         """Refuse new jobs, end those that wait, let running choices go on for `grace` seconds, cut
         the rest ("shutdown"), and end; a second call may shorten the grace.
@@ -166,6 +190,7 @@ class Scheduler:
                 cached_tokens=sum(batch.cached_tokens for batch in batches),
                 computed_tokens=sum(batch.computed_tokens for batch in batches),
                 completion_tokens=sum(batch.completion_tokens for batch in batches),
+                reread_tokens=self._again.tokens,
             )
 
     def _check(self, job: Job) -> None:
@@ -207,6 +232,7 @@ class Scheduler:
                 message = report(error, "a turn of the engine")
                 for batch in self._order:
                     batch.clear()
+                self._again.clear()
                 for ticket in list(self._open):
                     self._end(ticket, "error", message)
                 self._bell.ring()
@@ -220,13 +246,16 @@ class Scheduler:
                 closing = self._cut_at is not None
                 if closing and (not busy or time.monotonic() >= (self._cut_at or 0.0)):
                     return False
-                if busy or len(self._queue) or len(self._errands.waiting) or self._cancelled:
+                waiting = len(self._queue) or len(self._errands.waiting) or self._cancelled
+                if busy or waiting or self._again:
                     return True
                 self._lock.wait()
 
     def _turn(self) -> None:
         start = time.monotonic()
         self._end_some(start)
+        if len(self._queue):
+            self._again.pause()
         self._begin_some(start + self._step_seconds / 4)
         if len(self._errands.waiting):
             self._bell.ring()  # what is news now need not wait for them
@@ -242,6 +271,8 @@ class Scheduler:
         # to the end of the next step; without one nothing else would wake them
         paces = [batch.pace.last for batch in self._order if batch.busy]
         self._bell.ring_in_time(max(paces, default=math.inf))
+        if not paces and not len(self._queue) and self._again:
+            self._again.step()
 
     def _end_some(self, now: float) -> None:
         """End jobs that were cancelled, that are out of time, that a close finds waiting."""
@@ -324,6 +355,7 @@ class Scheduler:
         for ticket in list(self._open):
             self._end(ticket, "shutdown")
         self._bell.ring()
+        self._again.clear()
         self._errands.refuse(Closing())
         if self._cache is not None:
             try:

@@ -21,6 +21,7 @@ from starlette.responses import Response
 
 from nomatmul.serve.answers import json_response, timing_fields, usage_fields, whole_answer
 from nomatmul.serve.body import read_body
+from nomatmul.serve.cuts import TAIL
 from nomatmul.serve.documents import documented
 from nomatmul.serve.errors import ApiError
 from nomatmul.serve.fields import Fields
@@ -49,10 +50,6 @@ T = TypeVar("T")
 StateName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 
 router = APIRouter(prefix="/v1", tags=["states"])
-
-# What follows a text may change its last tokens (a space at its end belongs to the next word):
-# where states are overwritten there is a snapshot so many before, too.
-_TAIL = 4
 
 
 class StateRequest(Fields):
@@ -86,7 +83,7 @@ async def put(request: Request, name: StateName) -> Response:
             model=model.name,
             prompts=(rendered.ids,),
             max_tokens=0,
-            boundaries=(*rendered.boundaries, len(rendered.ids) - _TAIL),
+            boundaries=(*rendered.boundaries, len(rendered.ids) - TAIL),
             client=client_of(request),
             timeout=server.options.timeout,
             keep=name,

@@ -12,9 +12,9 @@ class Stats:
     running: choices that read or write. waiting: jobs of which a choice has not begun. Of jobs:
     submitted, refused (Busy), and of submitted ones that are over finished, cancelled, timed_out,
     failed (a choice ended with "error"), shut_down. Of tokens: prompt_tokens of submitted jobs,
-    cached_tokens and computed_tokens of prompts that were read, completion_tokens. Of turns of the
-    engine thread that step a model, all its other work in them included: steps, step_s,
-    longest_step_s.
+    cached_tokens and computed_tokens of prompts that were read, completion_tokens; reread_tokens of
+    what is no job's (`Scheduler.read_again`). Of turns of the engine thread that step a model for
+    jobs, all its other work in them included: steps, step_s, longest_step_s.
     """
 
     running: int = 0
@@ -32,6 +32,7 @@ class Stats:
     cached_tokens: int = 0
     computed_tokens: int = 0
     completion_tokens: int = 0
+    reread_tokens: int = 0
     steps: int = 0
     step_s: float = 0.0
     longest_step_s: float = 0.0
