@@ -136,7 +136,7 @@ def test_slices_change_no_bit(models, tokens):
 
 def test_streams_go_on_beside_a_long_request(running):
     """Every gap between two events of the stream is far shorter than the request for vectors."""
-    body = {"model": "tiny", "input": [[number % 200] * 400 for number in range(150)]}
+    body = {"model": "tiny", "input": [[number % 200] * 400 for number in range(700)]}
     begun, done = threading.Event(), threading.Event()
 
     def embed():

@@ -40,7 +40,8 @@ def set_field(page: Page, name: str, value: str) -> None:
 
 
 def answers(page: Page) -> list[str]:
-    return page.locator(".msg.assistant .body").all_inner_texts()
+    """All text of the answers: innerText has none of what the browser does not draw."""
+    return page.locator(".msg.assistant .body").all_text_contents()
 
 
 def test_a_walk(server: Running, browser: Browser, tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_a_walk(server: Running, browser: Browser, tmp_path: Path) -> None:
         page.locator(".msg.user").first.focus()
         page.keyboard.press("ArrowLeft")
         assert answers(page) == [first]
-        assert page.locator(".msg.user .body").all_inner_texts() == ["The old house"]
+        assert page.locator(".msg.user .body").all_text_contents() == ["The old house"]
         page.keyboard.press("ArrowRight")
         assert answers(page)[0] == second
         page.get_by_role("button", name="Branches", exact=True).click()
@@ -94,10 +95,10 @@ def test_a_walk(server: Running, browser: Browser, tmp_path: Path) -> None:
         assert copied.startswith(
             "# The old house\n\n**You**\n\nThe old ship\n\n**nomatmul-box**\n\n"
         )
-        before = page.locator(".msg .body").all_inner_texts()
+        before = page.locator(".msg .body").all_text_contents()
         page.reload()
         page.locator(".msg").nth(3).wait_for()
-        assert page.locator(".msg .body").all_inner_texts() == before
+        assert page.locator(".msg .body").all_text_contents() == before
         assert page.locator('[data-set="seed"]').input_value() == "7"
 
         with page.expect_download() as download:
@@ -109,7 +110,7 @@ def test_a_walk(server: Running, browser: Browser, tmp_path: Path) -> None:
         assert page.locator(".msg").count() == 0
         page.locator("#file").set_input_files(file)
         page.locator(".msg").nth(3).wait_for()
-        assert page.locator(".msg .body").all_inner_texts() == before
+        assert page.locator(".msg .body").all_text_contents() == before
 
         theme = page.locator("#theme")
         background = "getComputedStyle(document.body).backgroundColor"

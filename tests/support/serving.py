@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -68,10 +69,10 @@ class Process:
     def url(self) -> str:
         return str(self.report["url"])
 
-    def end(self, signal: int | None = None) -> tuple[int, str]:
+    def end(self, number: int | None = None) -> tuple[int, str]:
         """Wait for the end, after a signal if one is given; returns (status, standard error)."""
-        if signal is not None:
-            self.popen.send_signal(signal)
+        if number is not None:
+            self.popen.send_signal(number)
         _, errors = self.popen.communicate(timeout=WAIT)
         return self.popen.returncode, errors
 
@@ -91,6 +92,7 @@ def serve_process(
         stderr=subprocess.PIPE,
         text=True,
         env=env,
+        preexec_fn=_heed_hangups,
     )
     process = Process(popen)
     try:
@@ -103,6 +105,11 @@ def serve_process(
     finally:
         popen.kill()
         popen.communicate()
+
+
+def _heed_hangups() -> None:
+    """Whoever runs the tests may ignore SIGHUP (nohup), and a server then does, too."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _first_line(popen: subprocess.Popen[str]) -> str:
