@@ -117,14 +117,10 @@ def test_a_signal_while_models_are_loaded_ends_it():
 
 
 def test_an_ignored_signal_stays_ignored():
-    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited by the process
-    try:
-        with serve_process("--threads", 1) as process:
-            process.popen.send_signal(signal.SIGHUP)
-            assert httpx.get(f"{process.url}/ready").status_code == 200
-            assert process.end(signal.SIGTERM)[0] == 0
-    finally:
-        signal.signal(signal.SIGHUP, previous)
+    with serve_process("--threads", 1, hangup=signal.SIG_IGN) as process:
+        process.popen.send_signal(signal.SIGHUP)
+        assert httpx.get(f"{process.url}/ready").status_code == 200
+        assert process.end(signal.SIGTERM)[0] == 0
 
 
 def test_nothing_is_left_running():

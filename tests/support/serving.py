@@ -79,11 +79,15 @@ class Process:
 
 @contextlib.contextmanager
 def serve_process(
-    *arguments: object, ready: bool = True, env: dict[str, str] | None = None
+    *arguments: object,
+    ready: bool = True,
+    env: dict[str, str] | None = None,
+    hangup: signal.Handlers = signal.SIG_DFL,
 ) -> Iterator[Process]:
     """`nomatmul serve --port 0 --json ...` in a process of its own; killed where it still runs.
 
-    ready: wait until it serves.
+    ready: wait until it serves. hangup: what SIGHUP is when it starts, whatever it is here (whoever
+    runs the tests may ignore it, as nohup does).
     """
     command = [sys.executable, "-m", "nomatmul", "serve", "--port", "0", "--json"]
     popen = subprocess.Popen(
@@ -92,7 +96,7 @@ def serve_process(
         stderr=subprocess.PIPE,
         text=True,
         env=env,
-        preexec_fn=_heed_hangups,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, hangup),
     )
     process = Process(popen)
     try:
@@ -105,11 +109,6 @@ def serve_process(
     finally:
         popen.kill()
         popen.communicate()
-
-
-def _heed_hangups() -> None:
-    """Whoever runs the tests may ignore SIGHUP (nohup), and a server then does, too."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _first_line(popen: subprocess.Popen[str]) -> str:
