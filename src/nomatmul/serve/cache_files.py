@@ -168,7 +168,8 @@ class StateFiles:
             path, lm.backend.layout, lm.fingerprint, beside=("ids", "logits")
         )
         logits = arrays.pop("logits", None)
-        if not np.array_equal(arrays.pop("ids", None), filed.ids):  # type: ignore[arg-type]
+        ids = arrays.pop("ids", np.zeros(0, np.int32))  # a file without them is of another state
+        if not np.array_equal(ids, filed.ids):
             raise FormatError(f"{path} is of other ids")
         if logits is not None and logits.shape != (lm.config.vocab_size,):
             raise FormatError(f"{path} has logits of another vocabulary")

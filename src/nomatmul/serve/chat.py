@@ -10,12 +10,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from nomatmul.serve.answers import (
+    ChunkFrame,
     Head,
     encode,
     finish_reason,
     json_response,
-    timing_fields,
-    usage_fields,
+    spent_fields,
     whole_answer,
 )
 from nomatmul.serve.body import read_body
@@ -76,8 +76,7 @@ async def create(request: Request) -> Response:
     answer = {
         **Head(model, "chat.completion", "chatcmpl").fields(),
         "choices": choices,
-        "usage": usage_fields(ticket.usage),
-        "nomatmul": timing_fields(ticket.usage),
+        **spent_fields(ticket.usage),
     }
     return json_response(answer)
 
@@ -108,9 +107,7 @@ def _read(
             plan.held = model.grammars.compile(plan.grammar)  # the scheduler then finds it
     with blame("messages"):
         messages = [*saved, *map(plain_message, asked.messages)]
-        told, options = plan.prompt_messages(messages), asked.chat_template_kwargs
-        rendered = model.chat_ids(told, tools=plan.template_tools, options=options)
-        return plan, messages, rendered
+        return plan, messages, plan.rendered(model, messages, asked.chat_template_kwargs)
 
 
 def _job(
@@ -187,7 +184,6 @@ def _reason(parser: ToolParser, delta: Delta) -> str | None:
 class ChatWriter:
     """The chunks of a streamed answer.
 
-    Written by hand where nothing but text is new: a fast model makes a thousand of them a second.
     ended: called with the messages of all choices behind the last of them.
     """
 
@@ -200,9 +196,8 @@ class ChatWriter:
         ended: Callable[[list[dict[str, Any]]], None] = lambda _: None,
     ) -> None:
         self._model, self._asked, self._plan, self._key = model, asked, plan, key
-        self._usage = bool(asked.stream_options and asked.stream_options.include_usage)
-        self._head = encode(Head(model, "chat.completion.chunk", "chatcmpl").fields())[:-1]
-        self._tail = '}],"usage":null}' if self._usage else "}]}"
+        head = Head(model, "chat.completion.chunk", "chatcmpl").fields()
+        self._frame = ChunkFrame(head, asked.stream_options)
         self._parsers: dict[int, ToolParser] = {}
         self._pieces: dict[int, list[str | CallDelta]] = {}
         self._ended = ended
@@ -232,15 +227,12 @@ class ChatWriter:
     def end(self, usage: Usage) -> list[str]:
         """See `sse.Writer`: a chunk of no choice says what was used, where that was asked for."""
         self._ended([_message(pieces) for _, pieces in sorted(self._pieces.items())])
-        if not self._usage:
-            return []
-        fields = {"usage": usage_fields(usage), "nomatmul": timing_fields(usage)}
-        return [f'{self._head},"choices":[],{encode(fields)[1:]}']
+        return self._frame.end(usage)
 
     def _chunk(self, index: int, delta: str, logprobs: str = "null", reason: str = "null") -> str:
         return (
-            f'{self._head},"choices":[{{"index":{index},"delta":{delta},"logprobs":{logprobs}'
-            f',"finish_reason":{reason}{self._tail}'
+            f'{self._frame.head},"choices":[{{"index":{index},"delta":{delta}'
+            f',"logprobs":{logprobs},"finish_reason":{reason}{self._frame.tail}'
         )
 
 

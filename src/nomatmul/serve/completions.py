@@ -8,12 +8,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from nomatmul.serve.answers import (
+    ChunkFrame,
     Head,
     encode,
     finish_reason,
     json_response,
-    timing_fields,
-    usage_fields,
+    spent_fields,
     whole_answer,
 )
 from nomatmul.serve.body import read_body
@@ -77,8 +77,7 @@ async def create(request: Request) -> Response:
     answer = {
         **writer.head,
         "choices": [writer.choice(choice) for choice in choices],
-        "usage": usage_fields(ticket.usage),
-        "nomatmul": timing_fields(ticket.usage),
+        **spent_fields(ticket.usage),
     }
     return json_response(answer)
 
@@ -128,9 +127,7 @@ class CompletionWriter:
     def __init__(self, model: ServedModel, asked: CompletionRequest, texts: list[str]) -> None:
         self._asked, self._texts, self._model = asked, texts, model
         self.head = Head(model, "text_completion", "cmpl").fields()
-        self._usage = bool(asked.stream_options and asked.stream_options.include_usage)
-        self._prefix = encode(self.head)[:-1]
-        self._tail = '}],"usage":null}' if self._usage else "}]}"
+        self._frame = ChunkFrame(self.head, asked.stream_options)
         self._begun: set[int] = set()
         self._logprobs: dict[int, TextLogprobs] = {}
 
@@ -150,17 +147,14 @@ class CompletionWriter:
         if not (text or delta.tokens or delta.finish):
             return []
         return [
-            f'{self._prefix},"choices":[{{"index":{delta.index},"text":{encode(text)}'
+            f'{self._frame.head},"choices":[{{"index":{delta.index},"text":{encode(text)}'
             f',"logprobs":{encode(self._scored(delta))}'
-            f',"finish_reason":{encode(finish_reason(delta))}{self._tail}'
+            f',"finish_reason":{encode(finish_reason(delta))}{self._frame.tail}'
         ]
 
     def end(self, usage: Usage) -> list[str]:
         """See `sse.Writer`: a chunk of no choice says what was used, where that was asked for."""
-        if not self._usage:
-            return []
-        fields = {"usage": usage_fields(usage), "nomatmul": timing_fields(usage)}
-        return [f'{self._prefix},"choices":[],{encode(fields)[1:]}']
+        return self._frame.end(usage)
 
     def _prompt(self, index: int) -> str:
         return self._texts[index // (self._asked.n or 1)] if self._asked.echo else ""

@@ -83,7 +83,7 @@ class Metrics:
 
     def __init__(self, server: Watched) -> None:
         self._registry = registry = CollectorRegistry()
-        # a second series for each counter, of no use to anybody
+        # a second series for each counter, of no use to anybody; the library has no types here
         disable_created_metrics()  # type: ignore[no-untyped-call]
         ProcessCollector(registry=registry)
         registry.register(_Now(server))

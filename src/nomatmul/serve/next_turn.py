@@ -60,11 +60,8 @@ class NextTurns:
 
         def render() -> list[Rendered]:
             return [
-                model.chat_ids(
-                    plan.prompt_messages([*asked, _sent_back(answer)]),
-                    tools=plan.template_tools,
-                    options=options,
-                    add_generation_prompt=False,
+                plan.rendered(
+                    model, [*asked, _sent_back(answer)], options, add_generation_prompt=False
                 )
                 for answer in answers[:CHOICES]
             ]

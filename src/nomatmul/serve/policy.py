@@ -77,7 +77,7 @@ class FairQueue(Generic[T]):
     def clear(self) -> list[T]:
         """Take everything out."""
         found = [item for queue in self._waiting.values() for item in queue]
-        self.__init__()  # type: ignore[misc]
+        self._waiting, self._turns, self._count = {}, Turns(), 0
         return found
 
 

@@ -19,7 +19,7 @@ from fastapi import APIRouter, Path, Query, Request
 from pydantic import Field, model_validator
 from starlette.responses import Response
 
-from nomatmul.serve.answers import json_response, timing_fields, usage_fields, whole_answer
+from nomatmul.serve.answers import json_response, spent_fields, whole_answer
 from nomatmul.serve.body import read_body
 from nomatmul.serve.cuts import TAIL
 from nomatmul.serve.documents import documented
@@ -98,8 +98,7 @@ async def put(request: Request, name: StateName) -> Response:
         if ticket.error and repr(name) in ticket.error:  # it has no room
             raise ApiError(400, ticket.error, "name", "state_too_large") from None
         raise
-    spent = {"usage": usage_fields(ticket.usage), "nomatmul": timing_fields(ticket.usage)}
-    return json_response({**_card(cache, model.name, name), **spent})
+    return json_response({**_card(cache, model.name, name), **spent_fields(ticket.usage)})
 
 
 def _read(asked: StateRequest, messages: list[dict[str, Any]], model: ServedModel) -> Rendered:
@@ -107,9 +106,10 @@ def _read(asked: StateRequest, messages: list[dict[str, Any]], model: ServedMode
         with blame("prompt"):
             return Rendered(model.prompt_ids(asked.prompt), (), asked.prompt)
     with blame("messages"):
-        told = ToolPlan(None, source=model.source).prompt_messages(messages)
-        options = asked.chat_template_kwargs
-        return model.chat_ids(told, options=options, add_generation_prompt=False)
+        plan = ToolPlan(None, source=model.source)
+        return plan.rendered(
+            model, messages, asked.chat_template_kwargs, add_generation_prompt=False
+        )
 
 
 @router.get("/states")

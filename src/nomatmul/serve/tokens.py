@@ -131,12 +131,10 @@ def _of_messages(asked: TokenizeRequest, model: ServedModel) -> list[int]:
     with blame("tools"):
         plan = ToolPlan(asked.tools, source=model.source)
     with blame("messages"):
-        messages = plan.prompt_messages([plain_message(part) for part in asked.messages or ()])
-        return list(
-            model.chat_ids(
-                messages,
-                tools=plan.template_tools,
-                options=asked.chat_template_kwargs,
-                add_generation_prompt=asked.add_generation_prompt is not False,
-            ).ids
+        rendered = plan.rendered(
+            model,
+            [plain_message(part) for part in asked.messages or ()],
+            asked.chat_template_kwargs,
+            asked.add_generation_prompt is not False,
         )
+        return list(rendered.ids)

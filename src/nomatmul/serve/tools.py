@@ -4,7 +4,7 @@ A plan stands for the tools of one request. It changes the messages for the mode
 which grammar binds the answer, and makes the parsers of the answers:
 
     plan = ToolPlan(tools, tool_choice, parallel, source=template_text)
-    rendered = model.chat_ids(plan.prompt_messages(messages), tools=plan.template_tools)
+    rendered = plan.rendered(model, messages, options)
     job = Job(..., grammar=plan.grammar)
     parser = plan.parser(key)                # one a choice
     for piece in parser.push(delta.text): ...
@@ -19,14 +19,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from nomatmul.serve.grammar import GrammarSpec, Matcher, json_rule
 from nomatmul.serve.json_schema import NAME, SchemaError, check_names, check_schema, check_size
 from nomatmul.serve.limits import MAX_TOOLS
 from nomatmul.serve.tool_calls import SYNTAX, CallDelta, Form, Syntax, ToolParser
 from nomatmul.serve.tool_messages import native_messages, own_messages
+
+if TYPE_CHECKING:
+    from nomatmul.serve.models import ServedModel
+    from nomatmul.serve.rendered import Rendered
 
 __all__ = ["CallDelta", "Form", "ToolParser", "ToolPlan", "tool_form"]
 
@@ -110,6 +114,25 @@ class ToolPlan:
             return native_messages(messages)
         offered = [] if self._mode == "none" else self._functions
         return own_messages(messages, offered, self._syntax)
+
+    def rendered(
+        self,
+        model: ServedModel,
+        messages: Sequence[dict[str, Any]],
+        options: Mapping[str, Any] | None,
+        add_generation_prompt: bool = True,
+    ) -> Rendered:
+        """A conversation as token ids, with these tools told to the model.
+
+        options: further names for the template. Raises what `prompt_messages` and
+        `ServedModel.chat_ids` raise.
+        """
+        return model.chat_ids(
+            self.prompt_messages(messages),
+            tools=self.template_tools,
+            options=options,
+            add_generation_prompt=add_generation_prompt,
+        )
 
     def parser(self, key: str) -> ToolParser:
         """A reader of one choice's text; key: what its ids are derived from (seed, prompt, index).
