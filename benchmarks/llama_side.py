@@ -157,9 +157,10 @@ def dry_run(handlers: dict[str, Any]) -> None:
         rehearse(handlers, [{"do": "load", "path": str(path)}, *asked, {"do": "memory"}])
 
 
-def main(argv: list[str] | None = None) -> None:
+def side_options(argv: list[str] | None, about: str | None) -> argparse.Namespace | None:
+    """Options of a side that needs llama.cpp; None for a dry run that is left out without it."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_tiny(parser)
     options = parser.parse_args(argv)
@@ -168,6 +169,13 @@ def main(argv: list[str] | None = None) -> None:
         if not options.tiny:
             parser.error(words)
         print(f"left out: {words}")
+        return None
+    return options
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = side_options(argv, __doc__)
+    if options is None:
         return
     llama = Llama()
     handlers = {

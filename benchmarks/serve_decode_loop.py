@@ -10,7 +10,6 @@ of each and ends, or says that llama-cpp-python is missing.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -18,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dry_run import add_tiny
-from llama_side import Llama, missing
+from llama_side import Llama, missing, side_options
 from processes import memory, rehearse, serve
 
 if not missing():
@@ -100,16 +98,8 @@ class Loop(Llama):
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_tiny(parser)
-    options = parser.parse_args(argv)
-    if names := missing():
-        words = f"{' and '.join(names)} not installed: pip install 'nomatmul[bench]'"
-        if not options.tiny:
-            parser.error(words)
-        print(f"left out: {words}")
+    options = side_options(argv, __doc__)
+    if options is None:
         return
     loop = Loop()
     handlers = {"load": loop.load, "work": loop.work, "memory": lambda request: memory()}

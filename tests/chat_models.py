@@ -46,7 +46,12 @@ def write_chat_files(directory: Path, template: str, **generation: object) -> Pa
 def chat_model(directory: Path, config: ModelConfig, template: str) -> LanguageModel:
     """A model of random weights whose files lie in a directory."""
     write_chat_files(directory, template)
-    lm = random_model(config, seed=3, threads=1)
+    return with_tokenizer(config, directory)
+
+
+def with_tokenizer(config: ModelConfig, directory: Path, seed: int = 3) -> LanguageModel:
+    """A model of random weights and the tokenizer.json that lies in a directory."""
+    lm = random_model(config, seed=seed, threads=1)
     return LanguageModel(
         lm.backend,
         config,

@@ -7,11 +7,11 @@ import json
 import jsonschema_rs
 import numpy as np
 import pytest
-from chat_models import ATTENTION, SPECIAL, chat_model, write_chat_files
+from chat_models import ATTENTION, SPECIAL, chat_model, with_tokenizer, write_chat_files
 from chat_templates import CHATML, FALCON, LLAMA3, QWEN3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serve.vocabularies import grammars_of, wander, with_tokenizer
+from serve.vocabularies import grammars_of, wander
 from tokenizers import Tokenizer
 
 import nomatmul

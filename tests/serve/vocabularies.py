@@ -6,29 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from chat_models import with_tokenizer
 from sentencepiece_files import vocabulary as sentencepiece_vocabulary
 
 from nomatmul.convert.sentencepiece import convert_tokenizer
-from nomatmul.engine import LanguageModel, random_model
+from nomatmul.engine import LanguageModel
 from nomatmul.formats.config import ModelConfig
 from nomatmul.serve.grammar import Grammars, GrammarSpec, Matcher
 from nomatmul.serve.response_format import response_grammar
 
 PADDED = 20  # ids of a model beyond those of its tokenizer
-
-
-def with_tokenizer(config: ModelConfig, directory: Path, seed: int = 3) -> LanguageModel:
-    """A model of random weights and the tokenizer.json that lies in a directory."""
-    lm = random_model(config, seed=seed, threads=1)
-    return LanguageModel(
-        lm.backend,
-        config,
-        fingerprint=lm.fingerprint,
-        packing=lm.packing,
-        embedding_form=lm.embedding_form,
-        path=directory,
-        tokenizer_path=directory / "tokenizer.json",
-    )
 
 
 def byte_fallback_model(directory: Path) -> LanguageModel:
