@@ -1,0 +1,1 @@
+"""An accelerator of MatMul-free models: its design, compiler, simulation and synthesis."""
