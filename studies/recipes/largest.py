@@ -26,6 +26,7 @@ def largest(amount: Amount) -> list[dict[str, Any]]:
             **GAINS),
         one("base", "today's recipe"),
         one("twin", "Transformer++", base="transformer_box"),
+        one("twin-gains", "Transformer++, small gains", base="transformer_box", **GAINS),
     ]  # fmt: skip
 
 
