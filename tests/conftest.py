@@ -23,6 +23,7 @@ GOLDEN = HERE / "golden"
 # `train`.
 TRAIN_ONLY = (
     *("serve/*", "ray/*"),
+    "hardware/*",  # of the extra `hardware`
     *("models/*", "ops/*", "train/*", "finetune/*", "gpu/*", "benchmarks/*", "studies/*"),
     *(
         "engine/test_*cuda*.py",

@@ -1,1 +1,5 @@
-"""An accelerator of MatMul-free models: its design, compiler, simulation and synthesis."""
+"""The accelerator: a design in Amaranth, the compiler of packed models for it, and its simulation.
+
+`design`, `isa`, `disassemble` and `compile` need the base install alone; `rtl`, `simulate`, `board`
+and `synthesis` need the extra `hardware`.
+"""

@@ -1,1 +1,5 @@
-"""The accelerator in Amaranth. `ports` says what units say to each other, `top` holds the whole."""
+"""The accelerator's units in Amaranth (extra `hardware`)."""
+
+from nomatmul._extras import require_hardware
+
+require_hardware("The accelerator's design", ("amaranth",))
