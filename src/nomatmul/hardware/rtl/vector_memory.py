@@ -1,0 +1,79 @@
+"""The two memories that vector instructions read: elements of vectors, and int16 parameters.
+
+Both are E banks, one per lane, so that a group of E elements is read in a cycle; each bank is a
+synchronous memory of one read and one write port and becomes block RAM. The vector unit and the
+row unit never run at once, so one read port is enough: the top gives it to whoever runs.
+
+A read of an address written in the same cycle gives either value; no unit does that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from amaranth import Cat, Module, Shape, signed
+from amaranth.lib import memory, wiring
+from amaranth.lib.wiring import In
+
+from nomatmul.hardware.rtl import ports
+
+if TYPE_CHECKING:
+    from nomatmul.hardware.design import Design
+
+
+def _banks(m: Module, read: ports.GroupRead, shape: Shape, groups: int) -> list:
+    """One memory for each lane, read by `read` together; gives their write ports."""
+    writes = []
+    for lane, element in enumerate(read.data):
+        bank = memory.Memory(shape=shape, depth=groups, init=[])
+        m.submodules[f"bank{lane}"] = bank
+        port = bank.read_port()
+        m.d.comb += [port.addr.eq(read.address), port.en.eq(read.enable), element.eq(port.data)]
+        writes.append(bank.write_port())
+    return writes
+
+
+class VectorMemory(wiring.Component):
+    """`vector_words` elements of VB bits: reads of groups, writes of single elements."""
+
+    def __init__(self, design: Design) -> None:
+        self.design = design
+        super().__init__(
+            {"read": In(ports.vector_read(design)), "write": In(ports.vector_write(design))}
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        design, write = self.design, self.write
+        groups = ports.groups_of(design.vector_words, design)
+        lane_bits = (design.element_lanes - 1).bit_length()
+        for lane, port in enumerate(_banks(m, self.read, signed(design.vector_bits), groups)):
+            m.d.comb += [
+                port.addr.eq(write.address[lane_bits:]),
+                port.data.eq(write.data),
+                port.en.eq(write.valid & (write.address[:lane_bits] == lane)),
+            ]
+        return m
+
+
+class ParameterMemory(wiring.Component):
+    """`parameter_words` int16: reads of groups, writes of the elements of a group in `mask`."""
+
+    def __init__(self, design: Design) -> None:
+        self.design = design
+        super().__init__(
+            {"read": In(ports.parameter_read(design)), "write": In(ports.parameter_write(design))}
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        design, write = self.design, self.write
+        groups = ports.groups_of(design.parameter_words, design)
+        banks = _banks(m, self.read, signed(design.weight_bits), groups)
+        for port, element, enable in zip(banks, write.data, Cat(write.mask), strict=True):
+            m.d.comb += [
+                port.addr.eq(write.address),
+                port.data.eq(element),
+                port.en.eq(write.valid & enable),
+            ]
+        return m
