@@ -114,8 +114,10 @@ class Halt(Instruction, opcode=0):
 @dataclass(frozen=True)
 class Token(Instruction, opcode=1):
     """Waits for the host's next token: its id, whether its logits are wanted, whether the state is
-    fresh.
+    fresh. Ids from `tokens` on are dropped and flagged.
     """
+
+    tokens: int = _bits(20, least=1, default=(1 << 20) - 1)
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class Stream(Instruction, opcode=4):
 @dataclass(frozen=True)
 class Embed(Instruction, opcode=5):
     """Fetches the token's record: `words` words at base + token * stride. 8 bytes of scale (m
-    int32, e int32), then `rows` int8, rescaled to `fraction` and stored at `dst`.
+    int32, e int32), then `rows` int8, rescaled to `fraction` and stored at `dst`. It streams the record itself.
     """
 
     base: int = _bits(32)
