@@ -4,25 +4,38 @@ One command at a time: it reads groups of x and W, passes them through E lanes w
 gathers the largest |x * W| or the sum of squares, or writes int8 activations. Every command gives
 exactly one result when its work is in memory; that of QUANT says only so, and is 0.
 
-Legend: E lanes; N bits of the gathered number. A command of `count` elements takes
-ceil(count / E) cycles and a fixed number more: log2(E) + 11 (SCAN), log2(E) + 15 (SUMSQ), 12
-(QUANT) from its taking to its result.
+Legend: E lanes, L = log2(E). A command of n = max(1, ceil(count / E)) groups gives its result
+n + L + 10 (SCAN), n + L + 14 (SUMSQ) or n + 11 cycles (QUANT) after it is taken.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from amaranth import Module
+from amaranth import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from nomatmul.hardware.rtl import ports
+from nomatmul.hardware.rtl import normaliser, ports
+from nomatmul.hardware.rtl.ports import VectorOp
+from nomatmul.hardware.rtl.vector_lane import (
+    DISTANCE_BITS,
+    INVERSE_BITS,
+    LEFT,
+    Q_LATENCY,
+    SIZE_LATENCY,
+    SQUARE_LATENCY,
+    VectorLane,
+)
 
 if TYPE_CHECKING:
     from nomatmul.hardware.design import Design
 
 ONE = 1 << 14  # W of a vector "ones"
+DROPPED = 8  # bits by which the largest product is cut below a mantissa
+TOTAL_BITS = 49  # of a sum of at most 2^16 squares of at most 2^32
+READ_LATENCY = 2  # cycles from an address to x and W in the registers of the lanes
 
 
 class VectorUnit(wiring.Component):
@@ -34,6 +47,7 @@ class VectorUnit(wiring.Component):
 
     def __init__(self, design: Design) -> None:
         self.design = design
+        self.levels = (design.element_lanes - 1).bit_length()
         super().__init__(
             {
                 "command": In(stream.Signature(ports.VectorCommand)),
@@ -47,4 +61,172 @@ class VectorUnit(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        op, taken = Signal(VectorOp), Signal()
+        # of the group whose address is out now: there is one, it is the command's first, its last
+        running, first, last = Signal(), Signal(), Signal()
+        lanes = self._lanes(m, taken, self._addresses(m, taken, running, last))
+        m.d.sync += first.eq(taken)
+        size = self._largest(m, first, [lane.size for lane in lanes])
+        total = self._sum(m, first, [lane.square for lane in lanes])
+        self._result(m, op, taken, Mux(op == VectorOp.SCAN, size, total))
+        self._write(m, op, taken, running, [lane.q for lane in lanes])
+        self._control(m, op, taken, last)
         return m
+
+    def _control(self, m: Module, op: Signal, taken: Signal, last: Signal) -> None:
+        """From a command to its result."""
+        command, result = self.command, self.result
+        gathered = READ_LATENCY + self.levels + 1 + normaliser.LATENCY
+        cycles = {
+            VectorOp.SCAN: gathered + SIZE_LATENCY,
+            VectorOp.SUMSQ: gathered + SQUARE_LATENCY,
+            VectorOp.QUANT: READ_LATENCY + Q_LATENCY,
+        }
+        ends = [
+            _later(m, last & (op == which), count, f"last_{which.name.lower()}")
+            for which, count in cycles.items()
+        ]
+        working = Signal()
+        m.d.comb += [
+            self.busy.eq(working | result.valid),
+            command.ready.eq(~self.busy),
+            taken.eq(command.valid & command.ready),
+        ]
+        with m.If(Cat(ends).any()):
+            m.d.sync += [working.eq(0), result.valid.eq(1)]
+        with m.If(result.valid & result.ready):
+            m.d.sync += result.valid.eq(0)
+        with m.If(taken):
+            m.d.sync += [working.eq(1), op.eq(command.payload.op)]
+
+    def _addresses(self, m: Module, taken: Signal, running: Signal, last: Signal) -> Signal:
+        """Count through the groups; gives the mask of lanes for the data of the last read."""
+        command, lanes, low = self.command.payload, self.design.element_lanes, self.levels
+        left, silent, mask = Signal(ports.ELEMENT_BITS), Signal(), Signal(lanes)
+        inside = Cat((left > lane) for lane in range(lanes))
+        m.d.comb += [
+            self.vector.enable.eq(1),
+            self.parameter.enable.eq(1),
+            last.eq(running & (left <= lanes)),
+        ]
+        m.d.sync += mask.eq(Mux(running & ~silent, inside, 0))
+        with m.If(running):
+            m.d.sync += [
+                self.vector.address.eq(self.vector.address + 1),
+                self.parameter.address.eq(self.parameter.address + 1),
+                left.eq(left - lanes),
+                running.eq(~last),
+            ]
+        with m.If(taken):
+            m.d.sync += [
+                self.vector.address.eq(command.src[low:]),
+                self.parameter.address.eq(command.w[low:]),
+                left.eq(command.count),
+                # where a is 0 all numbers are defined as 0
+                silent.eq((command.op != VectorOp.SCAN) & (command.a.m == 0)),
+                running.eq(1),
+            ]
+        return mask
+
+    def _lanes(self, m: Module, taken: Signal, mask: Signal) -> list[VectorLane]:
+        """The lanes, their x (0 where not in `mask`), W and the constants of the command."""
+        command = self.command.payload
+        ones, far, squares = Signal(), Signal(), Signal()
+        distance, inverse = Signal(DISTANCE_BITS), Signal(INVERSE_BITS)
+        with m.If(taken):
+            m.d.sync += [
+                ones.eq(command.ones),
+                distance.eq(command.a.e + DROPPED + LEFT),
+                inverse.eq(command.r.m[ports.SCALAR_BITS - 1 - INVERSE_BITS :]),
+                # f = -(e_r + e_a + 14) is 26 or 27
+                far.eq(command.a.e[0] ^ command.r.e[0]),
+                squares.eq(command.op == VectorOp.SUMSQ),
+            ]
+        lanes = []
+        for index in range(self.design.element_lanes):
+            lane = VectorLane(self.design.vector_bits, self.design.weight_bits)
+            m.submodules[f"lane{index}"] = lane
+            x, w = Signal.like(lane.x, name=f"x{index}"), Signal.like(lane.w, name=f"w{index}")
+            m.d.sync += [
+                x.eq(Mux(mask[index], self.vector.data[index], 0)),
+                w.eq(Mux(ones, ONE, self.parameter.data[index])),
+            ]
+            m.d.comb += [
+                lane.x.eq(x),
+                lane.w.eq(w),
+                lane.distance.eq(distance),
+                lane.inverse.eq(inverse),
+                lane.far.eq(far),
+                lane.squares.eq(squares),
+            ]
+            lanes.append(lane)
+        return lanes
+
+    def _largest(self, m: Module, first: Signal, sizes: list[Value]) -> Signal:
+        """The largest size of the command's groups so far."""
+        group = _tree(m, sizes, lambda a, b: Mux(a > b, a, b), "larger")
+        largest = Signal.like(group)
+        restart = _later(m, first, READ_LATENCY + SIZE_LATENCY + self.levels, "first_size")
+        m.d.sync += largest.eq(Mux(restart | (group > largest), group, largest))
+        return largest
+
+    def _sum(self, m: Module, first: Signal, squares: list[Value]) -> Signal:
+        """The sum of squares of the command's groups so far."""
+        group = _tree(m, squares, lambda a, b: a + b, "sum")
+        total = Signal(TOTAL_BITS)
+        restart = _later(m, first, READ_LATENCY + SQUARE_LATENCY + self.levels, "first_square")
+        m.d.sync += total.eq(Mux(restart, 0, total) + group)
+        return total
+
+    def _result(self, m: Module, op: Signal, taken: Signal, number: Value) -> None:
+        """The number as a scalar; squares count in units of 2^(2 (e_a + 8))."""
+        m.submodules.normaliser = normal = normaliser.Normaliser(len(number))
+        unit, payload = Signal(signed(ports.EXPONENT_BITS)), self.result.payload
+        m.d.comb += normal.number.eq(number)
+        with m.If(taken):
+            doubled = (self.command.payload.a.e + DROPPED) << 1
+            m.d.sync += unit.eq(Mux(self.command.payload.op == VectorOp.SUMSQ, doubled, 0))
+        with m.If(~self.result.valid):
+            m.d.sync += payload.eq(0)
+            with m.If((op != VectorOp.QUANT) & (normal.scalar.m != 0)):
+                m.d.sync += [
+                    payload.m.eq(normal.scalar.m),
+                    payload.e.eq(normal.scalar.e + unit),
+                ]
+
+    def _write(
+        self, m: Module, op: Signal, taken: Signal, running: Signal, values: list[Value]
+    ) -> None:
+        """Write a group of int8 each time that one comes out."""
+        write = self.activation
+        out = _later(m, running, READ_LATENCY + Q_LATENCY, "running_q")
+        m.d.comb += write.valid.eq(out & (op == VectorOp.QUANT))
+        m.d.comb += [place.eq(value) for place, value in zip(write.data, values, strict=True)]
+        with m.If(write.valid):
+            m.d.sync += write.address.eq(write.address + 1)
+        with m.If(taken):
+            groups_a_beat = self.design.lanes // self.design.element_lanes
+            m.d.sync += write.address.eq(self.command.payload.dst * groups_a_beat)
+
+
+def _tree(
+    m: Module, values: list[Value], join: Callable[[Value, Value], Value], name: str
+) -> Value:
+    """Join values in pairs, a register after each level."""
+    level = 0
+    while len(values) > 1:
+        pairs = [join(a, b) for a, b in zip(values[::2], values[1::2], strict=True)]
+        values = []
+        for index, pair in enumerate(pairs):
+            held = Signal(pair.shape(), name=f"{name}{level}_{index}")
+            m.d.sync += held.eq(pair)
+            values.append(held)
+        level += 1
+    return values[0]
+
+
+def _later(m: Module, signal: Value, cycles: int, name: str) -> Value:
+    """A bit, `cycles` cycles later."""
+    line = Signal(cycles, name=name)
+    m.d.sync += line.eq(Cat(signal, line))
+    return line[-1]
