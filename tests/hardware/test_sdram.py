@@ -181,7 +181,7 @@ WRONG = {
 @pytest.mark.parametrize("rule", WRONG)
 def test_the_model_flags_a_controller_of_a_faster_chip(rule: str) -> None:
     clock = 133e6 if rule == "CAS latency" else 100e6
-    slow = dataclasses.replace(QUICK, ras_ns=80.0, wr_ns=60.0)
+    slow = dataclasses.replace(QUICK, rcd_ns=80, rp_ns=80, ras_ns=200, rc_ns=300, wr_ns=250)
     wrong: dict[str, Any] = dict(WRONG[rule])
     board = Board(64, slow, clock, controller_chip=dataclasses.replace(slow, **wrong))
     writes = [{"address": 1 << (9 + k), "write": 1, "data": k} for k in range(4)]

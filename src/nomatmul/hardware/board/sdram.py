@@ -206,6 +206,19 @@ class Sdram(wiring.Component):
         self.for_host = Signal()
         self.write = Signal()
         self.write_data = Signal(32)
+        self.host_next = Signal()
+        per_word = self.memory_bits // chip.data_bits
+        self.words_left = Signal(BURST_BITS)  # less one
+        self.part = Signal(range(max(2, per_word)))  # column of the word
+        self.beyond = Signal()  # the word lies behind the chip's last
+        self.end = Signal()  # `part` is the last of its word
+        m.d.comb += self.end.eq(self.part == Mux(self.for_host, 1, per_word - 1))
+        self.starts = Signal()  # a word's first column is read
+        self.room = Signal(range(self.depth + 1), init=self.depth)
+        with m.If(self.starts & ~self.taken):
+            m.d.sync += self.room.eq(self.room - 1)
+        with m.Elif(~self.starts & self.taken):
+            m.d.sync += self.room.eq(self.room + 1)
 
         with m.FSM(name="state"):
             self._initialise(m)
@@ -258,24 +271,16 @@ class Sdram(wiring.Component):
             m.next = "IDLE"
 
     def _accept(self, m: Module) -> None:
-        """Take the host's request and the port's in turns; nothing is served meanwhile."""
+        """IDLE: take the host's request and the port's in turns."""
         port, host = self.port.request, self.host.request
-        per_word = self.memory_bits // self.chip.data_bits
-        self.words_left = Signal(BURST_BITS)  # less one
-        self.part = Signal(range(max(2, per_word)))  # column of the word
-        self.beyond = Signal()  # the word lies behind the chip's last
-        host_next = Signal()
-        take_host = Signal()
+        shift = (self.memory_bits // self.chip.data_bits).bit_length() - 1
         columns = len(self.place)
-        free = ~self.refresh_due & ~self.host.response.valid
-        m.d.comb += take_host.eq(host.valid & (host_next | ~port.valid))
-        m.d.comb += [
-            host.ready.eq(take_host & free),
-            port.ready.eq(~take_host & ~self.refresh_due),
-        ]
+        # the host's turn comes after a burst, or when no burst is asked for
+        take_host = host.valid & (self.host_next | ~port.valid) & ~self.host.response.valid
         with m.If(self.refresh_due):
             m.next = "ROUTE"
-        with m.Elif(take_host & free):
+        with m.Elif(take_host):
+            m.d.comb += host.ready.eq(1)
             m.d.sync += [
                 self.busy.eq(1),
                 self.for_host.eq(1),
@@ -285,11 +290,11 @@ class Sdram(wiring.Component):
                 self.words_left.eq(0),
                 self.part.eq(0),
                 self.beyond.eq(0),
-                host_next.eq(0),
+                self.host_next.eq(0),
             ]
             m.next = "CHECK"
-        with m.Elif(port.valid & ~take_host):
-            shift = per_word.bit_length() - 1
+        with m.Elif(port.valid):
+            m.d.comb += port.ready.eq(1)
             place = Cat(Const(0, shift), port.payload.address)
             m.d.sync += [
                 self.busy.eq(port.payload.length != 0),
@@ -299,7 +304,7 @@ class Sdram(wiring.Component):
                 self.beyond.eq(place[columns:] != 0),
                 self.words_left.eq(port.payload.length - 1),
                 self.part.eq(0),
-                host_next.eq(1),
+                self.host_next.eq(1),
             ]
             m.next = "CHECK"
 
@@ -336,25 +341,16 @@ class Sdram(wiring.Component):
     def _column(self, m: Module) -> None:
         """The address of the next column goes to the pins, and the place moves on."""
         pins, chip = self.pins, self.chip
-        address = Signal(chip.row_bits)
-        m.d.comb += address.eq(self.column)  # bit 10 stays 0: no automatic precharge
-        m.d.sync += [pins.a.eq(address), pins.ba.eq(self.row[: chip.bank_bits])]
-        m.d.sync += self.place.eq(self.place + 1)
+        m.d.sync += [
+            pins.a.eq(self.column),  # bit 10 stays 0: no automatic precharge
+            pins.ba.eq(self.row[: chip.bank_bits]),
+            self.place.eq(self.place + 1),
+        ]
 
     def _read(self, m: Module) -> None:
         """READ a column a cycle until the row or the request ends, or a refresh is due."""
-        chip = self.chip
-        per_word = self.memory_bits // chip.data_bits
-        room = Signal(range(self.depth + 1), init=self.depth)
-        starts = Signal()
-        with m.If(starts & ~self.taken):
-            m.d.sync += room.eq(room - 1)
-        with m.Elif(~starts & self.taken):
-            m.d.sync += room.eq(room + 1)
-        has_room = (self.part != 0) | (room != 0) | self.for_host
-        parts = Mux(self.for_host, 1, per_word - 1)  # less one
-        end = Signal()
-        m.d.comb += end.eq(self.part == parts)
+        end = self.end
+        has_room = (self.part != 0) | (self.room != 0) | self.for_host
         row_ends = self.column.all()
         with m.State("READ"):
             with m.If(self.refresh_due):
@@ -362,7 +358,7 @@ class Sdram(wiring.Component):
             with m.Elif(self.may & has_room):
                 self._give(m, Command.READ)
                 self._column(m)
-                m.d.comb += starts.eq((self.part == 0) & ~self.for_host)
+                m.d.comb += self.starts.eq((self.part == 0) & ~self.for_host)
                 m.d.sync += [
                     self.tag.valid.eq(1),
                     self.tag.host.eq(self.for_host),
