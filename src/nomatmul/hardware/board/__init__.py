@@ -1,1 +1,22 @@
 """What stands between the accelerator and a board: memory controllers, host links, top levels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nomatmul.hardware.design import Design
+
+BOARDS = ("ulx3s", "axi")
+
+
+def write_verilog(design: Design, out: Path, board: str) -> dict[str, Any]:
+    """Write Verilog, constraints and a README of how to build them into the directory `out`.
+
+    Returns a summary for JSON. Raises ValueError for an unknown board, a design that the board
+    cannot hold, and tools that are missing.
+    """
+    from nomatmul.hardware.board.write import write
+
+    return write(design, Path(out), board)

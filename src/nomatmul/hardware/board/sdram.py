@@ -19,7 +19,7 @@ from amaranth.lib import data, enum, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from nomatmul.hardware.board.sdram_chip import SdramChip
-from nomatmul.hardware.rtl.ports import BURST_BITS, WORD_ADDRESS_BITS, MemoryPort
+from nomatmul.hardware.rtl.ports import BURST_BITS, MemoryPort
 
 HOST_ADDRESS_BITS = 28  # of 32-bit words
 _REFRESH_MARGIN = 40  # cycles that a refresh may come after it is due
