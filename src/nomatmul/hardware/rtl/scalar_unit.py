@@ -1,21 +1,36 @@
 """The scalar unit: MUL, ADD, DIV and SQRT of small floating numbers, one command at a time.
 
-Legend: a scalar is m * 2^e, m of 24 bits with the highest set (0 is m = e = 0), e of 10.
+Every operation makes a mantissa of 25 bits, of which the highest or the next one is set, and an
+exponent; one step at the end cuts it to 24 bits and clamps the exponent.
+
+Legend: a scalar is m * 2^e, m of 24 bits with the highest set (0 is m = e = 0), e of 10 bits.
+Cycles from the taking of a command to its result: MUL 8; DIV and SQRT 28; ADD 4 and a cycle for
+each shift of the smaller operand by 4 or by 1 (up to 10).
 """
 
 from __future__ import annotations
 
-from amaranth import Module
+from amaranth import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from nomatmul.hardware.rtl import ports
+from nomatmul.hardware.rtl import digits, ports
+from nomatmul.hardware.rtl.ports import EXPONENT_BITS, SCALAR_BITS, ScalarOp
+
+PIECE = SCALAR_BITS // 2  # bits of a mantissa that enter the multiplier at once
+MOST = (1 << (EXPONENT_BITS - 1)) - 1
+LEAST = -MOST - 1
 
 
 class ScalarUnit(wiring.Component):
-    """`command` in; `result` out, exactly one a command."""
+    """`command` in; `result` out, exactly one a command.
+
+    Operands are normal or 0. Division by 0 gives 0. The exponent of a result that leaves -512..511
+    is clamped, and `flag` says so.
+    """
 
     def __init__(self) -> None:
+        self.digits = digits.Digits(SCALAR_BITS)
         super().__init__(
             {
                 "command": In(stream.Signature(ports.ScalarCommand)),
@@ -25,4 +40,130 @@ class ScalarUnit(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        held = Signal(ports.ScalarCommand)
+        ready, multiplied, aligned = Signal(), Signal(), Signal()
+        with m.If(ready):
+            m.d.sync += held.eq(self.command.payload)
+        m.d.comb += [self.command.ready.eq(ready)]
+        with m.FSM() as fsm:
+            m.d.comb += ready.eq(fsm.ongoing("IDLE"))
+            with m.State("IDLE"), m.If(self.command.valid):
+                m.next = "PREPARE"
+            with m.State("PREPARE"), m.Switch(held.op):
+                with m.Case(ScalarOp.MUL):
+                    m.next = "MULTIPLY"
+                with m.Case(ScalarOp.ADD):
+                    m.next = "ALIGN"
+                with m.Default():
+                    m.next = "DIGITS"
+            with m.State("MULTIPLY"), m.If(multiplied):
+                m.next = "ROUND"
+            with m.State("ALIGN"), m.If(aligned):
+                m.next = "ROUND"
+            with m.State("DIGITS"), m.If(self.digits.done):
+                m.next = "ROUND"
+            with m.State("ROUND"):
+                m.next = "RESULT"
+            with m.State("RESULT"), m.If(self.result.ready):
+                m.next = "IDLE"
+        m.d.comb += self.result.valid.eq(fsm.ongoing("RESULT"))
+        prepare = fsm.ongoing("PREPARE")
+        product = self._product(m, held, fsm.ongoing("MULTIPLY"), multiplied)
+        total = self._total(m, held, prepare, aligned)
+        quotient = self._quotient_or_root(m, held, prepare)
+        wide = Mux(held.op == ScalarOp.MUL, product, Mux(held.op == ScalarOp.ADD, total, quotient))
+        self._round(m, held, prepare, fsm.ongoing("ROUND"), wide)
         return m
+
+    def _product(self, m: Module, held: Signal, running: Signal, done: Signal) -> Signal:
+        """a.m * b.m >> 23: four products of halves, the lowest first, each added a step later."""
+        step = Signal(3)
+        halves = [(part.m[:PIECE], part.m[PIECE:]) for part in (held.a, held.b)]
+        pieces = Signal(PIECE), Signal(PIECE)
+        product, total = Signal(2 * PIECE), Signal(2 * PIECE + 2)
+        # before the second and the fourth product the sum moves on by a half
+        grown = Signal.like(total)
+        m.d.comb += [
+            grown.eq(Mux(step[0], total >> PIECE, total) + product),
+            done.eq(step == 5),
+        ]
+        m.d.sync += [
+            pieces[0].eq(Mux(step[0], halves[0][1], halves[0][0])),
+            pieces[1].eq(Mux(step[1], halves[1][1], halves[1][0])),
+            product.eq(pieces[0] * pieces[1]),
+        ]
+        wide = Signal(SCALAR_BITS + 1)
+        with m.If(running):
+            m.d.sync += [step.eq(step + 1), total.eq(Mux(step < 2, 0, grown))]
+            with m.If(done):
+                m.d.sync += [step.eq(0), wide.eq(Cat(total[PIECE - 1], grown))]
+        return wide
+
+    def _total(self, m: Module, held: Signal, prepare: Signal, done: Signal) -> Signal:
+        """The larger mantissa and the smaller one, shifted to the exponent of the larger."""
+        large, small = Signal(SCALAR_BITS), Signal(SCALAR_BITS)
+        apart, wide = Signal(EXPONENT_BITS + 1), Signal(SCALAR_BITS + 1)
+        a, b = held.a, held.b
+        m.d.comb += done.eq(apart == 0)
+        m.d.sync += wide.eq(large + small)
+        with m.If(apart[5:].any()):
+            m.d.sync += [small.eq(0), apart.eq(0)]
+        with m.Elif(apart[2:].any()):
+            m.d.sync += [small.eq(small >> 4), apart.eq(apart - 4)]
+        with m.Elif(apart != 0):
+            m.d.sync += [small.eq(small >> 1), apart.eq(apart - 1)]
+        with m.If(prepare):
+            with m.If(_a_larger(held)):
+                m.d.sync += [large.eq(a.m), small.eq(b.m), apart.eq(a.e - b.e)]
+            with m.Else():
+                m.d.sync += [large.eq(b.m), small.eq(a.m), apart.eq(b.e - a.e)]
+            with m.If(~(a.m[-1] & b.m[-1])):  # one is 0: its exponent says nothing
+                m.d.sync += apart.eq(0)
+        return wide
+
+    def _quotient_or_root(self, m: Module, held: Signal, prepare: Signal) -> Value:
+        m.submodules.digits = unit = self.digits
+        odd = (held.op == ScalarOp.SQRT) & held.a.e[0]
+        m.d.comb += [
+            unit.start.eq(prepare),
+            unit.root.eq(held.op == ScalarOp.SQRT),
+            unit.a.eq(Mux(odd, held.a.m << 1, held.a.m)),
+            unit.b.eq(held.b.m),
+        ]
+        return unit.value
+
+    def _round(
+        self, m: Module, held: Signal, prepare: Signal, running: Signal, wide: Value
+    ) -> None:
+        """The exponent while others work; at the end 24 bits of `wide`, and the clamp."""
+        payload = self.result.payload
+        exponent = Signal(signed(EXPONENT_BITS + 2))
+        with m.If(prepare):
+            a, b = held.a.e, held.b.e
+            with m.Switch(held.op):
+                with m.Case(ScalarOp.MUL):
+                    m.d.sync += exponent.eq(a + b + (SCALAR_BITS - 1))
+                with m.Case(ScalarOp.ADD):
+                    m.d.sync += exponent.eq(Mux(_a_larger(held), a, b))
+                with m.Case(ScalarOp.DIV):
+                    m.d.sync += exponent.eq(a - b - SCALAR_BITS)
+                with m.Case(ScalarOp.SQRT):
+                    m.d.sync += exponent.eq((a >> 1) - SCALAR_BITS // 2)
+        bits, e = Signal(SCALAR_BITS + 1), Signal.like(exponent)
+        by_zero = (held.op == ScalarOp.DIV) & ~held.b.m[-1]
+        m.d.comb += [bits.eq(wide), e.eq(exponent + bits[-1])]
+        with m.If(running):
+            m.d.sync += payload.eq(0)
+            with m.If((bits[-1] | bits[-2]) & ~by_zero):
+                m.d.sync += payload.m.eq(Mux(bits[-1], bits[1:], bits))
+                with m.If(e > MOST):
+                    m.d.sync += [payload.e.eq(MOST), payload.flag.eq(1)]
+                with m.Elif(e < LEAST):
+                    m.d.sync += [payload.e.eq(LEAST), payload.flag.eq(1)]
+                with m.Else():
+                    m.d.sync += payload.e.eq(e)
+
+
+def _a_larger(held: Signal) -> Value:
+    """a has the larger exponent, or b is 0."""
+    return ~held.b.m[-1] | (held.a.m[-1] & (held.a.e >= held.b.e))
