@@ -1,4 +1,4 @@
-"""The helpers of these tests fail where they must: a bench and a proof that see nothing are none."""
+"""Benches and proofs fail where they must: those that see nothing are none."""
 
 from __future__ import annotations
 
@@ -127,5 +127,5 @@ def test_the_rule_of_streams_is_proved_and_refuted() -> None:
 
 
 def test_a_spec_without_claims_is_no_proof() -> None:
-    with pytest.raises(RuntimeError, match="no assert|Assertion failed|selection"):
+    with pytest.raises(RuntimeError, match="yosys failed"):
         formal.answer(Wire(), depth=2)

@@ -1,0 +1,111 @@
+"""From words of one width to words of another: memory words to beats, or to groups of parameters.
+
+Words are cut without gaps inside a region of the stream; each region begins with a word of its own,
+so what is left of the last word is dropped. A command says how many outputs a region has, and no
+word is taken before an output needs it: the next region may be for somebody else.
+
+Legend: bits are counted in units of g = gcd(in, out). A shift register of `slots` words takes a new
+word at its top; the units held are the top ones, and `start` is where the oldest begins. An output
+is the register shifted down by `start` units, in stages of two to one multiplexers, with registers
+behind every third stage.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+
+from amaranth import Cat, Module, Mux, Signal, unsigned
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from nomatmul.hardware.rtl import ports
+
+COUNT_BITS = 32
+STAGES = 3  # multiplexers between registers
+
+
+class Gearbox(wiring.Component):
+    """`command`: the outputs of the next region (0: none). `words` in, `output` out.
+
+    One output a cycle, or one word where outputs are wider. Exactly ceil(count * out / in) words
+    are taken. `error` pulses for a word that came with an error. `busy`: a region is not done.
+    """
+
+    def __init__(self, in_bits: int, out_bits: int) -> None:
+        self.unit = gcd(in_bits, out_bits)
+        self.in_units, self.out_units = in_bits // self.unit, out_bits // self.unit
+        self.slots = -(-(self.out_units + self.in_units - 1) // self.in_units)
+        self.units = self.slots * self.in_units
+        super().__init__(
+            {
+                "command": In(stream.Signature(unsigned(COUNT_BITS))),
+                "words": In(stream.Signature(ports.memory_word(in_bits))),
+                "output": Out(stream.Signature(unsigned(out_bits))),
+                "error": Out(1),
+                "busy": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        active, issue, room, last = Signal(), Signal(), Signal(), Signal()
+        start = Signal(range(self.units + 1), init=self.units)
+        held = Signal(self.units * self.unit)
+        reach = self.units - self.out_units  # the last start that leaves a whole output
+        ready, put = Signal(), Signal()
+        m.d.comb += [
+            ready.eq(active & (start <= reach)),
+            issue.eq(ready & room),
+            # wanted for the next output, or for the one behind that
+            self.words.ready.eq(
+                active & ((start > reach) | (room & ~last & (start + self.out_units > reach)))
+            ),
+            put.eq(self.words.valid & self.words.ready),
+        ]
+        m.d.sync += self.error.eq(put & self.words.payload.error)
+        with m.If(put):
+            m.d.sync += held.eq(Cat(held, self.words.payload.data)[-len(held) :])
+        m.d.sync += start.eq(start + Mux(issue, self.out_units, 0) - Mux(put, self.in_units, 0))
+        with m.If(issue & last):
+            m.d.sync += start.eq(self.units)
+        self._count(m, active, issue, last)
+        full = self._shift(m, start, held, ready, room, reach)
+        m.d.comb += self.busy.eq(active | full)
+        return m
+
+    def _count(self, m: Module, active: Signal, issue: Signal, last: Signal) -> None:
+        left = Signal(COUNT_BITS)  # outputs of the region that were not issued
+        m.d.comb += self.command.ready.eq(~active)
+        with m.If(issue):
+            m.d.sync += [left.eq(left - 1), last.eq(left == 2), active.eq(~last)]
+        with m.If(self.command.valid & self.command.ready):
+            m.d.sync += [
+                left.eq(self.command.payload),
+                last.eq(self.command.payload == 1),
+                active.eq(self.command.payload != 0),
+            ]
+
+    def _shift(
+        self, m: Module, start: Signal, held: Signal, ready: Signal, room: Signal, reach: int
+    ) -> Signal:
+        """Cut the oldest output out of `held`; gives whether an output is on its way."""
+        valid, value, shift, ways = ready, held, start, room
+        waiting = []
+        for top in range(reach.bit_length(), 0, -STAGES):
+            bottom = max(0, top - STAGES)
+            for stage in reversed(range(bottom, top)):
+                keep = (self.out_units + min(reach, (1 << stage) - 1)) * self.unit
+                value = Mux(shift[stage], value >> (self.unit << stage), value)[:keep]
+            have, kept, rest = Signal(), Signal(len(value)), Signal(max(bottom, 1))
+            onward = Signal()
+            m.d.comb += ways.eq(~have | onward)
+            with m.If(ways):
+                m.d.sync += [have.eq(valid), kept.eq(value), rest.eq(shift)]
+            valid, value, shift, ways = have, kept, rest, onward
+            waiting.append(have)
+        m.d.comb += [
+            self.output.valid.eq(valid),
+            self.output.payload.eq(value),
+            ways.eq(self.output.ready),
+        ]
+        return Cat(waiting).any()
