@@ -83,6 +83,14 @@ class Combine(wiring.Component):
         sums = self._add(m, gearbox.output.payload, taken, column, visit == 0, q, drained)
         value = self._values(m, visit)
         self._ask(m, command, start)
+        records = Signal(
+            range(self.design.tree_rows + 1)
+        )  # regions that the gearbox has to be told
+        m.d.comb += [gearbox.command.valid.eq(records != 0), gearbox.command.payload.eq(chunks)]
+        with m.If(start):
+            m.d.sync += records.eq(command.count)
+        with m.Elif(gearbox.command.valid & gearbox.command.ready):
+            m.d.sync += records.eq(records - 1)
         self._control(m, command, chunks, start, gearbox, visit, column, q, value, drained, sums)
         return m
 
@@ -183,7 +191,6 @@ class Combine(wiring.Component):
             self.row.payload.fraction.eq(command.fraction),
             self.row.payload.dst.eq(command.dst),
             self.row.payload.aux.eq(command.aux),
-            gearbox.command.payload.eq(chunks),
             self.results.payload.sum.eq(shift[0]),
             self.results.payload.row.eq(sent),
             self.results.payload.last.eq(sent + 1 == command.rows),
@@ -220,9 +227,7 @@ class Combine(wiring.Component):
                     with m.If(self.row.ready):
                         m.next = "RECORD"
             with m.State("RECORD"):
-                m.d.comb += gearbox.command.valid.eq(1)
-                with m.If(gearbox.command.ready):
-                    m.next = "VALUE"
+                m.next = "VALUE"
             with m.State("VALUE"):  # `visit` is older than a cycle: its value is read
                 m.d.sync += q.eq(value)
                 m.next = "ADD"
