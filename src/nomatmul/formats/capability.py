@@ -1,8 +1,8 @@
 """Can this backend run this model? The only place that answers, by name of the part.
 
 A backend is "packed" (the packed directory and what reads it), "numpy" (the oracle), "native" (the
-CPU engine), "cuda" (the GPU engine) or "persistent" (its one-kernel decoder). PyTorch runs every
-model.
+CPU engine), "cuda" (the GPU engine), "persistent" (its one-kernel decoder) or "hardware" (the
+accelerator, and integer inference, which says what it computes). PyTorch runs every model.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _NAMES = {
     "native": "the CPU engine",
     "cuda": "the GPU engine",
     "persistent": "the persistent decoding kernel",
+    "hardware": "the accelerator",
 }
 _ENGINES = ("native", "cuda", "persistent")
 _GPU = ("cuda", "persistent")
@@ -51,7 +52,10 @@ def missing(config: ModelConfig, backend: str) -> Iterator[str]:
     """What `backend` lacks of the parts of a model, in words; nothing where it runs it."""
     assert backend in _NAMES, backend
     model = architecture_of(config)
-    yield from _decoder(model, backend) if config.causal else _encoder(model, backend)
+    if backend == "hardware":
+        yield from _hardware(model) if config.causal else ("models that are not causal",)
+    else:
+        yield from _decoder(model, backend) if config.causal else _encoder(model, backend)
 
 
 def _decoder(model: Architecture, backend: str) -> Iterator[str]:
@@ -125,3 +129,42 @@ def _plain(part: Attention) -> bool:
     """Whether heads cut the hidden size into equal parts, which are only turned."""
     own = part.kv_heads != part.heads or part.q_norm is not None or part.scaling is not None
     return not own and part.q_proj.outputs == part.q_proj.inputs
+
+
+def _hardware(model: Architecture) -> Iterator[str]:
+    """What the accelerator lacks: it runs MLGRU with GLU or ternary trees, all linears BitLinear
+    with one scale a matrix."""
+    if model.final_norm.kind != "rms":
+        yield f"norm {model.final_norm.kind!r}"
+    if model.embedding_norm is not None:
+        yield "norm behind the embedding (embedding_norm)"
+    if model.embedding.kind != "dense":
+        yield f"embedding of kind {model.embedding.kind!r} (embedding_linear)"
+    for layer, block in enumerate(model.blocks):
+        if not isinstance(block.mixer, MLGRU):
+            yield f"token_mixer {block.mixer.kind!r} (layer {layer})"
+        yield from (f"{what} (layer {layer})" for what in _hardware_channel(block.channel))
+    for name, linear in model.linears().items():
+        if linear.kind != "ternary":
+            yield f"linear {linear.kind!r} ({name})"
+        elif linear.norm_eps is None:
+            yield f"ternary linear without a norm inside ({name})"
+        elif linear.scale_group:
+            yield f"ternary linear with a scale a group of inputs ({name})"
+
+
+def _hardware_channel(part: ChannelMixer | None) -> Iterator[str]:
+    """Of a channel mixer, its linears aside."""
+    if isinstance(part, FFN):
+        yield "channel_mixer 'ffn'"
+    elif isinstance(part, GLU) and part.activation != "silu":
+        yield f"glu_activation {part.activation!r}"
+    elif isinstance(part, FFF):
+        if part.linear != "ternary":
+            yield "trees of dense rows"
+        if part.activation != "silu":
+            yield f"trees with activation {part.activation!r}"
+        if part.bias:
+            yield "trees with a bias (fff_bias)"
+        if part.master is not None:
+            yield "master leaf beside trees (fff_master_width)"

@@ -9,11 +9,10 @@ comes near.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from nomatmul.reference.integer.numerics import (
     EXPONENT_LEAST,
@@ -34,25 +33,27 @@ class Scalar:
     e: Int
 
     @classmethod
-    def of(cls, value: float) -> Scalar:
-        """The nearest scalar to a constant, ties to even.
+    def of(cls, values: ArrayLike) -> Scalar:
+        """The nearest scalars to constants [...], ties to even.
 
         Raises ValueError for one that is negative, not finite or out of the exponents' range.
         """
-        if not math.isfinite(value) or value < 0:
-            raise ValueError(f"a constant of the integer model is {value}; it must be 0 or above")
-        if value == 0:
-            return cls(*(np.zeros((), np.int64),) * 2)
-        fraction, exponent = math.frexp(value)
-        m, e = round(math.ldexp(fraction, MANTISSA_BITS)), exponent - MANTISSA_BITS
-        if m == int(_TOP):
-            m, e = m >> 1, e + 1
-        if not EXPONENT_LEAST <= e <= EXPONENT_MOST:
+        value = np.asarray(values, np.float64)
+        bad = ~(np.isfinite(value) & (value >= 0))
+        if bad.any():
             raise ValueError(
-                f"a constant of the integer model is {value}: its exponent {e} lies outside"
-                f" {EXPONENT_LEAST}..{EXPONENT_MOST}"
+                f"a constant of the integer model is {value[bad].flat[0]}, it must be 0 or above"
             )
-        return cls(np.array(m, np.int64), np.array(e, np.int64))
+        fraction, exponent = np.frexp(value)
+        n = np.rint(np.ldexp(fraction, MANTISSA_BITS)).astype(np.int64)
+        made = normal(n, exponent.astype(np.int64) - MANTISSA_BITS)
+        far = (made.e <= EXPONENT_LEAST) | (made.e >= EXPONENT_MOST)
+        if far.any():
+            raise ValueError(
+                f"a constant of the integer model is {value[far].flat[0]}: it needs an exponent"
+                f" beyond {EXPONENT_LEAST}..{EXPONENT_MOST}"
+            )
+        return made
 
     def to_float(self) -> NDArray[np.float64]:
         """float64 [...], exact."""
@@ -99,13 +100,13 @@ def add(a: Scalar, b: Scalar) -> Scalar:
     a_large = (b.m == 0) | ((a.m != 0) & (a.e >= b.e))
     large_m, small_m = np.where(a_large, a.m, b.m), np.where(a_large, b.m, a.m)
     large_e, small_e = np.where(a_large, a.e, b.e), np.where(a_large, b.e, a.e)
-    apart = np.where(small_m == 0, 0, np.minimum(large_e - small_e, MANTISSA_BITS))
+    apart: Int = np.where(small_m == 0, 0, np.minimum(large_e - small_e, MANTISSA_BITS))
     return normal(large_m + (small_m >> apart), large_e)
 
 
 def div(a: Scalar, b: Scalar) -> Scalar:
     """a / b; 0 where b is 0."""
-    quotient = (a.m << MANTISSA_BITS) // np.where(b.m == 0, 1, b.m)
+    quotient: Int = (a.m << MANTISSA_BITS) // np.where(b.m == 0, 1, b.m)
     return normal(np.where(b.m == 0, 0, quotient), a.e - b.e - MANTISSA_BITS)
 
 
