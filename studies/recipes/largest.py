@@ -1,4 +1,4 @@
-"""The fifth stay: the best recipe beside today's, at the size of the model in the box."""
+"""The best recipe beside today's, at the size of the model in the box; then on half of the text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from studies.recipes.cells import Amount, make
 from studies.recipes.change import Change
 from studies.recipes.second import GAINS
-from studies.recipes.texts import SMALL
+from studies.recipes.texts import HALF, SMALL, Kind
 
 SHAPE, INNER = (9, 640), 1600  # 11.9 MB packed, the best shape of `box12`
 
@@ -15,10 +15,10 @@ SHAPE, INNER = (9, 640), 1600  # 11.9 MB packed, the best shape of `box12`
 def largest(amount: Amount) -> list[dict[str, Any]]:
     """One seed each, as long as a command of the device machine allows; models are kept."""
 
-    def one(variant: str, label: str, **values: Any) -> dict[str, Any]:
+    def one(variant: str, label: str, kind: Kind = SMALL, **values: Any) -> dict[str, Any]:
         return make(
-            "largest", variant, label, amount.largest, (1,), shape=SHAPE, kind=SMALL, keep=True,
-            model={"intermediate_size": INNER}, **values,
+            "largest", variant, label, amount.largest, (1,), shape=SHAPE, kind=kind,
+            keep=kind == SMALL, model={"intermediate_size": INNER}, **values,
         )  # fmt: skip
 
     return [
@@ -27,6 +27,10 @@ def largest(amount: Amount) -> list[dict[str, Any]]:
         one("base", "today's recipe"),
         one("twin", "Transformer++", base="transformer_box"),
         one("twin-gains", "Transformer++, small gains", base="transformer_box", **GAINS),
+        one("twin-gains-half", "Transformer++, small gains, half of the text", HALF,
+            base="transformer_box", **GAINS),
+        one("dense-30-gains-half", "30 % full precision, small gains, half of the text", HALF,
+            change=Change(dense=0.3), **GAINS),
     ]  # fmt: skip
 
 

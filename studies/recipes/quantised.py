@@ -157,7 +157,9 @@ def run(cell: Cell, directory: Path, rows: Path) -> None:
     trained = CausalLM.from_pretrained(str(directory), dtype=torch.float32).state_dict()
     with ternary_cache() as cache:
         trainer = CellTrainer(cell, cache, lambda text: None)
-        for form in FORMS:
+        for form, (_, group, _) in FORMS.items():
+            if any(layer.in_features % max(group, 1) for _, layer in linears(trainer.model)):
+                continue  # rows of this model are not made of such groups
             began = time.monotonic()
             trainer.model.load_state_dict(trained)
             quantise(trainer, form)

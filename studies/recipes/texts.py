@@ -35,15 +35,18 @@ class Kind:
 
     cleaned: bool
     small: bool = False  # the small tokenizer, else the box's
+    half: bool = False  # every second document of the training texts
 
     @property
     def name(self) -> str:
-        return f"{'clean' if self.cleaned else 'raw'}-{'small' if self.small else 'box'}"
+        words = ["clean" if self.cleaned else "raw", "small" if self.small else "box"]
+        return "-".join([*words, "half"] if self.half else words)
 
 
 CLEAN, RAW, SMALL = Kind(True), Kind(False), Kind(True, small=True)
-KINDS = (CLEAN, RAW, SMALL, Kind(False, small=True))
-TRAINED = (CLEAN, RAW, SMALL)  # the last kind is of held-out texts only
+HALF = Kind(True, small=True, half=True)
+KINDS = (CLEAN, RAW, SMALL, HALF, Kind(False, small=True))
+TRAINED = (CLEAN, RAW, SMALL, HALF)  # the last kind is of held-out texts only
 
 
 def gather(data: Path, work: Path) -> None:
@@ -122,6 +125,8 @@ def _tokens(work: Path, kind: Kind, files: list[Path]) -> None:
 
     tokenizer = load_tokenizer(work / _SMALL if kind.small else BOX_TOKENIZER)
     train = [str(path) for path in files if "-valid" not in path.name]
+    if kind.half:
+        train = [_every_second(Path(path)) for path in train]
     if kind in TRAINED:
         workers = min(len(train) * 2, usable_cpus())
         build_shards(find_sources(train), tokenizer, work / f"train-{kind.name}", workers=workers)
@@ -129,3 +134,12 @@ def _tokens(work: Path, kind: Kind, files: list[Path]) -> None:
         (file,) = [path for path in files if path.name == f"{text}-valid.jsonl"]
         target = work / f"valid-{kind.name}-{text}"
         build_shards(find_sources([str(file)]), tokenizer, target, workers=1)
+
+
+def _every_second(documents: Path) -> str:
+    """The first, third, ... row of a JSONL file, in a file beside its folder."""
+    target = documents.parent.with_name(f"{documents.parent.name}-half") / documents.name
+    target.parent.mkdir(exist_ok=True)
+    with documents.open(encoding="utf-8") as rows, target.open("w", encoding="utf-8") as chosen:
+        chosen.writelines(row for number, row in enumerate(rows) if number % 2 == 0)
+    return str(target)
