@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from amaranth import Module, Mux
+from amaranth import Module, Mux, unsigned
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from nomatmul.hardware.rtl import ports
 from nomatmul.hardware.rtl.combine import Combine
+from nomatmul.hardware.rtl.gearbox import COUNT_BITS
 from nomatmul.hardware.rtl.walk import ROW_BITS, Walk
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class TreeUnit(wiring.Component):
                 "fetch": Out(stream.Signature(ports.ReadCommand)),
                 "words": In(stream.Signature(word)),
                 "product": Out(stream.Signature(ports.ProductCommand)),
+                "region": Out(stream.Signature(unsigned(COUNT_BITS))),
                 "product_words": Out(stream.Signature(word)),
                 "sums": In(stream.Signature(sums)),
                 "row": Out(stream.Signature(ports.RowCommand)),
@@ -62,7 +64,7 @@ class TreeUnit(wiring.Component):
         write, read = visits.write_port(), visits.read_port()
         self._command(m, self.walk, walk.command)
         self._command(m, self.combine, combine.command)
-        for name in ("product", "product_words", "sums", "parameter"):
+        for name in ("product", "region", "product_words", "sums", "parameter"):
             connect(m, flipped(getattr(self, name)), getattr(walk, name))
         connect(m, flipped(self.activation), combine.activation)
         m.d.comb += [

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from amaranth import Module, Mux, Signal
+from amaranth import Module, Mux, Signal, unsigned
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from nomatmul.hardware.rtl import ports
+from nomatmul.hardware.rtl.gearbox import COUNT_BITS
 from nomatmul.hardware.rtl.visits import LEVEL_BITS, Visits
 
 if TYPE_CHECKING:
@@ -33,12 +34,13 @@ _COUNT_BITS = ports.ROW_BITS + 2  # of counts that may turn out to be too large
 class Walk(wiring.Component):
     """Walks the trees of one command. Ports:
 
-    `product_words` are the weights of each record, behind one ProductCommand a record; `sums` come
-    back one a record and go on as `results`, `row` being the visit's index and `last` the last that
-    comes. `visit` writes the list of rows, `parameter` the weights of norm_out. `memory_error`
-    pulses for a word with an error, `refused` for a command with more visits or rows than there is
-    room for, or whose stride is not that of its beats: then nothing is done. `busy` from the cycle
-    after a command was taken until all is written and handed on.
+    `product` and `row` get one command for the whole walk. `region` and `product_words` go to the
+    gearbox in front of the product unit, one region a record. `sums` come back one a record and go
+    on as `results`: `row` is the visit's index, `last` marks the last that comes. `visit` writes
+    the list of rows, `parameter` the weights of norm_out. `memory_error` pulses for a word with an
+    error, `refused` for a command with more visits or rows than there is room for, or whose stride
+    is not that of its beats: then nothing is done. `busy` from the cycle after a command was taken
+    until all is written and handed on.
     """
 
     def __init__(self, design: Design) -> None:
@@ -51,6 +53,7 @@ class Walk(wiring.Component):
                 "fetch": Out(stream.Signature(ports.ReadCommand)),
                 "words": In(stream.Signature(word)),
                 "product": Out(stream.Signature(ports.ProductCommand)),
+                "region": Out(stream.Signature(unsigned(COUNT_BITS))),
                 "product_words": Out(stream.Signature(word)),
                 "row": Out(stream.Signature(ports.RowCommand)),
                 "sums": In(stream.Signature(sums)),
@@ -90,9 +93,15 @@ class Walk(wiring.Component):
         and lets the three processes go."""
         left, visits, rows = Signal(LEVEL_BITS), Signal(_COUNT_BITS), Signal(_COUNT_BITS)
         over, too_many = Signal(), Signal()
+        regions = Signal(range(self.design.tree_rows + 1))  # that the gearbox has to be told
         weight_words = self._weight_words(m, command)
         m.d.comb += [
             too_many.eq((visits > self.design.tree_rows) | (rows >> ROW_BITS).any()),
+            self.product.payload.rows.eq(visits),
+            self.product.payload.slots.eq(1),
+            self.product.payload.beats.eq(command.beats),
+            self.product.payload.act.eq(command.act),
+            self.region.payload.eq(command.beats),
             self.row.payload.epilogue.eq(ports.Epilogue.SILU),
             self.row.payload.rows.eq(visits),
             self.row.payload.slots.eq(1),
@@ -125,27 +134,30 @@ class Walk(wiring.Component):
                 with m.If(left == 0):
                     m.next = "CHECK"
             with m.State("CHECK"):
-                m.d.sync += over.eq(
-                    over
-                    | too_many
-                    | (command.trees == 0)
-                    | (weight_words == 0)
-                    | (weight_words + 1 != command.stride)
-                )
+                m.d.sync += over.eq(over | too_many | (command.trees == 0))
+                m.next = "BEGIN"
+            with m.State("BEGIN"):
                 m.next = "ROW"
-            with m.State("ROW"):
-                with m.If(over):
+                with m.If(over | (weight_words == 0) | (weight_words + 1 != command.stride)):
                     m.d.comb += self.refused.eq(1)
                     m.next = "IDLE"
-                with m.Else():
-                    m.d.comb += [self.row.valid.eq(1), start.eq(self.row.ready)]
-                    with m.If(self.row.ready):
-                        m.next = "RUN"
+            with m.State("ROW"):
+                m.d.comb += self.row.valid.eq(1)
+                with m.If(self.row.ready):
+                    m.next = "PRODUCT"
+            with m.State("PRODUCT"):
+                m.d.comb += [self.product.valid.eq(1), start.eq(self.product.ready)]
+                with m.If(self.product.ready):
+                    m.d.sync += regions.eq(visits)
+                    m.next = "RUN"
             with m.State("RUN"):
                 done = orders[0].done & orders[1].done & orders[2].done
                 with m.If(done & ~self.results.valid & ~self.parameter.valid):
                     m.next = "IDLE"
             m.d.comb += self.busy.eq(~fsm.ongoing("IDLE"))
+        m.d.comb += self.region.valid.eq(regions != 0)
+        with m.If(self.region.valid & self.region.ready):
+            m.d.sync += regions.eq(regions - 1)
 
     def _weight_words(self, m: Module, command: Any) -> Any:
         """The words of a record's weights, two cycles behind the command."""
@@ -239,18 +251,13 @@ class Walk(wiring.Component):
         ]
         m.d.comb += [
             out.payload.eq(words.payload),
-            self.product.payload.rows.eq(1),
-            self.product.payload.slots.eq(1),
-            self.product.payload.beats.eq(command.beats),
-            self.product.payload.act.eq(command.act),
             self.parameter.address.eq(address >> group),
             self.parameter.mask.eq(1 << address[:group]),
         ]
         with m.FSM():
             with m.State("RECORD"):
-                m.d.comb += self.product.valid.eq(~order.done)
                 m.d.sync += left.eq(command.stride - 1)
-                with m.If(~order.done & self.product.ready):
+                with m.If(~order.done):
                     m.next = "WEIGHTS"
             with m.State("WEIGHTS"):
                 m.d.comb += [out.valid.eq(words.valid), words.ready.eq(out.ready)]
