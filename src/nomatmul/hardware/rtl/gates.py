@@ -1,0 +1,204 @@
+"""The gates of the row unit: silu of single sums, GLU of pairs, MLGRU of triples.
+
+    y -> silu -+---------------------------------------------------> silu
+               +-> kept until the pair is whole: silu(gate), up -+-> product, shift -> u
+               +-> kept until the triple is whole: next h -> silu, g -+
+
+The state memory is inside: an element's h is read while its last sum is on its way through silu,
+and written when it is known. What the way's end needs of its start waits in short queues.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from amaranth import Array, Module, Mux, Signal, signed
+from amaranth.lib import memory, wiring
+from amaranth.lib.wiring import In, Out
+
+from nomatmul.hardware.rtl import ports
+from nomatmul.hardware.rtl.functions import Silu
+from nomatmul.hardware.rtl.pipeline import InOrder, Multiplier, delay, register
+from nomatmul.hardware.rtl.recurrence import Recurrence
+from nomatmul.hardware.rtl.rescale import RoundingShift
+
+if TYPE_CHECKING:
+    from nomatmul.hardware.design import Design
+
+# Cycles from the address of an element to its value: address, memory, memory's output, lane.
+READ_LATENCY = 4
+# Triples at most between a queue's push and its pop; they are three cycles apart.
+_TRIPLES = 16
+
+
+def read_element(m: Module, port: Any, address: Any, enable: Signal, name: str) -> Signal:
+    """The element at `address`, READ_LATENCY cycles later, out of a memory of groups."""
+    lanes = len(list(port.data))
+    lane_bits = (lanes - 1).bit_length()
+    at = register(m, address[: len(port.address) + lane_bits], f"{name}_address")
+    m.d.comb += [
+        port.address.eq(at[lane_bits:]),
+        port.enable.eq(register(m, enable, f"{name}_enable", reset=True)),
+    ]
+    lane = delay(m, at[:lane_bits], 2, f"{name}_lane")
+    group = [register(m, element, f"{name}_group{k}") for k, element in enumerate(port.data)]
+    return register(m, Array(group)[lane], f"{name}_element")
+
+
+class Gates(wiring.Component):
+    """`valid`, `y`, `slot`, `final` and `element` come from the rescaler, `is_*`, `aux`, `lb`,
+    `bounded`, `fresh` and `u_shift` stand still while a command runs.
+
+    `silu` is given for each final y, `u` for each pair or triple, a triple's `g` a cycle after its
+    u. `state_saturated` and `product_saturated` pulse.
+    """
+
+    def __init__(self, design: Design) -> None:
+        self.design = design
+        element = signed(design.vector_bits)
+        super().__init__(
+            {
+                "valid": In(1),
+                "y": In(element),
+                "slot": In(2),
+                "final": In(1),
+                "element": In(ports.ROW_BITS),
+                "is_mlgru": In(1),
+                "is_glu": In(1),
+                "aux": In(ports.ELEMENT_BITS),
+                "lb": In(ports.ELEMENT_BITS),
+                "bounded": In(1),
+                "fresh": In(1),
+                "u_shift": In(ports.SHIFT_BITS),
+                "parameter_read": Out(ports.parameter_read(design)),
+                "state_write": Out(
+                    ports.ElementWrite(design.state_words, signed(design.state_bits))
+                ),
+                "silu": Out(element),
+                "silu_valid": Out(1),
+                "u": Out(element),
+                "u_valid": Out(1),
+                "g": Out(element),
+                "state_saturated": Out(1),
+                "product_saturated": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.silu_y = silu = Silu(self.design)
+        m.d.comb += silu.z.eq(self.y)
+        valid = delay(m, self.valid, silu.latency, "valid", reset=True)
+        slot = delay(m, self.slot, silu.latency, "slot")
+        final = delay(m, self.final, silu.latency, "final")
+        whole = Signal()  # the last sum of an element
+        m.d.comb += [
+            whole.eq(valid & final),
+            self.silu.eq(silu.silu),
+            self.silu_valid.eq(whole),
+        ]
+        # Of the sums before: sigmoid(f) of a triple, silu(i) or silu(gate).
+        sigma = Signal(len(silu.sigma), reset_less=True)
+        kept = Signal(signed(self.design.vector_bits), reset_less=True)
+        with m.If(valid & (slot == 0)):
+            m.d.sync += sigma.eq(silu.sigma)
+        with m.If(valid & ~final):
+            m.d.sync += kept.eq(silu.silu)
+
+        state_silu, g, triple = self._recurrence(m, silu, sigma, kept, whole)
+        a = register(m, Mux(self.is_mlgru, g, kept), "a")
+        b = register(m, Mux(self.is_mlgru, state_silu, silu.same_z), "b")
+        pair = whole & self.is_glu
+        self._product(m, a, b, register(m, Mux(self.is_mlgru, triple, pair), "ab", reset=True))
+        return m
+
+    def _recurrence(
+        self, m: Module, silu: Silu, sigma: Signal, kept: Signal, whole: Signal
+    ) -> tuple[Signal, Signal, Signal]:
+        """(silu(h), g, whether they are there) of a triple."""
+        m.submodules.recurrence = recurrence = Recurrence(self.design)
+        m.submodules.silu_h = silu_h = Silu(self.design)
+        early = silu.latency - READ_LATENCY
+        begins = delay(m, self.valid & self.final & self.is_mlgru, early, "begins", reset=True)
+        element = self._queue(
+            m,
+            "elements",
+            ports.ROW_BITS,
+            self.valid & self.final & self.is_mlgru,
+            self.element,
+            begins,
+        )
+        bound = read_element(
+            m, self.parameter_read, (self.lb + element)[: ports.ELEMENT_BITS], begins, "bound"
+        )
+        known = delay(m, whole & self.is_mlgru, recurrence.latency, "known", reset=True)
+        m.d.comb += [
+            recurrence.sigma.eq(sigma),
+            recurrence.entering.eq(kept),
+            recurrence.h.eq(self._state(m, element, begins, recurrence.next_h, known)),
+            recurrence.bound.eq(Mux(self.bounded, bound.as_unsigned(), 0)),
+            silu_h.z.eq(recurrence.z),
+            self.state_saturated.eq(known & recurrence.saturated),
+        ]
+        triple = delay(m, known, silu_h.latency, "triple", reset=True)
+        width = signed(self.design.vector_bits)
+        g = self._queue(m, "g", width, whole & self.is_mlgru, silu.same_z, triple)
+        m.submodules.g_again = again = InOrder(width, _TRIPLES)
+        u_late = register(m, self.u_valid & self.is_mlgru, "u_late", reset=True)
+        m.d.comb += [
+            again.push.eq(triple),
+            again.value.eq(g),
+            again.pop.eq(u_late),
+            self.g.eq(again.head),
+        ]
+        return silu_h.silu, g, triple
+
+    def _state(
+        self, m: Module, element: Signal, begins: Signal, next_h: Signal, known: Signal
+    ) -> Signal:
+        """h of the element, READ_LATENCY cycles after `begins`; next_h is written where `known`."""
+        design = self.design
+        shape = signed(design.state_bits)
+        m.submodules.state = state = memory.Memory(shape=shape, depth=design.state_words, init=[])
+        read, write = state.read_port(), state.write_port()
+        at = register(m, (self.aux + element)[: len(read.addr)], "state_address")
+        reads = register(m, begins, "state_reads", reset=True)
+        back = self._queue(m, "addresses", len(read.addr), reads, at, known)
+        m.d.sync += [
+            self.state_write.valid.eq(known),
+            self.state_write.address.eq(back),
+            self.state_write.data.eq(next_h),
+        ]
+        m.d.comb += [
+            read.addr.eq(at),
+            read.en.eq(reads),
+            write.en.eq(self.state_write.valid),
+            write.addr.eq(self.state_write.address),
+            write.data.eq(self.state_write.data),
+        ]
+        h = register(m, read.data, "h")
+        return register(m, Mux(self.fresh, 0, h), "h_or_0")
+
+    def _product(self, m: Module, a: Signal, b: Signal, valid: Signal) -> None:
+        """u = a * b, shifted."""
+        bits = self.design.vector_bits
+        m.submodules.multiplier = multiplier = Multiplier(bits, bits)
+        m.submodules.rounding = rounding = RoundingShift(2 * bits, bits, ports.SHIFT_BITS)
+        latency = multiplier.latency + rounding.latency
+        m.d.comb += [
+            multiplier.a.eq(a),
+            multiplier.b.eq(b),
+            rounding.value.eq(multiplier.product),
+            rounding.shift.eq(self.u_shift),
+            self.u.eq(rounding.result),
+            self.u_valid.eq(delay(m, valid, latency, "u_valid", reset=True)),
+            self.product_saturated.eq(self.u_valid & rounding.saturated),
+        ]
+
+    def _queue(
+        self, m: Module, name: str, shape: Any, push: Signal, value: Signal, pop: Signal
+    ) -> Signal:
+        """The head of a queue of triples."""
+        m.submodules[name] = queue = InOrder(shape, _TRIPLES)
+        m.d.comb += [queue.push.eq(push), queue.value.eq(value), queue.pop.eq(pop)]
+        return queue.head

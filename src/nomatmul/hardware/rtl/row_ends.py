@@ -1,0 +1,100 @@
+"""The ends of the row unit: the writer into vector memory, and the way of logits to the host."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from amaranth import Cat, Module, Mux, Signal, signed
+from amaranth.lib import fifo, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from nomatmul.hardware.rtl import ports
+from nomatmul.hardware.rtl.pipeline import register
+
+if TYPE_CHECKING:
+    from nomatmul.hardware.design import Design
+
+
+class Writer(wiring.Component):
+    """Writes `value` to dst + element where `valid`, two cycles later; with `two` also `second`,
+    given a cycle after value, to dst2 + element. `finished` goes with an element's last write."""
+
+    def __init__(self, design: Design) -> None:
+        self.design = design
+        element = signed(design.vector_bits)
+        super().__init__(
+            {
+                "valid": In(1),
+                "value": In(element),
+                "element": In(ports.ROW_BITS),
+                "two": In(1),
+                "second": In(element),
+                "dst": In(ports.ELEMENT_BITS),
+                "dst2": In(ports.ELEMENT_BITS),
+                "write": Out(ports.vector_write(design)),
+                "finished": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        again = register(m, self.valid & self.two, "again", reset=True)
+        value = register(m, Mux(again, self.second, self.value), "value_1")
+        base = register(m, Mux(again, self.dst2, self.dst), "base")
+        element = Signal(ports.ROW_BITS, reset_less=True)
+        with m.If(self.valid):
+            m.d.sync += element.eq(self.element)
+        valid = register(m, self.valid | again, "valid_1", reset=True)
+        final = register(m, Mux(self.two, again, self.valid), "final", reset=True)
+        m.d.sync += [
+            self.write.valid.eq(valid),
+            self.write.address.eq(base + element),
+            self.write.data.eq(value),
+            self.finished.eq(final),
+        ]
+        return m
+
+
+class Logits(wiring.Component):
+    """Logits into a queue for the host, and the largest of them since `restart`, the first of
+    equals. `taken`: the host took one. Who gives them counts, so that the queue has room."""
+
+    def __init__(self, design: Design, depth: int) -> None:
+        self.design = design
+        self._depth = depth
+        super().__init__(
+            {
+                "restart": In(1),
+                "valid": In(1),
+                "value": In(signed(design.vector_bits)),
+                "last": In(1),
+                "element": In(ports.ROW_BITS),
+                "logits": Out(stream.Signature(ports.logit(design))),
+                "argmax": Out(ports.argmax(design)),
+                "taken": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.queue = queue = fifo.SyncFIFOBuffered(
+            width=len(self.value) + 1, depth=self._depth
+        )
+        m.d.comb += [
+            queue.w_en.eq(self.valid),
+            queue.w_data.eq(Cat(self.value, self.last)),
+            self.logits.valid.eq(queue.r_rdy),
+            self.logits.payload.eq(queue.r_data),
+            queue.r_en.eq(self.logits.ready),
+        ]
+        m.d.sync += self.taken.eq(queue.r_rdy & self.logits.ready)
+
+        valid = register(m, self.valid, "candidate_valid", reset=True)
+        candidate = register(m, self.value, "candidate")
+        index = register(m, self.element, "index")
+        first, largest = Signal(), self.argmax
+        with m.If(self.restart):
+            m.d.sync += first.eq(1)
+        with m.Elif(valid & (first | (candidate > largest.value))):
+            m.d.sync += [first.eq(0), largest.value.eq(candidate), largest.index.eq(index)]
+        return m
