@@ -166,8 +166,11 @@ class RowUnit(wiring.Component):
         )
 
     def _gate(self, m: Module, gates: Gates, held: Any, is_: _Kinds, y: _Y) -> None:
+        # A command is done before its sums would have left a longer path than its own: they must
+        # not come out of there in the next command.
+        gated = is_[Epilogue.MLGRU] | is_[Epilogue.GLU] | is_[Epilogue.SILU]
         m.d.comb += [
-            gates.valid.eq(y.valid),
+            gates.valid.eq(y.valid & gated),
             gates.y.eq(y.value),
             gates.slot.eq(y.slot),
             gates.final.eq(y.final),
