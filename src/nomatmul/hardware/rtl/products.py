@@ -1,0 +1,234 @@
+"""Products of ternary rows, one beat of weights a cycle, and int8 activations.
+
+A beat is taken while there is room for its row's sum behind the pipeline: `sums` may stall for as
+long as it likes, and the pipeline itself never does. So nothing but registers decides whether a
+beat is taken, and there is no enable of a thousand registers.
+
+    beats -> Decoder -------------------\
+             ActivationMemory (address) -+-> TernaryArray -> accumulator -> queue of sums -> sums
+
+Legend: a row is `beats` beats; the rows of `slots` matrices take turns, and slot s reads its
+activations from beat act + s * beats on. Since these follow each other, the address only counts up
+until the last slot's row is done.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from amaranth import Module, Mux, Signal, Value, signed, unsigned
+from amaranth.lib import data, fifo, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from nomatmul.hardware.rtl import decode, ports
+from nomatmul.hardware.rtl.activation_memory import READ_LATENCY, ActivationMemory
+from nomatmul.hardware.rtl.array import TernaryArray, add
+
+if TYPE_CHECKING:
+    from nomatmul.hardware.design import Design
+
+QUEUE = 32  # sums on their way or waiting: more than the pipeline is long
+
+
+class ProductUnit(wiring.Component):
+    """`command` and `beats` in, one of `sums` out for each row, in order.
+
+    rows or beats of 0: nothing is taken or given; slots of 0 acts as 1. `illegal` pulses for a beat
+    with an illegal code. `busy` until the last sum is taken. Activations are written while no
+    product reads them.
+    """
+
+    def __init__(self, design: Design) -> None:
+        self.design = design
+        super().__init__(
+            {
+                "command": In(stream.Signature(ports.ProductCommand)),
+                "beats": In(stream.Signature(unsigned(design.beat_bits))),
+                "sums": Out(stream.Signature(ports.product_sum(design.sum_bits))),
+                "activation": In(ports.ActivationWrite(design)),
+                "illegal": Out(1),
+                "busy": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        design = self.design
+        m.submodules.control = control = _Control()
+        m.submodules.queue = queue = _SumQueue(design.sum_bits)
+        m.submodules.decoder = decoder = decode.Decoder(design.packing, design.lanes)
+        m.submodules.memory = activations = ActivationMemory(design)
+        m.submodules.array = array = TernaryArray(design.lanes)
+        wiring.connect(m, wiring.flipped(self.command), control.command)
+        wiring.connect(m, wiring.flipped(self.activation), activations.write)
+        wiring.connect(m, queue.sums, wiring.flipped(self.sums))
+
+        take = Signal()
+        m.d.comb += [
+            take.eq(self.beats.valid & self.beats.ready),
+            self.beats.ready.eq(control.active & queue.room),
+            control.take.eq(take),
+            queue.promise.eq(take & control.end),
+            queue.slot.eq(control.slot),
+            queue.row.eq(control.row),
+            queue.last.eq(control.last),
+            self.busy.eq(control.active | queue.busy),
+        ]
+        decoded = 1 + decode.LATENCY[design.packing]  # with the register in front
+        m.d.sync += decoder.beat.eq(self.beats.payload)
+        m.d.comb += [
+            activations.address.eq(later(m, control.address, decoded - READ_LATENCY)),
+            array.codes.eq(decoder.codes),
+            array.activations.eq(activations.data),
+            self.illegal.eq(decoder.illegal & later(m, take, decoded + 2)),
+        ]
+        self._accumulate(m, control, queue, take, array, decoded + array.latency)
+        return m
+
+    def _accumulate(
+        self,
+        m: Module,
+        control: _Control,
+        queue: _SumQueue,
+        take: Value,
+        array: TernaryArray,
+        latency: int,
+    ) -> None:
+        total = Signal(signed(self.design.sum_bits))
+        valid, first = later(m, take, latency), later(m, control.first, latency)
+        so_far = Mux(first, 0, total)
+        with m.If(valid):
+            m.d.sync += total.eq(add(so_far.as_signed(), array.sum, array.carry))
+        m.d.comb += [
+            queue.put.eq(later(m, take & control.end, latency + 1)),
+            queue.total.eq(total),
+        ]
+
+
+class _Control(wiring.Component):
+    """Counts beats, rows and slots; all of it about the beat that is taken next."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            {
+                "command": In(stream.Signature(ports.ProductCommand)),
+                "take": In(1),
+                "active": Out(1),
+                "first": Out(1),  # of its row
+                "end": Out(1),  # of its row
+                "last": Out(1),  # row of the command
+                "slot": Out(2),
+                "row": Out(ports.ROW_BITS),
+                "address": Out(ports.BEAT_BITS),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        command = self.command.payload
+        act, beats = Signal(ports.BEAT_BITS), Signal(ports.BEAT_BITS)
+        slots = Signal(2)
+        beats_left, rows_left = Signal(ports.BEAT_BITS), Signal(ports.ROW_BITS)
+        single, wrap = Signal(), Signal()
+        m.d.comb += [self.command.ready.eq(~self.active), wrap.eq(self.slot + 1 >= slots)]
+        with m.If(self.take):
+            m.d.sync += [
+                self.address.eq(self.address + 1),
+                self.first.eq(self.end),
+                self.end.eq(Mux(self.end, single, beats_left == 2)),
+                beats_left.eq(Mux(self.end, beats, beats_left - 1)),
+            ]
+            with m.If(self.end):
+                m.d.sync += [
+                    self.row.eq(self.row + 1),
+                    rows_left.eq(rows_left - 1),
+                    self.last.eq(rows_left == 2),
+                    self.active.eq(~self.last),
+                    self.slot.eq(Mux(wrap, 0, self.slot + 1)),
+                ]
+                with m.If(wrap):
+                    m.d.sync += self.address.eq(act)
+        with m.If(self.command.valid & self.command.ready):
+            m.d.sync += [
+                act.eq(command.act),
+                beats.eq(command.beats),
+                slots.eq(command.slots),
+                single.eq(command.beats == 1),
+                self.active.eq((command.rows != 0) & (command.beats != 0)),
+                self.first.eq(1),
+                self.end.eq(command.beats == 1),
+                self.last.eq(command.rows == 1),
+                self.slot.eq(0),
+                self.row.eq(0),
+                self.address.eq(command.act),
+                beats_left.eq(command.beats),
+                rows_left.eq(command.rows),
+            ]
+        return m
+
+
+class _SumQueue(wiring.Component):
+    """Sums with what is known of their rows since their last beats were taken (`promise`).
+
+    `room`: a further row may be promised. `put` comes once for each promise, in order.
+    """
+
+    def __init__(self, sum_bits: int) -> None:
+        self.sum_bits = sum_bits
+        super().__init__(
+            {
+                "promise": In(1),
+                "slot": In(2),
+                "row": In(ports.ROW_BITS),
+                "last": In(1),
+                "room": Out(1),
+                "put": In(1),
+                "total": In(signed(sum_bits)),
+                "sums": Out(stream.Signature(ports.product_sum(sum_bits))),
+                "busy": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        about = data.StructLayout({"slot": 2, "row": ports.ROW_BITS, "last": 1})
+        m.submodules.rows = rows = fifo.SyncFIFO(width=about.size, depth=QUEUE)
+        m.submodules.totals = totals = fifo.SyncFIFO(width=self.sum_bits, depth=QUEUE)
+        promised = Signal(range(QUEUE + 1))
+        back, front = data.View(about, rows.w_data), data.View(about, rows.r_data)
+        out = self.sums.payload
+        move = Signal()
+        m.d.comb += [
+            back.slot.eq(self.slot),
+            back.row.eq(self.row),
+            back.last.eq(self.last),
+            rows.w_en.eq(self.promise),
+            totals.w_data.eq(self.total),
+            totals.w_en.eq(self.put),
+            self.room.eq(~promised[-1]),
+            move.eq(totals.r_rdy & (~self.sums.valid | self.sums.ready)),
+            rows.r_en.eq(move),
+            totals.r_en.eq(move),
+            self.busy.eq((promised != 0) | self.sums.valid),
+        ]
+        m.d.sync += promised.eq(promised + self.promise - move)
+        with m.If(self.sums.ready):
+            m.d.sync += self.sums.valid.eq(0)
+        with m.If(move):
+            m.d.sync += [
+                self.sums.valid.eq(1),
+                out.sum.eq(totals.r_data.as_signed()),
+                out.slot.eq(front.slot),
+                out.row.eq(front.row),
+                out.last.eq(front.last),
+            ]
+        return m
+
+
+def later(m: Module, value: Value, cycles: int) -> Value:
+    """`value` of `cycles` cycles before."""
+    for _ in range(cycles):
+        kept = Signal.like(value)
+        m.d.sync += kept.eq(value)
+        value = kept
+    return value
