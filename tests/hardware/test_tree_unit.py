@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hardware.tree_bench import SMALL, Forest, TreeBench
 
+from nomatmul.hardware.design import TREE_ROW_BITS
 from nomatmul.hardware.rtl.ports import Epilogue
-from nomatmul.hardware.rtl.walk import ROW_BITS
 
 # (trees, depth, size): awkward sizes, one tree, no decision at all, one column.
 SHAPES = [(3, 3, 37), (1, 5, 33), (5, 0, 64), (4, 2, 1), (1, 0, 7), (8, 3, 41)]
@@ -152,7 +152,7 @@ def test_a_code_that_is_none_is_flagged_and_counts_as_nothing():
 REFUSED = {
     "visits": ("walk", {"trees": 33, "depth": 0}),
     "visits of levels": ("walk", {"trees": 3, "depth": 10}),
-    "rows": ("walk", {"trees": 1, "depth": ROW_BITS}),
+    "rows": ("walk", {"trees": 1, "depth": TREE_ROW_BITS}),
     "deepest": ("walk", {"trees": (1 << 20) - 1, "depth": 31}),
     "no trees": ("walk", {"trees": 0}),
     "no beats": ("walk", {"beats": 0}),

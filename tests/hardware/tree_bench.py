@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from hardware.streams import Bench, plain
 from numpy.typing import NDArray
 
-from hardware.streams import Bench, plain
 from nomatmul.formats.packing import pack_ternary
 from nomatmul.hardware.design import Design
 from nomatmul.hardware.rtl.tree_unit import TreeUnit

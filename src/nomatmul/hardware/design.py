@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PACKINGS = ("2bit", "1.6bit")
+TREE_ROW_BITS = 18  # of the rows of all trees of a layer: one DSP finds a row's address
 
 # Of each whole number: the least and the largest value, and whether it must be a power of two.
 _LIMITS: dict[str, tuple[int, int, bool]] = {
@@ -135,6 +136,11 @@ class Design:
     def beats(self, inputs: int) -> int:
         """Beats of a row of `inputs` weights."""
         return -(-inputs // self.lanes)
+
+    @property
+    def tree_columns(self) -> int:
+        """The most outputs that a layer of trees may have."""
+        return self.vector_words // 2
 
     def words(self, bits: int) -> int:
         """Memory words of a region of `bits`."""

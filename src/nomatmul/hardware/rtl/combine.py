@@ -21,17 +21,12 @@ from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
 
+from nomatmul.hardware.design import TREE_ROW_BITS as ROW_BITS
 from nomatmul.hardware.rtl import ports
 from nomatmul.hardware.rtl.gearbox import Gearbox
-from nomatmul.hardware.rtl.walk import ROW_BITS
 
 if TYPE_CHECKING:
     from nomatmul.hardware.design import Design
-
-
-def columns_of(design: Design) -> int:
-    """The most outputs that a layer of trees may have."""
-    return design.vector_words // 2
 
 
 class Combine(wiring.Component):
@@ -46,7 +41,7 @@ class Combine(wiring.Component):
 
     def __init__(self, design: Design) -> None:
         self.design = design
-        self.chunks = -(-columns_of(design) // design.combine_lanes)
+        self.chunks = -(-design.tree_columns // design.combine_lanes)
         super().__init__(
             {
                 "command": In(stream.Signature(ports.CombineCommand)),

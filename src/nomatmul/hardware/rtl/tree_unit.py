@@ -14,10 +14,11 @@ from amaranth import Module, Mux, unsigned
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
+from nomatmul.hardware.design import TREE_ROW_BITS as ROW_BITS
 from nomatmul.hardware.rtl import ports
 from nomatmul.hardware.rtl.combine import Combine
 from nomatmul.hardware.rtl.gearbox import COUNT_BITS
-from nomatmul.hardware.rtl.walk import ROW_BITS, Walk
+from nomatmul.hardware.rtl.walk import Walk
 
 if TYPE_CHECKING:
     from nomatmul.hardware.design import Design

@@ -8,7 +8,7 @@ row unit and decides. A record may be asked for once the sum of the same tree's 
 
 A record is the words of `beats` beats, then one whose low 16 bits are norm_out's weight.
 
-Legend of widths: ROW_BITS of a row of all trees, LEVEL_BITS of levels, M bits of a memory word.
+Legend of widths: ROW_BITS (18) of a row of all trees, LEVEL_BITS of levels, M of a memory word.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
+from nomatmul.hardware.design import TREE_ROW_BITS as ROW_BITS
 from nomatmul.hardware.rtl import ports
 from nomatmul.hardware.rtl.gearbox import COUNT_BITS
 from nomatmul.hardware.rtl.visits import LEVEL_BITS, Visits
@@ -27,7 +28,6 @@ from nomatmul.hardware.rtl.visits import LEVEL_BITS, Visits
 if TYPE_CHECKING:
     from nomatmul.hardware.design import Design
 
-ROW_BITS = 18  # all rows of a layer's trees are at most 262,143, so that one DSP multiplies them
 _COUNT_BITS = ports.ROW_BITS + 2  # of counts that may turn out to be too large
 
 
