@@ -138,8 +138,7 @@ class Mixer:
 
 @dataclass(frozen=True)
 class Gated:
-    """GLU: `enter` has the linears gate_proj, up_proj (of one branch, or of one each); `leave`
-    down_proj."""
+    """GLU: `enter` has one branch, of the linears gate_proj and up_proj; `leave` down_proj."""
 
     name: str
     enter: Fold

@@ -9,6 +9,7 @@ import numpy as np
 
 from nomatmul.formats import architecture as parts
 from nomatmul.formats import capability
+from nomatmul.formats.errors import FormatError
 from nomatmul.formats.packed import PackedReader
 from nomatmul.formats.quantise import quantise_rows
 from nomatmul.reference.integer.folds import (
@@ -24,7 +25,7 @@ from nomatmul.reference.integer.folds import (
     Weight,
 )
 from nomatmul.reference.integer.gates import LOWER_BOUND_MAX
-from nomatmul.reference.integer.numerics import GATE_FRACTION, Formats
+from nomatmul.reference.integer.numerics import GATE_FRACTION, Formats, Int
 
 # {linear whose inner norm it is: linears that read its quantised input}
 Branches = dict[str, tuple[str, ...]]
@@ -75,18 +76,21 @@ class _Reading:
         assert eps is not None
         norm, product = self._real(f"{at}.g_norm.weight"), eps * part.g_norm.eps
         leave = self._fold(o_proj, norm, {o_proj: (o_proj,)}, inner, eps=product, gate_eps=eps)
-        bound = None
-        if part.bounded:
-            real = self._real(f"{at}.lower_bound")
-            bound = np.clip(np.rint(np.ldexp(real, GATE_FRACTION)), 0, LOWER_BOUND_MAX)
-            bound = bound.astype(np.int64)
-        return Mixer(at, enter, leave, bound)
+        bound_D = self._lower_bound(f"{at}.lower_bound") if part.bounded else None
+        return Mixer(at, enter, leave, bound_D)
+
+    def _lower_bound(self, name: str) -> Int:
+        real_D = self._real(name)
+        outside = (real_D < 0) | (real_D > 1)
+        if outside.any():
+            raise FormatError(f"{name} holds {real_D[outside][0]}, it must lie in 0..1")
+        bound_D = np.rint(np.ldexp(real_D, GATE_FRACTION)).astype(np.int64)
+        return np.minimum(bound_D, LOWER_BOUND_MAX)
 
     def _gated(self, at: str, outer: Real, part: parts.GLU) -> Gated:
+        assert part.up_proj is None
         gate, up, down = (f"{at}.{name}" for name in ("gate_proj", "up_proj", "down_proj"))
-        apart = part.up_proj is not None
-        branches: Branches = {gate: (gate,), up: (up,)} if apart else {gate: (gate, up)}
-        enter = self._fold(at, outer, branches, part.gate_proj.inputs)
+        enter = self._fold(at, outer, {gate: (gate, up)}, part.gate_proj.inputs)
         eps = part.down_proj.norm_eps
         assert eps is not None
         leave = self._fold(down, None, {down: (down,)}, part.down_proj.inputs, eps=eps)
@@ -141,12 +145,10 @@ class _Reading:
         return Weight.of(outer * inner * kept, bits)
 
     def _linears(self, source: str, names: tuple[str, ...]) -> tuple[Linear, ...]:
-        values, scales = self._reader.ternary(source)
+        values, (scale,) = self._reader.ternary(source)
         halves = np.split(values, len(names))
-        each = np.broadcast_to(scales, (len(names),))
         return tuple(
-            Linear(name, half, float(scale))
-            for name, half, scale in zip(names, halves, each, strict=True)
+            Linear(name, half, float(scale)) for name, half in zip(names, halves, strict=True)
         )
 
     def _real(self, name: str) -> Real:

@@ -25,7 +25,6 @@ A model leaves
       fold M.o_proj;  M.o_proj.sums  M.residual        PRODUCT (add)
       with a GLU, C = layers.N.channel
         fold C of the branch C.gate_proj, which has the linears C.gate_proj and C.up_proj
-          (or, where up_proj has a norm of its own, of a branch each)
         C.gate_proj.sums  C.up_proj.sums  C.u          PRODUCT (glu)
         fold C.down_proj;  C.down_proj.sums  C.residual      PRODUCT (add)
       with trees
