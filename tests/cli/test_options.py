@@ -18,7 +18,7 @@ FROZEN = Path(__file__).with_name("options.txt")
 
 def _listing() -> str:
     lines = []
-    for name, (module_name, _) in cli.COMMANDS.items():
+    for name, module_name in cli.leaf_commands().items():
         module = importlib.import_module(f"nomatmul.cli.{module_name}")
         for action in build_parser(name, module)._actions:
             words = "/".join(action.option_strings) or action.dest

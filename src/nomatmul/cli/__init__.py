@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("evaluate", "loss, perplexity and bits per byte of a text"),
     "bench": ("bench", "decode and prefill speed, memory, fraction of the bandwidth limit"),
     "footprint": ("footprint", "bytes of a packed model: on disk, resident, peak, by part"),
+    "hardware": ("hardware", "the accelerator: compile a model for it, simulate it, its Verilog"),
     "doctor": ("doctor", "check this machine: CPU, kernels, memory, optional parts, versions"),
 }
 
@@ -130,15 +131,52 @@ def _dispatch(arguments: list[str]) -> int:
         raise ValueError(
             f"unknown command {name!r}; the commands are {', '.join(COMMANDS)} (try --help)"
         )
-    module = importlib.import_module(f"nomatmul.cli.{COMMANDS[name][0]}")
+    module, rest = importlib.import_module(f"nomatmul.cli.{COMMANDS[name][0]}"), arguments[1:]
+    if hasattr(module, "SUBCOMMANDS"):
+        if not rest or rest[0] in ("-h", "--help", "help"):
+            print(_group_help(name, module))
+            return 0
+        name, module, rest = _subcommand(name, module, rest)
     from nomatmul.cli.options import HelpShown, parse
 
     try:
-        options = parse(name, module, arguments[1:])
+        options = parse(name, module, rest)
     except HelpShown as shown:
         print(shown.text, end="")
         return 0
     return int(module.run(options) or 0)
+
+
+def leaf_commands() -> dict[str, str]:
+    """{command, of two words where it is in a group: module in this package}, all of them."""
+    found: dict[str, str] = {}
+    for name, (module_name, _) in COMMANDS.items():
+        module = importlib.import_module(f"nomatmul.cli.{module_name}")
+        group: dict[str, tuple[str, str]] = getattr(module, "SUBCOMMANDS", {})
+        found |= {f"{name} {word}": leaf for word, (leaf, _) in group.items()}
+        if not group:
+            found[name] = module_name
+    return found
+
+
+def _subcommand(name: str, group: Any, words: list[str]) -> tuple[str, Any, list[str]]:
+    """The command that the first of `words` names in a group, its module, the other words."""
+    if words[0] not in group.SUBCOMMANDS:
+        known = ", ".join(group.SUBCOMMANDS)
+        raise ValueError(
+            f"unknown command '{name} {words[0]}'; the commands are {known} (try --help)"
+        )
+    module = importlib.import_module(f"nomatmul.cli.{group.SUBCOMMANDS[words[0]][0]}")
+    return f"{name} {words[0]}", module, words[1:]
+
+
+def _group_help(name: str, group: Any) -> str:
+    lines = [f"usage: nomatmul {name} COMMAND [options]", "", (group.__doc__ or "").strip(), ""]
+    lines += [
+        "commands:",
+        *(f"  {word:12} {text}" for word, (_, text) in group.SUBCOMMANDS.items()),
+    ]
+    return "\n".join([*lines, group.EXAMPLES.rstrip("\n")])
 
 
 def _overview() -> str:

