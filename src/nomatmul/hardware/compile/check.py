@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from nomatmul.hardware import isa
 from nomatmul.hardware.compile.image import Region
+from nomatmul.hardware.compile.trees import out_words
 from nomatmul.hardware.design import Design
 from nomatmul.hardware.disassemble import disassemble
 from nomatmul.hardware.isa import Epilogue, Instruction
@@ -239,6 +240,8 @@ class _Walk:
         visits = i.trees * (i.depth + 1)
         self._check_visits(visits)
         words = self._design.words(i.beats * self._design.beat_bits) + 1
+        if words != i.stride:
+            self._fail(f"a node has {words} words, and its stride is {i.stride}")
         self._fetches(i.base, i.stride, i.trees * ((2 << i.depth) - 1), words)
         self._reads_beats(i.act, i.beats)
         self._reads_scalars(i.m)
@@ -248,8 +251,9 @@ class _Walk:
 
     def _combine(self, i: isa.Combine) -> None:
         self._check_visits(i.count)
-        beats = self._design.beats(i.rows)
-        words = self._design.words(beats * self._design.beat_bits)
+        words = out_words(i.rows, self._design)
+        if words != i.stride:
+            self._fail(f"a record has {words} words, and its stride is {i.stride}")
         self._fetches(i.base, i.stride, 1, words)
         self._reads_beats(i.act, self._design.beats(i.count))
         self._reads_scalars(i.m)

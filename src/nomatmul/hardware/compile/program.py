@@ -25,6 +25,7 @@ import numpy as np
 
 from nomatmul.hardware import isa
 from nomatmul.hardware.compile import image as layout
+from nomatmul.hardware.compile import trees
 from nomatmul.hardware.compile.image import Image, Region
 from nomatmul.hardware.design import Design
 from nomatmul.hardware.isa import Epilogue, Instruction
@@ -224,13 +225,9 @@ class Builder:
         self._emit(product, "logits")
 
     def _forest(self, part: Forest) -> None:
-        if not self._design.trees:
-            raise ValueError(
-                f"{part.name} has trees, and the design has no unit for them (trees is false)"
-            )
+        trees.check_trees(part, self._design)
         plan, design = self._plan, self._design
         visits, beats = part.leave.inputs, design.beats(part.enter.inputs)
-        self._fits("tree_rows", visits, "nodes a token")
         self._fold(part.enter, plan.x, {})
         (gathered,) = part.leave.branches
         ((_, w_in),), ((_, w_out),) = part.enter.linears(), part.leave.linears()
@@ -254,11 +251,12 @@ class Builder:
             lambda: layout.node_records(w_in.values, gathered.weight.values, design),
         )
         self._scalars(part.leave, plan.u, {gathered.name: 0})
+        columns = w_out.values.shape[1]
         combine = isa.Combine(
             base=0,
-            stride=design.words(design.beats(len(w_out.values[0])) * design.beat_bits),
+            stride=trees.out_words(columns, design),
             count=visits,
-            rows=len(w_out.values[0]),
+            rows=columns,
             act=0,
             m=_FACTORS,
             dst=plan.x,
@@ -266,11 +264,7 @@ class Builder:
             fraction=self._model.fractions.residual,
         )
         self._emit(combine, f"{part.name}.residual")
-        self._add_later(
-            w_out.name,
-            "out",
-            lambda: layout.whole_words(layout.beats_of_rows(w_out.values, design), design),
-        )
+        self._add_later(w_out.name, "out", lambda: trees.out_records(w_out.values, design))
 
     def _add_later(self, name: str, kind: str, records: Callable[[], np.ndarray]) -> None:
         self._later.append((len(self.steps) - 1, lambda: self._image.add(name, kind, records())))
