@@ -30,8 +30,9 @@ from nomatmul.hardware.compile.image import Image, Region
 from nomatmul.hardware.design import Design
 from nomatmul.hardware.isa import Epilogue, Instruction
 from nomatmul.reference.integer.folds import Fold, Forest, Gated, Mixer
-from nomatmul.reference.integer.model import LARGEST, ONE, IntegerModel
+from nomatmul.reference.integer.model import IntegerModel
 from nomatmul.reference.integer.numerics import Int
+from nomatmul.reference.integer.run import LARGEST, ONE
 from nomatmul.reference.integer.scalar import Scalar
 
 Pair = tuple[int, int]  # a scalar constant, (m, e)
