@@ -154,20 +154,10 @@ class _Proof:
 
     def _outputs(self, fold: Fold) -> list[tuple[Linear, Real]]:
         """(linear, bound [N] of its outputs) of a fold, in its order."""
-        return [(linear, self._output(fold, branch, linear)) for branch, linear in fold.linears()]
-
-    def _output(self, fold: Fold, branch: Branch, linear: Linear) -> Real:
-        root_K, weight_K = np.abs(fold.root.real()), np.abs(branch.weight.real())
-        ratio_K = np.divide(weight_K, root_K, out=np.zeros_like(weight_K), where=root_K > 0)
-        norm_N, count_N = np.zeros(len(linear.values)), np.zeros(len(linear.values), np.int64)
-        for row in range(0, len(norm_N), _ROWS):
-            rows = slice(row, row + _ROWS)
-            used = linear.values[rows] != 0
-            count_N[rows] = used.sum(axis=-1)
-            norm_N[rows] = np.sqrt(used.astype(np.float64) @ ratio_K**2)
-        self._sums(linear, fold.inputs, int(count_N.max(initial=0)))
-        largest = float(ratio_K.max(initial=0.0))
-        return _output_bound(linear.scale, fold.inputs, norm_N, count_N, largest)
+        for _, linear in fold.linears():
+            counts = [int(np.count_nonzero(row)) for row in linear.values]
+            self._sums(linear, fold.inputs, max(counts, default=0))
+        return [(linear, output_bounds(fold, branch, linear)) for branch, linear in fold.linears()]
 
     def _sums(self, linear: Linear, inputs: int, count: int) -> None:
         """Raises ValueError for more inputs than a norm may have, and where an accumulator can
@@ -203,6 +193,20 @@ class _Proof:
     def _note(self, name: str, bound: Real) -> float:
         self._largest[name] = peak = float(np.max(bound, initial=0.0))
         return peak
+
+
+def output_bounds(fold: Fold, branch: Branch, linear: Linear) -> Real:
+    """|out| [N] of a linear of a fold, whatever its input."""
+    root_K, weight_K = np.abs(fold.root.real()), np.abs(branch.weight.real())
+    ratio_K = np.divide(weight_K, root_K, out=np.zeros_like(weight_K), where=root_K > 0)
+    norm_N, count_N = np.zeros(len(linear.values)), np.zeros(len(linear.values), np.int64)
+    for row in range(0, len(norm_N), _ROWS):
+        rows = slice(row, row + _ROWS)
+        used = linear.values[rows] != 0
+        count_N[rows] = used.sum(axis=-1)
+        norm_N[rows] = np.sqrt(used.astype(np.float64) @ ratio_K**2)
+    largest = float(ratio_K.max(initial=0.0))
+    return _output_bound(linear.scale, fold.inputs, norm_N, count_N, largest)
 
 
 def _output_bound(
