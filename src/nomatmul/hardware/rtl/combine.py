@@ -24,6 +24,7 @@ from amaranth.utils import exact_log2
 from nomatmul.hardware.design import TREE_ROW_BITS as ROW_BITS
 from nomatmul.hardware.rtl import ports
 from nomatmul.hardware.rtl.gearbox import Gearbox
+from nomatmul.hardware.rtl.walk import NO_CHECK
 
 if TYPE_CHECKING:
     from nomatmul.hardware.design import Design
@@ -94,7 +95,7 @@ class Combine(wiring.Component):
         lanes = self.design.element_lanes
         groups = -(-self.design.tree_rows // lanes)
         m.submodules.values = values = memory.Memory(
-            shape=data.ArrayLayout(signed(8), lanes), depth=groups, init=[]
+            shape=data.ArrayLayout(signed(8), lanes), depth=groups, init=[], attrs=NO_CHECK
         )
         write, read = values.write_port(), values.read_port()
         lane = Signal(range(lanes))
@@ -113,7 +114,9 @@ class Combine(wiring.Component):
         """Adds q times a chunk's codes to the sums of `column`; the sums that are read there."""
         lanes = self.design.combine_lanes
         shape = data.ArrayLayout(signed((127 * self.design.tree_rows).bit_length() + 1), lanes)
-        m.submodules.sums = sums = memory.Memory(shape=shape, depth=self.chunks, init=[])
+        m.submodules.sums = sums = memory.Memory(
+            shape=shape, depth=self.chunks, init=[], attrs=NO_CHECK
+        )
         read, write = sums.read_port(), sums.write_port()
         # one cycle behind `taken`, and two
         read_codes, read_column, read_first = Signal(2 * lanes), Signal.like(column), Signal()

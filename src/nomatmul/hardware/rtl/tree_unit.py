@@ -18,7 +18,7 @@ from nomatmul.hardware.design import TREE_ROW_BITS as ROW_BITS
 from nomatmul.hardware.rtl import ports
 from nomatmul.hardware.rtl.combine import Combine
 from nomatmul.hardware.rtl.gearbox import COUNT_BITS
-from nomatmul.hardware.rtl.walk import Walk
+from nomatmul.hardware.rtl.walk import NO_CHECK, Walk
 
 if TYPE_CHECKING:
     from nomatmul.hardware.design import Design
@@ -60,7 +60,7 @@ class TreeUnit(wiring.Component):
         m.submodules.walker = walk = Walk(self.design)
         m.submodules.combiner = combine = Combine(self.design)
         m.submodules.visits = visits = memory.Memory(
-            shape=ROW_BITS, depth=self.design.tree_rows, init=[]
+            shape=ROW_BITS, depth=self.design.tree_rows, init=[], attrs=NO_CHECK
         )
         write, read = visits.write_port(), visits.read_port()
         self._command(m, self.walk, walk.command)

@@ -28,6 +28,8 @@ from nomatmul.hardware.rtl.visits import LEVEL_BITS, Visits
 if TYPE_CHECKING:
     from nomatmul.hardware.design import Design
 
+# Nothing is read in the cycle in which it is written and then used: no bypass of block RAM.
+NO_CHECK = {"no_rw_check": 1}
 _COUNT_BITS = ports.ROW_BITS + 2  # of counts that may turn out to be too large
 
 
@@ -172,7 +174,9 @@ class Walk(wiring.Component):
 
     def _decide(self, m: Module, order: Visits) -> Any:
         """Numbers the sums for the row unit; the memory of each tree's last decision."""
-        m.submodules.right = right = memory.Memory(shape=1, depth=self.design.tree_rows, init=[])
+        m.submodules.right = right = memory.Memory(
+            shape=1, depth=self.design.tree_rows, init=[], attrs=NO_CHECK
+        )
         write = right.write_port()
         taken, sums, results = Signal(), self.sums, self.results
         m.d.comb += [
@@ -198,7 +202,9 @@ class Walk(wiring.Component):
         """Asks for the records: row = root + j, address = base + row * stride."""
         right, decided = decisions
         visits = self.design.tree_rows
-        m.submodules.left_child = left_child = memory.Memory(shape=ROW_BITS, depth=visits, init=[])
+        m.submodules.left_child = left_child = memory.Memory(
+            shape=ROW_BITS, depth=visits, init=[], attrs=NO_CHECK
+        )
         # a tree's left child of its last node, and whether it goes right of that
         pending, write, side = left_child.read_port(), left_child.write_port(), right.read_port()
         slack = Signal(range(visits + 1))
