@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -253,3 +255,14 @@ def test_a_vector_of_more_inputs_than_a_sum_of_squares_takes_is_refused():
     wide = fold(rng, "head", 70000, {"head": 1}, "plain")
     with pytest.raises(ValueError, match="head has 70000 inputs, more than 65536"):
         bounds.prove(Network(net.embedding, net.embedding_scale, (), wide), F)
+
+
+def test_fractions_may_be_smaller_and_not_larger():
+    net = network(1, "plain")
+    fractions, _ = bounds.prove(net, F)
+    smaller = dataclasses.replace(fractions, residual=fractions.residual - 3)
+    assert IntegerModel(CONFIG, net, F, smaller).fractions == smaller
+    for change in ({"residual": fractions.residual + 1}, {"mixer": (30, 4)}, {"channel": (4,)}):
+        (name,) = change
+        with pytest.raises(ValueError, match=rf"the fraction {name} is .*, the bounds leave \["):
+            IntegerModel(CONFIG, net, F, dataclasses.replace(fractions, **change))

@@ -14,7 +14,7 @@ Legend: K inputs, N outputs, V rows of trees, A visited rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -187,6 +187,16 @@ class Fractions:
     * up of each layer (of trees: of h), of the logits."""
 
     residual: int
-    mixer: tuple[int, ...] = field(default=())
-    channel: tuple[int, ...] = field(default=())
+    mixer: tuple[int, ...] = ()
+    channel: tuple[int, ...] = ()
     logits: int = FRACTION_MOST
+
+    def checked(self, proved: Fractions) -> Fractions:
+        """Itself. Raises ValueError where one is larger than what a proof leaves, or below 0."""
+        for name, values in vars(self).items():
+            own, most = np.atleast_1d(values), np.atleast_1d(getattr(proved, name))
+            if own.shape != most.shape or (own > most).any() or (own < 0).any():
+                raise ValueError(
+                    f"the fraction {name} is {values}, the bounds leave {most.tolist()}"
+                )
+        return self

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packed import PackedReader
 from nomatmul.reference.integer import bounds
-from nomatmul.reference.integer.folds import Constants, Fold, Gated, Network
+from nomatmul.reference.integer.folds import Constants, Fold, Fractions, Gated, Network
 from nomatmul.reference.integer.numerics import Formats, Int
 from nomatmul.reference.integer.reading import network_of
 from nomatmul.reference.integer.run import Run
@@ -25,13 +25,23 @@ State = list[Int]
 class IntegerModel:
     """A packed MatMul-free LM (MLGRU with GLU or ternary trees) in fixed point.
 
-    formats: widths. network: its folds. fractions, bounds: what `bounds.prove` found. constants:
-    {name of a fold: Constants}. embedding_scale: a Scalar [V] of the rows of network.embedding.
+    formats: widths. network: its folds. bounds: what `bounds.prove` found. fractions: those that it
+    leaves, or smaller ones. constants: {name of a fold: Constants}. embedding_scale: a Scalar [V]
+    of the rows of network.embedding.
+    Raises ValueError for widths in which something could overflow (it names the layer and the width
+    that would do), and for fractions that are larger than a bound leaves.
     """
 
-    def __init__(self, config: ModelConfig, network: Network, formats: Formats) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        network: Network,
+        formats: Formats,
+        fractions: Fractions | None = None,
+    ) -> None:
         self.config, self.network, self.formats = config, network, formats
-        self.fractions, self.bounds = bounds.prove(network, formats)
+        proved, self.bounds = bounds.prove(network, formats)
+        self.fractions = proved if fractions is None else fractions.checked(proved)
         self.embedding_scale = Scalar.of(network.embedding_scale)
         self.constants: dict[str, Constants] = {}
         fractions, kept = self.fractions, formats.vector_fraction
