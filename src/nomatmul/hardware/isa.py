@@ -145,7 +145,8 @@ class Stream(Instruction, opcode=4):
 @dataclass(frozen=True)
 class Embed(Instruction, opcode=5):
     """Fetches the token's record: `words` words at base + token * stride. 8 bytes of scale (m
-    int32, e int32), then `rows` int8, rescaled to `fraction` and stored at `dst`. It streams the record itself.
+    int32, e int32), then `rows` int8, rescaled to `fraction` and stored at `dst`. It streams the
+    record itself.
     """
 
     base: int = _bits(32)

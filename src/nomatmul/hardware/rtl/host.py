@@ -1,0 +1,196 @@
+"""The host's side: registers behind a Wishbone slave, and the queues of tokens and logits.
+
+The registers are those of hardware/registers.py. A read passes three registers (which, its group,
+the word), so an access takes three cycles; it never waits for the machine. Writing a full token
+queue and reading an empty logit queue are flagged and do nothing.
+"""
+
+from amaranth import Array, Cat, Const, Module, Mux, ResetInserter, Shape, Signal, signed
+from amaranth.lib import data, fifo, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from nomatmul.hardware import registers
+from nomatmul.hardware.design import Design
+from nomatmul.hardware.registers import Control, Register, Status
+from nomatmul.hardware.rtl import ports
+from nomatmul.hardware.rtl.fifo import Fifo
+from nomatmul.hardware.rtl.program import PARTS, ProgramWrite
+from nomatmul.hardware.rtl.sequencer import TokenEntry
+from nomatmul.hardware.rtl.wishbone import Wishbone
+
+_COUNT_BITS = 32
+_COUNTER_REGISTERS = 2 * len(registers.COUNTERS)
+
+
+def _bit(flag: int) -> int:
+    return flag.bit_length() - 1
+
+
+class Host(wiring.Component):
+    """`faults` are pulses in the order of registers.Status. `hold` empties the queues while the
+    units are reset; `reset`, `run`, `clear` pulse.
+    """
+
+    def __init__(self, design: Design) -> None:
+        self.design = design
+        super().__init__(
+            {
+                "bus": In(Wishbone(registers.ADDRESS_BITS)),
+                "program": Out(ProgramWrite(design)),
+                "token": Out(stream.Signature(TokenEntry)),
+                "logits": In(stream.Signature(signed(design.vector_bits))),
+                "argmax": In(ports.argmax(design)),
+                "pc": In(range(design.program_words)),
+                "counters": In(data.ArrayLayout(registers.COUNTER_HALF, _COUNTER_REGISTERS)),
+                "faults": In(registers.FAULTS),
+                "halted": In(1),
+                "waiting": In(1),
+                "hold": In(1),
+                "taken": In(1),
+                "answered": In(1),
+                "run": Out(1),
+                "reset": Out(1),
+                "freeze": Out(1),
+                "clear": Out(1),
+            }
+        )
+        self._write, self._read = Signal(), Signal()  # pulses, with the registers below
+        self._address = Signal(registers.ADDRESS_BITS)
+        self._data = Signal(32)
+        self._lost, self._underrun = Signal(), Signal()
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        token_room = self._tokens(m)
+        waiting, logit = self._logits(m)
+        status = self._status(m, token_room)
+        self._control(m)
+        self._program(m)
+        answers, tokens = Signal(_COUNT_BITS), Signal(_COUNT_BITS)
+        m.d.sync += [answers.eq(answers + self.answered), tokens.eq(tokens + self.taken)]
+        with m.If(self.hold):
+            m.d.sync += [answers.eq(0), tokens.eq(0)]
+        control = Cat(~self.halted, Const(0, 1), self.freeze)
+        values = {
+            Register.VERSION: Const(registers.VERSION, 32),
+            Register.CONTROL: control,
+            Register.STATUS: status,
+            Register.LOGIT: logit,
+            Register.LOGITS_WAITING: waiting,
+            Register.ARGMAX: self.argmax.index,
+            Register.ARGMAX_VALUE: self.argmax.value,
+            Register.ANSWERS: answers,
+            Register.PC: self.pc,
+            Register.TOKENS: tokens,
+        }
+        self._answer(m, values)
+        return m
+
+    def _answer(self, m: Module, values: dict[Register, Signal]) -> None:
+        """The bus: an access is kept, acted on a cycle later, its answer chosen in two steps."""
+        bus, at, stage = self.bus, self._address, Signal(3)
+        first, counters, design = (Signal(signed(32), name=f"read{k}") for k in range(3))
+        low = at[: _bit(Register.COUNTERS)]
+        begin = Signal()
+        m.d.comb += begin.eq(bus.cyc & bus.stb & (stage == 0) & ~bus.ack)
+        m.d.sync += [
+            stage.eq(Cat(begin, stage)),
+            self._write.eq(begin & bus.we),
+            self._read.eq(begin & ~bus.we),
+            bus.ack.eq(stage[1] & bus.cyc & bus.stb),
+        ]
+        with m.If(begin):
+            m.d.sync += [at.eq(bus.adr), self._data.eq(bus.dat_w)]
+        m.d.sync += first.eq(0)
+        with m.Switch(at[:4]):
+            for register, value in values.items():
+                with m.Case(int(register)):
+                    m.d.sync += first.eq(value)
+        m.d.sync += [
+            counters.eq(Array(self.counters)[low]),
+            design.eq(Array(Const(v, 32) for v in registers.design_words(self.design))[low]),
+        ]
+        m.d.sync += bus.dat_r.eq(0)
+        with m.If(at[4:] == 0):
+            m.d.sync += bus.dat_r.eq(first)
+        with m.If((at >> _bit(Register.COUNTERS)) == 1):
+            m.d.sync += bus.dat_r.eq(Mux(low < _COUNTER_REGISTERS, counters, 0))
+        with m.If((at >> _bit(Register.COUNTERS)) == Register.DESIGN // Register.COUNTERS):
+            words = len(registers.design_words(self.design))
+            m.d.sync += bus.dat_r.eq(Mux(low < words, design, 0))
+
+    def _written(self, register: Register) -> Signal:
+        return self._write & (self._address == register)
+
+    def _tokens(self, m: Module) -> Signal:
+        width = Shape.cast(TokenEntry).width
+        queue = fifo.SyncFIFO(width=width, depth=registers.TOKEN_QUEUE)
+        m.submodules.tokens = ResetInserter(self.hold)(queue)
+        flags = registers.TokenFlag
+        entry = Signal(TokenEntry)
+        m.d.comb += [
+            entry.id.eq(self._data),
+            entry.argmax_only.eq(self._data[_bit(flags.ARGMAX_ONLY)]),
+            entry.fresh.eq(self._data[_bit(flags.FRESH)]),
+            entry.want_logits.eq(self._data[_bit(flags.WANT_LOGITS)]),
+            queue.w_data.eq(entry),
+            queue.w_en.eq(self._written(Register.TOKEN) & queue.w_rdy),
+            self._lost.eq(self._written(Register.TOKEN) & ~queue.w_rdy),
+            self.token.valid.eq(queue.r_rdy),
+            self.token.payload.eq(queue.r_data),
+            queue.r_en.eq(self.token.ready),
+        ]
+        return queue.w_rdy
+
+    def _logits(self, m: Module) -> tuple[Signal, Signal]:
+        """How many wait, and the next one; reading it takes it."""
+        queue = Fifo(signed(self.design.vector_bits), registers.LOGIT_QUEUE)
+        m.submodules.logits = ResetInserter(self.hold)(queue)
+        wiring.connect(m, wiring.flipped(self.logits), queue.input)
+        reads = self._read & (self._address == Register.LOGIT)
+        m.d.comb += [
+            queue.output.ready.eq(reads),
+            self._underrun.eq(reads & ~queue.output.valid),
+        ]
+        return queue.level, Mux(queue.output.valid, queue.output.payload, 0)
+
+    def _status(self, m: Module, token_room: Signal) -> Signal:
+        sticky, events = Signal(registers.FAULTS), Signal(registers.FAULTS)
+        own = {Status.TOKEN_LOST: self._lost, Status.LOGIT_UNDERRUN: self._underrun}
+        m.d.comb += events.eq(self.faults)
+        for flag, event in own.items():
+            with m.If(event):
+                m.d.comb += events[_bit(flag)].eq(1)
+        cleared = Mux(self._written(Register.STATUS), self._data[: registers.FAULTS], 0)
+        m.d.sync += sticky.eq((sticky & ~cleared) | events)
+        status = Signal(32)
+        m.d.comb += [
+            status[: registers.FAULTS].eq(sticky),
+            status[_bit(Status.HALTED)].eq(self.halted),
+            status[_bit(Status.WAITING)].eq(self.waiting),
+            status[_bit(Status.TOKEN_ROOM)].eq(token_room),
+            status[_bit(Status.RESETTING)].eq(self.hold),
+        ]
+        return status
+
+    def _control(self, m: Module) -> None:
+        written = self._written(Register.CONTROL)
+        m.d.sync += [
+            self.run.eq(written & self._data[_bit(Control.RUN)]),
+            self.reset.eq(written & self._data[_bit(Control.RESET)]),
+            self.clear.eq(written & self._data[_bit(Control.CLEAR)]),
+        ]
+        with m.If(written):
+            m.d.sync += self.freeze.eq(self._data[_bit(Control.FREEZE)])
+
+    def _program(self, m: Module) -> None:
+        """Four words make an instruction; then the address goes on by one."""
+        at, part = self.program.address, self.program.part
+        m.d.sync += self.program.valid.eq(self._written(Register.PROGRAM_DATA))
+        m.d.sync += self.program.data.eq(self._data)
+        with m.If(self.program.valid):
+            m.d.sync += part.eq(part + 1)
+            with m.If(part == PARTS - 1):
+                m.d.sync += at.eq(at + 1)
+        with m.If(self._written(Register.PROGRAM_ADDRESS)):
+            m.d.sync += [at.eq(self._data), part.eq(0)]

@@ -1,0 +1,378 @@
+"""The sequencer: one instruction at a time, from the program to the units and back.
+
+    halted -> fetch -> latch -> check -> (address, beats) -> dispatch -> wait -> retire -> fetch
+
+`check` asks the instruction's ranges and reads its scalar registers meanwhile. `dispatch` offers
+the commands that the opcode calls for, each until it is taken; `wait` lasts until every unit has
+written what it had to. An instruction that is none, or says what the design has not, halts the
+machine with a flag; so does the watchdog, when nothing moves.
+
+Legend: a scalar is m * 2^e of 24 and 10 bits; `word` is the instruction that runs, `pc` where it
+stands.
+"""
+
+from amaranth import Cat, Module, Mux, Signal, Value, unsigned
+from amaranth.lib import data, enum, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from nomatmul.hardware import isa, registers
+from nomatmul.hardware.design import Design
+from nomatmul.hardware.rtl import commands, ports
+from nomatmul.hardware.rtl.checks import Checker, field
+from nomatmul.hardware.rtl.program import (
+    ProgramMemory,
+    ProgramWrite,
+    ScalarRegisters,
+    ScalarWrite,
+)
+
+_SETTLE = 1  # cycles from the taking of a command until its unit surely says that it is busy
+
+
+class Phase(enum.Enum, shape=3):
+    """What the machine does, for the counters."""
+
+    CONTROL = 0
+    TOKEN = 1
+    SCALAR = 2
+    VECTOR = 3
+    ROWS = 4
+
+
+class TokenEntry(data.Struct):
+    """A token of the host: its id, and what it asks for (registers.TokenFlag)."""
+
+    id: unsigned(registers.TOKEN_BITS)
+    argmax_only: unsigned(1)
+    fresh: unsigned(1)
+    want_logits: unsigned(1)
+
+
+class Faults(data.Struct):
+    """Pulses."""
+
+    bad_instruction: unsigned(1)
+    bad_token: unsigned(1)
+    exponent: unsigned(1)
+    watchdog: unsigned(1)
+
+
+class Sequencer(wiring.Component):
+    """Ports: `run` starts at instruction 0; `busy` is that of all units (not of the streamer);
+    `progress` says that something moved, for the watchdog. Commands and results are those of the
+    units; `embed_scale` is the scale that the embedding unit found. `retired` pulses with `pc`
+    after all writes of the instruction. `answered` pulses when a token's logits are all done.
+    """
+
+    def __init__(self, design: Design) -> None:
+        self.design = design
+        members = {
+            "run": In(1),
+            "halted": Out(1, init=1),
+            "program": In(ProgramWrite(design)),
+            "token": In(stream.Signature(TokenEntry)),
+            "token_now": Out(TokenEntry),
+            "busy": In(1),
+            "progress": In(1),
+            "vector_result": In(stream.Signature(ports.Scalar)),
+            "scalar_result": In(stream.Signature(ports.ScalarResult)),
+            "embed_scale": In(stream.Signature(ports.Scalar)),
+            "scalar_write": Out(ScalarWrite()),
+            "phase": Out(Phase),
+            "faults": Out(Faults),
+            "pc": Out(range(design.program_words)),
+            "retired": Out(1),
+            "answered": Out(1),
+            "opcode": Out(isa.OPCODE_BITS),
+        }
+        for name, payload in commands.of(design).items():
+            members[name] = Out(stream.Signature(payload))
+        super().__init__(members)
+        self._word = Signal(isa.INSTRUCTION_BITS)
+        self._operands = [Signal(ports.Scalar, name=f"operand{k}") for k in range(ports.MAX_SLOTS)]
+        self._step = Signal(5)  # of check: since its beginning
+        self._product = Signal(32)
+        self._address = Signal(32)
+        self._beats = Signal(ports.BEAT_BITS)
+        self._next_pc = Signal(range(design.program_words + 1))
+        self._expired = Signal()
+        self._streams = {name: getattr(self, name) for name in commands.of(design)}
+        self._pending = Signal(len(self._streams))
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.memory = memory = ProgramMemory(self.design)
+        m.submodules.registers = scalars = ScalarRegisters()
+        m.submodules.checker = checker = Checker(self.design)
+        wiring.connect(m, wiring.flipped(self.program), memory.write)
+        m.d.comb += [
+            memory.address.eq(self.pc),
+            checker.word.eq(self._word),
+            self.opcode.eq(self._word[: isa.OPCODE_BITS]),
+            scalars.write.valid.eq(self.scalar_write.valid),
+            scalars.write.address.eq(self.scalar_write.address),
+            scalars.write.value.eq(self.scalar_write.value),
+        ]
+        self._read_operands(m, scalars)
+        self._multiply(m)
+        payloads = {name: each.payload for name, each in self._streams.items()}
+        commands.connect(m, payloads, self._sources())
+        for each, bit in zip(self._streams.values(), self._pending, strict=True):
+            m.d.comb += each.valid.eq(bit)
+        self._states(m, memory, checker)
+        return m
+
+    def _sources(self) -> commands.Sources:
+        return commands.Sources(
+            self._word,
+            self._operands,
+            self.token_now.fresh,
+            self._product,
+            self._address,
+            self._beats,
+        )
+
+    def _is(self, *kinds: type[isa.Instruction]) -> Value:
+        return commands.is_a(self._word, *kinds)
+
+    def _read_operands(self, m: Module, scalars: ScalarRegisters) -> None:
+        """Steps 0, 1, 2 address the operands' registers; each is here a cycle later."""
+        names = {
+            **dict.fromkeys((isa.Smul, isa.Sadd, isa.Sdiv), ("sa", "sb")),
+            **dict.fromkeys((isa.Ssqrt, isa.Sumsq), ("sa",)),
+            isa.Quant: ("sa", "sr"),
+            **dict.fromkeys((isa.Product, isa.Walk, isa.Combine), ("m",)),
+        }
+        first, second = Signal(5), Signal(5)
+        with m.Switch(self.opcode):
+            for kind, fields in names.items():
+                with m.Case(kind.opcode):
+                    m.d.comb += first.eq(field(self._word, kind, fields[0]))
+                    if len(fields) == 2:
+                        m.d.comb += second.eq(field(self._word, kind, fields[1]))
+                    else:
+                        m.d.comb += second.eq(first + 1)
+        m.d.comb += scalars.address.eq(first)
+        with m.If(self._step == 1):
+            m.d.comb += scalars.address.eq(second)
+        with m.If(self._step == 2):
+            m.d.comb += scalars.address.eq(second + 1)
+        for k, operand in enumerate(self._operands):
+            with m.If(self._step == k + 1):
+                m.d.sync += operand.eq(scalars.value)
+
+    def _multiply(self, m: Module) -> None:
+        """rows * beats, or token * stride, a bit of the second a cycle from step 0 on."""
+        self._factor_bits = isa.layout(isa.Embed)["stride"].width
+        embeds = self._is(isa.Embed)
+        factor = Signal(self._factor_bits)
+        top = self._factor_bits - isa.layout(isa.Product)["beats"].width
+        beats = field(self._word, isa.Product, "beats") << top
+        more = Mux(embeds, self.token_now.id, field(self._word, isa.Product, "rows"))
+        with m.If(self._step == 0):
+            m.d.sync += factor.eq(Mux(embeds, field(self._word, isa.Embed, "stride"), beats))
+            m.d.sync += self._product.eq(0)
+        with m.Elif(self._step <= Mux(embeds, self._factor_bits, self._factor_bits - top)):
+            m.d.sync += factor.eq(factor << 1)
+            m.d.sync += self._product.eq((self._product << 1) + Mux(factor[-1], more, 0))
+        m.d.sync += self._address.eq(self._product + field(self._word, isa.Embed, "base"))
+
+    def _states(self, m: Module, memory: ProgramMemory, checker: Checker) -> None:
+        """The life of an instruction; see the top of the file."""
+        bad, settle = Signal(), Signal(range(_SETTLE + 1))
+        left = self._pending & ~Cat(each.ready for each in self._streams.values())
+        m.d.comb += self.faults.bad_instruction.eq(bad)
+        m.d.sync += self.scalar_write.valid.eq(0)
+        m.d.sync += self._step.eq(self._step + ~self._step.all())
+        with m.FSM(init="HALTED") as fsm:
+            m.d.comb += self.halted.eq(fsm.ongoing("HALTED"))
+            with m.State("HALTED"):
+                m.d.sync += self._pending.eq(0)
+                with m.If(self.run):
+                    m.d.sync += self.pc.eq(0)
+                    m.next = "FETCH"
+            with m.State("FETCH"):
+                m.next = "LATCH"
+            with m.State("LATCH"):
+                m.d.sync += [self._word.eq(memory.word), self._step.eq(0)]
+                m.next = "START"
+            with m.State("START"):
+                m.d.comb += checker.start.eq(1)
+                m.d.sync += self._next_pc.eq(self.pc + 1)
+                m.next = "CHECK"
+            with m.State("CHECK"), m.If(checker.done):
+                m.next = "DECIDE"
+            with m.State("DECIDE"):
+                self._decide(m, checker.bad, bad)
+            with m.State("DIVIDE"):
+                self._divide(m)
+            with m.State("DISPATCH"):
+                m.d.sync += [self._pending.eq(left), settle.eq(_SETTLE)]
+                with m.If(left == 0):
+                    self._after_dispatch(m)
+                self._give_up(m)
+            with m.State("SCALE"):
+                m.d.comb += self.embed_scale.ready.eq(1)
+                with m.If(self.embed_scale.valid):
+                    m.d.sync += [
+                        self._operands[0].eq(self.embed_scale.payload),
+                        self._pending.eq(self._mask("row")),
+                    ]
+                    m.next = "DISPATCH"
+                self._give_up(m)
+            with m.State("RESULT"):
+                self._take_result(m)
+                self._give_up(m)
+            with m.State("SETTLE"):
+                m.d.sync += settle.eq(settle - 1)
+                with m.If(settle == 0):
+                    m.next = "WAIT"
+            with m.State("WAIT"):
+                with m.If(~self.busy):
+                    m.next = "RETIRE"
+                self._give_up(m)
+            self._token_states(m)
+            with m.State("RETIRE"):
+                self._retire(m, bad)
+        self._watch(m, fsm)
+
+    def _give_up(self, m: Module) -> None:
+        """Halt where nothing has moved for long; the units then need a reset."""
+        with m.If(self._expired):
+            m.d.comb += self.faults.watchdog.eq(1)
+            m.next = "HALTED"
+
+    def _mask(self, *names: str) -> int:
+        assert set(names) <= set(self._streams)
+        return sum(1 << k for k, name in enumerate(self._streams) if name in names)
+
+    def _decide(self, m: Module, is_bad: Value, bad: Signal) -> None:
+        """The check is over: which way the instruction goes."""
+        whole = self._step > self._factor_bits + 2  # product and address are there
+        embeds = self._is(isa.Embed)
+        top = isa.layout(isa.Product)["beats"].width
+        counted = self._is(isa.Product) & (self._step > top)
+        with m.If(is_bad):
+            m.d.comb += bad.eq(1)
+            m.next = "HALTED"
+        with m.Elif(self._is(isa.Halt)):
+            m.next = "HALTED"
+        with m.Elif(self._is(isa.Token)):
+            m.next = "TOKEN"
+        with m.Elif(self._is(isa.Jump) | (self._is(isa.Skip) & ~self.token_now.want_logits)):
+            m.d.sync += self._next_pc.eq(field(self._word, isa.Jump, "target"))
+            m.next = "RETIRE"
+        with m.Elif(self._is(isa.Skip)):
+            m.next = "RETIRE"
+        with m.Elif(self._is(isa.Sconst)):
+            self._write_scalar(m, {n: field(self._word, isa.Sconst, n) for n in ("m", "e")})
+            m.next = "RETIRE"
+        with m.Elif(self._is(isa.Combine) & (self._step > top)):
+            m.d.sync += self._product.eq(field(self._word, isa.Combine, "rows"))
+            m.d.sync += self._beats.eq(0)
+            m.next = "DIVIDE"
+        with m.Elif(~self._is(isa.Embed, isa.Product, isa.Combine) | (embeds & whole) | counted):
+            self._dispatch(m)
+
+    def _dispatch(self, m: Module) -> None:
+        """Offer the commands that the opcode gives."""
+        with m.Switch(self.opcode):
+            for kind, names in commands.GIVEN.items():
+                if set(names) <= set(self._streams):
+                    with m.Case(kind.opcode):
+                        m.d.sync += self._pending.eq(self._mask(*names))
+        m.next = "DISPATCH"
+
+    def _divide(self, m: Module) -> None:
+        """Beats of a record's rows: lanes are taken off until none are left."""
+        m.d.sync += [
+            self._product.eq(self._product - self.design.lanes),
+            self._beats.eq(self._beats + 1),
+        ]
+        with m.If(self._product <= self.design.lanes):
+            self._dispatch(m)
+
+    def _after_dispatch(self, m: Module) -> None:
+        scaled = Signal()
+        with m.If(self._is(isa.Stream)):
+            m.next = "RETIRE"
+        with m.Elif(self._is(*commands.SCALAR_KINDS, *commands.VECTOR_KINDS)):
+            m.next = "RESULT"
+        with m.Elif(self._is(isa.Embed) & ~scaled):
+            m.d.sync += scaled.eq(1)
+            m.next = "SCALE"
+        with m.Else():
+            m.d.sync += scaled.eq(0)
+            m.next = "SETTLE"
+
+    def _write_scalar(self, m: Module, value: dict[str, Value]) -> None:
+        m.d.sync += [
+            self.scalar_write.valid.eq(1),
+            self.scalar_write.address.eq(field(self._word, isa.Sconst, "sd")),
+            *(self.scalar_write.value[name].eq(each) for name, each in value.items()),
+        ]
+
+    def _take_result(self, m: Module) -> None:
+        """All instructions with a result have `sd` where SCONST has it; QUANT's says only that it
+        is done.
+        """
+        scalar, vector = self.scalar_result, self.vector_result
+        m.d.comb += [scalar.ready.eq(1), vector.ready.eq(1)]
+        with m.If(scalar.valid):
+            self._write_scalar(m, {"m": scalar.payload.m, "e": scalar.payload.e})
+            m.d.comb += self.faults.exponent.eq(scalar.payload.flag)
+            m.next = "RETIRE"
+        with m.Elif(vector.valid):
+            with m.If(~self._is(isa.Quant)):
+                self._write_scalar(m, {"m": vector.payload.m, "e": vector.payload.e})
+            m.next = "RETIRE"
+
+    def _token_states(self, m: Module) -> None:
+        beyond = Signal()
+        with m.State("TOKEN"):
+            m.d.comb += self.token.ready.eq(1)
+            with m.If(self.token.valid):
+                m.d.sync += self.token_now.eq(self.token.payload)
+                m.next = "TOKEN_ASK"
+        with m.State("TOKEN_ASK"):
+            m.d.sync += beyond.eq(self.token_now.id >= field(self._word, isa.Token, "tokens"))
+            m.next = "TOKEN_ANSWER"
+        with m.State("TOKEN_ANSWER"):
+            m.d.comb += self.faults.bad_token.eq(beyond)
+            with m.If(beyond):
+                m.next = "TOKEN"
+            with m.Else():
+                m.next = "RETIRE"
+
+    def _retire(self, m: Module, bad: Signal) -> None:
+        epilogue = field(self._word, isa.Product, "epilogue")
+        logits = self._is(isa.Product) & (epilogue == isa.Epilogue.LOGITS)
+        m.d.comb += [self.retired.eq(1), self.answered.eq(logits)]
+        m.d.sync += self.pc.eq(self._next_pc)
+        m.next = "FETCH"
+        with m.If(self._next_pc == self.design.program_words):
+            m.d.comb += bad.eq(1)  # it ran out of the program's memory
+            m.next = "HALTED"
+
+    def _watch(self, m: Module, fsm: object) -> None:
+        """Phases for the counters, and the end of an instruction that does not end."""
+        working = Signal()
+        states = ("DISPATCH", "SCALE", "RESULT", "SETTLE", "WAIT")
+        m.d.comb += working.eq(Cat(fsm.ongoing(state) for state in states).any())
+        half = registers.WATCHDOG_BITS // 2
+        low, high = Signal(half + 1), Signal(half + 1)
+        with m.If(self.progress | ~working):
+            m.d.sync += [low.eq(0), high.eq(0)]
+        with m.Else():
+            m.d.sync += [low.eq(low[:half] + 1), high.eq(high + low[half])]
+        m.d.sync += self._expired.eq(high[half])
+        m.d.sync += self.phase.eq(Phase.CONTROL)
+        with m.If(Cat(fsm.ongoing(s) for s in ("TOKEN", "TOKEN_ASK", "TOKEN_ANSWER")).any()):
+            m.d.sync += self.phase.eq(Phase.TOKEN)
+        with m.If(working):
+            with m.If(self._is(*commands.SCALAR_KINDS)):
+                m.d.sync += self.phase.eq(Phase.SCALAR)
+            with m.Elif(self._is(*commands.VECTOR_KINDS)):
+                m.d.sync += self.phase.eq(Phase.VECTOR)
+            with m.Elif(~self._is(isa.Stream)):
+                m.d.sync += self.phase.eq(Phase.ROWS)
