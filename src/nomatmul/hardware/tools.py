@@ -84,14 +84,13 @@ def verilog(
 
 
 def _flat_ports(component: Any) -> dict[str, Any]:
-    from amaranth.hdl import PortDirection, Value
-    from amaranth.lib.wiring import In
+    from amaranth.hdl import Value
 
-    found = {}
-    for path, member, value in component.signature.flatten(component):
-        way = PortDirection.Input if member.flow == In else PortDirection.Output
-        found["_".join(map(str, path))] = (Value.cast(value), way)
-    return found
+    # a direction of None is found from who drives the port
+    return {
+        "_".join(map(str, path)): (Value.cast(value), None)
+        for path, _, value in component.signature.flatten(component)
+    }
 
 
 def run(

@@ -108,13 +108,11 @@ def _build(directory: Path, design: Design, flags: list[str], note: Callable[[st
     tools.run(words, cwd=directory)
     note("building the simulation: C++ (3 of 3)")
     jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    compiler = tools.tool("g++")
     make: list[str | Path] = [tools.tool("make"), "-C", "made", "-f", "Vbench.mk", f"-j{jobs}"]
-    make += [
-        f"CXX={tools.tool('g++')}",
-        f"OPT_FAST={_OPTIMISE}",
-        "OPT_SLOW=-O1",
-        "VM_PARALLEL_BUILDS=1",
-    ]
+    make += [f"CXX={compiler}", f"LINK={compiler}", f"OPT_FAST={_OPTIMISE}", "OPT_SLOW=-O1"]
+    # how a compiler takes a precompiled header: the wheel was built without asking one
+    make += ["CFG_CXXFLAGS_PCH_I=-include", "VM_PARALLEL_BUILDS=1"]
     tools.run(make, cwd=directory)
     return directory / "made" / "Vbench"
 
