@@ -59,8 +59,11 @@ class VectorLane(wiring.Component):
         p = self._product(m)
         # |p| <= 2^(VB + 14), so VB + 15 bits are enough
         m.d.sync += self.size.eq(Mux(p[-1], -p, p))
-        v = self._shifted(m, p)
-        self._squared_or_quantised(m, v)
+        v, before = self._shifted(m, p)
+        other = Signal(signed(INVERSE_BITS + 1))
+        # chosen a cycle ahead: nothing lies between registers and a multiplier
+        m.d.sync += other.eq(Mux(self.squares, before, self.inverse))
+        self._squared_or_quantised(m, v, other)
         return m
 
     def _product(self, m: Module) -> Signal:
@@ -78,8 +81,11 @@ class VectorLane(wiring.Component):
             m.d.sync += low.eq(self.x * self.w)
         return p
 
-    def _shifted(self, m: Module, p: Signal) -> Signal:
-        """v three cycles after p: right shifts of 0..63 that keep what later stages can reach."""
+    def _shifted(self, m: Module, p: Signal) -> tuple[Signal, Signal]:
+        """v three cycles after p: right shifts of 0..63 that keep what later stages can reach.
+
+        And what enters its register.
+        """
         here = p << LEFT
         for name, steps in (("coarse", (32, 16)), ("middle", (8, 4)), ("fine", (2, 1))):
             for step in steps:
@@ -88,17 +94,14 @@ class VectorLane(wiring.Component):
                 moved = Signal(signed(bits), name=f"moved{step}")
                 m.d.comb += moved.eq(Mux(bit, here >> step, here))
                 here = moved
-            held = Signal(here.shape(), name=name)
-            m.d.sync += held.eq(here)
-            here = held
-        return here
+            before, here = here, Signal(here.shape(), name=name)
+            m.d.sync += here.eq(before)
+        return here, before
 
-    def _squared_or_quantised(self, m: Module, v: Signal) -> None:
-        other = Signal(signed(INVERSE_BITS + 1))
+    def _squared_or_quantised(self, m: Module, v: Signal, other: Signal) -> None:
         product = Signal(signed(V_BITS + INVERSE_BITS + 1))
         v_then = Signal(signed(V_BITS))
         scaled = Signal(signed(V_BITS + INVERSE_BITS + 1))
-        m.d.comb += other.eq(Mux(self.squares, v, self.inverse))
         m.d.sync += [
             product.eq(v * other),
             v_then.eq(v),

@@ -42,7 +42,8 @@ class VectorUnit(wiring.Component):
     """`command` in; `result` out, one a command. `busy` from the taking to the result's taking.
 
     Addresses are multiples of E and lie within their memories, `a` is 0 or the scan of the same
-    vector, `r` is 127 / a: else the numbers are meaningless, but nothing hangs.
+    vector, `r` is 127 / a: else the numbers are meaningless, but nothing hangs. `exponent` pulses
+    for an exponent of `a` or `r` that no such vector has.
     """
 
     def __init__(self, design: Design) -> None:
@@ -56,6 +57,7 @@ class VectorUnit(wiring.Component):
                 "parameter": Out(ports.parameter_read(design)),
                 "activation": Out(ports.ActivationWrite(design)),
                 "busy": Out(1),
+                "exponent": Out(1),
             }
         )
 
@@ -71,7 +73,17 @@ class VectorUnit(wiring.Component):
         self._result(m, op, taken, Mux(op == VectorOp.SCAN, size, total))
         self._write(m, op, taken, running, [lane.q for lane in lanes])
         self._control(m, op, taken, last)
+        self._check(m, taken)
         return m
+
+    def _check(self, m: Module, taken: Signal) -> None:
+        command = self.command.payload
+        most = self.design.vector_bits + self.design.weight_bits - 1  # bits of the largest size
+        distance, f = command.a.e + DROPPED + LEFT, -(command.r.e + command.a.e + 6 + DROPPED)
+        wrong_a = (distance < 0) | (distance >= most)
+        wrong_r = (command.op == VectorOp.QUANT) & (f != 26) & (f != 27)
+        asked = taken & (command.op != VectorOp.SCAN) & (command.a.m != 0)
+        m.d.sync += self.exponent.eq(asked & (wrong_a | wrong_r))
 
     def _control(self, m: Module, op: Signal, taken: Signal, last: Signal) -> None:
         """From a command to its result."""
