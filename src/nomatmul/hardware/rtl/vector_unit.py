@@ -49,6 +49,9 @@ class VectorUnit(wiring.Component):
     def __init__(self, design: Design) -> None:
         self.design = design
         self.levels = (design.element_lanes - 1).bit_length()
+        # for proofs: a command has no result yet; its groups are being read; the last one is on
+        # its way to the result
+        self.working, self.running, self.ending = Signal(), Signal(), Signal()
         super().__init__(
             {
                 "command": In(stream.Signature(ports.VectorCommand)),
@@ -65,7 +68,7 @@ class VectorUnit(wiring.Component):
         m = Module()
         op, taken = Signal(VectorOp), Signal()
         # of the group whose address is out now: there is one, it is the command's first, its last
-        running, first, last = Signal(), Signal(), Signal()
+        running, first, last = self.running, Signal(), Signal()
         lanes = self._lanes(m, taken, self._addresses(m, taken, running, last))
         m.d.sync += first.eq(taken)
         size = self._largest(m, first, [lane.size for lane in lanes])
@@ -89,22 +92,21 @@ class VectorUnit(wiring.Component):
         """From a command to its result."""
         command, result = self.command, self.result
         gathered = READ_LATENCY + self.levels + 1 + normaliser.LATENCY
-        cycles = {
-            VectorOp.SCAN: gathered + SIZE_LATENCY,
-            VectorOp.SUMSQ: gathered + SQUARE_LATENCY,
-            VectorOp.QUANT: READ_LATENCY + Q_LATENCY,
-        }
-        ends = [
-            _later(m, last & (op == which), count, f"last_{which.name.lower()}")
-            for which, count in cycles.items()
+        sizes, squares = op == VectorOp.SCAN, op == VectorOp.SUMSQ
+        lines = [
+            _line(m, last & sizes, gathered + SIZE_LATENCY, "last_size"),
+            _line(m, last & squares, gathered + SQUARE_LATENCY, "last_square"),
+            # and an operation that is none, so that it ends
+            _line(m, last & ~sizes & ~squares, READ_LATENCY + Q_LATENCY, "last_q"),
         ]
-        working = Signal()
+        working = self.working
+        m.d.comb += self.ending.eq(Cat(lines).any())
         m.d.comb += [
             self.busy.eq(working | result.valid),
             command.ready.eq(~self.busy),
             taken.eq(command.valid & command.ready),
         ]
-        with m.If(Cat(ends).any()):
+        with m.If(Cat(line[-1] for line in lines).any()):
             m.d.sync += [working.eq(0), result.valid.eq(1)]
         with m.If(result.valid & result.ready):
             m.d.sync += result.valid.eq(0)
@@ -178,7 +180,7 @@ class VectorUnit(wiring.Component):
         """The largest size of the command's groups so far."""
         group = _tree(m, sizes, lambda a, b: Mux(a > b, a, b), "larger")
         largest = Signal.like(group)
-        restart = _later(m, first, READ_LATENCY + SIZE_LATENCY + self.levels, "first_size")
+        restart = _line(m, first, READ_LATENCY + SIZE_LATENCY + self.levels, "first_size")[-1]
         m.d.sync += largest.eq(Mux(restart | (group > largest), group, largest))
         return largest
 
@@ -186,7 +188,7 @@ class VectorUnit(wiring.Component):
         """The sum of squares of the command's groups so far."""
         group = _tree(m, squares, lambda a, b: a + b, "sum")
         total = Signal(TOTAL_BITS)
-        restart = _later(m, first, READ_LATENCY + SQUARE_LATENCY + self.levels, "first_square")
+        restart = _line(m, first, READ_LATENCY + SQUARE_LATENCY + self.levels, "first_square")[-1]
         m.d.sync += total.eq(Mux(restart, 0, total) + group)
         return total
 
@@ -211,7 +213,7 @@ class VectorUnit(wiring.Component):
     ) -> None:
         """Write a group of int8 each time that one comes out."""
         write = self.activation
-        out = _later(m, running, READ_LATENCY + Q_LATENCY, "running_q")
+        out = _line(m, running, READ_LATENCY + Q_LATENCY, "running_q")[-1]
         m.d.comb += write.valid.eq(out & (op == VectorOp.QUANT))
         m.d.comb += [place.eq(value) for place, value in zip(write.data, values, strict=True)]
         with m.If(write.valid):
@@ -237,8 +239,8 @@ def _tree(
     return values[0]
 
 
-def _later(m: Module, signal: Value, cycles: int, name: str) -> Value:
-    """A bit, `cycles` cycles later."""
+def _line(m: Module, signal: Value, cycles: int, name: str) -> Signal:
+    """A bit as it was 1 .. `cycles` cycles ago, the oldest highest."""
     line = Signal(cycles, name=name)
     m.d.sync += line.eq(Cat(signal, line))
-    return line[-1]
+    return line
