@@ -8,10 +8,9 @@ Cycles from the taking of a command to its result: MUL 8; DIV and SQRT 28; ADD 4
 each shift of the smaller operand by 4 or by 1 (up to 10).
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: data.Struct reads the shapes from the annotations.
 from amaranth import Cat, Module, Mux, Signal, Value, signed
-from amaranth.lib import stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from nomatmul.hardware.rtl import digits, ports
@@ -68,7 +67,7 @@ class ScalarUnit(wiring.Component):
                 m.next = "IDLE"
         m.d.comb += self.result.valid.eq(fsm.ongoing("RESULT"))
         prepare = fsm.ongoing("PREPARE")
-        product = self._product(m, held, fsm.ongoing("MULTIPLY"), multiplied)
+        product = self._product(m, held, prepare | fsm.ongoing("MULTIPLY"), multiplied)
         total = self._total(m, held, prepare, aligned)
         quotient = self._quotient_or_root(m, held, prepare)
         wide = Mux(held.op == ScalarOp.MUL, product, Mux(held.op == ScalarOp.ADD, total, quotient))
@@ -93,10 +92,11 @@ class ScalarUnit(wiring.Component):
             product.eq(pieces[0] * pieces[1]),
         ]
         wide = Signal(SCALAR_BITS + 1)
+        m.d.sync += step.eq(Mux(running, step + 1, 0))
         with m.If(running):
-            m.d.sync += [step.eq(step + 1), total.eq(Mux(step < 2, 0, grown))]
+            m.d.sync += total.eq(Mux(step < 2, 0, grown))
             with m.If(done):
-                m.d.sync += [step.eq(0), wide.eq(Cat(total[PIECE - 1], grown))]
+                m.d.sync += wide.eq(Cat(total[PIECE - 1], grown))
         return wide
 
     def _total(self, m: Module, held: Signal, prepare: Signal, done: Signal) -> Signal:
@@ -149,19 +149,38 @@ class ScalarUnit(wiring.Component):
                     m.d.sync += exponent.eq(a - b - SCALAR_BITS)
                 with m.Case(ScalarOp.SQRT):
                     m.d.sync += exponent.eq((a >> 1) - SCALAR_BITS // 2)
-        bits, e = Signal(SCALAR_BITS + 1), Signal.like(exponent)
+        clamped = [_clamped(m, exponent + more, f"clamped{more}") for more in (0, 1)]
+        bits, result = Signal(SCALAR_BITS + 1), Signal(_Exponent)
         by_zero = (held.op == ScalarOp.DIV) & ~held.b.m[-1]
-        m.d.comb += [bits.eq(wide), e.eq(exponent + bits[-1])]
+        m.d.comb += [bits.eq(wide), result.eq(Mux(bits[-1], clamped[1], clamped[0]))]
         with m.If(running):
             m.d.sync += payload.eq(0)
             with m.If((bits[-1] | bits[-2]) & ~by_zero):
-                m.d.sync += payload.m.eq(Mux(bits[-1], bits[1:], bits))
-                with m.If(e > MOST):
-                    m.d.sync += [payload.e.eq(MOST), payload.flag.eq(1)]
-                with m.Elif(e < LEAST):
-                    m.d.sync += [payload.e.eq(LEAST), payload.flag.eq(1)]
-                with m.Else():
-                    m.d.sync += payload.e.eq(e)
+                m.d.sync += [
+                    payload.m.eq(Mux(bits[-1], bits[1:], bits)),
+                    payload.e.eq(result.e),
+                    payload.flag.eq(result.flag),
+                ]
+
+
+class _Exponent(data.Struct):
+    e: signed(EXPONENT_BITS)
+    flag: 1
+
+
+def _clamped(m: Module, exponent: Value, name: str) -> Signal:
+    """An exponent of 12 bits in 10, a cycle later."""
+    result, wide = (
+        Signal(_Exponent, name=name),
+        Signal(signed(EXPONENT_BITS + 2), name=f"{name}_of"),
+    )
+    m.d.comb += wide.eq(exponent)
+    beyond = wide[EXPONENT_BITS - 1 :]
+    with m.If(beyond.all() | ~beyond.any()):
+        m.d.sync += [result.e.eq(wide), result.flag.eq(0)]
+    with m.Else():
+        m.d.sync += [result.e.eq(Mux(wide[-1], LEAST, MOST)), result.flag.eq(1)]
+    return result
 
 
 def _a_larger(held: Signal) -> Value:
