@@ -80,7 +80,7 @@ def answer(
                 "memory_map",
                 "setundef -undriven -anyseq",
                 "chformal -lower",
-                "opt_clean -purge",  # only what the assertions see: unseen numbers cost the solver
+                "opt_clean",
                 "select -assert-min 1 t:$assert",  # a spec that says nothing is no proof
                 f"sat {how} -set rst 0 -set-assumes -prove-asserts"
                 f" -maxsteps {depth} -show-public spec",

@@ -238,15 +238,30 @@ class OneResult(wiring.Component):
             age.eq(Mux((commands == 0) | result.valid, 0, age + 1)),
             waits.eq(result.valid & ~result.ready),
         ]
+        states, step, digit, left = unit.states, unit.step, unit.digits.step, Signal(6)
+        shifts = Mux(unit.apart[5:].any(), 1, unit.apart[2:5] + unit.apart[:2])
+        for name, cycles in (
+            ("PREPARE", 27),
+            ("MULTIPLY", 7 - step),
+            ("ALIGN", shifts + 2),
+            ("DIGITS", digit + 1),
+            ("ROUND", 1),
+        ):
+            with m.If(states[name]):
+                m.d.comb += left.eq(cycles)
         m.d.comb += [
+            Assert(sum(states.values()) == 1),
+            Assert(~states["MULTIPLY"] | ((step >= 1) & (step <= 5))),
+            Assert(~(states["IDLE"] | states["PREPARE"]) | (step == 0)),
+            Assert(~states["DIGITS"] | ((digit >= 1) & (digit <= 25))),
             Assert(commands <= 1),
             Assert(command.ready == (commands == 0)),
-            Assert(~result.valid | (commands == 1)),
+            Assert(~result.valid | ((commands == 1) & (step == 0))),
             Assert(~waits | result.valid),
-            Assert(age < 28),
+            Assert(age + left <= 27),
         ]
         return m
 
 
 def test_proof_of_one_result_a_command() -> None:
-    formal.prove(OneResult(), depth=40, induction=False)
+    formal.prove(OneResult(), depth=3)

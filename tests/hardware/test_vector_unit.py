@@ -332,4 +332,4 @@ class OneResult(wiring.Component):
 
 
 def test_proof_of_one_result_a_command() -> None:
-    formal.prove(OneResult(), depth=30)
+    formal.prove(OneResult(), depth=3)

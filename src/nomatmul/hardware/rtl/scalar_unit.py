@@ -17,6 +17,7 @@ from nomatmul.hardware.rtl import digits, ports
 from nomatmul.hardware.rtl.ports import EXPONENT_BITS, SCALAR_BITS, ScalarOp
 
 PIECE = SCALAR_BITS // 2  # bits of a mantissa that enter the multiplier at once
+STATES = ("IDLE", "PREPARE", "MULTIPLY", "ALIGN", "DIGITS", "ROUND", "RESULT")
 MOST = (1 << (EXPONENT_BITS - 1)) - 1
 LEAST = -MOST - 1
 
@@ -30,6 +31,9 @@ class ScalarUnit(wiring.Component):
 
     def __init__(self) -> None:
         self.digits = digits.Digits(SCALAR_BITS)
+        # for proofs: the state, and how far multiplication and alignment are
+        self.states = {name: Signal(name=name.lower()) for name in STATES}
+        self.step, self.apart = Signal(3), Signal(EXPONENT_BITS + 1)
         super().__init__(
             {
                 "command": In(stream.Signature(ports.ScalarCommand)),
@@ -45,7 +49,6 @@ class ScalarUnit(wiring.Component):
             m.d.sync += held.eq(self.command.payload)
         m.d.comb += [self.command.ready.eq(ready)]
         with m.FSM() as fsm:
-            m.d.comb += ready.eq(fsm.ongoing("IDLE"))
             with m.State("IDLE"), m.If(self.command.valid):
                 m.next = "PREPARE"
             with m.State("PREPARE"), m.Switch(held.op):
@@ -65,18 +68,20 @@ class ScalarUnit(wiring.Component):
                 m.next = "RESULT"
             with m.State("RESULT"), m.If(self.result.ready):
                 m.next = "IDLE"
-        m.d.comb += self.result.valid.eq(fsm.ongoing("RESULT"))
-        prepare = fsm.ongoing("PREPARE")
-        product = self._product(m, held, prepare | fsm.ongoing("MULTIPLY"), multiplied)
+        states = self.states
+        m.d.comb += [state.eq(fsm.ongoing(name)) for name, state in states.items()]
+        m.d.comb += [ready.eq(states["IDLE"]), self.result.valid.eq(states["RESULT"])]
+        prepare = states["PREPARE"]
+        product = self._product(m, held, prepare | states["MULTIPLY"], multiplied)
         total = self._total(m, held, prepare, aligned)
         quotient = self._quotient_or_root(m, held, prepare)
         wide = Mux(held.op == ScalarOp.MUL, product, Mux(held.op == ScalarOp.ADD, total, quotient))
-        self._round(m, held, prepare, fsm.ongoing("ROUND"), wide)
+        self._round(m, held, prepare, states["ROUND"], wide)
         return m
 
     def _product(self, m: Module, held: Signal, running: Signal, done: Signal) -> Signal:
         """a.m * b.m >> 23: four products of halves, the lowest first, each added a step later."""
-        step = Signal(3)
+        step = self.step
         halves = [(part.m[:PIECE], part.m[PIECE:]) for part in (held.a, held.b)]
         pieces = Signal(PIECE), Signal(PIECE)
         product, total = Signal(2 * PIECE), Signal(2 * PIECE + 2)
@@ -102,7 +107,7 @@ class ScalarUnit(wiring.Component):
     def _total(self, m: Module, held: Signal, prepare: Signal, done: Signal) -> Signal:
         """The larger mantissa and the smaller one, shifted to the exponent of the larger."""
         large, small = Signal(SCALAR_BITS), Signal(SCALAR_BITS)
-        apart, wide = Signal(EXPONENT_BITS + 1), Signal(SCALAR_BITS + 1)
+        apart, wide = self.apart, Signal(SCALAR_BITS + 1)
         a, b = held.a, held.b
         m.d.comb += done.eq(apart == 0)
         m.d.sync += wide.eq(large + small)

@@ -49,9 +49,9 @@ class VectorUnit(wiring.Component):
     def __init__(self, design: Design) -> None:
         self.design = design
         self.levels = (design.element_lanes - 1).bit_length()
-        # for proofs: a command has no result yet; its groups are being read; the last one is on
-        # its way to the result
-        self.working, self.running, self.ending = Signal(), Signal(), Signal()
+        # for proofs: a command has no result yet; its groups are being read; how many last groups
+        # are on their way to a result
+        self.working, self.running, self.ending = Signal(), Signal(), Signal(6)
         super().__init__(
             {
                 "command": In(stream.Signature(ports.VectorCommand)),
@@ -100,7 +100,7 @@ class VectorUnit(wiring.Component):
             _line(m, last & ~sizes & ~squares, READ_LATENCY + Q_LATENCY, "last_q"),
         ]
         working = self.working
-        m.d.comb += self.ending.eq(Cat(lines).any())
+        m.d.comb += self.ending.eq(sum(Cat(lines)))
         m.d.comb += [
             self.busy.eq(working | result.valid),
             command.ready.eq(~self.busy),
