@@ -1,6 +1,8 @@
 """The int8 activations of the products: written E at a time, read `lanes` at a time.
 
-As many block memories as a beat has groups, side by side: a write goes to one, a read to all.
+As many block memories as a beat has groups, side by side: a write goes to one, a read to all. What
+a read of a group finds while that is written has no meaning (no_rw_check: else synthesis adds a
+copy of every bit and a multiplexer).
 Addresses of reads are in beats, of writes in groups.
 """
 
@@ -44,7 +46,7 @@ class ActivationMemory(wiring.Component):
                 shape=8 * design.element_lanes,
                 depth=design.activation_beats,
                 init=[],
-                attrs={"ram_style": "block"},
+                attrs={"ram_style": "block", "no_rw_check": 1},
             )
             m.submodules[f"group_{k}"] = words
             write, read = words.write_port(), words.read_port()

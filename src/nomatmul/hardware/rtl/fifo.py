@@ -34,7 +34,11 @@ class Fifo(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.submodules.words = words = memory.Memory(shape=self.shape, depth=self.depth, init=[])
+        # no_rw_check: a word is never read in the cycle in which it is written
+        attrs = {"no_rw_check": 1}
+        m.submodules.words = words = memory.Memory(
+            shape=self.shape, depth=self.depth, init=[], attrs=attrs
+        )
         write, read = words.write_port(), words.read_port()
         stored = Signal(range(self.depth + 1))  # words in the memory that were not read yet
         fetched = Signal()  # the memory's own output holds a word
