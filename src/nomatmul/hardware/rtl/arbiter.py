@@ -29,10 +29,11 @@ class Arbiter(wiring.Component):
         self.count, self.outstanding = readers, outstanding
         port = ports.MemoryPort(design.memory_bits)
         super().__init__({"readers": In(port).array(readers), "memory": Out(port)})
+        self.turn = Signal(range(readers))
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        turn = Signal(range(self.count))
+        turn = self.turn
         m.submodules.owners = owners = fifo.SyncFIFO(width=len(turn), depth=self.outstanding)
         request, answer = self.memory.request, self.memory.response
         room, put = Signal(), Signal()
@@ -48,7 +49,7 @@ class Arbiter(wiring.Component):
         with m.If(put):
             m.d.sync += [request.valid.eq(1), request.payload.eq(asks.payload)]
         with m.If(put | ~asks.valid):
-            self._pass_on(m, turn)
+            self._pass_on(m)
 
         owner = Signal(range(self.count))
         m.d.comb += [
@@ -66,11 +67,11 @@ class Arbiter(wiring.Component):
                 m.d.comb += answer.ready.eq(reader.response.ready)
         return m
 
-    def _pass_on(self, m: Module, turn: Signal) -> None:
+    def _pass_on(self, m: Module) -> None:
         """The turn goes to the nearest reader behind this one that waits."""
         for now in range(self.count):
-            with m.If(turn == now):
+            with m.If(self.turn == now):
                 for step in reversed(range(1, self.count)):
                     other = (now + step) % self.count
                     with m.If(self.readers[other].request.valid):
-                        m.d.sync += turn.eq(other)
+                        m.d.sync += self.turn.eq(other)

@@ -31,6 +31,8 @@ class Fifo(wiring.Component):
                 "level": Out(range(depth + 3)),
             }
         )
+        self.stored = Signal(range(depth + 1))  # words in the memory that were not read yet
+        self.fetched = Signal()  # the memory's own output holds a word
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -40,8 +42,7 @@ class Fifo(wiring.Component):
             shape=self.shape, depth=self.depth, init=[], attrs=attrs
         )
         write, read = words.write_port(), words.read_port()
-        stored = Signal(range(self.depth + 1))  # words in the memory that were not read yet
-        fetched = Signal()  # the memory's own output holds a word
+        stored, fetched = self.stored, self.fetched
         put, fetch, shift, take = (Signal(name=name) for name in ("put", "fetch", "shift", "take"))
         m.d.comb += [
             self.input.ready.eq(~stored[-1]),

@@ -55,7 +55,7 @@ class ProductUnit(wiring.Component):
         m = Module()
         design = self.design
         m.submodules.control = control = _Control()
-        m.submodules.queue = queue = _SumQueue(design.sum_bits)
+        m.submodules.queue = queue = SumQueue(design.sum_bits, QUEUE)
         m.submodules.decoder = decoder = decode.Decoder(design.packing, design.lanes)
         m.submodules.memory = activations = ActivationMemory(design)
         m.submodules.array = array = TernaryArray(design.lanes)
@@ -89,7 +89,7 @@ class ProductUnit(wiring.Component):
         self,
         m: Module,
         control: _Control,
-        queue: _SumQueue,
+        queue: SumQueue,
         take: Value,
         array: TernaryArray,
         latency: int,
@@ -167,14 +167,14 @@ class _Control(wiring.Component):
         return m
 
 
-class _SumQueue(wiring.Component):
+class SumQueue(wiring.Component):
     """Sums with what is known of their rows since their last beats were taken (`promise`).
 
     `room`: a further row may be promised. `put` comes once for each promise, in order.
     """
 
-    def __init__(self, sum_bits: int) -> None:
-        self.sum_bits = sum_bits
+    def __init__(self, sum_bits: int, depth: int) -> None:
+        self.sum_bits, self.depth = sum_bits, depth
         super().__init__(
             {
                 "promise": In(1),
@@ -192,9 +192,9 @@ class _SumQueue(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         about = data.StructLayout({"slot": 2, "row": ports.ROW_BITS, "last": 1})
-        m.submodules.rows = rows = fifo.SyncFIFO(width=about.size, depth=QUEUE)
-        m.submodules.totals = totals = fifo.SyncFIFO(width=self.sum_bits, depth=QUEUE)
-        promised = Signal(range(QUEUE + 1))
+        m.submodules.rows = rows = fifo.SyncFIFO(width=about.size, depth=self.depth)
+        m.submodules.totals = totals = fifo.SyncFIFO(width=self.sum_bits, depth=self.depth)
+        promised = Signal(range(self.depth + 1))
         back, front = data.View(about, rows.w_data), data.View(about, rows.r_data)
         out = self.sums.payload
         move = Signal()

@@ -44,15 +44,19 @@ class Streamer(wiring.Component):
                 "busy": Out(1),
             }
         )
+        self.credits = Signal(range(self.depth + 1), init=self.depth)
+        self.asking = Signal()  # bursts are still to be asked for
+        self.measured = Signal()  # ... and the next one's length is found
+        self.length = Signal(range(self.burst + 1))
+        self.final = Signal()  # it is the command's last
+        self.left = Signal(ports.WORD_ADDRESS_BITS)  # words to ask for
+        self.fifo = Fifo(ports.memory_word(self.memory_bits), self.depth)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        credits = Signal(range(self.depth + 1), init=self.depth)
-        cost = Signal(range(self.burst + 1))
-        asking = self._bursts(m, credits, cost)
-
-        shape = ports.memory_word(self.memory_bits)
-        m.submodules.fifo = fifo = Fifo(shape, self.depth)
+        m.submodules.fifo = fifo = self.fifo
+        credits, cost = self.credits, Signal(range(self.burst + 1))
+        self._bursts(m, cost)
         answer = self.memory.response
         m.d.comb += [
             fifo.input.valid.eq(answer.valid),
@@ -63,7 +67,7 @@ class Streamer(wiring.Component):
             self.words.payload.eq(fifo.output.payload),
             fifo.output.ready.eq(self.words.ready),
             self.level.eq(fifo.level),
-            self.busy.eq(asking | (credits != self.depth)),
+            self.busy.eq(self.asking | (credits != self.depth)),
         ]
         m.d.sync += [
             credits.eq(credits - cost + (self.words.valid & self.words.ready)),
@@ -71,33 +75,33 @@ class Streamer(wiring.Component):
         ]
         return m
 
-    def _bursts(self, m: Module, credits: Signal, cost: Signal) -> Signal:
+    def _bursts(self, m: Module, cost: Signal) -> None:
         """Ask for bursts; `cost` says how many words are asked for in this cycle.
 
-        First a burst's length is found (until `ready` is set), then it is put out.
+        First a burst's length is found (`measured`), then it is put out.
         """
         request, low = self.memory.request, (self.burst - 1).bit_length()
-        asking, ready, final = Signal(), Signal(), Signal()
-        address, left = Signal(ports.WORD_ADDRESS_BITS), Signal(ports.WORD_ADDRESS_BITS)
-        length, inside = Signal(range(self.burst + 1)), Signal(range(self.burst + 1))
-        put = Signal()
+        asking, measured, length, left = self.asking, self.measured, self.length, self.left
+        address, final = Signal(ports.WORD_ADDRESS_BITS), self.final
+        inside, put, room = Signal(range(self.burst + 1)), Signal(), Signal()
         m.d.comb += [
             self.command.ready.eq(~asking),
             inside.eq(self.burst - address[:low]),
-            put.eq(ready & (credits >= self.burst) & (~request.valid | request.ready)),
+            room.eq(self.credits >= self.burst),
+            put.eq(measured & room & (~request.valid | request.ready)),
             cost.eq(Mux(put, length, 0)),
         ]
         with m.If(request.ready):
             m.d.sync += request.valid.eq(0)
-        with m.If(asking & ~ready):
+        with m.If(asking & ~measured):
             m.d.sync += [
-                ready.eq(1),
+                measured.eq(1),
                 final.eq(left <= inside),
                 length.eq(Mux(left <= inside, left, inside)),
             ]
         with m.If(put):
             m.d.sync += [
-                ready.eq(0),
+                measured.eq(0),
                 asking.eq(~final),
                 request.valid.eq(1),
                 request.payload.address.eq(address),
@@ -111,4 +115,3 @@ class Streamer(wiring.Component):
                 address.eq(self.command.payload.address),
                 left.eq(self.command.payload.words),
             ]
-        return asking
