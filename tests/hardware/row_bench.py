@@ -141,8 +141,14 @@ class Machine:
         self.writes += len(values)
 
 
-def check(design: Design, jobs: list[Job], *, seed: int = 0, stalls: bool = True) -> int:
-    """Run the jobs on a row unit and compare after each; gives the cycles."""
+@dataclass(frozen=True)
+class Ran:
+    cycles: int
+    saturations: dict[str, int]
+
+
+def check(design: Design, jobs: list[Job], *, seed: int = 0, stalls: bool = True) -> Ran:
+    """Run the jobs on a row unit and compare after each."""
     rng = random.Random(seed)
     bits = design.vector_bits
     least, most = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
@@ -218,4 +224,4 @@ def check(design: Design, jobs: list[Job], *, seed: int = 0, stalls: bool = True
     got = bench.collect(unit.logits, logits, stall=rng.choice([0, 0.5, 0.9]) if stalls else 0)
     cycles = bench.run()
     assert got == machine.logits
-    return cycles
+    return Ran(cycles, machine.saturations)

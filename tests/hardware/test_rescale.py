@@ -73,7 +73,10 @@ def test_rescale_equals_the_reference(sum_bits: int, result_bits: int) -> None:
             e = max(-512, min(511, -right - 6 - fraction)) if m else 0
             cases.append((acc, m, e, fraction))
     shifts = through(
-        factor_unit, 2, [{"e": e, "fraction": f} for _, _, e, f in cases], ["shift", "beyond"]
+        factor_unit,
+        Factor.latency,
+        [{"e": e, "fraction": f} for _, _, e, f in cases],
+        ["shift", "beyond"],
     )
     inputs = [
         {"sum": acc, "factor": m >> 6, "shift": shift, "beyond": beyond}

@@ -148,7 +148,7 @@ def test_one_sum_a_cycle(epilogue: Epilogue) -> None:
     for elements in (20, 60):
         job = with_residual_in_place(rng, job_of(rng, DESIGN, epilogue, elements))
         job.dst, job.aux, job.lb = 0, 0, 0
-        cycles[elements] = check(DESIGN, [job], stalls=False)
+        cycles[elements] = check(DESIGN, [job], stalls=False).cycles
     slots = SLOTS.get(epilogue, 1)
     assert cycles[60] - cycles[20] == 40 * slots
     assert cycles[20] - 20 * slots < 70
@@ -164,3 +164,28 @@ def test_a_host_that_stalls_loses_no_logit() -> None:
     rng = random.Random(2)
     job = job_of(rng, DESIGN, Epilogue.LOGITS, 150)
     check(DESIGN, [job, job], seed=3)
+
+
+def test_state_memory_of_several_banks() -> None:
+    rng = random.Random(4)
+    design = Design(lanes=32, element_lanes=4, vector_words=256, state_words=1 << 15)
+    jobs = [job_of(rng, design, Epilogue.MLGRU, 10, right=18) for _ in range(3)]
+    for job, fresh in zip(jobs, (True, False, False), strict=True):
+        job.aux, job.fresh, job.bounded = (1 << 14) - 5, fresh, 0
+    check(design, jobs)
+
+
+def test_saturations_are_counted_by_cause() -> None:
+    most = (1 << 23) - 1
+    same = [(1 << 23, -23)] * 2  # y = sum: times 2^17, and s = 17
+    rng = random.Random(6)
+    causes = {
+        "rescale": Job(Epilogue.STORE, [[most], [1], [-most - 1]], [(1 << 23, -22)], fraction=0),
+        "residual": job_of(rng, DESIGN, Epilogue.ADD, 30, right=17),
+        "product": Job(Epilogue.GLU, [[most, most], [5, 5]], same, fraction=0, u_shift=1),
+    }
+    for cause, job in causes.items():
+        counts = check(DESIGN, [job]).saturations
+        assert counts[cause] > 0
+    wide = [job_of(rng, WIDER_STATE, Epilogue.MLGRU, 20, right=12) for _ in range(2)]
+    assert check(WIDER_STATE, wide).saturations["state"] > 0

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from amaranth import Array, Module, Mux, Signal, signed
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
 
 from nomatmul.hardware.rtl import ports
 from nomatmul.hardware.rtl.functions import Silu
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 # Cycles from the address of an element to its value: address, memory, memory's output, lane.
 READ_LATENCY = 4
+# Words of a bank of the state memory: a block RAM's, used a bit wide.
+_BANK_WORDS = 1 << 14
 # Triples at most between a queue's push and its pop; they are three cycles apart.
 _TRIPLES = 16
 
@@ -158,26 +161,37 @@ class Gates(wiring.Component):
     ) -> Signal:
         """h of the element, READ_LATENCY cycles after `begins`; next_h is written where `known`."""
         design = self.design
-        shape = signed(design.state_bits)
-        m.submodules.state = state = memory.Memory(shape=shape, depth=design.state_words, init=[])
-        read, write = state.read_port(), state.write_port()
-        at = register(m, (self.aux + element)[: len(read.addr)], "state_address")
+        at = register(m, (self.aux + element)[: ceil_log2(design.state_words)], "state_address")
         reads = register(m, begins, "state_reads", reset=True)
-        back = self._queue(m, "addresses", len(read.addr), reads, at, known)
         m.d.sync += [
             self.state_write.valid.eq(known),
-            self.state_write.address.eq(back),
+            self.state_write.address.eq(self._queue(m, "addresses", at.shape(), reads, at, known)),
             self.state_write.data.eq(next_h),
         ]
+        banks = [
+            self._bank(m, bank, at, reads) for bank in range(-(-design.state_words // _BANK_WORDS))
+        ]
+        which = delay(m, at[ceil_log2(_BANK_WORDS) :], 2, "state_bank")
+        h = Array(banks)[which] if len(banks) > 1 else banks[0]
+        return register(m, Mux(self.fresh, 0, h), "h")
+
+    def _bank(self, m: Module, bank: int, at: Signal, reads: Signal) -> Signal:
+        """What a bank of the state memory has at an address, two cycles later: each has a register
+        of its own, so that no multiplexer follows a block RAM."""
+        depth, write_port = min(self.design.state_words, _BANK_WORDS), self.state_write
+        # An address is never read while it is written: the elements of a command differ.
+        m.submodules[f"state{bank}"] = state = memory.Memory(
+            shape=signed(self.design.state_bits), depth=depth, init=[], attrs={"no_rw_check": 1}
+        )
+        read, write = state.read_port(), state.write_port()
         m.d.comb += [
             read.addr.eq(at),
             read.en.eq(reads),
-            write.en.eq(self.state_write.valid),
-            write.addr.eq(self.state_write.address),
-            write.data.eq(self.state_write.data),
+            write.en.eq(write_port.valid & (write_port.address >> ceil_log2(depth) == bank)),
+            write.addr.eq(write_port.address),
+            write.data.eq(write_port.data),
         ]
-        h = register(m, read.data, "h")
-        return register(m, Mux(self.fresh, 0, h), "h_or_0")
+        return register(m, read.data, f"bank{bank}")
 
     def _product(self, m: Module, a: Signal, b: Signal, valid: Signal) -> None:
         """u = a * b, shifted."""

@@ -13,7 +13,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from nomatmul.hardware.rtl.pipeline import delay, register
-from nomatmul.reference.integer.numerics import EXPONENT_LEAST, EXPONENT_MOST, FACTOR_BITS
+from nomatmul.reference.integer.numerics import EXPONENT_MOST, FACTOR_BITS, MANTISSA_BITS
 
 # The lower piece of a sum, as wide as an unsigned DSP input.
 _PIECE = 18
@@ -72,17 +72,19 @@ class RoundingShift(wiring.Component):
 
 
 class Factor(wiring.Component):
-    """From a scalar (m, e) and a fraction F: the shift for `Rescale`, two cycles later.
+    """From a scalar (m, e) and a fraction F: the shift for `Rescale`, `latency` cycles later.
 
     The right shift is s = -(e + 6 + F). A factor has its highest bit set, so a result of V bits
     has room for V - 18 to the left (`headroom`), which the shifter has; further left saturates.
     """
 
+    latency = 3
+
     def __init__(self, result_bits: int, shift_bits: int, fraction_bits: int) -> None:
         self.headroom = headroom(result_bits)
         super().__init__(
             {
-                "e": In(signed((EXPONENT_MOST).bit_length() + 1)),
+                "e": In(signed(EXPONENT_MOST.bit_length() + 1)),
                 "fraction": In(signed(fraction_bits)),
                 "shift": Out(shift_bits),
                 "beyond": Out(1),
@@ -93,8 +95,7 @@ class Factor(wiring.Component):
         m = Module()
         most = (1 << len(self.shift)) - 1
         up = register(m, self.e + self.fraction, "up")
-        right = Signal(range(EXPONENT_LEAST * 2 - 1024, 2048))
-        m.d.comb += right.eq(self.headroom - 6 - up)
+        right = register(m, self.headroom - (MANTISSA_BITS - FACTOR_BITS) - up, "right")
         m.d.sync += [
             self.beyond.eq(right < 0),
             self.shift.eq(Mux(right < 0, 0, Mux(right > most, most, right))),

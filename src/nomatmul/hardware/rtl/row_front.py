@@ -130,14 +130,14 @@ class RowFront(wiring.Component):
                 with m.If(self.command.valid):
                     m.d.sync += [self.held.eq(self.command.payload), self.started.eq(1)]
                     m.next = "COUNT"
-            with m.State("COUNT"):  # and the factors' first cycle
+            with m.State("COUNT"):
                 m.d.sync += [left.eq(self.held.rows), one_left.eq(self.held.rows == 1)]
                 m.next = "BEGIN"
             with m.State("BEGIN"):
                 m.next = "TAKE"
                 with m.If(left == 0):
                     m.next = "DRAIN"
-            with m.State("TAKE"):
+            with m.State("TAKE"):  # the first sum comes when the factors are there
                 m.d.sync += self.sums.ready.eq(room)
                 with m.If(fire & one_left):
                     m.d.sync += self.sums.ready.eq(0)

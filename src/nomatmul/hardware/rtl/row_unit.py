@@ -19,6 +19,8 @@ write, as long as aux = dst or the two ranges are apart.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from amaranth import Cat, Module, Signal, Value, signed
@@ -119,10 +121,10 @@ class RowUnit(wiring.Component):
             gates,
             is_,
             [
-                (whole & is_[Epilogue.STORE], value),
-                (added_valid, added),
-                (gates.silu_valid & is_[Epilogue.SILU], gates.silu),
-                (gates.u_valid, gates.u),
+                (is_[Epilogue.STORE], whole, value),
+                (is_[Epilogue.ADD], added_valid, added),
+                (is_[Epilogue.SILU], gates.silu_valid, gates.silu),
+                (is_[Epilogue.GLU] | is_[Epilogue.MLGRU], gates.u_valid, gates.u),
             ],
         )
         m.d.comb += [
@@ -215,16 +217,18 @@ class RowUnit(wiring.Component):
         held: Any,
         gates: Gates,
         is_: _Kinds,
-        sources: list[tuple[Value, Value]],
+        sources: list[tuple[Value, Value, Value]],
     ) -> None:
+        valid, value = [], []
+        for chosen, is_there, what in sources:  # one of them is chosen at most
+            valid.append(chosen & is_there)
+            value.append(what.as_unsigned() & chosen.replicate(len(what)))
         m.d.comb += [
-            writer.valid.eq(Cat(valid for valid, _ in sources).any()),
+            writer.valid.eq(reduce(or_, valid)),
+            writer.value.eq(reduce(or_, value)),
             writer.two.eq(is_[Epilogue.MLGRU]),
             writer.second.eq(gates.g),
             writer.dst.eq(held.dst),
             writer.dst2.eq(held.dst2),
         ]
-        for valid, value in sources:  # one of them at most
-            with m.If(valid):
-                m.d.comb += writer.value.eq(value)
         connect(m, writer.write, flipped(self.vector_write))
