@@ -43,7 +43,7 @@ class Host(wiring.Component):
                 "pc": In(range(design.program_words)),
                 "counters": In(data.ArrayLayout(registers.COUNTER_HALF, _COUNTER_REGISTERS)),
                 "faults": In(registers.FAULTS),
-                "halted": In(1),
+                "halted": In(1, init=1),
                 "waiting": In(1),
                 "hold": In(1),
                 "taken": In(1),

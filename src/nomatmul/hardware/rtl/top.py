@@ -216,6 +216,7 @@ class Accelerator(wiring.Component):
             faults[Status.BAD_INSTRUCTION] |= self.tree.refused
         for flag, event in faults.items():
             m.d.sync += host.faults[int(flag).bit_length() - 1].eq(event)
+        m.d.sync += host.halted.eq(sequencer.halted)  # not before its cause is in STATUS
         m.d.comb += [
             sequencer.run.eq(host.run & ~self.guard.hold),
             host.logits.payload.eq(row.logits.payload.value),
@@ -223,7 +224,6 @@ class Accelerator(wiring.Component):
             row.logits.ready.eq(host.logits.ready | silent),
             host.argmax.eq(row.argmax),
             host.pc.eq(sequencer.pc),
-            host.halted.eq(sequencer.halted),
             host.waiting.eq(sequencer.phase == Phase.TOKEN),
             host.hold.eq(self.guard.hold),
             host.answered.eq(sequencer.answered),
