@@ -12,6 +12,8 @@ from nomatmul.hardware.design import Design
 from nomatmul.hardware.rtl import ports
 
 PART_BITS = 32
+# Nobody reads what is being written, so the memories need no bypass.
+NO_CHECK = {"no_rw_check": 1}
 PARTS = isa.INSTRUCTION_BITS // PART_BITS
 
 
@@ -46,7 +48,7 @@ class ProgramMemory(wiring.Component):
         m = Module()
         for part in range(PARTS):
             bank = memory.Memory(
-                shape=unsigned(PART_BITS), depth=self.design.program_words, init=[]
+                shape=unsigned(PART_BITS), depth=self.design.program_words, init=[], attrs=NO_CHECK
             )
             m.submodules[f"part{part}"] = bank
             write, read = bank.write_port(), bank.read_port()
@@ -78,7 +80,9 @@ class ScalarRegisters(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.submodules.bank = bank = memory.Memory(shape=ports.Scalar, depth=isa.SCALARS, init=[])
+        m.submodules.bank = bank = memory.Memory(
+            shape=ports.Scalar, depth=isa.SCALARS, init=[], attrs=NO_CHECK
+        )
         read, write = bank.read_port(), bank.write_port()
         m.d.comb += [
             read.addr.eq(self.address),

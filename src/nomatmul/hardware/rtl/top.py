@@ -207,7 +207,7 @@ class Accelerator(wiring.Component):
             Status.MEMORY_ERROR: self.guard.error,
             Status.SATURATED: row.saturated.any(),
             Status.BAD_INSTRUCTION: sequencer.faults.bad_instruction,
-            Status.EXPONENT: sequencer.faults.exponent | getattr(self.vector, "exponent", 0),
+            Status.EXPONENT: sequencer.faults.exponent | self.vector.exponent,
             Status.BAD_TOKEN: sequencer.faults.bad_token,
             Status.WATCHDOG: sequencer.faults.watchdog,
         }
