@@ -181,11 +181,11 @@ def test_saturations_are_counted_by_cause() -> None:
     rng = random.Random(6)
     causes = {
         "rescale": Job(Epilogue.STORE, [[most], [1], [-most - 1]], [(1 << 23, -22)], fraction=0),
-        "residual": job_of(rng, DESIGN, Epilogue.ADD, 30, right=17),
+        "residual": Job(Epilogue.ADD, [[9], [-9]] * 15, same, fraction=0),
         "product": Job(Epilogue.GLU, [[most, most], [5, 5]], same, fraction=0, u_shift=1),
     }
     for cause, job in causes.items():
         counts = check(DESIGN, [job]).saturations
-        assert counts[cause] > 0
+        assert counts[cause] > 0, (cause, job)
     wide = [job_of(rng, WIDER_STATE, Epilogue.MLGRU, 20, right=12) for _ in range(2)]
     assert check(WIDER_STATE, wide).saturations["state"] > 0
