@@ -43,6 +43,8 @@ class Combine(wiring.Component):
     def __init__(self, design: Design) -> None:
         self.design = design
         self.chunks = -(-design.tree_columns // design.combine_lanes)
+        # a chunk of `column` is taken: named here so that a proof can watch them
+        self.taken, self.column = Signal(), Signal(range(self.chunks))
         super().__init__(
             {
                 "command": In(stream.Signature(ports.CombineCommand)),
@@ -61,16 +63,11 @@ class Combine(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        command, chunks, start = (
-            Signal(ports.CombineCommand),
-            Signal(range(self.chunks + 1)),
-            Signal(),
-        )
-        visit, column = Signal(range(self.design.tree_rows)), Signal(range(self.chunks))
-        q, drained, taken = Signal(signed(8)), Signal(), Signal()
-        m.submodules.gearbox = gearbox = Gearbox(
-            self.design.memory_bits, 2 * self.design.combine_lanes
-        )
+        design, taken, column = self.design, self.taken, self.column
+        command, chunks = Signal(ports.CombineCommand), Signal(range(self.chunks + 1))
+        visit, records = Signal(range(design.tree_rows)), Signal(range(design.tree_rows + 1))
+        start, q, drained = Signal(), Signal(signed(8)), Signal()
+        m.submodules.gearbox = gearbox = Gearbox(design.memory_bits, 2 * design.combine_lanes)
         connect(m, flipped(self.words), gearbox.words)
         m.d.comb += [
             self.memory_error.eq(gearbox.error),
@@ -79,9 +76,7 @@ class Combine(wiring.Component):
         sums = self._add(m, gearbox.output.payload, taken, column, visit == 0, q, drained)
         value = self._values(m, visit)
         self._ask(m, command, start)
-        records = Signal(
-            range(self.design.tree_rows + 1)
-        )  # regions that the gearbox has to be told
+        # the gearbox is told of `records` regions, one behind the other
         m.d.comb += [gearbox.command.valid.eq(records != 0), gearbox.command.payload.eq(chunks)]
         with m.If(start):
             m.d.sync += records.eq(command.count)

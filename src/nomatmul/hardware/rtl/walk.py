@@ -153,7 +153,7 @@ class Walk(wiring.Component):
                     m.d.sync += regions.eq(visits)
                     m.next = "RUN"
             with m.State("RUN"):
-                done = orders[0].done & orders[1].done & orders[2].done
+                done = orders[0].done & orders[1].done & orders[2].done & (regions == 0)
                 with m.If(done & ~self.results.valid & ~self.parameter.valid):
                     m.next = "IDLE"
             m.d.comb += self.busy.eq(~fsm.ongoing("IDLE"))
