@@ -47,7 +47,7 @@ class LinkError(ValueError):
 
 
 class Link:
-    """Words of a board, addressed in words of 32 bits. Raises LinkError when the board is silent."""
+    """Words of a board, by addresses of 32-bit words. LinkError when the board is silent."""
 
     def __init__(self, line: Line) -> None:
         self.line = line
