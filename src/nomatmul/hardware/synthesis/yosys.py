@@ -1,0 +1,76 @@
+"""Yosys: from Verilog to a netlist of a chip family's cells, and how many there are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nomatmul.hardware.synthesis.programs import run_logged
+from nomatmul.hardware.tools import tool
+
+# what turns a module into cells of a family
+FAMILIES = {
+    "ecp5": "synth_ecp5 -top {top} -json {stem}.json",
+    "xc7": "synth_xilinx -family xc7 -top {top} -flatten",
+}
+
+
+@dataclass(frozen=True)
+class Netlist:
+    """`cells`: number of cells of each type; `json` is what nextpnr reads (ECP5)."""
+
+    family: str
+    top: str
+    cells: dict[str, int]
+    seconds: float
+    json: Path
+
+
+def synthesize(
+    verilog: str,
+    top: str,
+    folder: Path,
+    *,
+    family: str = "ecp5",
+    limit: float = 3600.0,
+    niceness: int = 10,
+    progress: Callable[[str], None] | None = None,
+) -> Netlist:
+    """Synthesise module `top` of the Verilog text; files and logs are left in `folder`.
+
+    Raises ValueError for an unknown family or a missing Yosys, RuntimeError where it fails.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"chip family {family!r} is not one of {', '.join(FAMILIES)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{top}-{family}"
+    (folder / f"{top}.v").write_text(verilog, "utf-8")
+    script = "; ".join(
+        [
+            f"read_verilog {top}.v",
+            FAMILIES[family].format(top=top, stem=stem),
+            f"tee -q -o {stem}-stat.json stat -json",
+        ]
+    )
+    seconds = run_logged(
+        [tool("yosys"), "-p", script],
+        folder / f"{stem}-yosys.log",
+        folder=folder,
+        limit=limit,
+        niceness=niceness,
+        progress=progress,
+    )
+    return Netlist(
+        family, top, read_cells(folder / f"{stem}-stat.json"), seconds, folder / f"{stem}.json"
+    )
+
+
+def read_cells(path: Path) -> dict[str, int]:
+    """Cells by type of what `stat -json` wrote. Raises ValueError for another file."""
+    try:
+        cells = json.loads(path.read_text("utf-8"))["design"]["num_cells_by_type"]
+        return {str(name): int(count) for name, count in cells.items()}
+    except (KeyError, TypeError, json.JSONDecodeError):
+        raise ValueError(f"{path} is no statistics of Yosys") from None
