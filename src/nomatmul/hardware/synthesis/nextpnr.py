@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,12 +62,16 @@ def place_and_route(
     """
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{netlist.stem}-seed{seed}"
+
+    def here(path: Path) -> str:  # the wheels' programs see another /tmp
+        return os.path.relpath(path, folder)
+
     report = folder / f"{stem}-report.json"
-    words = [tool("nextpnr-ecp5"), *DEVICE, "--json", str(netlist), "--seed", str(seed)]
-    words += ["--freq", f"{mhz:g}", "--timing-allow-fail", "--report", str(report)]
-    words += ["--lpf", str(constraints)] if constraints else []
+    words = [tool("nextpnr-ecp5"), *DEVICE, "--json", here(netlist), "--seed", str(seed)]
+    words += ["--freq", f"{mhz:g}", "--timing-allow-fail", "--report", report.name]
+    words += ["--lpf", here(constraints)] if constraints else []
     words += ["--lpf-allow-unconstrained"]
-    words += ["--textcfg", str(folder / f"{stem}.config")] if config else []
+    words += ["--textcfg", f"{stem}.config"] if config else []
     seconds = run_logged(
         words,
         folder / f"{stem}.log",
