@@ -90,16 +90,19 @@ class Sdram(wiring.Component):
         super().__init__(
             {
                 "port": In(MemoryPort(memory_bits)),
-                "host": In(
-                    wiring.Signature(
-                        {
-                            "request": Out(stream.Signature(HostRequest)),
-                            "response": In(stream.Signature(32)),
-                        }
-                    )
-                ),
+                "host": In(self.host_signature()),
                 "pins": Out(SdramPins(chip)),
                 "ready": Out(1),
+            }
+        )
+
+    @staticmethod
+    def host_signature() -> wiring.Signature:
+        """The host's side: one word asked, one answered for each that is read."""
+        return wiring.Signature(
+            {
+                "request": Out(stream.Signature(HostRequest)),
+                "response": In(stream.Signature(32)),
             }
         )
 

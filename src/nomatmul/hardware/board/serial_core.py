@@ -1,0 +1,126 @@
+"""The accelerator with SDRAM and a serial host: all of a board but its pins.
+
+The host's bus has two windows: words below MEMORY_WINDOW are the accelerator's registers
+(hardware/registers.py), those from it on are the SDRAM's. Addresses that nothing answers are
+reported by the bridge.
+"""
+
+from typing import Any
+
+from amaranth import Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from nomatmul.hardware import registers
+from nomatmul.hardware.board.sdram import HOST_ADDRESS_BITS, Sdram, SdramPins
+from nomatmul.hardware.board.sdram_chip import SdramChip
+from nomatmul.hardware.board.uart import divisor
+from nomatmul.hardware.board.wishbone_uart import ADDRESS_BITS, WishboneUart
+from nomatmul.hardware.design import Design
+from nomatmul.hardware.rtl.top import Accelerator
+from nomatmul.hardware.rtl.wishbone import Wishbone
+
+MEMORY_WINDOW = 1 << (ADDRESS_BITS - 1)
+RECEIVE_TIMEOUT = 0.05  # seconds; an operating system may pause a frame for milliseconds
+
+
+class SerialCore(wiring.Component):
+    """`lights`: memory ready, a frame comes, memory is read, heartbeat.
+
+    io_stages: registers of the SDRAM's pins, there and back. Raises ValueError for a clock that the
+    chip or the line cannot have.
+    """
+
+    def __init__(
+        self, design: Design, chip: SdramChip, clock_hz: float, baud: int, *, io_stages: int = 0
+    ) -> None:
+        self.design, self.chip, self.clock_hz = design, chip, clock_hz
+        self.sdram = Sdram(design.memory_bits, chip, clock_hz, io_stages=io_stages)
+        self.bridge = WishboneUart(
+            divisor(clock_hz, baud), receive_timeout=int(RECEIVE_TIMEOUT * clock_hz)
+        )
+        self.accelerator = Accelerator(design)
+        super().__init__(
+            {
+                "rx": In(1, init=1),
+                "tx": Out(1, init=1),
+                "pins": Out(SdramPins(chip)),
+                "lights": Out(4),
+            }
+        )
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        m.submodules.accelerator = accelerator = self.accelerator
+        m.submodules.sdram = sdram = self.sdram
+        m.submodules.bridge = bridge = self.bridge
+        m.submodules.window = window = MemoryWindow()
+        connect(m, accelerator.memory, sdram.port)
+        connect(m, sdram.pins, flipped(self.pins))
+        connect(m, window.host, sdram.host)
+        m.d.comb += [bridge.rx.eq(self.rx), self.tx.eq(bridge.tx)]
+
+        bus = bridge.bus
+        low = registers.ADDRESS_BITS
+        of_memory = bus.adr[-1]
+        of_registers = bus.adr[low:] == 0
+        for target, chosen in ((window.bus, of_memory), (accelerator.bus, of_registers)):
+            m.d.comb += [
+                target.cyc.eq(bus.cyc & chosen),
+                target.stb.eq(bus.stb & chosen),
+                target.we.eq(bus.we),
+                target.adr.eq(bus.adr),
+                target.dat_w.eq(bus.dat_w),
+            ]
+        with m.If(of_memory):
+            m.d.comb += [bus.ack.eq(window.bus.ack), bus.dat_r.eq(window.bus.dat_r)]
+        with m.Elif(of_registers):
+            m.d.comb += [bus.ack.eq(accelerator.bus.ack), bus.dat_r.eq(accelerator.bus.dat_r)]
+
+        beat = Signal(26)
+        m.d.sync += beat.eq(beat + 1)
+        m.d.sync += [
+            self.lights[0].eq(sdram.ready),
+            self.lights[1].eq(bridge.receiving),
+            self.lights[2].eq(accelerator.memory.request.valid),
+            self.lights[3].eq(beat[-1]),
+        ]
+        return m
+
+
+class MemoryWindow(wiring.Component):
+    """From the bus to single words of the SDRAM. A request that the bus gave up is finished, and
+    its answer dropped."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            {
+                "bus": In(Wishbone(ADDRESS_BITS - 1)),
+                "host": Out(Sdram.host_signature()),
+            }
+        )
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        bus, request, response = self.bus, self.host.request, self.host.response
+        m.d.sync += bus.ack.eq(0)
+        with m.FSM():
+            with m.State("IDLE"), m.If(bus.cyc & bus.stb & ~bus.ack):
+                m.d.sync += [
+                    request.payload.address.eq(bus.adr[:HOST_ADDRESS_BITS]),
+                    request.payload.write.eq(bus.we),
+                    request.payload.data.eq(bus.dat_w),
+                    request.valid.eq(1),
+                ]
+                m.next = "ASK"
+            with m.State("ASK"), m.If(request.ready):
+                m.d.sync += [request.valid.eq(0), bus.ack.eq(request.payload.write & bus.cyc)]
+                m.next = "IDLE"
+                with m.If(~request.payload.write):
+                    m.next = "WAIT"
+            with m.State("WAIT"):
+                m.d.comb += response.ready.eq(1)
+                with m.If(response.valid):
+                    m.d.sync += [bus.dat_r.eq(response.payload), bus.ack.eq(bus.cyc)]
+                    m.next = "IDLE"
+        return m
