@@ -149,24 +149,29 @@ class Ulx3s(wiring.Component):
         for pad, value in outputs:
             for bit in range(len(pad)):
                 name = f"{pad.name}_{bit}"
-                m.submodules[name] = _pad_register("OFS1P3DX", value[bit], pad[bit])
+                m.submodules[name] = _pad_register(_SET, value[bit], pad[bit])
         for bit in range(len(self.sdram_d)):
             out, drive, back = Signal(), Signal(), Signal()
             m.submodules += [
-                _pad_register("OFS1P3DX", pins.dq_o[bit], out),
-                _pad_register("OFS1P3DX", ~pins.dq_oe, drive),
-                _pad_register("IFS1P3DX", back, pins.dq_i[bit]),
+                _pad_register(_CLEARED, pins.dq_o[bit], out),
+                _pad_register(_SET, ~pins.dq_oe, drive),
+                _pad_register(_INPUT, back, pins.dq_i[bit]),
                 Instance("BB", i_I=out, i_T=drive, o_O=back, io_B=self.sdram_d[bit]),
             ]
 
 
-def _pad_register(kind: str, value: Any, output: Any) -> Any:
-    """A register that lies in the pad, without reset."""
+# primitive, and the name of its set or reset. Before the first clock nothing is commanded or driven.
+_SET, _CLEARED, _INPUT = ("OFS1P3BX", "PD"), ("OFS1P3DX", "CD"), ("IFS1P3DX", "CD")
+
+
+def _pad_register(kind: tuple[str, str], value: Any, output: Any) -> Any:
+    """A register that lies in the pad."""
+    primitive, clear = kind
     return Instance(
-        kind,
+        primitive,
+        ("i", clear, Const(0, 1)),
         i_SCLK=ClockSignal("sync"),
         i_SP=Const(1, 1),
-        i_CD=Const(0, 1),
         i_D=value,
         o_Q=output,
     )
