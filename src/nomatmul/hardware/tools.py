@@ -62,10 +62,16 @@ def require_simulator() -> None:
 
 
 def verilog(
-    component: Any, name: str = "top", *, locations: bool = False, flat: bool = False
+    component: Any,
+    name: str = "top",
+    *,
+    locations: bool = False,
+    flat: bool = False,
+    ports: Mapping[str, Any] | None = None,
 ) -> str:
     """The Verilog text of an Amaranth component. locations: with the lines of its source. flat:
     ports of ports are named with one underscore between instead of two, which C++ reserves.
+    ports: {name: (value, direction)} in place of those of the component's signature.
 
     Raises ImportError without amaranth, ValueError without Yosys.
     """
@@ -76,7 +82,7 @@ def verilog(
     text: str = back.convert(
         component,
         name=name,
-        ports=_flat_ports(component) if flat else None,
+        ports=_flat_ports(component) if flat else ports,
         emit_src=locations,
         strip_internal_attrs=not locations,
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nomatmul.hardware.design import Design
 
-BOARDS = ("ulx3s", "axi")
+BOARDS = ("ulx3s", "axi", "core")
 
 
 def write_verilog(design: Design, out: Path, board: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ s_axi_* (AXI4-Lite), with aclk and aresetn of both.
 from typing import Any
 
 from amaranth import ClockDomain, ClockSignal, Module, ResetSignal
-from amaranth.hdl import PortDirection, Value
+from amaranth.hdl import Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -18,7 +18,7 @@ from nomatmul.hardware.rtl.top import Accelerator
 
 
 class AxiTop(wiring.Component):
-    """`ar`, `r`: the memory; `lite`: the host; `size`: bytes of a beat, as AXI says it."""
+    """`ar`, `r`: the memory; `lite`: the host; ar*: what never changes."""
 
     def __init__(self, design: Design) -> None:
         self.design = design
@@ -29,9 +29,9 @@ class AxiTop(wiring.Component):
                 "ar": Out(stream.Signature(ReadAddress)),
                 "r": In(stream.Signature(read_data(design.memory_bits))),
                 "lite": In(LiteSignature()),
-                "arsize": Out(3, init=design.memory_bytes.bit_length() - 1),
-                "arburst": Out(2, init=1),  # incrementing
-                "arcache": Out(4, init=3),
+                "arsize": Out(3),
+                "arburst": Out(2),
+                "arcache": Out(4),
                 "arprot": Out(3),
             }
         )
@@ -50,6 +50,10 @@ class AxiTop(wiring.Component):
         bus, target = bridge.bus, accelerator.bus
         chosen = bus.adr[registers.ADDRESS_BITS :] == 0
         m.d.comb += [
+            self.arsize.eq(self.design.memory_bytes.bit_length() - 1),
+            self.arburst.eq(0b01),  # incrementing
+            self.arcache.eq(0b0011),  # as Vivado recommends: bufferable, modifiable
+            self.arprot.eq(0),
             reader.base.eq(bridge.base),
             target.cyc.eq(bus.cyc & chosen),
             target.stb.eq(bus.stb & chosen),
@@ -62,9 +66,11 @@ class AxiTop(wiring.Component):
         return m
 
     def ports(self) -> dict[str, Any]:
-        """For `verilog.convert`: {name: (value, direction)}."""
+        """For `tools.verilog`: {name: (value, None)}; what is driven is an output."""
         lite = self.lite
-        outputs = {
+        named = {
+            "aclk": self.aclk,
+            "aresetn": self.aresetn,
             "m_axi_araddr": self.ar.payload.addr,
             "m_axi_arlen": self.ar.payload.len,
             "m_axi_arsize": self.arsize,
@@ -72,35 +78,27 @@ class AxiTop(wiring.Component):
             "m_axi_arcache": self.arcache,
             "m_axi_arprot": self.arprot,
             "m_axi_arvalid": self.ar.valid,
-            "m_axi_rready": self.r.ready,
-            "s_axi_awready": lite.aw.ready,
-            "s_axi_wready": lite.w.ready,
-            "s_axi_bresp": lite.b.payload,
-            "s_axi_bvalid": lite.b.valid,
-            "s_axi_arready": lite.ar.ready,
-            "s_axi_rdata": lite.r.payload.data,
-            "s_axi_rresp": lite.r.payload.resp,
-            "s_axi_rvalid": lite.r.valid,
-        }
-        inputs = {
-            "aclk": self.aclk,
-            "aresetn": self.aresetn,
             "m_axi_arready": self.ar.ready,
             "m_axi_rdata": self.r.payload.data,
             "m_axi_rresp": self.r.payload.resp,
             "m_axi_rlast": self.r.payload.last,
             "m_axi_rvalid": self.r.valid,
+            "m_axi_rready": self.r.ready,
             "s_axi_awaddr": lite.aw.payload,
             "s_axi_awvalid": lite.aw.valid,
+            "s_axi_awready": lite.aw.ready,
             "s_axi_wdata": lite.w.payload,
             "s_axi_wvalid": lite.w.valid,
+            "s_axi_wready": lite.w.ready,
+            "s_axi_bresp": lite.b.payload,
+            "s_axi_bvalid": lite.b.valid,
             "s_axi_bready": lite.b.ready,
             "s_axi_araddr": lite.ar.payload,
             "s_axi_arvalid": lite.ar.valid,
+            "s_axi_arready": lite.ar.ready,
+            "s_axi_rdata": lite.r.payload.data,
+            "s_axi_rresp": lite.r.payload.resp,
+            "s_axi_rvalid": lite.r.valid,
             "s_axi_rready": lite.r.ready,
         }
-        return {
-            name: (Value.cast(value), way)
-            for group, way in ((outputs, PortDirection.Output), (inputs, PortDirection.Input))
-            for name, value in group.items()
-        }
+        return {name: (Value.cast(value), None) for name, value in named.items()}

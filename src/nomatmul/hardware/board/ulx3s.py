@@ -94,18 +94,9 @@ class Ulx3s(wiring.Component):
         )
 
     def ports(self) -> dict[str, Any]:
-        """For `verilog.convert`: {name: (value, direction)}."""
-        from amaranth.hdl import PortDirection
-
-        found: dict[str, Any] = {
-            name: (
-                getattr(self, name),
-                PortDirection.Input if member.flow == In else PortDirection.Output,
-            )
-            for name, member in self.signature.members.items()
-        }
-        found["sdram_d"] = (self.sdram_d, None)
-        return found
+        """For `tools.verilog`: {name: (value, None)}; what is driven is an output."""
+        found = {name: (getattr(self, name), None) for name in self.signature.members}
+        return found | {"sdram_d": (self.sdram_d, None)}
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ from nomatmul.hardware.compile.files import IMAGE_FILE, describe, write_program
 from nomatmul.hardware.compile.image import Image
 from nomatmul.hardware.compile.program import Builder
 from nomatmul.hardware.design import Design
+from nomatmul.hardware.directories import new_directory
 from nomatmul.reference.integer.model import IntegerModel
 from nomatmul.reference.integer.numerics import Formats
 
@@ -48,7 +45,7 @@ def compile_model(
         raise ValueError(f"{target} exists; give the name of a new directory")
     if model is None:
         model = IntegerModel.from_packed(reader, formats_of(design))
-    with _new_directory(target) as made:
+    with new_directory(target) as made:
         with open(made / IMAGE_FILE, "wb") as file:
             image = Image(file, design, memory_bytes)
             steps = Builder(model, design, image).build()
@@ -57,17 +54,3 @@ def compile_model(
         check_program(program, design, Memory(image.regions, image.words, vocabulary))
         write_program(made, program)
         return describe(made, reader, model, design, image, steps)
-
-
-@contextlib.contextmanager
-def _new_directory(target: Path) -> Iterator[Path]:
-    """A directory that gets its name when all is in it, and goes where something fails."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield made
-        made.chmod(0o755)  # mkdtemp's are its owner's alone
-        made.rename(target)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
