@@ -121,7 +121,7 @@ class AxiReader(wiring.Component):
 
 
 class LiteSignature(wiring.Signature):
-    """AXI4-Lite of 32 bits, seen from the master. Write strobes are not heeded."""
+    """AXI4-Lite of 32 bits, seen from the master, without write strobes: whole words only."""
 
     def __init__(self) -> None:
         super().__init__(
