@@ -43,7 +43,8 @@ BOARDS = {
     board.name: board
     for board in (
         BoardClass(
-            "ulx3s", "ULX3S-85F, SDR x16", "sdr", 0.2 * GIGA, 0.95, 32 * 2**20, 100 * MEGA, 0.9, 1.0,
+            "ulx3s", "ULX3S-85F, SDR x16", "sdr", 0.2 * GIGA, 0.95, 32 * 2**20, 100 * MEGA,
+            0.9, 1.0,
             "SDRAM at the design's clock, efficiency of our controller in simulation (>= 0.95);"
             " static: assumed, ECP5-85F leakage ~0.2 W, regulators, USB bridge, refresh",
         ),

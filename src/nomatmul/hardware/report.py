@@ -177,9 +177,7 @@ def report(reader: PackedReader, design: Design, board_name: str | None = None) 
     return report_of(workload, design, kinds)
 
 
-def report_of(
-    workload: Workload, design: Design, kinds: Sequence[BoardClass]
-) -> dict[str, Any]:
+def report_of(workload: Workload, design: Design, kinds: Sequence[BoardClass]) -> dict[str, Any]:
     """The report of a workload."""
     area = placed(design.lanes)
     return {

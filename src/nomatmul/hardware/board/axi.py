@@ -110,9 +110,7 @@ class AxiReader(wiring.Component):
         m.d.comb += [
             r.ready.eq(words.w_rdy & ends.r_rdy),
             words.w_en.eq(r.valid & ends.r_rdy),
-            words.w_data.eq(
-                Cat(Mux(bad, 0, r.payload.data), bad, r.payload.last & ends.r_data)
-            ),
+            words.w_data.eq(Cat(Mux(bad, 0, r.payload.data), bad, r.payload.last & ends.r_data)),
             ends.r_en.eq(r.valid & r.ready & r.payload.last),
             response.valid.eq(words.r_rdy),
             response.payload.as_value().eq(words.r_data),

@@ -1,7 +1,6 @@
 """The accelerator with SDRAM and a serial host: all of a board but its pins.
 
-The host's bus has two windows: words below MEMORY_WINDOW are the accelerator's registers
-(hardware/registers.py), those from it on are the SDRAM's. Addresses that nothing answers are
+The host's bus has two windows (memory_map.py): the accelerator's registers, and the SDRAM. Addresses that nothing answers are
 reported by the bridge.
 """
 
@@ -12,15 +11,15 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from nomatmul.hardware import registers
+from nomatmul.hardware.board.memory_map import BUS_ADDRESS_BITS
 from nomatmul.hardware.board.sdram import HOST_ADDRESS_BITS, Sdram, SdramPins
 from nomatmul.hardware.board.sdram_chip import SdramChip
 from nomatmul.hardware.board.uart import divisor
-from nomatmul.hardware.board.wishbone_uart import ADDRESS_BITS, WishboneUart
+from nomatmul.hardware.board.wishbone_uart import WishboneUart
 from nomatmul.hardware.design import Design
 from nomatmul.hardware.rtl.top import Accelerator
 from nomatmul.hardware.rtl.wishbone import Wishbone
 
-MEMORY_WINDOW = 1 << (ADDRESS_BITS - 1)
 RECEIVE_TIMEOUT = 0.05  # seconds; an operating system may pause a frame for milliseconds
 
 
@@ -95,7 +94,7 @@ class MemoryWindow(wiring.Component):
     def __init__(self) -> None:
         super().__init__(
             {
-                "bus": In(Wishbone(ADDRESS_BITS - 1)),
+                "bus": In(Wishbone(BUS_ADDRESS_BITS - 1)),
                 "host": Out(Sdram.host_signature()),
             }
         )

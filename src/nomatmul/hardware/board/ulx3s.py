@@ -151,7 +151,7 @@ class Ulx3s(wiring.Component):
             ]
 
 
-# primitive, and the name of its set or reset. Before the first clock nothing is commanded or driven.
+# primitive, and its set or reset: before the first clock nothing is commanded or driven
 _SET, _CLEARED, _INPUT = ("OFS1P3BX", "PD"), ("OFS1P3DX", "CD"), ("IFS1P3DX", "CD")
 
 

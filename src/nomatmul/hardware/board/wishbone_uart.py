@@ -19,10 +19,10 @@ from nomatmul.hardware.board.frames import (
     Operation,
     Status,
 )
+from nomatmul.hardware.board.memory_map import BUS_ADDRESS_BITS
 from nomatmul.hardware.board.uart import UartReceiver, UartTransmitter
 from nomatmul.hardware.rtl.wishbone import Wishbone
 
-ADDRESS_BITS = 30
 _HEAD_BYTES = 7  # operation, tag, count, address
 
 
@@ -44,7 +44,7 @@ class WishboneUart(wiring.Component):
             {
                 "rx": In(1, init=1),
                 "tx": Out(1, init=1),
-                "bus": Out(Wishbone(ADDRESS_BITS)),
+                "bus": Out(Wishbone(BUS_ADDRESS_BITS)),
                 "receiving": Out(1),
             }
         )

@@ -12,8 +12,9 @@ from typing import Any
 from nomatmul.hardware.compile import Compiled
 from nomatmul.hardware.disassemble import disassemble
 from nomatmul.hardware.registers import FAULTS, Status
+from nomatmul.hardware.writing import ALL_LOGITS, LARGEST_LOGIT, NO_LOGITS
 
-NO_LOGITS, LARGEST_LOGIT, ALL_LOGITS = 0, 1, 2
+__all__ = ["ALL_LOGITS", "LARGEST_LOGIT", "NO_LOGITS", "Harness", "Memory", "Stopped"]
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from nomatmul.engine.generation import TextWriter
 from nomatmul.engine.language_text import LanguageText
-from nomatmul.engine.sampling import Sampler, Sampling
+from nomatmul.engine.sampling import Sampling
 from nomatmul.formats.packed import PackedReader
 from nomatmul.hardware.compile import Compiled, compile_model, formats_of, open_compiled
 from nomatmul.hardware.design import Design
@@ -21,14 +18,12 @@ from nomatmul.hardware.simulate.build import simulator
 from nomatmul.hardware.simulate.compare import Comparison, Difference
 from nomatmul.hardware.simulate.events import read_events
 from nomatmul.hardware.simulate.harness import (
-    ALL_LOGITS,
-    LARGEST_LOGIT,
-    NO_LOGITS,
     Harness,
     Memory,
     status_flags,
 )
 from nomatmul.hardware.simulate.plot import draw, require_matplotlib
+from nomatmul.hardware.writing import NO_LOGITS, continued
 from nomatmul.reference.integer.model import IntegerModel
 
 # What a cycle may have gone to, in the words of a report.
@@ -222,35 +217,26 @@ class Simulation:
         Raises ValueError for a model without tokenizer or a bad prompt.
         """
         self._text.need_tokenizer()
-        assert self._text.tokenizer is not None
         ids = self._text.prompt_ids(prompt, fresh=self._fresh)
-        sampler = Sampler(sampling, ids, self._text.legal)
-        own_choice = sampling == Sampling(seed=sampling.seed) and self._text.legal is None
-        writer = TextWriter(self._text.tokenizer, ids, (), self._config.end_token_ids)
         self._report.prompt_tokens += len(ids)
-        for token in ids[:-1]:
-            self.token(token)
-        last = ids[-1]
-        for _ in range(max_tokens):
-            if self._report.difference is not None:
-                return
-            answer = self.token(last, LARGEST_LOGIT if own_choice else ALL_LOGITS)
-            last = answer["argmax"] if own_choice else sampler.sample(self._logits(answer))
-            self._report.tokens += 1
-            if piece := writer.push(last):
-                yield piece
-            if writer.finish_reason:
-                return
-        if rest := writer.finish("length"):
-            yield rest
+
+        def run(token: int, want: int) -> dict[str, Any]:
+            if want != NO_LOGITS and self._report.difference is not None:
+                raise StopIteration
+            answer = self.token(token, want)
+            self._report.tokens += want != NO_LOGITS
+            return answer
+
+        yield from continued(
+            self._text,
+            ids,
+            self._config.end_token_ids,
+            max_tokens,
+            sampling,
+            run,
+            self._model.logits_scale,
+        )
 
     def report(self) -> Report:
         """The figures so far."""
         return self._report
-
-    def _logits(self, answer: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        logits = np.array(answer["logits"], np.float32)
-        scaled: np.ndarray[Any, np.dtype[np.float32]] = logits * np.float32(
-            self._model.logits_scale
-        )
-        return scaled

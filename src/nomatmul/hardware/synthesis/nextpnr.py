@@ -69,7 +69,15 @@ def place_and_route(
     report = folder / f"{stem}-report.json"
     words = [tool("nextpnr-ecp5"), *DEVICE, "--json", here(netlist), "--seed", str(seed)]
     # router1 rips up for minutes where router2 negotiates
-    words += ["--router", "router2", "--freq", f"{mhz:g}", "--timing-allow-fail", "--report", report.name]
+    words += [
+        "--router",
+        "router2",
+        "--freq",
+        f"{mhz:g}",
+        "--timing-allow-fail",
+        "--report",
+        report.name,
+    ]
     words += ["--lpf", here(constraints)] if constraints else []
     words += ["--lpf-allow-unconstrained"]
     words += ["--textcfg", f"{stem}.config"] if config else []

@@ -15,7 +15,7 @@ _ARITY = 4  # bits that one stage of the parity joins: one LUT
 
 
 class Enclosed(wiring.Component):
-    """`component` between registers; `registers` counts what the enclosure adds, after elaborate."""
+    """`component` between registers; `registers`: how many the enclosure adds, once elaborated."""
 
     serial: In(1)
     shift: In(1)
