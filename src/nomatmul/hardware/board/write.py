@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def write(design: Design, out: Path, board: str) -> dict[str, Any]:
     if out.exists():
         raise ValueError(f"{out} exists; give the name of a new directory")
     require_hardware("the design")
-    files = makers[board](design)
+    files = {name: _without_zeros(text) for name, text in makers[board](design).items()}
     files["design.json"] = json.dumps(dataclasses.asdict(design), indent=1) + "\n"
     with new_directory(out) as made:
         for name, text in files.items():
@@ -103,6 +104,12 @@ def write(design: Design, out: Path, board: str) -> dict[str, Any]:
         "lanes": design.lanes,
         "memory_bits": design.memory_bits,
     }
+
+
+def _without_zeros(text: str) -> str:
+    """Verilog without the lines that set a memory's words to zero, which they are when an FPGA
+    starts: Yosys takes minutes to read tens of thousands of them."""
+    return re.sub(r"^ +\S+\[\d+\] = \d+'h0+;\n", "", text, flags=re.MULTILINE)
 
 
 def options(design: Design) -> str:
