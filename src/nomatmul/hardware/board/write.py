@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nomatmul._extras import require_hardware
 from nomatmul.hardware.board import BOARDS
 from nomatmul.hardware.design import Design
 from nomatmul.hardware.directories import new_directory
-from nomatmul.hardware.tools import require_hardware, verilog
+from nomatmul.hardware.tools import verilog
 
 CLOCK_HZ = 100e6
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nomatmul._extras import require_hardware
 from nomatmul.hardware.synthesis.programs import run_logged
-from nomatmul.hardware.tools import require_hardware, tool
+from nomatmul.hardware.tools import tool
 
 # what turns a module into cells of a family
 FAMILIES = {
