@@ -1,7 +1,7 @@
 """The accelerator with SDRAM and a serial host: all of a board but its pins.
 
-The host's bus has two windows (memory_map.py): the accelerator's registers, and the SDRAM. Addresses
-that nothing answers are reported by the bridge.
+The host's bus has two windows (memory_map.py): the accelerator's registers, and the SDRAM. What
+nothing answers is reported by the bridge.
 """
 
 from typing import Any
