@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.metadata
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -31,6 +32,7 @@ _FLAGS = (
     *("-Wno-fatal", "-Wno-WIDTH", "-Wno-UNOPTFLAT", "--output-split", "20000"),
 )
 _OPTIMISE = "-O2"
+_ZERO_WORD = re.compile(r"^ *\S+\[\d+\] = \d+'h0+;\n", re.MULTILINE)
 
 
 def simulator(
@@ -119,10 +121,11 @@ def _build(directory: Path, design: Design, flags: list[str], note: Callable[[st
 
 def bench_verilog(design: Design) -> str:
     """The accelerator as the harness sees it: a module `bench`, its ports named with single
-    underscores (memory_request_valid)."""
+    underscores (memory_request_valid), its memories without the lines that set words to 0, which
+    they begin with anyway (--x-initial fast): they would be most of the text."""
     from nomatmul.hardware.rtl.top import Accelerator
 
-    return tools.verilog(Accelerator(design), "bench", flat=True)
+    return _ZERO_WORD.sub("", tools.verilog(Accelerator(design), "bench", flat=True))
 
 
 @functools.lru_cache(maxsize=1)
