@@ -133,14 +133,14 @@ bench: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check src tests benchmarks studies
 	$(VENV)/bin/ruff format --check src tests benchmarks studies
-	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc -name '*.cc' -o -name '*.h')
+	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc src -name '*.cc' -o -name '*.h')
 	$(VENV)/bin/mypy
 	cd src && ../$(VENV)/bin/lint-imports --config ../pyproject.toml
 
 format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix src tests benchmarks studies
 	$(VENV)/bin/ruff format src tests benchmarks studies
-	$(VENV)/bin/clang-format -i $$(find csrc -name '*.cc' -o -name '*.h')
+	$(VENV)/bin/clang-format -i $$(find csrc src -name '*.cc' -o -name '*.h')
 
 clean:
 	rm -rf build dist $(VENV) .venv-uv .venv-oldest-* .venv-newest-*

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from nomatmul.formats.packed import PackedReader
+from nomatmul.hardware.compile.folds import Step
 from nomatmul.hardware.compile.image import Image, Region
-from nomatmul.hardware.compile.program import Step
 from nomatmul.hardware.design import Design
 from nomatmul.hardware.disassemble import disassemble
 from nomatmul.hardware.isa import INSTRUCTION_BITS, Instruction, Stream, decode, encode

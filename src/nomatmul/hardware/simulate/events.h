@@ -13,7 +13,13 @@
 #include "verilated.h"
 
 enum Kind : std::uint8_t {
-  kVector = 1, kActivation, kScalar, kParameter, kState, kLogit, kRetired
+  kVector = 1,
+  kActivation,
+  kScalar,
+  kParameter,
+  kState,
+  kLogit,
+  kRetired
 };
 
 struct Event {

@@ -50,12 +50,13 @@ class Host {
       if (!timeline_) usage("cannot write " + options.timeline);
     }
     limit_ = options.limit;
-    board_.load(program_);
+    start();
   }
 
   // Runs one token and returns its answer as JSON.
   std::string token(const Command& command) {
-    board_.log().restart();
+    // what came before the first token, constants that are loaded, belongs to it
+    if (answered_) board_.log().restart();
     board_.set_deadline(limit_);
     const std::uint32_t tokens = board_.read(registers::kTokens);
     const std::uint32_t answers = board_.read(registers::kAnswers);
@@ -85,13 +86,21 @@ class Host {
     out << "}";
     board_.log().flush();
     timeline_.flush();
+    answered_ = true;
     return out.str();
   }
 
-  // Behind a reset: as it was in the beginning.
-  void restart() {
+  // In the beginning and behind a reset, which may also come while the program is loaded.
+  void start() {
     before_ = Counts{};
-    board_.load(program_);
+    answered_ = false;
+    board_.log().restart();
+    try {
+      board_.load(program_);
+    } catch (const Stopped&) {
+      if (!board_.take_reset()) throw;
+      board_.load(program_);
+    }
   }
 
   // Where the design stands, for an answer that says what went wrong.
@@ -146,8 +155,7 @@ class Host {
       const std::uint32_t at = registers::kCounters + 2 * i;
       std::uint64_t now = board_.read(at);
       now |= static_cast<std::uint64_t>(board_.read(at + 1)) << registers::kCounterHalf;
-      out << (i != 0 ? "," : "") << '"' << registers::kCounterNames[i]
-          << "\":" << now - before_[i];
+      out << (i != 0 ? "," : "") << '"' << registers::kCounterNames[i] << "\":" << now - before_[i];
       before_[i] = now;
     }
     out << "}";
@@ -157,6 +165,7 @@ class Host {
   const std::vector<std::uint8_t> program_;
   std::ofstream timeline_;
   std::uint64_t limit_ = 0;
+  bool answered_ = false;
   Counts before_{};
 };
 
@@ -185,7 +194,7 @@ int serve(const Options& options) {
         std::cout << failure(stopped, host->where()) << std::endl;
         return 3;
       }
-      host->restart();
+      host->start();
       std::cout << "{\"reset\":true,\"cycle\":" << board.cycle() << "}" << std::endl;
     }
   }

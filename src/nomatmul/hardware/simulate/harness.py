@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from collections.abc import Sequence
@@ -104,11 +105,9 @@ class Harness:
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and the next line says how
             self._process.stdin.write(f"{token} {want} {int(fresh)}\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended, and the next line says how
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"the simulation ended with status {self._process.wait()}")
@@ -120,7 +119,8 @@ class Harness:
     def close(self) -> None:
         """End the process; what waveforms it writes are whole then."""
         if self._process.stdin is not None:
-            self._process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it has ended by itself
+                self._process.stdin.close()
         self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()

@@ -27,7 +27,7 @@ class Mapped {
  public:
   explicit Mapped(const std::string& path) {
     const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    struct stat info {};
+    struct stat info{};
     if (fd < 0 || fstat(fd, &info) != 0) usage("cannot read " + path);
     size_ = static_cast<std::size_t>(info.st_size);
     if (size_ != 0) {

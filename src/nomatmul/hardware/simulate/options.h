@@ -6,6 +6,7 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -47,27 +48,40 @@ inline double real(const std::string& name, const std::string& text) {
 }
 
 inline Options parse(int argc, char** argv) {
+  static const std::map<std::string, std::string Options::*> texts = {
+      {"--program", &Options::program}, {"--image", &Options::image},
+      {"--events", &Options::events},   {"--timeline", &Options::timeline},
+      {"--waves", &Options::waves},
+  };
+  static const std::map<std::string, std::uint64_t Options::*> numbers = {
+      {"--latency", &Options::latency},
+      {"--gap", &Options::gap},
+      {"--refresh-every", &Options::refresh_every},
+      {"--refresh-cycles", &Options::refresh_cycles},
+      {"--outstanding", &Options::outstanding},
+      {"--limit", &Options::limit},
+  };
+  static const std::map<std::string, std::optional<std::uint64_t> Options::*> maybe = {
+      {"--stalls", &Options::stalls},
+      {"--bad-code", &Options::bad_code},
+      {"--error", &Options::error},
+      {"--reset", &Options::reset},
+  };
   Options o;
   if (argc % 2 == 0) usage("options come as NAME VALUE");
   for (int at = 1; at + 1 < argc; at += 2) {
     const std::string name = argv[at], value = argv[at + 1];
-    if (name == "--program") o.program = value;
-    else if (name == "--image") o.image = value;
-    else if (name == "--events") o.events = value;
-    else if (name == "--timeline") o.timeline = value;
-    else if (name == "--waves") o.waves = value;
-    else if (name == "--latency") o.latency = number(name, value);
-    else if (name == "--gap") o.gap = number(name, value);
-    else if (name == "--refresh-every") o.refresh_every = number(name, value);
-    else if (name == "--refresh-cycles") o.refresh_cycles = number(name, value);
-    else if (name == "--outstanding") o.outstanding = number(name, value);
-    else if (name == "--limit") o.limit = number(name, value);
-    else if (name == "--bytes-a-cycle") o.bytes_a_cycle = real(name, value);
-    else if (name == "--stalls") o.stalls = number(name, value);
-    else if (name == "--bad-code") o.bad_code = number(name, value);
-    else if (name == "--error") o.error = number(name, value);
-    else if (name == "--reset") o.reset = number(name, value);
-    else usage("unknown option " + name);
+    if (const auto text = texts.find(name); text != texts.end()) {
+      o.*(text->second) = value;
+    } else if (const auto whole = numbers.find(name); whole != numbers.end()) {
+      o.*(whole->second) = number(name, value);
+    } else if (const auto given = maybe.find(name); given != maybe.end()) {
+      o.*(given->second) = number(name, value);
+    } else if (name == "--bytes-a-cycle") {
+      o.bytes_a_cycle = real(name, value);
+    } else {
+      usage("unknown option " + name);
+    }
   }
   if (o.program.empty() || o.image.empty()) usage("--program and --image are needed");
   if (o.outstanding == 0) usage("--outstanding is 0");

@@ -176,6 +176,16 @@ class Simulation:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    @property
+    def tokenizer(self) -> Any:
+        """The model's `tokenizers.Tokenizer`; None without one."""
+        return self._text.tokenizer
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """The ids that a prompt is fed as; errors as of `write`."""
+        self._text.need_tokenizer()
+        return self._text.prompt_ids(prompt, fresh=self._fresh)
+
     def close(self) -> None:
         """End the simulation; draws the plot that was asked for."""
         try:
@@ -211,13 +221,16 @@ class Simulation:
         self._fresh = False
         return answer
 
+    def restart(self) -> None:
+        """The next token begins a sequence."""
+        self._fresh = True
+
     def write(self, prompt: str, max_tokens: int, sampling: Sampling) -> Iterator[str]:
         """Continue a text; pieces come as they are certain. Ends early where the oracle differs.
 
         Raises ValueError for a model without tokenizer or a bad prompt.
         """
-        self._text.need_tokenizer()
-        ids = self._text.prompt_ids(prompt, fresh=self._fresh)
+        ids = self.prompt_ids(prompt)
         self._report.prompt_tokens += len(ids)
 
         def run(token: int, want: int) -> dict[str, Any]:

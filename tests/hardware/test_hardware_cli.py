@@ -1,0 +1,127 @@
+"""`nomatmul hardware`: what its commands print, and how they fail."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hardware.conftest import SMALL
+from hardware.models import trained_model
+
+from nomatmul import cli
+from nomatmul.hardware import tools
+
+# The design of the fixture, as a command line has it.
+_OWN = ("lanes", "memory_bits")
+DESIGN = [f"--lanes={SMALL['lanes']}", f"--memory-bits={SMALL['memory_bits']}"]
+DESIGN += [f"--set={name}={value}" for name, value in SMALL.items() if name not in _OWN]
+
+
+def _json(capsys, *words):
+    assert cli.main([*words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def _error(capsys, *words):
+    assert cli.main(["hardware", *words]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("nomatmul: error: ")
+    return line
+
+
+def test_compile_and_disassemble(tmp_path, capsys):
+    packed, out = str(trained_model("glu")), str(tmp_path / "out")
+    summary = _json(capsys, "hardware", "compile", packed, out, *DESIGN)
+    program = _json(capsys, "hardware", "disassemble", out)["program"]
+    assert summary["instructions"] == len(program)
+    assert program[-1]["text"].startswith("JUMP")
+    assert cli.main(["hardware", "disassemble", out]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(program)
+    assert any("; layers.0.mixer.h, layers.0.mixer.g, layers.0.mixer.u" in line for line in lines)
+
+
+def test_compile_takes_the_model_in_the_box(tmp_path, capsys):
+    assert cli.main(["hardware", "compile", str(tmp_path / "out")]) == 0
+    assert "streamed a token" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("simulated")
+def test_simulate_checks_every_value(capsys):
+    packed = str(trained_model("trees"))
+    words = ["simulate", packed, "--prompt", "the model", "--max-tokens", "3", "--check"]
+    found = _json(capsys, "hardware", *words, *DESIGN, "--stalls", "3")
+    assert found["text"]
+    assert found["equal"] is True
+    assert found["values_compared"] > 1000
+    assert found["tokens"] == 3
+    causes = found["cycles_by_cause"]
+    assert abs(sum(causes.values()) - found["cycles"]) <= 2 * (found["prompt_tokens"] + 3)
+    assert cli.main(["hardware", *words, *DESIGN, "--stalls", "3"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(found["text"])
+    assert "is equal" in out
+
+
+@pytest.mark.usefixtures("simulated")
+def test_a_plot_is_drawn(tmp_path, capsys):
+    packed, picture = str(trained_model("trees")), tmp_path / "busy.png"
+    words = ["--prompt", "the", "--max-tokens", "1", "--check", "--plot", str(picture)]
+    _json(capsys, "hardware", "simulate", packed, *words, *DESIGN)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compil"], "unknown command 'hardware compil'"),
+        (["compile"], "required: OUT"),
+        (["compile", "out", "--lanes", "33"], "lanes is 33"),
+        (["compile", "out", "--set", "lane=3"], "one of activation_beats"),
+        (["compile", "out", "--set", "burst"], "it must be NAME=VALUE"),
+        (["compile", "out", "--set", "burst=x"], "'x' is not a whole number"),
+        (["compile", "out", "--set", "trees=true"], "it must be NAME=VALUE of one of"),
+        (["compile", "missing", "out"], "missing does not exist"),
+        (["disassemble", "missing"], "missing: No such file"),
+        (["simulate", "--prompt", "x", "--bytes-a-cycle", "-1"], "bytes_a_cycle is -1"),
+        (["simulate", "--prompt", "x", "--vcd", "a", "--fst", "b"], "asked for twice"),
+        (["simulate"], "required: --prompt"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, words, message):
+    assert message in _error(capsys, *words)
+
+
+@pytest.mark.parametrize("name", ["yosys", "verilator", "perl", "g++", "make"])
+def test_a_missing_tool_is_named_before_anything_is_built(capsys, monkeypatch, tmp_path, name):
+    monkeypatch.setenv("NOMATMUL_CACHE", str(tmp_path / "cache"))
+    found = tools.shutil.which
+    absent = {name, f"yowasp-{name}", f"{name}-cli"}
+    monkeypatch.setattr(
+        tools.shutil, "which", lambda word, **kw: None if word in absent else found(word, **kw)
+    )
+    words = ["simulate", str(trained_model("glu")), "--prompt", "the", *DESIGN]
+    line = _error(capsys, *words)
+    assert name in line
+    assert ("nomatmul[hardware]" in line) == (name in ("yosys", "verilator"))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_missing_matplotlib_is_named(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    words = ["simulate", str(trained_model("glu")), "--prompt", "the", "--plot", "x.png"]
+    assert "a plot needs matplotlib" in _error(capsys, *words)
+
+
+def test_help_starts_without_the_hardwares_packages():
+    code = (
+        "import sys; from nomatmul import cli; cli.main(['hardware', '--help']);"
+        "cli.main(['hardware', 'simulate', '--help']);"
+        "print([m for m in ('numpy', 'amaranth', 'nomatmul.hardware') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
