@@ -89,6 +89,9 @@ def test_a_plot_is_drawn(tmp_path, capsys):
         (["disassemble", "missing"], "missing: No such file"),
         (["simulate", "--prompt", "x", "--bytes-a-cycle", "-1"], "bytes_a_cycle is -1"),
         (["simulate", "--prompt", "x", "--vcd", "a", "--fst", "b"], "asked for twice"),
+        (["simulate", "--prompt", "x", "--board", "ulx3"], "ulx3"),
+        (["simulate", "--prompt", "x", "--board", "ulx3s", "--bytes-a-cycle", "1"], "given twice"),
+        (["compile", "out", "--board", "ulx3"], "ulx3"),
         (["simulate"], "required: --prompt"),
     ],
 )

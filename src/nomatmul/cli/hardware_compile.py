@@ -4,15 +4,22 @@ OUT/program.bin holds 16 bytes an instruction, OUT/image.bin the weights in exac
 which a token takes them (then the head, the embedding and the nodes of trees), OUT/map.json where
 everything lies, the constants, the fractions of the fixed-point numbers, and the checksums of model
 and design. Widths are proved from the weights: a model whose values could overflow is refused, with
-the width that would do. So is one that does not fit the design's memories, or that has a part which
-the accelerator lacks (attention, dense matrices, tied heads). OUT must not exist.
+the width that would do. So is one that does not fit the design's memories (or the
+board's, with --board), or that has a part which the accelerator lacks (attention, dense matrices).
+OUT must not exist.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nomatmul.cli.hardware_options import DesignOptions, design_of, open_packed, packed_option
+from nomatmul.cli.hardware_options import (
+    DesignOptions,
+    board_option,
+    design_of,
+    open_packed,
+    packed_option,
+)
 from nomatmul.cli.options import json_option, option
 from nomatmul.cli.show import print_json, print_table, size
 
@@ -29,14 +36,18 @@ examples:
 class Options(DesignOptions):
     packed: str | None = packed_option()
     out: str = option(positional=True, metavar="OUT", help="the directory to make")
+    board: str | None = board_option()
     json: bool = json_option()
 
 
 def run(options: Options) -> int:
+    from nomatmul.hardware.boards import board
     from nomatmul.hardware.compile import compile_model
 
+    room = None if options.board is None else int(board(options.board).capacity)
     reader = open_packed(options.packed)
-    summary = compile_model(reader, design_of(options, reader), options.out)
+    design = design_of(options, reader)
+    summary = compile_model(reader, design, options.out, memory_bytes=room)
     if options.json:
         print_json(summary)
         return 0

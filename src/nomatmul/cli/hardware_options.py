@@ -23,6 +23,16 @@ def packed_option() -> Any:
     )
 
 
+def board_option() -> Any:
+    """A class of boards, whose memory counts."""
+    return option(
+        None,
+        metavar="CLASS",
+        help="a class of boards, such as ulx3s or ddr4-x64, whose memory it is (a wrong name lists"
+        " them all)",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class DesignOptions:
     """The parameters of a design that matter most, and a way to set the others."""

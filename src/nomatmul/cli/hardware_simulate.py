@@ -18,7 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nomatmul.cli.hardware_options import DesignOptions, design_of, open_packed, packed_option
+from nomatmul.cli.hardware_options import (
+    DesignOptions,
+    board_option,
+    design_of,
+    open_packed,
+    packed_option,
+)
 from nomatmul.cli.options import json_option, option
 from nomatmul.cli.sampling import before_numpy, checked_text
 from nomatmul.cli.show import print_json, print_table
@@ -32,6 +38,7 @@ examples:
   nomatmul hardware simulate --prompt "The river" --max-tokens 8 --check
   nomatmul hardware simulate my-packed --prompt "Once" --lanes 128 --bytes-a-cycle 2 --latency 20
   nomatmul hardware simulate --prompt "The river" --max-tokens 2 --plot busy.png --vcd waves.vcd
+  nomatmul hardware simulate --prompt "The river" --max-tokens 4 --board ddr3-x16
   nomatmul hardware simulate --prompt "The river" --stalls 7 --json
 """
 
@@ -45,6 +52,7 @@ class Options(DesignOptions):
     top_k: int = option(0, metavar="K", help="sample among the K most likely tokens (0: all)")
     seed: int | None = option(None, metavar="S", help="makes sampling repeatable")
     check: bool = option(False, help="compare every instruction with the integer oracle")
+    board: str | None = board_option()
     latency: int = option(30, metavar="CYCLES", help="from a request to its first word")
     bytes_a_cycle: float = option(
         0.0, metavar="B", help="bandwidth of the memory (0: a whole word each cycle)"
@@ -66,12 +74,13 @@ def run(options: Options) -> int:
     from nomatmul.engine.sampling import Sampling
     from nomatmul.hardware.simulate import Memory, Simulation, Waves
 
+    memory = Memory(options.latency, _bytes_a_cycle(options), stalls=options.stalls)
     reader = open_packed(options.packed)
     design = design_of(options, reader, probe=options.check)
     simulation = Simulation(
         reader,
         design,
-        Memory(options.latency, options.bytes_a_cycle, stalls=options.stalls),
+        memory,
         check=options.check,
         plot=None if options.plot is None else Path(options.plot),
         waves=Waves.of(options.vcd, options.fst),
@@ -92,6 +101,18 @@ def run(options: Options) -> int:
         print()
         _show(report)
     return 0 if report.equal else 1
+
+
+def _bytes_a_cycle(options: Options) -> float:
+    """The memory's bandwidth; 0 for a whole word each cycle."""
+    if options.board is None:
+        return options.bytes_a_cycle
+    if options.bytes_a_cycle:
+        raise ValueError("the bandwidth is given twice; give --board or --bytes-a-cycle")
+    from nomatmul.hardware.boards import board
+
+    kind = board(options.board)
+    return kind.bandwidth / kind.clock
 
 
 def _note(text: str) -> None:
