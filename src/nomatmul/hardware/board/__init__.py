@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nomatmul.hardware.design import Design
 
-BOARDS = ("ulx3s", "axi", "core")
-
 
 def write_verilog(design: Design, out: Path, board: str) -> dict[str, Any]:
     """Write Verilog, constraints and a README of how to build them into the directory `out`.

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from nomatmul._extras import require_hardware
-from nomatmul.hardware.board import BOARDS
 from nomatmul.hardware.design import Design
 from nomatmul.hardware.directories import new_directory
 from nomatmul.hardware.tools import verilog
+
+BOARDS = ("ulx3s", "axi", "core")
 
 CLOCK_HZ = 100e6
 
