@@ -97,6 +97,7 @@ class Run:
             src = self._end(src, len(x))
             w = w if ones else self._end(w, len(x))
             beat = (beat + 1) % (design.activation_beats - len(x) // design.lanes)
+        self.x, self.w = self.x[:src], self.w[:w]
 
     def _end(self, start: int, count: int) -> int:
         lanes = self.design.element_lanes
@@ -260,7 +261,7 @@ def vectors(draw: st.DrawFn) -> tuple[list[int], list[int] | None]:
     return draw(st.lists(x, min_size=count, max_size=count)), draw(weights)
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(vectors(), min_size=20, max_size=30))
 def test_any_vectors(many: list[tuple[list[int], list[int] | None]]) -> None:
     Run(design(), many).check()
