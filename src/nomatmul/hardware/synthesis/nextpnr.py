@@ -131,11 +131,20 @@ def _step(piece: dict[str, Any]) -> Step:
     )
 
 
-def critical_lines(routed: Routed, *, strip: str = "") -> list[str]:
-    """The critical path as text: nanoseconds up to here, kind, cell, source lines."""
+def critical_lines(routed: Routed) -> list[str]:
+    """The critical path as text: nanoseconds up to here, kind, cell, lines of the design's source
+    (not of Yosys' own libraries)."""
     lines, total = [], 0.0
     for step in routed.critical:
         total += step.nanoseconds
-        where = ", ".join(dict.fromkeys(source.removeprefix(strip) for source in step.sources))
+        where = ", ".join(dict.fromkeys(filter(None, map(_ours, step.sources))))
         lines.append(f"{total:6.2f} {step.kind:<8} {step.cell}  {where}".rstrip())
     return lines
+
+
+def _ours(source: str) -> str:
+    """A line of a package's source from its root on, wherever it is installed; else nothing."""
+    for root in ("/nomatmul/", "/site-packages/"):
+        if root in source:
+            return source.rpartition(root)[2]
+    return ""
