@@ -155,8 +155,8 @@ def page(document: dict[str, Any]) -> str:
         "",
         f"`benchmarks/hardware_synthesis.py`, commit {about['commit']}, {about['cpu']}. Placed: the"
         " whole top of the ULX3S on an LFE5U-85F, speed grade 6 (SDRAM controller, serial host and"
-        f" pads included), asked for {GOAL_MHZ:.0f} MHz. xc7: the AXI top after synthesis, shares of"
-        " an XC7Z020.",
+        f" pads included), asked for {GOAL_MHZ:.0f} MHz. xc7: the AXI top after synthesis, shares"
+        " of an XC7Z020.",
         "",
         "| chip | lanes | step | seed | MHz | LUTs | registers | block RAM | DSP | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|",
