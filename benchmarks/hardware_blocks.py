@@ -149,15 +149,15 @@ def page(document: dict[str, Any]) -> str:
     text = [
         f"# Blocks of the published sizes in simulation, {about['date']}",
         "",
-        f"`benchmarks/hardware_blocks.py`, commit {about['commit']}. Cycles are simulated (Verilator)"
-        " with random ternary weights, or computed from the program: one block and the head; the model is its layers times the"
-        " block and the head. Watts and tokens/J are an estimate (hardware/energy.py); memory"
-        " `word` answers one word each cycle. Paper: one block of d = 1024 measured at"
-        f" {seconds * 1e3:.0f} ms at {clock / 1e6:.0f} MHz.",
+        f"`benchmarks/hardware_blocks.py`, commit {about['commit']}. Cycles are simulated"
+        " (Verilator) with random ternary weights, or computed from the program: one block and the"
+        " head; the model is its layers times the block and the head. Watts and tokens/J are an"
+        " estimate (hardware/energy.py); memory `word` answers one word each cycle. Paper: one"
+        f" block of d = 1024 measured at {seconds * 1e3:.0f} ms at {clock / 1e6:.0f} MHz.",
         "",
         "| model | lanes | packing | memory | cycles are | a block | lanes busy in it"
-        " | ms a block at 54 MHz | times the paper's | cycles a token (from the program) | MB a token | MHz | tokens/s"
-        " | W | tokens/J | times 1.74 |",
+        " | ms a block at 54 MHz | times the paper's | cycles a token (from the program)"
+        " | MB a token | MHz | tokens/s | W | tokens/J | times 1.74 |",
         "|" + "---|" * 16,
     ]
     for row in document["rows"]:

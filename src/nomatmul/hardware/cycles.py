@@ -58,15 +58,12 @@ class _Stream:
 
     def take(self, words: float, cycles: float) -> float:
         """Take `words` within `cycles` if they come; returns the cycles that it took."""
-        came = self.held + self.rate * cycles
-        if came >= words:
-            self.held = min(self.depth, came - words, self.held - words + self.left)
-            self.left -= min(self.left, self.rate * cycles)
-            return cycles
-        needed = (words - self.held) / self.rate
-        self.left = max(0.0, self.left - self.rate * needed)
-        self.held = 0.0
-        return needed
+        if self.held + min(self.left, self.rate * cycles) < words:
+            cycles = max(cycles, (words - self.held) / self.rate)
+        come = min(self.left, self.rate * cycles, self.depth - self.held + words)
+        self.held = max(0.0, self.held + come - words)
+        self.left -= come
+        return cycles
 
 
 def token_cycles(
