@@ -47,6 +47,10 @@ class Walk(wiring.Component):
 
     def __init__(self, design: Design) -> None:
         self.design = design
+        # named here so that a proof can watch them: the command, how many records may be asked for,
+        # whether one is being asked for, whether the processes run, which of them are done
+        self.held, self.slack = Signal(ports.WalkCommand), Signal(range(design.tree_rows + 1))
+        self.asking, self.running, self.ended = Signal(), Signal(), Signal(3)
         word = ports.memory_word(design.memory_bits)
         sums = ports.product_sum(design.sum_bits)
         super().__init__(
@@ -70,27 +74,26 @@ class Walk(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        command = Signal(ports.WalkCommand)
+        command = self.held
         levels, nodes, start = Signal(LEVEL_BITS), Signal(ROW_BITS), Signal()
         orders = [Visits(self.design.tree_rows, ROW_BITS) for _ in range(3)]
         m.submodules.asked, m.submodules.loaded, m.submodules.decided = orders
-        for order in orders:
+        for number, order in enumerate(orders):
             m.d.comb += [
                 order.start.eq(start),
                 order.trees.eq(command.trees),
                 order.levels.eq(levels),
                 order.nodes.eq(nodes),
             ]
+            m.d.comb += self.ended[number].eq(order.done)
         asked, loaded, decided = orders
-        self._control(m, command, levels, nodes, start, orders)
+        self._control(m, command, levels, nodes, start)
         right = self._decide(m, decided)
         self._ask(m, command, start, asked, right)
         self._load(m, command, loaded)
         return m
 
-    def _control(
-        self, m: Module, command: Any, levels: Any, nodes: Any, start: Any, orders: list[Visits]
-    ) -> None:
+    def _control(self, m: Module, command: Any, levels: Any, nodes: Any, start: Any) -> None:
         """Counts visits, rows and a tree's nodes level by level, checks them, tells the row unit
         and lets the three processes go."""
         left, visits, rows = Signal(LEVEL_BITS), Signal(_COUNT_BITS), Signal(_COUNT_BITS)
@@ -111,6 +114,7 @@ class Walk(wiring.Component):
             self.row.payload.fraction.eq(command.fraction),
             self.row.payload.dst.eq(command.dst),
         ]
+        waits = self.results.valid | self.parameter.valid
         with m.FSM() as fsm:
             with m.State("IDLE"):
                 m.d.comb += self.command.ready.eq(1)
@@ -152,11 +156,9 @@ class Walk(wiring.Component):
                 with m.If(self.product.ready):
                     m.d.sync += regions.eq(visits)
                     m.next = "RUN"
-            with m.State("RUN"):
-                done = orders[0].done & orders[1].done & orders[2].done & (regions == 0)
-                with m.If(done & ~self.results.valid & ~self.parameter.valid):
-                    m.next = "IDLE"
-            m.d.comb += self.busy.eq(~fsm.ongoing("IDLE"))
+            with m.State("RUN"), m.If(self.ended.all() & (regions == 0) & ~waits):
+                m.next = "IDLE"
+            m.d.comb += [self.busy.eq(~fsm.ongoing("IDLE")), self.running.eq(fsm.ongoing("RUN"))]
         m.d.comb += self.region.valid.eq(regions != 0)
         with m.If(self.region.valid & self.region.ready):
             m.d.sync += regions.eq(regions - 1)
@@ -207,7 +209,7 @@ class Walk(wiring.Component):
         )
         # a tree's left child of its last node, and whether it goes right of that
         pending, write, side = left_child.read_port(), left_child.write_port(), right.read_port()
-        slack = Signal(range(visits + 1))
+        slack = self.slack
         node, row = Signal(ROW_BITS), Signal(ROW_BITS)
         offset = Signal(ports.WORD_ADDRESS_BITS)
         fetch = self.fetch
@@ -225,7 +227,7 @@ class Walk(wiring.Component):
             m.d.sync += slack.eq(command.trees)
         with m.Else():
             m.d.sync += slack.eq(slack + decided - order.next)
-        with m.FSM():
+        with m.FSM() as fsm:
             with m.State("WAIT"), m.If((slack != 0) & ~order.done):
                 m.next = "READ"
             with m.State("READ"):  # the decision is in memory now, in the next cycle it is read
@@ -245,6 +247,7 @@ class Walk(wiring.Component):
                 m.d.comb += [fetch.valid.eq(1), order.next.eq(fetch.ready)]
                 with m.If(fetch.ready):
                     m.next = "WAIT"
+            m.d.comb += self.asking.eq(~fsm.ongoing("WAIT"))
 
     def _load(self, m: Module, command: Any, order: Visits) -> None:
         """Hands the weights of each record on, and writes norm_out's weight."""
