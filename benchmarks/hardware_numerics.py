@@ -36,13 +36,18 @@ BLOCK = 256  # tokens of a pass
 _HEAD = "bits per byte, float | integer | more, % | same argmax, % | mean KL, nats |"
 
 VECTORS = ((30, 18), (28, 16), (26, 14), (24, 14), (24, 10), (22, 12), (22, 10), (20, 10), (20, 8))
-VECTORS += ((18, 8), (18, 7), (16, 6))
+VECTORS += ((18, 8), (16, 6))
 STATES = ((20, 12), (24, 14), (24, 16), (32, 20))
 WIDTHS: tuple[dict[str, int], ...] = (
     {},
     *(
-        {"vector_bits": b, "vector_fraction": f, "state_fraction": max(f, 12), "state_bits": b}
-        for b, f in VECTORS
+        {
+            "vector_bits": bits,
+            "vector_fraction": fraction,
+            "state_bits": max(bits, 20),
+            "state_fraction": max(fraction, 12),
+        }
+        for bits, fraction in VECTORS
     ),
     *({"state_bits": bits, "state_fraction": fraction} for bits, fraction in STATES),
     *({"weight_bits": bits} for bits in (18, 14, 12, 10, 8, 6)),

@@ -29,6 +29,7 @@ TREES = {"channel_mixer": "fff", "fff_trees": 3, "fff_depth": 2, "activation": "
 MODELS = {
     "glu": {**SIZES, "use_lower_bound": True},
     "unbounded": {**SIZES, "use_lower_bound": False},
+    "large eps": {**SIZES, "gate_norm_eps": 1e5},
     "trees": {**SIZES, **TREES},
     "one tree": {**SIZES, **TREES, "fff_trees": 1, "fff_depth": 4},
 }
@@ -96,7 +97,7 @@ def read_alike(linear: IntegerLinear, y: np.ndarray, trace: Trace, name: str, so
     assert m * 2.0**e == pytest.approx(expected, rel=2e-4)
 
 
-@pytest.mark.parametrize("name", ["glu", "unbounded"])
+@pytest.mark.parametrize("name", ["glu", "unbounded", "large eps"])
 @pytest.mark.parametrize("token", [0, 11, 39])
 def test_every_norm_and_quantiser_is_that_of_the_oracle(packed, name, token):
     """From the same inputs, so that nothing adds up: eps, folds and scales, part by part."""
@@ -326,3 +327,19 @@ def test_a_lower_bound_that_is_none_is_refused(tmp_path, value):
     write_arrays(tmp_path / "packed", config, forms, arrays)
     with pytest.raises(ValueError, match=rf"layers\.1\.mixer\.lower_bound holds {value}, it must"):
         IntegerModel.from_packed(PackedReader(tmp_path / "packed"))
+
+
+def test_an_input_that_the_outer_norm_kills_does_not_come_back(tmp_path):
+    """w1 is rounded to 0 and w2 is large: else no bound would hold."""
+    config = ModelConfig(**{**MODELS["glu"], "use_lower_bound": False})
+    forms = Forms.of(config, embedding="int8")
+    arrays = random_arrays(config, forms)
+    arrays["layers.0.mixer_norm.weight"][5] = 1e-6
+    arrays["layers.0.mixer.i_proj.norm.weight"][5] = 1e6
+    write_arrays(tmp_path / "packed", config, forms, arrays)
+    model = IntegerModel.from_packed(PackedReader(tmp_path / "packed"))
+    enter = model.network.layers[0].mixer.enter
+    weights = {branch.name: branch.weight.values for branch in enter.branches}
+    assert enter.root.values[5] == 0
+    assert weights["layers.0.mixer.i_proj"][5] == 0
+    assert np.abs(weights["layers.0.mixer.i_proj"]).max() > 1 << 14
