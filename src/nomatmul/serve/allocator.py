@@ -2,7 +2,9 @@
 
 glibc raises its limit for blocks of their own after each large one, and gives every thread a heap:
 texts of megabytes then lie between small blocks, and resident memory grows in steps for hours (a
-soak of twenty minutes: 195 to 220 MB). With fixed limits large blocks go back at once.
+soak of twenty minutes: 195 to 220 MB). With fixed limits large blocks go back at once; what is left
+free between small ones is a third of the heap after a quarter of an hour, and its whole pages go
+back when asked for (3 to 5 MB each ten seconds under 64 clients, in a millisecond).
 """
 
 from __future__ import annotations
@@ -24,3 +26,15 @@ def return_large_blocks() -> bool:
     taken = [mallopt(_MMAP_THRESHOLD, 256 << 10), mallopt(_TRIM_THRESHOLD, 1 << 20)]
     taken.append(mallopt(_ARENA_MAX, 2))
     return all(taken)
+
+
+def return_free_pages() -> bool:
+    """Give whole free pages of the heap back to the system; False where there is no glibc."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return False
+    trim(0)
+    return True

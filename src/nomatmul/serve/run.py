@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from nomatmul._extras import install_line
-from nomatmul.serve.allocator import return_large_blocks
+from nomatmul.serve.allocator import return_free_pages, return_large_blocks
 from nomatmul.serve.options import ServeOptions
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "jinja2", "prometheus_client", "llguidance")
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
-_WATCH = 10.0  # seconds between two looks at the models' files
+_WATCH = 10.0  # seconds between two looks at the models' files, and at free memory
 _BACKLOG = 512
 _SEND_BUFFER = 256 << 10
 _DRAIN = 3  # seconds in which the last bytes of answers must have been read
@@ -181,6 +181,7 @@ class _Process:
             await asyncio.sleep(_WATCH)
             for model in self._server.models.values():
                 await asyncio.to_thread(model.changed)
+            await asyncio.to_thread(return_free_pages)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
