@@ -4,7 +4,8 @@ Both are E banks, one per lane, so that a group of E elements is read in a cycle
 synchronous memory of one read and one write port and becomes block RAM. The vector unit and the
 row unit never run at once, so one read port is enough: the top gives it to whoever runs.
 
-A read of an address written in the same cycle gives either value; no unit does that.
+A read of an element that is written in the same cycle has no meaning; no unit uses one
+(no_rw_check: else synthesis adds a copy of every bit and a multiplexer behind the block RAM).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def _banks(m: Module, read: ports.GroupRead, shape: Shape, groups: int) -> list:
     """One memory for each lane, read by `read` together; gives their write ports."""
     writes = []
     for lane, element in enumerate(read.data):
-        bank = memory.Memory(shape=shape, depth=groups, init=[])
+        attrs = {"ram_style": "block", "no_rw_check": 1}
+        bank = memory.Memory(shape=shape, depth=groups, init=[], attrs=attrs)
         m.submodules[f"bank{lane}"] = bank
         port = bank.read_port()
         m.d.comb += [port.addr.eq(read.address), port.en.eq(read.enable), element.eq(port.data)]

@@ -16,11 +16,17 @@ from nomatmul._extras import require_hardware
 from nomatmul.hardware.synthesis.programs import run_logged
 from nomatmul.hardware.tools import tool
 
-# what turns a module into cells of a family
+# what turns a module into cells of a family, and the step of it that maps memories
 FAMILIES = {
-    "ecp5": "synth_ecp5 -top {top} -json {stem}.json",
-    "xc7": "synth_xilinx -family xc7 -top {top} -flatten",
+    "ecp5": ("synth_ecp5 -top {top} -json {stem}.json", "map_ram"),
+    "xc7": ("synth_xilinx -family xc7 -top {top} -flatten", "map_memory"),
 }
+# Yosys heeds the attribute in Verilog only. Without it, a block RAM whose reads do not see the
+# writes of the same cycle gets a copy of every bit, and a multiplexer behind it.
+_NO_CHECK = (
+    "setparam -set RD_COLLISION_X_MASK 1'1"
+    " t:$mem_v2 a:no_rw_check %i r:RD_PORTS=1 %i r:WR_PORTS=1 %i"
+)
 
 
 @dataclass(frozen=True)
@@ -65,10 +71,13 @@ def synthesize(
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{top}-{family}"
     (folder / f"{top}.il").write_text(design, "utf-8")
+    synthesis, memories = (part.format(top=top, stem=stem) for part in FAMILIES[family])
     script = "; ".join(
         [
             f"read_rtlil {top}.il",
-            FAMILIES[family].format(top=top, stem=stem),
+            f"{synthesis} -run begin:{memories}",
+            _NO_CHECK,
+            f"{synthesis} -run {memories}:",
             f"tee -q -o {stem}-stat.json stat -json",
         ]
     )
