@@ -151,13 +151,24 @@ b0 "
 
 def test_toggled_bits_are_counted_once_a_wire_and_by_module() -> None:
     found = count_toggles(VCD.splitlines())
-    assert found.cycles == 3
-    assert found.toggles == {"": 2 + 1 + 1, "unit": 4}
+    assert found.cycles == {"other": 3}
+    assert found.toggles == {("other", ""): 2 + 1 + 1, ("other", "unit"): 4}
     assert found.per_cycle() == pytest.approx(8 / 3)
     assert found.per_cycle("unit") == pytest.approx(4 / 3)
     part = count_toggles(VCD.splitlines(), begin=1, end=2)
-    assert part.cycles == 1
-    assert part.toggles == {"": 1 + 1, "unit": 4}
+    assert part.cycles == {"other": 1}
+    assert part.toggles == {("other", ""): 1 + 1, ("other", "unit"): 4}
+
+
+def test_cycles_belong_to_the_phase_that_is_on_in_them() -> None:
+    text = VCD.replace("1 ! clk", "1 ! clk $end\n $var wire 1 % busy", 1).replace(
+        "#3\n", "#3\n1%\n"
+    )
+    found = count_toggles(text.replace("#5\n", "#5\n0%\n").splitlines(), phases=["busy"])
+    assert found.cycles == {"other": 2, "busy": 1}
+    # busy itself rises in the cycle and falls in the next one
+    assert found.per_cycle(phase="busy") == 2 + 4
+    assert found.per_cycle(phase="other") == (2 + 1) / 2
 
 
 @pytest.mark.parametrize(("text", "clock"), [("nothing", "clk"), (VCD, "clock")])

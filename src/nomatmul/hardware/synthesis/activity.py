@@ -8,66 +8,101 @@ design before synthesis: a LUT may swallow some, and glitches are not seen.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 _WAVES = ("wire", "reg", "integer", "logic")
 
 
+OTHER = "other"
+
+
 @dataclass
 class Activity:
-    """Toggled bits by module path (relative to the top) over `cycles` cycles of the clock."""
+    """Toggled bits by (phase, path of the module from the top on), and cycles by phase."""
 
-    cycles: int = 0
-    toggles: Counter[str] = field(default_factory=Counter)
+    cycles: Counter[str] = field(default_factory=Counter)
+    toggles: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    def per_cycle(self, path: str = "") -> float:
-        """Of the module at `path` with all inside it."""
+    def per_cycle(self, path: str = "", phase: str | None = None) -> float:
+        """Of the module at `path` with all inside it, in the cycles of a phase or in all."""
         inside = (
             count
-            for name, count in self.toggles.items()
-            if not path or name == path or name.startswith(f"{path}.")
+            for (when, name), count in self.toggles.items()
+            if phase in (None, when) and (not path or name == path or name.startswith(f"{path}."))
         )
-        return sum(inside) / max(1, self.cycles)
+        cycles = self.cycles.total() if phase is None else self.cycles[phase]
+        return sum(inside) / max(1, cycles)
 
 
 def count_toggles(
-    lines: Iterable[str], clock: str = "clk", *, begin: int = 0, end: int | None = None
+    lines: Iterable[str],
+    clock: str = "clk",
+    *,
+    phases: Sequence[str] = (),
+    begin: int = 0,
+    end: int | None = None,
 ) -> Activity:
     """Count from a VCD's lines, from rising edge `begin` of the clock up to edge `end`.
 
     clock: the name of a signal of the outermost module that has one. Its own toggles are left out.
-    Raises ValueError where there is no such clock or the text is no VCD.
+    phases: names of signals of one bit; a cycle belongs to the first that is 1 in it, or to OTHER.
+    Raises ValueError where one of them is missing or the text is no VCD.
     """
     source = iter(lines)
-    owners, clock_code = _declarations(source, clock)
+    owners, codes = _declarations(source, [clock, *phases])
+    clock_code = codes.pop(clock)
     activity = Activity()
     values: dict[str, str] = {}
+    pending: Counter[str] = Counter()  # since the last edge
     edges = 0
-    for line in source:
-        code, new = _change(line)
-        if code is None:
-            continue
-        old = values.get(code)
-        values[code] = new
-        if code == clock_code:
-            if new == "1" and old != "1":
-                edges += 1
-                if edges > begin and (end is None or edges <= end):
-                    activity.cycles += 1
-                elif end is not None and edges > end:
-                    break
-            continue
-        if old is not None and edges > begin and code in owners:
-            activity.toggles[owners[code]] += _differ(old, new)
+
+    def finish() -> None:
+        if edges > begin and (end is None or edges <= end):
+            phase = next((name for name in phases if values.get(codes[name]) == "1"), OTHER)
+            activity.cycles[phase] += 1
+            for path, count in pending.items():
+                activity.toggles[phase, path] += count
+        pending.clear()
+
+    for batch in _moments(source):
+        if batch.get(clock_code) == "1" and values.get(clock_code) != "1":
+            finish()
+            edges += 1
+            if end is not None and edges > end:
+                return activity
+        for code, new in batch.items():
+            old = values.get(code)
+            values[code] = new
+            if old is not None and code in owners and code != clock_code:
+                pending[owners[code]] += _differ(old, new)
+    finish()
     return activity
 
 
-def _declarations(source: Iterator[str], clock: str) -> tuple[dict[str, str], str]:
-    """{code: path of the module that owns it}, and the clock's code."""
+def _moments(source: Iterable[str]) -> Iterator[dict[str, str]]:
+    """The changes of each moment: those that an edge causes have the edge's own time."""
+    batch: dict[str, str] = {}
+    for line in source:
+        if line.startswith("#"):
+            if batch:
+                yield batch
+            batch = {}
+            continue
+        code, new = _change(line)
+        if code is not None:
+            batch[code] = new
+    if batch:
+        yield batch
+
+
+def _declarations(
+    source: Iterator[str], names: Sequence[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """{code: path of the module that owns it}, and {name: code}, the outermost of each name."""
     owners: dict[str, str] = {}
+    found: dict[str, tuple[int, str]] = {}
     scope: list[str] = []
-    clock_code, depth = "", 0
     for line in source:
         words = line.split()
         if not words:
@@ -78,16 +113,17 @@ def _declarations(source: Iterator[str], clock: str) -> tuple[dict[str, str], st
             scope.pop()
         elif words[0] == "$var" and words[1] in _WAVES:
             code, name = words[3], words[4]
-            if name == clock and (not clock_code or len(scope) < depth):
-                clock_code, depth = code, len(scope)
+            if name in names and len(scope) < found.get(name, (len(scope) + 1, ""))[0]:
+                found[name] = len(scope), code
             owners.setdefault(code, ".".join(scope[1:]))
         elif words[0] == "$enddefinitions":
             break
     else:
         raise ValueError("this is no value change dump")
-    if not clock_code:
-        raise ValueError(f"the dump has no signal {clock!r}")
-    return owners, clock_code
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise ValueError(f"the dump has no signal {', '.join(missing)}")
+    return owners, {name: code for name, (_, code) in found.items()}
 
 
 def _change(line: str) -> tuple[str | None, str]:
