@@ -24,6 +24,7 @@ from nomatmul.hardware.rtl.ports import BURST_BITS, MemoryPort
 HOST_ADDRESS_BITS = 28  # of 32-bit words
 _REFRESH_MARGIN = 40  # cycles that a refresh may come after it is due
 _INIT_REFRESHES = 8
+_ENABLED = 128  # bits of a wide register that one enable drives
 
 
 class Command(enum.Enum, shape=3):
@@ -154,24 +155,33 @@ class Sdram(wiring.Component):
         for age in range(self.latency):
             ages.append(Signal(tag, name=f"tag_{age}"))
             m.d.sync += ages[-1].eq(ages[-2])
+        # `column` is what the chip sent for `arrived`; its neighbours in wide registers get enables
+        # of their own, so that none drives more than a part of them
         arrived = Signal(tag)
-        column = Signal(width)
-        m.d.sync += [arrived.eq(ages[-1]), column.eq(self.pins.dq_i)]
+        column = Signal(width, reset_less=True)
+        m.d.sync += [arrived.eq(ages[-1]), column.eq(Mux(ages[-1].error, 0, self.pins.dq_i))]
         self.in_flight = Signal()
         m.d.sync += self.in_flight.eq(Cat(age.valid for age in [*ages, arrived]).any())
 
-        word = Signal(self.memory_bits)
+        word = Signal(self.memory_bits, reset_less=True)
+        wide = min(_ENABLED, self.memory_bits)
+        for first in range(0, self.memory_bits, wide):
+            shift = Signal(name=f"shift_{first}", attrs={"keep": 1})
+            m.d.sync += shift.eq(ages[-1].valid & ~ages[-1].host)
+            part = word[first : first + wide]
+            above = column if first + wide == self.memory_bits else word[first + wide :][:width]
+            with m.If(shift):
+                m.d.sync += part.eq(Cat(part, above)[width:])
         done = Signal(tag)
-        with m.If(arrived.valid & ~arrived.host):
-            m.d.sync += word.eq(Cat(word, column)[width:])
-        m.d.sync += done.eq(arrived)
+        push = Signal()
+        m.d.sync += [done.eq(arrived), push.eq(arrived.valid & ~arrived.host & arrived.end)]
         depth = 4 + -(-(self.latency + 3) // (self.memory_bits // width))
         self.depth = depth
         m.submodules.words = words = fifo.SyncFIFOBuffered(width=self.memory_bits + 2, depth=depth)
         response = self.port.response
         m.d.comb += [
-            words.w_en.eq(done.valid & ~done.host & done.end),
-            words.w_data.eq(Cat(Mux(done.error, 0, word), done.error, done.last)),
+            words.w_en.eq(push),
+            words.w_data.eq(Cat(word, done.error, done.last)),
             response.valid.eq(words.r_rdy),
             response.payload.as_value().eq(words.r_data),
             words.r_en.eq(response.ready),

@@ -76,7 +76,7 @@ class OnChipMemory(wiring.Component):
 
         # the block RAM's own register, then one more: its clock to output is slow
         asked = [Signal(3, name=f"asked_{k}") for k in range(2)]  # valid, error, last
-        data = Signal(self.memory_bits)
+        data = Signal(self.memory_bits, reset_less=True)
         m.d.sync += [
             asked[0].eq(Cat(ask, address >= depth, left == 0)),
             asked[1].eq(asked[0]),
