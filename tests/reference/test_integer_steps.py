@@ -22,7 +22,8 @@ X_LEAST, X_MOST, W_MOST, SUM_MOST = -(1 << 23), (1 << 23) - 1, (1 << 15) - 1, (1
 def ints(least: int, most: int) -> st.SearchStrategy[int]:
     """Awkward ones among them."""
     edges = [n for n in (least, least + 1, -1, 0, 1, most - 1, most) if least <= n <= most]
-    return st.one_of(st.integers(least, most), st.sampled_from(edges), st.integers(-40, 40))
+    small = st.integers(max(least, -40), min(most, 40))
+    return st.one_of(st.integers(least, most), st.sampled_from(edges), small)
 
 
 VECTORS = st.lists(st.tuples(ints(X_LEAST, X_MOST), ints(-W_MOST, W_MOST)), min_size=1, max_size=9)
