@@ -17,7 +17,8 @@ from nomatmul.hardware.design import Design
 from nomatmul.hardware.rtl.arbiter import Arbiter
 from nomatmul.hardware.rtl.fifo import Fifo
 from nomatmul.hardware.rtl.gearbox import Gearbox
-from nomatmul.hardware.rtl.products import SumQueue, later
+from nomatmul.hardware.rtl.pipeline import delay
+from nomatmul.hardware.rtl.products import SumQueue
 from nomatmul.hardware.rtl.streamer import Streamer
 
 
@@ -281,7 +282,7 @@ def sums_spec(latency: int, fault: str = "") -> Spec:
             dut.promise.eq(promise),
             dut.row.eq(row),
             dut.slot.eq(row),
-            dut.put.eq(later(m, dut.promise, latency)),
+            dut.put.eq(delay(m, dut.promise, latency, "put", reset=True)),
             dut.total.eq(total.as_signed()),
             dut.sums.ready.eq(formal.free(m, 1)),
         ]

@@ -3,7 +3,9 @@
 As many block memories as a beat has groups, side by side: a write goes to one, a read to all. What
 a read of a group finds while that is written has no meaning (no_rw_check: else synthesis adds a
 copy of every bit and a multiplexer).
-Addresses of reads are in beats, of writes in groups.
+Addresses of reads are in beats, of writes in groups. The memories are spread over the chip, so
+addresses and data pass copies of registers, one set for CHUNK groups: a write is in memory three
+cycles later (four where a beat's groups are no power of two).
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from nomatmul.hardware.rtl import ports
+from nomatmul.hardware.rtl.pipeline import copy, delay
 
 if TYPE_CHECKING:
     from nomatmul.hardware.design import Design
 
-READ_LATENCY = 2  # cycles from an address to registered data
+READ_LATENCY = 3  # cycles from an address to registered data
+CHUNK = 4  # groups with registers of their own
 
 
 class ActivationMemory(wiring.Component):
@@ -39,9 +43,12 @@ class ActivationMemory(wiring.Component):
         m = Module()
         design = self.design
         groups = design.lanes // design.element_lanes
-        valid, beat, group, data_in = self._split(m, groups)
+        valid, beat, group, contents = self._split(m, groups)
         beats = []
         for k in range(groups):
+            if k % CHUNK == 0:
+                here = [copy(m, value) for value in (beat, contents, self.address)]
+            enable = copy(m, valid & (group == k))
             words = memory.Memory(
                 shape=8 * design.element_lanes,
                 depth=design.activation_beats,
@@ -51,35 +58,32 @@ class ActivationMemory(wiring.Component):
             m.submodules[f"group_{k}"] = words
             write, read = words.write_port(), words.read_port()
             m.d.comb += [
-                write.en.eq(valid & (group == k)),
-                write.addr.eq(beat),
-                write.data.eq(data_in),
-                read.addr.eq(self.address),
+                write.en.eq(enable),
+                write.addr.eq(here[0]),
+                write.data.eq(here[1]),
+                read.addr.eq(here[2]),
             ]
             beats.append(read.data)
         m.d.sync += self.data.eq(Cat(beats))
         return m
 
     def _split(self, m: Module, groups: int) -> tuple[Value, Value, Value, Value]:
-        """valid, beat, group of the beat and data of the write.
+        """valid, beat, group of the beat and data of the write, a cycle later.
 
         Where groups is no power of two: two cycles later, with a product for the quotient.
         """
         write, bits = self.write, (groups - 1).bit_length()
+        valid = delay(m, write.valid, 1, "valid", reset=True)
+        address = delay(m, write.address, 1, "address")
+        contents = delay(m, write.data.as_value(), 1, "contents")
         if groups == 1 << bits:
-            return write.valid, write.address[bits:], write.address[:bits], write.data
+            return valid, address[bits:], address[:bits], contents
         factor, shift = reciprocal(groups, self.design.activation_groups)
-        valid, address, contents = _delayed(m, write.valid, write.address, write.data.as_value())
         beat = Signal(range(self.design.activation_beats))
         m.d.sync += beat.eq((address * factor) >> shift)
-        valid, address, contents = _delayed(m, valid, address, contents)
-        return valid, beat, (address - beat * groups)[:bits], contents
-
-
-def _delayed(m: Module, *values: Value) -> list[Signal]:
-    kept = [Signal(len(value)) for value in values]
-    m.d.sync += [new.eq(old) for new, old in zip(kept, values, strict=True)]
-    return kept
+        group = (delay(m, address, 1, "late_address") - beat * groups)[:bits]
+        late = delay(m, valid, 1, "late_valid", reset=True)
+        return late, beat, group, delay(m, contents, 1, "late_contents")
 
 
 def reciprocal(divisor: int, limit: int) -> tuple[int, int]:

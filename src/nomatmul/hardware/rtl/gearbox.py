@@ -19,9 +19,11 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from nomatmul.hardware.rtl import ports
+from nomatmul.hardware.rtl.pipeline import copy
 
 COUNT_BITS = 32
 STAGES = 3  # multiplexers between registers
+SPREAD = 64  # bits that share a register of the shift: wires are slower than logic
 
 
 class Gearbox(wiring.Component):
@@ -65,11 +67,13 @@ class Gearbox(wiring.Component):
         m.d.sync += self.error.eq(put & self.words.payload.error)
         with m.If(put):
             m.d.sync += held.eq(Cat(held, self.words.payload.data)[-len(held) :])
-        m.d.sync += start.eq(start + Mux(issue, self.out_units, 0) - Mux(put, self.in_units, 0))
+        moved = Signal(range(self.units + 1))
+        m.d.comb += moved.eq(start + Mux(issue, self.out_units, 0) - Mux(put, self.in_units, 0))
         with m.If(issue & last):
-            m.d.sync += start.eq(self.units)
+            m.d.comb += moved.eq(self.units)
+        m.d.sync += start.eq(moved)
         self._count(m, active, issue, last)
-        full = self._shift(m, start, held, ready, room, reach)
+        full = self._shift(m, moved, held, ready, room, reach)
         m.d.comb += self.busy.eq(active | full)
         return m
 
@@ -86,22 +90,32 @@ class Gearbox(wiring.Component):
             ]
 
     def _shift(
-        self, m: Module, start: Signal, held: Signal, ready: Signal, room: Signal, reach: int
+        self, m: Module, moved: Signal, held: Signal, ready: Signal, room: Signal, reach: int
     ) -> Signal:
-        """Cut the oldest output out of `held`; gives whether an output is on its way."""
-        valid, value, shift, ways = ready, held, start, room
+        """Cut the oldest output out of `held`; gives whether an output is on its way.
+
+        moved: the next start. Each SPREAD bits of a multiplexer have selects of their own.
+        """
+        bits = reach.bit_length()
+        valid, value, ways = ready, held, room
+        selects = [copy(m, moved[:bits]) for _ in range(0, len(held), SPREAD)]
         waiting = []
-        for top in range(reach.bit_length(), 0, -STAGES):
+        for top in range(bits, 0, -STAGES):
             bottom = max(0, top - STAGES)
             for stage in reversed(range(bottom, top)):
-                keep = (self.out_units + min(reach, (1 << stage) - 1)) * self.unit
-                value = Mux(shift[stage], value >> (self.unit << stage), value)[:keep]
-            have, kept, rest = Signal(), Signal(len(value)), Signal(max(bottom, 1))
-            onward = Signal()
+                size = (self.out_units + min(reach, (1 << stage) - 1)) * self.unit
+                shifted = (value >> (self.unit << stage))[:size]
+                value = Cat(
+                    Mux(selects[k][stage], shifted[at : at + SPREAD], value[at : at + SPREAD])
+                    for k, at in enumerate(range(0, size, SPREAD))
+                )[:size]
+            have, kept, onward = Signal(), Signal(len(value)), Signal()
             m.d.comb += ways.eq(~have | onward)
             with m.If(ways):
-                m.d.sync += [have.eq(valid), kept.eq(value), rest.eq(shift)]
-            valid, value, shift, ways = have, kept, rest, onward
+                m.d.sync += [have.eq(valid), kept.eq(value)]
+                if bottom:
+                    selects = [copy(m, select[:bottom]) for select in selects]
+            valid, value, ways = have, kept, onward
             waiting.append(have)
         m.d.comb += [
             self.output.valid.eq(valid),

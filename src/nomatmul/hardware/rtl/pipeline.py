@@ -34,6 +34,16 @@ def delay(m: Module, value: Any, cycles: int, name: str, *, reset: bool = False)
     return value
 
 
+def copy(m: Module, value: Value) -> Signal:
+    """A register of `value` that synthesis must not share with another of the same value.
+
+    Where many places read one, a copy for each part of them shortens the wires.
+    """
+    kept = Signal(len(value), attrs={"keep": 1})
+    m.d.sync += kept.eq(value)
+    return kept
+
+
 def _limbs(value: Value) -> list[Value]:
     """Signed numbers of at most 18 bits: value = sum limb[k] << (17 * k)."""
     if len(value) <= _LIMB + 1:

@@ -23,6 +23,7 @@ from amaranth.lib.wiring import In, Out
 from nomatmul.hardware.rtl import decode, ports
 from nomatmul.hardware.rtl.activation_memory import READ_LATENCY, ActivationMemory
 from nomatmul.hardware.rtl.array import TernaryArray, add
+from nomatmul.hardware.rtl.pipeline import delay
 
 if TYPE_CHECKING:
     from nomatmul.hardware.design import Design
@@ -34,8 +35,8 @@ class ProductUnit(wiring.Component):
     """`command` and `beats` in, one of `sums` out for each row, in order.
 
     rows or beats of 0: nothing is taken or given; slots of 0 acts as 1. `illegal` pulses for a beat
-    with an illegal code. `busy` until the last sum is taken. Activations are written while no
-    product reads them.
+    with an illegal code. `busy` until the last sum is taken. An activation counts where it was
+    written two cycles or more before the command is taken.
     """
 
     def __init__(self, design: Design) -> None:
@@ -74,13 +75,14 @@ class ProductUnit(wiring.Component):
             queue.last.eq(control.last),
             self.busy.eq(control.active | queue.busy),
         ]
-        decoded = 1 + decode.LATENCY[design.packing]  # with the register in front
-        m.d.sync += decoder.beat.eq(self.beats.payload)
+        latency = decode.LATENCY[design.packing]
+        decoded = max(1 + latency, READ_LATENCY)  # codes and activations meet: cycles from `take`
+        m.d.comb += decoder.beat.eq(delay(m, self.beats.payload, decoded - latency, "beat"))
         m.d.comb += [
-            activations.address.eq(later(m, control.address, decoded - READ_LATENCY)),
+            activations.address.eq(delay(m, control.address, decoded - READ_LATENCY, "address")),
             array.codes.eq(decoder.codes),
             array.activations.eq(activations.data),
-            self.illegal.eq(decoder.illegal & later(m, take, decoded + 2)),
+            self.illegal.eq(decoder.illegal & delay(m, take, decoded + 2, "checked", reset=True)),
         ]
         self._accumulate(m, control, queue, take, array, decoded + array.latency)
         return m
@@ -95,12 +97,13 @@ class ProductUnit(wiring.Component):
         latency: int,
     ) -> None:
         total = Signal(signed(self.design.sum_bits))
-        valid, first = later(m, take, latency), later(m, control.first, latency)
+        valid = delay(m, take, latency, "valid", reset=True)
+        first = delay(m, control.first, latency, "first")
         so_far = Mux(first, 0, total)
         with m.If(valid):
             m.d.sync += total.eq(add(so_far.as_signed(), array.sum, array.carry))
         m.d.comb += [
-            queue.put.eq(later(m, take & control.end, latency + 1)),
+            queue.put.eq(delay(m, take & control.end, latency + 1, "end", reset=True)),
             queue.total.eq(total),
         ]
 
@@ -223,12 +226,3 @@ class SumQueue(wiring.Component):
                 out.last.eq(front.last),
             ]
         return m
-
-
-def later(m: Module, value: Value, cycles: int) -> Value:
-    """`value` of `cycles` cycles before."""
-    for _ in range(cycles):
-        kept = Signal.like(value)
-        m.d.sync += kept.eq(value)
-        value = kept
-    return value

@@ -87,7 +87,7 @@ class Streamer(wiring.Component):
         m.d.comb += [
             self.command.ready.eq(~asking),
             inside.eq(self.burst - address[:low]),
-            room.eq(self.credits >= self.burst),
+            room.eq(self.credits[low:].any()),  # burst is a power of two
             put.eq(measured & room & (~request.valid | request.ready)),
             cost.eq(Mux(put, length, 0)),
         ]
