@@ -64,7 +64,7 @@ class ActivationMemory(wiring.Component):
                 read.addr.eq(here[2]),
             ]
             beats.append(read.data)
-        m.d.sync += self.data.eq(Cat(beats))
+        m.d.comb += self.data.eq(delay(m, Cat(beats), 1, "beat"))
         return m
 
     def _split(self, m: Module, groups: int) -> tuple[Value, Value, Value, Value]:
@@ -79,7 +79,7 @@ class ActivationMemory(wiring.Component):
         if groups == 1 << bits:
             return valid, address[bits:], address[:bits], contents
         factor, shift = reciprocal(groups, self.design.activation_groups)
-        beat = Signal(range(self.design.activation_beats))
+        beat = Signal(range(self.design.activation_beats), reset_less=True)
         m.d.sync += beat.eq((address * factor) >> shift)
         group = (delay(m, address, 1, "late_address") - beat * groups)[:bits]
         late = delay(m, valid, 1, "late_valid", reset=True)

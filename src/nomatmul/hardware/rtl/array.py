@@ -60,14 +60,14 @@ class TernaryArray(wiring.Component):
         pairs = len(values) // 2
         added = []
         for k in range(pairs):
-            total = Signal(signed(bits), name=f"sum_{level}_{k}")
+            total = Signal(signed(bits), name=f"sum_{level}_{k}", reset_less=True)
             m.d.sync += total.eq(add(values[2 * k], values[2 * k + 1], ones[k]))
             added.append(total)
         if len(values) % 2:
-            odd = Signal(values[-1].shape(), name=f"odd_{level}")
+            odd = Signal(values[-1].shape(), name=f"odd_{level}", reset_less=True)
             m.d.sync += odd.eq(values[-1])
             added.append(odd)
-        left = Signal(len(ones) - pairs, name=f"ones_{level}")
+        left = Signal(len(ones) - pairs, name=f"ones_{level}", reset_less=True)
         m.d.sync += left.eq(Cat(ones[pairs:]))
         return added, list(left)
 

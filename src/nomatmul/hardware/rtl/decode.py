@@ -10,11 +10,12 @@ Decoders are pipelines without a stall: codes come LATENCY[packing] cycles after
 
 from __future__ import annotations
 
-from amaranth import Array, Cat, Const, Module, Signal, Value, unsigned
+from amaranth import Array, Cat, Const, Module, Value, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from nomatmul.formats.packing import PER_BYTE
+from nomatmul.hardware.rtl.pipeline import delay
 
 LATENCY = {"2bit": 1, "1.6bit": 3}
 _LEGAL_RESTS = 243
@@ -38,26 +39,25 @@ class Decoder(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         if self.packing == "2bit":
-            m.d.sync += self.codes.eq(self.beat)
+            m.d.comb += self.codes.eq(delay(m, self.beat, 1, "codes"))
             codes = self.codes.as_value()
             wrong = codes[0::2] & codes[1::2]
         else:
             decoded = [_five_digits(m, self.beat.word_select(k, 8)) for k in range(self.bytes)]
             digits = [digit for five, _ in decoded for digit in five]
-            m.d.sync += self.codes.eq(Cat(digits[: self.lanes]))
-            wrong = Signal(self.bytes)
-            m.d.sync += wrong.eq(Cat(bad for _, bad in decoded))
+            m.d.comb += self.codes.eq(delay(m, Cat(digits[: self.lanes]), 1, "codes"))
+            wrong = delay(m, Cat(bad for _, bad in decoded), 1, "wrong")
         parts = [wrong[k : k + 16] for k in range(0, len(wrong), 16)]
-        some = Signal(len(parts))
-        m.d.sync += [some.eq(Cat(part.any() for part in parts)), self.illegal.eq(some.any())]
+        some = delay(m, Cat(part.any() for part in parts), 1, "some")
+        m.d.sync += self.illegal.eq(some.any())
         return m
 
 
 def _five_digits(m: Module, byte: Value) -> tuple[list[Value], Value]:
     """The five codes of a byte, and whether it is illegal; both two registers behind."""
-    first, second = Signal(12), Signal(12)  # 9 * byte, 9 * its rest
-    early = Signal(4)  # the first two digits, while the next two are found
-    m.d.sync += [first.eq(_times_9(byte)), second.eq(_times_9(first[:8])), early.eq(first[8:])]
+    first = delay(m, _times_9(byte), 1, "first")
+    second = delay(m, _times_9(first[:8]), 1, "second")
+    early = delay(m, first[8:], 1, "early")  # two digits, while the next two are found
     last = second[:8] + (second[:8] << 1)
     digits = [*_two_digits(early), *_two_digits(second[8:]), last[8:10]]
     return digits, last[:8] >= _LEGAL_RESTS

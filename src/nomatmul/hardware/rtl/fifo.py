@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth import Module, Signal
+from amaranth import Cat, Module, Shape, Signal, Value
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
+
+PART = 128  # bits of the output that are loaded by a signal of their own
 
 
 class Fifo(wiring.Component):
@@ -33,6 +35,11 @@ class Fifo(wiring.Component):
         )
         self.stored = Signal(range(depth + 1))  # words in the memory that were not read yet
         self.fetched = Signal()  # the memory's own output holds a word
+        # of each part of the output: fetched and output.valid once more
+        self.parts = [
+            (Signal(attrs={"keep": 1}), Signal(attrs={"keep": 1}))
+            for _ in range(0, Shape.cast(shape).width, PART)
+        ]
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -44,11 +51,12 @@ class Fifo(wiring.Component):
         write, read = words.write_port(), words.read_port()
         stored, fetched = self.stored, self.fetched
         put, fetch, shift, take = (Signal(name=name) for name in ("put", "fetch", "shift", "take"))
+        ready = self.output.ready
         m.d.comb += [
             self.input.ready.eq(~stored[-1]),
             put.eq(self.input.valid & self.input.ready),
-            take.eq(self.output.valid & self.output.ready),
-            shift.eq(fetched & (~self.output.valid | self.output.ready)),
+            take.eq(self.output.valid & ready),
+            shift.eq(fetched & (~self.output.valid | ready)),
             fetch.eq((stored != 0) & (~fetched | shift)),
             write.en.eq(put),
             write.data.eq(self.input.payload),
@@ -64,6 +72,20 @@ class Fifo(wiring.Component):
             m.d.sync += write.addr.eq(write.addr + 1)
         with m.If(fetch):
             m.d.sync += read.addr.eq(read.addr + 1)
-        with m.If(shift):
-            m.d.sync += self.output.payload.eq(read.data)
+        self._output(m, Value.cast(read.data), fetch, shift, take)
         return m
+
+    def _output(self, m: Module, word: Value, fetch: Value, shift: Value, take: Value) -> None:
+        """The output's registers, in parts that each know by themselves when to load."""
+        parts = []
+        for k, (fetched, valid) in enumerate(self.parts):
+            here = word[k * PART : (k + 1) * PART]
+            part = Signal(len(here), reset_less=True)
+            m.d.sync += [
+                fetched.eq(fetch | (fetched & ~shift)),
+                valid.eq(shift | (valid & ~take)),
+            ]
+            with m.If(fetched & (~valid | self.output.ready)):
+                m.d.sync += part.eq(here)
+            parts.append(part)
+        m.d.comb += Value.cast(self.output.payload).eq(Cat(parts))

@@ -52,7 +52,7 @@ class Gearbox(wiring.Component):
         m = Module()
         active, issue, room, last = Signal(), Signal(), Signal(), Signal()
         start = Signal(range(self.units + 1), init=self.units)
-        held = Signal(self.units * self.unit)
+        held = Signal(self.units * self.unit, reset_less=True)
         reach = self.units - self.out_units  # the last start that leaves a whole output
         ready, put = Signal(), Signal()
         m.d.comb += [
@@ -78,7 +78,7 @@ class Gearbox(wiring.Component):
         return m
 
     def _count(self, m: Module, active: Signal, issue: Signal, last: Signal) -> None:
-        left = Signal(COUNT_BITS)  # outputs of the region that were not issued
+        left = Signal(COUNT_BITS, reset_less=True)  # outputs of the region that were not issued
         m.d.comb += self.command.ready.eq(~active)
         with m.If(issue):
             m.d.sync += [left.eq(left - 1), last.eq(left == 2), active.eq(~last)]
@@ -109,7 +109,8 @@ class Gearbox(wiring.Component):
                     Mux(selects[k][stage], shifted[at : at + SPREAD], value[at : at + SPREAD])
                     for k, at in enumerate(range(0, size, SPREAD))
                 )[:size]
-            have, kept, onward = Signal(), Signal(len(value)), Signal()
+            have, onward = Signal(), Signal()
+            kept = Signal(len(value), reset_less=True)
             m.d.comb += ways.eq(~have | onward)
             with m.If(ways):
                 m.d.sync += [have.eq(valid), kept.eq(value)]

@@ -34,12 +34,12 @@ def delay(m: Module, value: Any, cycles: int, name: str, *, reset: bool = False)
     return value
 
 
-def copy(m: Module, value: Value) -> Signal:
+def copy(m: Module, value: Value, *, reset: bool = False) -> Signal:
     """A register of `value` that synthesis must not share with another of the same value.
 
     Where many places read one, a copy for each part of them shortens the wires.
     """
-    kept = Signal(len(value), attrs={"keep": 1})
+    kept = Signal(len(value), attrs={"keep": 1}, reset_less=not reset)
     m.d.sync += kept.eq(value)
     return kept
 

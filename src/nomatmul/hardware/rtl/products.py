@@ -96,7 +96,7 @@ class ProductUnit(wiring.Component):
         array: TernaryArray,
         latency: int,
     ) -> None:
-        total = Signal(signed(self.design.sum_bits))
+        total = Signal(signed(self.design.sum_bits), reset_less=True)
         valid = delay(m, take, latency, "valid", reset=True)
         first = delay(m, control.first, latency, "first")
         so_far = Mux(first, 0, total)
@@ -199,7 +199,7 @@ class SumQueue(wiring.Component):
         m.submodules.totals = totals = fifo.SyncFIFO(width=self.sum_bits, depth=self.depth)
         promised = Signal(range(self.depth + 1))
         back, front = data.View(about, rows.w_data), data.View(about, rows.r_data)
-        out = self.sums.payload
+        out = Signal.like(self.sums.payload, reset_less=True)
         move = Signal()
         m.d.comb += [
             back.slot.eq(self.slot),
@@ -213,6 +213,7 @@ class SumQueue(wiring.Component):
             rows.r_en.eq(move),
             totals.r_en.eq(move),
             self.busy.eq((promised != 0) | self.sums.valid),
+            self.sums.payload.eq(out),
         ]
         m.d.sync += promised.eq(promised + self.promise - move)
         with m.If(self.sums.ready):
