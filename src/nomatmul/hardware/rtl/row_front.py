@@ -46,12 +46,16 @@ def scaled_sum(sum_bits: int, shift_bits: int) -> data.StructLayout:
 class RowFront(wiring.Component):
     """`held` is the command that runs (`started` pulses with its first cycle); `valid` and `scaled`
     go to the pipeline, which gives a `finished` for each final sum. With `limited`, at most `limit`
-    elements are in flight."""
+    elements are in flight. What is not in the signature is shown for proofs: sums still to come
+    (`left`), what is known of them, and where the command is."""
 
     def __init__(self, design: Design, shift_bits: int, limit: int) -> None:
         self.design = design
         self._limit = limit
         self._shift_bits = shift_bits
+        self.left, self.one_left = Signal(ports.ROW_BITS), Signal()
+        self.taking, self.draining = Signal(), Signal()
+        self.in_flight = Signal(IN_FLIGHT_BITS)
         super().__init__(
             {
                 "command": In(stream.Signature(ports.RowCommand)),
@@ -68,25 +72,23 @@ class RowFront(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        fire, one_left = Signal(), Signal()
+        fire, in_flight = Signal(), self.in_flight
         m.d.comb += fire.eq(self.sums.valid & self.sums.ready)
         taken = register(m, fire, "taken", reset=True)
-        final = self._scaled(m, fire, taken, one_left)
-
-        in_flight = Signal(IN_FLIGHT_BITS)
+        final = self._scaled(m, fire, taken)
         m.d.sync += in_flight.eq(in_flight + (taken & final) - self.finished)
         drained = (in_flight == 0) & ~taken
         room = ~self.limited | (in_flight <= self._limit - _UNSEEN)
-        self._control(m, fire, one_left, room, drained)
+        self._control(m, fire, room, drained)
         return m
 
-    def _scaled(self, m: Module, fire: Signal, taken: Signal, one_left: Signal) -> Signal:
+    def _scaled(self, m: Module, fire: Signal, taken: Signal) -> Signal:
         """Two registers: the sum as it came, then with its factor; gives `final` of the first."""
         held, out = self.held, self.scaled
         came = Signal(self.sums.payload.shape(), reset_less=True)
         last, final, element = Signal(), Signal(), Signal(ports.ROW_BITS)
         with m.If(fire):
-            m.d.sync += [came.eq(self.sums.payload), last.eq(one_left)]
+            m.d.sync += [came.eq(self.sums.payload), last.eq(self.one_left)]
         # A product counts rows over all slots; elements of pairs and triples are counted here.
         m.d.comb += final.eq(came.slot + 1 == held.slots)
         with m.If(self.started):
@@ -116,15 +118,17 @@ class RowFront(wiring.Component):
         ]
         return final
 
-    def _control(
-        self, m: Module, fire: Signal, one_left: Signal, room: Signal, drained: Signal
-    ) -> None:
-        left = Signal(ports.ROW_BITS)
+    def _control(self, m: Module, fire: Signal, room: Signal, drained: Signal) -> None:
+        left, one_left = self.left, self.one_left
         with m.If(fire):
             m.d.sync += [left.eq(left - 1), one_left.eq(left == 2)]
         m.d.sync += [self.sums.ready.eq(0), self.started.eq(0)]
         m.d.comb += self.busy.eq(1)
-        with m.FSM():
+        with m.FSM() as fsm:
+            m.d.comb += [
+                self.taking.eq(fsm.ongoing("TAKE")),
+                self.draining.eq(fsm.ongoing("DRAIN")),
+            ]
             with m.State("IDLE"):
                 m.d.comb += [self.busy.eq(0), self.command.ready.eq(1)]
                 with m.If(self.command.valid):
