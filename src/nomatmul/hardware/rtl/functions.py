@@ -54,7 +54,8 @@ class Sigmoid(wiring.Component):
         above = register(m, ((Cat(half, start) + product) >> between)[:GATE_FRACTION], "above")
 
         negative = delay(m, self.z[-1], self.latency - 1, "negative")
-        m.d.sync += self.sigma.eq(Mux(negative, _HALF - above, _HALF + above))
+        sigma = Mux(negative, _HALF - above, _HALF + above)[:SIGMA_BITS]
+        m.d.comb += self.sigma.eq(register(m, sigma, "sigma_1"))
         return m
 
     def _read(self, m: Module, index: Signal) -> tuple[Signal, Signal]:
@@ -107,7 +108,8 @@ class Silu(wiring.Component):
             self.sigma.eq(delay(m, sigmoid.sigma, behind, "sigma")),
         ]
         # |silu| <= |z|: no bit is lost
-        m.d.sync += self.silu.eq(rounded(multiplier.product, GATE_FRACTION))
+        silu = rounded(multiplier.product, GATE_FRACTION)[: len(self.silu)].as_signed()
+        m.d.comb += self.silu.eq(register(m, silu, "silu_1"))
         return m
 
 

@@ -163,10 +163,11 @@ class Gates(wiring.Component):
         design = self.design
         at = register(m, (self.aux + element)[: ceil_log2(design.state_words)], "state_address")
         reads = register(m, begins, "state_reads", reset=True)
-        m.d.sync += [
-            self.state_write.valid.eq(known),
-            self.state_write.address.eq(self._queue(m, "addresses", at.shape(), reads, at, known)),
-            self.state_write.data.eq(next_h),
+        back = self._queue(m, "addresses", at.shape(), reads, at, known)
+        m.d.comb += [
+            self.state_write.valid.eq(register(m, known, "write_valid", reset=True)),
+            self.state_write.address.eq(register(m, back, "write_address")),
+            self.state_write.data.eq(register(m, next_h, "write_data")),
         ]
         banks = [
             self._bank(m, bank, at, reads) for bank in range(-(-design.state_words // _BANK_WORDS))

@@ -80,7 +80,11 @@ class Recurrence(wiring.Component):
         state, outside = clamped(exact, design.state_bits)
         state, outside = register(m, state, "state"), register(m, outside, "outside")
         z, cut = clamped(rounded(state, self._extra), design.vector_bits)
-        m.d.sync += [self.next_h.eq(state), self.z.eq(z), self.saturated.eq(outside | cut)]
+        m.d.comb += [
+            self.next_h.eq(register(m, state, "next_h_1")),
+            self.z.eq(register(m, z, "z_1")),
+            self.saturated.eq(register(m, outside | cut, "saturated_1")),
+        ]
         return m
 
     def _forget(self, m: Module) -> Signal:

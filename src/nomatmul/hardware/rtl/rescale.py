@@ -64,10 +64,9 @@ class RoundingShift(wiring.Component):
 
         limit = Mux(negative, Const(-(1 << (bits - 1)), signed(bits)), (1 << (bits - 1)) - 1)
         outside = over | (half_up[bits] ^ half_up[bits - 1])
-        m.d.sync += [
-            self.result.eq(Mux(outside, limit, half_up[:bits].as_signed())),
-            self.saturated.eq(outside),
-        ]
+        result = register(m, Mux(outside, limit, half_up[:bits].as_signed()), "result_1")
+        saturated = register(m, outside, "saturated_1")
+        m.d.comb += [self.result.eq(result), self.saturated.eq(saturated)]
         return m
 
 
@@ -96,9 +95,10 @@ class Factor(wiring.Component):
         most = (1 << len(self.shift)) - 1
         up = register(m, self.e + self.fraction, "up")
         right = register(m, self.headroom - (MANTISSA_BITS - FACTOR_BITS) - up, "right")
-        m.d.sync += [
-            self.beyond.eq(right < 0),
-            self.shift.eq(Mux(right < 0, 0, Mux(right > most, most, right))),
+        shift = Mux(right < 0, 0, Mux(right > most, most, right))[: len(self.shift)]
+        m.d.comb += [
+            self.beyond.eq(register(m, right < 0, "beyond_1")),
+            self.shift.eq(register(m, shift, "shift_1")),
         ]
         return m
 

@@ -46,18 +46,20 @@ class Writer(wiring.Component):
             m.d.sync += element.eq(self.element)
         valid = register(m, self.valid | again, "valid_1", reset=True)
         final = register(m, Mux(self.two, again, self.valid), "final", reset=True)
-        m.d.sync += [
-            self.write.valid.eq(valid),
-            self.write.address.eq(base + element),
-            self.write.data.eq(value),
-            self.finished.eq(final),
+        address = (base + element)[: len(self.write.address)]
+        m.d.comb += [
+            self.write.valid.eq(register(m, valid, "write_valid", reset=True)),
+            self.write.address.eq(register(m, address, "write_address")),
+            self.write.data.eq(register(m, value, "write_data")),
+            self.finished.eq(register(m, final, "finished_1", reset=True)),
         ]
         return m
 
 
 class Logits(wiring.Component):
     """Logits into a queue for the host, and the largest of them since `restart`, the first of
-    equals. `taken`: the host took one. Who gives them counts, so that the queue has room."""
+    equals; a reset leaves it as it is. `taken`: the host took one. Who gives logits counts them, so
+    that the queue has room."""
 
     def __init__(self, design: Design, depth: int) -> None:
         self.design = design
@@ -92,7 +94,8 @@ class Logits(wiring.Component):
         valid = register(m, self.valid, "candidate_valid", reset=True)
         candidate = register(m, self.value, "candidate")
         index = register(m, self.element, "index")
-        first, largest = Signal(), self.argmax
+        first, largest = Signal(), Signal(ports.argmax(self.design), reset_less=True)
+        m.d.comb += self.argmax.eq(largest)
         with m.If(self.restart):
             m.d.sync += first.eq(1)
         with m.Elif(valid & (first | (candidate > largest.value))):

@@ -53,7 +53,7 @@ class RowFront(wiring.Component):
         self.design = design
         self._limit = limit
         self._shift_bits = shift_bits
-        self.left, self.one_left = Signal(ports.ROW_BITS), Signal()
+        self.left, self.one_left = Signal(ports.ROW_BITS, reset_less=True), Signal(reset_less=True)
         self.taking, self.draining = Signal(), Signal()
         self.in_flight = Signal(IN_FLIGHT_BITS)
         super().__init__(
@@ -84,9 +84,12 @@ class RowFront(wiring.Component):
 
     def _scaled(self, m: Module, fire: Signal, taken: Signal) -> Signal:
         """Two registers: the sum as it came, then with its factor; gives `final` of the first."""
-        held, out = self.held, self.scaled
+        held = self.held
+        out = Signal(self.scaled.shape(), reset_less=True)
+        m.d.comb += self.scaled.eq(out)
         came = Signal(self.sums.payload.shape(), reset_less=True)
-        last, final, element = Signal(), Signal(), Signal(ports.ROW_BITS)
+        last, final = Signal(reset_less=True), Signal()
+        element = Signal(ports.ROW_BITS, reset_less=True)
         with m.If(fire):
             m.d.sync += [came.eq(self.sums.payload), last.eq(self.one_left)]
         # A product counts rows over all slots; elements of pairs and triples are counted here.
@@ -120,6 +123,8 @@ class RowFront(wiring.Component):
 
     def _control(self, m: Module, fire: Signal, room: Signal, drained: Signal) -> None:
         left, one_left = self.left, self.one_left
+        held = Signal(ports.RowCommand, reset_less=True)
+        m.d.comb += self.held.eq(held)
         with m.If(fire):
             m.d.sync += [left.eq(left - 1), one_left.eq(left == 2)]
         m.d.sync += [self.sums.ready.eq(0), self.started.eq(0)]
@@ -132,10 +137,10 @@ class RowFront(wiring.Component):
             with m.State("IDLE"):
                 m.d.comb += [self.busy.eq(0), self.command.ready.eq(1)]
                 with m.If(self.command.valid):
-                    m.d.sync += [self.held.eq(self.command.payload), self.started.eq(1)]
+                    m.d.sync += [held.eq(self.command.payload), self.started.eq(1)]
                     m.next = "COUNT"
             with m.State("COUNT"):
-                m.d.sync += [left.eq(self.held.rows), one_left.eq(self.held.rows == 1)]
+                m.d.sync += [left.eq(held.rows), one_left.eq(held.rows == 1)]
                 m.next = "BEGIN"
             with m.State("BEGIN"):
                 m.next = "TAKE"
