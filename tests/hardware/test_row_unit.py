@@ -189,3 +189,16 @@ def test_saturations_are_counted_by_cause() -> None:
         assert counts[cause] > 0, (cause, job)
     wide = [job_of(rng, WIDER_STATE, Epilogue.MLGRU, 20, right=12) for _ in range(2)]
     assert check(WIDER_STATE, wide).saturations["state"] > 0
+
+
+def test_largest_logit_among_runs_that_rise_and_fall() -> None:
+    rng = random.Random(8)
+    scalars = [(1 << 23, -23)]
+    jobs = [
+        Job(Epilogue.LOGITS, [[rng.randint(-4, 4)] for _ in range(rng.randint(1, 12))], scalars)
+        for _ in range(25)
+    ]
+    for job in jobs:
+        job.fraction = 0
+    check(DESIGN, jobs, stalls=False)
+    check(DESIGN, jobs, seed=9)

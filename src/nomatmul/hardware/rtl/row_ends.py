@@ -9,7 +9,7 @@ from amaranth.lib import fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from nomatmul.hardware.rtl import ports
-from nomatmul.hardware.rtl.pipeline import register
+from nomatmul.hardware.rtl.pipeline import delay, register
 
 if TYPE_CHECKING:
     from nomatmul.hardware.design import Design
@@ -91,13 +91,25 @@ class Logits(wiring.Component):
         ]
         m.d.sync += self.taken.eq(queue.r_rdy & self.logits.ready)
 
-        valid = register(m, self.valid, "candidate_valid", reset=True)
-        candidate = register(m, self.value, "candidate")
-        index = register(m, self.element, "index")
-        first, largest = Signal(), Signal(ports.argmax(self.design), reset_less=True)
+        self._largest(m)
+        return m
+
+    def _largest(self, m: Module) -> None:
+        """The comparisons are registers: a logit is compared with the largest before the one in
+        front of it and with that one, and which of the two counts is known a cycle later."""
+        largest = Signal(ports.argmax(self.design), reset_less=True)
         m.d.comb += self.argmax.eq(largest)
+        value, index = register(m, self.value, "value_1"), register(m, self.element, "index_1")
+        valid = delay(m, self.valid, 2, "valid", reset=True)
+        value_2, index_2 = register(m, value, "value_2"), register(m, index, "index_2")
+        over_largest = register(m, value > largest.value, "over_largest")
+        over_previous = register(m, value > value_2, "over_previous")
+        first, replaces = Signal(), Signal()
+        replaced = register(m, replaces, "replaced", reset=True)
+        m.d.comb += replaces.eq(valid & (first | Mux(replaced, over_previous, over_largest)))
         with m.If(self.restart):
             m.d.sync += first.eq(1)
-        with m.Elif(valid & (first | (candidate > largest.value))):
-            m.d.sync += [first.eq(0), largest.value.eq(candidate), largest.index.eq(index)]
-        return m
+        with m.Elif(replaces):
+            m.d.sync += first.eq(0)
+        with m.If(replaces):
+            m.d.sync += [largest.value.eq(value_2), largest.index.eq(index_2)]
