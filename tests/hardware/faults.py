@@ -100,7 +100,7 @@ FAULTS = [
     ),
     Fault(
         "sums of trees that begin with those of the token before", "combine",
-        "Mux(read_first, 0, read.data[k])", "read.data[k]",
+        "Mux(first_2, 0, kept[k])", "kept[k]",
         "test_tree_unit:test_a_second_token_finds_nothing_of_the_first",
     ),
     Fault(

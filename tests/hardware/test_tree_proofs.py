@@ -85,8 +85,9 @@ class Asked(Elaboratable):
                 m.d.sync += count.eq(count + 1)
         with m.If(walk.product.valid & walk.product.ready):  # the walk begins
             m.d.sync += [count.eq(0) for count in (asked, summed, given)]
+        due = walk.slack + walk.decided
         with m.If(walk.running):
-            m.d.comb += Assert(walk.slack + (asked - summed)[:3] == walk.held.trees[:3])
+            m.d.comb += Assert(due + (asked - summed)[:3] == walk.held.trees[:3])
         if not self.fault:
             m.d.comb += Assume(walk.sums.valid.implies(asked != summed))
         m.d.comb += [
@@ -100,7 +101,7 @@ class Asked(Elaboratable):
 
 
 class Apart(Elaboratable):
-    """A chunk's column is not that of either of the two cycles before."""
+    """A chunk's column is not that of any of the three cycles before."""
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
@@ -111,7 +112,7 @@ class Apart(Elaboratable):
             stream = getattr(combine, name)
             m.d.comb += stream.ready.eq(formal.free(m, 1, f"{name}_ready"))
         history = [(combine.taken, combine.column)]
-        for age in (1, 2):
+        for age in (1, 2, 3):
             taken, column = Signal(name=f"taken{age}"), Signal(2, name=f"column{age}")
             m.d.sync += [taken.eq(history[-1][0]), column.eq(history[-1][1])]
             history.append((taken, column))

@@ -2,8 +2,8 @@
 
 One process asks for the records of the visited rows, in the order of the list that WALK left; the
 other adds them up, C columns a cycle: a wide memory holds the sums, each chunk of a record is read,
-changed and written (three cycles: read, add, write). Between two records at least three cycles
-pass, so no column is read while its sum is on the way. Then the sums go out one by one.
+changed and written (four cycles: read, keep, add, write). Between two records three cycles pass, so
+no column is read while its sum is on the way. Then the sums go out one by one.
 
 A record is 2-bit coded whatever the packing of linears is: column k in bits 2k and 2k + 1 (code =
 t + 1), in whole words. The values q are the first activations (act = 0): QUANT's writes are kept
@@ -86,52 +86,59 @@ class Combine(wiring.Component):
         return m
 
     def _values(self, m: Module, visit: Any) -> Any:
-        """The copy of the first activations; that of `visit`, one cycle behind it."""
+        """The copy of the first activations; that of `visit`, two cycles behind it."""
         lanes = self.design.element_lanes
         groups = -(-self.design.tree_rows // lanes)
         m.submodules.values = values = memory.Memory(
             shape=data.ArrayLayout(signed(8), lanes), depth=groups, init=[], attrs=NO_CHECK
         )
         write, read = values.write_port(), values.read_port()
-        lane = Signal(range(lanes))
-        m.d.sync += lane.eq(visit)
+        kept = Signal.like(read.data)  # block RAM answers late in a cycle
+        m.d.sync += kept.eq(read.data)
         m.d.comb += [
             write.en.eq(self.activation.valid & (self.activation.address < groups)),
             write.addr.eq(self.activation.address),
             write.data.eq(self.activation.data),
             read.addr.eq(visit >> exact_log2(lanes)),
         ]
-        return read.data[lane]
+        return kept[visit[: exact_log2(lanes)]]
 
     def _add(
         self, m: Module, codes: Any, taken: Any, column: Any, first: Any, q: Any, drained: Any
     ) -> Any:
-        """Adds q times a chunk's codes to the sums of `column`; the sums that are read there."""
+        """Adds q times a chunk's codes to the sums of `column`; those of two cycles ago."""
         lanes = self.design.combine_lanes
         shape = data.ArrayLayout(signed((127 * self.design.tree_rows).bit_length() + 1), lanes)
         m.submodules.sums = sums = memory.Memory(
             shape=shape, depth=self.chunks, init=[], attrs=NO_CHECK
         )
         read, write = sums.read_port(), sums.write_port()
-        # one cycle behind `taken`, and two
-        read_codes, read_column, read_first = Signal(2 * lanes), Signal.like(column), Signal()
-        read_valid, bad = Signal(), Signal()
+        # one cycle behind `taken`: block RAM answers late, so its word is kept; two: what is added
+        codes_1, column_1, column_2 = Signal(2 * lanes), Signal.like(column), Signal.like(column)
+        kept, first_1, first_2 = Signal(shape), Signal(), Signal()
+        taken_1, taken_2, bad = Signal(), Signal(), Signal()
         m.d.sync += [
-            read_valid.eq(taken),
-            read_codes.eq(codes),
-            read_column.eq(column),
-            read_first.eq(first),
-            self.illegal.eq(read_valid & bad),
-            write.en.eq(read_valid),
-            write.addr.eq(read_column),
+            taken_1.eq(taken),
+            codes_1.eq(codes),
+            column_1.eq(column),
+            first_1.eq(first),
+            taken_2.eq(taken_1),
+            column_2.eq(column_1),
+            first_2.eq(first_1),
+            kept.eq(read.data),
+            self.illegal.eq(taken_1 & bad),
+            write.en.eq(taken_2),
+            write.addr.eq(column_2),
         ]
-        m.d.comb += [read.addr.eq(column), drained.eq(~read_valid & ~write.en)]
-        m.d.comb += bad.eq(Cat(read_codes.word_select(k, 2) == 3 for k in range(lanes)).any())
+        m.d.comb += [read.addr.eq(column), drained.eq(~(taken_1 | taken_2 | write.en))]
+        m.d.comb += bad.eq(Cat(codes_1.word_select(k, 2) == 3 for k in range(lanes)).any())
+        minus_q = Signal(signed(9))
+        m.d.sync += minus_q.eq(-q)
         for k in range(lanes):
-            code, term = read_codes.word_select(k, 2), Signal(signed(9), name=f"term{k}")
-            m.d.comb += term.eq(Mux(code == 2, q, Mux(code == 0, -q, 0)))
-            m.d.sync += write.data[k].eq(Mux(read_first, 0, read.data[k]) + term)
-        return read.data
+            code, term = codes_1.word_select(k, 2), Signal(signed(9), name=f"term{k}")
+            m.d.sync += term.eq(Mux(code == 2, q, Mux(code == 0, minus_q, 0)))
+            m.d.sync += write.data[k].eq(Mux(first_2, 0, kept[k]) + term)
+        return kept
 
     def _ask(self, m: Module, command: Any, start: Any) -> None:
         """Asks for the records of the visited rows: address = base + row * stride."""
@@ -220,8 +227,10 @@ class Combine(wiring.Component):
                     with m.If(self.row.ready):
                         m.next = "RECORD"
             with m.State("RECORD"):
+                m.next = "KEEP"
+            with m.State("KEEP"):
                 m.next = "VALUE"
-            with m.State("VALUE"):  # `visit` is older than a cycle: its value is read
+            with m.State("VALUE"):  # `visit` is as old as its value needs
                 m.d.sync += q.eq(value)
                 m.next = "ADD"
             with m.State("ADD"):
@@ -238,6 +247,8 @@ class Combine(wiring.Component):
                 with m.If(drained):
                     m.next = "FIRST"
             with m.State("FIRST"):  # sums of column 0 are read behind the last write
+                m.next = "SECOND"
+            with m.State("SECOND"):  # ... and kept
                 m.next = "TAKE"
             with m.State("TAKE"):
                 m.d.sync += [shift.eq(sums), column.eq(column + 1), left.eq(lanes - 1)]

@@ -51,6 +51,7 @@ class Walk(wiring.Component):
         # whether one is being asked for, whether the processes run, which of them are done
         self.held, self.slack = Signal(ports.WalkCommand), Signal(range(design.tree_rows + 1))
         self.asking, self.running, self.ended = Signal(), Signal(), Signal(3)
+        self.decided = Signal()  # a decision gets into memory
         word = ports.memory_word(design.memory_bits)
         sums = ports.product_sum(design.sum_bits)
         super().__init__(
@@ -185,10 +186,13 @@ class Walk(wiring.Component):
             sums.ready.eq(~results.valid & ~order.done),
             taken.eq(sums.valid & sums.ready),
             order.next.eq(taken),
+        ]
+        m.d.sync += [
             write.en.eq(taken),
             write.addr.eq(order.tree),
             write.data.eq(sums.payload.sum > 0),
         ]
+        m.d.comb += self.decided.eq(write.en)
         with m.If(taken):
             m.d.sync += [
                 results.valid.eq(1),
@@ -198,11 +202,10 @@ class Walk(wiring.Component):
             ]
         with m.Elif(results.ready):
             m.d.sync += results.valid.eq(0)
-        return right, taken
+        return right
 
-    def _ask(self, m: Module, command: Any, start: Any, order: Visits, decisions: Any) -> None:
+    def _ask(self, m: Module, command: Any, start: Any, order: Visits, right: Any) -> None:
         """Asks for the records: row = root + j, address = base + row * stride."""
-        right, decided = decisions
         visits = self.design.tree_rows
         m.submodules.left_child = left_child = memory.Memory(
             shape=ROW_BITS, depth=visits, init=[], attrs=NO_CHECK
@@ -210,13 +213,13 @@ class Walk(wiring.Component):
         # a tree's left child of its last node, and whether it goes right of that
         pending, write, side = left_child.read_port(), left_child.write_port(), right.read_port()
         slack = self.slack
+        left, goes_right = Signal(ROW_BITS), Signal()
         node, row = Signal(ROW_BITS), Signal(ROW_BITS)
         offset = Signal(ports.WORD_ADDRESS_BITS)
         fetch = self.fetch
         m.d.comb += [
             pending.addr.eq(order.tree),
             side.addr.eq(order.tree),
-            node.eq(Mux(order.first_level, 0, pending.data + side.data)),
             write.addr.eq(order.tree),
             write.data.eq(2 * node + 1),
             self.visit.address.eq(order.index),
@@ -226,13 +229,17 @@ class Walk(wiring.Component):
         with m.If(start):
             m.d.sync += slack.eq(command.trees)
         with m.Else():
-            m.d.sync += slack.eq(slack + decided - order.next)
+            m.d.sync += slack.eq(slack + self.decided - order.next)
         with m.FSM() as fsm:
-            with m.State("WAIT"), m.If((slack != 0) & ~order.done):
-                m.next = "READ"
-            with m.State("READ"):  # the decision is in memory now, in the next cycle it is read
+            with m.State("WAIT"), m.If((slack != 0) & ~order.done):  # the decision is being read
+                m.next = "KEEP"
+            with m.State("KEEP"):  # block RAM answers late in a cycle
+                m.d.sync += [left.eq(pending.data), goes_right.eq(side.data)]
                 m.next = "NODE"
             with m.State("NODE"):
+                m.d.sync += node.eq(Mux(order.first_level, 0, left + goes_right))
+                m.next = "ROW"
+            with m.State("ROW"):
                 m.d.comb += write.en.eq(1)
                 m.d.sync += row.eq(order.root + node)
                 m.next = "MULTIPLY"
