@@ -129,8 +129,8 @@ class Checker(wiring.Component):
             ranges.setdefault(kind.opcode, []).append(found)
         most = max(len(found) for found in ranges.values())
         step, last = Signal(range(most + 1)), Signal(range(most + 1))
-        running, ending, known = Signal(), Signal(_LATENCY), Signal()
-        m.d.comb += self.done.eq(ending[-1])
+        running, ending, known, out = Signal(), Signal(_LATENCY), Signal(), Signal()
+        m.d.comb += [self.done.eq(ending[-1]), self.bad.eq(out | ~known)]
         bad = self._compare(m, self._choose(m, ranges, running, step, last))
         m.d.sync += [
             ending.eq(ending << 1),
@@ -138,12 +138,14 @@ class Checker(wiring.Component):
         ]
         with m.If(running):
             m.d.sync += step.eq(step + 1)
-            with m.If(step == last):
+            with m.If(~self.word[: isa.OPCODE_BITS].matches(*ranges)):  # none to wait for
+                m.d.sync += [running.eq(0), ending[-1].eq(1)]
+            with m.Elif(step == last):
                 m.d.sync += [running.eq(0), ending[0].eq(1)]
-        with m.If(bad | (ending[0] & ~known)):
-            m.d.sync += self.bad.eq(1)
+        with m.If(bad):
+            m.d.sync += out.eq(1)
         with m.If(self.start):
-            m.d.sync += [running.eq(1), step.eq(0), self.bad.eq(0)]
+            m.d.sync += [running.eq(1), step.eq(0), out.eq(0)]
         return m
 
     def _choose(

@@ -1,6 +1,6 @@
 """The sequencer: one instruction at a time, from the program to the units and back.
 
-    halted -> fetch -> latch -> check -> (address, beats) -> dispatch -> wait -> retire -> fetch
+    halted -> fetch -> latch -> check -> (address, beats) -> dispatch -> wait -> retire -> latch
 
 `check` asks the instruction's ranges and reads its scalar registers meanwhile. `dispatch` offers
 the commands that the opcode calls for, each until it is taken; `wait` lasts until every unit has
@@ -106,7 +106,7 @@ class Sequencer(wiring.Component):
         m.submodules.checker = checker = Checker(self.design)
         wiring.connect(m, wiring.flipped(self.program), memory.write)
         m.d.comb += [
-            memory.address.eq(self.pc),
+            memory.address.eq(self._next_pc),
             checker.word.eq(self._word),
             self.opcode.eq(self._word[: isa.OPCODE_BITS]),
             scalars.write.valid.eq(self.scalar_write.valid),
@@ -187,11 +187,11 @@ class Sequencer(wiring.Component):
         with m.FSM(init="HALTED") as fsm:
             m.d.comb += self.halted.eq(fsm.ongoing("HALTED"))
             with m.State("HALTED"):
-                m.d.sync += self._pending.eq(0)
+                m.d.sync += [self._pending.eq(0), self._next_pc.eq(0)]
                 with m.If(self.run):
-                    m.d.sync += self.pc.eq(0)
                     m.next = "FETCH"
             with m.State("FETCH"):
+                m.d.sync += self.pc.eq(0)
                 m.next = "LATCH"
             with m.State("LATCH"):
                 m.d.sync += [self._word.eq(memory.word), self._step.eq(0)]
@@ -349,7 +349,7 @@ class Sequencer(wiring.Component):
         logits = self._is(isa.Product) & (epilogue == isa.Epilogue.LOGITS)
         m.d.comb += [self.retired.eq(1), self.answered.eq(logits)]
         m.d.sync += self.pc.eq(self._next_pc)
-        m.next = "FETCH"
+        m.next = "LATCH"  # the address of the next one was there in this cycle
         with m.If(self._next_pc == self.design.program_words):
             m.d.comb += bad.eq(1)  # it ran out of the program's memory
             m.next = "HALTED"
