@@ -8,6 +8,8 @@ multiplying both sides spares the division.)
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 
 from amaranth import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
@@ -17,7 +19,7 @@ from nomatmul.hardware import isa
 from nomatmul.hardware.design import Design
 
 _BITS = 24  # of a range's end: an address of 20 bits times 3 slots, plus 20 bits of rows
-_LATENCY = 4  # cycles from the choice of a range to its answer
+_LATENCY = 5  # cycles from the choice of a range to its answer
 
 
 def field(word: Value, kind: type[isa.Instruction], name: str) -> Value:
@@ -151,26 +153,47 @@ class Checker(wiring.Component):
     def _choose(
         self, m: Module, ranges: dict[int, list[_Range]], running: Value, step: Value, last: Value
     ) -> tuple[Signal, ...]:
-        """The range of this step, in registers: base, span, limit, times, enable, odd base."""
+        """The range of this step, two cycles later: base, span, limit, times, enable, odd base."""
         base, span, limit = Signal(_BITS), Signal(_BITS), Signal(_BITS)
         times, enable, odd = Signal(2), Signal(), Signal()
+        slots = field(self.word, isa.Product, "slots")
         group = (self.design.element_lanes - 1).bit_length()
-        m.d.sync += enable.eq(0)
+        known = [
+            (opcode, k, each) for opcode, found in ranges.items() for k, each in enumerate(found)
+        ]
+        chosen = Signal(len(known))  # one bit at most
+        for n, (opcode, k, _) in enumerate(known):
+            here = (self.word[: isa.OPCODE_BITS] == opcode) & (step == k)
+            m.d.sync += chosen[n].eq(here & running)
         with m.Switch(self.word[: isa.OPCODE_BITS]):
             for opcode, found in ranges.items():
                 with m.Case(opcode):
                     m.d.comb += last.eq(len(found) - 1)
-                    for k, each in enumerate(found):
-                        with m.If(step == k):
-                            slots = field(self.word, isa.Product, "slots")
-                            m.d.sync += [
-                                base.eq(each.base),
-                                span.eq(each.span),
-                                limit.eq(each.limit),
-                                times.eq(slots if each.by_slots else 1),
-                                enable.eq(running & each.enable),
-                                odd.eq(each.base[:group].any() if each.grouped else 0),
-                            ]
+
+        def kept(value: Value | int) -> Value:
+            """A function of the word, in a register: the word stays."""
+            if isinstance(value, int):
+                return Const(value, _BITS)
+            register = Signal(len(value), name=f"word_{len(chosen)}")
+            m.d.sync += register.eq(value)
+            return register
+
+        def pick(values: list[Value]) -> Value:
+            """The value of the chosen range."""
+            masked = [Mux(bit, value, 0) for bit, value in zip(chosen, values, strict=True)]
+            return reduce(or_, masked)
+
+        every = [each for _, _, each in known]
+        starts = [each.base if each.grouped else kept(each.base) for each in every]
+        odds = [s[:group].any() if e.grouped else 0 for s, e in zip(starts, every, strict=True)]
+        m.d.sync += [
+            base.eq(pick(starts)),
+            span.eq(pick([each.span if each.grouped else kept(each.span) for each in every])),
+            limit.eq(pick([kept(each.limit) for each in every])),
+            times.eq(pick([slots if each.by_slots else Const(1) for each in every])),
+            enable.eq(pick([kept(each.enable) for each in every])),
+            odd.eq(pick(odds)),
+        ]
         return base, span, limit, times, enable, odd
 
     def _compare(self, m: Module, chosen: tuple[Signal, ...]) -> Value:

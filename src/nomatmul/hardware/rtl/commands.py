@@ -63,11 +63,13 @@ VECTOR_KINDS = (isa.Scan, isa.Sumsq, isa.Quant)
 
 @dataclass(frozen=True)
 class Sources:
-    """Where values come from: `word`; three scalars; whether the state is fresh; a `product` (rows
-    * beats, or token * stride), an `address` (base + product), and a record's beats.
+    """Where values come from: `word`; whether it is an EMBED; three scalars; whether the state is
+    fresh; a `product` (rows * beats, or token * stride), an `address` (base + product), and a
+    record's beats.
     """
 
     word: Value
+    embeds: Value
     operands: list
     fresh: Value
     product: Value
@@ -83,7 +85,7 @@ def is_a(word: Value, *kinds: type[isa.Instruction]) -> Value:
 def connect(m: Module, outputs: dict[str, Value], sources: Sources) -> None:
     """Drive each command's payload."""
     word = sources.word
-    embeds = is_a(word, isa.Embed)
+    embeds = sources.embeds
     kinds = {"product": isa.Product, "walk": isa.Walk, "combine": isa.Combine}
     for name, kind in kinds.items():
         if name in outputs:

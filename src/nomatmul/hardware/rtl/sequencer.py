@@ -93,11 +93,14 @@ class Sequencer(wiring.Component):
         self._step = Signal(5)  # of check: since its beginning
         self._product = Signal(32)
         self._address = Signal(32)
+        self._multiplied = Signal()  # product and address are there
         self._beats = Signal(ports.BEAT_BITS)
         self._next_pc = Signal(range(design.program_words + 1))
         self._expired = Signal()
         self._streams = {name: getattr(self, name) for name in commands.of(design)}
         self._pending = Signal(len(self._streams))
+        self._given = Signal(len(self._streams))  # what this opcode gives
+        self._kinds: dict[tuple[type[isa.Instruction], ...], Signal] = {}
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -120,11 +123,14 @@ class Sequencer(wiring.Component):
         for each, bit in zip(self._streams.values(), self._pending, strict=True):
             m.d.comb += each.valid.eq(bit)
         self._states(m, memory, checker)
+        for kinds, known in self._kinds.items():
+            m.d.sync += known.eq(commands.is_a(self._word, *kinds))
         return m
 
     def _sources(self) -> commands.Sources:
         return commands.Sources(
             self._word,
+            self._is(isa.Embed),
             self._operands,
             self.token_now.fresh,
             self._product,
@@ -133,54 +139,71 @@ class Sequencer(wiring.Component):
         )
 
     def _is(self, *kinds: type[isa.Instruction]) -> Value:
-        return commands.is_a(self._word, *kinds)
+        """Whether the instruction is one of these; known from step 1 on."""
+        if kinds not in self._kinds:
+            self._kinds[kinds] = Signal(name="is_" + "_".join(k.name.lower() for k in kinds))
+        return self._kinds[kinds]
 
     def _read_operands(self, m: Module, scalars: ScalarRegisters) -> None:
-        """Steps 0, 1, 2 address the operands' registers; each is here a cycle later."""
+        """Steps 0, 1, 2 choose the operands' registers; each is here two cycles later."""
         names = {
             **dict.fromkeys((isa.Smul, isa.Sadd, isa.Sdiv), ("sa", "sb")),
             **dict.fromkeys((isa.Ssqrt, isa.Sumsq), ("sa",)),
             isa.Quant: ("sa", "sr"),
             **dict.fromkeys((isa.Product, isa.Walk, isa.Combine), ("m",)),
         }
-        first, second = Signal(5), Signal(5)
-        with m.Switch(self.opcode):
-            for kind, fields in names.items():
-                with m.Case(kind.opcode):
-                    m.d.comb += first.eq(field(self._word, kind, fields[0]))
-                    if len(fields) == 2:
-                        m.d.comb += second.eq(field(self._word, kind, fields[1]))
-                    else:
-                        m.d.comb += second.eq(first + 1)
-        m.d.comb += scalars.address.eq(first)
-        with m.If(self._step == 1):
-            m.d.comb += scalars.address.eq(second)
+        at = scalars.address
+        chosen = Signal(5)
+        m.d.sync += chosen.eq(at)
+        m.d.comb += at.eq(chosen)
         with m.If(self._step == 2):
-            m.d.comb += scalars.address.eq(second + 1)
+            m.d.sync += chosen.eq(chosen + 1)
+        for step in range(2):
+            with m.If(self._step == step), m.Switch(self.opcode):
+                for kind, fields in names.items():
+                    with m.Case(kind.opcode):
+                        if step < len(fields):
+                            m.d.sync += chosen.eq(field(self._word, kind, fields[step]))
+                        else:
+                            m.d.sync += chosen.eq(chosen + 1)
         for k, operand in enumerate(self._operands):
-            with m.If(self._step == k + 1):
+            with m.If(self._step == k + 2):
                 m.d.sync += operand.eq(scalars.value)
 
     def _multiply(self, m: Module) -> None:
-        """rows * beats, or token * stride, a bit of the second a cycle from step 0 on."""
-        self._factor_bits = isa.layout(isa.Embed)["stride"].width
+        """rows * beats, or token * stride, a bit of the second a cycle from step 2 on."""
+        width = isa.layout(isa.Embed)["stride"].width
+        top = width - isa.layout(isa.Product)["beats"].width
         embeds = self._is(isa.Embed)
-        factor = Signal(self._factor_bits)
-        top = self._factor_bits - isa.layout(isa.Product)["beats"].width
+        factor, more, left = Signal(width), Signal(registers.TOKEN_BITS), Signal(range(width + 1))
         beats = field(self._word, isa.Product, "beats") << top
-        more = Mux(embeds, self.token_now.id, field(self._word, isa.Product, "rows"))
-        with m.If(self._step == 0):
-            m.d.sync += factor.eq(Mux(embeds, field(self._word, isa.Embed, "stride"), beats))
-            m.d.sync += self._product.eq(0)
-        with m.Elif(self._step <= Mux(embeds, self._factor_bits, self._factor_bits - top)):
-            m.d.sync += factor.eq(factor << 1)
-            m.d.sync += self._product.eq((self._product << 1) + Mux(factor[-1], more, 0))
-        m.d.sync += self._address.eq(self._product + field(self._word, isa.Embed, "base"))
+        with m.If(self._step == 1):
+            m.d.sync += [
+                factor.eq(Mux(embeds, field(self._word, isa.Embed, "stride"), beats)),
+                more.eq(Mux(embeds, self.token_now.id, field(self._word, isa.Product, "rows"))),
+                left.eq(Mux(embeds, width, width - top)),
+                self._product.eq(0),
+            ]
+        with m.Elif(left != 0):
+            m.d.sync += [
+                left.eq(left - 1),
+                factor.eq(factor << 1),
+                self._product.eq((self._product << 1) + Mux(factor[-1], more, 0)),
+            ]
+        m.d.sync += [
+            self._address.eq(self._product + field(self._word, isa.Embed, "base")),
+            self._multiplied.eq((left == 0) & (self._step > 2)),
+        ]
 
     def _states(self, m: Module, memory: ProgramMemory, checker: Checker) -> None:
         """The life of an instruction; see the top of the file."""
         bad, settle = Signal(), Signal(range(_SETTLE + 1))
         left = self._pending & ~Cat(each.ready for each in self._streams.values())
+        with m.Switch(self.opcode):
+            for kind, names in commands.GIVEN.items():
+                if set(names) <= set(self._streams):
+                    with m.Case(kind.opcode):
+                        m.d.sync += self._given.eq(self._mask(*names))
         m.d.comb += self.faults.bad_instruction.eq(bad)
         m.d.sync += self.scalar_write.valid.eq(0)
         m.d.sync += self._step.eq(self._step + ~self._step.all())
@@ -208,7 +231,7 @@ class Sequencer(wiring.Component):
                 self._divide(m)
             with m.State("DISPATCH"):
                 m.d.sync += [self._pending.eq(left), settle.eq(_SETTLE)]
-                with m.If(left == 0):
+                with m.If(self._pending == 0):
                     self._after_dispatch(m)
                 self._give_up(m)
             with m.State("SCALE"):
@@ -248,10 +271,7 @@ class Sequencer(wiring.Component):
 
     def _decide(self, m: Module, is_bad: Value, bad: Signal) -> None:
         """The check is over: which way the instruction goes."""
-        whole = self._step > self._factor_bits + 2  # product and address are there
-        embeds = self._is(isa.Embed)
-        top = isa.layout(isa.Product)["beats"].width
-        counted = self._is(isa.Product) & (self._step > top)
+        counts = self._is(isa.Embed, isa.Product, isa.Combine)
         with m.If(is_bad):
             m.d.comb += bad.eq(1)
             m.next = "HALTED"
@@ -267,20 +287,16 @@ class Sequencer(wiring.Component):
         with m.Elif(self._is(isa.Sconst)):
             self._write_scalar(m, {n: field(self._word, isa.Sconst, n) for n in ("m", "e")})
             m.next = "RETIRE"
-        with m.Elif(self._is(isa.Combine) & (self._step > top)):
+        with m.Elif(self._is(isa.Combine) & self._multiplied):
             m.d.sync += self._product.eq(field(self._word, isa.Combine, "rows"))
             m.d.sync += self._beats.eq(0)
             m.next = "DIVIDE"
-        with m.Elif(~self._is(isa.Embed, isa.Product, isa.Combine) | (embeds & whole) | counted):
+        with m.Elif(~counts | (~self._is(isa.Combine) & self._multiplied)):
             self._dispatch(m)
 
     def _dispatch(self, m: Module) -> None:
         """Offer the commands that the opcode gives."""
-        with m.Switch(self.opcode):
-            for kind, names in commands.GIVEN.items():
-                if set(names) <= set(self._streams):
-                    with m.Case(kind.opcode):
-                        m.d.sync += self._pending.eq(self._mask(*names))
+        m.d.sync += self._pending.eq(self._given)
         m.next = "DISPATCH"
 
     def _divide(self, m: Module) -> None:
