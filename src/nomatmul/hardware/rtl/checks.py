@@ -154,7 +154,7 @@ class Checker(wiring.Component):
         self, m: Module, ranges: dict[int, list[_Range]], running: Value, step: Value, last: Value
     ) -> tuple[Signal, ...]:
         """The range of this step, two cycles later: base, span, limit, times, enable, odd base."""
-        base, span, limit = Signal(_BITS), Signal(_BITS), Signal(_BITS)
+        base, span, limit = (Signal(_BITS, name=f"chosen{k}", reset_less=True) for k in range(3))
         times, enable, odd = Signal(2), Signal(), Signal()
         slots = field(self.word, isa.Product, "slots")
         group = (self.design.element_lanes - 1).bit_length()
@@ -174,7 +174,7 @@ class Checker(wiring.Component):
             """A function of the word, in a register: the word stays."""
             if isinstance(value, int):
                 return Const(value, _BITS)
-            register = Signal(len(value), name=f"word_{len(chosen)}")
+            register = Signal(len(value), reset_less=True, name=f"word_{len(chosen)}")
             m.d.sync += register.eq(value)
             return register
 
@@ -199,8 +199,9 @@ class Checker(wiring.Component):
     def _compare(self, m: Module, chosen: tuple[Signal, ...]) -> Value:
         """Whether the range chosen three cycles ago is not within its limit."""
         base, span, limit, times, enable, odd = chosen
-        base_2, limit_2, span_2 = Signal(_BITS), Signal(_BITS), Signal(_BITS)
-        end, limit_3 = Signal(_BITS), Signal(_BITS)
+        base_2, limit_2, span_2, end, limit_3 = (
+            Signal(_BITS, name=f"compared{k}", reset_less=True) for k in range(5)
+        )
         enable_2, enable_3, lame_2, lame_3 = (Signal(name=f"check_{k}") for k in range(4))
 
         def multiple(value: Value) -> Value:

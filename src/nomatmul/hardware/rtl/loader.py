@@ -34,19 +34,30 @@ class Loader(wiring.Component):
                 "busy": Out(1),
             }
         )
-        self._command = Signal(LoadCommand)
-        self._left = Signal(ports.ELEMENT_BITS)  # parameters, or int8, still to hand on
-        self._held = Signal(16 * design.element_lanes)
-        self._bytes = Signal(range(2 * design.element_lanes + 1))  # in `held`
+        # no resets: what these hold counts in states that set them first
+        self._command = Signal(LoadCommand, reset_less=True)
+        self._left = Signal(ports.ELEMENT_BITS, reset_less=True)  # still to hand on
+        self._held = Signal(16 * design.element_lanes, reset_less=True)
+        self._bytes = Signal(range(2 * design.element_lanes + 1), reset_less=True)  # in `held`
+        self._group = Signal.like(self.parameter.address, reset_less=True)
+        self._mask = Signal.like(self.parameter.mask, reset_less=True)
+        self._data = Signal(16 * design.element_lanes, reset_less=True)
+        self._sum = Signal(ports.product_sum(design.sum_bits), reset_less=True)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         lanes = self.design.element_lanes
         m.submodules.gearbox = gearbox = Gearbox(self.design.memory_bits, 16 * lanes)
         wiring.connect(m, wiring.flipped(self.words), gearbox.words)
-        pieces = Signal(ports.ELEMENT_BITS)
+        pieces = Signal(ports.ELEMENT_BITS, reset_less=True)
         count, piece = self._command.count, gearbox.output
         m.d.comb += gearbox.command.payload.eq(pieces)
+        m.d.comb += [
+            self.parameter.address.eq(self._group),
+            self.parameter.mask.eq(self._mask),
+            self.parameter.data.eq(self._data),
+            self.sums.payload.eq(self._sum),
+        ]
         m.d.sync += self.parameter.valid.eq(0)
         with m.If(self.sums.ready):
             m.d.sync += self.sums.valid.eq(0)
@@ -62,7 +73,7 @@ class Loader(wiring.Component):
                 m.d.sync += [
                     pieces.eq(Mux(self._command.embed, embed, (count + lanes - 1) // lanes)),
                     self._left.eq(count),
-                    self.parameter.address.eq(self._command.dst // lanes - 1),
+                    self._group.eq(self._command.dst // lanes - 1),
                 ]
                 m.next = "BEGIN"
             with m.State("BEGIN"):
@@ -88,9 +99,9 @@ class Loader(wiring.Component):
         lanes = self.design.element_lanes
         m.d.sync += [
             self.parameter.valid.eq(1),
-            self.parameter.address.eq(self.parameter.address + 1),
-            self.parameter.mask.eq(Cat(self._left > lane for lane in range(lanes))),
-            self.parameter.data.eq(piece),
+            self._group.eq(self._group + 1),
+            self._mask.eq(Cat(self._left > lane for lane in range(lanes))),
+            self._data.eq(piece),
             self._left.eq(self._left - lanes),
         ]
         with m.If(self._left <= lanes):
@@ -106,7 +117,7 @@ class Loader(wiring.Component):
         m.d.sync += [
             self._held.eq(piece.payload >> (8 * SCALE_BYTES)),
             self._bytes.eq(2 * self.design.element_lanes - SCALE_BYTES),
-            self.sums.payload.row.eq(-1),
+            self._sum.row.eq(-1),
         ]
         with m.If(piece.valid & self.scale.ready):
             m.next = "BYTES"
@@ -122,9 +133,9 @@ class Loader(wiring.Component):
         with m.Elif(go):
             m.d.sync += [
                 self.sums.valid.eq(1),
-                self.sums.payload.sum.eq(self._held[:8].as_signed()),
-                self.sums.payload.row.eq(self.sums.payload.row + 1),
-                self.sums.payload.last.eq(self._left == 1),
+                self._sum.sum.eq(self._held[:8].as_signed()),
+                self._sum.row.eq(self._sum.row + 1),
+                self._sum.last.eq(self._left == 1),
                 self._held.eq(self._held >> 8),
                 self._bytes.eq(self._bytes - 1),
                 self._left.eq(self._left - 1),

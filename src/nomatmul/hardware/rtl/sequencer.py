@@ -88,13 +88,16 @@ class Sequencer(wiring.Component):
         for name, payload in commands.of(design).items():
             members[name] = Out(stream.Signature(payload))
         super().__init__(members)
-        self._word = Signal(isa.INSTRUCTION_BITS)
-        self._operands = [Signal(ports.Scalar, name=f"operand{k}") for k in range(ports.MAX_SLOTS)]
+        self._word = Signal(isa.INSTRUCTION_BITS, reset_less=True)
+        self._operands = [
+            Signal(ports.Scalar, name=f"operand{k}", reset_less=True)
+            for k in range(ports.MAX_SLOTS)
+        ]
         self._step = Signal(5)  # of check: since its beginning
-        self._product = Signal(32)
-        self._address = Signal(32)
+        self._product = Signal(32, reset_less=True)
+        self._address = Signal(32, reset_less=True)
         self._multiplied = Signal()  # product and address are there
-        self._beats = Signal(ports.BEAT_BITS)
+        self._beats = Signal(ports.BEAT_BITS, reset_less=True)
         self._next_pc = Signal(range(design.program_words + 1))
         self._expired = Signal()
         self._streams = {name: getattr(self, name) for name in commands.of(design)}
@@ -153,7 +156,7 @@ class Sequencer(wiring.Component):
             **dict.fromkeys((isa.Product, isa.Walk, isa.Combine), ("m",)),
         }
         at = scalars.address
-        chosen = Signal(5)
+        chosen = Signal(5, reset_less=True)
         m.d.sync += chosen.eq(at)
         m.d.comb += at.eq(chosen)
         with m.If(self._step == 2):
@@ -175,7 +178,8 @@ class Sequencer(wiring.Component):
         width = isa.layout(isa.Embed)["stride"].width
         top = width - isa.layout(isa.Product)["beats"].width
         embeds = self._is(isa.Embed)
-        factor, more, left = Signal(width), Signal(registers.TOKEN_BITS), Signal(range(width + 1))
+        factor, more = Signal(width, reset_less=True), Signal(registers.TOKEN_BITS, reset_less=True)
+        left = Signal(range(width + 1))
         beats = field(self._word, isa.Product, "beats") << top
         with m.If(self._step == 1):
             m.d.sync += [

@@ -80,7 +80,7 @@ class Accelerator(wiring.Component):
         self.units = units
         for name, unit in units.items():
             setattr(self, name, unit)
-            m.submodules[name] = ResetInserter(self.guard.hold)(unit)
+            m.submodules[name] = ResetInserter(self._held(m, name))(unit)
         self._choose(m)
         self._memory(m)
         self._stream(m)
@@ -91,6 +91,12 @@ class Accelerator(wiring.Component):
         if design.probe:
             self._probe(m)
         return m
+
+    def _held(self, m: Module, name: str) -> Signal:
+        """A reset of its own for each unit: one register cannot drive all."""
+        held = Signal(name=f"{name}_held", init=1, attrs={"keep": 1})
+        m.d.sync += held.eq(self.guard.hold)
+        return held
 
     def _choose(self, m: Module) -> None:
         """Which unit has the shared ones, from the opcode."""
