@@ -42,9 +42,11 @@ class Digits(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        bits, value, rest = self.bits, self.value, self.rest
-        root, divisor = Signal(), Signal(bits)
-        more = Signal(bits + 2)  # bits of the dividend or radicand to come, the next one highest
+        bits = self.bits
+        value, rest = (Signal.like(end, reset_less=True) for end in (self.value, self.rest))
+        root, divisor = Signal(reset_less=True), Signal(bits, reset_less=True)
+        # bits of the dividend or radicand to come, the next one highest
+        more = Signal(bits + 2, reset_less=True)
         grown, taken = Signal(bits + 4), Signal(bits + 4)
         difference = Signal(bits + 5)
         m.d.comb += [
@@ -52,6 +54,8 @@ class Digits(wiring.Component):
             taken.eq(Mux(root, Cat(C(1, 2), value), divisor)),
             difference.eq(grown - taken),
             self.done.eq(self.step == 1),
+            self.value.eq(value),
+            self.rest.eq(rest),
         ]
         with m.If(self.step != 0):
             m.d.sync += [

@@ -43,8 +43,8 @@ class Normaliser(wiring.Component):
                 m.d.comb += moved.eq(Mux(zeros, shifted, here)[size - kept :])
                 gone = Cat(zeros, gone)
                 here = moved
-            held = Signal(len(here), name=f"held{index}")
-            held_gone = Signal(len(gone), name=f"gone{index}")
+            held = Signal(len(here), name=f"held{index}", reset_less=True)
+            held_gone = Signal(len(gone), name=f"gone{index}", reset_less=True)
             m.d.sync += [held.eq(here), held_gone.eq(gone)]
             here, gone = held, held_gone
         assert len(here) == ports.SCALAR_BITS

@@ -43,7 +43,7 @@ class ScalarUnit(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        held = Signal(ports.ScalarCommand)
+        held = Signal(ports.ScalarCommand, reset_less=True)
         ready, multiplied, aligned = Signal(), Signal(), Signal()
         with m.If(ready):
             m.d.sync += held.eq(self.command.payload)
@@ -83,8 +83,9 @@ class ScalarUnit(wiring.Component):
         """a.m * b.m >> 23: four products of halves, the lowest first, each added a step later."""
         step = self.step
         halves = [(part.m[:PIECE], part.m[PIECE:]) for part in (held.a, held.b)]
-        pieces = Signal(PIECE), Signal(PIECE)
-        product, total = Signal(2 * PIECE), Signal(2 * PIECE + 2)
+        pieces = [Signal(PIECE, name=f"piece{k}", reset_less=True) for k in range(2)]
+        product = Signal(2 * PIECE, reset_less=True)
+        total = Signal(2 * PIECE + 2, reset_less=True)
         # before the second and the fourth product the sum moves on by a half
         grown = Signal.like(total)
         m.d.comb += [
@@ -96,7 +97,7 @@ class ScalarUnit(wiring.Component):
             pieces[1].eq(Mux(step[1], halves[1][1], halves[1][0])),
             product.eq(pieces[0] * pieces[1]),
         ]
-        wide = Signal(SCALAR_BITS + 1)
+        wide = Signal(SCALAR_BITS + 1, reset_less=True)
         m.d.sync += step.eq(Mux(running, step + 1, 0))
         with m.If(running):
             m.d.sync += total.eq(Mux(step < 2, 0, grown))
@@ -106,8 +107,10 @@ class ScalarUnit(wiring.Component):
 
     def _total(self, m: Module, held: Signal, prepare: Signal, done: Signal) -> Signal:
         """The larger mantissa and the smaller one, shifted to the exponent of the larger."""
-        large, small = Signal(SCALAR_BITS), Signal(SCALAR_BITS)
-        apart, wide = self.apart, Signal(SCALAR_BITS + 1)
+        large, small = (
+            Signal(SCALAR_BITS, name=name, reset_less=True) for name in ("large", "small")
+        )
+        apart, wide = self.apart, Signal(SCALAR_BITS + 1, reset_less=True)
         a, b = held.a, held.b
         m.d.comb += done.eq(apart == 0)
         m.d.sync += wide.eq(large + small)
@@ -142,7 +145,7 @@ class ScalarUnit(wiring.Component):
     ) -> None:
         """The exponent while others work; at the end 24 bits of `wide`, and the clamp."""
         payload = self.result.payload
-        exponent = Signal(signed(EXPONENT_BITS + 2))
+        exponent = Signal(signed(EXPONENT_BITS + 2), reset_less=True)
         with m.If(prepare):
             a, b = held.a.e, held.b.e
             with m.Switch(held.op):
@@ -176,7 +179,7 @@ class _Exponent(data.Struct):
 def _clamped(m: Module, exponent: Value, name: str) -> Signal:
     """An exponent of 12 bits in 10, a cycle later."""
     result, wide = (
-        Signal(_Exponent, name=name),
+        Signal(_Exponent, name=name, reset_less=True),
         Signal(signed(EXPONENT_BITS + 2), name=f"{name}_of"),
     )
     m.d.comb += wide.eq(exponent)

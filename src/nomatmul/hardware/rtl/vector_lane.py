@@ -1,7 +1,8 @@
 """One lane of the vector unit: x * W, its shift to 17 bits, and the square or the int8 of that.
 
 A pipeline without control: what enters comes out a fixed number of cycles later. Zeros in give
-zeros out, which is how lanes beyond the end of a vector are silent.
+zeros out, which is how lanes beyond the end of a vector are silent. No register is reset: markers
+that travel beside the numbers say which ones count.
 
 Legend: VB bits of x, 16 bits of W. p = x * W has VB + 16 bits; v = p >> (e_a + 8) has 17, since
 |p| < 2^(e_a + 24). The shift is done as (p << 15) >> (e_a + 23), whose distance is never negative.
@@ -18,6 +19,8 @@ from amaranth import Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+# Synthesis merges equal registers but for these.
+KEEP = {"keep": 1}
 PIECE = 17  # bits of x in the lower multiplier
 V_BITS = 17
 LEFT = 15  # how far p is shifted left before it is shifted right by `distance`
@@ -58,20 +61,27 @@ class VectorLane(wiring.Component):
         m = Module()
         p = self._product(m)
         # |p| <= 2^(VB + 14), so VB + 15 bits are enough
-        m.d.sync += self.size.eq(Mux(p[-1], -p, p))
-        v, before = self._shifted(m, p)
-        other = Signal(signed(INVERSE_BITS + 1))
+        size = Signal.like(self.size, reset_less=True)
+        m.d.sync += size.eq(Mux(p[-1], -p, p))
+        m.d.comb += self.size.eq(size)
+        # of its own in each lane, since they drive hundreds of multiplexers
+        distance = Signal.like(self.distance, reset_less=True, attrs=KEEP)
+        squares = Signal.like(self.squares, reset_less=True, attrs=KEEP)
+        m.d.sync += [distance.eq(self.distance), squares.eq(self.squares)]
+        v, before = self._shifted(m, p, distance)
+        other = Signal(signed(INVERSE_BITS + 1), reset_less=True)
         # chosen a cycle ahead: nothing lies between registers and a multiplier
-        m.d.sync += other.eq(Mux(self.squares, before, self.inverse))
+        m.d.sync += other.eq(Mux(squares, before, self.inverse))
         self._squared_or_quantised(m, v, other)
         return m
 
     def _product(self, m: Module) -> Signal:
         """p two cycles after x and w."""
         width = self.x.shape().width
-        low = Signal(signed(PIECE + self.w.shape().width))
-        high = Signal(signed(max(width - PIECE, 1) + self.w.shape().width))
-        p = Signal(signed(self.product_bits))
+        low = Signal(signed(PIECE + self.w.shape().width), reset_less=True)
+        high_bits = max(width - PIECE, 1) + self.w.shape().width
+        high = Signal(signed(high_bits), reset_less=True)
+        p = Signal(signed(self.product_bits), reset_less=True)
         m.d.sync += p.eq(low + (high << PIECE))
         if width > PIECE:
             x_low = Signal(signed(PIECE + 1))
@@ -81,7 +91,7 @@ class VectorLane(wiring.Component):
             m.d.sync += low.eq(self.x * self.w)
         return p
 
-    def _shifted(self, m: Module, p: Signal) -> tuple[Signal, Signal]:
+    def _shifted(self, m: Module, p: Signal, distance: Signal) -> tuple[Signal, Signal]:
         """v three cycles after p: right shifts of 0..63 that keep what later stages can reach.
 
         And what enters its register.
@@ -90,25 +100,28 @@ class VectorLane(wiring.Component):
         for name, steps in (("coarse", (32, 16)), ("middle", (8, 4)), ("fine", (2, 1))):
             for step in steps:
                 bits = V_BITS + step - 1
-                bit = self.distance[step.bit_length() - 1]
+                bit = distance[step.bit_length() - 1]
                 moved = Signal(signed(bits), name=f"moved{step}")
                 m.d.comb += moved.eq(Mux(bit, here >> step, here))
                 here = moved
-            before, here = here, Signal(here.shape(), name=name)
+            before, here = here, Signal(here.shape(), name=name, reset_less=True)
             m.d.sync += here.eq(before)
         return here, before
 
     def _squared_or_quantised(self, m: Module, v: Signal, other: Signal) -> None:
-        product = Signal(signed(V_BITS + INVERSE_BITS + 1))
-        v_then = Signal(signed(V_BITS))
-        scaled = Signal(signed(V_BITS + INVERSE_BITS + 1))
+        product = Signal(signed(V_BITS + INVERSE_BITS + 1), reset_less=True)
+        v_then = Signal(signed(V_BITS), reset_less=True)
+        scaled = Signal(signed(V_BITS + INVERSE_BITS + 1), reset_less=True)
+        square = Signal.like(self.square, reset_less=True)
+        q = Signal.like(self.q, reset_less=True)
         m.d.sync += [
             product.eq(v * other),
             v_then.eq(v),
-            self.square.eq(product),
+            square.eq(product),
             scaled.eq(product + (v_then << INVERSE_BITS)),
         ]
         # (v * inv + 2^(f-1)) >> f = (((v * inv) >> (f - 1)) + 1) >> 1
         near = Signal(signed(9))
         m.d.comb += near.eq(Mux(self.far, scaled >> 26, scaled >> 25))
-        m.d.sync += self.q.eq((near + 1) >> 1)
+        m.d.sync += q.eq((near + 1) >> 1)
+        m.d.comb += [self.square.eq(square), self.q.eq(q)]

@@ -116,7 +116,8 @@ class VectorUnit(wiring.Component):
     def _addresses(self, m: Module, taken: Signal, running: Signal, last: Signal) -> Signal:
         """Count through the groups; gives the mask of lanes for the data of the last read."""
         command, lanes, low = self.command.payload, self.design.element_lanes, self.levels
-        left, silent, mask = Signal(ports.ELEMENT_BITS), Signal(), Signal(lanes)
+        left = Signal(ports.ELEMENT_BITS, reset_less=True)
+        silent, mask = Signal(), Signal(lanes)
         inside = Cat((left > lane) for lane in range(lanes))
         m.d.comb += [
             self.vector.enable.eq(1),
@@ -145,8 +146,11 @@ class VectorUnit(wiring.Component):
     def _lanes(self, m: Module, taken: Signal, mask: Signal) -> list[VectorLane]:
         """The lanes, their x (0 where not in `mask`), W and the constants of the command."""
         command = self.command.payload
-        ones, far, squares = Signal(), Signal(), Signal()
-        distance, inverse = Signal(DISTANCE_BITS), Signal(INVERSE_BITS)
+        ones, far, squares = (
+            Signal(name=name, reset_less=True) for name in ("ones", "far", "squares")
+        )
+        distance = Signal(DISTANCE_BITS, reset_less=True)
+        inverse = Signal(INVERSE_BITS, reset_less=True)
         with m.If(taken):
             m.d.sync += [
                 ones.eq(command.ones),
@@ -160,7 +164,8 @@ class VectorUnit(wiring.Component):
         for index in range(self.design.element_lanes):
             lane = VectorLane(self.design.vector_bits, self.design.weight_bits)
             m.submodules[f"lane{index}"] = lane
-            x, w = Signal.like(lane.x, name=f"x{index}"), Signal.like(lane.w, name=f"w{index}")
+            x = Signal.like(lane.x, name=f"x{index}", reset_less=True)
+            w = Signal.like(lane.w, name=f"w{index}", reset_less=True)
             m.d.sync += [
                 x.eq(Mux(mask[index], self.vector.data[index], 0)),
                 w.eq(Mux(ones, ONE, self.parameter.data[index])),
@@ -179,7 +184,7 @@ class VectorUnit(wiring.Component):
     def _largest(self, m: Module, first: Signal, sizes: list[Value]) -> Signal:
         """The largest size of the command's groups so far."""
         group = _tree(m, sizes, lambda a, b: Mux(a > b, a, b), "larger")
-        largest = Signal.like(group)
+        largest = Signal.like(group, reset_less=True)
         restart = _line(m, first, READ_LATENCY + SIZE_LATENCY + self.levels, "first_size")[-1]
         m.d.sync += largest.eq(Mux(restart | (group > largest), group, largest))
         return largest
@@ -187,7 +192,7 @@ class VectorUnit(wiring.Component):
     def _sum(self, m: Module, first: Signal, squares: list[Value]) -> Signal:
         """The sum of squares of the command's groups so far."""
         group = _tree(m, squares, lambda a, b: a + b, "sum")
-        total = Signal(TOTAL_BITS)
+        total = Signal(TOTAL_BITS, reset_less=True)
         restart = _line(m, first, READ_LATENCY + SQUARE_LATENCY + self.levels, "first_square")[-1]
         m.d.sync += total.eq(Mux(restart, 0, total) + group)
         return total
@@ -232,7 +237,7 @@ def _tree(
         pairs = [join(a, b) for a, b in zip(values[::2], values[1::2], strict=True)]
         values = []
         for index, pair in enumerate(pairs):
-            held = Signal(pair.shape(), name=f"{name}{level}_{index}")
+            held = Signal(pair.shape(), name=f"{name}{level}_{index}", reset_less=True)
             m.d.sync += held.eq(pair)
             values.append(held)
         level += 1
