@@ -19,8 +19,6 @@ from amaranth import Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-# Synthesis merges equal registers but for these.
-KEEP = {"keep": 1}
 PIECE = 17  # bits of x in the lower multiplier
 V_BITS = 17
 LEFT = 15  # how far p is shifted left before it is shifted right by `distance`
@@ -64,14 +62,10 @@ class VectorLane(wiring.Component):
         size = Signal.like(self.size, reset_less=True)
         m.d.sync += size.eq(Mux(p[-1], -p, p))
         m.d.comb += self.size.eq(size)
-        # of its own in each lane, since they drive hundreds of multiplexers
-        distance = Signal.like(self.distance, reset_less=True, attrs=KEEP)
-        squares = Signal.like(self.squares, reset_less=True, attrs=KEEP)
-        m.d.sync += [distance.eq(self.distance), squares.eq(self.squares)]
-        v, before = self._shifted(m, p, distance)
+        v, before = self._shifted(m, p)
         other = Signal(signed(INVERSE_BITS + 1), reset_less=True)
         # chosen a cycle ahead: nothing lies between registers and a multiplier
-        m.d.sync += other.eq(Mux(squares, before, self.inverse))
+        m.d.sync += other.eq(Mux(self.squares, before, self.inverse))
         self._squared_or_quantised(m, v, other)
         return m
 
@@ -91,7 +85,7 @@ class VectorLane(wiring.Component):
             m.d.sync += low.eq(self.x * self.w)
         return p
 
-    def _shifted(self, m: Module, p: Signal, distance: Signal) -> tuple[Signal, Signal]:
+    def _shifted(self, m: Module, p: Signal) -> tuple[Signal, Signal]:
         """v three cycles after p: right shifts of 0..63 that keep what later stages can reach.
 
         And what enters its register.
@@ -100,7 +94,7 @@ class VectorLane(wiring.Component):
         for name, steps in (("coarse", (32, 16)), ("middle", (8, 4)), ("fine", (2, 1))):
             for step in steps:
                 bits = V_BITS + step - 1
-                bit = distance[step.bit_length() - 1]
+                bit = self.distance[step.bit_length() - 1]
                 moved = Signal(signed(bits), name=f"moved{step}")
                 m.d.comb += moved.eq(Mux(bit, here >> step, here))
                 here = moved

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 ONE = 1 << 14  # W of a vector "ones"
 DROPPED = 8  # bits by which the largest product is cut below a mantissa
 TOTAL_BITS = 49  # of a sum of at most 2^16 squares of at most 2^32
+COPIES = 4  # of what the lanes' shifts obey, the last one in time for the first group
 READ_LATENCY = 2  # cycles from an address to x and W in the registers of the lanes
 
 
@@ -160,6 +161,7 @@ class VectorUnit(wiring.Component):
                 far.eq(command.a.e[0] ^ command.r.e[0]),
                 squares.eq(command.op == VectorOp.SUMSQ),
             ]
+        copies = self._copies(m, Cat(distance, squares))
         lanes = []
         for index in range(self.design.element_lanes):
             lane = VectorLane(self.design.vector_bits, self.design.weight_bits)
@@ -173,13 +175,25 @@ class VectorUnit(wiring.Component):
             m.d.comb += [
                 lane.x.eq(x),
                 lane.w.eq(w),
-                lane.distance.eq(distance),
+                Cat(lane.distance, lane.squares).eq(copies[index % COPIES]),
                 lane.inverse.eq(inverse),
                 lane.far.eq(far),
-                lane.squares.eq(squares),
             ]
             lanes.append(lane)
         return lanes
+
+    def _copies(self, m: Module, value: Value) -> list[Signal]:
+        """The same again in one cycle, two and so on, each for some of the lanes.
+
+        It drives hundreds of multiplexers; synthesis would merge registers that are always equal.
+        """
+        copies = []
+        for index in range(COPIES):
+            copy = Signal(len(value), name=f"copy{index}", reset_less=True)
+            m.d.sync += copy.eq(value)
+            copies.append(copy)
+            value = copy
+        return copies
 
     def _largest(self, m: Module, first: Signal, sizes: list[Value]) -> Signal:
         """The largest size of the command's groups so far."""
