@@ -66,7 +66,7 @@ class Combine(wiring.Component):
         design, taken, column = self.design, self.taken, self.column
         command, chunks = Signal(ports.CombineCommand), Signal(range(self.chunks + 1))
         visit, records = Signal(range(design.tree_rows)), Signal(range(design.tree_rows + 1))
-        start, q, drained = Signal(), Signal(signed(8)), Signal()
+        start, q, drained = Signal(), Signal(signed(8), reset_less=True), Signal()
         m.submodules.gearbox = gearbox = Gearbox(design.memory_bits, 2 * design.combine_lanes)
         connect(m, flipped(self.words), gearbox.words)
         m.d.comb += [
@@ -93,7 +93,7 @@ class Combine(wiring.Component):
             shape=data.ArrayLayout(signed(8), lanes), depth=groups, init=[], attrs=NO_CHECK
         )
         write, read = values.write_port(), values.read_port()
-        kept = Signal.like(read.data)  # block RAM answers late in a cycle
+        kept = Signal.like(read.data, reset_less=True)  # block RAM answers late in a cycle
         m.d.sync += kept.eq(read.data)
         m.d.comb += [
             write.en.eq(self.activation.valid & (self.activation.address < groups)),
@@ -114,8 +114,9 @@ class Combine(wiring.Component):
         )
         read, write = sums.read_port(), sums.write_port()
         # one cycle behind `taken`: block RAM answers late, so its word is kept; two: what is added
-        codes_1, column_1, column_2 = Signal(2 * lanes), Signal.like(column), Signal.like(column)
-        kept, first_1, first_2 = Signal(shape), Signal(), Signal()
+        codes_1, kept = Signal(2 * lanes, reset_less=True), Signal(shape, reset_less=True)
+        column_1, column_2 = Signal.like(column), Signal.like(column)
+        first_1, first_2 = Signal(), Signal()
         taken_1, taken_2, bad = Signal(), Signal(), Signal()
         m.d.sync += [
             taken_1.eq(taken),
@@ -132,10 +133,10 @@ class Combine(wiring.Component):
         ]
         m.d.comb += [read.addr.eq(column), drained.eq(~(taken_1 | taken_2 | write.en))]
         m.d.comb += bad.eq(Cat(codes_1.word_select(k, 2) == 3 for k in range(lanes)).any())
-        minus_q = Signal(signed(9))
+        minus_q = Signal(signed(9), reset_less=True)
         m.d.sync += minus_q.eq(-q)
         for k in range(lanes):
-            code, term = codes_1.word_select(k, 2), Signal(signed(9), name=f"term{k}")
+            code, term = codes_1.word_select(k, 2), Signal(signed(9), reset_less=True)
             m.d.sync += term.eq(Mux(code == 2, q, Mux(code == 0, minus_q, 0)))
             m.d.sync += write.data[k].eq(Mux(first_2, 0, kept[k]) + term)
         return kept
@@ -181,7 +182,7 @@ class Combine(wiring.Component):
         words, over = Signal(ports.BURST_BITS), Signal()
         all_chunks = (command.rows + (lanes - 1)) >> exact_log2(lanes)
         bits = (chunks * (2 * lanes)) + (design.memory_bits - 1)
-        shift, sent = Signal(sums.shape()), Signal(ports.ROW_BITS)
+        shift, sent = Signal(sums.shape(), reset_less=True), Signal(ports.ROW_BITS)
         left = Signal(range(lanes))
         m.d.comb += [
             self.row.payload.epilogue.eq(ports.Epilogue.ADD),
