@@ -27,6 +27,9 @@ _NO_CHECK = (
     "setparam -set RD_COLLISION_X_MASK 1'1"
     " t:$mem_v2 a:no_rw_check %i r:RD_PORTS=1 %i r:WR_PORTS=1 %i"
 )
+# Copies of registers that are to stay copies (`pipeline.copy`): Yosys merges equal registers but
+# for cells with the attribute, and Amaranth can give it to their outputs only.
+_KEEP_COPIES = "proc; setattr -set keep 1 w:* a:keep %i %ci1:+[Q] t:$*dff* %i"
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ def synthesize(
     script = "; ".join(
         [
             f"read_rtlil {top}.il",
+            f"hierarchy -top {top}",
+            _KEEP_COPIES,
             f"{synthesis} -run begin:{memories}",
             _NO_CHECK,
             f"{synthesis} -run {memories}:",
