@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
 
 import pytest
+from hardware.models import trained_model
 
-from nomatmul.hardware.board import BOARDS, write_verilog
+from nomatmul.formats.packed import PackedReader
+from nomatmul.hardware.board import write_verilog
 from nomatmul.hardware.board.pll import dividers
 from nomatmul.hardware.board.ulx3s import PINS
+from nomatmul.hardware.board.write import BOARDS
+from nomatmul.hardware.compile import compile_model
 from nomatmul.hardware.design import Design
 
 SMALL = Design(
@@ -74,6 +79,12 @@ def test_the_axi_top_has_the_names_that_tools_group(boards: dict[str, Path]) -> 
     assert "EHXPLLL" not in (boards["axi"] / "axi_top.v").read_text()  # plain Verilog
 
 
+def test_zeros_of_memories_are_left_out(boards: dict[str, Path]) -> None:
+    text = (boards["core"] / "core.v").read_text()
+    assert "initial begin" in text
+    assert not re.search(r"^ +\S+\[\d+\] = \d+'(d0|h0+);", text, re.MULTILINE)
+
+
 def test_every_board_says_how_to_build_and_for_which_design(boards: dict[str, Path]) -> None:
     for path in boards.values():
         assert Design(**json.loads((path / "design.json").read_text())) == SMALL
@@ -99,3 +110,27 @@ def test_dividers_make_the_clock_or_say_that_they_cannot() -> None:
     assert 400e6 <= 100e6 * found.out_div <= 800e6
     with pytest.raises(ValueError, match=r"101\.3 MHz"):
         dividers(25e6, 101.3e6)
+
+
+def test_a_compiled_model_lies_on_chip(tmp_path: Path) -> None:
+    compiled = tmp_path / "compiled"
+    packed = PackedReader(trained_model("glu"))
+    design = dataclasses.replace(
+        SMALL, vector_words=256, parameter_words=1024, state_words=256, activation_beats=16,
+        program_words=256,
+    )  # fmt: skip
+    compile_model(packed, design, compiled)
+    write_verilog(SMALL, tmp_path / "out", "core", compiled)
+    text = (tmp_path / "out" / "on_chip.v").read_text()
+    assert Design(**json.loads((tmp_path / "out" / "design.json").read_text())) == design
+    assert _ports(tmp_path / "out" / "on_chip.v", "on_chip").keys() >= {"bus__adr", "bus__ack"}
+    # every word of the image that is not zero stands in the memory
+    image = (compiled / "image.bin").read_bytes()
+    words = {k: image[4 * k : 4 * k + 4] for k in range(len(image) // 4)}
+    expected = {
+        (k, value) for k, word in words.items() if (value := int.from_bytes(word, "little"))
+    }
+    found = {(int(k), int(v)) for k, v in re.findall(r"memory\[(\d+)\] = 32'd(\d+);", text)}
+    assert expected <= found
+    with pytest.raises(ValueError, match="needs the board core, got axi"):
+        write_verilog(SMALL, tmp_path / "other", "axi", compiled)

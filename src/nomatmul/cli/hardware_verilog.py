@@ -20,6 +20,7 @@ examples:
   nomatmul hardware verilog design
   nomatmul hardware verilog design --board axi --lanes 512 --memory-bits 512
   nomatmul hardware verilog design --lanes 128 --set element_lanes=4
+  nomatmul hardware verilog design --board core --on-chip my-compiled   a small model, on chip
 """
 
 
@@ -28,6 +29,11 @@ class Options(DesignOptions):
     out: str = option(positional=True, metavar="OUT", help="the directory to make")
     board: str = option("ulx3s", choices=("ulx3s", "axi", "core"), help="core: no board at all")
     trees: bool = option(False, help="with the unit of ternary trees (fast feedforward)")
+    on_chip: str | None = option(
+        None,
+        metavar="COMPILED",
+        help="a compiled model that lies in block RAM, for --board core; its design counts",
+    )
     json: bool = json_option()
 
 
@@ -35,7 +41,7 @@ def run(options: Options) -> int:
     from nomatmul.hardware.board import write_verilog
 
     design = design_of(options, None, trees=options.trees)
-    summary = write_verilog(design, Path(options.out), options.board)
+    summary = write_verilog(design, Path(options.out), options.board, options.on_chip)
     if options.json:
         print_json(summary)
     else:

@@ -9,12 +9,15 @@ if TYPE_CHECKING:
     from nomatmul.hardware.design import Design
 
 
-def write_verilog(design: Design, out: Path, board: str) -> dict[str, Any]:
+def write_verilog(
+    design: Design, out: Path, board: str, on_chip: str | Path | None = None
+) -> dict[str, Any]:
     """Write Verilog, constraints and a README of how to build them into the directory `out`.
 
-    Returns a summary for JSON. Raises ValueError for an unknown board, a design that the board
-    cannot hold, and tools that are missing.
+    on_chip: a compiled model whose image lies in block RAM, for the board `core`; its design
+    counts then. Returns a summary for JSON. Raises ValueError for an unknown board, a design that
+    the board cannot hold, and tools that are missing.
     """
     from nomatmul.hardware.board.write import write
 
-    return write(design, Path(out), board)
+    return write(design, Path(out), board, on_chip)

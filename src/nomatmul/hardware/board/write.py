@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nomatmul._extras import require_hardware
+from nomatmul.hardware.compile import Compiled, open_compiled
 from nomatmul.hardware.design import Design
 from nomatmul.hardware.directories import new_directory
 from nomatmul.hardware.tools import verilog
@@ -76,11 +77,23 @@ one clock. nomatmul/hardware/rtl/ports.py and registers.py say what they speak.
 """
 
 
-def write(design: Design, out: Path, board: str) -> dict[str, Any]:
+_ON_CHIP = """# The accelerator with a model on chip
+
+`on_chip` has a Wishbone slave for the host and one clock; the model's weights lie in block RAM.
+The host writes program.bin to the registers (nomatmul/hardware/registers.py) and starts it.
+"""
+
+MOST_ON_CHIP = 8 << 20  # bytes: no FPGA that these tools know has more block RAM
+
+
+def write(
+    design: Design, out: Path, board: str, on_chip: str | Path | None = None
+) -> dict[str, Any]:
     """Write the directory `out`, whole or not at all; returns a summary.
 
-    Raises ValueError for an unknown board, an `out` that exists, a design that the board cannot
-    hold, and missing tools.
+    on_chip: a compiled model whose image lies in block RAM, for `core`; its design counts. Raises
+    ValueError for an unknown board, an `out` that exists, a design that the board cannot hold, and
+    missing tools.
     """
     makers: dict[str, Callable[[Design], dict[str, str]]] = {
         "ulx3s": _ulx3s,
@@ -88,6 +101,11 @@ def write(design: Design, out: Path, board: str) -> dict[str, Any]:
         "core": _core,
     }
     assert tuple(makers) == BOARDS
+    if on_chip is not None:
+        if board != "core":
+            raise ValueError(f"a model on chip needs the board core, got {board}")
+        compiled = open_compiled(on_chip)
+        design, makers["core"] = compiled.design, lambda _: _on_chip(compiled)
     if board not in makers:
         raise ValueError(f"board {board!r} is not one of {', '.join(BOARDS)}")
     if out.exists():
@@ -111,7 +129,7 @@ def write(design: Design, out: Path, board: str) -> dict[str, Any]:
 def _without_zeros(text: str) -> str:
     """Verilog without the lines that set a memory's words to zero, which they are when an FPGA
     starts: Yosys takes minutes to read tens of thousands of them."""
-    return re.sub(r"^ +\S+\[\d+\] = \d+'h0+;\n", "", text, flags=re.MULTILINE)
+    return re.sub(r"^ +\S+\[\d+\] = \d+'(?:d0|h0+);\n", "", text, flags=re.MULTILINE)
 
 
 def options(design: Design) -> str:
@@ -150,6 +168,18 @@ def _axi(design: Design) -> dict[str, str]:
         "axi_top.v": verilog(top, "axi_top", ports=top.ports()),
         "README.md": _AXI.format(options=options(design), memory_bits=design.memory_bits),
     }
+
+
+def _on_chip(compiled: Compiled) -> dict[str, str]:
+    from nomatmul.hardware.board.on_chip_core import OnChipCore
+
+    size = compiled.image_path.stat().st_size
+    if size > MOST_ON_CHIP:
+        raise ValueError(f"the image has {size} bytes; at most {MOST_ON_CHIP} may lie on chip")
+    data, step = compiled.image_path.read_bytes(), compiled.design.memory_bytes
+    words = [int.from_bytes(data[k : k + step], "little") for k in range(0, size, step)]
+    core = OnChipCore(dataclasses.replace(compiled.design, probe=False), words)
+    return {"on_chip.v": verilog(core, "on_chip"), "README.md": _ON_CHIP}
 
 
 def _core(design: Design) -> dict[str, str]:
