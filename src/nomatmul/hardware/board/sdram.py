@@ -177,7 +177,7 @@ class Sdram(wiring.Component):
         m.d.sync += [done.eq(arrived), push.eq(arrived.valid & ~arrived.host & arrived.end)]
         depth = 4 + -(-(self.latency + 3) // (self.memory_bits // width))
         self.depth = depth
-        m.submodules.words = words = fifo.SyncFIFOBuffered(width=self.memory_bits + 2, depth=depth)
+        m.submodules.words = words = fifo.SyncFIFO(width=self.memory_bits + 2, depth=depth)
         response = self.port.response
         m.d.comb += [
             words.w_en.eq(push),
