@@ -104,11 +104,15 @@ class Gearbox(wiring.Component):
             bottom = max(0, top - STAGES)
             for stage in reversed(range(bottom, top)):
                 size = (self.out_units + min(reach, (1 << stage) - 1)) * self.unit
-                shifted = (value >> (self.unit << stage))[:size]
-                value = Cat(
-                    Mux(selects[k][stage], shifted[at : at + SPREAD], value[at : at + SPREAD])
-                    for k, at in enumerate(range(0, size, SPREAD))
-                )[:size]
+                near, far = value[:size], value[self.unit << stage :][:size]
+                chosen = Signal(size)  # a signal: expressions of expressions would grow as powers
+                m.d.comb += chosen.eq(
+                    Cat(
+                        Mux(selects[k][stage], far[at : at + SPREAD], near[at : at + SPREAD])
+                        for k, at in enumerate(range(0, size, SPREAD))
+                    )
+                )
+                value = chosen
             have, onward = Signal(), Signal()
             kept = Signal(len(value), reset_less=True)
             m.d.comb += ways.eq(~have | onward)
