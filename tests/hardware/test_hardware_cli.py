@@ -92,11 +92,26 @@ def test_a_plot_is_drawn(tmp_path, capsys):
         (["simulate", "--prompt", "x", "--board", "ulx3"], "ulx3"),
         (["simulate", "--prompt", "x", "--board", "ulx3s", "--bytes-a-cycle", "1"], "given twice"),
         (["compile", "out", "--board", "ulx3"], "ulx3"),
+        (["simulate", "--prompt", "x", "--max-tokens", "0"], "--max-tokens is 0"),
+        (["simulate", "--prompt", "x", "--threads", "0"], "threads is 0"),
+        (["verilog", "out", "--lanes", "31"], "lanes is 31"),
+        (["report", "--board", "ulx3"], "ulx3"),
         (["simulate"], "required: --prompt"),
     ],
 )
 def test_mistakes_are_one_line(capsys, words, message):
     assert message in _error(capsys, *words)
+
+
+def test_verilog_and_report(tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["hardware", "verilog", str(out), "--board", "core", *DESIGN]
+    assert _json(capsys, *words)["board"] == "core"
+    assert "module core" in (out / "core.v").read_text()
+    found = _json(capsys, "hardware", "report", str(trained_model("glu")), "--board", "ulx3s")
+    assert len(found["boards"]) == 1
+    assert cli.main(["hardware", "report", str(trained_model("glu"))]) == 0
+    assert "tokens/s" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["yosys", "verilator", "perl", "g++", "make"])

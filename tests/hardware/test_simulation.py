@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +17,7 @@ from nomatmul.engine.sampling import Sampling
 from nomatmul.hardware import isa
 from nomatmul.hardware.compile import compile_model, formats_of, open_compiled
 from nomatmul.hardware.compile.files import write_program
-from nomatmul.hardware.simulate import Memory, Simulation, Stopped, build
+from nomatmul.hardware.simulate import Memory, Simulation, Stopped, Waves, build
 from nomatmul.hardware.simulate.compare import Comparison
 from nomatmul.hardware.simulate.events import Kind, read_events
 from nomatmul.hardware.simulate.harness import (
@@ -187,6 +192,48 @@ def test_a_program_that_hangs_stops_at_the_limit(reader_of, design, tmp_path):
         pytest.raises(Stopped, match=r"more cycles than the limit; instruction .*LOADP"),
     ):
         harness.token(1, LARGEST_LOGIT, fresh=True)
+
+
+_ORPHAN = """
+import sys
+from pathlib import Path
+from nomatmul.hardware.compile import open_compiled
+from nomatmul.hardware.simulate.harness import Harness, Memory
+harness = Harness(Path(sys.argv[1]), open_compiled(sys.argv[2]), Memory())
+print(harness.pid, flush=True)
+harness.token(1, 1, fresh=True)
+"""
+
+
+def test_a_simulation_ends_with_its_parent(reader_of, design, tmp_path):
+    def endless(program):
+        program[0] = isa.Jump(0)
+
+    compiled = _patched(reader_of("glu"), design, tmp_path, endless)
+    words = [sys.executable, "-c", _ORPHAN, str(build.simulator(design)), str(compiled.directory)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as parent:
+        child = int(parent.stdout.readline())
+        os.kill(child, 0)
+        parent.kill()
+    for _ in range(400):
+        try:
+            state = Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            break
+        if state == "Z":  # whoever adopted it has not looked yet
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError(f"process {child} still runs")
+
+
+@pytest.mark.slow  # a build of its own
+@pytest.mark.parametrize(("kind", "start"), [("vcd", b"$"), ("fst", b"\0")])
+def test_a_waveform_is_written(reader_of, design, tmp_path, kind, start):
+    path = tmp_path / f"waves.{kind}"
+    with Simulation(reader_of("glu"), design, waves=Waves(kind, path)) as simulation:
+        simulation.token(1)
+    assert path.read_bytes().startswith(start)
 
 
 def test_a_token_outside_the_vocabulary_stops(reader_of, design):

@@ -74,6 +74,8 @@ def run(options: Options) -> int:
     from nomatmul.engine.sampling import Sampling
     from nomatmul.hardware.simulate import Memory, Simulation, Waves
 
+    if options.max_tokens < 1:
+        raise ValueError(f"--max-tokens is {options.max_tokens}, it must be 1 or more")
     memory = Memory(options.latency, _bytes_a_cycle(options), stalls=options.stalls)
     reader = open_packed(options.packed)
     design = design_of(options, reader, probe=options.check)

@@ -23,6 +23,7 @@ from nomatmul.hardware import registers, tools
 from nomatmul.hardware.design import Design
 from nomatmul.hardware.registers import Register
 
+MOST_THREADS = 64
 WAVES = {"none": 0, "vcd": 1, "fst": 2}
 _HERE = Path(__file__).resolve().parent
 _NATIVE = ("harness.cc", "board.h", "events.h", "memory.h", "options.h")
@@ -44,9 +45,11 @@ def simulator(
 ) -> Path:
     """The simulation of a design as a program, from the cache or built now.
 
-    note: told what goes on when it takes time. Raises ValueError or ImportError for a missing tool,
-    RuntimeError where one fails.
+    note: told what goes on when it takes time. Raises ValueError for a wrong number of threads or a
+    missing tool, ImportError without amaranth, RuntimeError where a tool fails.
     """
+    if not 1 <= threads <= MOST_THREADS:
+        raise ValueError(f"threads is {threads}, it must be 1 to {MOST_THREADS}")
     flags = _flags(design, waves, threads)
     target = cache_directory() / "hardware" / _checksum(design, flags) / "simulator"
     if target.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,13 +85,18 @@ class Harness:
     ) -> None:
         self._compiled = compiled
         files = ["--program", str(compiled.program_path), "--image", str(compiled.image_path)]
-        # it ends when its standard input does, so it cannot outlive us
+        # it ends when its standard input does, or its parent: it cannot outlive us
         self._process = subprocess.Popen(
-            [str(simulator), *files, *memory.words(), *options],
+            [str(simulator), *files, "--parent", str(os.getpid()), *memory.words(), *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
 
     def __enter__(self) -> Harness:
         return self

@@ -15,6 +15,7 @@ struct Options {
   std::string program, image, events, timeline, waves;
   std::uint64_t latency = 30, gap = 0, refresh_every = 0, refresh_cycles = 0, outstanding = 8;
   std::uint64_t limit = 2'000'000'000;  // cycles of a token
+  std::uint64_t parent = 0;             // the process that asks; 0: whoever it is
   double bytes_a_cycle = 0;             // 0: a word each cycle
   std::optional<std::uint64_t> stalls;
   std::optional<std::uint64_t> bad_code, error, reset;  // faults: a word, a word, a cycle
@@ -60,6 +61,7 @@ inline Options parse(int argc, char** argv) {
       {"--refresh-cycles", &Options::refresh_cycles},
       {"--outstanding", &Options::outstanding},
       {"--limit", &Options::limit},
+      {"--parent", &Options::parent},
   };
   static const std::map<std::string, std::optional<std::uint64_t> Options::*> maybe = {
       {"--stalls", &Options::stalls},
