@@ -75,6 +75,18 @@ def test_logits_and_the_largest_reach_the_host(reader_of, design):
             assert answer["argmax_value"] == int(expected.max())
 
 
+@pytest.mark.parametrize("rate", [1.5, 3, 5.5])
+def test_the_memorys_bandwidth_is_what_it_says(reader_of, design, rate):
+    reader = reader_of("glu")
+    with Simulation(reader, design, Memory(bytes_a_cycle=rate)) as simulation:
+        simulation.token(1, LARGEST_LOGIT)
+    report = simulation.report()
+    least = report.words * design.memory_bytes / rate
+    fast = 9745  # about what the token takes where memory is no limit
+    assert least <= report.cycles * 1.01
+    assert report.cycles <= least + (fast if rate > 3 else fast / 2)
+
+
 def test_text_is_the_oracles(reader_of, design):
     reader = reader_of("trained-glu")
     with Simulation(reader, design) as simulation:

@@ -90,7 +90,8 @@ class Memory {
     ++cycle_;
     ready_ = queue_.size() < o_.outstanding && !pauses();
     const double rate = o_.bytes_a_cycle > 0 ? o_.bytes_a_cycle : static_cast<double>(kWordBytes);
-    credit_ = std::min(credit_ + rate, std::max(static_cast<double>(kWordBytes), rate));
+    // what is left of a cycle counts in the next one, but an idle memory saves up no more
+    credit_ = std::min(credit_ + rate, static_cast<double>(kWordBytes) + rate);
     if (!valid_) next_word(top);
     top.memory_request_ready = ready_;
     top.memory_response_valid = valid_;
