@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nomatmul.hardware import isa
+from nomatmul.hardware import isa, tables
 from nomatmul.hardware.disassemble import assemble, disassemble
 
 KINDS = list(isa.BY_OPCODE.values())
@@ -107,3 +108,10 @@ GOOD = {
 def test_a_wrong_line_is_refused(line: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         assemble(line)
+
+
+def test_the_page_of_bits_is_that_of_the_code() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "hardware-interface.md"
+    assert page.read_text(encoding="utf-8") == tables.page(), (
+        "python -m nomatmul.hardware.tables > docs/hardware-interface.md"
+    )

@@ -23,7 +23,7 @@ WATCHDOG_BITS = 20
 class Register(IntEnum):
     """Word addresses. COUNTERS and DESIGN are the first of many."""
 
-    VERSION = 0  # r: the constant above
+    VERSION = 0  # r: names this table and the instruction set
     CONTROL = 1  # rw: see Control
     STATUS = 2  # r: see Status; writing ones clears sticky flags
     TOKEN = 3  # w: the next token, see TokenFlag; the id in bits 0..19
@@ -36,7 +36,7 @@ class Register(IntEnum):
     PROGRAM_DATA = 10  # w: 32 bits, low ones first; four make an instruction
     PC = 11  # r: the instruction that runs
     TOKENS = 12  # r: tokens taken since reset
-    COUNTERS = 32
+    COUNTERS = 32  # r: pairs of a counter's low and high half, in the order of COUNTERS
     DESIGN = 64  # r: the design's parameters, in the order of `Design`
 
 
@@ -61,10 +61,10 @@ class Status(IntFlag):
     TOKEN_LOST = 1 << 6  # written while the queue was full, dropped
     LOGIT_UNDERRUN = 1 << 7  # read while none waited
     WATCHDOG = 1 << 8  # nothing moved for 2^20 cycles; halted
-    HALTED = 1 << 16
+    HALTED = 1 << 16  # no instruction runs
     WAITING = 1 << 17  # for a token
-    TOKEN_ROOM = 1 << 18
-    RESETTING = 1 << 19
+    TOKEN_ROOM = 1 << 18  # the queue of tokens takes one more
+    RESETTING = 1 << 19  # words of the memory are still due; RUN does nothing yet
 
 
 FAULTS = 9  # of Status, the low bits

@@ -123,6 +123,8 @@ class Host {
   std::uint32_t wait(int want, std::uint32_t tokens, std::uint32_t answers,
                      std::vector<std::int32_t>& logits) {
     while (true) {
+      // in this order: a design that waits for a token may be about to take this one
+      const bool taken = board_.read(registers::kTokens) != tokens;
       const std::uint32_t status = board_.read(registers::kStatus);
       if (status & registers::kBadToken) throw Stopped{"the token is not in the vocabulary"};
       if (status & registers::kHalted) throw Stopped{"the design halted"};
@@ -133,7 +135,6 @@ class Host {
           logits.push_back(static_cast<std::int32_t>(board_.read(registers::kLogit)));
         }
       }
-      const bool taken = board_.read(registers::kTokens) != tokens;
       if (taken && answered && (status & registers::kWaiting)) return status;
     }
   }
