@@ -12,6 +12,7 @@ from nomatmul.hardware.design import Design
 from nomatmul.hardware.rtl import ports
 
 _DUE_BITS = 20
+_LEAST = 31  # cycles of a reset: the units get it one after the other
 
 
 class Guard(wiring.Component):
@@ -37,7 +38,7 @@ class Guard(wiring.Component):
         ask, asked = self.units.request, self.memory.request
         answer, answered = self.memory.response, self.units.response
         due = Signal(_DUE_BITS)
-        put, come, least = Signal(), Signal(), Signal(2)
+        put, come, least = Signal(), Signal(), Signal(range(_LEAST + 1))
         m.d.comb += [
             ask.ready.eq((~asked.valid | asked.ready) & ~self.hold),
             put.eq(ask.valid & ask.ready),
@@ -54,11 +55,10 @@ class Guard(wiring.Component):
             due.eq(due + Mux(put, ask.payload.length, 0) - come),
             self.word.eq(come),
             self.error.eq(come & answer.payload.error),
-            least.eq(Mux(self.hold, least + (least != 3), 0)),
+            least.eq(Mux(self.hold, least + (least != _LEAST), 0)),
         ]
         with m.If(self.reset):
             m.d.sync += self.hold.eq(1)
-        # held for some cycles at least: what the units see of the reset passes registers
-        with m.Elif(self.hold & (least == 3) & (due == 0) & ~asked.valid):
+        with m.Elif(self.hold & (least == _LEAST) & (due == 0) & ~asked.valid):
             m.d.sync += self.hold.eq(0)
         return m

@@ -77,7 +77,7 @@ class Accelerator(wiring.Component):
                 "fetcher": RowFetcher(design),
                 "arbiter": Arbiter(design, 2),
             }
-        self.units = units
+        self.units, self.last_held = units, self.guard.hold
         for name, unit in units.items():
             setattr(self, name, unit)
             m.submodules[name] = ResetInserter(self._held(m, name))(unit)
@@ -93,9 +93,13 @@ class Accelerator(wiring.Component):
         return m
 
     def _held(self, m: Module, name: str) -> Signal:
-        """A reset of its own for each unit: one register cannot drive all."""
-        held = Signal(name=f"{name}_held", init=1, attrs={"keep": 1})
-        m.d.sync += held.eq(self.guard.hold)
+        """A reset of its own for each unit, a cycle behind the one before: one register cannot
+        drive all, and synthesis would merge equal ones. Nothing moves between two of them, since
+        the last says when the host may start.
+        """
+        held = Signal(name=f"{name}_held", init=1)
+        m.d.sync += held.eq(self.last_held)
+        self.last_held = held
         return held
 
     def _choose(self, m: Module) -> None:
@@ -224,14 +228,14 @@ class Accelerator(wiring.Component):
             m.d.sync += host.faults[int(flag).bit_length() - 1].eq(event)
         m.d.sync += host.halted.eq(sequencer.halted)  # not before its cause is in STATUS
         m.d.comb += [
-            sequencer.run.eq(host.run & ~self.guard.hold),
+            sequencer.run.eq(host.run & ~host.hold),
             host.logits.payload.eq(row.logits.payload.value),
             host.logits.valid.eq(row.logits.valid & ~silent),
             row.logits.ready.eq(host.logits.ready | silent),
             host.argmax.eq(row.argmax),
             host.pc.eq(sequencer.pc),
             host.waiting.eq(sequencer.phase == Phase.TOKEN),
-            host.hold.eq(self.guard.hold),
+            host.hold.eq(self.guard.hold | self.last_held),
             host.answered.eq(sequencer.answered),
             host.taken.eq(sequencer.retired & commands.is_a(sequencer.opcode, isa.Token)),
             self.guard.reset.eq(host.reset),
@@ -241,15 +245,16 @@ class Accelerator(wiring.Component):
         """What the counters and the watchdog see, behind registers."""
         counters, row, words = self.counters, self.row, self.streamer.words
         busy = [unit.busy for unit in (self.product, row, self.loader)]
-        starved = words.ready & ~words.valid & ~self.weights.output.valid
+        beats = self.weights.output
+        short = self.weights.busy & beats.ready & (self.streamer.level <= 1)
+        starved = (short | (words.ready & ~words.valid)) & ~beats.valid
         if self.design.trees:
             busy.append(self.tree.busy)
             starved |= self.by_tree & self.fetcher.busy & ~self.fetcher.words.valid
-        beat = self.weights.output.valid & self.weights.output.ready
         m.d.sync += [
             self.sequencer.busy.eq(Cat(busy).any()),
             self.sequencer.progress.eq(self.guard.word | counters.beat | row.logits.valid),
-            counters.beat.eq(beat),
+            counters.beat.eq(beats.valid & beats.ready),
             counters.starved.eq(starved),
             counters.logits.eq(row.logits.valid & ~row.logits.ready),
             counters.retired.eq(self.sequencer.retired),
