@@ -207,12 +207,16 @@ def main(arguments: list[str] | None = None) -> int:
     options.out = options.out or Path(__file__).parent / "results"
     options.work = options.work or temporary()
     runs = Runs(options)
-    for lanes in options.lanes:
-        for family in options.families:
-            runs.netlist(lanes, family)
-    if not options.no_route and "ecp5" in options.families:
+    if "ecp5" in options.families:
         for lanes, seed in plan(options):
-            runs.route(lanes, seed)
+            if options.no_route:
+                runs.netlist(lanes, "ecp5")
+            else:
+                runs.route(lanes, seed)
+    for family in set(options.families) - {"ecp5"}:
+        for lanes in options.lanes:
+            if not runs.has(kind="synthesis", family=family, lanes=lanes):
+                runs.netlist(lanes, family)
     print(page({"machine": runs.machine, "rows": runs.rows}))
     return 0
 
