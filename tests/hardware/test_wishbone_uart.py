@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import pty
 import threading
-from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from amaranth.sim import Simulator
+from hardware.uart_line import SimulatedLine
 
 from nomatmul.hardware.board.frames import (
     Operation,
@@ -30,59 +29,16 @@ SILENT = 0x300  # nothing acknowledges there
 QUEUE = 0x200  # every read takes the next number
 
 
-class SimulatedLine:
-    """A bridge in Amaranth's simulator behind `Line`; time passes while somebody waits.
-
-    `damage` maps the number of a byte (counted over all that the host sends, or receives) to
-    what becomes of it: None loses it.
-    """
+class BridgeLine(SimulatedLine):
+    """A bridge, and a bus behind it that remembers writes."""
 
     def __init__(self) -> None:
         self.bridge = WishboneUart(CYCLES, receive_timeout=RECEIVE_TIMEOUT, bus_timeout=100)
-        self.simulator = Simulator(self.bridge)
-        self.simulator.add_clock(1e-6)
-        self.simulator.add_testbench(self._send, background=True)
-        self.simulator.add_testbench(self._receive, background=True)
+        super().__init__(self.bridge, CYCLES, 2 * RECEIVE_TIMEOUT)
         self.simulator.add_testbench(self._bus, background=True)
-        self.now = 0
-        self.to_board: deque[int] = deque()
-        self.to_host: deque[int] = deque()
         self.memory: dict[int, int] = {}
         self.writes: list[tuple[int, int]] = []
         self.queue = 0
-        self.sent = self.received = 0
-        self.damage_sent: dict[int, int | None] = {}
-        self.damage_received: dict[int, int | None] = {}
-
-    # -- the simulation ---------------------------------------------------------------------------
-
-    async def _send(self, ctx: Any) -> None:
-        while True:
-            if not self.to_board:
-                await ctx.tick()
-                continue
-            byte = self.to_board.popleft()
-            for bit in [0, *(byte >> k & 1 for k in range(8)), 1]:
-                ctx.set(self.bridge.rx, bit)
-                await ctx.tick().repeat(CYCLES)
-
-    async def _receive(self, ctx: Any) -> None:
-        while True:
-            while ctx.get(self.bridge.tx):
-                await ctx.tick()
-            await ctx.tick().repeat(CYCLES // 2)
-            byte = 0
-            for bit in range(8):
-                await ctx.tick().repeat(CYCLES)
-                byte |= ctx.get(self.bridge.tx) << bit
-            await ctx.tick().repeat(CYCLES)
-            assert ctx.get(self.bridge.tx), "a stop bit is missing"
-            got: int | None = byte
-            if self.received in self.damage_received:
-                got = self.damage_received[self.received]
-            self.received += 1
-            if got is not None:
-                self.to_host.append(got)
 
     async def _bus(self, ctx: Any) -> None:
         bus = self.bridge.bus
@@ -106,38 +62,9 @@ class SimulatedLine:
             await ctx.tick()
             ctx.set(bus.ack, 0)
 
-    def pass_time(self, cycles: int) -> None:
-        self.now += cycles
-        self.simulator.run_until(self.now * 1e-6)
-
-    # -- Line -------------------------------------------------------------------------------------
-
-    def send(self, data: bytes) -> None:
-        for byte in data:
-            sent: int | None = byte
-            if self.sent in self.damage_sent:
-                sent = self.damage_sent[self.sent]
-            self.sent += 1
-            if sent is not None:
-                self.to_board.append(sent)
-        while self.to_board:
-            self.pass_time(BYTE)
-
-    def receive(self, count: int) -> bytes:
-        silence = 0
-        while len(self.to_host) < count and silence < 2 * RECEIVE_TIMEOUT:
-            before = len(self.to_host)
-            self.pass_time(BYTE)
-            silence = 0 if len(self.to_host) > before else silence + BYTE
-        return bytes(self.to_host.popleft() for _ in range(min(count, len(self.to_host))))
-
-    def forget(self) -> None:
-        self.pass_time(2 * RECEIVE_TIMEOUT)
-        self.to_host.clear()
-
 
 def test_words_go_there_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    line = SimulatedLine()
+    line = BridgeLine()
     link = Link(line)
     words = [k * 0x01234567 & 0xFFFFFFFF for k in range(20)]
     link.write(0x10, words[:6])
@@ -155,7 +82,7 @@ def test_words_go_there_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_silent_address_and_an_unknown_operation_are_answered() -> None:
-    line = SimulatedLine()
+    line = BridgeLine()
     link = Link(line)
     with pytest.raises(LinkError, match="NO_ANSWER to READ at 0x300"):
         link.read(SILENT, 2)
@@ -170,7 +97,7 @@ def test_a_silent_address_and_an_unknown_operation_are_answered() -> None:
     [(0, None), (1, 0x5A), (2, 0x00), (3, None), (3, 0x5A), (6, 0x5A), (12, None), (17, 0x00)],
 )
 def test_a_broken_request_is_repeated_and_executed_once(place: int, what: int | None) -> None:
-    line = SimulatedLine()
+    line = BridgeLine()
     link = Link(line)
     line.damage_sent[line.sent + place] = what
     link.write(0x20, [0x11111111, 0x22222222])
@@ -186,7 +113,7 @@ def test_a_broken_request_is_repeated_and_executed_once(place: int, what: int | 
 def test_a_broken_reply_is_asked_for_again_and_takes_nothing_twice(
     place: int, what: int | None
 ) -> None:
-    line = SimulatedLine()
+    line = BridgeLine()
     link = Link(line)
     line.damage_received[line.received + place] = what
     assert link.read(QUEUE, 2, same=True) == [1, 2]
@@ -197,7 +124,7 @@ def test_a_broken_reply_is_asked_for_again_and_takes_nothing_twice(
 
 
 def test_a_frame_that_stops_is_given_up_and_noise_is_not_heard() -> None:
-    line = SimulatedLine()
+    line = BridgeLine()
     frame = request(Operation.WRITE, 1, 0, 2, [1, 2])
     for length in (1, 4, 8, 13, len(frame) - 1):
         line.send(frame[:length])
@@ -234,7 +161,7 @@ def terminal() -> Iterator[tuple[int, str]]:
 
 def test_a_tty_carries_frames(terminal: tuple[int, str]) -> None:
     ours, path = terminal
-    line = SimulatedLine()
+    line = BridgeLine()
     line.memory[3] = 0x13110A0D  # bytes that a terminal would change
 
     def board() -> None:
