@@ -172,7 +172,10 @@ def test_state_memory_of_several_banks() -> None:
     jobs = [job_of(rng, design, Epilogue.MLGRU, 10, right=18) for _ in range(3)]
     for job, fresh in zip(jobs, (True, False, False), strict=True):
         job.aux, job.fresh, job.bounded = (1 << 14) - 5, fresh, 0
-    check(design, jobs)
+    others = [job_of(rng, design, Epilogue.MLGRU, 10, right=18) for _ in range(3)]
+    for job, fresh in zip(others, (True, False, False), strict=True):
+        job.aux, job.fresh, job.bounded = (1 << 13) - 5, fresh, 0
+    check(design, [job for pair in zip(jobs, others, strict=True) for job in pair])
 
 
 def test_saturations_are_counted_by_cause() -> None:

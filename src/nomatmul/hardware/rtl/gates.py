@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 # Cycles from the address of an element to its value: address, memory, memory's output, lane.
 READ_LATENCY = 4
-# Words of a bank of the state memory: a block RAM's, used a bit wide.
-_BANK_WORDS = 1 << 14
+# Words of a bank of the state memory: block RAMs used two bits wide, so that few of them hang on
+# one address.
+_BANK_WORDS = 1 << 13
 # Triples at most between a queue's push and its pop; they are three cycles apart.
 _TRIPLES = 16
 
@@ -121,24 +122,21 @@ class Gates(wiring.Component):
         """(silu(h), g, whether they are there) of a triple."""
         m.submodules.recurrence = recurrence = Recurrence(self.design)
         m.submodules.silu_h = silu_h = Silu(self.design)
-        early = silu.latency - READ_LATENCY
-        begins = delay(m, self.valid & self.final & self.is_mlgru, early, "begins", reset=True)
-        element = self._queue(
-            m,
-            "elements",
-            ports.ROW_BITS,
-            self.valid & self.final & self.is_mlgru,
-            self.element,
-            begins,
-        )
+        triple_comes = self.valid & self.final & self.is_mlgru
+        early = silu.latency - READ_LATENCY - 1  # the state memory takes a cycle longer
+        begins = delay(m, triple_comes, early, "begins", reset=True)
+        element = self._queue(m, "elements", ports.ROW_BITS, triple_comes, self.element, begins)
+        known = delay(m, whole & self.is_mlgru, recurrence.latency, "known", reset=True)
+        h = self._state(m, element, begins, recurrence.next_h, known)
+        begins = register(m, begins, "bound_begins", reset=True)
+        element = register(m, element, "bound_element")
         bound = read_element(
             m, self.parameter_read, (self.lb + element)[: ports.ELEMENT_BITS], begins, "bound"
         )
-        known = delay(m, whole & self.is_mlgru, recurrence.latency, "known", reset=True)
         m.d.comb += [
             recurrence.sigma.eq(sigma),
             recurrence.entering.eq(kept),
-            recurrence.h.eq(self._state(m, element, begins, recurrence.next_h, known)),
+            recurrence.h.eq(h),
             recurrence.bound.eq(Mux(self.bounded, bound.as_unsigned(), 0)),
             silu_h.z.eq(recurrence.z),
             self.state_saturated.eq(known & recurrence.saturated),
@@ -159,7 +157,8 @@ class Gates(wiring.Component):
     def _state(
         self, m: Module, element: Signal, begins: Signal, next_h: Signal, known: Signal
     ) -> Signal:
-        """h of the element, READ_LATENCY cycles after `begins`; next_h is written where `known`."""
+        """h of the element, READ_LATENCY + 1 cycles after `begins`; next_h is written where
+        `known`."""
         design = self.design
         at = register(m, (self.aux + element)[: ceil_log2(design.state_words)], "state_address")
         reads = register(m, begins, "state_reads", reset=True)
@@ -172,26 +171,38 @@ class Gates(wiring.Component):
         banks = [
             self._bank(m, bank, at, reads) for bank in range(-(-design.state_words // _BANK_WORDS))
         ]
-        which = delay(m, at[ceil_log2(_BANK_WORDS) :], 2, "state_bank")
+        which = delay(m, at[ceil_log2(_BANK_WORDS) :], 3, "state_bank")
         h = Array(banks)[which] if len(banks) > 1 else banks[0]
         return register(m, Mux(self.fresh, 0, h), "h")
 
     def _bank(self, m: Module, bank: int, at: Signal, reads: Signal) -> Signal:
-        """What a bank of the state memory has at an address, two cycles later: each has a register
-        of its own, so that no multiplexer follows a block RAM."""
+        """What a bank of the state memory has at an address, three cycles later.
+
+        Each bank has registers of its own, in front and behind, which move only for that bank: no
+        multiplexer follows a block RAM, and no address goes to all of them (that took 9.4 ns).
+        """
         depth, write_port = min(self.design.state_words, _BANK_WORDS), self.state_write
         # An address is never read while it is written: the elements of a command differ.
         m.submodules[f"state{bank}"] = state = memory.Memory(
             shape=signed(self.design.state_bits), depth=depth, init=[], attrs={"no_rw_check": 1}
         )
         read, write = state.read_port(), state.write_port()
-        m.d.comb += [
-            read.addr.eq(at),
-            read.en.eq(reads),
-            write.en.eq(write_port.valid & (write_port.address >> ceil_log2(depth) == bank)),
-            write.addr.eq(write_port.address),
-            write.data.eq(write_port.data),
-        ]
+        for port, there, address in (
+            (read, reads, at),
+            (write, write_port.valid, write_port.address),
+        ):
+            chosen = there & (address >> ceil_log2(depth) == bank)
+            held = Signal(len(port.addr), name=f"address{bank}", reset_less=True)
+            with m.If(chosen):
+                m.d.sync += held.eq(address)
+            m.d.comb += [
+                port.en.eq(register(m, chosen, f"enable{bank}", reset=True)),
+                port.addr.eq(held),
+            ]
+        data = Signal(signed(self.design.state_bits), name=f"data{bank}", reset_less=True)
+        with m.If(write_port.address >> ceil_log2(depth) == bank):
+            m.d.sync += data.eq(write_port.data)
+        m.d.comb += write.data.eq(data)
         return register(m, read.data, f"bank{bank}")
 
     def _product(self, m: Module, a: Signal, b: Signal, valid: Signal) -> None:
