@@ -110,7 +110,7 @@ def test_sizes_between_the_placed_ones_are_interpolated_and_say_so() -> None:
     assert middle.luts == pytest.approx((low.luts + high.luts) / 2)
     assert "interpolated" in middle.kind
     assert placed(low.lanes) == low
-    assert activity(SWITCHING[-1].lanes * 2).busy > SWITCHING[-1].busy
+    assert activity(SWITCHING[-1].lanes * 2).beat > SWITCHING[-1].beat
 
 
 VCD = """

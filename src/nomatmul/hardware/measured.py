@@ -32,23 +32,31 @@ class Placed:
 
 @dataclass(frozen=True)
 class Switching:
-    """Toggled bits a cycle: while the array takes a beat, while other units work, while all wait
-    for memory."""
+    """Toggled bits: of a beat on its way through the whole pipeline, of a cycle in which other
+    units work, and of one in which all wait. A beat's are those with a slow memory, when the
+    pipeline drains behind each beat, which are more than those of beats without gaps."""
 
     lanes: int
-    busy: float
+    beat: float
     other: float
     waiting: float
     kind: str = "simulated"
 
 
-PLACED = (
-    Placed(64, 22_000, 18_000, 60, 40, 100.0, "not yet placed: a guess"),
-    Placed(256, 45_000, 35_000, 150, 40, 100.0, "not yet placed: a guess"),
+_SYNTHESIS = (
+    "synthesis of 2026-11-30; the clock is the goal, place and route is in benchmarks/results"
 )
+PLACED = (
+    # 64 lanes: the array, decoder and activations of 256 lanes are a quarter, the rest is the same
+    Placed(64, 14_000, 16_500, 131, 40, 100.0, "estimated from 256 lanes"),
+    Placed(256, 19_663, 21_062, 179, 40, 100.0, _SYNTHESIS),
+)
+# 256 lanes: 8,960 beats, 24,121 cycles of waiting, 15,703 others (benchmarks/hardware_energy.py,
+# one layer of d = 512, 13.6 bytes a cycle): 7,456, 4,123 and 2,239 toggled bits a cycle. A cycle of
+# waiting that no beat's drain is in has some 200.
 SWITCHING = (
-    Switching(64, 2_000, 900, 300, "not yet simulated: a guess"),
-    Switching(256, 8_000, 1_500, 400, "not yet simulated: a guess"),
+    Switching(64, 4_500, 2_239, 200, "estimated from 256 lanes"),
+    Switching(256, 17_800, 2_239, 200, "simulated"),
 )
 
 Row = TypeVar("Row", Placed, Switching)

@@ -116,7 +116,7 @@ def events(workload: Workload, design: Design, cycles: Cycles, seconds: float) -
     per_element = (design.vector_bits + design.weight_bits) / BLOCK_RAM_BITS
     working = cycles.cycles - cycles.waiting
     return Events(
-        toggles=cycles.beats * switching.busy
+        toggles=cycles.beats * switching.beat
         + (working - cycles.beats) * switching.other
         + cycles.waiting * switching.waiting,
         register_clocks=area.registers * cycles.cycles,
