@@ -29,7 +29,7 @@ _HALF = 1 << (GATE_FRACTION - 1)
 class Sigmoid(wiring.Component):
     """sigma = sigmoid(z), `latency` cycles after z, which comes from a register."""
 
-    latency = 7
+    latency = 8
 
     def __init__(self, design: Design) -> None:
         self.design = design
@@ -46,7 +46,7 @@ class Sigmoid(wiring.Component):
         clamped = register(m, size[:span] | large.replicate(span), "clamped")
 
         start, step = self._read(m, clamped[between:])
-        rest = delay(m, clamped[:between], 2, "rest")
+        rest = delay(m, clamped[:between], 3, "rest")
         product = register(m, step * rest, "product")
         start = register(m, start, "start")
         # the constant below the point is the half that rounds
@@ -59,7 +59,7 @@ class Sigmoid(wiring.Component):
         return m
 
     def _read(self, m: Module, index: Signal) -> tuple[Signal, Signal]:
-        """(entry - 1/2, next entry - entry) two cycles after the index."""
+        """(entry - 1/2, next entry - entry) three cycles after the index."""
         entries = sigmoid_table(self.design.table_bits).tolist()
         steps = [after - entry for entry, after in pairwise(entries)]
         step_bits = max(steps).bit_length()
@@ -72,7 +72,8 @@ class Sigmoid(wiring.Component):
         )
         port = table.read_port()
         m.d.comb += port.addr.eq(index)
-        word = register(m, port.data, "word")
+        # one register beside the block RAM, one beside the multiplier
+        word = delay(m, port.data, 2, "word")
         return word[:GATE_FRACTION], word[GATE_FRACTION:]
 
 
