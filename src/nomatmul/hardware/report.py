@@ -61,7 +61,7 @@ OTHERS = (
     Others("ZyboGPT, Zynq-7010", "115K ternary", 3_072, 3_072 / 1_017, "claimed",
            "its repository; about 1,017 tokens/s a watt"),
     Others("bitnet-kv260", "BitNet-2B-4T", 16.8, 6.2, "measured", "its repository"),
-    Others("TeLLMe v2", "BitNet 0.7B", 25, 5, "measured", "its paper"),
+    Others("TeLLMe v2", "BitNet", 25, 5, "measured", "its paper"),
 )  # fmt: skip
 GOAL = 4 * 23.8 / 13.65  # tokens a joule of the 370M shape
 
@@ -206,12 +206,12 @@ def lines(found: dict[str, Any]) -> list[str]:
         f" ({shares['block_rams']:.0%}), {area['dsps']} DSPs ({shares['dsps']:.0%}),"
         f" {area['mhz']:.0f} MHz",
         "",
-        f"{'board class':<36} {'MHz':>4} {'MB/token':>9} {'cycles':>10} {'tokens/s':>9}"
+        f"{'board class':<39} {'MHz':>4} {'MB/token':>9} {'cycles':>10} {'tokens/s':>9}"
         f" {'busy':>5} {'W':>6} {'tokens/J':>9}",
     ]
     for row in found["boards"]:
         text.append(
-            f"{row['title']:<36} {row['clock_mhz']:>4.0f} {row['bytes_a_token'] / 1e6:>9.2f}"
+            f"{row['title']:<39} {row['clock_mhz']:>4.0f} {row['bytes_a_token'] / 1e6:>9.2f}"
             f" {row['cycles']:>10} {row['tokens_per_second']:>9.1f} {row['array_busy']:>5.0%}"
             f" {row['watts']:>6.2f} {row['tokens_per_joule']:>9.2f}"
             + ("" if row["fits"] else "  (does not fit its memory)")
