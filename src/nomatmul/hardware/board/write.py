@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from nomatmul._extras import require_hardware
+from nomatmul.formats.files.directory import new_directory
 from nomatmul.hardware.compile import Compiled, open_compiled
 from nomatmul.hardware.design import Design
-from nomatmul.hardware.directories import new_directory
 from nomatmul.hardware.tools import verilog
 
 BOARDS = ("ulx3s", "axi", "core")
@@ -111,7 +110,7 @@ def write(
     if out.exists():
         raise ValueError(f"{out} exists; give the name of a new directory")
     require_hardware("the design")
-    files = {name: _without_zeros(text) for name, text in makers[board](design).items()}
+    files = makers[board](design)
     files["design.json"] = json.dumps(dataclasses.asdict(design), indent=1) + "\n"
     with new_directory(out) as made:
         for name, text in files.items():
@@ -124,12 +123,6 @@ def write(
         "lanes": design.lanes,
         "memory_bits": design.memory_bits,
     }
-
-
-def _without_zeros(text: str) -> str:
-    """Verilog without the lines that set a memory's words to zero, which they are when an FPGA
-    starts: Yosys takes minutes to read tens of thousands of them."""
-    return re.sub(r"^ +\S+\[\d+\] = \d+'(?:d0|h0+);\n", "", text, flags=re.MULTILINE)
 
 
 def options(design: Design) -> str:

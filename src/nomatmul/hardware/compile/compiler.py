@@ -6,13 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from nomatmul.formats.files.directory import new_directory
 from nomatmul.formats.packed import PackedReader
 from nomatmul.hardware.compile.check import Memory, check_program
 from nomatmul.hardware.compile.files import IMAGE_FILE, describe, write_program
 from nomatmul.hardware.compile.image import Image
 from nomatmul.hardware.compile.program import Builder
 from nomatmul.hardware.design import Design
-from nomatmul.hardware.directories import new_directory
 from nomatmul.reference.integer.model import IntegerModel
 from nomatmul.reference.integer.numerics import Formats
 

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import importlib.metadata
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -34,7 +33,6 @@ _FLAGS = (
     *("-Wno-fatal", "-Wno-WIDTH", "-Wno-UNOPTFLAT", "--output-split", "20000"),
 )
 _OPTIMISE = "-O1"
-_ZERO_WORD = re.compile(r"^ *\S+\[\d+\] = \d+'h0+;\n", re.MULTILINE)
 
 
 def simulator(
@@ -127,11 +125,10 @@ def _build(directory: Path, design: Design, flags: list[str], note: Callable[[st
 
 def bench_verilog(design: Design) -> str:
     """The accelerator as the harness sees it: a module `bench`, its ports named with single
-    underscores (memory_request_valid), its memories without the lines that set words to 0, which
-    they begin with anyway (--x-initial fast): they would be most of the text."""
+    underscores (memory_request_valid)."""
     from nomatmul.hardware.rtl.top import Accelerator
 
-    return _ZERO_WORD.sub("", tools.verilog(Accelerator(design), "bench", flat=True))
+    return tools.verilog(Accelerator(design), "bench", flat=True)
 
 
 @functools.lru_cache(maxsize=1)
