@@ -12,13 +12,15 @@ OLDEST_TORCH ?= $(TORCH)
 NEWEST_TORCH ?= $(TORCH)
 
 .PHONY: help demo test test-wheels test-slow test-arm test-asan test-oldest test-newest test-ray soak lock bench lint
-.PHONY: format clean
+.PHONY: hardware format clean
 
 help:
 	@echo "make demo       virtual environment, base install (no torch), generate text with the shipped model"
 	@echo "make test       the same plus torch and the test tools, then the whole test suite"
 	@echo "make test-slow  the long soak tests"
 	@echo "make soak       20 minutes of a server under 64 careless and hostile clients; MINUTES=1 is the short form"
+	@echo "make hardware   the accelerator at length: the model in the box and all small ones with stalls, planted"
+	@echo "                faults in whole models, waveforms, deeper proofs; HARDWARE='-k box' runs a part"
 	@echo "make test-ray   two replicas behind Ray Serve; installs the extra serve-ray"
 	@echo "make test-arm   NEON kernels, cross-compiled and run under qemu-user"
 	@echo "make test-asan  native core under AddressSanitizer and UndefinedBehaviorSanitizer"
@@ -67,7 +69,11 @@ test: $(VENV)/.dev
 	$(PY) -m pytest -m "not slow" tests
 
 test-slow: $(VENV)/.dev
-	$(PY) -m pytest -m slow tests
+	$(PY) -m pytest -m slow --ignore tests/hardware tests
+
+HARDWARE ?=
+hardware: $(VENV)/.dev
+	$(PY) -m pytest -m slow --timeout 3600 tests/hardware $(HARDWARE)
 
 MINUTES ?= 20
 soak: $(VENV)/.dev

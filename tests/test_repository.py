@@ -58,7 +58,7 @@ def wanted() -> list[tuple[str, Requirement]]:
     tables |= document["project"]["optional-dependencies"] | document["dependency-groups"]
     return [
         (table, Requirement(words))
-        for table in ("dependencies", "build", "train", "serve", "eval", "test", "dev")
+        for table in ("dependencies", "build", "train", "serve", "eval", "hardware", "test", "dev")
         for words in tables[table]
         if not words.startswith(("nomatmul", "torch>"))
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,19 @@ SMALL |= {"vector_words": 1024, "parameter_words": 1024, "state_words": 1024}
 SMALL |= {"program_words": 256, "activation_beats": 16, "tree_rows": 32}
 
 
+# Yosys compiles itself once (WebAssembly), a simulation is built once, and a busy machine takes its
+# time: the first tests that need them would run into the suite's own limit.
+LIMIT = 1200
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests of this folder their limit of seconds."""
+    here = Path(__file__).resolve().parent
+    for item in items:
+        if here in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(LIMIT))
+
+
 @pytest.fixture(scope="session")
 def design() -> Design:
     """The small design with trees and probes."""
@@ -25,10 +40,16 @@ def design() -> Design:
 
 @pytest.fixture(scope="session")
 def simulations(tmp_path_factory, design) -> Path:
-    """The cache of simulations, which holds that of `design`."""
-    cache = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
+    """The cache of simulations, which holds that of `design`: NOMATMUL_CACHE, or the session's own,
+    which parallel workers share. The first of them builds, the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        base = base.parent
+    cache = Path(os.environ.get("NOMATMUL_CACHE") or base / "hardware-cache")
+    cache.mkdir(parents=True, exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch, open(cache / "building", "w") as lock:
         patch.setenv("NOMATMUL_CACHE", str(cache))
+        fcntl.flock(lock, fcntl.LOCK_EX)
         build.simulator(design)
     return cache
 

@@ -56,14 +56,14 @@ def assert_stream(m: Module, stream: Any, name: str = "output") -> None:
     _held(m, stream, bits, Assert, name)
 
 
-def prove(spec: Any, *, depth: int, induction: bool = True, timeout: int = 120) -> None:
+def prove(spec: Any, *, depth: int, induction: bool = True, timeout: int = 600) -> None:
     """Prove the spec's assertions under its assumptions; AssertionError with Yosys' answer."""
     holds, text = answer(spec, depth=depth, induction=induction, timeout=timeout)
     assert holds, text[-6000:]
 
 
 def answer(
-    spec: Any, *, depth: int, induction: bool = True, timeout: int = 120
+    spec: Any, *, depth: int, induction: bool = True, timeout: int = 600
 ) -> tuple[bool, str]:
     """Whether the assertions are proved, and what Yosys said. A tool's failure raises."""
     with TemporaryDirectory() as folder:

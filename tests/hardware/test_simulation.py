@@ -239,7 +239,7 @@ def test_a_simulation_ends_with_its_parent(reader_of, design, tmp_path):
         raise AssertionError(f"process {child} still runs")
 
 
-@pytest.mark.slow  # a build of its own
+@pytest.mark.slow  # a build of its own, in `make hardware`
 @pytest.mark.parametrize(("kind", "start"), [("vcd", b"$"), ("fst", b"\0")])
 def test_a_waveform_is_written(reader_of, design, tmp_path, kind, start):
     if kind == "fst":
