@@ -43,6 +43,7 @@ def test_tokens_wait_in_order_and_one_too_many_is_flagged() -> None:
     machine = Machine(small())
 
     async def steps(bus: Bus) -> None:
+        await bus.wait(Status.TOKEN_ROOM)
         for k in range(registers.TOKEN_QUEUE):
             assert await bus.read(Register.STATUS) & Status.TOKEN_ROOM
             await bus.write(Register.TOKEN, k)
@@ -243,6 +244,9 @@ def test_a_memory_that_does_not_answer_halts_the_machine(monkeypatch: pytest.Mon
         await bus.write(Register.CONTROL, Control.RESET)
         await bus.tick(50)
         assert await bus.read(Register.STATUS) & Status.RESETTING  # words are still due
+        await bus.write(Register.TOKEN, WANT)  # and a token has no room
+        assert await bus.read(Register.STATUS) & (FAULTS | Status.TOKEN_ROOM) == Status.TOKEN_LOST
+        await bus.write(Register.STATUS, FAULTS)
         machine.frozen = False
         await bus.tick(50)
         await bus.write(Register.CONTROL, Control.RUN)

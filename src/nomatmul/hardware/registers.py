@@ -58,7 +58,7 @@ class Status(IntFlag):
     BAD_INSTRUCTION = 1 << 3  # unknown, or a field beyond the design; halted
     EXPONENT = 1 << 4  # a scalar's exponent was clamped
     BAD_TOKEN = 1 << 5  # an id beyond the vocabulary, dropped
-    TOKEN_LOST = 1 << 6  # written while the queue was full, dropped
+    TOKEN_LOST = 1 << 6  # written while there was no room, dropped
     LOGIT_UNDERRUN = 1 << 7  # read while none waited
     WATCHDOG = 1 << 8  # nothing moved for 2^20 cycles; halted
     HALTED = 1 << 16  # no instruction runs

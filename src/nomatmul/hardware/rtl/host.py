@@ -127,20 +127,21 @@ class Host(wiring.Component):
         queue = fifo.SyncFIFO(width=width, depth=registers.TOKEN_QUEUE)
         m.submodules.tokens = ResetInserter(self.hold)(queue)
         flags = registers.TokenFlag
-        entry = Signal(TokenEntry)
+        entry, room = Signal(TokenEntry), Signal()
         m.d.comb += [
+            room.eq(queue.w_rdy & ~self.hold),  # a queue in reset would lose it without a flag
             entry.id.eq(self._data),
             entry.argmax_only.eq(self._data[_bit(flags.ARGMAX_ONLY)]),
             entry.fresh.eq(self._data[_bit(flags.FRESH)]),
             entry.want_logits.eq(self._data[_bit(flags.WANT_LOGITS)]),
             queue.w_data.eq(entry),
-            queue.w_en.eq(self._written(Register.TOKEN) & queue.w_rdy),
-            self._lost.eq(self._written(Register.TOKEN) & ~queue.w_rdy),
+            queue.w_en.eq(self._written(Register.TOKEN) & room),
+            self._lost.eq(self._written(Register.TOKEN) & ~room),
             self.token.valid.eq(queue.r_rdy),
             self.token.payload.eq(queue.r_data),
             queue.r_en.eq(self.token.ready),
         ]
-        return queue.w_rdy
+        return room
 
     def _logits(self, m: Module) -> tuple[Signal, Signal]:
         """How many wait, and the next one; reading it takes it."""
