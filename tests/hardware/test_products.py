@@ -237,9 +237,8 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("form", PACKINGS)
 @pytest.mark.parametrize(("rows", "columns", "slots", "act"), SHAPES)
-@pytest.mark.parametrize(("stall", "behind"), [(0.5, 0.0), (0.2, 0.8)])
+@pytest.mark.parametrize(("form", "stall", "behind"), [("2bit", 0.5, 0.0), ("1.6bit", 0.2, 0.8)])
 def test_product_unit_gives_the_sums(
     form: str, rows: int, columns: int, slots: int, act: int, stall: float, behind: float
 ) -> None:

@@ -176,10 +176,15 @@ async def order(ctx: Any, port: Any, busy: Any, command: dict[str, Any]) -> None
         *_, waits = await ctx.tick().sample(busy)
 
 
-@pytest.mark.parametrize("stall", [0.0, 0.35])
 @pytest.mark.parametrize(
-    ("trees", "depth", "size", "latency"),
-    [(4, 3, 45, 9), (1, 4, 33, 30), (6, 0, 64, 3), (7, 2, 90, 1)],
+    ("trees", "depth", "size", "latency", "stall"),
+    [
+        (4, 3, 45, 9, 0.35),
+        (4, 3, 45, 2, 0),
+        (1, 4, 33, 30, 0.35),
+        (6, 0, 64, 3, 0),
+        (7, 2, 90, 1, 0.35),
+    ],
 )
 def test_the_whole_path_is_the_oracles(trees, depth, size, latency, stall):
     rng = np.random.default_rng(trees)

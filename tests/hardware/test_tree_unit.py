@@ -70,7 +70,6 @@ def test_sums_of_zero_go_left(seed):
     check(forest, TreeBench(forest, stall=0.2, seed=seed), seed)
 
 
-@pytest.mark.parametrize("stall", [0.0, 0.3])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -82,10 +81,10 @@ def test_sums_of_zero_go_left(seed):
     ],
     ids=str,
 )
-def test_other_designs(changes, stall):
+def test_other_designs(changes):
     design = dataclasses.replace(SMALL, **changes)
     forest = Forest(design, 4, 3, 70, seed=5)
-    check(forest, TreeBench(forest, stall=stall, seed=3))
+    check(forest, TreeBench(forest, stall=0.3, seed=3))
 
 
 def test_a_second_token_finds_nothing_of_the_first():
