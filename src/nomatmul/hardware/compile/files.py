@@ -45,6 +45,12 @@ class Compiled:
         return self.directory / IMAGE_FILE
 
     @property
+    def image_bytes(self) -> int:
+        """Of all regions."""
+        words = max((region.address + region.words for region in self.regions), default=0)
+        return words * self.design.memory_bytes
+
+    @property
     def program_path(self) -> Path:
         return self.directory / PROGRAM_FILE
 
@@ -108,27 +114,52 @@ def open_compiled(directory: str | Path) -> Compiled:
     """Read what `compile_model` wrote. Raises ValueError where it did not write that."""
     path = Path(directory)
     try:
-        values = json.loads((path / MAP_FILE).read_text(encoding="utf-8"))
-        found = (values["format"], values["format_version"])
-        if found != (FORMAT, FORMAT_VERSION):
-            raise ValueError(f"its format is {found}, not {(FORMAT, FORMAT_VERSION)}")
-        compiled = Compiled(
-            path,
-            Design(**values["design"]),
-            read_program(path / PROGRAM_FILE),
-            tuple(tuple(names) for names in values["values"]),
-            tuple(Region(**region) for region in values["regions"]),
-            values["vocabulary"],
-            values["summary"],
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        compiled = _compiled(path, json.loads((path / MAP_FILE).read_text(encoding="utf-8")))
+        size, expected = compiled.image_path.stat().st_size, compiled.image_bytes
+    except OSError as error:
+        raise ValueError(
+            f"{path} is no compiled model: {error.filename}: {error.strerror}"
+        ) from None
+    except ValueError as error:
         raise ValueError(f"{path} is no compiled model: {error}") from None
     if len(compiled.values) != len(compiled.program):
         raise ValueError(
             f"{path} is no compiled model: {len(compiled.program)} instructions, and names of"
             f" {len(compiled.values)}"
         )
+    if size != expected:
+        raise ValueError(
+            f"{path} is no compiled model: {IMAGE_FILE} has {size} bytes, its regions {expected}"
+        )
     return compiled
+
+
+def _compiled(path: Path, values: Any) -> Compiled:
+    """Of what map.json holds; ValueError where that is not what `describe` writes."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{MAP_FILE} holds no object")
+    found = (values.get("format"), values.get("format_version"))
+    if found != (FORMAT, FORMAT_VERSION):
+        raise ValueError(f"its format is {found}, not {(FORMAT, FORMAT_VERSION)}")
+    try:
+        design = Design(**values["design"])
+        regions = tuple(Region(**region) for region in values["regions"])
+        names = tuple(tuple(map(str, names)) for names in values["values"])
+        sizes = [
+            values["vocabulary"],
+            *(number for r in regions for number in (r.address, r.words)),
+        ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{MAP_FILE} is damaged ({error})") from None
+    if not all(type(size) is int and size >= 0 for size in sizes):
+        raise ValueError(f"{MAP_FILE} is damaged (a size that is no whole number)")
+    if values.get("design_hash") != design_hash(design):
+        raise ValueError(f"{MAP_FILE} is damaged (the design is not that of its checksum)")
+    program = read_program(path / PROGRAM_FILE)
+    summary = values.get("summary")
+    if not isinstance(summary, dict):
+        raise ValueError(f"{MAP_FILE} is damaged (no summary)")
+    return Compiled(path, design, program, names, regions, values["vocabulary"], summary)
 
 
 def read_program(path: Path) -> tuple[Instruction, ...]:
