@@ -22,6 +22,7 @@ from nomatmul.cli.hardware_options import (
 )
 from nomatmul.cli.options import json_option, option
 from nomatmul.cli.show import print_json, print_table, size
+from nomatmul.cli.signals import clean_up_when_terminated
 
 EXAMPLES = """
 examples:
@@ -44,6 +45,7 @@ def run(options: Options) -> int:
     from nomatmul.hardware.boards import board
     from nomatmul.hardware.compile import compile_model
 
+    clean_up_when_terminated()
     room = None if options.board is None else int(board(options.board).capacity)
     reader = open_packed(options.packed)
     design = design_of(options, reader)

@@ -14,6 +14,7 @@ from pathlib import Path
 from nomatmul.cli.hardware_options import DesignOptions, design_of
 from nomatmul.cli.options import json_option, option
 from nomatmul.cli.show import print_json, print_table
+from nomatmul.cli.signals import clean_up_when_terminated
 
 EXAMPLES = """
 examples:
@@ -40,6 +41,7 @@ class Options(DesignOptions):
 def run(options: Options) -> int:
     from nomatmul.hardware.board import write_verilog
 
+    clean_up_when_terminated()
     design = design_of(options, None, trees=options.trees)
     summary = write_verilog(design, Path(options.out), options.board, options.on_chip)
     if options.json:

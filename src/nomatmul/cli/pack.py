@@ -20,7 +20,6 @@ blocks of rows, whatever the size; the check loads both models (--no-check leave
 from __future__ import annotations
 
 import dataclasses
-import signal
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from nomatmul._hub_names import PREFIX
 from nomatmul.cli.options import json_option, option
 from nomatmul.cli.show import hide_progress_bars, print_json, print_table, size
+from nomatmul.cli.signals import clean_up_when_terminated
 
 if TYPE_CHECKING:
     from nomatmul.convert import PackResult
@@ -93,8 +93,7 @@ def run(options: Options) -> int:
         hide_progress_bars()
     from nomatmul.convert import pack
 
-    # A terminated run cleans up like an interrupted one.
-    signal.signal(signal.SIGTERM, _interrupt)
+    clean_up_when_terminated()
     quiet = options.json or not sys.stderr.isatty()
     result = pack(
         options.src,
@@ -113,10 +112,6 @@ def run(options: Options) -> int:
     else:
         _show(result)
     return 0
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _show_progress(done: int, total: int, name: str) -> None:

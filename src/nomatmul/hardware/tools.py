@@ -7,12 +7,14 @@ begins.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +122,12 @@ def _flat_ports(component: Any) -> dict[str, Any]:
 def run(
     words: Sequence[str | Path], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> str:
-    """Run a program to its end and return what it printed.
+    """Run a program to its end and return what it printed. It and all that it started end with us,
+    however we end.
 
     Raises RuntimeError with the last lines of its output where it fails.
     """
-    done = subprocess.run(
+    process = subprocess.Popen(
         [str(word) for word in words],
         cwd=cwd,
         env=None if env is None else {**os.environ, **env},
@@ -133,9 +136,33 @@ def run(
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        check=False,
+        start_new_session=True,  # a group of its own: make's compilers are in it
     )
-    if done.returncode:
-        tail = " | ".join(done.stdout.strip().splitlines()[-5:])
-        raise RuntimeError(f"{Path(str(words[0])).name} failed ({done.returncode}): {tail}")
-    return done.stdout
+    try:
+        with _ended_with_us(process.pid):
+            printed, _ = process.communicate()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    if process.returncode:
+        tail = " | ".join(printed.strip().splitlines()[-5:])
+        raise RuntimeError(f"{Path(str(words[0])).name} failed ({process.returncode}): {tail}")
+    return printed
+
+
+@contextlib.contextmanager
+def _ended_with_us(group: int) -> Iterator[None]:
+    """Within it, the end of this process, SIGKILL included, is that of a process group."""
+    script = f"read _; kill -s KILL -- -{group}"  # its standard input closes when we are gone
+    with subprocess.Popen(
+        ["sh", "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a terminal's Ctrl-C is not for it
+    ) as watcher:
+        try:
+            yield
+        finally:
+            watcher.kill()

@@ -13,6 +13,7 @@ import importlib.metadata
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from nomatmul.hardware.registers import Register
 MOST_THREADS = 64
 FST_HEADER = ("zlib.h", "zlib1g-dev")  # and the package that brings it
 WAVES = {"none": 0, "vcd": 1, "fst": 2}
+_BUILD = "build."  # begins the names of directories of builds that go on
+_ABANDONED = 24 * 3600.0  # seconds: no build takes as long
 _HERE = Path(__file__).resolve().parent
 _NATIVE = ("harness.cc", "board.h", "events.h", "memory.h", "options.h")
 # O1 runs as fast as O2, measured, and compiles sooner.
@@ -57,11 +60,23 @@ def simulator(
     if waves == "fst":
         tools.require_header(*FST_HEADER, "a waveform in FST (unlike one in VCD)")
     target.parent.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="build.", dir=target.parent.parent) as directory:
+    _drop_abandoned(target.parent.parent)
+    with tempfile.TemporaryDirectory(prefix=_BUILD, dir=target.parent.parent) as directory:
         made = _build(Path(directory), design, flags, note)
         target.parent.mkdir(exist_ok=True)
         made.replace(target)
     return target
+
+
+def _drop_abandoned(cache: Path) -> None:
+    """Removes what builds that were killed have left."""
+    for directory in cache.glob(f"{_BUILD}*"):
+        try:
+            abandoned = time.time() - directory.stat().st_mtime > _ABANDONED
+        except FileNotFoundError:  # its build has ended
+            continue
+        if abandoned:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _flags(design: Design, waves: str, threads: int) -> list[str]:

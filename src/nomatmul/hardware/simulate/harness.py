@@ -114,7 +114,11 @@ class Harness:
         with contextlib.suppress(BrokenPipeError):  # it has ended, and the next line says how
             self._process.stdin.write(f"{token} {want} {int(fresh)}\n")
             self._process.stdin.flush()
-        line = self._process.stdout.readline()
+        try:
+            line = self._process.stdout.readline()
+        except BaseException:  # interrupted: nobody waits for the rest of a long token
+            self._process.kill()
+            raise
         if not line:
             raise RuntimeError(f"the simulation ended with status {self._process.wait()}")
         answer: dict[str, Any] = json.loads(line)
