@@ -155,3 +155,64 @@ def test_help_starts_without_the_hardwares_packages():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")
+
+
+def _compiled(tmp_path, capsys):
+    out = tmp_path / "compiled"
+    _json(capsys, "hardware", "compile", str(trained_model("glu")), str(out), *DESIGN)
+    return out
+
+
+def _shorter(path):
+    path.write_bytes(path.read_bytes()[:-64])
+
+
+def _changed(path, key, value):
+    values = json.loads(path.read_text())
+    values[key] = value
+    path.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda at: (at / "map.json").write_text("[]"), "map.json holds no object"),
+        (lambda at: (at / "map.json").write_text("{}"), "its format is (None, None)"),
+        (lambda at: (at / "map.json").unlink(), "map.json: No such file"),
+        (lambda at: _changed(at / "map.json", "vocabulary", "x"), "no whole number"),
+        (lambda at: _changed(at / "map.json", "regions", [{"a": 1}]), "map.json is damaged"),
+        (lambda at: _changed(at / "map.json", "values", [3]), "map.json is damaged"),
+        (lambda at: _changed(at / "map.json", "design", {}), "not that of its checksum"),
+        (lambda at: _changed(at / "map.json", "summary", None), "no summary"),
+        (lambda at: _shorter(at / "program.bin"), "instructions, and names of"),
+        (lambda at: _shorter(at / "image.bin"), "image.bin has"),
+        (lambda at: (at / "image.bin").unlink(), "image.bin: No such file"),
+    ],
+)
+def test_damaged_files_of_a_compiled_model_are_named(tmp_path, capsys, damage, message):
+    out = _compiled(tmp_path, capsys)
+    damage(out)
+    assert message in _error(capsys, "disassemble", str(out))
+    words = ["verilog", str(tmp_path / "out"), "--board", "core", "--on-chip", str(out)]
+    assert message in _error(capsys, *words)
+    assert sorted(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--prompt", ""], "the prompt is empty"),
+        (["--prompt", "x", "--temperature", "-1"], "temperature must be"),
+        (["--prompt", "x", "--top-k", "-1"], "top_k must be"),
+        (["--prompt", "x", "--plot", "picture"], "must end in one of"),
+        (["--prompt", "x", "--plot", "missing/a.png"], "missing is no directory"),
+        (["--prompt", "x", "--vcd", "missing/a.vcd"], "missing is no directory"),
+        (["--prompt", "x", "--vcd", "."], "is a directory"),
+    ],
+)
+def test_mistakes_are_found_before_a_simulation_is_built(
+    tmp_path, capsys, monkeypatch, words, message
+):
+    monkeypatch.setenv("NOMATMUL_CACHE", str(tmp_path / "cache"))
+    assert message in _error(capsys, "simulate", str(trained_model("glu")), *words, *DESIGN)
+    assert not (tmp_path / "cache").exists()

@@ -28,6 +28,7 @@ from nomatmul.cli.hardware_options import (
 from nomatmul.cli.options import json_option, option
 from nomatmul.cli.sampling import before_numpy, checked_text
 from nomatmul.cli.show import print_json, print_table
+from nomatmul.cli.signals import clean_up_when_terminated
 
 if TYPE_CHECKING:
     from nomatmul.hardware.simulate import Report
@@ -71,14 +72,20 @@ class Options(DesignOptions):
 
 def run(options: Options) -> int:
     before_numpy()
+    from nomatmul.engine.language_text import LanguageText
     from nomatmul.engine.sampling import Sampling
     from nomatmul.hardware.simulate import Memory, Simulation, Waves
 
     if options.max_tokens < 1:
         raise ValueError(f"--max-tokens is {options.max_tokens}, it must be 1 or more")
+    clean_up_when_terminated()
     memory = Memory(options.latency, _bytes_a_cycle(options), stalls=options.stalls)
+    sampling = Sampling(temperature=options.temperature, top_k=options.top_k, seed=options.seed)
     reader = open_packed(options.packed)
     design = design_of(options, reader, probe=options.check)
+    text = LanguageText(reader.tokenizer_path, reader.config)
+    text.need_tokenizer()
+    text.prompt_ids(checked_text(options.prompt), fresh=True)  # before minutes of a build
     simulation = Simulation(
         reader,
         design,
@@ -89,10 +96,9 @@ def run(options: Options) -> int:
         threads=options.threads,
         note=_note,
     )
-    sampling = Sampling(temperature=options.temperature, top_k=options.top_k, seed=options.seed)
     with simulation:
         pieces = []
-        for piece in simulation.write(checked_text(options.prompt), options.max_tokens, sampling):
+        for piece in simulation.write(options.prompt, options.max_tokens, sampling):
             pieces.append(piece)
             if not options.json:
                 print(piece, end="", flush=True)

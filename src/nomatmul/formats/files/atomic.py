@@ -42,6 +42,16 @@ def write_file(path: Path, content: bytes | Iterable[Any], *, sync: bool = True)
         sync_directory(path.parent)
 
 
+def check_writable(path: Path) -> None:
+    """Raises ValueError where no file of this name can be written, before the work for it."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory, not a file to write")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path} cannot be written: {path.parent} is no directory")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"{path} cannot be written: permission denied")
+
+
 def _write_through(path: Path, parts: Iterable[Any]) -> None:
     try:
         with open(path, "wb") as stream:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nomatmul.formats.files.atomic import check_writable, write_file
 from nomatmul.hardware.compile import Compiled
 from nomatmul.hardware.registers import COUNTER_HALF, COUNTERS
 
@@ -32,6 +34,18 @@ def require_matplotlib() -> None:
         importlib.import_module("matplotlib")
     except ImportError:
         raise ValueError("a plot needs matplotlib: pip install matplotlib") from None
+
+
+def check_picture(path: Path) -> None:
+    """Raises ValueError where no picture can be drawn there."""
+    require_matplotlib()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in kinds:
+        endings = ", ".join(f".{kind}" for kind in kinds)
+        raise ValueError(f"the picture {path} must end in one of {endings}")
+    check_writable(path)
 
 
 def shares(timeline: Path, windows: int = _WINDOWS) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
@@ -71,5 +85,8 @@ def draw(timeline: Path, picture: Path, compiled: Compiled) -> None:
     )
     axes.margins(x=0)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(picture, bbox_inches="tight", dpi=120)
+    drawn = io.BytesIO()
+    kind = picture.suffix.removeprefix(".").lower()
+    figure.savefig(drawn, format=kind, bbox_inches="tight", dpi=120)
     pyplot.close(figure)
+    write_file(picture, drawn.getvalue())

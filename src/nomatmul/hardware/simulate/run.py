@@ -11,6 +11,7 @@ from typing import Any
 
 from nomatmul.engine.language_text import LanguageText
 from nomatmul.engine.sampling import Sampling
+from nomatmul.formats.files.atomic import check_writable
 from nomatmul.formats.packed import PackedReader
 from nomatmul.hardware.compile import Compiled, compile_model, formats_of, open_compiled
 from nomatmul.hardware.design import Design
@@ -22,7 +23,7 @@ from nomatmul.hardware.simulate.harness import (
     Memory,
     status_flags,
 )
-from nomatmul.hardware.simulate.plot import draw, require_matplotlib
+from nomatmul.hardware.simulate.plot import check_picture, draw
 from nomatmul.hardware.writing import NO_LOGITS, continued
 from nomatmul.reference.integer.model import IntegerModel
 
@@ -146,7 +147,9 @@ class Simulation:
     ) -> None:
         assert design.probe or not check
         if plot is not None:
-            require_matplotlib()
+            check_picture(plot)
+        if waves is not None:
+            check_writable(waves.path)
         self._text = LanguageText(reader.tokenizer_path, reader.config)
         self._config, self._plot = reader.config, plot
         self._model = IntegerModel.from_packed(reader, formats_of(design))
@@ -173,8 +176,8 @@ class Simulation:
     def __enter__(self) -> Simulation:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self.close(finished=kind is None)
 
     @property
     def tokenizer(self) -> Any:
@@ -186,11 +189,11 @@ class Simulation:
         self._text.need_tokenizer()
         return self._text.prompt_ids(prompt, fresh=self._fresh)
 
-    def close(self) -> None:
-        """End the simulation; draws the plot that was asked for."""
+    def close(self, *, finished: bool = True) -> None:
+        """End the simulation; where it has finished, draws the plot that was asked for."""
         try:
             self._harness.close()
-            if self._plot is not None and self._timeline.exists():
+            if finished and self._plot is not None:
                 draw(self._timeline, self._plot, self.compiled)
         finally:
             self._directory.cleanup()
