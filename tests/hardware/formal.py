@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 from amaranth import Module, Signal
 from amaranth.asserts import AnyConst, AnySeq
 from amaranth.back import rtlil
@@ -54,6 +55,11 @@ def assert_stream(m: Module, stream: Any, name: str = "output") -> None:
     """The rule of streams: a beat that is valid and not taken stays, valid and unchanged."""
     bits = _bits(stream.payload)
     _held(m, stream, bits, Assert, name)
+
+
+def depths(short: int, long: int) -> Any:
+    """Marks a test with `depth`: the short one always, the long one with `make hardware`."""
+    return pytest.mark.parametrize("depth", [short, pytest.param(long, marks=pytest.mark.slow)])
 
 
 def prove(spec: Any, *, depth: int, induction: bool = True, timeout: int = 600) -> None:

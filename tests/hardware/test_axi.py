@@ -185,8 +185,9 @@ class _ReaderProof(wiring.Component):
         return m
 
 
-def test_proof_that_bursts_stay_in_their_page_and_streams_keep_their_word() -> None:
-    formal.prove(_ReaderProof(), depth=10, induction=False)
+@formal.depths(10, 20)
+def test_proof_that_bursts_stay_in_their_page_and_streams_keep_their_word(depth: int) -> None:
+    formal.prove(_ReaderProof(), depth=depth, induction=False)
 
 
 class _LiteProof(wiring.Component):
@@ -211,5 +212,6 @@ class _LiteProof(wiring.Component):
         return m
 
 
-def test_proof_that_the_host_side_keeps_its_word() -> None:
-    formal.prove(_LiteProof(), depth=14, induction=False)
+@formal.depths(14, 20)
+def test_proof_that_the_host_side_keeps_its_word(depth: int) -> None:
+    formal.prove(_LiteProof(), depth=depth, induction=False)

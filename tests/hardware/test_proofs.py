@@ -126,7 +126,8 @@ def test_arbiter_serves_one_at_a_time_and_all_in_turn_for_ever() -> None:
     formal.prove(arbiter_spec(claims), depth=6)
 
 
-def test_arbiter_gives_whole_answers_to_who_asked() -> None:
+@formal.depths(11, 14)
+def test_arbiter_gives_whole_answers_to_who_asked(depth: int) -> None:
     def claims(m: Module, dut: Arbiter) -> None:
         asked, answered, due = Signal(4), Signal(4), Signal(4)
         watched, owner = formal.watched(m, 4), Signal(2)
@@ -148,7 +149,7 @@ def test_arbiter_gives_whole_answers_to_who_asked() -> None:
                 # nothing is held up but by the reader itself
                 m.d.comb += Assert(~answer.valid | (answer.ready == dut.readers[k].response.ready))
 
-    formal.prove(arbiter_spec(claims), depth=11, induction=False)
+    formal.prove(arbiter_spec(claims), depth=depth, induction=False)
 
 
 def streamer_spec(claims: Any, *, trusted: bool = True) -> Spec:
@@ -206,7 +207,8 @@ def test_an_answer_never_meets_a_full_fifo_for_ever() -> None:
     assert not holds
 
 
-def test_streamer_asks_for_every_word_of_a_command_once() -> None:
+@formal.depths(10, 20)
+def test_streamer_asks_for_every_word_of_a_command_once(depth: int) -> None:
     def claims(m: Module, dut: Streamer, due: Signal) -> None:
         request, command = dut.memory.request, dut.command
         words, address = Signal(8), Signal(32)
@@ -228,7 +230,7 @@ def test_streamer_asks_for_every_word_of_a_command_once() -> None:
             m.d.comb += Assert(words == 0)
             m.d.sync += [address.eq(command.payload.address), words.eq(command.payload.words)]
 
-    formal.prove(streamer_spec(claims), depth=10, induction=False)
+    formal.prove(streamer_spec(claims), depth=depth, induction=False)
 
 
 def gearbox_spec(in_units: int, out_units: int, fault: str = "") -> Spec:
@@ -271,9 +273,10 @@ def gearbox_spec(in_units: int, out_units: int, fault: str = "") -> Spec:
     return Spec(build)
 
 
-def test_gearbox_loses_and_doubles_nothing() -> None:
+@formal.depths(11, 20)
+def test_gearbox_loses_and_doubles_nothing(depth: int) -> None:
     for in_units, out_units in [(1, 1), (2, 3), (3, 2), (4, 1), (1, 3)]:
-        formal.prove(gearbox_spec(in_units, out_units), depth=11, induction=False)
+        formal.prove(gearbox_spec(in_units, out_units), depth=depth, induction=False)
     holds, _ = formal.answer(gearbox_spec(2, 3, "lost"), depth=11, induction=False)
     assert not holds
 
@@ -308,7 +311,8 @@ def sums_spec(latency: int, fault: str = "") -> Spec:
     return Spec(build)
 
 
-def test_no_sum_is_lost_however_long_it_waits() -> None:
-    formal.prove(sums_spec(2), depth=10, induction=False)
+@formal.depths(10, 24)
+def test_no_sum_is_lost_however_long_it_waits(depth: int) -> None:
+    formal.prove(sums_spec(2), depth=depth, induction=False)
     holds, _ = formal.answer(sums_spec(2, "greedy"), depth=10, induction=False)
     assert not holds

@@ -119,5 +119,6 @@ def test_front_takes_each_sum_once_and_waits_for_all() -> None:
     formal.prove(Front(), depth=8)
 
 
-def test_logits_leave_in_order() -> None:
-    formal.prove(Queue(), depth=10, induction=False)
+@formal.depths(10, 14)
+def test_logits_leave_in_order(depth: int) -> None:
+    formal.prove(Queue(), depth=depth, induction=False)

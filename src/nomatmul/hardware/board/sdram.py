@@ -15,53 +15,16 @@ the registers between this component and the chip, there and back (those of the 
 from typing import Any
 
 from amaranth import Cat, Const, Module, Mux, Signal
-from amaranth.lib import data, enum, fifo, stream, wiring
+from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from nomatmul.hardware.board.sdram_chip import SdramChip
+from nomatmul.hardware.board.sdram_pins import Command, HostRequest, SdramPins
 from nomatmul.hardware.rtl.ports import BURST_BITS, MemoryPort
 
-HOST_ADDRESS_BITS = 28  # of 32-bit words
 _REFRESH_MARGIN = 40  # cycles that a refresh may come after it is due
 _INIT_REFRESHES = 8
 _ENABLED = 128  # bits of a wide register that one enable drives
-
-
-class Command(enum.Enum, shape=3):
-    """{we, cas, ras} as the chip sees them, active high here."""
-
-    NOP = 0b000
-    ACTIVATE = 0b001
-    READ = 0b010
-    REFRESH = 0b011
-    WRITE = 0b110
-    PRECHARGE = 0b101
-    LOAD_MODE = 0b111
-
-
-class HostRequest(data.Struct):
-    address: HOST_ADDRESS_BITS
-    write: 1
-    data: 32
-
-
-class SdramPins(wiring.Signature):
-    """A chip's pins seen from the controller, all active high; `dq_oe` drives the data."""
-
-    def __init__(self, chip: SdramChip) -> None:
-        super().__init__(
-            {
-                "cke": Out(1),
-                "cs": Out(1),
-                "command": Out(Command),
-                "a": Out(chip.row_bits),
-                "ba": Out(chip.bank_bits),
-                "dqm": Out(chip.data_bits // 8),
-                "dq_o": Out(chip.data_bits),
-                "dq_oe": Out(1),
-                "dq_i": In(chip.data_bits),
-            }
-        )
 
 
 class Sdram(wiring.Component):

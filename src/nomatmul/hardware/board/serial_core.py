@@ -12,8 +12,9 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 
 from nomatmul.hardware import registers
 from nomatmul.hardware.board.memory_map import BUS_ADDRESS_BITS
-from nomatmul.hardware.board.sdram import HOST_ADDRESS_BITS, Sdram, SdramPins
+from nomatmul.hardware.board.sdram import Sdram
 from nomatmul.hardware.board.sdram_chip import SdramChip
+from nomatmul.hardware.board.sdram_pins import HOST_ADDRESS_BITS, SdramPins
 from nomatmul.hardware.board.uart import divisor
 from nomatmul.hardware.board.wishbone_uart import WishboneUart
 from nomatmul.hardware.design import Design

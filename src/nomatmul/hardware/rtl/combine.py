@@ -178,12 +178,6 @@ class Combine(wiring.Component):
         self, m, command, chunks, start, gearbox, visit, column, q, value, drained, sums
     ) -> None:
         """Checks the command, leads the records through `_add` and sends the sums."""
-        design, lanes = self.design, self.design.combine_lanes
-        words, over = Signal(ports.BURST_BITS), Signal()
-        all_chunks = (command.rows + (lanes - 1)) >> exact_log2(lanes)
-        bits = (chunks * (2 * lanes)) + (design.memory_bits - 1)
-        shift, sent = Signal(sums.shape(), reset_less=True), Signal(ports.ROW_BITS)
-        left = Signal(range(lanes))
         m.d.comb += [
             self.row.payload.epilogue.eq(ports.Epilogue.ADD),
             self.row.payload.rows.eq(command.rows),
@@ -192,9 +186,6 @@ class Combine(wiring.Component):
             self.row.payload.fraction.eq(command.fraction),
             self.row.payload.dst.eq(command.dst),
             self.row.payload.aux.eq(command.aux),
-            self.results.payload.sum.eq(shift[0]),
-            self.results.payload.row.eq(sent),
-            self.results.payload.last.eq(sent + 1 == command.rows),
         ]
         with m.FSM() as fsm:
             with m.State("IDLE"):
@@ -202,31 +193,7 @@ class Combine(wiring.Component):
                 m.d.sync += [command.eq(self.command.payload), visit.eq(0), column.eq(0)]
                 with m.If(self.command.valid):
                     m.next = "CHUNKS"
-            with m.State("CHUNKS"):
-                m.d.sync += [
-                    chunks.eq(all_chunks),
-                    over.eq(
-                        (all_chunks > self.chunks)
-                        | (command.rows == 0)
-                        | (command.count == 0)
-                        | (command.count > design.tree_rows)
-                    ),
-                ]
-                m.next = "WORDS"
-            with m.State("WORDS"):
-                m.d.sync += words.eq(bits >> exact_log2(design.memory_bits))
-                m.next = "CHECK"
-            with m.State("CHECK"):
-                m.d.sync += over.eq(over | (words != command.stride))
-                m.next = "BEGIN"
-            with m.State("BEGIN"):
-                with m.If(over):
-                    m.d.comb += self.refused.eq(1)
-                    m.next = "IDLE"
-                with m.Else():
-                    m.d.comb += [self.row.valid.eq(1), start.eq(self.row.ready)]
-                    with m.If(self.row.ready):
-                        m.next = "RECORD"
+            self._check_states(m, command, chunks, start)
             with m.State("RECORD"):
                 m.next = "KEEP"
             with m.State("KEEP"):
@@ -243,27 +210,71 @@ class Combine(wiring.Component):
                         m.next = "RECORD"
                         with m.If(visit + 1 == command.count):
                             m.next = "DRAIN"
-            with m.State("DRAIN"):
-                m.d.sync += sent.eq(0)
-                with m.If(drained):
-                    m.next = "FIRST"
-            with m.State("FIRST"):  # sums of column 0 are read behind the last write
-                m.next = "SECOND"
-            with m.State("SECOND"):  # ... and kept
-                m.next = "TAKE"
-            with m.State("TAKE"):
-                m.d.sync += [shift.eq(sums), column.eq(column + 1), left.eq(lanes - 1)]
-                m.next = "SEND"
-            with m.State("SEND"):
-                m.d.comb += self.results.valid.eq(1)
-                with m.If(self.results.ready):
-                    m.d.sync += [
-                        sent.eq(sent + 1),
-                        left.eq(left - 1),
-                        shift.eq(shift.as_value() >> len(shift[0])),
-                    ]
-                    with m.If(left == 0):
-                        m.d.sync += [shift.eq(sums), column.eq(column + 1), left.eq(lanes - 1)]
-                    with m.If(self.results.payload.last):
-                        m.next = "IDLE"
+            self._send_states(m, command, column, drained, sums)
             m.d.comb += self.busy.eq(~fsm.ongoing("IDLE"))
+
+    def _check_states(self, m: Module, command: Any, chunks: Any, start: Any) -> None:
+        """CHUNKS to BEGIN: what a record has of them; refuses a command, or hands it on."""
+        design, lanes = self.design, self.design.combine_lanes
+        words, over = Signal(ports.BURST_BITS), Signal()
+        all_chunks = (command.rows + (lanes - 1)) >> exact_log2(lanes)
+        bits = (chunks * (2 * lanes)) + (design.memory_bits - 1)
+        with m.State("CHUNKS"):
+            m.d.sync += [
+                chunks.eq(all_chunks),
+                over.eq(
+                    (all_chunks > self.chunks)
+                    | (command.rows == 0)
+                    | (command.count == 0)
+                    | (command.count > design.tree_rows)
+                ),
+            ]
+            m.next = "WORDS"
+        with m.State("WORDS"):
+            m.d.sync += words.eq(bits >> exact_log2(design.memory_bits))
+            m.next = "CHECK"
+        with m.State("CHECK"):
+            m.d.sync += over.eq(over | (words != command.stride))
+            m.next = "BEGIN"
+        with m.State("BEGIN"):
+            with m.If(over):
+                m.d.comb += self.refused.eq(1)
+                m.next = "IDLE"
+            with m.Else():
+                m.d.comb += [self.row.valid.eq(1), start.eq(self.row.ready)]
+                with m.If(self.row.ready):
+                    m.next = "RECORD"
+
+    def _send_states(self, m: Module, command: Any, column: Any, drained: Any, sums: Any) -> None:
+        """DRAIN to SEND: the sums one by one, `lanes` of them in a shift register."""
+        lanes = self.design.combine_lanes
+        shift, sent = Signal(sums.shape(), reset_less=True), Signal(ports.ROW_BITS)
+        left = Signal(range(lanes))
+        m.d.comb += [
+            self.results.payload.sum.eq(shift[0]),
+            self.results.payload.row.eq(sent),
+            self.results.payload.last.eq(sent + 1 == command.rows),
+        ]
+        with m.State("DRAIN"):
+            m.d.sync += sent.eq(0)
+            with m.If(drained):
+                m.next = "FIRST"
+        with m.State("FIRST"):  # sums of column 0 are read behind the last write
+            m.next = "SECOND"
+        with m.State("SECOND"):  # ... and kept
+            m.next = "TAKE"
+        with m.State("TAKE"):
+            m.d.sync += [shift.eq(sums), column.eq(column + 1), left.eq(lanes - 1)]
+            m.next = "SEND"
+        with m.State("SEND"):
+            m.d.comb += self.results.valid.eq(1)
+            with m.If(self.results.ready):
+                m.d.sync += [
+                    sent.eq(sent + 1),
+                    left.eq(left - 1),
+                    shift.eq(shift.as_value() >> len(shift[0])),
+                ]
+                with m.If(left == 0):
+                    m.d.sync += [shift.eq(sums), column.eq(column + 1), left.eq(lanes - 1)]
+                with m.If(self.results.payload.last):
+                    m.next = "IDLE"
