@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 from hardware.models import trained_model
@@ -217,3 +218,19 @@ def test_a_report_of_nextpnr_gives_the_clock_that_was_asked_for_and_its_longest_
     assert critical_lines(found) == ["  0.50 clk-to-q a", "  1.75 routing  b  hardware/y.py:3"]
     with pytest.raises(ValueError, match="no report"):
         read_report({"fmax": 1}, 1, 0.0)
+
+
+def test_figures_of_another_design_say_so_and_are_whole_numbers() -> None:
+    reader = PackedReader(trained_model("glu"))
+    plain = report(reader, Design(lanes=96))
+    other = report(reader, Design(lanes=512, packing="1.6bit", element_lanes=16))
+    assert plain["resources"]["of_another_design"] == {}
+    assert plain["resources"]["fits"]
+    assert not other["resources"]["fits"]
+    assert other["resources"]["of_another_design"] == {"packing": "2bit", "element_lanes": 8}
+    text = "\n".join(lines(other))
+    assert "(more than the chip has)" in text
+    assert "of a design with packing=2bit, element_lanes=8" in text
+    head = lines(plain)[1]
+    assert not re.search(r"\d\.\d", head), head
+    assert "design with" not in "\n".join(lines(plain))

@@ -184,13 +184,27 @@ def report_of(workload: Workload, design: Design, kinds: Sequence[BoardClass]) -
         "model": workload.name,
         "image_bytes": workload.bytes,
         "design": dataclasses.asdict(design),
-        "resources": {**dataclasses.asdict(area), "shares": area.shares()},
+        "resources": {
+            **dataclasses.asdict(area),
+            "shares": area.shares(),
+            "fits": max(area.shares().values()) <= 1,
+            "of_another_design": _placed_otherwise(design),
+        },
         "boards": [on_board(workload, design, kind) for kind in kinds],
         "others": [{**dataclasses.asdict(o), "tokens_per_joule": o.per_joule} for o in OTHERS],
         "goal_tokens_per_joule": GOAL,
         "energy_is": "an estimate, nothing was measured on a board",
         "picojoules": dataclasses.asdict(Picojoules()) | {"memory": MEMORY_PJ_PER_BIT},
         "sources": {**SOURCES, **MEMORY_SOURCES},
+    }
+
+
+def _placed_otherwise(design: Design) -> dict[str, Any]:
+    """What the designs that were placed have where this one has something else."""
+    return {
+        field.name: field.default
+        for field in dataclasses.fields(design)
+        if field.name not in ("lanes", "probe") and getattr(design, field.name) != field.default
     }
 
 
@@ -201,10 +215,17 @@ def lines(found: dict[str, Any]) -> list[str]:
     text = [
         f"{found['model']}: {found['image_bytes'] / 1e6:.1f} MB in memory,"
         f" {found['design']['lanes']} lanes, {found['design']['packing']}",
-        f"ECP5 LFE5U-85F ({area['kind']}): {area['luts']} LUTs ({shares['luts']:.0%}),"
-        f" {area['registers']} registers, {area['block_rams']} block RAMs"
-        f" ({shares['block_rams']:.0%}), {area['dsps']} DSPs ({shares['dsps']:.0%}),"
-        f" {area['mhz']:.0f} MHz",
+        f"ECP5 LFE5U-85F ({area['kind']}): {area['luts']:.0f} LUTs ({shares['luts']:.0%}),"
+        f" {area['registers']:.0f} registers, {area['block_rams']:.0f} block RAMs"
+        f" ({shares['block_rams']:.0%}), {area['dsps']:.0f} DSPs ({shares['dsps']:.0%}),"
+        f" {area['mhz']:.0f} MHz" + ("" if area["fits"] else " (more than the chip has)"),
+    ]
+    if area["of_another_design"]:
+        others = ", ".join(f"{name}={value}" for name, value in area["of_another_design"].items())
+        text.append(
+            f"  these are of a design with {others}; `hardware verilog` and Yosys tell more"
+        )
+    text += [
         "",
         f"{'board class':<39} {'MHz':>4} {'MB/token':>9} {'cycles':>10} {'tokens/s':>9}"
         f" {'busy':>5} {'W':>6} {'tokens/J':>9}",
