@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hardware.conftest import SMALL
@@ -12,6 +14,7 @@ from hardware.models import trained_model
 
 from nomatmul import cli
 from nomatmul.hardware import tools
+from nomatmul.hardware.compile import compiler
 from nomatmul.hardware.simulate import build
 
 # The design of the fixture, as a command line has it.
@@ -216,3 +219,20 @@ def test_mistakes_are_found_before_a_simulation_is_built(
     monkeypatch.setenv("NOMATMUL_CACHE", str(tmp_path / "cache"))
     assert message in _error(capsys, "simulate", str(trained_model("glu")), *words, *DESIGN)
     assert not (tmp_path / "cache").exists()
+
+
+def test_verilog_says_what_it_waits_for_and_lists_its_files(tmp_path, capsys):
+    words = ["hardware", "verilog", str(tmp_path / "out"), "--board", "core", *DESIGN]
+    assert cli.main(words) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "nomatmul: writing the Verilog of core, up to a minute\n"
+    assert "README.md, core.v, design.json" in captured.out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the machine has no /dev/full")
+def test_a_full_disk_is_told_with_the_files_name(tmp_path, capsys, monkeypatch):
+    full = functools.partial(open, "/dev/full")
+    monkeypatch.setattr(compiler, "open", lambda path, mode: full(mode), raising=False)
+    line = _error(capsys, "compile", str(trained_model("glu")), str(tmp_path / "out"), *DESIGN)
+    assert line.endswith("out/image.bin: No space left on device")
+    assert list(tmp_path.iterdir()) == []

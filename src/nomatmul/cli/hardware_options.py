@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -95,3 +96,8 @@ def open_packed(packed: str | None) -> PackedReader:
     from nomatmul.formats.packed.reader import PackedReader
 
     return PackedReader(model_directory(packed))
+
+
+def note(text: str) -> None:
+    """Says on standard error what goes on when it takes time."""
+    print(f"nomatmul: {text}", file=sys.stderr, flush=True)

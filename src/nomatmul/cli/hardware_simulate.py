@@ -13,7 +13,6 @@ SEED makes memory and host pause at random: the text must not change, and does n
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from nomatmul.cli.hardware_options import (
     DesignOptions,
     board_option,
     design_of,
+    note,
     open_packed,
     packed_option,
 )
@@ -94,7 +94,7 @@ def run(options: Options) -> int:
         plot=None if options.plot is None else Path(options.plot),
         waves=Waves.of(options.vcd, options.fst),
         threads=options.threads,
-        note=_note,
+        note=note,
     )
     with simulation:
         pieces = []
@@ -121,10 +121,6 @@ def _bytes_a_cycle(options: Options) -> float:
 
     kind = board(options.board)
     return kind.bandwidth / kind.clock
-
-
-def _note(text: str) -> None:
-    print(f"nomatmul: {text}", file=sys.stderr, flush=True)
 
 
 def _show(report: Report) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nomatmul.cli.hardware_options import DesignOptions, design_of
+from nomatmul.cli.hardware_options import DesignOptions, design_of, note
 from nomatmul.cli.options import json_option, option
 from nomatmul.cli.show import print_json, print_table
 from nomatmul.cli.signals import clean_up_when_terminated
@@ -43,9 +43,10 @@ def run(options: Options) -> int:
 
     clean_up_when_terminated()
     design = design_of(options, None, trees=options.trees)
-    summary = write_verilog(design, Path(options.out), options.board, options.on_chip)
+    summary = write_verilog(design, Path(options.out), options.board, options.on_chip, note=note)
     if options.json:
         print_json(summary)
     else:
-        print_table([(name, str(value)) for name, value in summary.items()])
+        summary["files"] = ", ".join(summary["files"])
+        print_table([(name.replace("_", " "), str(value)) for name, value in summary.items()])
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +11,20 @@ if TYPE_CHECKING:
 
 
 def write_verilog(
-    design: Design, out: Path, board: str, on_chip: str | Path | None = None
+    design: Design,
+    out: Path,
+    board: str,
+    on_chip: str | Path | None = None,
+    *,
+    note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Write Verilog, constraints and a README of how to build them into the directory `out`.
 
     on_chip: a compiled model whose image lies in block RAM, for the board `core`; its design
-    counts then. Returns a summary for JSON. Raises ValueError for an unknown board, a design that
-    the board cannot hold, and tools that are missing.
+    counts then. note: told what goes on when it takes time. Returns a summary for JSON. Raises
+    ValueError for an unknown board, a design that the board cannot hold, and tools that are
+    missing.
     """
     from nomatmul.hardware.board.write import write
 
-    return write(design, Path(out), board, on_chip)
+    return write(design, Path(out), board, on_chip, note=note)

@@ -86,13 +86,18 @@ MOST_ON_CHIP = 8 << 20  # bytes: no FPGA that these tools know has more block RA
 
 
 def write(
-    design: Design, out: Path, board: str, on_chip: str | Path | None = None
+    design: Design,
+    out: Path,
+    board: str,
+    on_chip: str | Path | None = None,
+    *,
+    note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Write the directory `out`, whole or not at all; returns a summary.
 
-    on_chip: a compiled model whose image lies in block RAM, for `core`; its design counts. Raises
-    ValueError for an unknown board, an `out` that exists, a design that the board cannot hold, and
-    missing tools.
+    on_chip: a compiled model whose image lies in block RAM, for `core`; its design counts.
+    note: told what goes on when it takes time. Raises ValueError for an unknown board, an `out`
+    that exists, a design that the board cannot hold, and missing tools.
     """
     makers: dict[str, Callable[[Design], dict[str, str]]] = {
         "ulx3s": _ulx3s,
@@ -110,6 +115,7 @@ def write(
     if out.exists():
         raise ValueError(f"{out} exists; give the name of a new directory")
     require_hardware("the design")
+    note(f"writing the Verilog of {board}, up to a minute")
     files = makers[board](design)
     files["design.json"] = json.dumps(dataclasses.asdict(design), indent=1) + "\n"
     with new_directory(out) as made:

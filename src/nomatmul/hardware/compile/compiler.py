@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from nomatmul.formats.files.atomic import named
 from nomatmul.formats.files.directory import new_directory
 from nomatmul.formats.packed import PackedReader
 from nomatmul.hardware.compile.check import Memory, check_program
@@ -46,9 +47,12 @@ def compile_model(
     if model is None:
         model = IntegerModel.from_packed(reader, formats_of(design))
     with new_directory(target) as made:
-        with open(made / IMAGE_FILE, "wb") as file:
-            image = Image(file, design, memory_bytes)
-            steps = Builder(model, design, image).build()
+        try:
+            with open(made / IMAGE_FILE, "wb") as file:
+                image = Image(file, design, memory_bytes)
+                steps = Builder(model, design, image).build()
+        except OSError as error:  # a full disk is reported without a name
+            raise named(error, target / IMAGE_FILE) from None
         program = [step.instruction for step in steps]
         vocabulary = len(model.network.embedding)
         check_program(program, design, Memory(image.regions, image.words, vocabulary))
