@@ -42,7 +42,7 @@ def top(family: str, lanes: int, tiny: bool) -> tuple[Any, dict[str, Any] | None
 
         return Enclosed(UartTransmitter(4)), None, ""
     if family == "ecp5":
-        board = ulx3s.Ulx3s(Design(lanes=lanes))
+        board = ulx3s.Ulx3s(Design(lanes=lanes, **ulx3s.MEMORIES))
         return board, board.ports(), ulx3s.constraints()
     from nomatmul.hardware.board.axi_top import AxiTop
 
@@ -155,8 +155,8 @@ def page(document: dict[str, Any]) -> str:
         "",
         f"`benchmarks/hardware_synthesis.py`, commit {about['commit']}, {about['cpu']}. Placed: the"
         " whole top of the ULX3S on an LFE5U-85F, speed grade 6 (SDRAM controller, serial host and"
-        f" pads included), asked for {GOAL_MHZ:.0f} MHz. xc7: the AXI top after synthesis, shares"
-        " of an XC7Z020.",
+        f" pads included; memories of `ulx3s.MEMORIES`), asked for {GOAL_MHZ:.0f} MHz. xc7: the AXI"
+        " top after synthesis, shares of an XC7Z020.",
         "",
         "| chip | lanes | step | seed | MHz | LUTs | registers | block RAM | DSP | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|",

@@ -245,10 +245,10 @@ def test_stalls_change_nothing() -> None:
 
 
 def test_cycles_are_the_stated_ones() -> None:
-    """16 groups of 4, by the legend: n + L + 10, n + L + 14, n + 11."""
+    """16 groups of 4, by the legend: n + L + 11, n + L + 15, n + 11."""
     rng = np.random.default_rng(3)
     cycles = Run(design(), [random_vector(rng, 64, 24)]).check()
-    assert cycles == [16 + 2 + 10, 16 + 2 + 14, 16 + 11]
+    assert cycles == [16 + 2 + 11, 16 + 2 + 15, 16 + 11]
 
 
 @st.composite

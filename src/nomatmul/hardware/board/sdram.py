@@ -87,11 +87,17 @@ class Sdram(wiring.Component):
         self.wait = Signal(range(64))  # nothing may be commanded
         self.row_wait = Signal(range(64))  # the row may not be closed
         self.cycle_wait = Signal(range(64))  # no row may be opened, nor refreshed
-        self.may = Signal()  # wait is over
-        for counter in (self.wait, self.row_wait, self.cycle_wait):
+        # that each is over, in registers; who loads one says so here too
+        self.may = Signal(init=1)
+        self.row_over, self.cycle_over = Signal(init=1), Signal(init=1)
+        for counter, over in (
+            (self.wait, self.may),
+            (self.row_wait, self.row_over),
+            (self.cycle_wait, self.cycle_over),
+        ):
             with m.If(counter != 0):
                 m.d.sync += counter.eq(counter - 1)
-        m.d.comb += self.may.eq(self.wait == 0)
+            m.d.sync += over.eq(counter <= 1)
         self.refresh_timer = Signal(range(self.refresh_period), init=self.refresh_period - 1)
         self.refresh_due = Signal()
         with m.If(self.refresh_timer == 0):
@@ -105,7 +111,11 @@ class Sdram(wiring.Component):
     def _give(self, m: Module, command: Command, wait_ns: float = 0.0, wait: int = 1) -> None:
         """Give `command` in the next cycle; the one after it comes `wait` cycles later at least."""
         cycles = self._cycles(wait_ns, wait)
-        m.d.sync += [self.pins.command.eq(command), self.wait.eq(cycles - 1)]
+        m.d.sync += [
+            self.pins.command.eq(command),
+            self.wait.eq(cycles - 1),
+            self.may.eq(cycles == 1),
+        ]
 
     # -- data that come back ----------------------------------------------------------------------
 
@@ -188,8 +198,10 @@ class Sdram(wiring.Component):
         self.part = Signal(range(max(2, per_word)))  # column of the word
         self.beyond = Signal()  # the word lies behind the chip's last
         self.end = Signal()  # `part` is the last of its word
-        m.d.comb += self.end.eq(self.part == Mux(self.for_host, 1, per_word - 1))
-        self.starts = Signal()  # a word's first column is read
+        self.begins = Signal(init=1)  # `part` is the first
+        m.d.comb += self.end.eq(Mux(self.for_host, self.part == 1, self.part == per_word - 1))
+        self.starts = Signal()  # a word's first column was read in the cycle before
+        m.d.sync += self.starts.eq(0)
         self.room = Signal(range(self.depth + 1), init=self.depth)
         with m.If(self.starts & ~self.taken):
             m.d.sync += self.room.eq(self.room - 1)
@@ -265,6 +277,7 @@ class Sdram(wiring.Component):
                 self.place.eq(Cat(Const(0, 1), host.payload.address)[:columns]),
                 self.words_left.eq(0),
                 self.part.eq(0),
+                self.begins.eq(1),
                 self.beyond.eq(0),
                 self.host_next.eq(0),
             ]
@@ -280,6 +293,7 @@ class Sdram(wiring.Component):
                 self.beyond.eq(place[columns:] != 0),
                 self.words_left.eq(port.payload.length - 1),
                 self.part.eq(0),
+                self.begins.eq(1),
                 self.host_next.eq(1),
             ]
             m.next = "CHECK"
@@ -289,7 +303,7 @@ class Sdram(wiring.Component):
         with m.State("CLOSE"):
             with m.If(~self.open & self.may):
                 m.next = "REFRESH"
-            with m.Elif(self.may & (self.row_wait == 0)):
+            with m.Elif(self.may & self.row_over):
                 self._give(m, Command.PRECHARGE, chip.rp_ns)
                 m.d.sync += [pins.a.eq(1 << 10), self.open.eq(0)]
                 m.next = "CLOSED"
@@ -297,11 +311,11 @@ class Sdram(wiring.Component):
             m.next = "OPEN"
             with m.If(self.refresh_due):
                 m.next = "REFRESH"
-        with m.State("REFRESH"), m.If(self.may & (self.cycle_wait == 0)):
+        with m.State("REFRESH"), m.If(self.may & self.cycle_over):
             self._give(m, Command.REFRESH, chip.rc_ns)
             m.d.sync += self.refresh_due.eq(0)
             m.next = "ROUTE"
-        with m.State("OPEN"), m.If(self.may & (self.cycle_wait == 0)):
+        with m.State("OPEN"), m.If(self.may & self.cycle_over):
             self._give(m, Command.ACTIVATE, chip.rcd_ns)
             bank = self.row[: chip.bank_bits]
             m.d.sync += [
@@ -310,7 +324,9 @@ class Sdram(wiring.Component):
                 self.open.eq(1),
                 self.open_row.eq(self.row),
                 self.row_wait.eq(self._cycles(chip.ras_ns) - 1),
+                self.row_over.eq(self._cycles(chip.ras_ns) == 1),
                 self.cycle_wait.eq(self._cycles(chip.rc_ns) - 1),
+                self.cycle_over.eq(self._cycles(chip.rc_ns) == 1),
             ]
             m.next = "CHECK"
 
@@ -326,7 +342,10 @@ class Sdram(wiring.Component):
     def _read(self, m: Module) -> None:
         """READ a column a cycle until the row or the request ends, or a refresh is due."""
         end = self.end
-        has_room = (self.part != 0) | (self.room != 0) | self.for_host
+        # `room` does not know of the cycle before: of weight where a word is one column
+        single = self.memory_bits == self.chip.data_bits
+        room = self.room > self.starts if single else self.room != 0
+        has_room = ~self.begins | room | self.for_host
         row_ends = self.column.all()
         with m.State("READ"):
             with m.If(self.refresh_due):
@@ -334,7 +353,7 @@ class Sdram(wiring.Component):
             with m.Elif(self.may & has_room):
                 self._give(m, Command.READ)
                 self._column(m)
-                m.d.comb += self.starts.eq((self.part == 0) & ~self.for_host)
+                m.d.sync += self.starts.eq(self.begins & ~self.for_host)
                 m.d.sync += [
                     self.tag.valid.eq(1),
                     self.tag.host.eq(self.for_host),
@@ -342,6 +361,7 @@ class Sdram(wiring.Component):
                     self.tag.error.eq(self.beyond),
                     self.tag.last.eq(self.words_left == 0),
                     self.part.eq(Mux(end, 0, self.part + 1)),
+                    self.begins.eq(end),
                 ]
                 with m.If(row_ends):
                     m.next = "CHECK"
@@ -366,10 +386,11 @@ class Sdram(wiring.Component):
                 pins.dq_oe.eq(1),
                 self.write_data.eq(self.write_data >> width),
                 self.part.eq(1),
+                self.begins.eq(0),
             ]
             # a write lengthens the time that the row stays open, and never shortens it
             with m.If(self.row_wait < recovery):
-                m.d.sync += self.row_wait.eq(recovery)
+                m.d.sync += [self.row_wait.eq(recovery), self.row_over.eq(0)]
             with m.If(self.part == 1):
                 m.d.sync += self.busy.eq(0)
                 m.next = "ROUTE"

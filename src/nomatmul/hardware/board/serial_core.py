@@ -64,18 +64,20 @@ class SerialCore(wiring.Component):
         low = registers.ADDRESS_BITS
         of_memory = bus.adr[-1]
         of_registers = bus.adr[low:] == 0
+        # registers there and back, since neither side has time to spare
+        m.d.sync += bus.ack.eq(0)
         for target, chosen in ((window.bus, of_memory), (accelerator.bus, of_registers)):
+            asked = Signal()
+            m.d.sync += asked.eq(bus.cyc & bus.stb & chosen & ~target.ack & ~bus.ack)
+            with m.If(target.ack):
+                m.d.sync += [bus.ack.eq(1), bus.dat_r.eq(target.dat_r)]
             m.d.comb += [
-                target.cyc.eq(bus.cyc & chosen),
-                target.stb.eq(bus.stb & chosen),
+                target.cyc.eq(asked),
+                target.stb.eq(asked),
                 target.we.eq(bus.we),
                 target.adr.eq(bus.adr),
                 target.dat_w.eq(bus.dat_w),
             ]
-        with m.If(of_memory):
-            m.d.comb += [bus.ack.eq(window.bus.ack), bus.dat_r.eq(window.bus.dat_r)]
-        with m.Elif(of_registers):
-            m.d.comb += [bus.ack.eq(accelerator.bus.ack), bus.dat_r.eq(accelerator.bus.dat_r)]
 
         beat = Signal(26)
         m.d.sync += beat.eq(beat + 1)

@@ -23,6 +23,9 @@ INPUT_HZ = 25e6
 CHIP = CHIPS["ulx3s-32mb"]
 BAUD = 2_000_000
 IO_STAGES = 2  # a register in each pad: out and in
+# Memories that are large enough for the model in the box. A design's defaults fit the chip too, but
+# leave too few of its block RAMs free for a placement with short wires.
+MEMORIES = {"vector_words": 8192, "parameter_words": 8192, "state_words": 8192}
 
 # Pins of the package CABGA381 by port; one site a bit, bit 0 first. Sites are those of the board's
 # schematics, v3.0.x.

@@ -69,9 +69,10 @@ class WishboneUart(wiring.Component):
         # the last request that was executed
         self.kept, self.kept_tag, self.kept_operation = Signal(), Signal(8), Signal(8)
         self.kept_status, self.kept_sent = Signal(2), Signal(8)
-        self.timer = Signal(range(max(self.receive_timeout, self.bus_timeout) + 1))
+        # it runs down to -1: a sign is found sooner than a zero
+        self.timer = Signal(range(-1, max(self.receive_timeout, self.bus_timeout)))
         self.late = Signal()
-        m.d.comb += self.late.eq(self.timer == 0)
+        m.d.comb += self.late.eq(self.timer[-1])
         with m.If(~self.late):
             m.d.sync += self.timer.eq(self.timer - 1)
         self.is_write = Signal()
@@ -98,7 +99,7 @@ class WishboneUart(wiring.Component):
 
     def _take(self, m: Module) -> None:
         m.d.sync += [
-            self.timer.eq(self.receive_timeout),
+            self.timer.eq(self.receive_timeout - 1),
             self.crc.eq(next_crc(self.crc, self.receiver.data)),
             self.byte.eq(self.byte + 1),
         ]
@@ -107,7 +108,7 @@ class WishboneUart(wiring.Component):
         valid, byte = self.receiver.valid, self.receiver.data
         with m.State("IDLE"):
             m.d.sync += [
-                self.timer.eq(self.receive_timeout),
+                self.timer.eq(self.receive_timeout - 1),
                 self.crc.eq(CRC_START),
                 self.byte.eq(0),
                 self.word.eq(0),
@@ -154,7 +155,7 @@ class WishboneUart(wiring.Component):
             with m.If(valid):
                 m.d.sync += [
                     right.eq(byte == self.crc[:8]),
-                    self.timer.eq(self.receive_timeout),
+                    self.timer.eq(self.receive_timeout - 1),
                 ]
                 m.next = "CHECK_HIGH"
             with m.Elif(self.late):
@@ -186,7 +187,7 @@ class WishboneUart(wiring.Component):
         bus = self.bus
         same = (self.operation == Operation.READ_SAME) | (self.operation == Operation.WRITE_SAME)
         with m.State("FETCH"):  # the buffer's word comes in the next cycle
-            m.d.sync += self.timer.eq(self.bus_timeout)
+            m.d.sync += self.timer.eq(self.bus_timeout - 1)
             m.next = "START"
             with m.If(self.word == self.count):
                 m.d.sync += self.sent.eq(Mux(self.is_read, self.count, 0))
@@ -228,6 +229,7 @@ class WishboneUart(wiring.Component):
     def _reply(self, m: Module) -> None:
         """Start byte, then three bytes, the words, and the check sum of those."""
         out = self.transmitter.bytes
+        loaded = Signal(32, reset_less=True)
         sent = out.valid & out.ready
         status = self.status | Const(0, 8)  # as a byte
         with m.State("REPLY"):
@@ -248,11 +250,14 @@ class WishboneUart(wiring.Component):
                     m.d.sync += self.byte.eq(0)
                     m.next = "REPLY_LOAD"
         with m.State("REPLY_LOAD"):  # the buffer's word comes in the next cycle
-            m.next = "REPLY_LOADED"
+            m.next = "REPLY_READ"
             with m.If(self.word == self.sent):
                 m.next = "REPLY_LOW"
+        with m.State("REPLY_READ"):  # ... and passes a register of its own
+            m.d.sync += loaded.eq(self.read.data)
+            m.next = "REPLY_LOADED"
         with m.State("REPLY_LOADED"):
-            m.d.sync += [self.shift.eq(self.read.data), self.word.eq(self.word + 1)]
+            m.d.sync += [self.shift.eq(loaded), self.word.eq(self.word + 1)]
             m.next = "REPLY_WORD"
         with m.State("REPLY_WORD"):
             m.d.comb += [out.valid.eq(1), out.payload.eq(self.shift[:8])]

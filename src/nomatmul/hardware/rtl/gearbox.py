@@ -30,10 +30,13 @@ class Gearbox(wiring.Component):
     """`command`: the outputs of the next region (0: none). `words` in, `output` out.
 
     One output a cycle, or one word where outputs are wider. Exactly ceil(count * out / in) words
-    are taken. `error` pulses for a word that came with an error. `busy`: a region is not done.
+    are taken; without `ahead` only when none is left for an output, which costs a cycle a word, but
+    then `words.ready` hangs on registers alone. `error` pulses for a word that came with an error.
+    `busy`: a region is not done.
     """
 
-    def __init__(self, in_bits: int, out_bits: int) -> None:
+    def __init__(self, in_bits: int, out_bits: int, *, ahead: bool = True) -> None:
+        self.ahead = ahead
         self.unit = gcd(in_bits, out_bits)
         self.in_units, self.out_units = in_bits // self.unit, out_bits // self.unit
         self.slots = -(-(self.out_units + self.in_units - 1) // self.in_units)
@@ -54,14 +57,14 @@ class Gearbox(wiring.Component):
         start = Signal(range(self.units + 1), init=self.units)
         held = Signal(self.units * self.unit, reset_less=True)
         reach = self.units - self.out_units  # the last start that leaves a whole output
-        ready, put = Signal(), Signal()
+        ready, put, early = Signal(), Signal(), Signal()
+        if self.ahead:
+            m.d.comb += early.eq(room & ~last & (start + self.out_units > reach))
         m.d.comb += [
             ready.eq(active & (start <= reach)),
             issue.eq(ready & room),
             # wanted for the next output, or for the one behind that
-            self.words.ready.eq(
-                active & ((start > reach) | (room & ~last & (start + self.out_units > reach)))
-            ),
+            self.words.ready.eq(active & ((start > reach) | early)),
             put.eq(self.words.valid & self.words.ready),
         ]
         m.d.sync += self.error.eq(put & self.words.payload.error)

@@ -40,7 +40,8 @@ class Guard(wiring.Component):
         due = Signal(_DUE_BITS)
         put, come, least = Signal(), Signal(), Signal(range(_LEAST + 1))
         m.d.comb += [
-            ask.ready.eq((~asked.valid | asked.ready) & ~self.hold),
+            # of registers only: memory's own ready is late in its cycle
+            ask.ready.eq(~asked.valid & ~self.hold),
             put.eq(ask.valid & ask.ready),
             answered.payload.eq(answer.payload),
             answered.valid.eq(answer.valid & ~self.hold),

@@ -54,9 +54,9 @@ class Host(wiring.Component):
                 "clear": Out(1),
             }
         )
-        self._write, self._read = Signal(), Signal()  # pulses, with the registers below
         self._address = Signal(registers.ADDRESS_BITS)
         self._data = Signal(32)
+        self._begin = Signal()  # of an access, the cycle before those
         self._lost, self._underrun = Signal(), Signal()
 
     def elaborate(self, platform: object) -> Module:
@@ -91,12 +91,10 @@ class Host(wiring.Component):
         bus, at, stage = self.bus, self._address, Signal(3)
         first, counters, design = (Signal(signed(32), name=f"read{k}") for k in range(3))
         low = at[: _bit(Register.COUNTERS)]
-        begin = Signal()
+        begin = self._begin
         m.d.comb += begin.eq(bus.cyc & bus.stb & (stage == 0) & ~bus.ack)
         m.d.sync += [
             stage.eq(Cat(begin, stage)),
-            self._write.eq(begin & bus.we),
-            self._read.eq(begin & ~bus.we),
             bus.ack.eq(stage[1] & bus.cyc & bus.stb),
         ]
         with m.If(begin):
@@ -119,8 +117,12 @@ class Host(wiring.Component):
             words = len(registers.design_words(self.design))
             m.d.sync += bus.dat_r.eq(Mux(low < words, design, 0))
 
-    def _written(self, register: Register) -> Signal:
-        return self._write & (self._address == register)
+    def _accessed(self, m: Module, register: Register, *, write: bool) -> Signal:
+        """A pulse beside the access's address and data, found in the cycle before."""
+        pulse = Signal(name=f"{'write' if write else 'read'}_{register.name.lower()}")
+        bus = self.bus
+        m.d.sync += pulse.eq(self._begin & (bus.we == write) & (bus.adr == register))
+        return pulse
 
     def _tokens(self, m: Module) -> Signal:
         width = Shape.cast(TokenEntry).width
@@ -128,6 +130,7 @@ class Host(wiring.Component):
         m.submodules.tokens = ResetInserter(self.hold)(queue)
         flags = registers.TokenFlag
         entry, room = Signal(TokenEntry), Signal()
+        written = self._accessed(m, Register.TOKEN, write=True)
         m.d.comb += [
             room.eq(queue.w_rdy & ~self.hold),  # a queue in reset would lose it without a flag
             entry.id.eq(self._data),
@@ -135,8 +138,8 @@ class Host(wiring.Component):
             entry.fresh.eq(self._data[_bit(flags.FRESH)]),
             entry.want_logits.eq(self._data[_bit(flags.WANT_LOGITS)]),
             queue.w_data.eq(entry),
-            queue.w_en.eq(self._written(Register.TOKEN) & room),
-            self._lost.eq(self._written(Register.TOKEN) & ~room),
+            queue.w_en.eq(written & room),
+            self._lost.eq(written & ~room),
             self.token.valid.eq(queue.r_rdy),
             self.token.payload.eq(queue.r_data),
             queue.r_en.eq(self.token.ready),
@@ -148,7 +151,7 @@ class Host(wiring.Component):
         queue = Fifo(signed(self.design.vector_bits), registers.LOGIT_QUEUE)
         m.submodules.logits = ResetInserter(self.hold)(queue)
         wiring.connect(m, wiring.flipped(self.logits), queue.input)
-        reads = self._read & (self._address == Register.LOGIT)
+        reads = self._accessed(m, Register.LOGIT, write=False)
         m.d.comb += [
             queue.output.ready.eq(reads),
             self._underrun.eq(reads & ~queue.output.valid),
@@ -162,7 +165,8 @@ class Host(wiring.Component):
         for flag, event in own.items():
             with m.If(event):
                 m.d.comb += events[_bit(flag)].eq(1)
-        cleared = Mux(self._written(Register.STATUS), self._data[: registers.FAULTS], 0)
+        written = self._accessed(m, Register.STATUS, write=True)
+        cleared = Mux(written, self._data[: registers.FAULTS], 0)
         m.d.sync += sticky.eq((sticky & ~cleared) | events)
         status = Signal(32)
         m.d.comb += [
@@ -175,7 +179,7 @@ class Host(wiring.Component):
         return status
 
     def _control(self, m: Module) -> None:
-        written = self._written(Register.CONTROL)
+        written = self._accessed(m, Register.CONTROL, write=True)
         m.d.sync += [
             self.run.eq(written & self._data[_bit(Control.RUN)]),
             self.reset.eq(written & self._data[_bit(Control.RESET)]),
@@ -187,11 +191,12 @@ class Host(wiring.Component):
     def _program(self, m: Module) -> None:
         """Four words make an instruction; then the address goes on by one."""
         at, part = self.program.address, self.program.part
-        m.d.sync += self.program.valid.eq(self._written(Register.PROGRAM_DATA))
+        written = self._accessed(m, Register.PROGRAM_DATA, write=True)
+        m.d.sync += self.program.valid.eq(written)
         m.d.sync += self.program.data.eq(self._data)
         with m.If(self.program.valid):
             m.d.sync += part.eq(part + 1)
             with m.If(part == PARTS - 1):
                 m.d.sync += at.eq(at + 1)
-        with m.If(self._written(Register.PROGRAM_ADDRESS)):
+        with m.If(self._accessed(m, Register.PROGRAM_ADDRESS, write=True)):
             m.d.sync += [at.eq(self._data), part.eq(0)]

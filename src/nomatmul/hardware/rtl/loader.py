@@ -13,6 +13,7 @@ from nomatmul.hardware.design import Design
 from nomatmul.hardware.rtl import ports
 from nomatmul.hardware.rtl.commands import LoadCommand
 from nomatmul.hardware.rtl.gearbox import Gearbox
+from nomatmul.hardware.rtl.pipeline import Skid
 
 SCALE_BYTES = 8
 
@@ -37,26 +38,33 @@ class Loader(wiring.Component):
         # no resets: what these hold counts in states that set them first
         self._command = Signal(LoadCommand, reset_less=True)
         self._left = Signal(ports.ELEMENT_BITS, reset_less=True)  # still to hand on
+        self._final = Signal(reset_less=True)  # these are handed on at once
+        self._empty = Signal(reset_less=True)  # no bytes in `held`
         self._held = Signal(16 * design.element_lanes, reset_less=True)
         self._bytes = Signal(range(2 * design.element_lanes + 1), reset_less=True)  # in `held`
         self._group = Signal.like(self.parameter.address, reset_less=True)
         self._mask = Signal.like(self.parameter.mask, reset_less=True)
         self._data = Signal(16 * design.element_lanes, reset_less=True)
+        self._scale_found = Signal(ports.Scalar, reset_less=True)
         self._sum = Signal(ports.product_sum(design.sum_bits), reset_less=True)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         lanes = self.design.element_lanes
-        m.submodules.gearbox = gearbox = Gearbox(self.design.memory_bits, 16 * lanes)
+        m.submodules.gearbox = gearbox = Gearbox(self.design.memory_bits, 16 * lanes, ahead=False)
         wiring.connect(m, wiring.flipped(self.words), gearbox.words)
         pieces = Signal(ports.ELEMENT_BITS, reset_less=True)
-        count, piece = self._command.count, gearbox.output
+        # what comes behind is decided late in a cycle, and all readers of memory wait for it
+        m.submodules.pieces = skid = Skid(16 * lanes)
+        wiring.connect(m, gearbox.output, skid.input)
+        count, piece = self._command.count, skid.output
         m.d.comb += gearbox.command.payload.eq(pieces)
         m.d.comb += [
             self.parameter.address.eq(self._group),
             self.parameter.mask.eq(self._mask),
             self.parameter.data.eq(self._data),
             self.sums.payload.eq(self._sum),
+            self.scale.payload.eq(self._scale_found),
         ]
         m.d.sync += self.parameter.valid.eq(0)
         with m.If(self.sums.ready):
@@ -73,6 +81,7 @@ class Loader(wiring.Component):
                 m.d.sync += [
                     pieces.eq(Mux(self._command.embed, embed, (count + lanes - 1) // lanes)),
                     self._left.eq(count),
+                    self._final.eq(count <= Mux(self._command.embed, 1, lanes)),
                     self._group.eq(self._command.dst // lanes - 1),
                 ]
                 m.next = "BEGIN"
@@ -88,6 +97,10 @@ class Loader(wiring.Component):
                     self._write(m, piece.payload)
             with m.State("SCALE"):
                 self._scale(m, piece)
+            with m.State("GIVE"):
+                m.d.comb += self.scale.valid.eq(1)
+                with m.If(self.scale.ready):
+                    m.next = "BYTES"
             with m.State("BYTES"):
                 self._hand_on(m, piece)
             # the write, or the sum, is on its way
@@ -103,42 +116,43 @@ class Loader(wiring.Component):
             self._mask.eq(Cat(self._left > lane for lane in range(lanes))),
             self._data.eq(piece),
             self._left.eq(self._left - lanes),
+            self._final.eq(self._left <= 2 * lanes),
         ]
-        with m.If(self._left <= lanes):
+        with m.If(self._final):
             m.next = "LAST"
 
     def _scale(self, m: Module, piece: stream.Interface) -> None:
-        m.d.comb += [
-            self.scale.valid.eq(piece.valid),
-            self.scale.payload.m.eq(piece.payload[:24]),
-            self.scale.payload.e.eq(piece.payload[32:42]),
-            piece.ready.eq(self.scale.ready),
-        ]
+        m.d.comb += piece.ready.eq(1)
         m.d.sync += [
+            self._scale_found.m.eq(piece.payload[:24]),
+            self._scale_found.e.eq(piece.payload[32:42]),
             self._held.eq(piece.payload >> (8 * SCALE_BYTES)),
             self._bytes.eq(2 * self.design.element_lanes - SCALE_BYTES),
+            self._empty.eq(2 * self.design.element_lanes == SCALE_BYTES),
             self._sum.row.eq(-1),
         ]
-        with m.If(piece.valid & self.scale.ready):
-            m.next = "BYTES"
+        with m.If(piece.valid):
+            m.next = "GIVE"
 
     def _hand_on(self, m: Module, piece: stream.Interface) -> None:
         """One byte a cycle, out of a register; a new piece when there is none."""
         go = ~self.sums.valid | self.sums.ready
-        with m.If(self._bytes == 0):
+        with m.If(self._empty):
             m.d.comb += piece.ready.eq(1)
             m.d.sync += self._held.eq(piece.payload)
             with m.If(piece.valid):
-                m.d.sync += self._bytes.eq(2 * self.design.element_lanes)
+                m.d.sync += [self._bytes.eq(2 * self.design.element_lanes), self._empty.eq(0)]
         with m.Elif(go):
             m.d.sync += [
                 self.sums.valid.eq(1),
                 self._sum.sum.eq(self._held[:8].as_signed()),
                 self._sum.row.eq(self._sum.row + 1),
-                self._sum.last.eq(self._left == 1),
+                self._sum.last.eq(self._final),
                 self._held.eq(self._held >> 8),
                 self._bytes.eq(self._bytes - 1),
+                self._empty.eq(self._bytes == 1),
                 self._left.eq(self._left - 1),
+                self._final.eq(self._left == 2),
             ]
-            with m.If(self._left == 1):
+            with m.If(self._final):
                 m.next = "LAST"

@@ -14,7 +14,7 @@ from nomatmul.hardware.rtl import ports
 
 # Shifts of each cycle: few levels of logic between registers.
 _STEPS = ((32,), (16, 8), (4, 2, 1))
-LATENCY = len(_STEPS)
+LATENCY = len(_STEPS) + 1
 
 
 class Normaliser(wiring.Component):
@@ -27,7 +27,13 @@ class Normaliser(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        here = self.number
+        # the highest step's zeros are found a cycle ahead: they choose between the most bits
+        here = Signal(self.bits, reset_less=True)
+        first_zeros = Signal(reset_less=True)
+        m.d.sync += [
+            here.eq(self.number),
+            first_zeros.eq(~self.number[-_STEPS[0][0] :].any()),
+        ]
         gone = Const(0, 0)  # how far `here` is shifted: its bits, the highest step first
         for index, steps in enumerate(_STEPS):
             for step in steps:
@@ -38,7 +44,8 @@ class Normaliser(wiring.Component):
                 moved = Signal(kept, name=f"moved{step}")
                 zeros = Signal(name=f"zeros{step}")
                 size = len(here)
-                m.d.comb += zeros.eq(~here[size - step :].any())
+                found = first_zeros if index == 0 else ~here[size - step :].any()
+                m.d.comb += zeros.eq(found)
                 shifted = (here << step)[:size]
                 m.d.comb += moved.eq(Mux(zeros, shifted, here)[size - kept :])
                 gone = Cat(zeros, gone)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth import Cat, Const, Module, Signal, Value, signed
-from amaranth.lib import memory, wiring
+from amaranth import Cat, Const, Module, Mux, Signal, Value, signed
+from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
@@ -82,6 +82,39 @@ class Multiplier(wiring.Component):
             parts = [register(m, a * b, f"limb{i}_{j}") for i, a in enumerate(_limbs(self.a))]
             rows.append(_added(m, parts, f"row{j}"))
         m.d.comb += self.product.eq(_added(m, rows, "product"))
+        return m
+
+
+class Skid(wiring.Component):
+    """One item a cycle from `input` to `output`, a cycle later, with registers both ways.
+
+    `input.ready` says that the second of two places is free, so it hangs on no other ready.
+    """
+
+    def __init__(self, shape: Any) -> None:
+        super().__init__(
+            {"input": In(stream.Signature(shape)), "output": Out(stream.Signature(shape))}
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        source, sink = self.input, self.output
+        spare = Signal.like(source.payload, reset_less=True)
+        out = Signal.like(source.payload, reset_less=True)
+        waits, move = Signal(), Signal()
+        m.d.comb += [
+            source.ready.eq(~waits),
+            move.eq(~sink.valid | sink.ready),
+            sink.payload.eq(out),
+        ]
+        m.d.sync += waits.eq(~move & (waits | source.valid))
+        with m.If(~waits):
+            m.d.sync += spare.eq(source.payload)
+        with m.If(move):
+            m.d.sync += [
+                sink.valid.eq(waits | source.valid),
+                out.eq(Mux(waits, spare, source.payload)),
+            ]
         return m
 
 

@@ -202,10 +202,11 @@ class SumQueue(wiring.Component):
         out = Signal.like(self.sums.payload, reset_less=True)
         move = Signal()
         m.d.comb += [
-            back.slot.eq(self.slot),
-            back.row.eq(self.row),
-            back.last.eq(self.last),
-            rows.w_en.eq(self.promise),
+            # a cycle later, long before the sum: what decides a promise comes late in its cycle
+            back.slot.eq(delay(m, self.slot, 1, "slot")),
+            back.row.eq(delay(m, self.row, 1, "row")),
+            back.last.eq(delay(m, self.last, 1, "last")),
+            rows.w_en.eq(delay(m, self.promise, 1, "promise", reset=True)),
             totals.w_data.eq(self.total),
             totals.w_en.eq(self.put),
             self.room.eq(~promised[-1]),

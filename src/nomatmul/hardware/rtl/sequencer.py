@@ -210,6 +210,7 @@ class Sequencer(wiring.Component):
                         m.d.sync += self._given.eq(self._mask(*names))
         m.d.comb += self.faults.bad_instruction.eq(bad)
         m.d.sync += self.scalar_write.valid.eq(0)
+        self._scalar_value(m)
         m.d.sync += self._step.eq(self._step + ~self._step.all())
         with m.FSM(init="HALTED") as fsm:
             m.d.comb += self.halted.eq(fsm.ongoing("HALTED"))
@@ -231,8 +232,9 @@ class Sequencer(wiring.Component):
                 m.next = "DECIDE"
             with m.State("DECIDE"):
                 self._decide(m, checker.bad, bad)
-            with m.State("DIVIDE"):
-                self._divide(m)
+            if self.design.trees:
+                with m.State("DIVIDE"):
+                    self._divide(m)
             with m.State("DISPATCH"):
                 m.d.sync += [self._pending.eq(left), settle.eq(_SETTLE)]
                 with m.If(self._pending == 0):
@@ -289,12 +291,13 @@ class Sequencer(wiring.Component):
         with m.Elif(self._is(isa.Skip)):
             m.next = "RETIRE"
         with m.Elif(self._is(isa.Sconst)):
-            self._write_scalar(m, {n: field(self._word, isa.Sconst, n) for n in ("m", "e")})
+            m.d.sync += self.scalar_write.valid.eq(1)
             m.next = "RETIRE"
-        with m.Elif(self._is(isa.Combine) & self._multiplied):
-            m.d.sync += self._product.eq(field(self._word, isa.Combine, "rows"))
-            m.d.sync += self._beats.eq(0)
-            m.next = "DIVIDE"
+        if self.design.trees:
+            with m.Elif(self._is(isa.Combine) & self._multiplied):
+                m.d.sync += self._product.eq(field(self._word, isa.Combine, "rows"))
+                m.d.sync += self._beats.eq(0)
+                m.next = "DIVIDE"
         with m.Elif(~counts | (~self._is(isa.Combine) & self._multiplied)):
             self._dispatch(m)
 
@@ -325,12 +328,15 @@ class Sequencer(wiring.Component):
             m.d.sync += scaled.eq(0)
             m.next = "SETTLE"
 
-    def _write_scalar(self, m: Module, value: dict[str, Value]) -> None:
-        m.d.sync += [
-            self.scalar_write.valid.eq(1),
-            self.scalar_write.address.eq(field(self._word, isa.Sconst, "sd")),
-            *(self.scalar_write.value[name].eq(each) for name, each in value.items()),
-        ]
+    def _scalar_value(self, m: Module) -> None:
+        """What the instruction would write, in every cycle: the states say when it counts."""
+        scalar, vector = self.scalar_result.payload, self.vector_result.payload
+        write = self.scalar_write
+        m.d.sync += write.address.eq(field(self._word, isa.Sconst, "sd"))
+        for name in ("m", "e"):
+            found = Mux(self._is(*commands.SCALAR_KINDS), scalar[name], vector[name])
+            own = field(self._word, isa.Sconst, name)
+            m.d.sync += write.value[name].eq(Mux(self._is(isa.Sconst), own, found))
 
     def _take_result(self, m: Module) -> None:
         """All instructions with a result have `sd` where SCONST has it; QUANT's says only that it
@@ -339,12 +345,12 @@ class Sequencer(wiring.Component):
         scalar, vector = self.scalar_result, self.vector_result
         m.d.comb += [scalar.ready.eq(1), vector.ready.eq(1)]
         with m.If(scalar.valid):
-            self._write_scalar(m, {"m": scalar.payload.m, "e": scalar.payload.e})
+            m.d.sync += self.scalar_write.valid.eq(1)
             m.d.comb += self.faults.exponent.eq(scalar.payload.flag)
             m.next = "RETIRE"
         with m.Elif(vector.valid):
             with m.If(~self._is(isa.Quant)):
-                self._write_scalar(m, {"m": vector.payload.m, "e": vector.payload.e})
+                m.d.sync += self.scalar_write.valid.eq(1)
             m.next = "RETIRE"
 
     def _token_states(self, m: Module) -> None:

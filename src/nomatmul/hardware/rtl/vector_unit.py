@@ -5,7 +5,7 @@ gathers the largest |x * W| or the sum of squares, or writes int8 activations. E
 exactly one result when its work is in memory; that of QUANT says only so, and is 0.
 
 Legend: E lanes, L = log2(E). A command of n = max(1, ceil(count / E)) groups gives its result
-n + L + 10 (SCAN), n + L + 14 (SUMSQ) or n + 11 cycles (QUANT) after it is taken.
+n + L + 11 (SCAN), n + L + 15 (SUMSQ) or n + 11 cycles (QUANT) after it is taken.
 """
 
 from __future__ import annotations
