@@ -17,7 +17,7 @@ from nomatmul.hardware.design import Design
 from nomatmul.hardware.rtl.arbiter import Arbiter
 from nomatmul.hardware.rtl.fifo import Fifo
 from nomatmul.hardware.rtl.gearbox import Gearbox
-from nomatmul.hardware.rtl.pipeline import delay
+from nomatmul.hardware.rtl.pipeline import Skid, delay
 from nomatmul.hardware.rtl.products import SumQueue
 from nomatmul.hardware.rtl.streamer import Streamer
 
@@ -278,6 +278,36 @@ def test_gearbox_loses_and_doubles_nothing(depth: int) -> None:
     for in_units, out_units in [(1, 1), (2, 3), (3, 2), (4, 1), (1, 3)]:
         formal.prove(gearbox_spec(in_units, out_units), depth=depth, induction=False)
     holds, _ = formal.answer(gearbox_spec(2, 3, "lost"), depth=11, induction=False)
+    assert not holds
+
+
+def skid_spec(fault: str = "") -> Spec:
+    """Numbers in, the same out; the fault: the source does not wait for `ready`."""
+
+    def build(m: Module) -> None:
+        m.submodules.dut = dut = Skid(4)
+        given, got = Signal(4), Signal(4)
+        valid = formal.free(m, 1)
+        taken = valid & (dut.input.ready if fault != "greedy" else 1)
+        m.d.comb += [
+            dut.input.valid.eq(valid),
+            dut.input.payload.eq(given),
+            dut.output.ready.eq(formal.free(m, 1)),
+        ]
+        m.d.sync += [
+            given.eq(given + taken),
+            got.eq(got + (dut.output.valid & dut.output.ready)),
+        ]
+        formal.assert_stream(m, dut.output)
+        with m.If(dut.output.valid):
+            m.d.comb += Assert(dut.output.payload == got)
+
+    return Spec(build)
+
+
+def test_a_skid_register_loses_and_doubles_nothing() -> None:
+    formal.prove(skid_spec(), depth=10, induction=False)
+    holds, _ = formal.answer(skid_spec("greedy"), depth=10, induction=False)
     assert not holds
 
 
