@@ -42,7 +42,7 @@ def top(family: str, lanes: int, tiny: bool) -> tuple[Any, dict[str, Any] | None
 
         return Enclosed(UartTransmitter(4)), None, ""
     if family == "ecp5":
-        board = ulx3s.Ulx3s(Design(lanes=lanes, **ulx3s.MEMORIES))
+        board = ulx3s.Ulx3s(Design(lanes=lanes, **ulx3s.MEMORIES), GOAL_MHZ * 1e6)
         return board, board.ports(), ulx3s.constraints()
     from nomatmul.hardware.board.axi_top import AxiTop
 

@@ -20,6 +20,7 @@ from nomatmul.hardware.board.serial_core import SerialCore
 from nomatmul.hardware.design import Design
 
 INPUT_HZ = 25e6
+CLOCK_HZ = 62.5e6  # below what placement estimates for 256 lanes (docs/hardware.md)
 CHIP = CHIPS["ulx3s-32mb"]
 BAUD = 2_000_000
 IO_STAGES = 2  # a register in each pad: out and in
@@ -82,7 +83,7 @@ class Ulx3s(wiring.Component):
     """Ports are named like PINS; `sdram_d` is an IOPort of its own. Raises ValueError for a clock
     that the PLL, the SDRAM or the serial line cannot have."""
 
-    def __init__(self, design: Design, clock_hz: float = 100e6, baud: int = BAUD) -> None:
+    def __init__(self, design: Design, clock_hz: float = CLOCK_HZ, baud: int = BAUD) -> None:
         dividers(INPUT_HZ, clock_hz)
         self.clock_hz = clock_hz
         self.core = SerialCore(design, CHIP, clock_hz, baud, io_stages=IO_STAGES)

