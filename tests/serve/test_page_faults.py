@@ -218,11 +218,20 @@ def test_a_reload_keeps_what_had_come(fake: FakeChat, browser: Browser) -> None:
         thread(page).get_by_text("You said: count").wait_for()
 
 
+WATCH = """() => {
+    window.said = "";
+    const options = { childList: true, subtree: true, characterData: true };
+    new MutationObserver(() => { window.said += document.body.innerText; })
+        .observe(document.body, options);
+}"""
+
+
 def test_a_full_storage_is_said_and_the_page_goes_on(fake: FakeChat, browser: Browser) -> None:
     with open_page(browser, fake.url) as page:
         page.evaluate("() => { Storage.prototype.setItem = () => { throw new Error('full'); }; }")
+        page.evaluate(WATCH)  # what is said goes after some seconds, and a machine may be slow
         say(page, "hello")
-        page.get_by_text("This browser's storage is full or closed").wait_for()
+        page.wait_for_function("() => window.said.includes('storage is full or closed')")
         thread(page).get_by_text("You said: hello").wait_for()
 
 
