@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of <malloc.h>
 
 
 def return_large_blocks() -> bool:
     """Fix glibc's limits for this process, before it has threads; False where there is no glibc."""
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library
+    mallopt = _glibc("mallopt")
+    if mallopt is None:
         return False
     taken = [mallopt(_MMAP_THRESHOLD, 256 << 10), mallopt(_TRIM_THRESHOLD, 1 << 20)]
     taken.append(mallopt(_ARENA_MAX, 2))
@@ -30,11 +28,18 @@ def return_large_blocks() -> bool:
 
 def return_free_pages() -> bool:
     """Give whole free pages of the heap back to the system; False where there is no glibc."""
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError):
+    trim = _glibc("malloc_trim")
+    if trim is None:
         return False
     trim(0)
     return True
+
+
+def _glibc(name: str) -> Any:
+    """A function of glibc, None where there is none."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        return getattr(ctypes.CDLL(None), name)
+    except (OSError, AttributeError):  # another C library
+        return None
