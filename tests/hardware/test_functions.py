@@ -7,10 +7,11 @@ import random
 import numpy as np
 import pytest
 
+from nomatmul.hardware.compile import formats_of
 from nomatmul.hardware.design import Design
 from nomatmul.hardware.rtl.functions import Sigmoid, Silu
 from nomatmul.hardware.rtl.recurrence import Recurrence
-from nomatmul.reference.integer import Formats, gates, table
+from nomatmul.reference.integer import gates, table
 from nomatmul.reference.integer.numerics import saturate, shift_rounded
 from tests.hardware.pipelines import through
 
@@ -21,11 +22,6 @@ WIDTHS = [
     {"vector_fraction": 8, "state_fraction": 15, "table_bits": 7, "state_bits": 22},
     {"vector_bits": 32, "vector_fraction": 16, "state_bits": 32, "state_fraction": 20},
 ]
-
-
-def formats_of(design: Design) -> Formats:
-    names = Formats.__dataclass_fields__
-    return Formats(**{name: getattr(design, name) for name in names})
 
 
 def inputs_of(design: Design, count: int) -> list[int]:

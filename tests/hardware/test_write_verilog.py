@@ -11,10 +11,9 @@ import pytest
 from hardware.models import trained_model
 
 from nomatmul.formats.packed import PackedReader
-from nomatmul.hardware.board import write_verilog
 from nomatmul.hardware.board.pll import dividers
 from nomatmul.hardware.board.ulx3s import PINS
-from nomatmul.hardware.board.write import BOARDS
+from nomatmul.hardware.board.write import BOARDS, write_verilog
 from nomatmul.hardware.compile import compile_model
 from nomatmul.hardware.design import Design
 

@@ -39,7 +39,7 @@ class Options(DesignOptions):
 
 
 def run(options: Options) -> int:
-    from nomatmul.hardware.board import write_verilog
+    from nomatmul.hardware.board.write import write_verilog
 
     clean_up_when_terminated()
     design = design_of(options, None, trees=options.trees)

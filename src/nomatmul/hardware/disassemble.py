@@ -15,7 +15,7 @@ from nomatmul.hardware.isa import BY_NAME, Epilogue, Instruction
 def disassemble(instruction: Instruction) -> str:
     """The instruction as one line."""
     words = [instruction.name]
-    for field in dataclasses.fields(instruction):  # type: ignore[arg-type]  # every kind is a dataclass
+    for field in dataclasses.fields(instruction):
         value = getattr(instruction, field.name)
         if value == field.default:
             continue
@@ -32,7 +32,7 @@ def assemble(line: str) -> Instruction:
     if name not in BY_NAME:
         raise ValueError(f"no instruction is named {name!r}; there are {', '.join(BY_NAME)}")
     kind = BY_NAME[name]
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]  # as above
+    fields = {field.name: field for field in dataclasses.fields(kind)}
     values: dict[str, int] = {}
     for word in words:
         key, equals, text = word.partition("=")

@@ -75,6 +75,7 @@ def _flag() -> Any:
     return _bits(1, default=False)
 
 
+@dataclass(frozen=True)
 class Instruction:
     """Base of the instructions; `opcode` is the class's own."""
 
@@ -336,7 +337,7 @@ def layout(kind: type[Instruction]) -> dict[str, Bits]:
     """Each field's name and bits, in order."""
     if kind not in _LAYOUTS:
         low, fields = OPCODE_BITS, {}
-        for field in dataclasses.fields(kind):  # type: ignore[arg-type]  # every kind is a dataclass
+        for field in dataclasses.fields(kind):
             fields[field.name] = dataclasses.replace(field.metadata["bits"], low=low)
             low += fields[field.name].width
         assert low <= INSTRUCTION_BITS, f"{kind.name} takes {low} bits"
@@ -361,7 +362,7 @@ def decode(word: int) -> Instruction:
     if opcode not in BY_OPCODE:
         raise ValueError(f"no instruction has the opcode {opcode}, the largest is {max(BY_OPCODE)}")
     kind, values, end = BY_OPCODE[opcode], {}, OPCODE_BITS
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]  # every kind is a dataclass
+    for field in dataclasses.fields(kind):
         bits = layout(kind)[field.name]
         value = (word >> bits.low) & ((1 << bits.width) - 1)
         if bits.signed and value >> (bits.width - 1):

@@ -8,6 +8,7 @@ Kinds of figures: `placed` (place and route of this design's size, see benchmark
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,13 +67,6 @@ OTHERS = (
 GOAL = 4 * 23.8 / 13.65  # tokens a joule of the 370M shape
 
 
-class _Nowhere:
-    """A file that forgets what is written: only the layout of an image is wanted."""
-
-    def write(self, data: Any) -> int:
-        return len(data)
-
-
 @dataclass(frozen=True)
 class Workload:
     """A model compiled for a design: its program, and how its layers repeat.
@@ -88,8 +82,9 @@ class Workload:
     def of(cls, reader: PackedReader, design: Design, name: str = "") -> Workload:
         """Raises ValueError for a model that the design cannot run."""
         model = IntegerModel.from_packed(reader, formats_of(design))
-        image = Image(_Nowhere(), design)  # type: ignore[arg-type]
-        program = tuple(step.instruction for step in Builder(model, design, image).build())
+        with open(os.devnull, "wb") as nowhere:  # only the layout of the image is wanted
+            image = Image(nowhere, design)
+            program = tuple(step.instruction for step in Builder(model, design, image).build())
         return cls(name or "the packed model", program, image.words * design.memory_bytes)
 
     def repeated(self, layers: int, name: str, *, layer_bytes: int) -> Workload:

@@ -127,28 +127,47 @@ def run(
 
     Raises RuntimeError with the last lines of its output where it fails.
     """
+    with started(words, cwd=cwd, env=env, text=True, errors="replace") as process:
+        printed, _ = process.communicate()
+    check_status(process, printed)
+    return str(printed)
+
+
+@contextlib.contextmanager
+def started(
+    words: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    output: Any = subprocess.PIPE,
+    **options: Any,
+) -> Iterator[subprocess.Popen[Any]]:
+    """A program that runs within it: it and all that it starts end when it is left by an error, and
+    with us, however we end. output: where all that it prints goes; options: of Popen."""
     process = subprocess.Popen(
         [str(word) for word in words],
-        cwd=cwd,
         env=None if env is None else {**os.environ, **env},
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        stdout=output,
         stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
         start_new_session=True,  # a group of its own: make's compilers are in it
+        **options,
     )
     try:
         with _ended_with_us(process.pid):
-            printed, _ = process.communicate()
+            yield process
     except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         raise
+
+
+def check_status(process: subprocess.Popen[Any], printed: str) -> None:
+    """Raises RuntimeError with the last lines that an ended program printed, if it failed."""
     if process.returncode:
         tail = " | ".join(printed.strip().splitlines()[-5:])
-        raise RuntimeError(f"{Path(str(words[0])).name} failed ({process.returncode}): {tail}")
-    return printed
+        name = Path(str(process.args[0])).name  # type: ignore[index]  # `started` gives a list
+        raise RuntimeError(f"{name} failed ({process.returncode}): {tail}")
 
 
 @contextlib.contextmanager

@@ -83,7 +83,7 @@ The host writes program.bin to the registers (nomatmul/hardware/registers.py) an
 MOST_ON_CHIP = 8 << 20  # bytes: no FPGA that these tools know has more block RAM
 
 
-def write(
+def write_verilog(
     design: Design,
     out: Path,
     board: str,
@@ -91,7 +91,8 @@ def write(
     *,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Write the directory `out`, whole or not at all; returns a summary.
+    """Write Verilog, constraints and a README of how to build them into the directory `out`, whole
+    or not at all; returns a summary for JSON.
 
     on_chip: a compiled model whose image lies in block RAM, for `core`; its design counts.
     note: told what goes on when it takes time. Raises ValueError for an unknown board, an `out`

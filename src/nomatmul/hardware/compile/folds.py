@@ -76,7 +76,7 @@ class FoldWriter:
 
     def _patch(self, index: int, **fields: int) -> None:
         step = self.steps[index]
-        changed = dataclasses.replace(step.instruction, **fields)  # type: ignore[type-var]  # every kind is a dataclass
+        changed = dataclasses.replace(step.instruction, **fields)
         self.steps[index] = Step(changed, step.values)
 
     def _up(self, count: int) -> int:

@@ -105,9 +105,10 @@ class Comparison:
                     return
                 seen = True
             yield at
-            skipped = isinstance(instruction, isa.Skip) and not wanted
-            if isinstance(instruction, isa.Jump) or skipped:
-                at = instruction.target  # type: ignore[attr-defined]  # both kinds have one
+            if isinstance(instruction, isa.Jump) or (
+                isinstance(instruction, isa.Skip) and not wanted
+            ):
+                at = instruction.target
             else:
                 at += 1
 
