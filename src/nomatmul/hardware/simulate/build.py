@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
-import os
 import shutil
 import tempfile
 import time
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nomatmul.formats.cpus import usable_cpus
 from nomatmul.formats.hub_files import cache_directory
 from nomatmul.hardware import registers, tools
 from nomatmul.hardware.design import Design
@@ -128,7 +128,7 @@ def _build(directory: Path, design: Design, flags: list[str], note: Callable[[st
     words += [*flags, "--Mdir", "made", "bench.v", "harness.cc"]
     tools.run(words, cwd=directory)
     note("building the simulation: C++ (3 of 3)")
-    jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    jobs = usable_cpus()
     compiler = tools.tool("g++")
     make: list[str | Path] = [tools.tool("make"), "-C", "made", "-f", "Vbench.mk", f"-j{jobs}"]
     make += [f"CXX={compiler}", f"LINK={compiler}", f"OPT_FAST={_OPTIMISE}", "OPT_SLOW=-O0"]
