@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from nomatmul.formats.special_tokens import END_OF_TEXT, special_ids
+from nomatmul.formats.special_tokens import CHAT_TOKENS, END_OF_TEXT, special_ids
 from nomatmul.train import shards
 from nomatmul.train.documents import find_sources
 from nomatmul.train.shards import build_shards, read_index
@@ -50,6 +50,14 @@ def test_the_trained_tokenizer_is_the_same_every_time(
     assert tokenizer.get_vocab_size() <= 300
     special = special_ids(tokenizer)
     assert (special.bos, special.eos, special.pad) == (0, 0, 1)
+
+
+def test_a_tokenizer_for_conversations_has_their_tokens_behind_its_own(text_file: Path) -> None:
+    made = train_tokenizer(find_sources([str(text_file)]), 300, CHAT_TOKENS)
+    assert [made.token_to_id(name) for name in CHAT_TOKENS] == [2, 3, 4, 5]
+    assert not {2, 3, 4, 5} & set(made.encode("".join(CHAT_TOKENS), add_special_tokens=False).ids)
+    with pytest.raises(ValueError, match="vocab_size 261 is below 262"):
+        train_tokenizer(find_sources([str(text_file)]), 261, CHAT_TOKENS)
 
 
 @given(text=st.text(max_size=80))

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
+# Of tokenizers that are made here for conversations (formats.chat_template.DEFAULT_TEMPLATE).
+CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
 _BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "[CLS]", "<cls>", END_OF_TEXT)
 _EOS_NAMES = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "[SEP]", "<sep>")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import (
@@ -122,13 +122,16 @@ def train_word_piece(sources: list[Source], vocab_size: int) -> Tokenizer:
     return word_piece(tokenizer.get_vocab(with_added_tokens=True))
 
 
-def train_tokenizer(sources: list[Source], vocab_size: int) -> Tokenizer:
+def train_tokenizer(
+    sources: list[Source], vocab_size: int, special: Sequence[str] = ()
+) -> Tokenizer:
     """Train byte-level BPE with at most vocab_size entries on up to 64 MiB of the sources.
 
-    The same sources give the same tokenizer. Raises ValueError when vocab_size has no room for the
-    256 bytes and the special tokens.
+    special: tokens of their own that get ids 2, 3, ... (CHAT_TOKENS of a tokenizer for chats). The
+    same sources give the same tokenizer. Raises ValueError when vocab_size has no room for the 256
+    bytes and the special tokens.
     """
-    special = [END_OF_TEXT, PAD]
+    special = list(dict.fromkeys([END_OF_TEXT, PAD, *special]))
     least = 256 + len(special)
     if vocab_size < least:
         raise ValueError(f"vocab_size {vocab_size} is below {least} (256 bytes and special tokens)")
