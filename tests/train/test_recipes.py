@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -14,15 +15,15 @@ from nomatmul.train.config import FREE_FIELDS, differences
 OPTIONS = """
 recipe model sequence_length batch_size micro_batch_size batch_ramp steps time_limit seed
 learning_rate schedule warmup_steps final_rate beta1 beta2 epsilon weight_decay clip_norm z_loss
-mask_share fff_balance fff_route_gradient precision compile
+mask_share full_precision teacher_share temperature fff_balance fff_route_gradient precision compile
 deterministic recompute fff_implementation loss_chunks valid_fraction log_interval eval_interval
 eval_tokens sample_interval sample_tokens sample_prompt diagnostics_interval checkpoint_interval
 checkpoint_seconds checkpoint_keep
 """
 
 ARGUMENTS = """
-recipe data out valid tokenizer text_field document_start drop_document_start tokens workers set
-steps time_limit seed device resume override_config force quiet json collective_timeout
+recipe data out valid tokenizer start text_field document_start drop_document_start tokens workers
+set steps time_limit seed device resume override_config force quiet json collective_timeout
 """
 
 
@@ -186,6 +187,11 @@ def test_a_new_width_gets_its_own_intermediate_size(config: TrainConfig) -> None
         ("loss_chunks=5", "loss_chunks 5 must divide"),
         ("model.token_mixer=rnn", "token_mixer 'rnn' is unknown"),
         ("batch_ramp=1.5", "batch_ramp 1.5 must be at most 1"),
+        ("full_precision=1", r"full_precision 1.0 must be in [0, 1)"),
+        ("full_precision=0.95", "full_precision 0.95 of 12 steps leaves none for ternary weights"),
+        ("temperature=0", "temperature 0.0 must be above 0"),
+        ("teacher_share=1.1", "teacher_share 1.1 must be at most 1"),
+        ("teacher_share=nan", "teacher_share nan must be at least 0"),
         ("fff_balance=0.1", "fff_balance 0.1 belongs to fast feedforward layers"),
         ("model.rope_scaling=linear", "'linear' is no JSON object"),
         ('model.rope_scaling={"factor": 2}', "rope_scaling needs one rope_type"),
@@ -193,8 +199,21 @@ def test_a_new_width_gets_its_own_intermediate_size(config: TrainConfig) -> None
     ],
 )
 def test_bad_overrides_name_the_culprit(config: TrainConfig, assignment: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+    with pytest.raises(ValueError, match=re.escape(message)):
         apply_overrides(config, [assignment])
+
+
+def test_full_precision_is_for_models_with_ternary_weights(config: TrainConfig) -> None:
+    wanted = "full_precision=0.5"
+    dense = ["model.token_mixer=attention", "model.linear=dense"]
+    with pytest.raises(
+        ValueError, match=r"belongs to ternary layers, but model\.linear is 'dense'"
+    ):
+        apply_overrides(config, [*dense, wanted])
+    for ternary in ([], ["model.token_mixer=attention"], [*dense[:1], "model.linear_norm=none"]):
+        assert apply_overrides(config, [*ternary, wanted]).full_precision == 0.5
+    assert apply_overrides(config, ["model.channel_mixer=fff", "model.fff_trees=1",
+                                    "model.fff_depth=2", wanted]).full_precision == 0.5  # fmt: skip
 
 
 def test_attention_cannot_be_longer_than_its_positions(config: TrainConfig) -> None:

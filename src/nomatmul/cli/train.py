@@ -31,6 +31,7 @@ examples:
   nomatmul train box --data wiki-*.txt.bz2 --valid wiki.valid.txt.bz2 --out runs/box
   nomatmul train mmfree_370m --data hf:roneneldan/TinyStories --out runs/370m --seed 1
   nomatmul train cpu_minute --data novel.txt --out runs/wide --set model.hidden_size=256 --steps 500
+  nomatmul train cpu_minute --data talks.jsonl --start runs/first --out runs/talking
   nomatmul train encoder_cpu_minute --data novel.txt --out runs/encoder
   nomatmul train ultrafastbert_1x11 --data corpus/*.txt.bz2 --tokenizer vocab.txt --out runs/ufb
   torchrun --nproc-per-node 4 -m nomatmul train mmfree_1_3b --data corpus/*.txt.zst --out runs/1b
@@ -52,6 +53,11 @@ class Options:
         None,
         metavar="FILE",
         help="a tokenizer.json or BERT's vocab.txt (default: one is trained on the data)",
+    )
+    start: str | None = option(
+        None,
+        metavar="DIR",
+        help="begin with the weights of this run or model, and read text with its tokenizer",
     )
     text_field: str = option("text", metavar="NAME", help="field of JSON and parquet rows")
     document_start: str | None = option(

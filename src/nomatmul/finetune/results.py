@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from nomatmul.finetune.data import Encoded
-from nomatmul.train.manifest import sha256_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +44,6 @@ def check_settings(file: Path, old: dict[str, Any], described: dict[str, Any]) -
                 f"{file} was made with another {name} ({old.get(name)}, now {value}): "
                 "choose another directory"
             )
-
-
-def model_sha256(directory: Path) -> str:
-    """One checksum of a model's weights and config."""
-    patterns = ("config.json", "*.safetensors", "pytorch_model*.bin")
-    return sha256_of(sorted(file for pattern in patterns for file in directory.glob(pattern)))
 
 
 def data_digest(data: dict[str, Encoded]) -> str:

@@ -22,13 +22,14 @@ from nomatmul.finetune.checkpoint import SeedCheckpoint
 from nomatmul.finetune.config import FinetuneConfig, check_memory
 from nomatmul.finetune.data import Encoded, encode
 from nomatmul.finetune.loop import Report, Settings, train_seed, words_of
-from nomatmul.finetune.results import SeedResult, data_digest, model_sha256, read_result
+from nomatmul.finetune.results import SeedResult, data_digest, read_result
 from nomatmul.finetune.sources import load_rows
 from nomatmul.finetune.tasks import Task
 from nomatmul.finetune.tsv import Rows
 from nomatmul.formats.files.directory import new_directory, write_json
 from nomatmul.formats.runs import find_checkpoint
 from nomatmul.models.classifiers import EncoderForSequenceClassification
+from nomatmul.train.manifest import model_sha256
 from nomatmul.train.metrics import Console, duration
 from nomatmul.train.model import no_progress_bars, write_model
 from nomatmul.train.plan import DevicePlan, pick_device, plan_device

@@ -120,6 +120,12 @@ class Architecture:
         }
 
     @property
+    def is_ternary(self) -> bool:
+        """Whether any linear or trees have ternary weights."""
+        kinds = [linear.kind for linear in self.linears().values()]
+        return "ternary" in [*kinds, *(trees.linear for trees in self.trees().values())]
+
+    @property
     def bounded(self) -> bool:
         """Whether the model owns the table `lower_bounds` [L, D]."""
         return any(isinstance(b.mixer, MLGRU) and b.mixer.bounded for b in self.blocks)

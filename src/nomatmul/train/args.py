@@ -12,6 +12,7 @@ class TrainArgs:
 
     recipe: name in recipes.RECIPES. data: text, JSONL or parquet files, saved data sets, hf:NAME,
     or token directories. out: the run's directory. set: "name=value" overrides of the recipe.
+    start: directory of a run or model whose weights the run begins with.
     steps, time_limit (seconds), seed: the overrides that people need most; None keeps the recipe's.
     collective_timeout: seconds that a run of many processes waits for one that does not answer.
     """
@@ -21,6 +22,7 @@ class TrainArgs:
     out: str
     valid: tuple[str, ...] = ()
     tokenizer: str | None = None
+    start: str | None = None
     text_field: str = "text"
     document_start: str | None = None
     drop_document_start: bool = False

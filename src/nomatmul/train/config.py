@@ -78,6 +78,11 @@ class TrainConfig:
     clip_norm: float = 1.0  # 0: no clipping
     z_loss: float = 0.0  # weight of the mean squared log-partition, which keeps logits small
     mask_share: float = 0.25  # encoders: share of each sequence that is to be guessed
+    # ternary layers: share of the run, from its start, in which weights are not rounded
+    full_precision: float = 0.0
+    # a teacher's distribution: its weight among the targets, and what divides both models' logits
+    teacher_share: float = 0.0
+    temperature: float = 1.0
     # fast feedforward layers, in training only
     fff_balance: float = 0.0  # weight of the loss for unequal use of the sides of each decision
     fff_route_gradient: bool = False  # let the gradient reach hard decisions
@@ -112,19 +117,22 @@ class TrainConfig:
             _at_least(self, name, 1)
         for name in (
             "time_limit", "seed", "warmup_steps", "final_rate", "weight_decay", "clip_norm",
-            "z_loss", "batch_ramp", "fff_balance", "epsilon",
+            "z_loss", "batch_ramp", "teacher_share", "fff_balance", "epsilon",
             "eval_interval", "eval_tokens", "sample_interval", "sample_tokens",
             "diagnostics_interval", "checkpoint_interval", "checkpoint_seconds",
         ):  # fmt: skip
             _at_least(self, name, 0)
-        if self.learning_rate <= 0 or not math.isfinite(self.learning_rate):
-            raise ValueError(f"learning_rate {self.learning_rate} must be above 0")
-        for name in ("beta1", "beta2", "valid_fraction"):
+        for name in ("learning_rate", "temperature"):
+            value = getattr(self, name)
+            if value <= 0 or not math.isfinite(value):
+                raise ValueError(f"{name} {value} must be above 0")
+        for name in ("beta1", "beta2", "valid_fraction", "full_precision"):
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ValueError(f"{name} {value} must be in [0, 1)")
-        if self.batch_ramp > 1:
-            raise ValueError(f"batch_ramp {self.batch_ramp} must be at most 1")
+        for name in ("batch_ramp", "teacher_share"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at most 1")
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of "
@@ -147,6 +155,8 @@ class TrainConfig:
         if not self.model.causal:
             self._check_masking()
         self._check_trees()
+        if self.full_precision:
+            self._check_full_precision()
         limit = self.model.max_position_embeddings
         if not architecture_of(self.model).recurrent and self.sequence_length > limit:
             raise ValueError(
@@ -167,6 +177,18 @@ class TrainConfig:
                     f"{name} {getattr(self, name)} belongs to fast feedforward layers, but "
                     f"model.channel_mixer is {self.model.channel_mixer!r}"
                 )
+
+    def _check_full_precision(self) -> None:
+        if not architecture_of(self.model).is_ternary:
+            raise ValueError(
+                f"full_precision {self.full_precision} belongs to ternary layers, but "
+                f"model.linear is {self.model.linear!r}"
+            )
+        if self.steps - self.full_precision * self.steps < 1:
+            raise ValueError(
+                f"full_precision {self.full_precision} of {self.steps} steps leaves none for "
+                "ternary weights"
+            )
 
     def _check_masking(self) -> None:
         if not 0 < self.mask_share < 1:

@@ -36,7 +36,9 @@ from nomatmul.train.prepare import (
 )
 from nomatmul.train.ranks import Ranks, open_ranks
 from nomatmul.train.run_directory import check_out, refuse_differences, write_run_file
+from nomatmul.train.shards import is_token_directory
 from nomatmul.train.signals import Stopped, StopSignals
+from nomatmul.train.start import Start
 from nomatmul.train.trainer import Trainer
 
 _ECHO = 5.0  # seconds in which torchrun may send Ctrl-C a second time
@@ -67,6 +69,7 @@ def run(
     *,
     valid: list[str] | None = None,
     tokenizer: str | None = None,
+    start: str | None = None,
     text_field: str = "text",
     document_start: str | None = None,
     drop_document_start: bool = False,
@@ -81,6 +84,9 @@ def run(
 ) -> RunResult:
     """Train a model on `data` into the directory `out`, or continue what lies there.
 
+    start: directory of a run or a model of equal shape (the vocabulary may be smaller) whose
+    weights are the first ones; optimiser and step are new. Its tokenizer is that of the run, unless
+    one is given that extends it.
     resume: "auto" continues from the newest good checkpoint, "never" refuses a directory that has
     one. override_config: continue although options that decide the result differ (never the
     model's). force: try it although memory is surely too small. device: "auto", "cpu", "cuda",
@@ -96,6 +102,12 @@ def run(
     """
     if resume not in ("auto", "never"):
         raise ValueError(f"resume {resume!r}: choose auto or never")
+    if config.full_precision or config.teacher_share:
+        raise ValueError("full_precision and teacher_share cannot be trained yet")
+    first = None
+    if start is not None:
+        first = Start.open(start, config.model)
+        tokenizer = first.tokenizer_of(tokenizer, any(map(is_token_directory, data)))
     ranks, name = open_ranks(device, collective_timeout)
     args = DataArgs(
         tuple(data),
@@ -107,7 +119,7 @@ def run(
         workers,
         drop_document_start,
     )
-    job = _Job(config, args, Path(out), ranks, Console(quiet, silent=not ranks.first))
+    job = _Job(config, args, Path(out), ranks, Console(quiet, silent=not ranks.first), first)
     try:
         result = job.run(pick_device(name), resume, override_config, force)
     except BaseException as error:
@@ -126,6 +138,7 @@ class _Job:
     out: Path
     ranks: Ranks
     console: Console
+    start: Start | None
 
     def run(
         self, device: torch.device, resume: str, override: bool, force: bool = False
@@ -156,11 +169,13 @@ class _Job:
 
     def _prepare(self, resume: str, override: bool) -> Prepared:
         """The data; the config gets its tokenizer's special ids."""
-        config, out = self.config, self.out
+        config, out, start = self.config, self.out, self.start
 
         def prepare() -> dict[str, list[str]]:
             checked = check_inputs(config, self.args)
-            known = check_out(out, config, resume, override)
+            if start is not None:
+                start.check_tokenizer(checked.tokenizer)
+            known = check_out(out, config, resume, override, start)
             return build(config, checked, out, self.console.preparing, known)
 
         data = open_built(config, self.ranks.on_first("preparing the data", prepare))
@@ -170,7 +185,7 @@ class _Job:
         WindowOrder(len(data.train), config.sequence_length, config.seed)
         self.ranks.on_first(
             "writing run.json",
-            lambda: write_run_file(out, config, data, override, self.ranks.size),
+            lambda: write_run_file(out, config, data, override, self.ranks.size, start),
         )
         return data
 
@@ -182,6 +197,8 @@ class _Job:
         torch.manual_seed(config.seed)
         ranks.begin("making the model")
         model = build_model(config.model)
+        if self.start is not None:
+            self.start.load(model)
         choose_implementation(model, config.fff_implementation)
         model.set_recompute(recompute)
         if ranks.many:

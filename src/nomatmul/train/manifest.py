@@ -54,3 +54,11 @@ def sha256_of(files: Iterable[Path]) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def model_sha256(directory: Path) -> str:
+    """One checksum of a model's weights and config; directory: or the GGUF file that has both."""
+    if directory.is_file():
+        return sha256_of([directory])
+    patterns = ("config.json", "*.safetensors", "pytorch_model*.bin")
+    return sha256_of(sorted(file for pattern in patterns for file in directory.glob(pattern)))

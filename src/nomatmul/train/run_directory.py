@@ -12,11 +12,14 @@ import torch
 from nomatmul.formats.files.directory import remove_leftovers, write_json
 from nomatmul.train.config import TrainConfig, differences
 from nomatmul.train.prepare import Prepared
+from nomatmul.train.start import Start
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def check_out(out: Path, config: TrainConfig, resume: str, override: bool) -> dict[str, str] | None:
+def check_out(
+    out: Path, config: TrainConfig, resume: str, override: bool, start: Start | None = None
+) -> dict[str, str] | None:
     """Refuse a directory that is not ours, or holds a run with another config.
 
     Returns the checksums of the data that a run there must be continued with; None for any.
@@ -42,8 +45,16 @@ def check_out(out: Path, config: TrainConfig, resume: str, override: bool) -> di
         config.model, **{name: getattr(old.model, name) for name in _IDS}
     )
     found = differences(old, dataclasses.replace(config, model=same_ids))
-    refuse_differences(out, found, override)
+    refuse_differences(out, found + _other_start(facts.get("start"), start), override)
     return data if isinstance(data, dict) and not override else None
+
+
+def _other_start(old: dict[str, str] | None, new: Start | None) -> list[str]:
+    """The difference, if any, between what a run began with and what it is to have begun with."""
+    if (old or {}).get("sha256") == (None if new is None else new.sha256):
+        return []
+    was, now = (old or {}).get("path", "none"), "none" if new is None else new.path
+    return [f"start: {was} -> {now}" if was != now else f"start: {now} has other weights now"]
 
 
 def refuse_differences(out: Path, found: list[str], override: bool) -> None:
@@ -57,7 +68,12 @@ def refuse_differences(out: Path, found: list[str], override: bool) -> None:
 
 
 def write_run_file(
-    out: Path, config: TrainConfig, prepared: Prepared, override: bool, ranks: int = 1
+    out: Path,
+    config: TrainConfig,
+    prepared: Prepared,
+    override: bool,
+    ranks: int = 1,
+    start: Start | None = None,
 ) -> None:
     """run.json: what this run is. On a resume the data must be what it was."""
     file = out / "run.json"
@@ -77,4 +93,6 @@ def write_run_file(
         "threads": torch.get_num_threads(),
         "ranks": ranks,
     }
+    if start is not None:
+        facts["start"] = start.facts()
     write_json(file, facts)
