@@ -1,0 +1,126 @@
+"""The start of a ternary model is the pretrained one: equal logits until weights are rounded."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from nomatmul.formats.checkpoint import open_checkpoint
+from nomatmul.models import CausalLM, CausalLMConfig
+from nomatmul.models.layers import TernaryLinear
+from nomatmul.ops.bitlinear import dequantize
+from nomatmul.train.ternarise import student_of
+
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "rope_theta": 10000.0,
+}
+TEACHERS = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+    "llama3": lambda: LlamaForCausalLM(
+        LlamaConfig(**SIZES, rope_parameters=LLAMA3, tie_word_embeddings=True)
+    ),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=32)),
+    "qwen3 tied": lambda: Qwen3ForCausalLM(
+        Qwen3Config(**SIZES, head_dim=32, tie_word_embeddings=True)
+    ),
+}
+
+
+@pytest.fixture(params=TEACHERS)
+def teacher(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A random model as transformers writes it; its norms are not all ones."""
+    torch.manual_seed(3)
+    model = TEACHERS[request.param]()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def ids() -> Tensor:
+    return torch.randint(0, 61, (2, 40), generator=torch.Generator().manual_seed(2))
+
+
+def student(teacher: Path, group: int, **changes: str) -> CausalLM:
+    """The ternary model with the teacher's weights, or with `changes` of its dials."""
+    config = student_of(open_checkpoint(teacher).config, group)
+    plain = dataclasses.replace(config, **changes) if changes else config
+    model = CausalLM(CausalLMConfig.from_model_config(plain))
+    model.load_state_dict(CausalLM.from_pretrained(teacher).state_dict())  # strict: all names
+    return model.eval()
+
+
+@torch.no_grad()
+def test_without_rounding_it_is_the_pretrained_model(teacher: Path) -> None:
+    dense = {"linear": "dense", "linear_norm": "all", "rounding": "away", "head_linear": None}
+    theirs = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).eval()
+    model = student(teacher, 32)
+    floats = CausalLM(
+        CausalLMConfig.from_model_config(
+            dataclasses.replace(model.model_config, scale_group=0, **dense)
+        )
+    ).eval()
+    floats.load_state_dict(model.state_dict())
+    expected = theirs(ids()).logits
+    assert expected.std() > 0.1
+    torch.testing.assert_close(floats(ids()).logits, expected, atol=1e-4, rtol=1e-4)
+    assert (model(ids()).logits - expected).abs().max() > 0.1  # rounding changes it
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("group", [32, 0])
+def test_with_rounding_it_is_the_ternary_model(teacher: Path, group: int) -> None:
+    """transformers' own class computes the same when its weights are t * scale."""
+    model = student(teacher, group)
+    if not group:  # int8 activations, which transformers' class has not: its numbers are checked
+        for layer in model.modules():
+            if isinstance(layer, TernaryLinear):
+                values, scale = layer.quantised()
+                assert sorted(set(values.flatten().tolist())) == [-1.0, 0.0, 1.0]
+                assert scale.shape == layer.form.scale_shape(*layer.weight.shape)
+        return
+    for layer in list(model.modules()):
+        for name, child in list(layer.named_children()):
+            if isinstance(child, TernaryLinear):
+                plain = nn.Linear(child.in_features, child.out_features, bias=False)
+                plain.weight.copy_(dequantize(*child.quantised()))
+                layer.add_module(name + "_plain", plain)
+    theirs = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).eval()
+    for layer, block in zip(theirs.model.layers, model.layers, strict=True):
+        for part in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            own = getattr(block.mixer, f"{part}_plain")
+            getattr(layer.self_attn, part).weight.copy_(own.weight)
+        gate, up = block.channel.gate_proj_plain.weight.chunk(2)
+        layer.mlp.gate_proj.weight.copy_(gate)
+        layer.mlp.up_proj.weight.copy_(up)
+        layer.mlp.down_proj.weight.copy_(block.channel.down_proj_plain.weight)
+    expected = theirs(ids()).logits
+    torch.testing.assert_close(model(ids()).logits, expected, atol=1e-4, rtol=1e-4)
