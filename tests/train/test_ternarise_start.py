@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -21,6 +23,7 @@ from nomatmul.models import CausalLM, CausalLMConfig
 from nomatmul.models.layers import TernaryLinear
 from nomatmul.ops.bitlinear import dequantize
 from nomatmul.train.ternarise import student_of
+from nomatmul.train.ternary_values import write_values
 
 SIZES = {
     "vocab_size": 61,
@@ -96,31 +99,53 @@ def test_without_rounding_it_is_the_pretrained_model(teacher: Path) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("group", [32, 0])
-def test_with_rounding_it_is_the_ternary_model(teacher: Path, group: int) -> None:
+def test_with_rounding_it_is_the_ternary_model(teacher: Path) -> None:
     """transformers' own class computes the same when its weights are t * scale."""
-    model = student(teacher, group)
-    if not group:  # int8 activations, which transformers' class has not: its numbers are checked
-        for layer in model.modules():
-            if isinstance(layer, TernaryLinear):
-                values, scale = layer.quantised()
-                assert sorted(set(values.flatten().tolist())) == [-1.0, 0.0, 1.0]
-                assert scale.shape == layer.form.scale_shape(*layer.weight.shape)
-        return
-    for layer in list(model.modules()):
-        for name, child in list(layer.named_children()):
-            if isinstance(child, TernaryLinear):
-                plain = nn.Linear(child.in_features, child.out_features, bias=False)
-                plain.weight.copy_(dequantize(*child.quantised()))
-                layer.add_module(name + "_plain", plain)
+    model = student(teacher, 32)
     theirs = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).eval()
-    for layer, block in zip(theirs.model.layers, model.layers, strict=True):
+    for own, layer in zip(model.layers, theirs.model.layers, strict=True):
+        rounded = {
+            name: dequantize(*linear.quantised())
+            for name, linear in own.named_modules()
+            if isinstance(linear, TernaryLinear)
+        }
         for part in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            own = getattr(block.mixer, f"{part}_plain")
-            getattr(layer.self_attn, part).weight.copy_(own.weight)
-        gate, up = block.channel.gate_proj_plain.weight.chunk(2)
+            getattr(layer.self_attn, part).weight.copy_(rounded[f"mixer.{part}"])
+        gate, up = rounded["channel.gate_proj"].chunk(2)
         layer.mlp.gate_proj.weight.copy_(gate)
         layer.mlp.up_proj.weight.copy_(up)
-        layer.mlp.down_proj.weight.copy_(block.channel.down_proj_plain.weight)
+        layer.mlp.down_proj.weight.copy_(rounded["channel.down_proj"])
     expected = theirs(ids()).logits
     torch.testing.assert_close(model(ids()).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("group", [32, 0])
+def test_values_are_the_models_and_scales_are_float16(
+    teacher: Path, tmp_path_factory: pytest.TempPathFactory, group: int
+) -> None:
+    at = tmp_path_factory.mktemp("model")
+    latent = student(teacher, group)
+    latent.save_pretrained(at)
+    (at / "training.json").write_text('{"step": 1}')
+    (teacher / "chat_template.jinja").write_text("{{ messages }}")
+    letters = {f"t{number}": number for number in range(61)}
+    Tokenizer(WordLevel(letters, unk_token="t0")).save(str(at / "tokenizer.json"))
+    tokens = dataclasses.replace(latent.model_config, bos_token_id=3, eos_token_id=(4, 5))
+    write_values(at, teacher, tokens)
+    stored = CausalLM.from_pretrained(at).eval()
+    assert stored.config.stored_linears
+    assert (stored.config.bos_token_id, stored.model_config.end_token_ids) == (3, (4, 5))
+    assert (at / "chat_template.jinja").read_text() == "{{ messages }}"
+    kept = {name: layer for name, layer in stored.named_modules() if hasattr(layer, "values")}
+    assert len(kept) == 2 * 6
+    for name, layer in kept.items():
+        values, scale = latent.get_submodule(name).quantised()
+        assert torch.equal(layer.values.float(), values)
+        assert torch.equal(layer.scale, layer.scale.half().float())
+        torch.testing.assert_close(layer.scale, scale, rtol=2**-11, atol=0)
+    expected = latent(ids()).logits
+    assert (stored(ids()).logits - expected).std() < 0.02 * expected.std()
+    before = (at / "model.safetensors").read_bytes()
+    write_values(at, teacher, tokens)  # once written it stays
+    assert (at / "model.safetensors").read_bytes() == before

@@ -168,6 +168,22 @@ def store(model: nn.Module) -> None:
                 setattr(parent, name, table)
 
 
+def stored_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state of the model in which `store` has put stored layers, with this one's values.
+
+    Of latent weights, quantised as training does it, scales rounded to float16, in which
+    others keep them. Other tensors are those of `model` itself. A ternary embedding is not served.
+    """
+    state = dict(model.state_dict())
+    for name, layer in model.named_modules():
+        if isinstance(layer, TernaryLinear):
+            values, scale = layer.quantised()
+            del state[f"{name}.weight"]
+            state[f"{name}.values"] = values.to(torch.int8)
+            state[f"{name}.scale"] = scale.half().float()
+    return state
+
+
 def unstore(model: nn.Module) -> None:
     """Put layers that train, of the same values, in the place of stored ones.
 

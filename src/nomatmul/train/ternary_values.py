@@ -1,0 +1,67 @@
+"""The model of a finished run as others keep it: ternary values and scales, never quantised again.
+
+Training's checkpoints hold latent floats. What is handed on holds each weight's value, and scales
+that float16 has, so that packing, GGUF and floats for transformers are the same model.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nomatmul.formats.chat_template import TEMPLATE_FILE
+from nomatmul.formats.config import ModelConfig
+from nomatmul.formats.files.directory import new_directory
+from nomatmul.formats.generation_config import GENERATION_FILE
+from nomatmul.formats.runs import MODEL_STEP_FILE
+from nomatmul.formats.tokenizer import load_tokenizer, save_tokenizer
+from nomatmul.models import CausalLM
+from nomatmul.models.stored import stored_state
+from nomatmul.train.model import no_progress_bars
+
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def with_values(model: CausalLM, tokens: ModelConfig | None = None) -> CausalLM:
+    """A model that computes with the values of this one's latent weights and float16 scales.
+
+    Shares the other tensors. tokens: whose start, end and padding tokens it has. A model that has
+    values already keeps them.
+    """
+    config = copy.deepcopy(model.config)
+    for name in _TOKENS if tokens is not None else ():
+        setattr(config, name, getattr(tokens, name))
+    config.stored_linears = True
+    with torch.device("meta"):
+        stored = CausalLM(config)
+    stored.load_state_dict(stored_state(model), assign=True)
+    stored.tie_weights()
+    assert not any(tensor.is_meta for tensor in nn.Module.state_dict(stored).values())
+    return stored.eval()
+
+
+def write_values(directory: Path, teacher: Path, tokens: ModelConfig) -> None:
+    """Write the finished model in `directory` anew, in place: ternary values and scales.
+
+    teacher: directory of the model that it was made of, whose chat template, sampling defaults and
+    names of special tokens go along; tokens: that model's config. A directory that has been written
+    so stays as it is.
+    """
+    with no_progress_bars():
+        model = CausalLM.from_pretrained(directory)
+    if model.config.stored_linears:
+        return
+    tokenizer = load_tokenizer(directory)
+    with new_directory(directory) as temporary:
+        stored = with_values(model, tokens)
+        with no_progress_bars():
+            stored.save_pretrained(temporary)
+        for name in (TEMPLATE_FILE, GENERATION_FILE):
+            if (teacher / name).is_file():
+                shutil.copyfile(teacher / name, temporary / name)
+        save_tokenizer(tokenizer, temporary, stored.model_config, source=teacher)
+        shutil.copyfile(directory / MODEL_STEP_FILE, temporary / MODEL_STEP_FILE)
