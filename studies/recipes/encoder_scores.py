@@ -1,0 +1,90 @@
+"""How many hidden words an encoder guesses, as trained and as packed.
+
+Held-out windows and what is hidden in them are those of the trainer's evaluation, with BERT's share
+of 15 %: of these 80 % are shown as the mask token, 10 % as random words, 10 % as they are.
+
+A library of encoder.py. Shape suffixes: B windows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import nomatmul
+from nomatmul.formats.runs import find_checkpoint
+from nomatmul.formats.special_tokens import mask_id
+from nomatmul.models import MaskedLM
+from nomatmul.train.batches import held_out_masked
+from nomatmul.train.masking import Masking
+from nomatmul.train.tokens import open_stream
+
+TEXTS = ("wikipedia", "novels", "stories")
+SHARE, LENGTH, ROWS = 0.15, 128, 16
+SENTENCES = (
+    "Paris is the capital of [MASK].",
+    "The king and the [MASK] lived in a castle.",
+    "Water freezes when it is very [MASK].",
+    "She opened the [MASK] and went into the house.",
+    "The river flows into the [MASK].",
+    "He was born in London in the [MASK] century.",
+    "The dog barked at the [MASK].",
+    "The film was so [MASK] that everybody fell asleep.",
+)
+
+Logits = Callable[[np.ndarray], np.ndarray]
+
+
+def masked_scores(args: argparse.Namespace, name: str, packed: Path) -> dict[str, Any]:
+    """Scores of the run WORK/NAME and of its packed form on all texts; words for SENTENCES."""
+    device = "cuda" if args.device.startswith("cuda") else "cpu"
+    model = MaskedLM.from_pretrained(find_checkpoint(args.work / name)).to(device).eval()
+
+    @torch.no_grad()
+    def trained(ids_BT: np.ndarray) -> np.ndarray:
+        x_BT = torch.from_numpy(ids_BT).to(device)
+        return np.asarray(model(input_ids=x_BT).logits.float().cpu())
+
+    engine = nomatmul.load(packed)
+    places = {text: args.work / f"valid-{text}" for text in TEXTS}
+    found = {
+        form: {text: accuracy(logits, place, args.windows) for text, place in places.items()}
+        for form, logits in (("trained", trained), ("packed", engine.logits))
+    }
+    words = {}
+    for sentence in SENTENCES:
+        (fillings,) = engine.fill_mask(sentence, top_k=3)
+        words[sentence] = [[f["token"], round(f["score"], 3)] for f in fillings]
+    return {"masked": found, "fill_mask": words}
+
+
+def accuracy(logits: Logits, place: Path, windows: int) -> dict[str, float]:
+    """Of the hidden words of the first windows: nats, share right, that of words shown as masks."""
+    stream = open_stream(place)
+    mask = mask_id(stream.tokenizer)
+    vocabulary = 1 + max(stream.tokenizer.get_vocab(with_added_tokens=True).values())
+    masking = Masking(round(SHARE * LENGTH), mask, vocabulary, 0)
+    limit, cpu = windows * LENGTH, torch.device("cpu")
+    nats, right, masked = 0.0, [], []
+    for x_BT, y_BT, _ in held_out_masked(stream, LENGTH, ROWS, limit, masking, cpu):
+        ids_BT, wanted_BT = x_BT.numpy(), y_BT.numpy()
+        asked_BT = wanted_BT != -100
+        z_NV = logits(ids_BT)[asked_BT].astype(np.float64)
+        wanted_N = wanted_BT[asked_BT]
+        z_NV -= z_NV.max(-1, keepdims=True)
+        log_N = np.log(np.exp(z_NV).sum(-1)) - z_NV[np.arange(len(wanted_N)), wanted_N]
+        nats += float(log_N.sum())
+        right.append(z_NV.argmax(-1) == wanted_N)
+        masked.append(ids_BT[asked_BT] == mask)
+    right_N, masked_N = np.concatenate(right), np.concatenate(masked)
+    return {
+        "words": len(right_N),
+        "nats": round(nats / len(right_N), 4),
+        "accuracy": round(float(right_N.mean()), 4),
+        "accuracy_masks": round(float(right_N[masked_N].mean()), 4),
+    }
