@@ -1,16 +1,17 @@
 """Recurrences with a matrix for a state, in place of MLGRU: ternary projections, plain PyTorch.
 
-They have MLGRU's four D x D matrices (queries and keys of half the width where there is a gate
-beside them) and one state of `expansion` values a channel:
+They have MLGRU's four D x D matrices, cut into more (queries and keys of half the width where there
+is a gate or a decay beside them), and one state S [K, V] of `expansion` values a channel:
 
-    hgrn2          S_t = diag(f_t) S + (1 - f_t) v_t^T      a gate a key element (2404.07904)
-    decay          S_t = a_t S + k_t (dt_t v_t)^T           a decay a head, as Mamba-2 (2405.21060)
-    gated-delta    S_t = a_t S (I - b_t k_t k_t^T) + b_t v_t k_t^T            (2412.06464)
+    hgrn2          S_t = diag(f_t) S + (1 - f_t) v_t^T       a gate a key element (2404.07904)
+    decay          S_t = a_t S + k_t (dt_t v_t)^T            a decay a head, as Mamba-2 (2405.21060)
+    gated-delta    S_t = a_t (I - b_t k_t k_t^T) S + b_t k_t v_t^T                (2412.06464)
+    rwkv7          S_t = (diag(w_t) - (b_t k_t) k_t^T) S + (b_t k_t) v_t^T, b_t and w_t a key
+                   element, as RWKV-7 (2503.14456) without its token shift and small matrices
 
-and y_t = S_t^T q_t. Nothing here divides by a decay, so a gate of 0 is harmless.
+and y_t = S_t^T q_t. `chunks.py` computes them.
 
-Shape suffixes: B sequences, T steps, D hidden, H heads, K key size, V value size, N chunks, C steps
-of a chunk.
+Shape suffixes: B sequences, T steps, D hidden, H heads, K key size, V value size.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from torch import Tensor, nn
 from nomatmul.models.layers import BitLinear, RMSNorm, shared_rms
 from nomatmul.models.mixer import Inputs, Pass, TokenMixer
 from nomatmul.models.mixers.attention import Attention
+from studies.recipes import chunks
 
-HEAD = 64  # value elements of a head with a scalar decay
-LEAST = 1e-6  # of a forget gate: its logarithm is finite
+HEAD = 64  # value elements of a head that has fewer keys
+SLOWEST = math.exp(-0.5)  # of RWKV-7: no element forgets more than 1 - exp(-SLOWEST) a step
 
 
 class HGRN2(TokenMixer):
@@ -49,29 +51,27 @@ class HGRN2(TokenMixer):
         f_BTD = torch.sigmoid(self.f_proj(x, rms).float())
         if inputs and inputs[0] is not None:
             f_BTD = inputs[0].float() + (1 - inputs[0].float()) * f_BTD
+        f_BTD = f_BTD.clamp(min=math.exp(chunks.LOWEST))
         q_BTD, v_BTD = F.silu(self.q_proj(x, rms).float()), self.i_proj(x, rms).float()
-        log_BTD = f_BTD.clamp(min=LEAST).log()
-        heads = [_heads(t, self.expansion) for t in (q_BTD, 1 - f_BTD, v_BTD, log_BTD)]
+        heads = [_heads(t, self.expansion) for t in (q_BTD, 1 - f_BTD, v_BTD, f_BTD.log())]
         with torch.autocast(x.device.type, enabled=False):
-            y_BTD = decayed(*heads).flatten(2)
+            y_BTD = chunks.recur(*heads).flatten(2)
         return self.o_proj(self.y_norm(y_BTD)).to(x.dtype)
 
 
-class Scalar(TokenMixer):
-    """One decay a head: plain ("decay") or with the delta rule ("gated-delta")."""
+class Headed(TokenMixer):
+    """Heads of 64 value elements and half as many keys; what stands for each is the subclass's."""
 
-    def __init__(self, size: int, layer: int, delta: bool, eps: float = 1e-6) -> None:
+    extra: tuple[str, ...] = ()  # projections beside q and k, of half the width like them
+
+    def __init__(self, size: int, layer: int, eps: float = 1e-6) -> None:
         super().__init__()
-        self.layer, self.delta, self.heads = layer, delta, size // HEAD
-        for name, outputs in (("q", size // 2), ("k", size // 2), ("v", size), ("g", size)):
-            setattr(self, f"{name}_proj", BitLinear(size, outputs, eps))
-        self.gates = BitLinear(size, 2 * self.heads, eps)
-        self.o_proj = BitLinear(size, size, eps)
+        self.layer, self.heads = layer, size // HEAD
+        for name in ("q", "k", *self.extra):
+            setattr(self, f"{name}_proj", BitLinear(size, size // 2, eps))
+        for name in ("v", "o"):
+            setattr(self, f"{name}_proj", BitLinear(size, size, eps))
         self.y_norm = RMSNorm(HEAD, eps)
-        # as Mamba-2 draws them: rates of 1 to 16, steps of 0.001 to 0.1
-        self.log_rate = nn.Parameter(torch.linspace(1, 16, self.heads).log())
-        steps = torch.logspace(math.log10(1e-3), -1, self.heads)
-        self.step_bias = nn.Parameter(steps + torch.log(-torch.expm1(-steps)))
 
     def inputs(self, tokens: Pass) -> Inputs:
         return (None,)
@@ -79,93 +79,75 @@ class Scalar(TokenMixer):
     def mix(self, x: Tensor, inputs: Inputs, cache: Any = None) -> Tensor:
         assert cache is None, "trains only"
         rms = shared_rms(x, self.q_proj)
-        q, k, v = (p(x, rms).float() for p in (self.q_proj, self.k_proj, self.v_proj))
-        a_BTH, b_BTH = self.gates(x, rms).float().chunk(2, -1)
-        dt_BTH = F.softplus(a_BTH + self.step_bias)
-        log_BTH = -dt_BTH * self.log_rate.exp()
-        q_BTHK, k_BTHK, v_BTHV = (_heads(F.silu(t), t.shape[-1] // self.heads) for t in (q, k, v))
+        q_BTHK, k_BTHK, v_BTHV = (
+            _heads(F.silu(self._project(name, x, rms)), size)
+            for name, size in (("q", HEAD // 2), ("k", HEAD // 2), ("v", HEAD))
+        )
+        y_BTHV = self._recur(x, rms, q_BTHK, k_BTHK, v_BTHV)
+        return self.o_proj(self._gated(x, rms, self.y_norm(y_BTHV)).flatten(2)).to(x.dtype)
+
+    def _project(self, name: str, x: Tensor, rms: Tensor | None) -> Tensor:
+        projected: Tensor = getattr(self, f"{name}_proj")(x, rms)
+        return projected.float()
+
+    def _gated(self, x: Tensor, rms: Tensor | None, y_BTHV: Tensor) -> Tensor:
+        return y_BTHV
+
+    def _recur(
+        self, x: Tensor, rms: Tensor | None, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor
+    ) -> Tensor:
+        raise NotImplementedError
+
+
+class Scalar(Headed):
+    """One decay a head: plain ("decay") or with the delta rule ("gated-delta")."""
+
+    def __init__(self, size: int, layer: int, delta: bool, eps: float = 1e-6) -> None:
+        super().__init__(size, layer, eps)
+        self.delta = delta
+        self.g_proj = BitLinear(size, size, eps)
+        self.gates = BitLinear(size, 2 * self.heads, eps)
+        # as Mamba-2 draws them: rates of 1 to 16, steps of 0.001 to 0.1
+        self.log_rate = nn.Parameter(torch.linspace(1, 16, self.heads).log())
+        steps = torch.logspace(math.log10(1e-3), -1, self.heads)
+        self.step_bias = nn.Parameter(steps + torch.log(-torch.expm1(-steps)))
+
+    def _recur(
+        self, x: Tensor, rms: Tensor | None, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor
+    ) -> Tensor:
+        a_BTH1, b_BTH1 = self.gates(x, rms).float().unsqueeze(-1).chunk(2, -2)
+        dt_BTH1 = F.softplus(a_BTH1 + self.step_bias.unsqueeze(-1))
+        log_BTH1 = -dt_BTH1 * self.log_rate.exp().unsqueeze(-1)
         with torch.autocast(x.device.type, enabled=False):
-            if self.delta:
-                q_BTHK, k_BTHK = (F.normalize(t, dim=-1) for t in (q_BTHK, k_BTHK))
-                y = delta_rule(q_BTHK, k_BTHK, v_BTHV, log_BTH, torch.sigmoid(b_BTH))
-            else:
-                v_BTHV = v_BTHV * dt_BTH.unsqueeze(-1)
-                y = decayed(q_BTHK, k_BTHK, v_BTHV, log_BTH.unsqueeze(-1))
-        gate_BTHV = _heads(F.silu(self.g_proj(x, rms).float()), HEAD)
-        return self.o_proj((self.y_norm(y) * gate_BTHV).flatten(2)).to(x.dtype)
+            if not self.delta:
+                return chunks.recur(q_BTHK, k_BTHK, v_BTHV * dt_BTH1, log_BTH1)
+            q_BTHK, k_BTHK = (F.normalize(t, dim=-1) for t in (q_BTHK, k_BTHK))
+            write_BTHK = k_BTHK * torch.sigmoid(b_BTH1)
+            look_BTHK = k_BTHK * log_BTH1.exp()  # the rule reads what the decay has left
+            return chunks.recur(q_BTHK, write_BTHK, v_BTHV, log_BTH1, look_BTHK)
+
+    def _gated(self, x: Tensor, rms: Tensor | None, y_BTHV: Tensor) -> Tensor:
+        return y_BTHV * _heads(F.silu(self._project("g", x, rms)), HEAD)
+
+
+class RWKV7(Headed):
+    """Decay and rate of the delta rule of every key element; no gate behind it."""
+
+    extra = ("w", "a")
+
+    def _recur(
+        self, x: Tensor, rms: Tensor | None, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor
+    ) -> Tensor:
+        w_BTHK, a_BTHK = (
+            _heads(torch.sigmoid(self._project(name, x, rms)), HEAD // 2) for name in self.extra
+        )
+        k_BTHK = F.normalize(k_BTHK, dim=-1)
+        with torch.autocast(x.device.type, enabled=False):
+            return chunks.recur(q_BTHK, k_BTHK * a_BTHK, v_BTHV, -SLOWEST * w_BTHK, k_BTHK)
 
 
 def _heads(x_BTD: Tensor, size: int) -> Tensor:
     return x_BTD.unflatten(-1, (-1, size))
-
-
-def decayed(
-    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_BTHK: Tensor, chunk: int = 16
-) -> Tensor:
-    """y [B, T, H, V] of S_t = exp(log_t) S_(t-1) + k_t v_t^T, y_t = S_t^T q_t.
-
-    log: of the decays, [..., K], or [..., 1] for one a head. T is a multiple of `chunk`.
-    """
-    chunk = min(chunk, q_BTHK.shape[1])
-    q, k, v, log = (
-        t.unflatten(1, (-1, chunk)).permute(0, 3, 1, 2, 4)
-        for t in (q_BTHK, k_BTHK, v_BTHV, log_BTHK)
-    )  # [B, H, N, C, .]
-    kept = log.cumsum(3)
-    whole = kept[..., -1:, :]
-    # inside a chunk: differences of logarithms, of which only those that forget are used
-    apart = (kept.unsqueeze(4) - kept.unsqueeze(3)).clamp(max=0).exp()  # [B, H, N, C, C, .]
-    if log.shape[-1] == 1:
-        scores = q @ k.transpose(-1, -2) * apart.squeeze(-1)
-    else:
-        scores = (q.unsqueeze(4) * apart * k.unsqueeze(3)).sum(-1)
-    y = scores.tril() @ v
-    # between chunks: what each of them adds, and how much of it later ones keep
-    added = (k * (whole - kept).exp()).transpose(-1, -2) @ v  # [B, H, N, K, V]
-    total = whole.squeeze(3).cumsum(2)
-    before = total - whole.squeeze(3)  # of the chunks before this one
-    share = (before.unsqueeze(3) - total.unsqueeze(2)).clamp(max=0).exp()  # [B, H, N, N, .]
-    share = share * share.new_ones(share.shape[2:4]).tril(-1).unsqueeze(-1)
-    share = share.permute(0, 1, 4, 2, 3)  # [B, H, ., N, N]
-    state = (share @ added.transpose(2, 3)).transpose(2, 3)  # [B, H, N, K, V]
-    y = y + (q * kept.exp()) @ state
-    return y.permute(0, 2, 3, 1, 4).flatten(1, 2)
-
-
-def delta_rule(
-    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_BTH: Tensor, b_BTH: Tensor, chunk: int = 64
-) -> Tensor:
-    """y [B, T, H, V] of the gated delta rule, chunk by chunk (2412.06464, section 3).
-
-    k has unit length. T is a multiple of `chunk`.
-    """
-    chunk = min(chunk, q_BTHK.shape[1])
-    q, k, v, log, b = (
-        t.unflatten(1, (-1, chunk)).permute(0, 3, 1, 2, 4)
-        for t in (q_BTHK, k_BTHK, v_BTHV, log_BTH.unsqueeze(-1), b_BTH.unsqueeze(-1))
-    )
-    kept = log.cumsum(3)  # [B, H, N, C, 1]
-    apart = (kept - kept.transpose(-1, -2)).clamp(max=0).exp()  # [B, H, N, C, C]
-    step = -((b * k) @ k.transpose(-1, -2) * apart).tril(-1)
-    inverse = torch.eye(chunk, dtype=k.dtype, device=k.device).expand_as(step)
-    for _ in range((chunk - 1).bit_length()):  # (I - A)^-1 = (I + A)(I + A^2)(I + A^4)...
-        inverse, step = inverse + step @ inverse, step @ step
-    new, old = inverse @ (b * v), inverse @ (b * k * kept.exp())
-    inside, reads = (q @ k.transpose(-1, -2) * apart).tril(), q * kept.exp()
-    writes, left = k * (kept[..., -1:, :] - kept).exp(), kept[..., -1:, :].exp()
-    state = k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1])
-    out = []
-    for n in range(k.shape[2]):
-        fresh = new[:, :, n] - old[:, :, n] @ state
-        out.append(reads[:, :, n] @ state + inside[:, :, n] @ fresh)
-        state = state * left[:, :, n] + writes[:, :, n].transpose(-1, -2) @ fresh
-    return torch.stack(out, 2).permute(0, 2, 3, 1, 4).flatten(1, 2)
-
-
-def compile_recurrences() -> None:
-    """Their element-wise steps in few kernels; the CUDA graph of a training step records those."""
-    global decayed, delta_rule
-    decayed, delta_rule = (torch.compile(f, dynamic=False) for f in (decayed, delta_rule))
 
 
 def make_mixer(name: str, size: int, layer: int) -> TokenMixer:
@@ -174,10 +156,12 @@ def make_mixer(name: str, size: int, layer: int) -> TokenMixer:
         return HGRN2(size, layer, int(name.removeprefix("hgrn2-")))
     if name == "attention":
         return Attention(size, size // HEAD, linear="ternary", layer=layer)
+    if name == "rwkv7":
+        return RWKV7(size, layer)
     return Scalar(size, layer, delta=name == "gated-delta")
 
 
-MIXERS = ("attention", "decay", "gated-delta", "hgrn2-8", "hgrn2-32")
+MIXERS = ("attention", "decay", "gated-delta", "rwkv7", "hgrn2-8", "hgrn2-32")
 
 
 def replace_mixers(model: Any, name: str, every: int) -> None:

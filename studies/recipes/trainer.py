@@ -32,10 +32,11 @@ from nomatmul.train.schedule import learning_rate
 from studies.compare import cell as compare_cell
 from studies.compare.curve import Curve
 from studies.recipes.change import Change, ChangedCell
+from studies.recipes.chunks import compile_recurrences
 from studies.recipes.dead_zone import DeadZone
 from studies.recipes.distil import Teacher, distilled_loss
 from studies.recipes.muon import Muon
-from studies.recipes.recurrences import compile_recurrences, replace_mixers
+from studies.recipes.recurrences import replace_mixers
 from studies.recipes.structure import add_short_convolutions, hidden_matrices
 from studies.recipes.switches import (
     full_precision,

@@ -15,7 +15,8 @@ from torch import Tensor
 from studies.compare.cell import run_cell
 from studies.recipes.cells import Amount, build
 from studies.recipes.change import Change
-from studies.recipes.recurrences import MIXERS, decayed, delta_rule
+from studies.recipes.chunks import LOWEST, UnitInverse, recur, unit_inverse
+from studies.recipes.recurrences import MIXERS
 from studies.recipes.second import one
 from studies.recipes.switches import ternary_groups
 from studies.recipes.trainer import ChangedTrainer
@@ -27,35 +28,52 @@ def drawn(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
 
-def stepwise(q: Tensor, k: Tensor, v: Tensor, log: Tensor, b: Tensor | None) -> Tensor:
-    """The definitions, a step at a time; b: of the delta rule."""
-    state, out = torch.zeros(B, H, K, V, dtype=torch.float64), []
-    for t in range(T):
+def stepwise(q: Tensor, k: Tensor, v: Tensor, log: Tensor, look: Tensor | None = None) -> Tensor:
+    """The definition, a step at a time; look: of the delta rule."""
+    state, out = torch.zeros(*k.shape[:1], *k.shape[2:], v.shape[-1], dtype=v.dtype), []
+    for t in range(k.shape[1]):
         k_1, v_1 = k[:, t].unsqueeze(-1), v[:, t].unsqueeze(-2)
-        state = state * log[:, t].exp().unsqueeze(-1)
-        if b is not None:
-            v_1 = b[:, t, :, None, None] * (v_1 - k_1.transpose(-1, -2) @ state)
-        state = state + k_1 * v_1
+        if look is not None:
+            v_1 = v_1 - look[:, t].unsqueeze(-2) @ state
+        state = state * log[:, t].exp().unsqueeze(-1) + k_1 * v_1
         out.append((state * q[:, t].unsqueeze(-1)).sum(2))
     return torch.stack(out, 1)
 
 
-@pytest.mark.parametrize("width", [1, K])
-def test_chunks_of_decays_are_the_recurrence(width: int) -> None:
-    torch.manual_seed(0)
-    q, k, v = drawn(B, T, H, K), drawn(B, T, H, K), drawn(B, T, H, V)
-    log = -3 * torch.rand(B, T, H, width, dtype=torch.float64)
-    log[0, 5] = -90  # a gate that forgets everything
-    expected = stepwise(q, k, v, log.expand(-1, -1, -1, K), None)
-    assert torch.allclose(decayed(q, k, v, log), expected, rtol=1e-9, atol=1e-9)
-
-
-def test_chunks_of_the_delta_rule_are_the_recurrence() -> None:
+@pytest.mark.parametrize(("width", "lowest"), [(1, -90.0), (K, LOWEST)])
+@pytest.mark.parametrize("delta", [False, True])
+def test_chunks_are_the_recurrence(width: int, lowest: float, delta: bool) -> None:
     torch.manual_seed(0)
     q, k, v = drawn(B, T, H, K), F.normalize(drawn(B, T, H, K), dim=-1), drawn(B, T, H, V)
-    log, b = -torch.rand(B, T, H, dtype=torch.float64), torch.rand(B, T, H, dtype=torch.float64)
-    expected = stepwise(q, k, v, log.unsqueeze(-1).expand(-1, -1, -1, K), b)
-    assert torch.allclose(delta_rule(q, k, v, log, b, 32), expected, rtol=1e-8, atol=1e-8)
+    log = LOWEST * torch.rand(B, T, H, width, dtype=torch.float64)
+    log[0, 5] = lowest  # a gate that forgets everything, or as much as it may
+    rate = torch.rand(B, T, H, K, dtype=torch.float64)
+    look = k * log.exp() if delta else None
+    expected = stepwise(q, k * rate, v, log, look)
+    assert torch.allclose(recur(q, k * rate, v, log, look), expected, rtol=1e-8, atol=1e-8)
+
+
+def test_the_delta_rule_stays_small_where_keys_are_alike() -> None:
+    """The powers of its matrix reach 1e17 there, and float32 products of them are noise."""
+    torch.manual_seed(0)
+    key = F.normalize(torch.randn(1, 1, 1, 32), dim=-1)
+    k = F.normalize(key + 1e-3 * torch.randn(1, 256, 1, 32), dim=-1)
+    q, v, log = torch.randn(1, 256, 1, 32), torch.randn(1, 256, 1, V), torch.zeros(1, 256, 1, 1)
+    inputs = [t.requires_grad_() for t in (q, k, v)]
+    y = recur(*inputs, log, inputs[1])
+    expected = stepwise(*(t.detach().double() for t in (q, k, v, log, k)))
+    assert (y - expected).abs().max() < 1e-3 * expected.abs().max()
+    y.square().sum().backward()
+    assert all(t.grad is not None and t.grad.abs().max() < 1e4 for t in inputs)
+
+
+def test_an_inverse_has_the_gradient_of_one() -> None:
+    torch.manual_seed(0)
+    a = torch.randn(2, 16, 16, dtype=torch.float64).tril(-1)
+    eye = torch.eye(16, dtype=torch.float64)
+    assert torch.allclose(unit_inverse(a) @ (eye + a), eye.expand(2, -1, -1), atol=1e-9)
+    small = torch.randn(8, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: UnitInverse.apply(x.tril(-1)), small)
 
 
 def test_groups_have_a_scale_each_and_the_last_one_may_be_short() -> None:
