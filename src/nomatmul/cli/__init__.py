@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("compare", "does a layer pay? train its controls beside it and report"),
     "finetune": ("finetune", "fine-tune an encoder on GLUE or on your own labelled texts"),
     "pack": ("pack", "turn a training checkpoint or a published model into a packed one"),
+    "export": ("export", "write a ternary model for llama.cpp (GGUF) or transformers"),
     "embed": ("embed", "turn texts into vectors with a packed model"),
     "fill-mask": ("fill_mask", "let a packed masked language model fill the gaps of a text"),
     "classify": ("classify", "classify texts or tokens with a packed, fine-tuned encoder"),

@@ -97,6 +97,17 @@ class MatrixSource:
                 yield np.stack(pair, axis=1)
 
 
+def one_scale(checkpoint: Checkpoint, name: str) -> Quantised:
+    """A matrix of latent floats, made ternary by one absmean scale: what training computes with."""
+    scale = np.array([absmean_scale(blocks(checkpoint, name))], dtype=np.float32)
+
+    def read(rows: slice) -> NDArray[np.int8]:
+        return ternarise(checkpoint.read(name, rows), scale[0])
+
+    rows, columns = checkpoint.shape(name)
+    return Quantised("ternary", (rows, columns), 0, scale, read)
+
+
 def _held(checkpoint: Checkpoint, matrix: Matrix) -> Quantised | None:
     """What the file holds of a matrix, where the packed one keeps it."""
     if len(matrix.sources) != 1 or len(matrix.shape) != 2:

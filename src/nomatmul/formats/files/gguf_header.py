@@ -21,9 +21,9 @@ MAX_HEADER_BYTES = 1 << 28
 MAX_KEY_BYTES, MAX_NAME_BYTES, MAX_STRING_BYTES = 65535, 64, 1 << 26
 MAX_DIMENSIONS = 4
 ALIGNMENT_KEY = "general.alignment"
-_DEFAULT_ALIGNMENT = 32
-_BOOL, _STRING, _ARRAY = 7, 8, 9
-_NUMBERS: dict[int, np.dtype[Any]] = {
+DEFAULT_ALIGNMENT = 32
+BOOL, STRING, ARRAY = 7, 8, 9
+NUMBERS: dict[int, np.dtype[Any]] = {
     0: np.dtype("u1"),
     1: np.dtype("i1"),
     2: np.dtype("<u2"),
@@ -31,7 +31,7 @@ _NUMBERS: dict[int, np.dtype[Any]] = {
     4: np.dtype("<u4"),
     5: np.dtype("<i4"),
     6: np.dtype("<f4"),
-    _BOOL: np.dtype("u1"),
+    BOOL: np.dtype("u1"),
     10: np.dtype("<u8"),
     11: np.dtype("<i8"),
     12: np.dtype("<f8"),
@@ -95,7 +95,7 @@ def _check_version(version: int, path: Path) -> None:
 
 
 def _alignment(metadata: dict[str, Any], path: Path) -> int:
-    value = metadata.get(ALIGNMENT_KEY, _DEFAULT_ALIGNMENT)
+    value = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
     if type(value) is not int or not 0 < value < 1 << 31 or value & (value - 1):
         raise FormatError(f"{path}: {ALIGNMENT_KEY} {value!r} must be a power of 2")
     return value
@@ -149,29 +149,29 @@ class _Cursor:
 
     def value(self, key: str) -> Any:
         kind = self.u32(f"the type of {key!r}")
-        if kind == _STRING:
+        if kind == STRING:
             return self.text(f"the value of {key!r}", MAX_STRING_BYTES)
-        if kind == _ARRAY:
+        if kind == ARRAY:
             return self._array(key)
-        if kind not in _NUMBERS:
+        if kind not in NUMBERS:
             raise FormatError(f"{self.path}: {key!r} has the unknown type {kind}")
-        dtype = _NUMBERS[kind]
+        dtype = NUMBERS[kind]
         number = np.frombuffer(self.take(dtype.itemsize, f"the value of {key!r}"), dtype)
-        return self._bools(key, number)[0] if kind == _BOOL else number[0].item()
+        return self._bools(key, number)[0] if kind == BOOL else number[0].item()
 
     def _array(self, key: str) -> Any:
         kind = self.u32(f"the type of {key!r}")
-        if kind == _ARRAY:
+        if kind == ARRAY:
             raise FormatError(f"{self.path}: {key!r} is an array of arrays, which is not read")
-        if kind == _STRING:
+        if kind == STRING:
             count = self.count(f"strings of {key!r}", 8)
             return [self._element(key) for _ in range(count)]
-        if kind not in _NUMBERS:
+        if kind not in NUMBERS:
             raise FormatError(f"{self.path}: {key!r} has elements of the unknown type {kind}")
-        dtype = _NUMBERS[kind]
+        dtype = NUMBERS[kind]
         count = self.count(f"elements of {key!r}", dtype.itemsize)
         numbers = np.frombuffer(self.take(count * dtype.itemsize, f"{key!r}"), dtype)
-        return self._bools(key, numbers) if kind == _BOOL else numbers.copy()
+        return self._bools(key, numbers) if kind == BOOL else numbers.copy()
 
     def _element(self, key: str) -> str:
         """One string of an array: `text` without its words, which vocabularies have no time for."""

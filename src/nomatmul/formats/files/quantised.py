@@ -66,6 +66,29 @@ class Quantised:
         scale = np.repeat(self.rows_scale(slice(0, self.shape[0])), own // group, axis=1)
         return Quantised(self.kind, self.shape, group, scale, self.read)
 
+    def part(self, rows: slice) -> Quantised:
+        """The rows start..stop as a matrix of their own.
+
+        They hold whole blocks of rows that share a scale, or lie within one.
+        """
+        start, stop, _ = rows.indices(self.shape[0])
+        if self.group:
+            scale = self.scale[start:stop]
+        else:
+            size = self.shape[0] // len(self.scale)
+            whole = start % size == 0 and stop % size == 0
+            assert whole or start // size == (stop - 1) // size, f"rows {start}..{stop} of {size}"
+            scale = self.scale[start // size : -(-stop // size)]
+
+        def shifted(part: slice) -> slice:
+            first, last, _ = part.indices(stop - start)
+            return slice(start + first, start + last)
+
+        def read(part: slice) -> NDArray[np.int8]:
+            return self.read(shifted(part))
+
+        return Quantised(self.kind, (stop - start, self.shape[1]), self.group, scale, read)
+
     def checked(self, name: str) -> Quantised:
         """Itself. Raises FormatError, naming the tensor, for scales that are not finite and above
         0, or that do not fit the matrix."""

@@ -89,7 +89,7 @@ class PackedWriter:
             "config_sha256": hashlib.sha256(files[CONFIG_FILE]).hexdigest(),
         }
         if tokenizer_path is not None:
-            files |= _tokenizer_files(Path(tokenizer_path), config)
+            files |= tokenizer_bundle(Path(tokenizer_path), config)
             digest = hashlib.sha256(files[TOKENIZER_FILE]).hexdigest()
             self._metadata["tokenizer_sha256"] = digest
             beside = {name: files[name] for name in BESIDE_FILES if name in files}
@@ -229,7 +229,7 @@ def refuse_existing(dst: Path) -> None:
         raise FormatError(f"{dst} already exists; give a new name or remove it first")
 
 
-def _tokenizer_files(path: Path, config: ModelConfig) -> dict[str, bytes]:
+def tokenizer_bundle(path: Path, config: ModelConfig) -> dict[str, bytes]:
     """tokenizer.json as it is, tokenizer_config.json for other programs, and what lies beside:
     the chat template in a file of its own, generation_config.json as it is."""
     try:

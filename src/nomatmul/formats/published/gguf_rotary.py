@@ -16,7 +16,7 @@ from nomatmul.formats.rotary import RopeScaling, frequencies
 
 _KINDS = ("none", "linear", "yarn")
 # What Llama 3.1 and later have beside their factor: low, high and the original length.
-_LLAMA3 = (1.0, 4.0, 8192)
+LLAMA3 = (1.0, 4.0, 8192)
 # Keys of yarn with the only values that are transformers' formula, too.
 _YARN_ONLY = {"yarn_ext_factor": 1.0, "yarn_attn_factor": 1.0, "yarn_log_multiplier": 0.0}
 
@@ -79,7 +79,7 @@ def _llama3(divisors: NDArray[np.float32], values: JsonObject, path: object) -> 
         raise FormatError(f"{path}: rope_freqs.weight has divisors up to {factor}; none is below 1")
     if (divisors == 1).all():
         return None
-    scaling = RopeScaling("llama3", factor, *_LLAMA3)
+    scaling = RopeScaling("llama3", factor, *LLAMA3)
     wanted = frequencies(head, theta)[0] / frequencies(head, theta, scaling)[0]
     if not np.allclose(divisors, wanted, rtol=1e-4, atol=0):
         raise FormatError(

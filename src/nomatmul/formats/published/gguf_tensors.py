@@ -69,7 +69,7 @@ class GgufSource(TensorSource):
         self._one_scale = one_scale
         self._head_dim = values["head_dim"] if permuted else 0
         self._stored: dict[str, str] = {}
-        for stored, name, shape in _wanted(values, file):
+        for stored, name, shape in stored_tensors(values, own_head=HEAD in file.tensors):
             if stored not in file.tensors:
                 raise FormatError(f"{file.path} lacks the tensor {stored!r}")
             found = file.tensors[stored].shape
@@ -127,7 +127,7 @@ class GgufSource(TensorSource):
         return self._stored[name]
 
     def _permuted(self, stored: str) -> bool:
-        return bool(self._head_dim) and stored.endswith((".attn_q.weight", ".attn_k.weight"))
+        return bool(self._head_dim) and is_permuted(stored)
 
     def _rows(self, stored: str, rows: slice) -> tuple[slice, NDArray[np.int64]]:
         """(the heads in which some of Hugging Face's rows lie, where they lie in these)."""
@@ -139,8 +139,25 @@ class GgufSource(TensorSource):
         return slice(first, -(-stop // size) * size), head * size + 2 * pair + half - first
 
 
-def _wanted(values: JsonObject, file: GgufFile) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """(stored name, Hugging Face's name, shape) of every tensor of a model."""
+def is_permuted(stored: str) -> bool:
+    """Whether llama.cpp's converter permutes the rows of a tensor in models of `llama`."""
+    return stored.endswith((".attn_q.weight", ".attn_k.weight"))
+
+
+def stored_order(head_dim: int) -> NDArray[np.int64]:
+    """Hugging Face's row of a head that is stored at each place: 2 i + j holds i + j E / 2."""
+    pair, half = np.divmod(np.arange(head_dim), 2)
+    order: NDArray[np.int64] = pair + half * (head_dim // 2)
+    return order
+
+
+def stored_tensors(
+    values: JsonObject, *, own_head: bool
+) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """(stored name, Hugging Face's name, shape) of every tensor of a model, but for `ROPE_FACTORS`.
+
+    values: its config.json, all sizes given. own_head: the head is no other name of the embedding.
+    """
     sizes = {
         "D": values["hidden_size"],
         "M": values["intermediate_size"],
@@ -150,7 +167,7 @@ def _wanted(values: JsonObject, file: GgufFile) -> Iterator[tuple[str, str, tupl
         "V": values["vocab_size"],
     }
     for stored, (name, letters) in _OUTER.items():
-        if stored != HEAD or HEAD in file.tensors:  # else tied
+        if stored != HEAD or own_head:
             yield stored, name, tuple(sizes[letter] for letter in letters)
     for layer in range(values["num_hidden_layers"]):
         for part, (inner, letters) in {**_BLOCK, **_MORE[values["model_type"]]}.items():

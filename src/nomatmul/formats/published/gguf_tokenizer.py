@@ -180,7 +180,7 @@ def _files(keys: Keys, tokens: Tokens, tokenizer: Any, add_bos: bool) -> dict[st
     before = _added(keys, "bos", ids["bos"], add_bos)
     behind = _added(keys, "eos", ids["eos"], False)
     document = json.loads(tokenizer.to_str())
-    document["post_processor"] = _template(before, behind, tokens)
+    document["post_processor"] = around_texts(before, behind, dict(enumerate(tokens.names)))
     config: JsonObject = {
         **{ours: tokens.names[i] for k, ours in _SPECIAL.items() if (i := ids[k]) is not None},
         "add_bos_token": bool(before),
@@ -203,24 +203,27 @@ def _added(keys: Keys, name: str, token: int | None, default: bool) -> list[int]
     return [] if token is None or not keys.flag(key, default) else [token]
 
 
-def _template(before: list[int], behind: list[int], tokens: Tokens) -> JsonObject | None:
-    """The post-processor that puts tokens before and behind a text."""
+def around_texts(
+    before: list[int], behind: list[int], names: Mapping[int, str]
+) -> JsonObject | None:
+    """The post-processor of a tokenizer.json that puts tokens, by their ids, before and behind a
+    text; None for none."""
     if not before and not behind:
         return None
 
     def piece(i: int) -> JsonObject:
-        return {"SpecialToken": {"id": tokens.names[i], "type_id": 0}}
+        return {"SpecialToken": {"id": names[i], "type_id": 0}}
 
     def text(name: str) -> list[JsonObject]:
         middle: JsonObject = {"Sequence": {"id": name, "type_id": 0}}
         return [*map(piece, before), middle, *map(piece, behind)]
 
-    names = {i: tokens.names[i] for i in (*before, *behind)}
+    used = {i: names[i] for i in (*before, *behind)}
     return {
         "type": "TemplateProcessing",
         "single": text("A"),
         "pair": [*text("A"), *text("B")],
         "special_tokens": {
-            name: {"id": name, "ids": [i], "tokens": [name]} for i, name in names.items()
+            name: {"id": name, "ids": [i], "tokens": [name]} for i, name in used.items()
         },
     }

@@ -16,7 +16,7 @@ _TOKENS, _TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
 _NONE = 0xFFFFFFFF  # llama.cpp's -1
 # Tokens that end a turn or a text wherever a vocabulary has them: llama.cpp goes by these names,
 # whatever the file says of their type.
-_END_NAMES = frozenset(
+END_NAMES = frozenset(
     (
         *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>"),
         *("<|end_of_text|>", "</s>", "<eos>"),
@@ -55,7 +55,7 @@ def read_tokens(keys: Keys) -> Tokens:
         worst = types.max() if types.max() > BYTE else types.min()
         raise FormatError(f"{keys.path}: {_TYPES} has the unknown type {worst}")
     kinds = [
-        CONTROL if name in _END_NAMES else kind or NORMAL
+        CONTROL if name in END_NAMES else kind or NORMAL
         for name, kind in zip(names, types.tolist(), strict=True)
     ]
     return Tokens(names, kinds)
@@ -89,7 +89,7 @@ def token_ids(keys: Keys, vocab_size: int) -> JsonObject:
             raise FormatError(
                 f"{keys.path} has {len(names)} tokens, but the model's vocabulary is {vocab_size}"
             )
-        ends += [i for i, name in enumerate(names) if name in _END_NAMES]
+        ends += [i for i, name in enumerate(names) if name in END_NAMES]
     found = list(dict.fromkeys(end for end in ends if end is not None))
     return {
         "bos_token_id": special_id(keys, "bos", vocab_size),

@@ -32,10 +32,12 @@ ANCHORS = ("model.embed_tokens.weight", "embed_tokens.weight")
 
 
 class Names:
-    """Published names of a source, whose bare models (AutoModel) have no "model." before them."""
+    """Published names of a source, whose bare models (AutoModel) have no "model." before them;
+    without a source those that we write."""
 
-    def __init__(self, source: TensorSource) -> None:
-        self._prefix = "" if ANCHORS[1] in source.shapes() else "model."
+    def __init__(self, source: TensorSource | None = None) -> None:
+        bare = source is not None and ANCHORS[1] in source.shapes()
+        self._prefix = "" if bare else "model."
 
     def linears(self, layers: int) -> list[str]:
         """Published names of all linears of the blocks, in the order of use."""
