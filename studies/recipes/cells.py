@@ -36,6 +36,7 @@ class Amount:
     recipe: float = 40e6
     box12: float = 60e6
     largest: float = 330e6
+    box: float = 300e6
     seeds: tuple[int, ...] = (1, 2)
     eval_tokens: int = 700_000  # of a held-out text: all of each
     lanes: int = 3
@@ -96,7 +97,7 @@ def build(
     if amount.tiny:
         config = _tiny(config)
     names = {
-        f"{text}{'' if cleaned else '-raw'}": Kind(cleaned, kind.small).name + f"-{text}"
+        f"{text}{'' if cleaned else '-raw'}": f"{held_out(kind, cleaned).name}-{text}"
         for cleaned in (True, False)
         for text in HELD_OUT
     }
@@ -106,7 +107,7 @@ def build(
         config=config.to_dict() | extra,
         neurons=0,
         active=0,
-        train=(str(work / f"train-{kind.name}"),),
+        train=tuple(str(work / name) for name in kind.train),
         valid={text: str(work / f"valid-{place}") for text, place in names.items()},
         rows=str(rows),
         eval_tokens=amount.eval_tokens,
@@ -116,6 +117,11 @@ def build(
         keep=str(work / "models") if entry["keep"] else "",
         **values,
     )
+
+
+def held_out(kind: Kind, cleaned: bool) -> Kind:
+    """The held-out texts that go with training texts of this kind."""
+    return Kind(cleaned, kind.small, every=kind.every)
 
 
 def guess(config: TrainConfig, change: Change) -> float:

@@ -25,7 +25,7 @@ BOX_TOKENIZER = ROOT / "src/nomatmul/box/tokenizer.json"
 SMALL_VOCABULARY = 4096
 NOVELS = 20_000_000  # characters: whole books of different authors until they are reached
 _NEXT = "\n<|endoftext|>\n"
-_STORIES = ("childrens-books", "fables", "fairytales", "storybooks")
+STORIES = ("childrens-books", "fables", "fairytales", "storybooks")
 _SMALL = f"tokenizer-{SMALL_VOCABULARY}.json"
 
 
@@ -36,15 +36,25 @@ class Kind:
     cleaned: bool
     small: bool = False  # the small tokenizer, else the box's
     half: bool = False  # every second document of the training texts
+    every: bool = False  # all texts, in two parts (studies/box/base.py)
 
     @property
     def name(self) -> str:
+        if self.every:
+            return "all" if self.cleaned else "all-raw"
         words = ["clean" if self.cleaned else "raw", "small" if self.small else "box"]
         return "-".join([*words, "half"] if self.half else words)
+
+    @property
+    def train(self) -> tuple[str, ...]:
+        """Directories of the training tokens, below WORK."""
+        parts = ("a", "b") if self.every else ("",)
+        return tuple("-".join(filter(None, ("train", self.name, part))) for part in parts)
 
 
 CLEAN, RAW, SMALL = Kind(True), Kind(False), Kind(True, small=True)
 HALF = Kind(True, small=True, half=True)
+ALL = Kind(True, small=True, every=True)
 KINDS = (CLEAN, RAW, SMALL, HALF, Kind(False, small=True))
 TRAINED = (CLEAN, RAW, SMALL, HALF)  # the last kind is of held-out texts only
 
@@ -62,7 +72,7 @@ def gather(data: Path, work: Path) -> None:
     )
     _write(texts / "novels-train.txt.bz2", _some_novels(_read(data / "english-novels-98/train")))
     for part in ("train", "valid"):
-        parts = [_read(data / f"stories-open/{name}/{part}").strip() for name in _STORIES]
+        parts = [_read(data / f"stories-open/{name}/{part}").strip() for name in STORIES]
         _write(texts / f"stories-{part}.txt.bz2", _NEXT.join(parts))
     _small_tokenizer(work)
 
