@@ -157,6 +157,12 @@ def _entropy_cases(device: str, dtype: torch.dtype, n: int, v: int, bound: float
         ours = losses.cross_entropy_rows(logits.clone(), target, -100, *scales, gradient)
         args = _wide((logits, target, -100, *scales, gradient))
         yield f"cross_entropy {n}x{v}", ours, plain.cross_entropy_rows(*args), max(bound, 4e-6)
+        taught = _draw(device, dtype, n, v + 5) * 3  # a padded vocabulary: columns too many
+        for mix in ((0.4, 1.0), (1.0, 2.5)):
+            args = (taught, target, -100, *mix, *scales, gradient)
+            ours = losses.mixed_rows(logits.clone(), *args)
+            exact = plain.mixed_rows(*_wide((logits, *args)))
+            yield f"mixed {n}x{v} {mix}", ours, exact, max(bound, 4e-6)
     target[0] = v
     wrong = losses.cross_entropy_rows(logits, target, -100, *scales, True)[0].isnan()
     yield f"cross_entropy {n}x{v}, no such target", wrong, torch.arange(n, device=device) == 0, 0.0

@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from straight_through import bit_linear, rms_norm
 from torch import Tensor
 
 from nomatmul.ops import choose, fused
@@ -20,19 +21,6 @@ EPS = (1e-6, 1e-5, 1e-4)
 def relative(a: Tensor, b: Tensor) -> float:
     a, b = a.detach().double(), b.detach().double()
     return float((a - b).norm() / b.norm().clamp(min=1e-30))
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
-
-
-def bit_linear(x: Tensor, weight: Tensor, norm: Tensor, eps: float) -> Tensor:
-    """Straight-through quantisers: autograd takes their rounding as the identity."""
-    y = rms_norm(x, norm, eps)
-    q, step = steps._quantize(y, torch.int8)
-    y = y + (q.double() * step.unsqueeze(-1) - y).detach()
-    t, w_scale = steps.ternarize(weight)
-    return y @ (weight + (t[0] * w_scale - weight).detach()).T
 
 
 def mixer_reference(x, norm, weights, norms, gate, bound):

@@ -21,8 +21,9 @@ SCAN = gated._LAUNCH
 _INTEGERS = {
     "rows", "size", "count", "tokens", "outputs", "inputs", "tiles_each", "tiles", "steps",
     "channels", "vocabulary", "ignored", "length", "segments", "programs", "parts",
+    "taught_stride",
 }  # fmt: skip
-_FLOATS = {"eps", "outer_eps", "gate_eps"}
+_FLOATS = {"eps", "outer_eps", "gate_eps", "share", "temperature"}
 _BYTES = {"q_ptr", "t_ptr"}
 _HALF = {
     "x_ptr", "gu_ptr", "g_ptr", "i_ptr", "f_ptr", "d_ptr", "y_ptr", "dx_ptr", "dgu_ptr", "dg_ptr",
@@ -88,6 +89,7 @@ def jobs(capability: int) -> list[tuple[str, Any, dict[str, Any], dict[str, str]
         found.append(("gated_scan_backward", gated._gated_scan_backward_kernel, scan, {}))
     entropy = {"GRADIENT": True, "BLOCK": 4096, "num_warps": 8}
     found.append(("cross_entropy", losses._cross_entropy_kernel, entropy, {}))
+    found.append(("mixed", losses._mixed_kernel, entropy, {"taught_ptr": f"*{half}"}))
     wide = {"partial_ptr": "*fp64"}
     sums = {"BLOCK": 2048, "num_warps": 8}
     found.append(("absolute_sums", products._absolute_sums_kernel, sums, wide))

@@ -34,7 +34,14 @@ from nomatmul.models.stored import (
     StoredLinear,
     embedding_of,
 )
-from nomatmul.ops.loss import IGNORE_INDEX, chunked_cross_entropy, linear_cross_entropy
+from nomatmul.ops.loss import (
+    IGNORE_INDEX,
+    Mixed,
+    Taught,
+    chunked_cross_entropy,
+    linear_cross_entropy,
+    mixed_cross_entropy,
+)
 
 _ID_TYPES = (torch.int64, torch.int32)  # what nn.Embedding takes
 
@@ -295,3 +302,17 @@ class TextModel(PreTrainedModel):
             if isinstance(head, DenseLinear):  # and no adapter's wrapper
                 return linear_cross_entropy(hidden, targets, head.weight, chunk=chunk)
         return chunked_cross_entropy(hidden, targets, self.head, chunk=chunk)
+
+    def mixed_loss_of_hidden(
+        self, hidden: Tensor, targets: Tensor, *, taught: Taught, chunk: int = 0
+    ) -> Mixed:
+        """The same with a teacher's distribution among the targets, see `mixed_cross_entropy`.
+
+        The head is a BitLinear or a dense one.
+        """
+        head = self.head
+        assert isinstance(head, BitLinear | DenseLinear), "checked before a run begins"
+        options: dict[str, Any] = {"chunk": chunk, "taught": taught}
+        if isinstance(head, BitLinear):
+            options |= {"norm": head.norm.weight, "eps": head.norm.eps, "slot": head.slot}
+        return mixed_cross_entropy(hidden, targets, head.weight, **options)

@@ -31,6 +31,7 @@ from nomatmul.models.layers import (
 )
 from nomatmul.models.mixer import Mixer, Pass
 from nomatmul.models.stored import StoredEmbedding, StoredHead, store, unstore
+from nomatmul.ops.loss import Taught
 
 _LOGPROB_CHUNK = 512
 
@@ -260,12 +261,18 @@ class CausalLM(TextModel, GenerationMixin):
         output = CausalLMOutputWithPast(loss=loss, logits=logits, **{LIBRARY_NAME: cache})
         return self._answer(output, collect, return_dict)
 
-    def loss(self, input_ids: Tensor, targets: Tensor, *, chunk: int = 0) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, input_ids: Tensor, targets: Tensor, *, chunk: int = 0, taught: Taught | None = None
+    ) -> tuple[Tensor, ...]:
         """(mean cross-entropy in nats, z) of targets [B, T] given input_ids [B, T], not shifted.
 
-        The trainer's path: no cache, no logits kept. chunk: see `chunked_cross_entropy`.
+        The trainer's path: no cache, no logits kept. chunk: see `chunked_cross_entropy`. taught:
+        with a teacher, which has looked at input_ids; what `mixed_cross_entropy` gives.
         """
-        return self.loss_of_hidden(self.hidden(input_ids), targets, chunk=chunk)
+        hidden = self.hidden(input_ids)
+        if taught is not None:
+            return self.mixed_loss_of_hidden(hidden, targets, taught=taught, chunk=chunk)
+        return self.loss_of_hidden(hidden, targets, chunk=chunk)
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Text embeddings [B, D] of length 1: the hidden state of each row's last real token."""

@@ -3,13 +3,14 @@
 While a chunk's logits exist, its loss and its gradients are computed: d(hidden) is stored,
 d(head weight) added up. The backward pass only multiplies them by the incoming gradient. A z-loss
 is not known in the forward pass, so a gradient of z repeats the pass with both gradients in place.
+A teacher's distribution may be among the targets; its logits live as long as the student's.
 
 Shape suffixes: N tokens, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from nomatmul.ops.bitlinear.cache import ternary_weights
 from nomatmul.ops.bitlinear.naive import product_dtype
 from nomatmul.ops.fused.parts import operator, plain_math, step
 from nomatmul.ops.loss import naive
+from nomatmul.ops.loss.taught import Taught, logits_of
 
 DEFAULT_CHUNK = 2048
 _FAST = "nomatmul.ops.loss.triton"
@@ -77,17 +79,33 @@ class _DenseHead:
         """Nothing to do."""
 
 
+def _rows(
+    logits: Tensor,
+    target: Tensor,
+    ignored: int,
+    taught: Taught | None,
+    part: slice,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """(loss, z, divergence, dlogits) of a chunk's rows; without a teacher no divergence."""
+    if taught is None:
+        loss, z, d = choose.run("cross_entropy_rows", _FAST, naive, logits, target, ignored, *rest)
+        return loss, z, None, d
+    wanted, numbers = logits_of(taught.teacher, part), (taught.share, taught.temperature)
+    return choose.run("mixed_rows", _FAST, naive, logits, wanted, target, ignored, *numbers, *rest)
+
+
 def _linear_cross_entropy_fake(
-    x, target, weight, norm, loss_scale, z_scale, eps, chunk, ignored, slot, dtype, gradient
-):
+    x, target, weight, norm, loss_scale, z_scale, eps, chunk, ignored, slot, dtype, gradient,
+    teacher=-1, share=0.0, temperature=1.0,
+):  # fmt: skip
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    scalar = x.new_empty((), dtype=wide)
+    scalars = [x.new_empty((), dtype=wide) for _ in range(4)]
     if not gradient:
-        empty = [x.new_empty(0) for _ in range(3)]
-        return scalar, torch.empty_like(scalar), *empty
+        return *scalars, *[x.new_empty(0) for _ in range(3)]
     dnorm = x.new_empty(0) if norm is None else torch.empty_like(norm, dtype=wide)
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return scalar, torch.empty_like(scalar), dx, torch.empty_like(weight, dtype=wide), dnorm
+    return *scalars, dx, torch.empty_like(weight, dtype=wide), dnorm
 
 
 @operator("linear_cross_entropy", _linear_cross_entropy_fake)
@@ -105,33 +123,44 @@ def _linear_cross_entropy(
     slot: int,
     dtype: torch.dtype,
     gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    teacher: int = -1,
+    share: float = 0.0,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Sums of what is minimised, z, cross-entropy, divergence; d(hidden), d(weight), d(norm)."""
     head: Any = _DenseHead(weight, dtype)
     if norm is not None:
         head = _TernaryHead(weight, norm, eps, slot, dtype)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    taught = Taught(teacher, share, temperature) if teacher >= 0 else None
     dx, dweight = x.new_empty(0), x.new_empty(0)
     if gradient:
         head.prepare_backward()
         dx, dweight = torch.empty_like(x), torch.zeros_like(weight, dtype=wide)
-    losses, zs = [], []
+    losses, zs, divergences = [], [], []
     for start in range(0, x.shape[0], chunk):
         part = slice(start, start + chunk)
-        loss, z, d = choose.run(
-            "cross_entropy_rows", _FAST, naive, head.logits(x[part]), target[part], ignored,
-            loss_scale, z_scale, gradient,
-        )  # fmt: skip
+        loss, z, divergence, d = _rows(
+            head.logits(x[part]), target[part], ignored, taught, part, loss_scale, z_scale, gradient
+        )
         losses.append(loss.sum())
         zs.append(z.sum())
+        if divergence is not None:
+            divergences.append(divergence.sum())
         if gradient:
             dx[part] = head.backward(x[part], d, dweight)
     dnorm = head.dnorm if gradient and norm is not None else x.new_empty(0)
-    return torch.stack(losses).sum(), torch.stack(zs).sum(), dx, dweight, dnorm
+    plain, divergence = torch.stack(losses).sum(), x.new_zeros((), dtype=wide)
+    total = plain.clone()
+    if taught is not None:
+        divergence = torch.stack(divergences).sum()
+        total = (1 - share) * plain + share * temperature**2 * divergence
+    return total, torch.stack(zs).sum(), plain, divergence, dx, dweight, dnorm
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     x, target, weight, norm, _, z_scale, *ctx.rest = inputs
-    ctx.save_for_backward(x, target, weight, norm, z_scale, *output[2:])
+    ctx.save_for_backward(x, target, weight, norm, z_scale, *output[4:])
     ctx.set_materialize_grads(False)
 
 
@@ -139,20 +168,33 @@ def _backward(ctx: Any, dloss: Tensor | None, dz: Tensor | None, *_: Any) -> tup
     x, target, weight, norm, zero, dx, dweight, dnorm = ctx.saved_tensors
     if dz is not None:
         scale = zero if dloss is None else dloss
-        _, _, dx, dweight, dnorm = _linear_cross_entropy(
+        *_, dx, dweight, dnorm = _linear_cross_entropy(
             x, target, weight, norm, scale, dz, *ctx.rest
         )
     elif dloss is not None:
         dx, dweight, dnorm = dx * dloss.to(dx.dtype), dweight * dloss, dnorm * dloss
     else:
-        return (None,) * 12
+        return (None,) * 15
     dnorm = None if norm is None else dnorm.to(norm.dtype)
-    return (dx, None, dweight.to(weight.dtype), dnorm, *([None] * 8))
+    return (dx, None, dweight.to(weight.dtype), dnorm, *([None] * 11))
 
 
 torch.library.register_autograd(
     "nomatmul::linear_cross_entropy", _backward, setup_context=_setup_context
 )
+
+
+class Mixed(NamedTuple):
+    """Means over the targets that count, float32 scalars; gradients flow through the first two.
+
+    total: what is minimised, (1 - share) * loss + share * temperature^2 * divergence. loss: plain
+    cross-entropy of the targets. divergence: KL(teacher || student), 0 where both agree.
+    """
+
+    total: Tensor
+    z: Tensor
+    loss: Tensor
+    divergence: Tensor
 
 
 def linear_cross_entropy(
@@ -172,6 +214,41 @@ def linear_cross_entropy(
     logits live at once, 0 for 2048. Gradients for hidden, weight and norm.
     Raises ValueError if the shapes disagree.
     """
+    sums = _call(hidden, targets, weight, norm, eps, slot, chunk, ())
+    return sums.total, sums.z
+
+
+def mixed_cross_entropy(
+    hidden: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    norm: Tensor | None = None,
+    *,
+    taught: Taught,
+    eps: float = 1e-6,
+    slot: int = -1,
+    chunk: int = 0,
+) -> Mixed:
+    """The same with a teacher's distribution among the targets.
+
+    taught.share: what it counts, the text's next token counts the rest. taught.temperature: both
+    models' logits are divided by it before their softmax is compared. The teacher has looked at
+    the tokens of `hidden`, in the order of its flattened rows.
+    Raises ValueError if the shapes disagree.
+    """
+    return _call(hidden, targets, weight, norm, eps, slot, chunk, taught)
+
+
+def _call(
+    hidden: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    norm: Tensor | None,
+    eps: float,
+    slot: int,
+    chunk: int,
+    taught: tuple[Any, ...],
+) -> Mixed:
     if hidden.shape[:-1] != targets.shape or hidden.shape[-1] != weight.shape[-1]:
         raise ValueError(
             f"cross-entropy: hidden {tuple(hidden.shape)} does not fit targets "
@@ -186,9 +263,9 @@ def linear_cross_entropy(
     gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tracked)
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     one = torch.ones((), dtype=wide, device=hidden.device)
-    loss, z, *_ = _linear_cross_entropy(
+    total, z, loss, divergence, *_ = _linear_cross_entropy(
         x_ND, target_N, weight, norm, one, torch.zeros_like(one), eps, chunk or DEFAULT_CHUNK,
-        naive.IGNORE_INDEX, slot, dtype, gradient,
+        naive.IGNORE_INDEX, slot, dtype, gradient, *taught,
     )  # fmt: skip
     count = (target_N != naive.IGNORE_INDEX).sum().clamp(min=1)
-    return loss / count, z / count
+    return Mixed(total / count, z / count, loss.detach() / count, divergence.detach() / count)

@@ -42,6 +42,43 @@ def cross_entropy_rows(
     return loss_N, z_N, (d_NV * counted_N[:, None]).to(logits_NV.dtype)
 
 
+def mixed_rows(
+    logits_NV: Tensor,
+    taught_NV: Tensor,
+    target_N: Tensor,
+    ignored: int,
+    share: float,
+    temperature: float,
+    loss_scale: Tensor,
+    z_scale: Tensor,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `cross_entropy_rows` with the distribution of a teacher among the targets.
+
+    taught: its logits; columns beyond the student's are left out. Returns (loss [N], z [N],
+    divergence [N], dlogits [N, V]): the first two as there, the third KL(teacher || student) of
+    both softmax(logits / temperature), zero where the target is `ignored`. The gradient is that of
+    loss_scale * ((1 - share) * sum(loss) + share * temperature^2 * sum(divergence)) + z_scale *
+    sum(z). The Triton kernel writes it over the student's logits.
+    """
+    x_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+    mix = loss_scale * (1 - share)
+    loss_N, z_N, d_NV = cross_entropy_rows(x_NV, target_N, ignored, mix, z_scale, gradient)
+    counted_N = target_N != ignored
+    log_p_NV = torch.log_softmax(x_NV / temperature, -1)
+    taught_NV = taught_NV[:, : x_NV.shape[1]].to(x_NV.dtype)
+    log_t_NV = torch.log_softmax(taught_NV / temperature, -1)
+    t_NV = log_t_NV.exp()
+    # a probability of 0 has no part in the sum, whatever is infinite beside it
+    parts_NV = torch.where(t_NV > 0, t_NV * (log_t_NV - log_p_NV), 0.0)
+    divergence_N = torch.where(counted_N, parts_NV.sum(-1), 0.0)
+    if not gradient:
+        return loss_N, z_N, divergence_N, logits_NV
+    taught = loss_scale * (share * temperature) * counted_N[:, None]
+    d_NV = d_NV + taught * (log_p_NV.exp() - t_NV)
+    return loss_N, z_N, divergence_N, d_NV.to(logits_NV.dtype)
+
+
 def _chunk_sums(
     hidden_ND: Tensor, target_N: Tensor, head: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
