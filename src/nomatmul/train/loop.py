@@ -53,14 +53,14 @@ class Clock:
 class StepResult:
     """What a step has given, still on the device. loss: over the micro-batches, by their weights.
 
-    norm: of the gradient before clipping; None where nothing is clipped or measured. auxiliary:
-    the auxiliary loss, where there is one. inputs: x_BT of the last micro-batch.
+    norm: of the gradient before clipping; None where nothing is clipped or measured. beside: what
+    else the losses gave, by name, weighted alike. inputs: x_BT of the last micro-batch.
     """
 
     rate: float
     loss: Tensor
     norm: Tensor | None
-    auxiliary: Tensor | None
+    beside: dict[str, Tensor]
     inputs: Tensor
 
 
@@ -83,6 +83,7 @@ class Loop:
 
     rate: the learning rate of (step, share of the run that is over). clip_norm: 0 measures the
     gradient only, None not even that. cache: the open ternary cache, made anew after each step.
+    look: who sees each micro-batch before the model does.
     """
 
     def __init__(
@@ -95,8 +96,10 @@ class Loop:
         rate: Callable[[int, float], float],
         clip_norm: float | None = None,
         step: int = 0,
+        look: Callable[[Tensor], None] = lambda x_BT: None,
     ) -> None:
         self.model, self.optimizer, self.micro_step = model, optimizer, micro_step
+        self.look = look
         self.cache, self.rate, self.clip_norm = cache, rate, clip_norm
         self.step = step
 
@@ -132,20 +135,20 @@ class Loop:
         """One optimiser step, all of it queued on the device."""
         rate = self.set_rate(share)
         total = torch.zeros((), device=batch[0][0].device)
-        auxiliary: Tensor | None = None
+        beside: dict[str, Tensor] = {}
         for number, (x_BT, targets, weight) in enumerate(batch):
             scaled = weight * (1.0 / len(batch))
+            self.look(x_BT)
             loss = self.micro_step(x_BT, targets, scaled, number == 0)
             total += loss * weight / len(batch)
-            if self.micro_step.auxiliary is not None:
-                part = self.micro_step.auxiliary * scaled
-                auxiliary = part if auxiliary is None else auxiliary + part
+            for name, value in self.micro_step.beside.items():
+                beside[name] = beside[name] + value * scaled if number else value * scaled
         norm = None if self.clip_norm is None else clip_gradients(self.model, self.clip_norm)
         self.optimizer.step()
         self.cache.clear()
         self.micro_step.end(self.optimizer)
         self.step += 1
-        return StepResult(rate, total, norm, auxiliary, x_BT)
+        return StepResult(rate, total, norm, beside, x_BT)
 
     def set_rate(self, share: float) -> float:
         """Give the optimiser the rate of the next step, and return it."""

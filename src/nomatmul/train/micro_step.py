@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nomatmul.train.optimizer import Loss
+from nomatmul.train.optimizer import Loss, LossParts
 from nomatmul.train.plan import DevicePlan
 
 
@@ -22,20 +22,21 @@ class MicroStep:
     def __init__(self, loss: Loss, z_loss: float = 0.0) -> None:
         self.loss, self.z_loss = loss, z_loss
         self.failed: str | None = None  # why the step could not be recorded
-        self.auxiliary: Tensor | None = None  # the last micro-batch's auxiliary loss, detached
+        # what the last micro-batch's loss gave besides, detached, by its name in metrics.jsonl
+        self.beside: dict[str, Tensor] = {}
 
     def __call__(self, x_BT: Tensor, y_BT: Tensor, weight: Tensor, first: bool) -> Tensor:
-        """The unweighted loss, detached; weight: what it counts in the gradient.
+        """The unweighted loss of the text, detached; weight: what it counts in the gradient.
 
         first: of the optimiser step, whose gradients are new.
         """
-        loss, z, *auxiliary = self.loss(x_BT, y_BT)
-        target = loss + self.z_loss * z if self.z_loss else loss
-        if auxiliary:
-            target = target + auxiliary[0]
-            self.auxiliary = auxiliary[0].detach()
+        parts = LossParts(*self.loss(x_BT, y_BT))
+        target = parts.total + self.z_loss * parts.z if self.z_loss else parts.total
+        if parts.auxiliary is not None:
+            target = target + parts.auxiliary
         (target * weight).backward()
-        return loss.detach()
+        self.beside = parts.beside()
+        return (parts.total if parts.plain is None else parts.plain).detach()
 
     def end(self, optimizer: torch.optim.Optimizer) -> None:
         """After the optimiser step."""
@@ -56,7 +57,7 @@ class GraphedMicroStep(MicroStep):
         self.clear_cache = clear_cache
         self.optimizer: torch.optim.Optimizer | None = None  # known once a step has ended
         self.stream = torch.cuda.Stream()
-        self.graphs: dict[bool, tuple[torch.cuda.CUDAGraph, Tensor, Tensor | None]] = {}
+        self.graphs: dict[bool, tuple[torch.cuda.CUDAGraph, Tensor, dict[str, Tensor]]] = {}
         self.inputs: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __call__(self, x_BT: Tensor, y_BT: Tensor, weight: Tensor, first: bool) -> Tensor:
@@ -69,7 +70,7 @@ class GraphedMicroStep(MicroStep):
             buffer.copy_(value)
         if first not in self.graphs and not self._record(first):
             return super().__call__(x_BT, y_BT, weight, first)
-        graph, loss, self.auxiliary = self.graphs[first]
+        graph, loss, self.beside = self.graphs[first]
         graph.replay()
         return loss
 
@@ -110,7 +111,7 @@ class GraphedMicroStep(MicroStep):
             if first and self.optimizer is not None:
                 self.optimizer.zero_grad(set_to_none=True)
             return False
-        self.graphs[first] = (graph, loss, self.auxiliary)
+        self.graphs[first] = (graph, loss, self.beside)
         return True
 
     def end(self, optimizer: torch.optim.Optimizer) -> None:

@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from nomatmul.models.channels.trees import auxiliary_loss, set_fff_training
+from nomatmul.ops.loss import Taught
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.fff_training import training_options, wants_auxiliary
 from nomatmul.train.model import TrainedModel
 from nomatmul.train.parallelize import compile_parts, is_sharded, local
 from nomatmul.train.plan import DevicePlan
 
-Loss = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+Loss = Callable[[Tensor, Tensor], tuple[Any, ...]]
+
+
+class LossParts(NamedTuple):
+    """What a loss gives, scalars, the first ones at least.
+
+    total: what is minimised, but for z (mean squared log-partition) and the auxiliary loss (of
+    trees, weighted), which are added. plain: the cross-entropy of the text, where a teacher makes
+    the total another. divergence: KL(teacher || student), nats a token.
+    """
+
+    total: Tensor
+    z: Tensor
+    auxiliary: Tensor | None = None
+    plain: Tensor | None = None
+    divergence: Tensor | None = None
+
+    def beside(self) -> dict[str, Tensor]:
+        """What is logged beside the text's loss, detached, by its name in metrics.jsonl."""
+        named = {"auxiliary_loss": self.auxiliary, "distill_loss": self.divergence}
+        return {name: value.detach() for name, value in named.items() if value is not None}
 
 
 class ShardedAdamW(torch.optim.AdamW):
@@ -65,13 +86,16 @@ def build_optimizer(model: nn.Module, config: TrainConfig, plan: DevicePlan) -> 
     )
 
 
-def build_loss(model: TrainedModel, config: TrainConfig, plan: DevicePlan) -> Loss:
+def build_loss(
+    model: TrainedModel, config: TrainConfig, plan: DevicePlan, taught: Taught | None = None
+) -> Loss:
     """The function (x_BT, y_BT) -> (mean of -ln p(y), mean squared log-partition), float32 scalars.
 
     Targets of -100 do not count. It is compiled and runs under autocast as the plan says, and
     splits the head and the cross-entropy as the config does. An encoder's head sees the hidden
     tokens only. If the config asks for an auxiliary loss of its trees, that is a third scalar,
-    already weighted.
+    already weighted. taught: the teacher that has looked at x_BT teaches where gradients are
+    wanted, and all of `LossParts` is given; evaluation is that of the text.
     """
     chunk = config.targets // config.loss_chunks if config.loss_chunks > 1 else 0
     options: dict[str, Any] = {"chunk": chunk}
@@ -80,9 +104,14 @@ def build_loss(model: TrainedModel, config: TrainConfig, plan: DevicePlan) -> Lo
     auxiliary = wants_auxiliary(config)
     set_fff_training(model, training_options(config))
 
-    def loss(x_BT: Tensor, y_BT: Tensor) -> tuple[Tensor, ...]:
-        result = model.loss(x_BT, y_BT, **options)
+    def loss(x_BT: Tensor, y_BT: Tensor) -> tuple[Any, ...]:
+        teaching = taught is not None and torch.is_grad_enabled()
+        told: dict[str, Any] = {"taught": taught} if teaching else {}
+        result = model.loss(x_BT, y_BT, **options, **told)
         more = auxiliary_loss(model) if auxiliary else None  # none without gradients
+        if teaching:
+            total, z, plain, divergence = result
+            return total, z, more, plain, divergence
         return result if more is None else (*result, more)
 
     if plan.compile is not None:
@@ -91,7 +120,7 @@ def build_loss(model: TrainedModel, config: TrainConfig, plan: DevicePlan) -> Lo
         else:
             loss = torch.compile(loss, dynamic=False, mode=plan.compile)
 
-    def run(x_BT: Tensor, y_BT: Tensor) -> tuple[Tensor, ...]:
+    def run(x_BT: Tensor, y_BT: Tensor) -> tuple[Any, ...]:
         with plan.autocast():
             return loss(x_BT, y_BT)
 

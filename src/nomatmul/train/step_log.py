@@ -40,7 +40,8 @@ class StepLog:
     samples: int  # read when rows were written last
     _began: float = 0.0  # what the clock showed then
     _shown: bool = False
-    # rate, samples so far, [loss, gradient norm, auxiliary loss if there is one]
+    _names: tuple[str, ...] = ()  # of the losses beside the text's own
+    # rate, samples so far, [loss, gradient norm, *losses beside it]
     _pending: list[tuple[float, int, list[Tensor]]] = dataclasses.field(default_factory=list)
 
     def start(self) -> None:
@@ -50,9 +51,8 @@ class StepLog:
     def add(self, result: StepResult, samples: int, share: float) -> None:
         """The next step's result; share: of the run that is over, for the progress bar."""
         assert result.norm is not None
-        column = [result.loss, result.norm]
-        if result.auxiliary is not None:
-            column.append(result.auxiliary)
+        self._names = tuple(result.beside)
+        column = [result.loss, result.norm, *result.beside.values()]
         self._pending.append((result.rate, samples, column))
         self.step += 1
         if self.step % self.config.log_interval == 0:
@@ -76,10 +76,9 @@ class StepLog:
         first = self.step - len(pending) + 1
         row: dict[str, Any] = {}
         for step, (rate, _, _) in enumerate(pending, first):
-            loss, norm, *auxiliary = values[step - first]
+            loss, norm, *beside = values[step - first]
             row = {"step": step, "loss": loss, "grad_norm": norm, "learning_rate": rate}
-            if auxiliary:
-                row["auxiliary_loss"] = auxiliary[0]
+            row |= dict(zip(self._names, beside, strict=True))
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self._stop(row)
             self.metrics.write(row | (last if step == self.step else {}), "train")
