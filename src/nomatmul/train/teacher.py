@@ -34,14 +34,16 @@ class Teacher:
 
     On a GPU with bfloat16 it computes in that, else in float32 whatever its file holds (a model of
     ours keeps float32 weights and runs under autocast as its student does). Each process of a
-    training with several has all of it. vocab_size: that of the student, the entries of the
-    tokenizer; rows of the head beyond that are left out, so that their probability is shared by
-    the others.
+    training with several has all of it. vocab_size: the student's; rows of the head beyond it are
+    left out, so that their probability is shared by the others.
     """
 
-    def __init__(self, model: Any, files: TeacherFiles, plan: DevicePlan) -> None:
+    def __init__(
+        self, model: Any, files: TeacherFiles, plan: DevicePlan, vocab_size: int | None = None
+    ) -> None:
         self.model, self.files, self.plan = model, files, plan
-        self.vocab_size = files.vocab_size
+        self.vocab_size = files.entries if vocab_size is None else vocab_size
+        assert files.entries <= self.vocab_size <= files.size.rows
         self.own = isinstance(model, CausalLM)
         self.head = model.get_output_embeddings()
         self._scale, self._cap = 1.0, 0.0  # what follows the head
@@ -49,15 +51,18 @@ class Teacher:
         self._source = TeacherLogits(self.logits)
 
     @classmethod
-    def open(cls, teacher: str | TeacherFiles, plan: DevicePlan) -> Teacher:
+    def open(
+        cls, teacher: str | TeacherFiles, plan: DevicePlan, vocab_size: int | None = None
+    ) -> Teacher:
         """Load a teacher onto the plan's device and try it.
 
+        vocab_size: of the student; None for the entries of the tokenizer.
         Raises ValueError or OSError as `find_teacher`; ValueError for weights that are missing,
         damaged or not finite, for a model that looks at later tokens, and for one whose logits are
         no linear function of its last hidden states, but for a factor or a soft cap.
         """
         files = find_teacher(teacher) if isinstance(teacher, str) else teacher
-        opened = cls(_load(files, plan), files, plan)
+        opened = cls(_load(files, plan), files, plan, vocab_size)
         opened._try()
         if opened.own and plan.memory == "device" and not runs_fused(files.model_config, plan):
             torch._dynamo.config.recompile_limit = max(_PARTS, torch._dynamo.config.recompile_limit)

@@ -24,7 +24,7 @@ from nomatmul.formats.files.weights import open_source
 from nomatmul.formats.hub import local_path
 from nomatmul.formats.runs import GGUF_SUFFIX, find_checkpoint
 from nomatmul.models import CausalLMConfig
-from nomatmul.train.manifest import sha256_of
+from nomatmul.train.manifest import model_sha256
 from nomatmul.train.tokenizer import load_tokenizer
 
 _OWNER_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -67,15 +67,14 @@ class TeacherFiles:
         return load_tokenizer(self.tokenizer_file)
 
     @property
-    def vocab_size(self) -> int:
-        """Entries of the tokenizer; its head may have more rows, which pad it."""
+    def entries(self) -> int:
+        """Of the tokenizer; the head may have more rows, which pad it."""
         return 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values())
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of the files of its weights."""
-        files = sorted(self.directory.glob("*.safetensors"))
-        return sha256_of(files or sorted(self.directory.glob("pytorch_model*.bin")))
+        """Of its files."""
+        return model_sha256(self.directory)
 
 
 def find_teacher(name: str) -> TeacherFiles:
@@ -102,9 +101,9 @@ def find_teacher(name: str) -> TeacherFiles:
             f"one: AutoTokenizer.from_pretrained({str(directory)!r}).save_pretrained(...)"
         )
     found = TeacherFiles(name, directory, config, file, _size(directory, config))
-    if found.vocab_size > found.size.rows:
+    if found.entries > found.size.rows:
         raise ValueError(
-            f"teacher {name}: its tokenizer has {found.vocab_size} entries, its head only "
+            f"teacher {name}: its tokenizer has {found.entries} entries, its head only "
             f"{found.size.rows} rows"
         )
     return found
