@@ -11,7 +11,8 @@ The sections share widths (8 layers x 512) and texts; in each only the channel m
 - ternary: attention with ternary weights, half as long: the setting where an earlier trial with few
   seeds saw ternary trees come near the whole layer.
 
-Names of variants: nomatmul/evaluate/variants.py. Nothing here needs torch.
+Names of variants: nomatmul/evaluate/variants.py, and the endings of EXCHANGED (symmetric.py).
+Nothing here needs torch.
 
 A library of run.py.
 """
@@ -66,6 +67,38 @@ CHECKED = {
     "causal": (("dense", "fff-16x6"), (0.5, 1.0, 2.0)),
     "encoder": (("dense", "fff-16x6"), (0.5, 1.0, 2.0)),
 }
+# Endings of variants whose layers only the study has, and their words.
+EXCHANGED = {
+    "after": "gelu behind the sum", "tanh": "tanh", "abs": "absolute value",
+    "ternary": "ternary in a dense model",
+}  # fmt: skip
+# The second look, in the order of what it may tell; a dense layer of twice the active width is what
+# balanced deep trees must beat. Rows of the first look are not measured again.
+AGAIN = {
+    "deep": [
+        "causal:dense:1,2", "causal:fff-1x10:1,2", "causal:dense-22:1,2",
+        "causal:fff-1x10-after:1,2", "causal:fff-1x10-tanh:1,2", "causal:fff-1x10-abs:1,2",
+        "causal:fff-1x10-balanced:1,2",
+    ],
+    "middle": [
+        "causal:fff-16x6:1,2", "causal:dense-224:1,2", "causal:fff-16x6-after:1,2",
+        "causal:fff-16x6-tanh:1,2", "causal:fff-16x6-abs:1,2", "causal:fff-16x6-balanced:1,2",
+    ],
+    "shapes": [
+        "causal:fff-64x4:1,2", "causal:fff-32x5:1,2", "causal:fff-16x6-every2:1,2",
+        "causal:dense-320:1,2", "causal:dense-192:1,2", "causal:fff-64x4-every2:1,2",
+        "causal:fff-16x6-master64:1,2", "causal:dense-512:1,2", "causal:none:1,2",
+    ],
+    "dense-ternary": [
+        "causal:fff-64x4-ternary:1,2", "causal:dense-ternary:1,2", "causal:fff-128x3-ternary:1,2",
+        "ternary:fff-64x4:1,2", "ternary:dense:1,2", "ternary:none:1,2", "ternary:dense-320:1,2",
+    ],
+    "encoder": [
+        "encoder:fff-1x11-after:1,2", "encoder:fff-1x11-tanh:1,2", "encoder:fff-1x11:1,2",
+        "encoder:dense-24:1,2", "encoder:fff-64x4:1,2", "encoder:dense:1,2", "encoder:none:1,2",
+        "encoder:fff-16x6-tanh:1,2", "encoder:fff-16x6-after:1,2", "encoder:fff-1x11-abs:1,2",
+    ],
+}  # fmt: skip
 FINE_TUNED = (*FIRST["encoder"], "dense-12", "fff-16x6-balanced")
 
 
@@ -123,7 +156,8 @@ def study_cell(
 ) -> Cell:
     """One cell. values: tokens, rate and stage where they are not the study's own."""
     base = base_config(section, args)
-    model = base.model
+    model, whole, ending = base.model, name, exchange_of(name)
+    name = name.removesuffix(f"-{ending}") if ending else name
     if name.startswith("fff") and section in ENCODERS:
         model = _with_bias(model, name)
     tokens = values.pop("tokens", tokens_of(section, args))
@@ -134,7 +168,7 @@ def study_cell(
     )
     variant = make_variant(model, name)
     words = "pieces" if section in ENCODERS else "bytes"
-    return make_cell(
+    cell = make_cell(
         base,
         variant,
         **{
@@ -153,6 +187,15 @@ def study_cell(
             **values,
         },
     )
+    if not ending:
+        return cell
+    return dataclasses.replace(cell, variant=whole, label=f"{cell.label}, {EXCHANGED[ending]}")
+
+
+def exchange_of(name: str) -> str:
+    """The ending of a variant whose layers only the study has; "" for others."""
+    ending = name.rpartition("-")[2]
+    return ending if ending in EXCHANGED else ""
 
 
 def _with_bias(model: ModelConfig, name: str) -> ModelConfig:
@@ -171,7 +214,7 @@ def _with_bias(model: ModelConfig, name: str) -> ModelConfig:
 def plan(args: argparse.Namespace) -> list[Cell]:
     """All cells, what matters most first, so that a run that is cut keeps the main question.
 
-    With --cells those alone, in their order.
+    With --cells those alone, in their order; with --parts the cells of these parts of AGAIN.
     """
     keep = str((args.work / "models").resolve())
 
@@ -179,8 +222,8 @@ def plan(args: argparse.Namespace) -> list[Cell]:
         kept = keep if section == "encoder" and name in FINE_TUNED else ""
         return study_cell(section, name, seeds, args, keep=kept)
 
-    if args.cells:
-        return [cell(*named_cell(text)) for text in args.cells]
+    if named := [*(args.cells or []), *(text for part in args.parts for text in AGAIN[part])]:
+        return [cell(*named_cell(text)) for text in named]
 
     def round_of(names: dict[str, list[str]], seeds: tuple[int, ...]) -> list[Cell]:
         return _in_turn([[cell(s, name, seeds) for name in names[s]] for s in args.sections])

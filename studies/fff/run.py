@@ -2,6 +2,7 @@
 
     python studies/fff/run.py plan
     python studies/fff/run.py all --data ../shared/data --work runs/fff --out runs/out
+    python studies/fff/run.py train --parts deep,middle --devices cuda:0 --lanes 3 --after 15
     python studies/fff/run.py report --out benchmarks/results/DATE-DEVICE
 
 `all` is prepare (texts to token shards, byte pairs for the causal models and WordPiece for the
@@ -35,7 +36,7 @@ from studies.compare.plan import missing
 from studies.compare.pool import PoolOptions, run_pool
 from studies.fff import page, ship
 from studies.fff.glue import fine_tune
-from studies.fff.plan import CHECKED, FINE_TUNED, FIRST, VOCABULARY, plan
+from studies.fff.plan import AGAIN, CHECKED, FINE_TUNED, FIRST, VOCABULARY, plan
 
 KINDS = ("bytes", "pieces")
 BYTE_PAIRS = ROOT / "src/nomatmul/box/tokenizer.json"
@@ -133,6 +134,7 @@ def train(args: argparse.Namespace) -> None:
             ahead=args.ahead,
             deadline=args.began + args.seconds - args.after,
             cache=args.work,
+            program="studies.fff.trainer",
         )
         if failed := run_pool(todo, options, log, lambda text: _log(args, text)):
             print(f"{len(failed)} cells failed; the log's end:", flush=True)
@@ -222,6 +224,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--encoder-tokens", type=float, default=16e6, help="of an encoder's run")
     parser.add_argument("--ternary-tokens", type=float, default=13e6, help="of a ternary run")
     parser.add_argument("--cells", nargs="+", help="these alone, as SECTION:VARIANT:SEED,SEED")
+    parser.add_argument("--parts", default="", help=f"of the second look: {','.join(AGAIN)}")
     parser.add_argument("--rate-tokens", type=float, default=5e6, help="of a try of a rate")
     parser.add_argument("--probes", default=",".join(CHECKED), help="sections to try rates in")
     parser.add_argument("--probe-first", action="store_true", help="rates before more variants")
@@ -261,6 +264,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args.sections = args.sections.split(",")
     args.probes = [name for name in args.probes.split(",") if name]
     args.devices = tuple(args.devices.split(","))
+    args.parts = [name for name in args.parts.split(",") if name]
+    if unknown := set(args.parts) - set(AGAIN):
+        parser.error(f"unknown part {unknown.pop()!r}: choose of {', '.join(AGAIN)}")
     args.commit = args.commit or git_commit()
     args.action = steps[args.step]
     if unknown := set(args.sections) - set(FIRST) - {"none"}:

@@ -22,7 +22,7 @@ def _args(tmp_path: Path, **values) -> argparse.Namespace:
     given = {
         "sections": list(plan.FIRST), "probes": list(plan.CHECKED),
         "tiny": False, "length": 512, "batch": 64, "warmup": 80, "tokens": 26e6,
-        "encoder_tokens": 16e6, "ternary_tokens": 13e6, "cells": None,
+        "encoder_tokens": 16e6, "ternary_tokens": 13e6, "cells": None, "parts": [],
         "rate_tokens": 7e6, "eval_tokens": 1e6, "points": 8, "seeds": 2,
         "more_seeds": 1, "first_only": False, "probe_first": False, "work": tmp_path,
         "out": tmp_path, "compile": "auto", "implementation": "masked", "commit": "c", **values,
