@@ -68,7 +68,9 @@ def test_jsonl_field_and_odd_rows(tmp_path: Path) -> None:
     rows = [{"body": "one"}, {"body": ""}, {"body": "two \ud800"}]
     path.write_text("\n".join(json.dumps(row) for row in rows))
     assert read(path, text_field="body") == ["one", "two ?"]
-    with pytest.raises(ValueError, match=r"a.jsonl, row 1: no text under 'text' \(it has: body\)"):
+    with pytest.raises(
+        ValueError, match=r"a.jsonl, row 1: no text under 'text' and no 'messages' \(it has: body\)"
+    ):
         read(path)
     path.write_text('{"text": "fine"}\nnot json\n')
     with pytest.raises(ValueError, match=r"a\.jsonl, row 2: not JSON"):

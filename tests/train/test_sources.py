@@ -73,8 +73,16 @@ def test_an_object_is_one_document(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("a.json", b'{"rows": [{"text": "x"}]}', r"row 1: no text under 'text' \(it has: rows\)"),
-        ("a.json", b'["one", "two"]', r"row 1: no text under 'text' \(it has: str\)"),
+        (
+            "a.json",
+            b'{"rows": [{"text": "x"}]}',
+            r"row 1: no text under 'text' and no 'messages' \(it has: rows\)",
+        ),
+        (
+            "a.json",
+            b'["one", "two"]',
+            r"row 1: no text under 'text' and no 'messages' \(it has: str\)",
+        ),
         ("a.json", b'[{"text": "x"},\n {"text": ]', "row 2: not JSON"),
         ("a.jsonl", b"plain words\n", "row 1: not JSON"),
         ("a.json", b"plain words\n", "row 1: not JSON"),

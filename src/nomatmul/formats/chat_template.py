@@ -18,6 +18,14 @@ from nomatmul.formats.tokenizer_config import CONFIG_FILE, special_names
 
 TEMPLATE_FILE = "chat_template.jinja"
 MAX_TEMPLATE = 1 << 16  # characters; the longest in use have some ten thousand
+# Of models that are trained here; its tokens are special_tokens.CHAT_TOKENS.
+DEFAULT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('no role ' ~ message.role) }}{% endif %}"
+    "{{ '<|' ~ message.role ~ '|>' ~ message.content ~ '<|end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 
 Message = dict[str, Any]
 

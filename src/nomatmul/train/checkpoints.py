@@ -61,14 +61,16 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run. keep: how many stay on disk.
+    """The checkpoints of one run. keep: how many stay on disk. template: see `write_model`.
 
     Many ranks share one directory (on one file system) and write into it together.
     """
 
-    def __init__(self, out: Path, keep: int, ranks: Ranks | None = None) -> None:
+    def __init__(
+        self, out: Path, keep: int, ranks: Ranks | None = None, template: str | None = None
+    ) -> None:
         self.directory = out / "checkpoints"
-        self.keep = keep
+        self.keep, self.template = keep, template
         self.ranks = ranks if ranks is not None else Ranks.alone()
         if self.ranks.first:
             remove_leftovers(self.directory)
@@ -137,7 +139,7 @@ class Checkpoints:
 
             def describe() -> None:
                 if ranks.first:
-                    write_model(model, tokenizer, temporary, weights)
+                    write_model(model, tokenizer, temporary, weights, self.template)
                     write_json(temporary / "state.json", state)
 
             self._all(describe)
@@ -235,7 +237,12 @@ def restore(
 
 
 def export_model(
-    model: TrainedModel, tokenizer: Tokenizer, out: Path, step: int, ranks: Ranks
+    model: TrainedModel,
+    tokenizer: Tokenizer,
+    out: Path,
+    step: int,
+    ranks: Ranks,
+    template: str | None = None,
 ) -> Path:
     """Write the trained model alone to OUT/model. Raises CheckpointError when that fails."""
     path = out / "model"
@@ -244,7 +251,7 @@ def export_model(
 
     def write() -> None:
         with new_directory(path) as temporary:
-            write_model(model, tokenizer, temporary, weights)
+            write_model(model, tokenizer, temporary, weights, template)
             write_json(temporary / MODEL_STEP_FILE, {"step": step})
 
     try:

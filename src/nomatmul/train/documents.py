@@ -7,7 +7,8 @@ xz, zstd), and pipes. What a file is, its contents tell. `datasets` is imported 
 three.
 
 Documents come as pieces, because one book can be larger than what a tokenizer should get at once:
-a piece is `(text, ends_document)`.
+a piece is `(text, ends_document)`. A row that has messages in place of a text is a conversation,
+one piece however long.
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ import contextlib
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import IO, Any
 
 from nomatmul.formats.files.contents import read_values
 from nomatmul.formats.files.texts import open_binary
+from nomatmul.train.conversations import FIELD, Conversation, conversation_of
 from nomatmul.train.pipes import copied, is_pipe
 from nomatmul.train.sources import Source, import_datasets, kind_of
 
 PIECE_CHARACTERS = 1 << 19  # a longer document is cut, in front of a line break where there is one
 
-Piece = tuple[str, bool]
+Piece = tuple[str | Conversation, bool]
+Document = Iterator[str] | Conversation  # a text in parts, or a conversation
 
 
 def find_sources(
@@ -59,22 +62,34 @@ def find_sources(
     return sources
 
 
-def read_pieces(source: Source) -> Iterator[Piece]:
+def read_pieces(source: Source) -> Generator[Piece]:
     """The documents of a source in order, cut into pieces. Empty documents are left out.
 
-    Raises ValueError naming the file (and row) that is damaged, not UTF-8, or lacks the text field.
+    Raises ValueError naming the file (and row) that is damaged, not UTF-8, or has neither text nor
+    messages.
     """
     documents = _READERS[source.kind](source)
     try:
         for document in documents:
-            yield from _merge(document)
+            if not isinstance(document, Conversation):
+                yield from _merge(document)
+            elif len(document):
+                yield document, True
     except (OSError, ValueError):
         raise
     except Exception as error:  # EOFError, zlib.error, lzma.LZMAError, ZstdError: no common base
         raise ValueError(f"{source.path} cannot be read: {error}") from None
 
 
-def _merge(parts: Iterator[str]) -> Iterator[Piece]:
+def begins_with_conversation(source: Source) -> bool:
+    """Whether the first document of a source is a conversation. Errors of `read_pieces`."""
+    pieces = read_pieces(source)
+    first, _ = next(pieces, ("", True))
+    pieces.close()
+    return isinstance(first, Conversation)
+
+
+def _merge(parts: Iterator[str]) -> Iterator[tuple[str, bool]]:
     """Join a document's small parts, cut what is too long; the last piece ends the document."""
     waiting: list[str] = []
     length = 0
@@ -148,7 +163,7 @@ def _read_text(source: Source) -> Iterator[Iterator[str]]:
         yield document()
 
 
-def _read_jsonl(source: Source) -> Iterator[Iterator[str]]:
+def _read_jsonl(source: Source) -> Iterator[Document]:
     with open_binary(source.file) as file:
         for number, line in enumerate(file, 1):
             if number == 1:
@@ -159,10 +174,10 @@ def _read_jsonl(source: Source) -> Iterator[Iterator[str]]:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{source.path}, row {number}: not JSON ({error})") from None
-            yield iter([_field(source, row, number)])
+            yield _document(source, row, number)
 
 
-def _read_json(source: Source) -> Iterator[Iterator[str]]:
+def _read_json(source: Source) -> Iterator[Document]:
     number = 0
     with _open_text(source) as file:
         values = read_values(file)
@@ -176,28 +191,33 @@ def _read_json(source: Source) -> Iterator[Iterator[str]]:
                 raise ValueError(f"{source.path}, row {number}: {error}") from None
             if row is _END:
                 return
-            yield iter([_field(source, row, number)])
+            yield _document(source, row, number)
 
 
 _END = object()
 
 
-def _field(source: Source, row: Any, number: int) -> str:
+def _document(source: Source, row: Any, number: int) -> Document:
     text = row.get(source.text_field) if isinstance(row, dict) else None
     if not isinstance(text, str):
+        if isinstance(row, dict) and row.get(FIELD) is not None:
+            try:
+                return conversation_of(row[FIELD])
+            except ValueError as error:
+                raise ValueError(f"{source.path}, row {number}: {error}") from None
         have = ", ".join(row) if isinstance(row, dict) else type(row).__name__
         raise ValueError(
-            f"{source.path}, row {number}: no text under {source.text_field!r} (it has: {have});"
-            " --text-field NAME names another"
+            f"{source.path}, row {number}: no text under {source.text_field!r} and no {FIELD!r}"
+            f" (it has: {have}); --text-field NAME names another"
         )
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:  # JSON can spell half of a surrogate pair, UTF-8 cannot
         text = text.encode("utf-8", "replace").decode("utf-8")
-    return text
+    return iter([text])
 
 
-def _read_dataset(source: Source) -> Iterator[Iterator[str]]:
+def _read_dataset(source: Source) -> Iterator[Document]:
     datasets = import_datasets(source.path)
     if source.kind == "parquet":
         data = datasets.load_dataset(
@@ -213,7 +233,7 @@ def _read_dataset(source: Source) -> Iterator[Iterator[str]]:
             raise ValueError(f"{source.path} has the splits {', '.join(data)}, but no 'train'")
         data = data["train"]
     for number, row in enumerate(data, 1):
-        yield iter([_field(source, row, number)])
+        yield _document(source, row, number)
 
 
 _READERS = {

@@ -164,7 +164,9 @@ class _Job:
             elapsed = trainer.clock.elapsed()
             if not finished:
                 return RunResult(_status(trainer.stopped_by), trainer.step, elapsed)
-            model = export_model(trainer.model, data.tokenizer, self.out, trainer.step, ranks)
+            model = export_model(
+                trainer.model, data.tokenizer, self.out, trainer.step, ranks, data.template
+            )
         return self._finished(trainer.step, elapsed, model)
 
     def _prepare(self, resume: str, override: bool) -> Prepared:
@@ -206,7 +208,7 @@ class _Job:
         else:
             model.to(plan.device)  # type: ignore[arg-type]  # transformers hides torch's signature
         optimizer = build_optimizer(model, config, plan)
-        checkpoints = Checkpoints(self.out, config.checkpoint_keep, ranks)
+        checkpoints = Checkpoints(self.out, config.checkpoint_keep, ranks, data.template)
         progress = self._resume(checkpoints, model, optimizer, override)
         self.console.log(_summary(config, data, model, plan.device, ranks))
         ranks.begin("starting")

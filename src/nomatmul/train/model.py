@@ -12,9 +12,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.tokenizer import save_tokenizer
+from nomatmul.formats.files.atomic import write_file
+from nomatmul.formats.tokenizer import JSON_FILE, save_tokenizer
 from nomatmul.models import CausalLM, MaskedLM
 from nomatmul.models.base import TextModel
+from nomatmul.train.conversations import write_chat
 
 TrainedModel: TypeAlias = CausalLM | MaskedLM
 """What is pretrained: a `TextModel` with a `loss` of (input ids, targets)."""
@@ -38,10 +40,12 @@ def write_model(
     tokenizer: Tokenizer,
     directory: Path,
     weights: dict[str, Tensor] | None = None,
+    template: str | None = None,
 ) -> None:
     """The model alone, in the layout that `from_pretrained` and `pack` read.
 
-    weights: all of them, where the model's own are sharded.
+    weights: all of them, where the model's own are sharded. template: of a model that was trained
+    on conversations.
     """
     config: Any = model.config
     with no_progress_bars():
@@ -51,6 +55,9 @@ def write_model(
             with torch.device("meta"):  # holds nothing: it only knows how to be written
                 shell = _model_class(config.model_config)(config)
             shell.save_pretrained(directory, state_dict=weights)
+    if template is not None:
+        write_file(directory / JSON_FILE, tokenizer.to_str().encode("utf-8"))
+        write_chat(directory, tokenizer, template)
     # What save_pretrained may have written names the source's own tokens.
     save_tokenizer(tokenizer, directory, config.model_config, source=directory)
 

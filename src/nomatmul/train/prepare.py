@@ -5,19 +5,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from nomatmul.formats.chat_template import DEFAULT_TEMPLATE
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.files.atomic import write_file
 from nomatmul.formats.files.directory import remove_leftovers, write_json
-from nomatmul.formats.special_tokens import mask_id, special_ids
+from nomatmul.formats.special_tokens import CHAT_TOKENS, mask_id, special_ids
 from nomatmul.train.config import TrainConfig
-from nomatmul.train.documents import Source, find_sources
+from nomatmul.train.conversations import check_tokens, template_beside
+from nomatmul.train.documents import Source, begins_with_conversation, find_sources
 from nomatmul.train.pipes import refuse_repeated
-from nomatmul.train.shards import Progress, build_shards, is_current, is_token_directory
+from nomatmul.train.shards import (
+    Progress,
+    build_shards,
+    is_current,
+    is_token_directory,
+    stored_template,
+)
 from nomatmul.train.tokenizer import (
     fingerprint,
     load_tokenizer,
@@ -50,17 +59,24 @@ class DataArgs:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What training needs of the data. sha256: of all the tokens, to recognise them on a resume."""
+    """What training needs of the data. sha256: of all the tokens, to recognise them on a resume.
+
+    template: the chat template, if there are conversations among the documents.
+    """
 
     train: TokenStream
     valid: TokenStream | None
     tokenizer: Tokenizer
     sha256: dict[str, str]
+    template: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """Inputs that exist and can be opened."""
+    """Inputs that exist and can be opened.
+
+    conversations: whether a source begins with one. template: what renders them.
+    """
 
     args: DataArgs
     directories: list[Path]
@@ -68,6 +84,8 @@ class Checked:
     valid_directories: list[Path]
     valid_sources: list[Source]
     tokenizer: Tokenizer | None
+    conversations: bool
+    template: str
 
 
 def check_inputs(config: TrainConfig, args: DataArgs) -> Checked:
@@ -91,9 +109,22 @@ def check_inputs(config: TrainConfig, args: DataArgs) -> Checked:
         special_ids(tokenizer)
         if not config.model.causal:
             mask_id(tokenizer)
+    template = template_beside(args.tokenizer)
+    conversations = any(map(begins_with_conversation, [*sources, *valid_sources]))
+    if conversations:
+        _check_conversations(config, tokenizer, template)
     if args.workers is not None and args.workers < 1:
         raise ValueError(f"workers {args.workers} must be at least 1")
-    return Checked(args, directories, sources, valid_directories, valid_sources, tokenizer)
+    return Checked(
+        args,
+        directories,
+        sources,
+        valid_directories,
+        valid_sources,
+        tokenizer,
+        conversations,
+        template,
+    )
 
 
 def _split(names: tuple[str, ...], args: DataArgs) -> tuple[list[Path], list[Source]]:
@@ -105,6 +136,13 @@ def _split(names: tuple[str, ...], args: DataArgs) -> tuple[list[Path], list[Sou
         return directories, []
     drop = args.drop_document_start
     return directories, find_sources(rest, args.text_field, args.document_start, drop_start=drop)
+
+
+def _check_conversations(config: TrainConfig, tokenizer: Tokenizer | None, template: str) -> None:
+    if not config.model.causal:
+        raise ValueError("an encoder is trained on texts, and the data has conversations")
+    if tokenizer is not None and template == DEFAULT_TEMPLATE:
+        check_tokens(tokenizer)
 
 
 def _check_vocabulary(config: TrainConfig, tokenizer: Tokenizer, name: str) -> None:
@@ -133,16 +171,19 @@ def build(
     tokens = Path(args.tokens) if args.tokens else out / "tokens"
     if known is not None:
         refuse_changed(checked, tokens, known, out)
-    tokenizer = checked.tokenizer or _own_tokenizer(config, checked.sources, tokens, progress)
+    special = CHAT_TOKENS if checked.conversations else ()
+    tokenizer = checked.tokenizer or _own_tokenizer(
+        config, checked.sources, tokens, special, progress
+    )
     _check_vocabulary(config, tokenizer, str(tokens / "tokenizer.json"))
 
     def streams(directories: list[Path], sources: list[Source], name: str) -> list[Path]:
         if directories or not sources:
             return directories
         remove_leftovers(tokens / name)
-        return [
-            build_shards(sources, tokenizer, tokens / name, workers=args.workers, progress=progress)
-        ]
+        options: Any = {"workers": args.workers, "progress": progress}
+        where = tokens / name
+        return [build_shards(sources, tokenizer, where, template=checked.template, **options)]
 
     train_dirs = streams(checked.directories, checked.sources, "train")
     valid_dirs = streams(checked.valid_directories, checked.valid_sources, "valid")
@@ -161,7 +202,12 @@ def open_built(config: TrainConfig, built: dict[str, list[str]]) -> Prepared:
         held = max(int(len(train) * config.valid_fraction), config.sequence_length + 1)
         border = len(train) - held
         train, valid = train.part(0, border), train.part(border, len(train))
-    return Prepared(train, valid, train.tokenizer, data_checksums(built))
+    templates = {stored_template(path): None for path in train_dirs}
+    templates.pop(None, None)
+    if len(templates) > 1:
+        raise ValueError(f"the conversations in {', '.join(train_dirs)} have several templates")
+    template = next(iter(templates), None)
+    return Prepared(train, valid, train.tokenizer, data_checksums(built), template)
 
 
 def data_checksums(built: dict[str, list[str]]) -> dict[str, str]:
@@ -213,7 +259,7 @@ def refuse_changed(checked: Checked, tokens: Path, known: dict[str, str], out: P
         else:
             given = fingerprint(checked.tokenizer) if checked.tokenizer is not None else None
             own = given is None and (tokens / _ORIGIN_FILE).is_file()
-            same = (own or given is not None) and is_current(here, sources, given)
+            same = (own or given is not None) and is_current(here, sources, given, checked.template)
         if not same:
             raise ValueError(
                 f"the data or the tokenizer of the run in {out} have changed; give the same ones"
@@ -222,7 +268,11 @@ def refuse_changed(checked: Checked, tokens: Path, known: dict[str, str], out: P
 
 
 def _own_tokenizer(
-    config: TrainConfig, sources: list[Source], tokens: Path, progress: Progress
+    config: TrainConfig,
+    sources: list[Source],
+    tokens: Path,
+    special: Sequence[str],
+    progress: Progress,
 ) -> Tokenizer:
     """Train one on the data, or take the one that an earlier start trained on the same data."""
     origin: dict[str, Any] = {
@@ -231,6 +281,8 @@ def _own_tokenizer(
     }
     if not config.model.causal:
         origin["kind"] = "wordpiece"
+    if special:
+        origin["special"] = list(special)
     file, origin_file = tokens / "tokenizer.json", tokens / _ORIGIN_FILE
     try:
         if json.loads(origin_file.read_text("utf-8")) == origin:
@@ -238,8 +290,12 @@ def _own_tokenizer(
     except (OSError, ValueError):
         pass
     progress("training a tokenizer", 0, 0)
-    train = train_tokenizer if config.model.causal else train_word_piece
-    tokenizer = train(sources, config.model.vocab_size)
+    size = config.model.vocab_size
+    tokenizer = (
+        train_tokenizer(sources, size, special)
+        if config.model.causal
+        else train_word_piece(sources, size)
+    )
     tokens.mkdir(parents=True, exist_ok=True)
     origin_file.unlink(missing_ok=True)
     write_file(file, tokenizer.to_str().encode("utf-8"))

@@ -6,7 +6,8 @@ origin), and `index.json`, written last: its presence says that the build is com
 decided by the text alone, so any number of workers gives the same files. A shard whose `.json`
 names the same text and tokenizer is kept when a build is repeated.
 
-Documents are joined as [bos] text eos; bos only where the tokenizer has one that is not eos.
+Documents are joined as [bos] text eos; bos only where the tokenizer has one that is not eos. A
+directory with conversations holds the `chat_template.jinja` that rendered them.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from nomatmul.formats.chat_template import DEFAULT_TEMPLATE, TEMPLATE_FILE, read_template
 from nomatmul.formats.cpus import usable_cpus
 from nomatmul.formats.files.atomic import write_file
 from nomatmul.formats.files.directory import write_json
 from nomatmul.formats.special_tokens import special_ids
 from nomatmul.train.children import tie_to
+from nomatmul.train.conversations import Conversation, ConversationEncoder
 from nomatmul.train.documents import Piece, Source, read_pieces
 from nomatmul.train.tokenizer import fingerprint, load_tokenizer
 
@@ -63,22 +66,23 @@ def build_shards(
     tokenizer: Tokenizer,
     out: str | Path,
     *,
+    template: str = DEFAULT_TEMPLATE,
     workers: int | None = None,
     progress: Progress = lambda what, done, of: None,
 ) -> Path:
     """Encode the sources into `out` and return it; what is there already and still fits is kept.
 
-    workers: processes (None: one a CPU that this process may use). Raises ValueError when the
-    sources hold no text.
+    template: of conversations. workers: processes (None: one a CPU that this process may use).
+    Raises ValueError when the sources hold no text, or conversations that cannot be rendered.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     sha = fingerprint(tokenizer)
-    if is_current(out, sources, sha):
+    if is_current(out, sources, sha, template):
         return out
     (out / "index.json").unlink(missing_ok=True)
     write_file(out / "tokenizer.json", tokenizer.to_str().encode("utf-8"))
-    tasks = _Tasks(out, sha)
+    tasks = _Tasks(out, sha, template)
     done = list(_encode_all(tasks, sources, tokenizer, workers, progress))
     if not any(shard["documents"] for shard in done):
         raise ValueError(f"no text in {', '.join(source.path for source in sources)}")
@@ -86,6 +90,11 @@ def build_shards(
         out / name for s in done for name in _files(s["name"])
     }:
         stale.unlink()
+    conversations = sum(shard["conversations"] for shard in done)
+    if conversations:
+        write_file(out / TEMPLATE_FILE, template.encode("utf-8"))
+    else:
+        (out / TEMPLATE_FILE).unlink(missing_ok=True)
     index = {
         "format": FORMAT,
         "version": VERSION,
@@ -94,6 +103,7 @@ def build_shards(
         "dtype": _dtype(tokenizer).name,
         "tokens": sum(shard["tokens"] for shard in done),
         "documents": sum(shard["documents"] for shard in done),
+        "conversations": conversations,
         "text_bytes": sum(shard["text_bytes"] for shard in done),
         "sources": [s.stamp() | s.settings() | {"sha256": s.sha256()} for s in sources],
         "shards": done,
@@ -102,12 +112,16 @@ def build_shards(
     return out
 
 
-def is_current(out: Path, sources: list[Source], sha: str | None) -> bool:
+def is_current(
+    out: Path, sources: list[Source], sha: str | None, template: str = DEFAULT_TEMPLATE
+) -> bool:
     """Whether a complete build of just these sources lies in `out`, made with the tokenizer of
-    fingerprint `sha` (None: with any)."""
+    fingerprint `sha` (None: with any), its conversations with this template."""
     if not is_token_directory(out):
         return False
     index = read_index(out)
+    if index.get("conversations") and stored_template(out) != template:
+        return False
     if sha not in (None, index["tokenizer_sha256"]) or len(index["sources"]) != len(sources):
         return False
     for source, seen in zip(sources, index["sources"], strict=True):
@@ -121,28 +135,41 @@ def is_current(out: Path, sources: list[Source], sha: str | None) -> bool:
     return True
 
 
+def stored_template(directory: str | Path) -> str | None:
+    """The chat template of a token directory with conversations."""
+    file = Path(directory) / TEMPLATE_FILE
+    return read_template(file) if file.is_file() else None
+
+
+_Part = tuple[str | Conversation, bool, bool]  # what, whether it starts its document, ends it
+
+
 @dataclasses.dataclass(frozen=True)
 class _Chunk:
     """The text of one shard: pieces of documents of one source, in order."""
 
     name: str
-    pieces: list[tuple[str, bool, bool]]  # text, starts its document, ends it
+    pieces: list[_Part]
 
-    def sha256(self) -> str:
+    def sha256(self, template: str) -> str:
+        """Of all that decides the ids but the tokenizer."""
         digest = hashlib.sha256()
-        for text, starts, ends in self.pieces:
-            digest.update(f"{int(starts)}{int(ends)}{len(text)}:".encode())
-            digest.update(text.encode("utf-8"))
+        for piece, starts, ends in self.pieces:
+            digest.update(f"{int(starts)}{int(ends)}{len(piece)}:".encode())
+            if isinstance(piece, Conversation):
+                digest.update(f"{template}\0{piece.to_json()}".encode())
+            else:
+                digest.update(piece.encode("utf-8"))
         return digest.hexdigest()
 
 
 def _chunks(number: int, pieces: Iterator[Piece]) -> Iterator[_Chunk]:
-    waiting: list[tuple[str, bool, bool]] = []
+    waiting: list[_Part] = []
     length, count, starts = 0, 0, True
-    for text, ends in pieces:
-        waiting.append((text, starts, ends))
+    for piece, ends in pieces:
+        waiting.append((piece, starts, ends))
         starts = ends
-        length += len(text)
+        length += len(piece)
         if length >= CHUNK_CHARACTERS:
             yield _Chunk(f"shard-{number:04d}-{count:05d}", waiting)
             waiting, length, count = [], 0, count + 1
@@ -156,6 +183,7 @@ class _Tasks:
 
     out: Path
     tokenizer_sha256: str
+    template: str
 
     def finished(self, chunk: _Chunk, text_sha256: str) -> dict[str, Any] | None:
         """The description of a shard that an earlier build finished for this very text."""
@@ -166,6 +194,7 @@ class _Tasks:
                 shard["text_sha256"] == text_sha256
                 and shard["tokenizer_sha256"] == self.tokenizer_sha256
                 and shard["bytes"] == (self.out / data).stat().st_size
+                and "conversations" in shard
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -187,13 +216,13 @@ def _encode_all(
     if size:  # a worker without a chunk costs memory; compressed text is some eight times as long
         workers = min(workers, 1 + 8 * size // CHUNK_CHARACTERS)
     small = 0 < size < CHUNK_CHARACTERS // 4  # done before the processes would have started
-    pool = None if workers == 1 or small else _pool(workers, tasks.out)
+    pool = None if workers == 1 or small else _pool(workers, tasks)
     waiting: list[tuple[_Chunk, str, Future[dict[str, Any]] | dict[str, Any]]] = []
     tokens = 0
     try:
         for number, source in enumerate(sources):
             for chunk in _chunks(number, read_pieces(source)):
-                sha = chunk.sha256()
+                sha = chunk.sha256(tasks.template)
                 task = tasks.finished(chunk, sha) or (
                     pool.submit(_encode_in_worker, chunk, sha)
                     if pool
@@ -231,28 +260,27 @@ def _result(
         return _encode_chunk(tokenizer, tasks, chunk, sha)
 
 
-def _pool(workers: int, out: Path) -> ProcessPoolExecutor:
+def _pool(workers: int, tasks: _Tasks) -> ProcessPoolExecutor:
     import multiprocessing
 
     # spawn: a fork after the Rust thread pool or CUDA has started can hang.
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(
-        workers, context, initializer=_start_worker, initargs=(str(out), os.getpid())
+        workers, context, initializer=_start_worker, initargs=(tasks, os.getpid())
     )
 
 
 _worker: tuple[Tokenizer, _Tasks] | None = None
 
 
-def _start_worker(out: str, parent: int) -> None:
+def _start_worker(tasks: _Tasks, parent: int) -> None:
     global _worker
     import signal
 
     tie_to(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    tokenizer = load_tokenizer(Path(out) / "tokenizer.json")
-    _worker = tokenizer, _Tasks(Path(out), fingerprint(tokenizer))
+    _worker = load_tokenizer(tasks.out / "tokenizer.json"), tasks
 
 
 def _encode_in_worker(chunk: _Chunk, text_sha256: str) -> dict[str, Any]:
@@ -265,13 +293,14 @@ def _encode_chunk(
     tokenizer: Tokenizer, tasks: _Tasks, chunk: _Chunk, text_sha256: str
 ) -> dict[str, Any]:
     """Encode one chunk and write its two files; the `.json` comes last and makes it count."""
-    ids = _encode(tokenizer, chunk.pieces)
+    ids, text_bytes, conversations = _encode(tokenizer, tasks, chunk.pieces)
     data = ids.tobytes()
     shard = {
         "name": chunk.name,
         "tokens": int(ids.size),
         "documents": sum(ends for _, _, ends in chunk.pieces),
-        "text_bytes": sum(len(text.encode("utf-8")) for text, _, _ in chunk.pieces),
+        "conversations": conversations,
+        "text_bytes": text_bytes,
         "dtype": ids.dtype.name,
         "bytes": len(data),
         "crc32": f"{zlib.crc32(data):08x}",
@@ -284,24 +313,41 @@ def _encode_chunk(
     return shard
 
 
-def _encode(tokenizer: Tokenizer, pieces: list[tuple[str, bool, bool]]) -> np.ndarray:
+def _encode(
+    tokenizer: Tokenizer, tasks: _Tasks, pieces: list[_Part]
+) -> tuple[np.ndarray, int, int]:
+    """(ids, UTF-8 bytes of the text that they decode to, how many pieces are conversations)."""
     special = special_ids(tokenizer)
-    dtype = _dtype(tokenizer)
     start = [] if special.bos in (None, special.eos) else [special.bos]
-    encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
     parts: list[np.ndarray] = []
-    position = 0
+    text_bytes = conversations = position = 0
+    chat: ConversationEncoder | None = None
     while position < len(pieces):
         batch, length = [], 0
         while position < len(pieces) and length < _BATCH_CHARACTERS:
             batch.append(pieces[position])
             length += len(pieces[position][0])
             position += 1
-        encodings = encode([text for text, _, _ in batch], add_special_tokens=False)
-        for encoding, (_, starts, ends) in zip(encodings, batch, strict=True):
-            ids = (start if starts else []) + encoding.ids + ([special.eos] if ends else [])
-            parts.append(np.asarray(ids, dtype=dtype))
-    return np.concatenate(parts)
+        texts = [piece for piece, _, _ in batch if isinstance(piece, str)]
+        encoded = iter(_ids_of(tokenizer, texts))
+        text_bytes += sum(len(text.encode("utf-8")) for text in texts)
+        for piece, starts, ends in batch:
+            if isinstance(piece, Conversation):
+                chat = chat or ConversationEncoder(tokenizer, tasks.out, tasks.template)
+                inner = chat.ids(piece)
+                # As `TokenStream.bytes_of` counts: words that the template adds are text.
+                text_bytes += len(tokenizer.decode(inner, skip_special_tokens=True).encode())
+                conversations += 1
+            else:
+                inner = next(encoded)
+            ids = (start if starts else []) + inner + ([special.eos] if ends else [])
+            parts.append(np.asarray(ids, dtype=_dtype(tokenizer)))
+    return np.concatenate(parts), text_bytes, conversations
+
+
+def _ids_of(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
+    return [encoding.ids for encoding in encode(texts, add_special_tokens=False)]
 
 
 def _dtype(tokenizer: Tokenizer) -> np.dtype[Any]:

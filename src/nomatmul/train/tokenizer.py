@@ -28,6 +28,7 @@ from tokenizers import (
 from nomatmul.formats.special_tokens import END_OF_TEXT, PAD
 from nomatmul.formats.tokenizer import load_tokenizer as open_tokenizer
 from nomatmul.formats.tokenizer import prepare
+from nomatmul.train.conversations import Conversation
 from nomatmul.train.documents import Source, read_pieces
 
 SAMPLE_BYTES = 64 << 20  # more text hardly changes the merges, and costs minutes
@@ -159,7 +160,8 @@ def _sample(sources: list[Source]) -> Iterator[str]:
     share = max(SAMPLE_BYTES // len(sources), 1)
     for source in sources:
         left = share
-        for text, _ in read_pieces(source):
+        for piece, _ in read_pieces(source):
+            text = piece.text if isinstance(piece, Conversation) else piece
             left -= len(text.encode("utf-8"))
             yield text
             if left <= 0:
