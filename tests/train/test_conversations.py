@@ -166,8 +166,8 @@ def test_a_tokenizer_without_the_tokens_is_refused_before_any_work(
 
 def test_an_encoder_is_not_trained_on_conversations(rows_file: Path, tmp_path: Path) -> None:
     model = dataclasses.replace(
-        tiny_config().model, causal=False, token_mixer="attention", linear="dense", channel_mixer="ffn",
-        norm="layer", positions="sinusoidal", tie_embeddings=True,
+        tiny_config().model, causal=False, token_mixer="attention", linear="dense",
+        channel_mixer="ffn", norm="layer", positions="sinusoidal", tie_embeddings=True,
     )  # fmt: skip
     with pytest.raises(ValueError, match="an encoder is trained on texts"):
         train_here(tiny_config(model=model), rows_file, tmp_path / "run")
@@ -184,7 +184,7 @@ def test_a_model_trained_on_conversations_talks_when_packed(talking: Path, tmp_p
     assert chat.text.ends == (5,)
     turn = chat.ask("where is the boat?", max_tokens=3)
     question = lm.tokenizer.encode("where is the boat?", add_special_tokens=False).ids
-    assert turn.stream.prompt_ids == (0, 3, *question, 5, 4)
+    assert list(turn.stream.prompt_ids) == [0, 3, *question, 5, 4]
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(tmp_path / "packed")

@@ -86,7 +86,8 @@ def token_names(tokenizer: Tokenizer) -> dict[str, str]:
     """What a template may put in by name: the special tokens that a trained model will name."""
     special = special_ids(tokenizer)
     ids = {"bos_token": special.bos, "eos_token": special.eos, "pad_token": special.pad}
-    return {key: tokenizer.id_to_token(index) for key, index in ids.items() if index is not None}
+    names = {key: tokenizer.id_to_token(index) for key, index in ids.items() if index is not None}
+    return {key: name for key, name in names.items() if name is not None}
 
 
 class ConversationEncoder:
