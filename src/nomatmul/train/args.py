@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nomatmul.train.config import TrainConfig
+
+_DIRECT = ("steps", "time_limit", "seed")  # options of the command that are fields of the config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +45,25 @@ class TrainArgs:
     quiet: bool = False
     json: bool = False
     collective_timeout: float = 600.0
+
+    def config(self) -> TrainConfig:
+        """The recipe with the command's overrides. Raises ValueError naming what is wrong."""
+        from nomatmul.train.config import apply_overrides
+        from nomatmul.train.recipes import recipe
+
+        return apply_overrides(recipe(self.recipe), self.overrides())
+
+    def overrides(self) -> list[str]:
+        """All of the command's "name=value", the last one of a name counts."""
+        names = [name for name in _DIRECT if getattr(self, name) is not None]
+        return [*self.set, *(f"{name}={getattr(self, name)}" for name in names)]
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of `run`."""
+        options = vars(self) | {"quiet": self.quiet or self.json, "valid": list(self.valid)}
+        for name in ("recipe", "data", "out", "json", "set", *_DIRECT):
+            options.pop(name)
+        return options
 
 
 def started_by_torchrun() -> bool:

@@ -19,6 +19,7 @@ from nomatmul.train.checkpoints import (
 )
 from nomatmul.train.config import TrainConfig, differences
 from nomatmul.train.curve import draw_curve
+from nomatmul.train.distil import check_student
 from nomatmul.train.fff_training import choose_implementation
 from nomatmul.train.memory import plan_memory
 from nomatmul.train.metrics import Console, read_metrics
@@ -39,6 +40,8 @@ from nomatmul.train.run_directory import check_out, refuse_differences, write_ru
 from nomatmul.train.shards import is_token_directory
 from nomatmul.train.signals import Stopped, StopSignals
 from nomatmul.train.start import Start
+from nomatmul.train.teacher import Teacher
+from nomatmul.train.teacher_files import TeacherFiles, find_teacher
 from nomatmul.train.trainer import Trainer
 
 _ECHO = 5.0  # seconds in which torchrun may send Ctrl-C a second time
@@ -70,6 +73,7 @@ def run(
     valid: list[str] | None = None,
     tokenizer: str | None = None,
     start: str | None = None,
+    teacher: str | None = None,
     text_field: str = "text",
     document_start: str | None = None,
     drop_document_start: bool = False,
@@ -87,6 +91,8 @@ def run(
     start: directory of a run or a model of equal shape (the vocabulary may be smaller) whose
     weights are the first ones; optimiser and step are new. Its tokenizer is that of the run, unless
     one is given that extends it.
+    teacher: directory or name (hf:owner/name) of a causal language model whose distribution is
+    mixed into the targets (`teacher_share`, `temperature`); its tokenizer is that of the run.
     resume: "auto" continues from the newest good checkpoint, "never" refuses a directory that has
     one. override_config: continue although options that decide the result differ (never the
     model's). force: try it although memory is surely too small. device: "auto", "cpu", "cuda",
@@ -102,12 +108,16 @@ def run(
     """
     if resume not in ("auto", "never"):
         raise ValueError(f"resume {resume!r}: choose auto or never")
-    if config.full_precision or config.teacher_share:
-        raise ValueError("full_precision and teacher_share cannot be trained yet")
+    if config.full_precision:
+        raise ValueError("full_precision cannot be trained yet")
     first = None
     if start is not None:
         first = Start.open(start, config.model)
         tokenizer = first.tokenizer_of(tokenizer, any(map(is_token_directory, data)))
+    files = None if teacher is None else find_teacher(teacher)
+    check_student(config, files)
+    if files is not None:
+        tokenizer = files.tokenizer_of(tokenizer)
     ranks, name = open_ranks(device, collective_timeout)
     args = DataArgs(
         tuple(data),
@@ -119,7 +129,8 @@ def run(
         workers,
         drop_document_start,
     )
-    job = _Job(config, args, Path(out), ranks, Console(quiet, silent=not ranks.first), first)
+    console = Console(quiet, silent=not ranks.first)
+    job = _Job(config, args, Path(out), ranks, console, first, files)
     try:
         result = job.run(pick_device(name), resume, override_config, force)
     except BaseException as error:
@@ -139,6 +150,8 @@ class _Job:
     ranks: Ranks
     console: Console
     start: Start | None
+    files: TeacherFiles | None  # of the teacher
+    teacher: Teacher | None = None
 
     def run(
         self, device: torch.device, resume: str, override: bool, force: bool = False
@@ -147,11 +160,14 @@ class _Job:
         config, ranks, step = self.config, self.ranks, 0
         check_ranks(config, ranks.size)
         plan = plan_training(config, device, ranks.many)
-        memory = plan_memory(config, plan, ranks, force)
+        size = None if self.files is None else self.files.size
+        memory = plan_memory(config, plan, ranks, force, size)
         plan.set_up()
         with StopSignals(_ECHO if ranks.many else 0.0) as signals:
             ranks.watch_signals(lambda: signals.requested is not None)
             try:
+                with memory.advising():
+                    self._open_teacher(plan)
                 data = self._prepare(resume, override)
                 with memory.advising():
                     trainer = self._trainer(data, plan, memory.recompute, signals, override)
@@ -169,15 +185,22 @@ class _Job:
             )
         return self._finished(trainer.step, elapsed, model)
 
+    def _open_teacher(self, plan: DevicePlan) -> None:
+        """Before the data are read: whatever is wrong with it costs no work."""
+        if self.files is not None:
+            self.ranks.begin("loading the teacher")
+            self.teacher = Teacher.open(self.files, plan, self.config.model.vocab_size)
+
     def _prepare(self, resume: str, override: bool) -> Prepared:
         """The data; the config gets its tokenizer's special ids."""
-        config, out, start = self.config, self.out, self.start
+        config, out = self.config, self.out
+        start, teacher = self.start, self.files
 
         def prepare() -> dict[str, list[str]]:
             checked = check_inputs(config, self.args)
             if start is not None:
                 start.check_tokenizer(checked.tokenizer)
-            known = check_out(out, config, resume, override, start)
+            known = check_out(out, config, resume, override, start, teacher)
             return build(config, checked, out, self.console.preparing, known)
 
         data = open_built(config, self.ranks.on_first("preparing the data", prepare))
@@ -187,7 +210,7 @@ class _Job:
         WindowOrder(len(data.train), config.sequence_length, config.seed)
         self.ranks.on_first(
             "writing run.json",
-            lambda: write_run_file(out, config, data, override, self.ranks.size, start),
+            lambda: write_run_file(out, config, data, override, self.ranks.size, start, teacher),
         )
         return data
 
@@ -210,7 +233,7 @@ class _Job:
         optimizer = build_optimizer(model, config, plan)
         checkpoints = Checkpoints(self.out, config.checkpoint_keep, ranks, data.template)
         progress = self._resume(checkpoints, model, optimizer, override)
-        self.console.log(_summary(config, data, model, plan.device, ranks))
+        self.console.log(_summary(config, data, model, plan.device, ranks, self.teacher))
         ranks.begin("starting")
         return Trainer(
             config,
@@ -224,6 +247,7 @@ class _Job:
             checkpoints=checkpoints,
             ranks=ranks,
             stop_requested=lambda: signals.requested or 0,
+            teacher=self.teacher,
         )
 
     def _resume(
@@ -287,7 +311,12 @@ def _status(number: int) -> str:
 
 
 def _summary(
-    config: TrainConfig, data: Prepared, model: TrainedModel, device: torch.device, ranks: Ranks
+    config: TrainConfig,
+    data: Prepared,
+    model: TrainedModel,
+    device: torch.device,
+    ranks: Ranks,
+    teacher: Teacher | None,
 ) -> str:
     count = sum(parameter.numel() for parameter in model.parameters())
     held = f", {len(data.valid):,} held out" if data.valid is not None else ""
@@ -297,8 +326,11 @@ def _summary(
         if config.time_limit > 0
         else f"{config.steps:,} steps ({epochs:.2f} epochs)"
     )
+    taught = ""
+    if teacher is not None:
+        taught = f"; teacher {teacher.files.path}: {teacher.parameters:,} parameters"
     where = f"{ranks.size} x {device.type}" if ranks.many else str(device)
     return (
         f"{config.recipe}: {count:,} parameters on {where}; {len(data.train):,} tokens{held}; "
-        f"{config.tokens_per_step:,} tokens a step, {length}"
+        f"{config.tokens_per_step:,} tokens a step, {length}{taught}"
     )

@@ -78,6 +78,10 @@ def every(interval: int) -> Callable[[int], bool]:
     return lambda step: interval > 0 and step % interval == 0
 
 
+def nobody_looks(x_BT: Tensor) -> None:
+    """There is no teacher."""
+
+
 class Loop:
     """One model's training from step `step` on.
 
@@ -96,7 +100,7 @@ class Loop:
         rate: Callable[[int, float], float],
         clip_norm: float | None = None,
         step: int = 0,
-        look: Callable[[Tensor], None] = lambda x_BT: None,
+        look: Callable[[Tensor], None] = nobody_looks,
     ) -> None:
         self.model, self.optimizer, self.micro_step = model, optimizer, micro_step
         self.look = look

@@ -14,19 +14,15 @@ from typing import TYPE_CHECKING, NoReturn
 from nomatmul._extras import require_train
 from nomatmul.train.args import TrainArgs, started_by_torchrun
 from nomatmul.train.children import tie_to
-from nomatmul.train.config import TrainConfig, apply_overrides
-from nomatmul.train.recipes import recipe
+from nomatmul.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from nomatmul.train.job import RunResult
 
-_DIRECT = ("steps", "time_limit", "seed")  # options of the command that are fields of the config
-
 
 def build_config(args: TrainArgs) -> TrainConfig:
-    """The recipe with the command's overrides. Raises ValueError naming what is wrong."""
-    direct = [f"{name}={value}" for name in _DIRECT if (value := getattr(args, name)) is not None]
-    return apply_overrides(recipe(args.recipe), [*args.set, *direct])
+    """What is trained. Raises ValueError naming what is wrong."""
+    return args.config()
 
 
 def main(args: TrainArgs) -> int:
@@ -50,10 +46,7 @@ def _run(args: TrainArgs) -> RunResult:
     require_train("training")
     from nomatmul.train.job import run
 
-    options = vars(args) | {"quiet": args.quiet or args.json, "valid": list(args.valid)}
-    for name in ("recipe", "data", "out", "json", "set", *_DIRECT):
-        options.pop(name)
-    return run(config, list(args.data), args.out, **options)
+    return run(config, list(args.data), args.out, **args.options())
 
 
 def _show(result: RunResult, args: TrainArgs) -> int:

@@ -25,6 +25,7 @@ from nomatmul.train.config import TrainConfig
 from nomatmul.train.parallelize import blocks_in_group
 from nomatmul.train.plan import DevicePlan
 from nomatmul.train.ranks import Ranks
+from nomatmul.train.teacher_files import TeacherSize
 
 MODES = ("none", "mlp", "block")
 
@@ -37,6 +38,8 @@ _KEPT = {
 # Of the one layer at work, the larger of its two halves.
 _WORKING = {"fused": (24, 12), "plain": (72, 24), "dense": (38, 20)}
 _LOGIT_BYTES = 10  # bfloat16 and float32 logits and their gradient
+# Of a teacher's logits and what is made of them; plain PyTorch keeps seven tables of a chunk.
+_TAUGHT, _TAUGHT_HOST = 6, 28
 _FUSED_CHUNK = 2048  # tokens of a chunk of the fused loss when loss_chunks is 1
 _CONTEXT = 1 << 30  # the driver, libraries' workspaces, holes between tensors
 _HOST_CONTEXT = 1 << 28  # the same on a CPU, where the libraries are loaded already
@@ -59,32 +62,42 @@ class Estimate:
     activations: int
     logits: int
     host: bool = False  # a CPU's
+    teacher: int = 0  # its weights
+    looking: int = 0  # what it computes
 
     @property
     def certain(self) -> int:
         """What no estimate can be wrong about."""
-        return self.states + self.gathered
+        return self.states + self.gathered + self.teacher
 
     @property
     def total(self) -> int:
-        parts = self.certain + self.ternary + self.activations + self.logits
+        parts = self.certain + self.ternary + self.activations + self.logits + self.looking
         return parts + (_HOST_CONTEXT if self.host else _CONTEXT)
 
     def text(self) -> str:
+        taught = self.teacher + self.looking
+        other = self.total - self.states - self.activations - self.logits - taught
         return (
             f"{gib(self.total)} (optimiser, weights and gradients {gib(self.states)}, "
             f"activations {gib(self.activations)}, logits {gib(self.logits)}, "
-            f"other {gib(self.total - self.states - self.activations - self.logits)})"
+            + (f"teacher {gib(taught)}, " if taught else "")
+            + f"other {gib(other)})"
         )
 
 
 def estimate(
-    config: TrainConfig, ranks: int, recompute: str, fused: bool = True, host: bool = False
+    config: TrainConfig,
+    ranks: int,
+    recompute: str,
+    fused: bool = True,
+    host: bool = False,
+    teacher: TeacherSize | None = None,
 ) -> Estimate:
     """What a step of `config` needs on each of `ranks` devices with this recompute mode.
 
     fused: whether Triton's kernels serve (else plain PyTorch, which keeps much more). host: on a
-    CPU, in float32 unless the config says otherwise.
+    CPU, in float32 unless the config says otherwise. teacher: each device has all of it.
     """
     model = config.model
     parameters = model.param_count()
@@ -96,9 +109,11 @@ def estimate(
     joined = min(2 * block * blocks_in_group(block), block * model.num_layers)
     gathered = 8 * (root + joined) if ranks > 1 else 0
     chunk = config.targets // config.loss_chunks
-    if fused and config.loss_chunks == 1:
+    early = fused or teacher is not None  # the head's gradient is made beside the loss
+    if early and config.loss_chunks == 1:
         chunk = min(config.targets, _FUSED_CHUNK)
-    head = 6 * model.vocab_size * model.hidden_size if fused else 0  # its gradient, made early
+    head = 6 * model.vocab_size * model.hidden_size if early else 0
+    looking = 0 if teacher is None else _looking_bytes(teacher, tokens, chunk, host)
     return Estimate(
         states=16 * parameters // ranks,
         gathered=gathered,
@@ -108,7 +123,16 @@ def estimate(
         ),
         logits=chunk * model.vocab_size * _LOGIT_BYTES + head,
         host=host,
+        teacher=0 if teacher is None else (4 if host or teacher.wide else 2) * teacher.parameters,
+        looking=looking,
     )
+
+
+def _looking_bytes(teacher: TeacherSize, tokens: int, chunk: int, host: bool) -> int:
+    """What a teacher computes of so many tokens, without gradients: one layer, and its logits."""
+    layer = tokens * (8 * teacher.hidden + 4 * teacher.intermediate)
+    logits = chunk * teacher.rows * (_TAUGHT_HOST if host else _TAUGHT)
+    return (4 if host else 2) * (layer + tokens * teacher.hidden) + logits
 
 
 def activation_bytes(
@@ -145,9 +169,10 @@ class MemoryPlan:
     free: int | None = None  # bytes on the smallest device; None: not asked
     fused: bool = True
     host: bool = False
+    teacher: TeacherSize | None = None
 
     def need(self, config: TrainConfig, ranks: int, recompute: str) -> Estimate:
-        return estimate(config, ranks, recompute, self.fused, self.host)
+        return estimate(config, ranks, recompute, self.fused, self.host, self.teacher)
 
     @contextlib.contextmanager
     def advising(self) -> Iterator[None]:
@@ -205,7 +230,11 @@ class MemoryPlan:
 
 
 def plan_memory(
-    config: TrainConfig, plan: DevicePlan, ranks: Ranks, force: bool = False
+    config: TrainConfig,
+    plan: DevicePlan,
+    ranks: Ranks,
+    force: bool = False,
+    teacher: TeacherSize | None = None,
 ) -> MemoryPlan:
     """Choose the recompute mode; refuse what surely does not fit. The same answer at every rank.
 
@@ -218,11 +247,12 @@ def plan_memory(
         modes = modes[:1]  # on a CPU `auto` is none: the same step whatever else the machine does
     free = free_memory(plan, int(os.environ.get("LOCAL_WORLD_SIZE") or ranks.size))
     if free is None:
-        return MemoryPlan(config, ranks.size, modes[0], host=host)
+        return MemoryPlan(config, ranks.size, modes[0], host=host, teacher=teacher)
     free = int(-ranks.most(-free)[0])
-    needs = {mode: estimate(config, ranks.size, mode, plan.kernels, host) for mode in modes}
+    chosen = MemoryPlan(config, ranks.size, modes[-1], free, plan.kernels, host, teacher)
+    needs = {mode: chosen.need(config, ranks.size, mode) for mode in modes}
     mode = next((mode for mode in modes if needs[mode].total <= free), modes[-1])
-    chosen = MemoryPlan(config, ranks.size, mode, free, plan.kernels, host)
+    chosen = dataclasses.replace(chosen, recompute=mode)
     if not force and too_little(needs[mode], free):
         raise OutOfMemoryError(
             f"too little memory: {chosen.advice()} ({FORCE})"

@@ -13,12 +13,18 @@ from nomatmul.formats.files.directory import remove_leftovers, write_json
 from nomatmul.train.config import TrainConfig, differences
 from nomatmul.train.prepare import Prepared
 from nomatmul.train.start import Start
+from nomatmul.train.teacher_files import TeacherFiles
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def check_out(
-    out: Path, config: TrainConfig, resume: str, override: bool, start: Start | None = None
+    out: Path,
+    config: TrainConfig,
+    resume: str,
+    override: bool,
+    start: Start | None = None,
+    teacher: TeacherFiles | None = None,
 ) -> dict[str, str] | None:
     """Refuse a directory that is not ours, or holds a run with another config.
 
@@ -45,16 +51,20 @@ def check_out(
         config.model, **{name: getattr(old.model, name) for name in _IDS}
     )
     found = differences(old, dataclasses.replace(config, model=same_ids))
-    refuse_differences(out, found + _other_start(facts.get("start"), start), override)
+    found += _other_model("start", facts.get("start"), start)
+    found += _other_model("teacher", facts.get("teacher"), teacher)
+    refuse_differences(out, found, override)
     return data if isinstance(data, dict) and not override else None
 
 
-def _other_start(old: dict[str, str] | None, new: Start | None) -> list[str]:
-    """The difference, if any, between what a run began with and what it is to have begun with."""
+def _other_model(
+    what: str, old: dict[str, str] | None, new: Start | TeacherFiles | None
+) -> list[str]:
+    """The difference, if any, between a model that a run had beside its own and the one now."""
     if (old or {}).get("sha256") == (None if new is None else new.sha256):
         return []
     was, now = (old or {}).get("path", "none"), "none" if new is None else new.path
-    return [f"start: {was} -> {now}" if was != now else f"start: {now} has other weights now"]
+    return [f"{what}: {was} -> {now}" if was != now else f"{what}: {now} has other weights now"]
 
 
 def refuse_differences(out: Path, found: list[str], override: bool) -> None:
@@ -74,6 +84,7 @@ def write_run_file(
     override: bool,
     ranks: int = 1,
     start: Start | None = None,
+    teacher: TeacherFiles | None = None,
 ) -> None:
     """run.json: what this run is. On a resume the data must be what it was."""
     file = out / "run.json"
@@ -95,4 +106,6 @@ def write_run_file(
     }
     if start is not None:
         facts["start"] = start.facts()
+    if teacher is not None:
+        facts["teacher"] = teacher.facts()
     write_json(file, facts)

@@ -128,7 +128,7 @@ class Teacher:
         x_BT = (torch.arange(2 * _PROBE, device=self.plan.device) * 31 + 5) % self.vocab_size
         x_BT = x_BT.view(2, _PROBE)
         x_BT[1, :-1] = x_BT[0, :-1]
-        name, kind = self.files.name, type(self.model).__name__
+        name, kind = self.files.path, type(self.model).__name__
         try:
             hidden_BTE = self._hidden(x_BT)
             raw = self.head(hidden_BTE) if not self.own else self._logits(hidden_BTE)
@@ -159,7 +159,7 @@ class Teacher:
                 self._scale, self._cap = scale, soft
                 return
         raise ValueError(
-            f"teacher {self.files.name} ({type(self.model).__name__}) makes logits otherwise than "
+            f"teacher {self.files.path} ({type(self.model).__name__}) makes logits otherwise than "
             "by a linear head on its last hidden states: this form is not supported"
         )
 
@@ -182,12 +182,12 @@ def _load(files: TeacherFiles, plan: DevicePlan) -> Any:
     except ValueError:
         raise
     except (RuntimeError, OSError, ImportError, KeyError) as error:
-        raise ValueError(f"teacher {files.name} cannot be loaded: {first_line(error)}") from error
+        raise ValueError(f"teacher {files.path} cannot be loaded: {first_line(error)}") from error
     model, info = found
     for what in ("missing", "mismatched"):
         if names := sorted(str(name) for name in info.get(f"{what}_keys", ())):
-            raise ValueError(f"teacher {files.name}: {what} tensor {', '.join(names[:3])}")
-    check_finite(model, files.name)
+            raise ValueError(f"teacher {files.path}: {what} tensor {', '.join(names[:3])}")
+    check_finite(model, files.path)
     # A decoder of ours has no dropout; in training mode it does not look at the values of ids,
     # for which a GPU would wait.
     model.train(isinstance(model, CausalLM))

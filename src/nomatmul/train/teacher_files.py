@@ -25,7 +25,7 @@ from nomatmul.formats.hub import local_path
 from nomatmul.formats.runs import GGUF_SUFFIX, find_checkpoint
 from nomatmul.models import CausalLMConfig
 from nomatmul.train.manifest import model_sha256
-from nomatmul.train.tokenizer import load_tokenizer
+from nomatmul.train.tokenizer import fingerprint, load_tokenizer
 
 _OWNER_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _INNER = ("intermediate_size", "n_inner", "ffn_dim")  # names of the channel mixer's width
@@ -33,20 +33,24 @@ _INNER = ("intermediate_size", "n_inner", "ffn_dim")  # names of the channel mix
 
 @dataclasses.dataclass(frozen=True)
 class TeacherSize:
-    """For the memory estimate. rows: of its head; limit: tokens that it reads at once, or None."""
+    """rows: of its head; limit: tokens that it reads at once, or None.
+
+    wide: its weights are float32 on a GPU, too (a model of ours).
+    """
 
     parameters: int
     rows: int
     hidden: int
     intermediate: int
     limit: int | None
+    wide: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class TeacherFiles:
-    """A teacher on disk. name: as the user gave it; config: transformers' own."""
+    """A teacher on disk. path: as the user gave it; config: transformers' own."""
 
-    name: str
+    path: str
     directory: Path
     config: Any
     tokenizer_file: Path
@@ -75,6 +79,19 @@ class TeacherFiles:
     def sha256(self) -> str:
         """Of its files."""
         return model_sha256(self.directory)
+
+    def facts(self) -> dict[str, str]:
+        """For run.json."""
+        return {"path": self.path, "sha256": self.sha256}
+
+    def tokenizer_of(self, given: str | None) -> str:
+        """The tokenizer of a student: the teacher's. Raises ValueError for another one."""
+        if given is not None and fingerprint(load_tokenizer(given)) != fingerprint(self.tokenizer):
+            raise ValueError(
+                f"{given} is not the tokenizer of teacher {self.path}, whose tokens its student "
+                "predicts: leave it out"
+            )
+        return str(self.tokenizer_file)
 
 
 def find_teacher(name: str) -> TeacherFiles:
@@ -156,7 +173,8 @@ def _size(directory: Path, config: Any) -> TeacherSize:
         rows, hidden = int(text.vocab_size), int(text.hidden_size)
         inner = next(filter(None, (getattr(text, name, None) for name in _INNER)), 4 * hidden)
     parameters = sum(math.prod(shape) for shape in shapes.values())
-    return TeacherSize(parameters, rows, hidden, inner, limit)
+    wide = isinstance(config, CausalLMConfig)
+    return TeacherSize(parameters, rows, hidden, inner, limit, wide)
 
 
 def first_line(error: BaseException) -> str:

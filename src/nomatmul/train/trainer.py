@@ -21,7 +21,7 @@ from nomatmul.train.config import TrainConfig
 from nomatmul.train.diagnostics import Diagnostics
 from nomatmul.train.evaluation import Evaluator, MaskedEvaluator, sample_text
 from nomatmul.train.fff_training import counting, usage_row
-from nomatmul.train.loop import Clock, Hook, Loop, MicroBatch, StepResult, every
+from nomatmul.train.loop import Clock, Hook, Loop, MicroBatch, StepResult, every, nobody_looks
 from nomatmul.train.masking import Masking
 from nomatmul.train.metrics import Console, MetricsLog, NoMetrics
 from nomatmul.train.micro_step import build_micro_step
@@ -33,6 +33,7 @@ from nomatmul.train.prepare import Prepared
 from nomatmul.train.ranks import Ranks
 from nomatmul.train.schedule import batch_size, learning_rate
 from nomatmul.train.step_log import StepLog
+from nomatmul.train.teacher import Teacher
 
 
 class Trainer:
@@ -56,6 +57,7 @@ class Trainer:
         checkpoints: Checkpoints,
         ranks: Ranks,
         stop_requested: Callable[[], int] = lambda: 0,
+        teacher: Teacher | None = None,
     ) -> None:
         self.config, self.plan, self.model, self.optimizer = config, plan, model, optimizer
         self.tokenizer, self.out, self.console = data.tokenizer, out, console
@@ -71,7 +73,10 @@ class Trainer:
             self.evaluator = MaskedEvaluator(data.valid, config, plan, model, masking, ranks)
         elif data.valid is not None:
             self.evaluator = Evaluator(data.valid, config, plan, ranks)
-        self.loss = build_loss(model, config, plan)
+        self.teacher, taught, look = teacher, None, nobody_looks
+        if teacher is not None:
+            taught, look = teacher.taught(config.teacher_share, config.temperature), teacher.look
+        self.loss = build_loss(model, config, plan, taught)
         cache = ternary_cache()
         self.loop = Loop(
             model,
@@ -81,6 +86,7 @@ class Trainer:
             rate=lambda step, share: learning_rate(config, step, share),
             clip_norm=config.clip_norm,
             step=progress.step,
+            look=look,
         )
         self.diagnostics = Diagnostics(model, ranks)
         self.metrics = MetricsLog(out, progress.step) if ranks.first else NoMetrics()
