@@ -23,7 +23,8 @@ from nomatmul.evaluate.rows import read_rows
 TEXTS = ("wikipedia", "novels", "stories")
 SECOND = (
     *("phases", "distil", "optimiser", "structure", "longer", "combined", "teacher"),
-    *("groups", "hybrids", "recurrences", "gains", "largest"),
+    *("groups", "hybrids", "recurrences", "recurrence", "recurrence-again", "gains"),
+    "largest",
 )
 DEAD_ZONE = ("zero", "stuck", "flipped", "seconds")
 Row = dict[str, Any]

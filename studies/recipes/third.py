@@ -1,4 +1,4 @@
-"""The third stay: scales of groups, attention in some layers, other recurrences, gains at M."""
+"""The third stay: scales of groups, attention in some layers, gains at M."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 from studies.recipes.cells import RATES, Amount
 from studies.recipes.change import Change
-from studies.recipes.recurrences import MIXERS
 from studies.recipes.second import GAINS, one
 
 RATE = RATES["box"]["S"]
@@ -33,16 +32,6 @@ def hybrids(amount: Amount) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def recurrences(amount: Amount) -> list[dict[str, Any]]:
-    """Each at MLGRU's rate, half and a quarter of it, one seed; the others follow at the best."""
-    return [
-        one(amount, "recurrences", f"{name}-{rate}", f"{name}, {rate} of MLGRU's rate",
-            learning_rate=rate * RATE, seeds=(1,), change=Change(mixer=name))
-        for rate in (0.5, 1.0, 0.25)
-        for name in MIXERS if name != "attention"
-    ]  # fmt: skip
-
-
 def gains(amount: Amount) -> list[dict[str, Any]]:
     """Do the small gains last? M for 80M tokens; control: the Pareto model, and its second seed."""
     long = {"tokens": amount.pareto}
@@ -60,4 +49,4 @@ def gains(amount: Amount) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-PARTS = {"groups": groups, "hybrids": hybrids, "recurrences": recurrences, "gains": gains}
+PARTS = {"groups": groups, "hybrids": hybrids, "gains": gains}
