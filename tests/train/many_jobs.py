@@ -95,11 +95,13 @@ def _enter(
 
 
 def train_job(config: dict, text: str, out: str, options: dict[str, Any]) -> None:
-    """What `nomatmul train` does in such a process, with the config given whole."""
+    """What `nomatmul train` does in such a process, or `distil`; with the config given whole."""
     from nomatmul.train.args import TrainArgs
+    from nomatmul.train.distil import DistilArgs
     from nomatmul.train.main import _leave, _one_of_many
 
-    args = TrainArgs("tiny", (text,), out, workers=1, device="cpu", quiet=True, **options)
+    kind = DistilArgs if "teacher" in options else TrainArgs
+    args = kind("tiny", (text,), out, workers=1, device="cpu", quiet=True, **options)
     parsed = TrainConfig.from_dict(config)
     module = sys.modules["nomatmul.train.main"]
     module.build_config = lambda _: parsed  # type: ignore[attr-defined]
@@ -111,10 +113,10 @@ def train_many(ranks: int, config: TrainConfig, text: Path, out: Path, **options
     return start_many(ranks, out, train_job, config.to_dict(), str(text), str(out), options)
 
 
-def train_any(ranks: int, config: TrainConfig, text: Path, out: Path) -> None:
+def train_any(ranks: int, config: TrainConfig, text: Path, out: Path, **options: Any) -> None:
     """Train to the end, in this process or in several."""
     if ranks == 1:
-        train_here(config, text, out)
+        train_here(config, text, out, **options)
         return
-    job = train_many(ranks, config, text, out)
+    job = train_many(ranks, config, text, out, **options)
     assert job.join() == [0] * ranks, job.everything()

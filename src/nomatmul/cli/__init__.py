@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("chat", "talk or write with a model; its state is kept between turns"),
     "serve": ("serve", "answer OpenAI's HTTP interface, and a chat page, with packed models"),
     "train": ("train", "train a model on your own text"),
+    "distil": ("distil", "train a student of any causal language model on your own text"),
     "recipes": ("recipes", "list the recipes of `train`: size, data, time, what each is for"),
     "compare": ("compare", "does a layer pay? train its controls beside it and report"),
     "finetune": ("finetune", "fine-tune an encoder on GLUE or on your own labelled texts"),
