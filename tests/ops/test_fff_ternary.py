@@ -61,9 +61,10 @@ def test_integers_paths_and_logits_equal_the_oracle(name, trees, depth):
 @pytest.mark.parametrize("route", [False, True])
 @pytest.mark.parametrize("activation", ["silu", "gelu", "relu"])
 @pytest.mark.parametrize(("trees", "depth"), [(1, 0), (1, 4), (3, 2)])
-def test_gradients_equal_the_masked_form(route, activation, trees, depth):
+@pytest.mark.parametrize("full", [False, True])
+def test_gradients_equal_the_masked_form(route, activation, trees, depth, full):
     operands = problem(9, 6, 5, trees, depth)
-    options = {"activation": activation, "route_gradient": route}
+    options = {"activation": activation, "route_gradient": route, "full_precision": full}
     want = run(operands, trees, depth, "masked", **options)
     got = run(operands, trees, depth, None, **options)
     pairs = [
@@ -74,7 +75,7 @@ def test_gradients_equal_the_masked_form(route, activation, trees, depth):
         torch.testing.assert_close(a, b)
 
 
-def written_out(operands, trees, depth, route):
+def written_out(operands, trees, depth, route, full):
     """The layer as a dense product of values that are rounded behind autograd's back."""
     x, w_in, w_out, norm_in, norm_out = operands
 
@@ -86,6 +87,8 @@ def written_out(operands, trees, depth, route):
         return rounded(y, (y / step).round(), step)
 
     def ternary(w):
+        if full:
+            return w
         w_scale = w.abs().mean()
         return rounded(w, (w / w_scale).round().clamp(-1, 1), w_scale)
 
@@ -98,11 +101,13 @@ def written_out(operands, trees, depth, route):
     return torch.einsum("na,nad->nd", int8(z), ternary(w_out)[nodes.flatten(1)]), logits, nodes
 
 
+@pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("route", [False, True])
-def test_gradients_are_straight_through(route):
+def test_gradients_are_straight_through(route, full):
+    """full: of weights that are not rounded, the gradients of the product that they are."""
     operands = problem(9, 6, 5, 3, 2, seed=3)
-    want = written_out(operands, 3, 2, route)
-    got = run(operands, 3, 2, route_gradient=route)
+    want = written_out(operands, 3, 2, route, full)
+    got = run(operands, 3, 2, route_gradient=route, full_precision=full)
     pairs = [
         *zip(got[:2], want[:2], strict=True),
         *zip(gradients(got, operands), gradients(want, operands), strict=True),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nomatmul.ops import choose, fused
 from nomatmul.ops.bitlinear import new_slot, steps, ternary_cache, ternary_weights
+from nomatmul.ops.fused.parts import product
 from nomatmul.ops.loss import chunked_cross_entropy, linear_cross_entropy
 from nomatmul.ops.mlgru import mlgru_recurrent, naive
 
@@ -23,20 +24,22 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm().clamp(min=1e-30))
 
 
-def mixer_reference(x, norm, weights, norms, gate, bound):
+def mixer_reference(x, norm, weights, norms, gate, bound, full):
     y = rms_norm(x, norm, EPS[0])
-    i, f, g = (bit_linear(y, w, n, EPS[1]) for w, n in zip(weights[:3], norms[:3], strict=True))
+    pairs = zip(weights[:3], norms[:3], strict=True)
+    i, f, g = (bit_linear(y, w, n, EPS[1], full) for w, n in pairs)
     f = torch.sigmoid(f)
     if bound is not None:
         f = bound + (1 - bound) * f
     h, _ = mlgru_recurrent(F.silu(i) * (1 - f), f)
     mixed = rms_norm(g, gate, EPS[2]) * F.silu(h)
-    return x + bit_linear(mixed, weights[3], norms[3], EPS[1])
+    return x + bit_linear(mixed, weights[3], norms[3], EPS[1], full)
 
 
-def channel_reference(x, norm, weights, norms):
-    gate, up = bit_linear(rms_norm(x, norm, EPS[0]), weights[0], norms[0], EPS[1]).chunk(2, -1)
-    return x + bit_linear(F.silu(gate) * up, weights[1], norms[1], EPS[1])
+def channel_reference(x, norm, weights, norms, full):
+    y = rms_norm(x, norm, EPS[0])
+    gate, up = bit_linear(y, weights[0], norms[0], EPS[1], full).chunk(2, -1)
+    return x + bit_linear(F.silu(gate) * up, weights[1], norms[1], EPS[1], full)
 
 
 def draw(*shape: int, mean: float = 0.0) -> Tensor:
@@ -51,30 +54,34 @@ def compare(ours, theirs, inputs, grad) -> None:
         assert relative(a, b) < 1e-11
 
 
+@pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("bounded", [True, False])
 @pytest.mark.parametrize("size", [(2, 7, 12), (1, 1, 5)])
-def test_mixer_has_the_gradients_of_autograd(size, bounded, keep):
+def test_mixer_has_the_gradients_of_autograd(size, bounded, keep, full):
     torch.manual_seed(0)
     d = size[-1]
     x, norm, gate = draw(*size), draw(d, mean=1), draw(d, mean=1)
     weights, norms = [draw(d, d) for _ in range(4)], [draw(d, mean=1) for _ in range(4)]
     bound = torch.rand(d, dtype=torch.float64).requires_grad_() if bounded else None
     slots = (new_slot(), new_slot())
-    ours = fused.mixer(x, norm, weights, norms, gate, bound, eps=EPS, slots=slots, keep=keep)
-    theirs = mixer_reference(x, norm, weights, norms, gate, bound)
+    options = {"slots": slots, "keep": keep, "full_precision": full}
+    ours = fused.mixer(x, norm, weights, norms, gate, bound, eps=EPS, **options)
+    theirs = mixer_reference(x, norm, weights, norms, gate, bound, full)
     inputs = [x, norm, gate, *weights, *norms, *([bound] if bounded else [])]
     compare(ours, theirs, inputs, torch.randn_like(x))
 
 
+@pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("keep", [True, False])
-def test_channel_has_the_gradients_of_autograd(keep):
+def test_channel_has_the_gradients_of_autograd(keep, full):
     torch.manual_seed(0)
     x, norm = draw(2, 7, 12), draw(12, mean=1)
     weights, norms = (draw(38, 12), draw(12, 19)), (draw(12, mean=1), draw(19, mean=1))
     slots = (new_slot(), new_slot())
-    ours = fused.channel(x, norm, weights, norms, eps=EPS[:2], slots=slots, keep=keep)
-    theirs = channel_reference(x, norm, weights, norms)
+    options = {"slots": slots, "keep": keep, "full_precision": full}
+    ours = fused.channel(x, norm, weights, norms, eps=EPS[:2], **options)
+    theirs = channel_reference(x, norm, weights, norms, full)
     compare(ours, theirs, [x, norm, *weights, *norms], torch.randn_like(x))
 
 
@@ -95,17 +102,17 @@ def test_gated_scan_has_the_gradients_of_its_states(bounded):
         assert relative(a, b) < 1e-12
 
 
-@pytest.mark.parametrize("ternary", [True, False])
+@pytest.mark.parametrize(("ternary", "full"), [(True, False), (True, True), (False, False)])
 @pytest.mark.parametrize("z_share", [0.0, 0.1])
 @pytest.mark.parametrize("chunk", [0, 1, 4])
-def test_linear_cross_entropy_has_the_gradients_of_autograd(ternary, z_share, chunk):
+def test_linear_cross_entropy_has_the_gradients_of_autograd(ternary, full, z_share, chunk):
     torch.manual_seed(0)
     x, weight, norm = draw(2, 5, 8), draw(13, 8), draw(8, mean=1)
     targets = torch.randint(0, 13, (2, 5))
     targets[0, 1] = -100
-    options = {"norm": norm, "slot": new_slot()} if ternary else {}
+    options = {"norm": norm, "slot": new_slot(), "full_precision": full} if ternary else {}
     loss, z = linear_cross_entropy(x, targets, weight, chunk=chunk, eps=EPS[1], **options)
-    logits = bit_linear(x, weight, norm, EPS[1]) if ternary else x @ weight.T
+    logits = bit_linear(x, weight, norm, EPS[1], full) if ternary else x @ weight.T
     expected = F.cross_entropy(logits.reshape(-1, 13), targets.reshape(-1))
     square = logits.logsumexp(-1)[targets != -100].square().mean()
     assert z.item() == pytest.approx(square.item(), rel=1e-12)
@@ -137,13 +144,42 @@ def test_operators_obey_torchs_rules():
     square = [torch.randn(d, d) for _ in range(4)]
     arguments = (vector, *square, *[vector.clone() for _ in range(5)], torch.rand(d))
     tensors = [t.requires_grad_() for t in (x, *arguments)]
-    rest = ([1e-6] * 3, [new_slot(), new_slot()], torch.float32, True)
+    rest = ([1e-6] * 3, [new_slot(), new_slot()], torch.float32, True, False)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.nomatmul.mixer.default, (*tensors, *rest), test_utils=tests)
     small = [torch.randn(2, 3, d), vector, torch.randn(8, d), torch.randn(d, 4)]
     small = [t.detach().requires_grad_() for t in (*small, vector, torch.ones(4))]
-    rest = ([1e-6] * 2, [new_slot(), new_slot()], torch.float32, False)
+    rest = ([1e-6] * 2, [new_slot(), new_slot()], torch.float32, False, True)
     torch.library.opcheck(torch.ops.nomatmul.channel.default, (*small, *rest), test_utils=tests)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("residual", [None, torch.float32, torch.bfloat16])
+def test_a_product_of_floats_has_no_scales_and_keeps_the_residual_s_type(dtype, residual):
+    """A residual stream wider than the operands is not rounded to them."""
+    torch.manual_seed(0)
+    x, w = torch.randn(1, 5, 8).to(dtype), torch.randn(1, 3, 8).to(dtype)
+    added = None if residual is None else (1 + torch.randn(5, 3) / 1000).to(residual)
+    out = product(x, w, torch.ones(1, 5), torch.ones(1), residual or dtype, added)
+    wanted = x[0].double() @ w[0].double().T
+    if added is not None:
+        wanted = wanted + added.double()
+    assert (out.dtype, out.shape) == (residual or dtype, (1, 5, 3))
+    digits = 2e-2 if torch.bfloat16 in (dtype, residual) else 1e-6
+    torch.testing.assert_close(out[0].double(), wanted, rtol=digits, atol=digits)
+    nothing = product(x * 0, w, torch.ones(1, 5), torch.ones(1), residual or dtype, added)
+    assert torch.equal(nothing[0], torch.zeros(5, 3, dtype=dtype) if added is None else added)
+
+
+def test_the_cache_tells_ternary_weights_from_those_that_are_not():
+    weight, slot = torch.randn(3, 4), new_slot()
+    with ternary_cache():
+        t, _ = ternary_weights(slot, (weight,))
+        plain, scale = ternary_weights(slot, (weight,), torch.float64)
+        assert torch.equal(plain[0], weight.double())
+        assert scale.tolist() == [1.0]
+        assert ternary_weights(slot, (weight,), torch.float64)[0] is plain
+        assert torch.equal(ternary_weights(slot, (weight,))[0], t)
 
 
 def test_cache_keeps_until_cleared_or_changed():

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from nomatmul.formats.architecture import Architecture, architecture_of
 from nomatmul.formats.config import ModelConfig
 from nomatmul.models.block import RECOMPUTE, Block, fused_wanted, watched
-from nomatmul.models.channels.trees import FFFTraining, auxiliary_loss, set_fff_training
+from nomatmul.models.channels.trees import FFFTraining, TreeLayer, auxiliary_loss, set_fff_training
 from nomatmul.models.hf.loading import load_pretrained, save_tokenizer
 from nomatmul.models.hf.resize import resize_vocabulary
 from nomatmul.models.layers import (
@@ -206,6 +206,15 @@ class TextModel(PreTrainedModel):
         for index, layer in enumerate(self.blocks):
             layer.recompute = mode if layers is None or index < layers else "none"
 
+    def set_full_precision(self, on: bool) -> None:
+        """Whether weights of ternary layers are multiplied as they are, from now on.
+
+        Norms inside and int8 activations stay, and what is saved or packed is rounded as ever.
+        """
+        for module in self.modules():
+            if isinstance(module, TernaryLinear | TreeLayer):
+                module.full_precision = on
+
     def set_fff_training(self, plan: FFFTraining) -> None:
         """How the FFF layers train from now on; nothing changes in a model without them."""
         set_fff_training(self, plan)
@@ -294,13 +303,9 @@ class TextModel(PreTrainedModel):
         head = self.head
         hooked = bool(head._forward_hooks) and not torch.compiler.is_compiling()
         if fused_wanted(hidden) and not hooked and not watched(head):
-            if isinstance(head, BitLinear):
-                norm, eps, slot = head.norm.weight, head.norm.eps, head.slot
-                return linear_cross_entropy(
-                    hidden, targets, head.weight, norm, eps=eps, slot=slot, chunk=chunk
-                )
-            if isinstance(head, DenseLinear):  # and no adapter's wrapper
-                return linear_cross_entropy(hidden, targets, head.weight, chunk=chunk)
+            if isinstance(head, BitLinear | DenseLinear):  # and no adapter's wrapper
+                options = _head_options(head)
+                return linear_cross_entropy(hidden, targets, head.weight, chunk=chunk, **options)
         return chunked_cross_entropy(hidden, targets, self.head, chunk=chunk)
 
     def mixed_loss_of_hidden(
@@ -312,7 +317,13 @@ class TextModel(PreTrainedModel):
         """
         head = self.head
         assert isinstance(head, BitLinear | DenseLinear), "checked before a run begins"
-        options: dict[str, Any] = {"chunk": chunk, "taught": taught}
-        if isinstance(head, BitLinear):
-            options |= {"norm": head.norm.weight, "eps": head.norm.eps, "slot": head.slot}
+        options = _head_options(head) | {"chunk": chunk, "taught": taught}
         return mixed_cross_entropy(hidden, targets, head.weight, **options)
+
+
+def _head_options(head: BitLinear | DenseLinear) -> dict[str, Any]:
+    """What the fused losses take of a head beside its weight."""
+    if isinstance(head, DenseLinear):
+        return {}
+    options = {"norm": head.norm.weight, "eps": head.norm.eps, "slot": head.slot}
+    return options | {"full_precision": head.full_precision}

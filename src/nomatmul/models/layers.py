@@ -85,12 +85,15 @@ class TernaryLinear(nn.Linear):
     Holds latent float weights [out, in]; every forward pass uses mean|W| * clip(round(W / mean|W|),
     -1, 1), the mean over what shares a scale. `form` says what that is and how activations are
     rounded; eps: of the RMSNorm in front of the quantiser, None for none.
+    full_precision: weights are multiplied as they are, activations rounded as ever
+    (`TextModel.set_full_precision`).
     An nn.Linear to those who look for linear layers (adapters attach to it), not in what it
     computes. Plain PyTorch serves every form; `BitLinear` is the one with fused operations.
     """
 
     initial_std: float | None = None  # set by CausalLM: normal weights instead of Xavier-uniform
     norm: RMSNorm | None
+    full_precision: bool = False
 
     def __init__(
         self,
@@ -114,7 +117,10 @@ class TernaryLinear(nn.Linear):
     def forward(self, x: Tensor, rms: Tensor | None = None) -> Tensor:
         """rms: accepted and ignored, so that all linears are called alike."""
         y, dtype = normed(x, self.norm)
-        return ternary_linear(y, self.weight, form=self.form, dtype=dtype)
+        scale = None
+        if self.full_precision:  # the values of a product whose scales are one
+            scale = self.weight.new_ones(self.form.scale_shape(*self.weight.shape)).float()
+        return ternary_linear(y, self.weight, scale, form=self.form, dtype=dtype)
 
     def quantised(self) -> tuple[Tensor, Tensor]:
         """(values -1, 0, +1 float32 [out, in], scale float32 as of `Form.scale_shape`)."""
@@ -138,7 +144,10 @@ class BitLinear(TernaryLinear):
 
     def forward(self, x: Tensor, rms: Tensor | None = None) -> Tensor:
         """rms: `root_mean_square(x, eps)` where several layers read the same x."""
-        return bit_linear(x, self.weight, self.norm.weight, self.norm.eps, rms=rms)
+        return bit_linear(
+            x, self.weight, self.norm.weight, self.norm.eps, rms=rms,
+            full_precision=self.full_precision,
+        )  # fmt: skip
 
 
 class DenseLinear(nn.Linear):

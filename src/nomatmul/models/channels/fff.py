@@ -146,6 +146,7 @@ class FFF(TreeLayer):
             activation=self.activation,
             route_gradient=route,
             slots=self.slots,
+            full_precision=self.full_precision,
             implementation=self.implementation,
         )
         return y.to(result_type(x_NK)), logits, nodes

@@ -79,4 +79,5 @@ class GLU(Mixer):
             eps=(norm.eps, gate.norm.eps),
             slots=(gate.slot, down.slot),
             keep=keep,
+            full_precision=gate.full_precision,
         )

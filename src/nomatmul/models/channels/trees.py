@@ -53,6 +53,7 @@ class TreeLayer(Mixer):
 
     initial_std: float | None = None  # set by models: normal weights instead of the authors' own
     training_plan = FFFTraining()
+    full_precision: bool = False  # ternary rows are multiplied as they are
     implementation: str | None
     visits: Tensor | None
 

@@ -133,4 +133,5 @@ class MLGRU(TokenMixer):
             eps=(norm.eps, layers[0].norm.eps, self.g_norm.eps),
             slots=(layers[0].slot, layers[3].slot),
             keep=keep,
+            full_precision=layers[0].full_precision,
         )

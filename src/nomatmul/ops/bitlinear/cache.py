@@ -27,6 +27,8 @@ def new_slot() -> int:
 class TernaryCache:
     """Holds the ternary form of every layer used while it is open: one byte a weight.
 
+    Of a layer in full precision, its weights in the type of the products.
+
     with ternary_cache() as cache:
         for batch in batches:
             loss(batch).backward()      # ternarised once, used by all passes of one step
@@ -64,12 +66,14 @@ class TernaryCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, slot: int, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def get(
+        self, slot: int, weights: Sequence[Tensor], unrounded: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor]:
         """As `ternary_weights`."""
-        key = tuple((w.data_ptr(), w._version, w.dtype) for w in weights)
+        key = (unrounded, *((w.data_ptr(), w._version, w.dtype) for w in weights))
         entry = self._entries.get(slot)
         if entry is None or entry[0] != key:
-            entry = (key, *_ternarize(weights))
+            entry = (key, *_make(weights, unrounded))
             self._entries[slot] = entry
         return entry[1], entry[2]
 
@@ -79,18 +83,23 @@ def ternary_cache() -> TernaryCache:
     return TernaryCache()
 
 
-def _ternarize(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _make(weights: Sequence[Tensor], unrounded: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    if unrounded is not None:
+        return steps.unrounded(unrounded, *weights)
     return choose.run("ternarize", "nomatmul.ops.bitlinear.triton", steps, weights[0], *weights[1:])
 
 
 @torch.no_grad()
-def ternary_weights(slot: int, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def ternary_weights(
+    slot: int, weights: Sequence[Tensor], unrounded: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
     """t int8 [G, M, K] and w_scale float32 [G] of G weights [M, K]; from the open cache if there.
 
-    slot: from `new_slot`, one for this group of weights. Callers must not change the result.
+    unrounded: not ternary but as they are, in this type, with scales of one. slot: from `new_slot`,
+    one for this group of weights. Callers must not change the result.
     """
     # A compiled model ternarises in its graph: entries and versions of weights, which change with
     # every step, would be facts to compile it for anew.
     if _active is None or torch.compiler.is_compiling():
-        return _ternarize(weights)
-    return _active.get(slot, weights)
+        return _make(weights, unrounded)
+    return _active.get(slot, weights, unrounded)

@@ -110,14 +110,17 @@ class _BitLinear(torch.autograd.Function):
         norm_K: Tensor,
         rms_N1: Tensor,
         dtype: torch.dtype,
+        full_precision: bool,
     ) -> Tensor:
-        t_MK, w_scale = absmean_ternarize(weight_MK)
+        t_MK, w_scale = weight_MK, rms_N1.new_ones(())
+        if not full_precision:
+            t_MK, w_scale = absmean_ternarize(weight_MK)
         y_NK = x_NK.float() / rms_N1 * norm_K.float()
         q_NK, step_N1 = absmax_quantize(y_NK)
         shift = HALF_SHIFT if dtype == torch.float16 else 1.0
         acc_NM = torch.matmul((q_NK / shift).to(dtype), t_MK.to(dtype).t())
         ctx.save_for_backward(x_NK, weight_MK, norm_K, rms_N1, w_scale)
-        ctx.dtype = dtype
+        ctx.dtype, ctx.full_precision = dtype, full_precision
         return (acc_NM.float() * (w_scale * step_N1 * shift)).to(dtype)
 
     @staticmethod
@@ -131,7 +134,8 @@ class _BitLinear(torch.autograd.Function):
         y_NK = (q_NK * step_N1).to(dtype)
         grad_NM = grad_NM.to(dtype)
 
-        t_MK = _ternary(weight_MK, w_scale).to(dtype)
+        t_MK = weight_MK if ctx.full_precision else _ternary(weight_MK, w_scale)
+        t_MK = t_MK.to(dtype)
         dy_NK = torch.matmul(grad_NM, t_MK).float() * w_scale
         flat_M = grad_NM.reshape(-1, grad_NM.shape[-1])
         dweight_MK = torch.matmul(flat_M.t(), y_NK.reshape(-1, y_NK.shape[-1]))
@@ -145,8 +149,7 @@ class _BitLinear(torch.autograd.Function):
             dx_NK.to(x_NK.dtype),
             dweight_MK.to(weight_MK.dtype),
             dnorm_K.to(norm_K.dtype),
-            None,
-            None,
+            *(None,) * 3,
         )
 
 
@@ -157,12 +160,14 @@ def bit_linear(
     eps: float = 1e-6,
     *,
     rms: Tensor | None = None,
+    full_precision: bool = False,
 ) -> Tensor:
     """RMSNorm(x), int8 per token, times ternary weight: the layer of arXiv 2406.02528, sec. 3.2.
 
     x: [..., K] float; weight: [M, K] float (latent weights of training); norm_weight: [K].
     rms: root_mean_square(x, eps) when the caller has it already; it is not differentiated through,
-    because the gradient of x here holds the whole of the norm's.
+    because the gradient of x here holds the whole of the norm's. full_precision: the weight is
+    multiplied as it is, by the same int8 activations.
 
     Returns [..., M] in autocast's dtype, else in x's. Gradients: straight-through in both
     quantisers, the true gradient of the norm, as the authors train.
@@ -172,7 +177,7 @@ def bit_linear(
         raise ValueError(f"bit_linear: input has {x.shape[-1]} features, weight {weight.shape[-1]}")
     if rms is None:
         rms = root_mean_square(x.detach(), eps)
-    return _BitLinear.apply(x, weight, norm_weight, rms.detach(), product_dtype(x))
+    return _BitLinear.apply(x, weight, norm_weight, rms.detach(), product_dtype(x), full_precision)
 
 
 def bit_linear_accumulators(

@@ -57,6 +57,15 @@ def ternarize(*weights: Tensor) -> Pair:
     return torch.stack(parts), torch.stack(w_scales)
 
 
+def unrounded(dtype: torch.dtype, *weights: Tensor) -> Pair:
+    """What `ternarize` gives, without rounding: the weights in dtype, and scales of one."""
+    first = weights[0]
+    parts = torch.empty(len(weights), *first.shape, dtype=dtype, device=first.device)
+    for part, weight in zip(parts, weights, strict=True):
+        part.copy_(weight)
+    return parts, torch.ones(len(weights), dtype=wide(first).dtype, device=first.device)
+
+
 def product(
     q_GNK: Tensor,
     t_GMK: Tensor,

@@ -41,12 +41,15 @@ class Straight(torch.autograd.Function):
         return (d.to(scale.dtype) / scale).to(ctx.dtype), None, None, None
 
 
-def straight_ternary(weight: Tensor, slot: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def straight_ternary(
+    weight: Tensor, slot: int, dtype: torch.dtype, full_precision: bool = False
+) -> tuple[Tensor, Tensor]:
     """(t, w_scale): ternary values of weight [V, K] in dtype and their scale [], one for all.
 
-    The gradient of weight is that of weight / w_scale. slot: from `new_slot`.
+    The gradient of weight is that of weight / w_scale. slot: from `new_slot`. full_precision: the
+    values are the weights themselves, and their scale is one.
     """
-    t, w_scale = ternary_weights(slot, [weight])
+    t, w_scale = ternary_weights(slot, [weight], dtype if full_precision else None)
     return Straight.apply(weight, t[0], w_scale[0], dtype), w_scale[0]
 
 
@@ -212,12 +215,13 @@ def ternary_fff(
     activation: str = "silu",
     route_gradient: bool = False,
     slots: tuple[int, int],
+    full_precision: bool = False,
     implementation: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """RMSNorm, int8, walk on integers, activation, norm of the visited, int8, sum of visited rows.
 
     x: [N, K]; w_in: [V, K] and w_out: [V, D] latent; norm_in: [K]; norm_out: [V]; slots: from
-    `new_slot`, for w_in and w_out.
+    `new_slot`, for w_in and w_out. full_precision: w_in and w_out are not rounded.
 
     Returns (y [N, D], logits [N, T, L], rows int32 [N, T, L]), y and logits float32 (float64 for
     float64). Raises ValueError as `walk`.
@@ -229,13 +233,13 @@ def ternary_fff(
     numbers = (0, 0) if torch.compiler.is_compiling() else slots
     with torch.autocast(x.device.type, enabled=False):
         q_NK, step_N1 = _quantize(x, norm_in, eps, dtype)
-        t_VK, w_scale_in = straight_ternary(w_in, numbers[0], dtype)
+        t_VK, w_scale_in = straight_ternary(w_in, numbers[0], dtype, full_precision)
         shape: dict[str, Any] = {"trees": trees, "depth": depth, "implementation": implementation}
         acc_NTL, nodes_NTL = walk(q_NK, t_VK, **shape)
         logits_NTL = acc_NTL * (w_scale_in * step_N1).unsqueeze(-1)
 
         options = eps, activation, route_gradient, implementation or ""
         q_NTL, step_N1 = _hidden(logits_NTL, nodes_NTL, norm_out, *options)
-        t_VD, w_scale_out = straight_ternary(w_out, numbers[1], dtype)
+        t_VD, w_scale_out = straight_ternary(w_out, numbers[1], dtype, full_precision)
         acc_ND = combine(q_NTL, nodes_NTL, t_VD, implementation=implementation)
         return acc_ND * (w_scale_out * step_N1), logits_NTL, nodes_NTL

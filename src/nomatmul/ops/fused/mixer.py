@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nomatmul.ops.bitlinear.cache import ternary_weights
 from nomatmul.ops.bitlinear.naive import product_dtype
 from nomatmul.ops.fused.parts import (
     input_gradient,
     operator,
     plain_math,
+    product,
     step,
     weight_gradient,
+    weights_for,
 )
 
 
@@ -33,15 +34,16 @@ def _project(
     eps: Sequence[float],
     slot: int,
     dtype: torch.dtype,
+    full_precision: bool,
 ) -> Tensor:
     """i, f and g before their activations [3, N, D]: one row pass, one product."""
-    q, scale = step("norm_quantize", x_ND, norm, norms_GD, eps[0], eps[1], torch.int8)
-    t, w_scale = ternary_weights(slot, weights)
-    return step("product", q, t, scale, w_scale, dtype)
+    t, w_scale = weights_for(slot, weights, dtype, full_precision)
+    q, scale = step("norm_quantize", x_ND, norm, norms_GD, eps[0], eps[1], t.dtype)
+    return product(q, t, scale, w_scale, dtype)
 
 
 def _mixer_fake(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    dtype, keep = others[-2:]
+    dtype, keep, _ = others[-3:]
     shape = (3, x.shape[0] * x.shape[1], x.shape[2]) if keep else (0,)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     return out, x.new_empty(shape, dtype=dtype)
@@ -66,22 +68,23 @@ def _mixer(
     slots: Sequence[int],
     dtype: torch.dtype,
     keep: bool,
+    full_precision: bool,
 ) -> tuple[Tensor, Tensor]:
     size = x.shape[-1]
     x_ND = x.reshape(-1, size)
     weights = (i_weight, f_weight, g_weight)
     norms_GD = torch.stack([i_norm, f_norm, g_norm])
-    ifg = _project(x_ND, norm, norms_GD, weights, eps, slots[0], dtype)
+    ifg = _project(x_ND, norm, norms_GD, weights, eps, slots[0], dtype, full_precision)
     i_BTD, f_BTD = ifg[0].view(x.shape), ifg[1].view(x.shape)
     h_ND = step("gated_scan", i_BTD, f_BTD, bound).view(-1, size)
-    q, scale = step("gate_quantize", ifg[2], h_ND, gate, o_norm, eps[2], eps[1], torch.int8)
-    t, w_scale = ternary_weights(slots[1], (o_weight,))
-    out = step("product", q, t, scale, w_scale, x.dtype, x_ND)
+    t, w_scale = weights_for(slots[1], (o_weight,), dtype, full_precision)
+    q, scale = step("gate_quantize", ifg[2], h_ND, gate, o_norm, eps[2], eps[1], t.dtype)
+    out = product(q, t, scale, w_scale, x.dtype, x_ND)
     return out.view(x.shape), ifg if keep else ifg.new_empty(0)
 
 
 def _mixer_backward_fake(dout: Tensor, x: Tensor, ifg: Tensor, *others: Any) -> list[Tensor]:
-    *parameters, bound, _eps, _slots, _dtype = others
+    *parameters, bound, _eps, _slots, _dtype, _full_precision = others
     norm = parameters[0]
     dbound = norm.new_empty(0) if bound is None else torch.empty_like(bound, dtype=norm.dtype)
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -108,16 +111,17 @@ def _mixer_backward(
     eps: Sequence[float],
     slots: Sequence[int],
     dtype: torch.dtype,
+    full_precision: bool,
 ) -> list[Tensor]:
     shape, size = x.shape, x.shape[-1]
     x_ND, dout_ND = x.reshape(-1, size), dout.reshape(-1, size)
     weights = (i_weight, f_weight, g_weight)
     norms_GD = torch.stack([i_norm, f_norm, g_norm])
     if not ifg.numel():
-        ifg = _project(x_ND, norm, norms_GD, weights, eps, slots[0], dtype)
+        ifg = _project(x_ND, norm, norms_GD, weights, eps, slots[0], dtype, full_precision)
     i_BTD, f_BTD = ifg[0].view(shape), ifg[1].view(shape)
     h_BTD = step("gated_scan", i_BTD, f_BTD, bound)
-    t, w_scale = ternary_weights(slots[1], (o_weight,))
+    t, w_scale = weights_for(slots[1], (o_weight,), dtype, full_precision)
     grad_ND = dout_ND.to(dtype)
     d_ND = input_gradient(grad_ND, t[0])
     dg_ND, dh_ND, y_ND, dgate, do_norm = step(
@@ -134,7 +138,7 @@ def _mixer_backward(
     dweights = [
         weight_gradient(d, y, w) for d, y, w in zip(difg, y_GND.unbind(), weights, strict=True)
     ]
-    t, w_scale = ternary_weights(slots[0], weights)
+    t, w_scale = weights_for(slots[0], weights, dtype, full_precision)
     for d, wide, y in zip(difg, t.to(dtype).unbind(), y_GND.unbind(), strict=True):
         torch.mm(d, wide, out=y)  # over y, which has served
     dx, dnorm, *dnorms = step(
@@ -146,18 +150,18 @@ def _mixer_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.eps, ctx.slots, ctx.dtype, _ = inputs
+    *tensors, ctx.eps, ctx.slots, ctx.dtype, _, ctx.full_precision = inputs
     ctx.save_for_backward(tensors[0], output[1], *tensors[1:])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, dout: Tensor | None, _: Any) -> tuple[Any, ...]:
     if dout is None:
-        return (None,) * 16
+        return (None,) * 17
     saved = ctx.saved_tensors
-    grads = _mixer_backward(dout, *saved, ctx.eps, ctx.slots, ctx.dtype)
+    grads = _mixer_backward(dout, *saved, ctx.eps, ctx.slots, ctx.dtype, ctx.full_precision)
     dbound = None if saved[-1] is None else grads[-1].to(saved[-1].dtype)
-    return (*grads[:-1], dbound, None, None, None, None)
+    return (*grads[:-1], dbound, *(None,) * 5)
 
 
 torch.library.register_autograd("nomatmul::mixer", _backward, setup_context=_setup_context)
@@ -174,6 +178,7 @@ def mixer(
     eps: tuple[float, float, float],
     slots: tuple[int, int],
     keep: bool = True,
+    full_precision: bool = False,
 ) -> Tensor:
     """x + o_proj(RMSNorm(g) * silu(h)) of a block's MLGRU; x: [B, T, D], the result has its type.
 
@@ -181,9 +186,8 @@ def mixer(
     the norms inside those projections; gate: g_norm's weight; bound: lower bound of the forget
     gate [D] or None. eps: of the block's norm, the projections' norms, g_norm. slots: from
     `new_slot`, for (i, f, g) together and for o. keep=False saves only x and repeats the product
-    of i, f and g in the backward pass. No padding mask, state from zero.
+    of i, f and g in the backward pass. full_precision: weights are not rounded. No padding mask,
+    state from zero.
     """
-    dtype = product_dtype(x)
-    return _mixer(
-        x.contiguous(), norm, *weights, *norms, gate, bound, list(eps), list(slots), dtype, keep
-    )[0]
+    rest = list(eps), list(slots), product_dtype(x), keep, full_precision
+    return _mixer(x.contiguous(), norm, *weights, *norms, gate, bound, *rest)[0]

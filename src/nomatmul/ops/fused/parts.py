@@ -6,7 +6,7 @@ Shape suffixes: N tokens, M outputs, K inputs, G matrices.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence  # noqa: F401 (see plain_math)
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nomatmul.ops import choose
 from nomatmul.ops.bitlinear import steps
+from nomatmul.ops.bitlinear.cache import ternary_weights
 from nomatmul.ops.mlgru import naive as scans
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -67,6 +68,35 @@ def plain_math(function: F) -> F:
             return function(x, *args, **kwargs)
 
     return run  # type: ignore[return-value]
+
+
+def product(
+    x_GNK: Tensor,
+    t_GMK: Tensor,
+    step_GN: Tensor,
+    w_scale_G: Tensor,
+    dtype: torch.dtype,
+    residual_NM: Tensor | None = None,
+) -> Tensor:
+    """As `steps.product`, of int8 and ternary values; or of floats with one product of torch's.
+
+    Inputs quantised to the weights' type are q * step: then there is no scale left to apply.
+    """
+    if t_GMK.dtype == torch.int8:
+        return step("product", x_GNK, t_GMK, step_GN, w_scale_G, dtype, residual_NM)
+    w_GKM = t_GMK.transpose(1, 2)
+    if residual_NM is None:
+        return torch.bmm(x_GNK, w_GKM).to(dtype)
+    if residual_NM.dtype == x_GNK.dtype:
+        return torch.addmm(residual_NM, x_GNK[0], w_GKM[0]).unsqueeze(0).to(dtype)
+    return (torch.mm(x_GNK[0], w_GKM[0]) + residual_NM).unsqueeze(0).to(dtype)
+
+
+def weights_for(
+    slot: int, weights: Sequence[Tensor], dtype: torch.dtype, full_precision: bool
+) -> tuple[Tensor, Tensor]:
+    """`ternary_weights` of a layer; in full precision they are not rounded but in `dtype`."""
+    return ternary_weights(slot, weights, dtype if full_precision else None)
 
 
 def weight_gradient(grad_NM: Tensor, y_NK: Tensor, like: Tensor) -> Tensor:

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from nomatmul.ops import choose
-from nomatmul.ops.bitlinear.cache import ternary_weights
 from nomatmul.ops.bitlinear.naive import product_dtype
-from nomatmul.ops.fused.parts import operator, plain_math, step
+from nomatmul.ops.fused.parts import operator, plain_math, product, step, weights_for
 from nomatmul.ops.loss import naive
 from nomatmul.ops.loss.taught import Taught, logits_of
 
@@ -40,14 +39,22 @@ def _add_product(total_VD: Tensor, d_NV: Tensor, y_ND: Tensor) -> None:
 class _TernaryHead:
     """Logits and gradients of a BitLinear head, chunk by chunk."""
 
-    def __init__(self, weight: Tensor, norm: Tensor, eps: float, slot: int, dtype: torch.dtype):
+    def __init__(
+        self,
+        weight: Tensor,
+        norm: Tensor,
+        eps: float,
+        slot: int,
+        dtype: torch.dtype,
+        full_precision: bool = False,
+    ) -> None:
         self.norm, self.eps, self.dtype = norm, eps, dtype
-        self.t, self.w_scale = ternary_weights(slot, (weight,))
+        self.t, self.w_scale = weights_for(slot, (weight,), dtype, full_precision)
         self.dnorm: Tensor | float = 0.0
 
     def logits(self, x: Tensor) -> Tensor:
-        q, scale = step("norm_quantize", x, None, self.norm[None], 0.0, self.eps, torch.int8)
-        return step("product", q, self.t, scale, self.w_scale, self.dtype)[0]
+        q, scale = step("norm_quantize", x, None, self.norm[None], 0.0, self.eps, self.t.dtype)
+        return product(q, self.t, scale, self.w_scale, self.dtype)[0]
 
     def backward(self, x: Tensor, d_NV: Tensor, dweight: Tensor) -> Tensor:
         norms = self.norm[None]
@@ -96,8 +103,8 @@ def _rows(
 
 
 def _linear_cross_entropy_fake(
-    x, target, weight, norm, loss_scale, z_scale, eps, chunk, ignored, slot, dtype, gradient,
-    teacher=-1, share=0.0, temperature=1.0,
+    x, target, weight, norm, loss_scale, z_scale, eps, chunk, ignored, slot, dtype,
+    full_precision, gradient, teacher=-1, share=0.0, temperature=1.0,
 ):  # fmt: skip
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     scalars = [x.new_empty((), dtype=wide) for _ in range(4)]
@@ -122,6 +129,7 @@ def _linear_cross_entropy(
     ignored: int,
     slot: int,
     dtype: torch.dtype,
+    full_precision: bool,
     gradient: bool,
     teacher: int = -1,
     share: float = 0.0,
@@ -130,7 +138,7 @@ def _linear_cross_entropy(
     """Sums of what is minimised, z, cross-entropy, divergence; d(hidden), d(weight), d(norm)."""
     head: Any = _DenseHead(weight, dtype)
     if norm is not None:
-        head = _TernaryHead(weight, norm, eps, slot, dtype)
+        head = _TernaryHead(weight, norm, eps, slot, dtype, full_precision)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     taught = Taught(teacher, share, temperature) if teacher >= 0 else None
     dx, dweight = x.new_empty(0), x.new_empty(0)
@@ -174,9 +182,9 @@ def _backward(ctx: Any, dloss: Tensor | None, dz: Tensor | None, *_: Any) -> tup
     elif dloss is not None:
         dx, dweight, dnorm = dx * dloss.to(dx.dtype), dweight * dloss, dnorm * dloss
     else:
-        return (None,) * 15
+        return (None,) * 16
     dnorm = None if norm is None else dnorm.to(norm.dtype)
-    return (dx, None, dweight.to(weight.dtype), dnorm, *([None] * 11))
+    return (dx, None, dweight.to(weight.dtype), dnorm, *([None] * 12))
 
 
 torch.library.register_autograd(
@@ -206,15 +214,17 @@ def linear_cross_entropy(
     eps: float = 1e-6,
     slot: int = -1,
     chunk: int = 0,
+    full_precision: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of a head without bias, and z, as `chunked_cross_entropy` gives them.
 
     hidden: [..., D]; targets: integer [...]; weight: [V, D]; norm: [D] for a ternary head
     (BitLinear with `eps`, `slot` from `new_slot`), None for a dense one. chunk: tokens whose
-    logits live at once, 0 for 2048. Gradients for hidden, weight and norm.
+    logits live at once, 0 for 2048. full_precision: the weight of a ternary head is not rounded.
+    Gradients for hidden, weight and norm.
     Raises ValueError if the shapes disagree.
     """
-    sums = _call(hidden, targets, weight, norm, eps, slot, chunk, ())
+    sums = _call(hidden, targets, weight, norm, eps, slot, chunk, full_precision, ())
     return sums.total, sums.z
 
 
@@ -228,6 +238,7 @@ def mixed_cross_entropy(
     eps: float = 1e-6,
     slot: int = -1,
     chunk: int = 0,
+    full_precision: bool = False,
 ) -> Mixed:
     """The same with a teacher's distribution among the targets.
 
@@ -236,7 +247,7 @@ def mixed_cross_entropy(
     the tokens of `hidden`, in the order of its flattened rows.
     Raises ValueError if the shapes disagree.
     """
-    return _call(hidden, targets, weight, norm, eps, slot, chunk, taught)
+    return _call(hidden, targets, weight, norm, eps, slot, chunk, full_precision, taught)
 
 
 def _call(
@@ -247,6 +258,7 @@ def _call(
     eps: float,
     slot: int,
     chunk: int,
+    full_precision: bool,
     taught: tuple[Any, ...],
 ) -> Mixed:
     if hidden.shape[:-1] != targets.shape or hidden.shape[-1] != weight.shape[-1]:
@@ -265,7 +277,7 @@ def _call(
     one = torch.ones((), dtype=wide, device=hidden.device)
     total, z, loss, divergence, *_ = _linear_cross_entropy(
         x_ND, target_N, weight, norm, one, torch.zeros_like(one), eps, chunk or DEFAULT_CHUNK,
-        naive.IGNORE_INDEX, slot, dtype, gradient, *taught,
+        naive.IGNORE_INDEX, slot, dtype, full_precision, gradient, *taught,
     )  # fmt: skip
     count = (target_N != naive.IGNORE_INDEX).sum().clamp(min=1)
     return Mixed(total / count, z / count, loss.detach() / count, divergence.detach() / count)
