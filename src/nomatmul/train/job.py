@@ -108,8 +108,6 @@ def run(
     """
     if resume not in ("auto", "never"):
         raise ValueError(f"resume {resume!r}: choose auto or never")
-    if config.full_precision:
-        raise ValueError("full_precision cannot be trained yet")
     first = None
     if start is not None:
         first = Start.open(start, config.model)

@@ -1,7 +1,7 @@
 """How much memory a run needs: said before work, and again if the device runs out.
 
 What a step needs is counted from the config: 16 bytes a parameter (weight, gradient, two moments,
-float32) shared by the ranks, what FSDP gathers, one byte for each ternary weight, what the layers
+float32) shared by the ranks, what FSDP gathers, one byte for each ternary weight (its products' type in full precision), what the layers
 keep for the backward pass, and the logits of one chunk. What is kept was counted from the tensors
 that autograd saves (bfloat16 autocast, not compiled; compiling saves some of it). On a CPU the
 process may use what `formats.host_memory` says, and activations are float32.
@@ -117,7 +117,7 @@ def estimate(
     return Estimate(
         states=16 * parameters // ranks,
         gathered=gathered,
-        ternary=ternary if fused else 0,
+        ternary=ternary * _weight_bytes(config) if fused else 0,
         activations=activation_bytes(
             model, tokens, recompute, fused, wide=host and config.precision != "bfloat16"
         ),
@@ -133,6 +133,13 @@ def _looking_bytes(teacher: TeacherSize, tokens: int, chunk: int, host: bool) ->
     layer = tokens * (8 * teacher.hidden + 4 * teacher.intermediate)
     logits = chunk * teacher.rows * (_TAUGHT_HOST if host else _TAUGHT)
     return (4 if host else 2) * (layer + tokens * teacher.hidden) + logits
+
+
+def _weight_bytes(config: TrainConfig) -> int:
+    """Of each weight of a ternary layer, as the fused operations keep it through a step."""
+    if not config.full_precision:
+        return 1
+    return 4 if config.precision == "float32" else 2
 
 
 def activation_bytes(

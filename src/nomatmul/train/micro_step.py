@@ -42,6 +42,9 @@ class MicroStep:
         """After the optimiser step."""
         optimizer.zero_grad(set_to_none=True)
 
+    def forget(self) -> None:
+        """Call it between steps when the model computes otherwise from now on."""
+
 
 class GraphedMicroStep(MicroStep):
     """The same through CUDA graphs, for one GPU and batches of one shape.
@@ -113,6 +116,14 @@ class GraphedMicroStep(MicroStep):
             return False
         self.graphs[first] = (graph, loss, self.beside)
         return True
+
+    def forget(self) -> None:
+        """Nothing that is recorded serves: the next step runs without a graph, as the first."""
+        if self.optimizer is not None:
+            self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer = None
+        self.graphs.clear()
+        self.clear_cache()  # its tensors lie in the memory of a graph
 
     def end(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep recorded gradients where they are: the next replay writes over them."""

@@ -95,6 +95,7 @@ class Trainer:
         samples = progress.samples
         self.samples = progress.step * config.batch_size if samples is None else samples
         self.clock = Clock(progress.elapsed)
+        self.full_precision = False  # of the model's weights, now
         self.stopped_by = 0  # the signal that ended the run early
         self._agreed = progress.elapsed  # the clock that all ranks go by
         self.log = StepLog(
@@ -155,11 +156,24 @@ class Trainer:
         self, batches: Iterator[tuple[Tensor, Tensor]], step: int, share: float
     ) -> list[MicroBatch]:
         self.ranks.begin(f"training step {step + 1}")
+        self._enter_phase(share)
         samples = batch_size(self.config, share, self.unit)
         self.samples += samples
         pairs = [next(batches) for _ in range(samples // self.unit)]
         weights = target_weights([y_BT for _, y_BT in pairs], self.ranks)
         return [(x_BT, y_BT, w) for (x_BT, y_BT), w in zip(pairs, weights, strict=True)]
+
+    def _enter_phase(self, share: float) -> None:
+        """Round the weights or not, until the next step: what looks at the model sees the same."""
+        full = share < self.config.full_precision
+        if full == self.full_precision:
+            return
+        self.full_precision = full
+        self.model.set_full_precision(full)
+        self.loop.cache.clear()
+        self.loop.micro_step.forget()
+        if not full:
+            self.console.log(f"step {self.step}: weights are ternary from now on")
 
     def _hooks(self) -> list[Hook]:
         """What is done between steps, in this order."""
