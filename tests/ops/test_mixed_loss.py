@@ -43,13 +43,14 @@ def reference(logits, taught, targets, share, temperature):
     padded=st.integers(0, 5),
     chunk=st.integers(0, 10),
     ternary=st.booleans(),
+    full=st.booleans(),
     share=st.sampled_from((0.0, 0.3, 1.0)),
     temperature=st.sampled_from((1.0, 0.5, 3.0)),
     z_share=st.sampled_from((0.0, 0.1)),
     seed=st.integers(0, 1000),
 )
 def test_values_and_gradients_are_those_of_autograd(
-    tokens, width, vocabulary, padded, chunk, ternary, share, temperature, z_share, seed
+    tokens, width, vocabulary, padded, chunk, ternary, full, share, temperature, z_share, seed
 ):
     torch.manual_seed(seed)
     x = torch.randn(tokens, width, dtype=torch.double, requires_grad=True)
@@ -60,11 +61,13 @@ def test_values_and_gradients_are_those_of_autograd(
     targets[torch.rand(tokens) < 0.2] = -100
     teacher = TeacherLogits(lambda part: taught[part])
     options = {"norm": norm, "slot": new_slot(), "eps": EPS} if ternary else {}
+    if ternary:
+        options["full_precision"] = full
     ours = mixed_cross_entropy(
         x, targets, weight, chunk=chunk,
         taught=Taught(teacher.number, share, temperature), **options,
     )  # fmt: skip
-    logits = bit_linear(x, weight, norm, EPS) if ternary else x @ weight.T
+    logits = bit_linear(x, weight, norm, EPS, full) if ternary else x @ weight.T
     exact = reference(logits, taught, targets, share, temperature)
     for value, wanted in zip(ours, exact, strict=True):
         torch.testing.assert_close(value, wanted, rtol=1e-9, atol=1e-10)
@@ -161,7 +164,21 @@ def test_operator_obeys_torchs_rules_and_compiles():
     teacher = TeacherLogits(lambda part: taught[part])
     mix = (teacher.number, 0.5, 2.0)
     for kind, slot in ((None, -1), (norm, new_slot())):
-        args = (x, targets, weight, kind, one, 0 * one, 1e-6, 2, -100, slot, torch.float32, True)
+        args = (
+            x,
+            targets,
+            weight,
+            kind,
+            one,
+            0 * one,
+            1e-6,
+            2,
+            -100,
+            slot,
+            torch.float32,
+            kind is not None,
+            True,
+        )
         torch.library.opcheck(
             torch.ops.nomatmul.linear_cross_entropy.default,
             (*args, *mix),

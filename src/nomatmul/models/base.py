@@ -302,10 +302,10 @@ class TextModel(PreTrainedModel):
         """Mean cross-entropy and z of targets (not shifted), see `chunked_cross_entropy`."""
         head = self.head
         hooked = bool(head._forward_hooks) and not torch.compiler.is_compiling()
-        if fused_wanted(hidden) and not hooked and not watched(head):
-            if isinstance(head, BitLinear | DenseLinear):  # and no adapter's wrapper
-                options = _head_options(head)
-                return linear_cross_entropy(hidden, targets, head.weight, chunk=chunk, **options)
+        known = isinstance(head, BitLinear | DenseLinear)  # and no adapter's wrapper
+        if known and fused_wanted(hidden) and not hooked and not watched(head):
+            options = _head_options(head)
+            return linear_cross_entropy(hidden, targets, head.weight, chunk=chunk, **options)
         return chunked_cross_entropy(hidden, targets, self.head, chunk=chunk)
 
     def mixed_loss_of_hidden(

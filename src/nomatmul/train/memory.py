@@ -1,10 +1,11 @@
 """How much memory a run needs: said before work, and again if the device runs out.
 
 What a step needs is counted from the config: 16 bytes a parameter (weight, gradient, two moments,
-float32) shared by the ranks, what FSDP gathers, one byte for each ternary weight (its products' type in full precision), what the layers
-keep for the backward pass, and the logits of one chunk. What is kept was counted from the tensors
-that autograd saves (bfloat16 autocast, not compiled; compiling saves some of it). On a CPU the
-process may use what `formats.host_memory` says, and activations are float32.
+float32) shared by the ranks, what FSDP gathers, one byte for each ternary weight (in full precision
+those of its type), what the layers keep for the backward pass, and the logits of one chunk. What is
+kept was counted from the tensors that autograd saves (bfloat16 autocast, not compiled; compiling
+saves some of it). On a CPU the process may use what `formats.host_memory` says, and activations are
+float32.
 """
 
 from __future__ import annotations
