@@ -9,7 +9,6 @@ Shape suffixes: B sequences, T steps, N tokens, D hidden, E hidden of the teache
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from nomatmul.ops.loss import IGNORE_INDEX, linear
 from nomatmul.ops.loss import naive as rows
 from nomatmul.train.parallelize import compile_parts
 from nomatmul.train.plan import DevicePlan
-from studies.recipes.switches import full_precision
 
 CHUNK = 16_384  # tokens whose logits live at once
 
@@ -39,6 +37,7 @@ class Teacher:
     def __init__(self, directory: Path, plan: DevicePlan) -> None:
         self.model: Any = CausalLM.from_pretrained(directory).to(plan.device).train()
         self.model.requires_grad_(False)
+        self.model.set_full_precision(True)  # of one that is shaped so
         self.plan = plan
         self.dtype = torch.bfloat16 if plan.bfloat16 else torch.float32
         self.ternary = isinstance(self.model.head, BitLinear)
@@ -51,8 +50,7 @@ class Teacher:
     @torch.no_grad()
     def look(self, x_BT: Tensor) -> None:
         """Keep what the head multiplies with `weight_VE`."""
-        rounding = full_precision() if self.ternary else contextlib.nullcontext()
-        with rounding, self.plan.autocast():
+        with self.plan.autocast():
             y_NE = self.model.hidden(x_BT).flatten(0, 1)
             if self.ternary:
                 norm = self.model.head.norm

@@ -4,14 +4,14 @@
 step can be another one without a flag in the package. A CUDA graph keeps what was in place when it
 was recorded.
 
-Shape suffixes: N tokens, D features, M outputs or intermediate, K inputs, G matrices.
+Shape suffixes: N tokens, M intermediate, K inputs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -39,20 +39,24 @@ def fused_everywhere() -> Iterator[None]:
         yield
 
 
-def full_precision() -> contextlib.AbstractContextManager[None]:
-    """Latent weights serve as they are, in the type of the products; inputs stay rounded to int8.
-
-    Norms, gradients, kernels and the order of operations are those of the ternary layers.
-    """
-    return _float_products(lambda weight: weight)
-
-
-def group_scales(group: int) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def group_scales(group: int) -> Iterator[None]:
     """Ternary weights whose rows have a scale for each `group` inputs, the mean of their sizes.
 
     A row whose length `group` does not divide has a shorter last group. Inputs stay int8 a token.
+    Products are of floats, as those of layers in full precision.
     """
-    return _float_products(lambda weight: ternary_groups(weight, group))
+
+    def weights_for(
+        slot: int, weights: Sequence[Tensor], dtype: torch.dtype, full_precision: bool
+    ) -> tuple[Tensor, Tensor]:
+        values = ternary_groups(torch.stack(list(weights)), group).to(dtype)
+        return values, torch.ones(len(weights), device=values.device)
+
+    with contextlib.ExitStack() as stack:
+        for module in (mixer, channel, linear):
+            stack.enter_context(patch.object(module, "weights_for", weights_for))
+        yield
 
 
 def ternary_groups(weight: Tensor, group: int) -> Tensor:
@@ -63,47 +67,6 @@ def ternary_groups(weight: Tensor, group: int) -> Tensor:
     scale = (padded.abs().sum(-1, keepdim=True) / count).clamp(min=1e-5)
     values = ((padded / scale).round().clamp(-1, 1) * scale).flatten(-2)
     return values[..., : weight.shape[-1]]
-
-
-@contextlib.contextmanager
-def _float_products(values: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    def weights_of(slot: int, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        stacked = torch.stack(list(weights))
-        return values(stacked), torch.ones(len(weights), device=stacked.device)
-
-    with contextlib.ExitStack() as stack:
-        for module in (mixer, channel, linear):
-            # a structure may have exchanged the channel's steps before
-            stack.enter_context(patch.object(module, "step", _without_rounding(module.step)))
-            stack.enter_context(patch.object(module, "ternary_weights", weights_of))
-        yield
-
-
-def _without_rounding(step: Any) -> Any:
-    def run(name: str, x: Tensor, *args: Any, **options: Any) -> Any:
-        if name == "product":
-            return _product(x, *args)
-        if name.endswith("_quantize") and args[-1] == torch.int8:  # int8 values times their unit
-            args = (*args[:-1], torch.bfloat16 if x.is_cuda else x.dtype)
-        return step(name, x, *args, **options)
-
-    return run
-
-
-def _product(
-    y_GNK: Tensor,
-    w_GMK: Tensor,
-    _step: Tensor,
-    _w_scale: Tensor,
-    dtype: torch.dtype,
-    residual_NM: Tensor | None = None,
-) -> Tensor:
-    w_GKM = w_GMK.to(y_GNK.dtype).transpose(1, 2)
-    if residual_NM is not None:
-        out = torch.addmm(residual_NM.to(y_GNK.dtype), y_GNK[0], w_GKM[0]).unsqueeze(0)
-    else:
-        out = torch.bmm(y_GNK, w_GKM)
-    return out.to(dtype)
 
 
 @contextlib.contextmanager

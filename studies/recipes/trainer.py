@@ -39,7 +39,6 @@ from studies.recipes.muon import Muon
 from studies.recipes.recurrences import replace_mixers
 from studies.recipes.structure import add_short_convolutions, hidden_matrices
 from studies.recipes.switches import (
-    full_precision,
     fused_everywhere,
     group_scales,
     squared_relu,
@@ -103,6 +102,7 @@ class ChangedTrainer(compare_cell.CellTrainer):
             ((x_BT, y_BT, _),) = self._taught(batches)
             self._check_graph(x_BT, y_BT)
         self.phase.close()
+        self.model.set_full_precision(False)
         loop.optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
@@ -146,9 +146,8 @@ class ChangedTrainer(compare_cell.CellTrainer):
     def _begin(self, dense: bool, loop: Loop) -> None:
         """A phase: its operations, and a micro-step that is recorded anew."""
         self.phase.close()
-        if dense:
-            self.phase.enter_context(full_precision())
-        elif self.change.group:
+        self.model.set_full_precision(dense)
+        if self.change.group and not dense:
             self.phase.enter_context(group_scales(self.change.group))
         self.taught = self.teacher is not None and not dense
         loop.optimizer.zero_grad(set_to_none=True)

@@ -14,8 +14,13 @@ pytestmark = pytest.mark.gpu
 STEPS, ACCUMULATION = 5, 3
 
 
-def _train(graphed: bool, waits: bool = False) -> tuple[list[torch.Tensor], list[float], MicroStep]:
-    """Weights after a few steps on the same batches, and each micro-batch's loss."""
+def _train(
+    graphed: bool, waits: bool = False, full: int = 0
+) -> tuple[list[torch.Tensor], list[float], MicroStep]:
+    """Weights after a few steps on the same batches, and each micro-batch's loss.
+
+    full: steps in which weights are not rounded.
+    """
     torch.manual_seed(3)
     sizes = {"vocab_size": 300, "hidden_size": 96, "num_layers": 3, "intermediate_size": 200}
     model = CausalLM(CausalLMConfig(**sizes)).cuda().train()
@@ -30,12 +35,17 @@ def _train(graphed: bool, waits: bool = False) -> tuple[list[torch.Tensor], list
         return value, z
 
     losses = []
+    model.set_full_precision(full > 0)
     with ternary_cache() as cache:
         step = MicroStep(loss, 0.1)
         if graphed:
             step = GraphedMicroStep(loss, 0.1, cache.clear)
         for number, ids_BT in enumerate(batches):
             first = number % ACCUMULATION == 0
+            if number == full * ACCUMULATION > 0:
+                model.set_full_precision(False)
+                cache.clear()
+                step.forget()
             weight = torch.tensor((1.0 + 0.1 * number) / ACCUMULATION, device="cuda")
             value = step(ids_BT[:, :-1].contiguous(), ids_BT[:, 1:].contiguous(), weight, first)
             losses.append(float(value))
@@ -53,6 +63,20 @@ def test_graphs_train_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(step, GraphedMicroStep)
     assert set(step.graphs) == {True, False}  # the first micro-batch and the others
     assert found == losses
+    assert all(torch.equal(a, b) for a, b in zip(weights, expected, strict=True))
+
+
+def test_a_step_is_recorded_anew_where_full_precision_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The fourth step is launched and makes its kernels, the fifth one is replayed."""
+    monkeypatch.setenv("NOMATMUL_OPS", "triton")
+    expected, losses, _ = _train(graphed=False, full=3)
+    weights, found, step = _train(graphed=True, full=3)
+    assert isinstance(step, GraphedMicroStep)
+    assert set(step.graphs) == {True, False}
+    assert found == losses
+    assert losses[3 * ACCUMULATION :] != _train(graphed=False)[1][3 * ACCUMULATION :]
     assert all(torch.equal(a, b) for a, b in zip(weights, expected, strict=True))
 
 

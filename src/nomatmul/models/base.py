@@ -302,8 +302,8 @@ class TextModel(PreTrainedModel):
         """Mean cross-entropy and z of targets (not shifted), see `chunked_cross_entropy`."""
         head = self.head
         hooked = bool(head._forward_hooks) and not torch.compiler.is_compiling()
-        known = isinstance(head, BitLinear | DenseLinear)  # and no adapter's wrapper
-        if known and fused_wanted(hidden) and not hooked and not watched(head):
+        fuse = fused_wanted(hidden) and not hooked and not watched(head)
+        if fuse and isinstance(head, BitLinear | DenseLinear):  # and no adapter's wrapper
             options = _head_options(head)
             return linear_cross_entropy(hidden, targets, head.weight, chunk=chunk, **options)
         return chunked_cross_entropy(hidden, targets, self.head, chunk=chunk)
@@ -325,5 +325,9 @@ def _head_options(head: BitLinear | DenseLinear) -> dict[str, Any]:
     """What the fused losses take of a head beside its weight."""
     if isinstance(head, DenseLinear):
         return {}
-    options = {"norm": head.norm.weight, "eps": head.norm.eps, "slot": head.slot}
-    return options | {"full_precision": head.full_precision}
+    return {
+        "norm": head.norm.weight,
+        "eps": head.norm.eps,
+        "slot": head.slot,
+        "full_precision": head.full_precision,
+    }
