@@ -40,27 +40,35 @@ SENTENCES = (
 Logits = Callable[[np.ndarray], np.ndarray]
 
 
-def masked_scores(args: argparse.Namespace, name: str, packed: Path) -> dict[str, Any]:
-    """Scores of the run WORK/NAME and of its packed form on all texts; words for SENTENCES."""
+def trained_scores(args: argparse.Namespace, name: str) -> dict[str, dict[str, float]]:
+    """Of the run WORK/NAME, on all texts."""
     device = "cuda" if args.device.startswith("cuda") else "cpu"
     model = MaskedLM.from_pretrained(find_checkpoint(args.work / name)).to(device).eval()
 
     @torch.no_grad()
-    def trained(ids_BT: np.ndarray) -> np.ndarray:
+    def logits(ids_BT: np.ndarray) -> np.ndarray:
         x_BT = torch.from_numpy(ids_BT).to(device)
         return np.asarray(model(input_ids=x_BT).logits.float().cpu())
 
-    engine = nomatmul.load(packed)
-    places = {text: args.work / f"valid-{text}" for text in TEXTS}
+    return {text: accuracy(logits, args.work / f"valid-{text}", args.windows) for text in TEXTS}
+
+
+def packed_scores(args: argparse.Namespace, packed: Path) -> dict[str, Any]:
+    """Of a packed model, on all texts; words for SENTENCES. Slow without the native core."""
+    engine = nomatmul.load(packed, kind="encoder")
     found = {
-        form: {text: accuracy(logits, place, args.windows) for text, place in places.items()}
-        for form, logits in (("trained", trained), ("packed", engine.logits))
+        text: accuracy(engine.logits, args.work / f"valid-{text}", args.windows) for text in TEXTS
     }
+    return {"packed": found, "fill_mask": fillings(engine)}
+
+
+def fillings(engine: Any) -> dict[str, list[list[Any]]]:
+    """The three likeliest words of each sentence, with their probabilities."""
     words = {}
     for sentence in SENTENCES:
-        (fillings,) = engine.fill_mask(sentence, top_k=3)
-        words[sentence] = [[f["token"], round(f["score"], 3)] for f in fillings]
-    return {"masked": found, "fill_mask": words}
+        (found,) = engine.fill_mask(sentence, top_k=3)
+        words[sentence] = [[f["token"], round(f["score"], 3)] for f in found]
+    return words
 
 
 def accuracy(logits: Logits, place: Path, windows: int) -> dict[str, float]:
