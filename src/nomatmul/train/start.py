@@ -19,7 +19,8 @@ from nomatmul.train.tokenizer import load_tokenizer
 # What may differ: sizes that no weight has but the vocabulary's, and how weights are rounded.
 _FREE = {
     "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings",
-    "initializer_range", "linear", "head_linear", "rounding", "scale_group", "split_gate",
+    "initializer_range", "linear", "head_linear", "linear_norm", "rounding", "scale_group",
+    "split_gate",
 }  # fmt: skip
 _TABLES = ("embedding.weight", "head.weight")
 

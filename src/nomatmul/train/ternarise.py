@@ -1,22 +1,80 @@
 """A pretrained decoder made ternary: its shape, its weights as the start, itself as the teacher.
 
 The teacher is Llama- or Qwen3-shaped (transformers' form, on disk or on the Hub), or a
-Transformer++ that was trained here. The student keeps its attention, norms and sizes, and its embedding and head
-stay floats; every linear of its blocks becomes ternary.
+Transformer++ that was trained here. The student keeps its attention, norms and sizes; its embedding
+and head stay floats, and every linear of its blocks becomes ternary.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nomatmul.formats.checkpoint import Checkpoint, open_checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.hub import local_path
 from nomatmul.formats.linear_dials import SCALE_GROUPS
 from nomatmul.formats.runs import find_checkpoint
+from nomatmul.train.args import TrainArgs
+from nomatmul.train.config import TrainConfig, apply_overrides
+from nomatmul.train.main import conduct, train
+
+if TYPE_CHECKING:
+    from nomatmul.train.job import RunResult
 
 SCALE_GROUP = 128
 """Inputs that share a scale where nothing else is said: what the formats of others store."""
+
+_LENGTH, _BATCH, _MICRO_BATCH, _STEPS = 2048, 64, 4, 2000
+_WARM_UP = 0.05  # share of the steps
+
+
+@dataclasses.dataclass(frozen=True)
+class TernariseArgs(TrainArgs):
+    """Arguments of one `nomatmul ternarise`: `recipe` is the model, and its start and teacher.
+
+    Sizes that are None are the defaults of `config_of`.
+    """
+
+    scale_group: int = SCALE_GROUP
+    total_tokens: int | None = None
+    sequence_length: int | None = None
+    batch_size: int | None = None
+
+
+def main(args: TernariseArgs) -> int:
+    """The body of `nomatmul ternarise`: exit status and errors as of `nomatmul train`."""
+    return conduct(args, ternarise)
+
+
+def ternarise(args: TernariseArgs) -> RunResult:
+    """Train the ternary model of `args.recipe`, and write its values and scales to OUT/model.
+
+    Raises as `train.run`; ValueError for what `open_teacher` and `config_of` refuse, before work.
+    """
+    teacher = open_teacher(args.recipe)
+    direct = {"steps": args.steps, "time_limit": args.time_limit, "seed": args.seed}
+    named = [f"{name}={value}" for name, value in direct.items() if value is not None]
+    if args.steps is not None and args.total_tokens is not None:
+        raise ValueError("--steps and --total-tokens both say how long: give one of them")
+    config = config_of(
+        teacher.config,
+        args.scale_group,
+        sequence_length=args.sequence_length,
+        batch_size=args.batch_size,
+        total_tokens=args.total_tokens,
+        overrides=[*args.set, *named],
+    )
+    place = str(teacher.directory)
+    result = train(config, args, start=place, teacher=place)
+    if result.model is not None and os.environ.get("RANK", "0") == "0":
+        from nomatmul.train.ternary_values import write_values
+
+        write_values(Path(result.model), teacher.directory, teacher.config)
+    return result
 
 
 def open_teacher(path: str) -> Checkpoint:
@@ -71,6 +129,61 @@ def student_of(teacher: ModelConfig, scale_group: int = SCALE_GROUP) -> ModelCon
         head_linear="dense",
         embedding_linear="dense",
     )
+
+
+def config_of(
+    teacher: ModelConfig,
+    scale_group: int = SCALE_GROUP,
+    *,
+    sequence_length: int | None = None,
+    batch_size: int | None = None,
+    total_tokens: int | None = None,
+    overrides: Iterable[str] = (),
+) -> TrainConfig:
+    """The run that makes a teacher's ternary model, the teacher's distribution its only target.
+
+    total_tokens: in place of a number of steps, rounded up to whole ones. overrides: "name=value",
+    as of `apply_overrides`, but none of the model. Raises ValueError naming what is wrong.
+    """
+    student, overrides = student_of(teacher, scale_group), list(overrides)
+    for assignment in overrides:
+        if assignment.lstrip().startswith("model."):
+            raise ValueError(f"override {assignment!r}: the model's shape is the teacher's")
+    length = min(_LENGTH, student.max_position_embeddings)
+    length = length if sequence_length is None else _at_least_one("sequence-length", sequence_length)
+    batch = _BATCH if batch_size is None else _at_least_one("batch-size", batch_size)
+    micro = max(size for size in range(1, min(batch, _MICRO_BATCH) + 1) if batch % size == 0)
+    steps = _STEPS
+    if total_tokens is not None:
+        steps = -(-_at_least_one("total-tokens", total_tokens) // (length * batch))
+    config = TrainConfig(
+        recipe="ternarise",
+        model=student,
+        sequence_length=length,
+        batch_size=batch,
+        micro_batch_size=micro,
+        steps=steps,
+        learning_rate=rate_of(student.hidden_size),
+        schedule="linear",
+        teacher_share=1.0,
+        loss_chunks=8 if length * micro % 8 == 0 else 1,
+    )
+    config = apply_overrides(config, overrides)
+    named = {assignment.partition("=")[0].strip().replace("-", "_") for assignment in overrides}
+    if "warmup_steps" in named:
+        return config
+    return dataclasses.replace(config, warmup_steps=max(1, round(_WARM_UP * config.steps)))
+
+
+def rate_of(hidden_size: int) -> float:
+    """The peak learning rate: what served a width of 128 best, falling as widths grow."""
+    return 0.25 / hidden_size
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if value < 1:
+        raise ValueError(f"{name} {value} must be at least 1")
+    return value
 
 
 def _check_group(teacher: ModelConfig, group: int) -> None:
