@@ -73,9 +73,7 @@ def the_config(teacher: Path) -> TrainConfig:
     """What `command` trains."""
     checkpoint = open_checkpoint(teacher)
     overrides = (*SET, "steps=10")
-    return config_of(
-        checkpoint.config, 32, sequence_length=16, batch_size=4, overrides=overrides
-    )
+    return config_of(checkpoint.config, 32, sequence_length=16, batch_size=4, overrides=overrides)
 
 
 def weights(out: Path) -> dict[str, Tensor]:
@@ -121,9 +119,7 @@ def test_it_is_packed_and_the_engine_runs_it(whole: Path, tmp_path: Path) -> Non
     np.testing.assert_allclose(ours, expected.numpy(), atol=2e-2, rtol=2e-2)
 
 
-def test_killed_and_continued(
-    whole: Path, teacher: Path, text_file: Path, tmp_path: Path
-) -> None:
+def test_killed_and_continued(whole: Path, teacher: Path, text_file: Path, tmp_path: Path) -> None:
     out, choose, kills = tmp_path / "run", random.Random(1), 0
     for _ in range(2):
         wanted = steps_on_disk(out) + choose.randint(2, 5)

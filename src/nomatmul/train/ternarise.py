@@ -150,7 +150,9 @@ def config_of(
         if assignment.lstrip().startswith("model."):
             raise ValueError(f"override {assignment!r}: the model's shape is the teacher's")
     length = min(_LENGTH, student.max_position_embeddings)
-    length = length if sequence_length is None else _at_least_one("sequence-length", sequence_length)
+    length = (
+        length if sequence_length is None else _at_least_one("sequence-length", sequence_length)
+    )
     batch = _BATCH if batch_size is None else _at_least_one("batch-size", batch_size)
     micro = max(size for size in range(1, min(batch, _MICRO_BATCH) + 1) if batch % size == 0)
     steps = _STEPS
