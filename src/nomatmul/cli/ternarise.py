@@ -98,7 +98,8 @@ class Options:
 
 
 def run(options: Options) -> int:
-    from nomatmul.train.ternarise import TernariseArgs, main
+    from nomatmul.train import main
+    from nomatmul.train.ternarise import TernariseArgs
 
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     return main(TernariseArgs(recipe=values.pop("model"), **values))

@@ -8,10 +8,10 @@ and head stay floats, and every linear of its blocks becomes ternary.
 from __future__ import annotations
 
 import dataclasses
-import os
+import functools
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nomatmul.formats.checkpoint import Checkpoint, open_checkpoint
 from nomatmul.formats.config import ModelConfig
@@ -20,7 +20,6 @@ from nomatmul.formats.linear_dials import SCALE_GROUPS
 from nomatmul.formats.runs import find_checkpoint
 from nomatmul.train.args import TrainArgs
 from nomatmul.train.config import TrainConfig, apply_overrides
-from nomatmul.train.main import conduct, train
 
 if TYPE_CHECKING:
     from nomatmul.train.job import RunResult
@@ -34,7 +33,7 @@ _WARM_UP = 0.05  # share of the steps
 
 @dataclasses.dataclass(frozen=True)
 class TernariseArgs(TrainArgs):
-    """Arguments of one `nomatmul ternarise`: `recipe` is the model, and its start and teacher.
+    """Arguments of `nomatmul ternarise`: `recipe` is the model, which is its start and teacher.
 
     Sizes that are None are the defaults of `config_of`.
     """
@@ -44,37 +43,38 @@ class TernariseArgs(TrainArgs):
     sequence_length: int | None = None
     batch_size: int | None = None
 
+    @functools.cached_property
+    def opened(self) -> Checkpoint:
+        """The model, found once. Raises as `open_teacher`."""
+        return open_teacher(self.recipe)
 
-def main(args: TernariseArgs) -> int:
-    """The body of `nomatmul ternarise`: exit status and errors as of `nomatmul train`."""
-    return conduct(args, ternarise)
+    def config(self) -> TrainConfig:
+        """What is trained. Raises ValueError or OSError, for the model too."""
+        if self.steps is not None and self.total_tokens is not None:
+            raise ValueError("--steps and --total-tokens both say how long: give one of them")
+        return config_of(
+            self.opened.config,
+            self.scale_group,
+            sequence_length=self.sequence_length,
+            batch_size=self.batch_size,
+            total_tokens=self.total_tokens,
+            overrides=self.overrides(),
+        )
 
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of `run`."""
+        own = {field.name for field in dataclasses.fields(TernariseArgs)}
+        own -= {field.name for field in dataclasses.fields(TrainArgs)}
+        options = {name: value for name, value in super().options().items() if name not in own}
+        place = str(self.opened.directory)
+        return {**options, "start": place, "teacher": place}
 
-def ternarise(args: TernariseArgs) -> RunResult:
-    """Train the ternary model of `args.recipe`, and write its values and scales to OUT/model.
-
-    Raises as `train.run`; ValueError for what `open_teacher` and `config_of` refuse, before work.
-    """
-    teacher = open_teacher(args.recipe)
-    direct = {"steps": args.steps, "time_limit": args.time_limit, "seed": args.seed}
-    named = [f"{name}={value}" for name, value in direct.items() if value is not None]
-    if args.steps is not None and args.total_tokens is not None:
-        raise ValueError("--steps and --total-tokens both say how long: give one of them")
-    config = config_of(
-        teacher.config,
-        args.scale_group,
-        sequence_length=args.sequence_length,
-        batch_size=args.batch_size,
-        total_tokens=args.total_tokens,
-        overrides=[*args.set, *named],
-    )
-    place = str(teacher.directory)
-    result = train(config, args, start=place, teacher=place)
-    if result.model is not None and os.environ.get("RANK", "0") == "0":
+    def finish(self, result: RunResult) -> None:
+        """Write the values and float16 scales of the finished model to OUT/model."""
         from nomatmul.train.ternary_values import write_values
 
-        write_values(Path(result.model), teacher.directory, teacher.config)
-    return result
+        if result.model is not None:
+            write_values(Path(result.model), self.opened.directory, self.opened.config)
 
 
 def open_teacher(path: str) -> Checkpoint:
@@ -179,7 +179,7 @@ def config_of(
 
 def rate_of(hidden_size: int) -> float:
     """The peak learning rate: what served a width of 128 best, falling as widths grow."""
-    return 0.25 / hidden_size
+    return 0.128 / hidden_size
 
 
 def _at_least_one(name: str, value: int) -> int:
