@@ -64,7 +64,7 @@ class TernariseArgs(TrainArgs):
     def options(self) -> dict[str, Any]:
         """The keyword arguments of `run`."""
         own = {field.name for field in dataclasses.fields(TernariseArgs)}
-        own -= {field.name for field in dataclasses.fields(TrainArgs)}
+        own = own - {field.name for field in dataclasses.fields(TrainArgs)} | {"opened"}
         options = {name: value for name, value in super().options().items() if name not in own}
         place = str(self.opened.directory)
         return {**options, "start": place, "teacher": place}

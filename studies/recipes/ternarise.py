@@ -1,0 +1,114 @@
+"""How much of a teacher's lead does a ternary model keep? Held-out bits, and texts that are counted.
+
+    python -m studies.recipes.ternarise --teacher DIR --control DIR --model NAME=DIR ... \\
+        --held-out FILE --trained-on FILE [FILE ...] --out scores.json
+
+teacher and control (a ternary model trained from the beginning on as many tokens) are the ends of
+the scale: a model keeps (control - model) / (control - teacher) of the lead, in bits per byte.
+Each model continues the same openings of held-out documents by the same seed. Counted is the share
+of its runs of four words that the text itself had before (repetition), and of those that are
+nowhere in the training text (novelty), beside the same of what people wrote there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import bz2
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nomatmul.evaluate import score_text
+from nomatmul.evaluate.torch_scorer import TorchScorer
+from nomatmul.formats.runs import find_checkpoint
+
+RUN = 4  # words
+OPENING, LENGTH, TEXTS = 12, 120, 40  # words that are given, tokens that follow, documents
+BORDER = "<|endoftext|>"
+
+Runs = Iterable[tuple[str, ...]]
+
+
+def read(path: Path) -> str:
+    data = path.read_bytes()
+    return (bz2.decompress(data) if path.suffix == ".bz2" else data).decode("utf-8")
+
+
+def runs_of(text: str) -> list[tuple[str, ...]]:
+    """All runs of RUN words of a text."""
+    words = text.lower().split()
+    return [tuple(words[at : at + RUN]) for at in range(len(words) - RUN + 1)]
+
+
+def repetition(text: str) -> float:
+    """Share of the runs that were there before; 0 for a text without any."""
+    runs = runs_of(text)
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def novelty(texts: Iterable[str], known: set[int]) -> float:
+    """Share of all runs whose hash is not known."""
+    runs = [run for text in texts for run in runs_of(text)]
+    return sum(hash(run) not in known for run in runs) / max(len(runs), 1)
+
+
+def counts(texts: list[str], known: set[int]) -> dict[str, float]:
+    return {
+        "repetition": round(sum(map(repetition, texts)) / max(len(texts), 1), 4),
+        "novelty": round(novelty(texts, known), 4),
+        "words": round(sum(len(text.split()) for text in texts) / max(len(texts), 1), 1),
+    }
+
+
+@torch.inference_mode()
+def continuations(scorer: TorchScorer, openings: list[str], seed: int) -> list[str]:
+    """What the model writes behind each opening, without it."""
+    found = []
+    for number, opening in enumerate(openings):
+        torch.manual_seed(seed + number)
+        ids = torch.tensor([scorer.tokenizer.encode(opening).ids], device=scorer.model.device)
+        made = scorer.model.generate(
+            ids, max_new_tokens=LENGTH, do_sample=True, temperature=0.8, top_k=0, top_p=0.95,
+            pad_token_id=0,
+        )  # fmt: skip
+        found.append(scorer.tokenizer.decode(made[0, ids.shape[1] :].tolist()))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--control", type=Path, required=True)
+    parser.add_argument("--model", action="append", default=[], metavar="NAME=DIR")
+    parser.add_argument("--held-out", type=Path, required=True)
+    parser.add_argument("--trained-on", type=Path, nargs="+", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    held_out = read(args.held_out)
+    known = {hash(run) for path in args.trained_on for run in runs_of(read(path))}
+    documents = [part.strip() for part in held_out.split(BORDER)]
+    documents = [part for part in documents if len(part.split()) > 2 * OPENING][:TEXTS]
+    openings = [" ".join(part.split()[:OPENING]) for part in documents]
+    people = [" ".join(part.split()[OPENING : OPENING + LENGTH]) for part in documents]
+    rows: dict[str, Any] = {"people": counts(people, known)}
+    models = {"teacher": args.teacher, "control": args.control}
+    models |= {name: Path(place) for name, _, place in (text.partition("=") for text in args.model)}
+    for name, place in models.items():
+        scorer = TorchScorer.from_directory(find_checkpoint(place))
+        bits = score_text(scorer, held_out.replace(BORDER, "\n")).bits_per_byte
+        made = continuations(scorer, openings, args.seed)
+        rows[name] = {"bits_per_byte": bits, **counts(made, known), "texts": made[:5]}
+    low, high = rows["teacher"]["bits_per_byte"], rows["control"]["bits_per_byte"]
+    for name in models:
+        rows[name]["lead_kept"] = (high - rows[name]["bits_per_byte"]) / (high - low)
+        print(name, {key: value for key, value in rows[name].items() if key != "texts"})
+    print("people", rows["people"])
+    args.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
