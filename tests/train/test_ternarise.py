@@ -110,13 +110,15 @@ def test_the_model_holds_values_and_float16_scales(whole: Path, teacher: Path) -
 
 
 def test_it_is_packed_and_the_engine_runs_it(whole: Path, tmp_path: Path) -> None:
-    result = pack(whole, tmp_path / "packed")
+    result = pack(whole, tmp_path / "packed", embedding="f32")
     assert result.scale_group == 32
     ids = np.random.default_rng(1).integers(0, 300, 40).tolist()
     ours = nomatmul.load(tmp_path / "packed", kv="f32").logits(ids)
     with torch.no_grad():
         expected = CausalLM.from_pretrained(whole / "model").eval()(torch.tensor([ids])).logits[0]
-    np.testing.assert_allclose(ours, expected.numpy(), atol=2e-2, rtol=2e-2)
+    # the engine rounds activations to int8 in each group, torch does not
+    assert (ours - expected.numpy()).std() < 0.05 * float(expected.std())
+    assert (ours.argmax(-1) == expected.numpy().argmax(-1)).mean() > 0.8
 
 
 def test_killed_and_continued(whole: Path, teacher: Path, text_file: Path, tmp_path: Path) -> None:

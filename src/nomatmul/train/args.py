@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nomatmul.train.config import TrainConfig
+    from nomatmul.train.job import RunResult
 
 _DIRECT = ("steps", "time_limit", "seed")  # options of the command that are fields of the config
 
@@ -64,6 +65,9 @@ class TrainArgs:
         for name in ("recipe", "data", "out", "json", "set", *_DIRECT):
             options.pop(name)
         return options
+
+    def finish(self, result: RunResult) -> None:
+        """What one of the run's processes does at its end, however it ended; here nothing."""
 
 
 def started_by_torchrun() -> bool:

@@ -46,7 +46,10 @@ def _run(args: TrainArgs) -> RunResult:
     require_train("training")
     from nomatmul.train.job import run
 
-    return run(config, list(args.data), args.out, **args.options())
+    result = run(config, list(args.data), args.out, **args.options())
+    if os.environ.get("RANK", "0") == "0":
+        args.finish(result)
+    return result
 
 
 def _show(result: RunResult, args: TrainArgs) -> int:
