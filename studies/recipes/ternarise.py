@@ -1,4 +1,4 @@
-"""How much of a teacher's lead does a ternary model keep? Held-out bits, and texts that are counted.
+r"""How much of a teacher's lead does a ternary model keep? Held-out bits, and texts that are counted.
 
     python -m studies.recipes.ternarise --teacher DIR --control DIR --model NAME=DIR ... \\
         --held-out FILE --trained-on FILE [FILE ...] --out scores.json

@@ -148,7 +148,7 @@ def test_values_are_the_models_and_scales_are_float16(
         torch.testing.assert_close(layer.scale, scale, rtol=2**-11, atol=0)
     expected = latent(ids()).logits
     assert (stored(ids()).logits - expected).std() < 0.02 * expected.std()
-    packed = at.with_name("packed")
+    packed = at / "packed"
     pack(at, packed, embedding="f32", check=False)
     ours = nomatmul.load(packed, kv="f32").logits(ids()[0].tolist())
     bound = 0.05 if group else 0.002  # activations of groups are rounded by the engine alone
