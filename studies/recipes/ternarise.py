@@ -1,6 +1,6 @@
-r"""How much of a teacher's lead does a ternary model keep? Held-out bits, and texts that are counted.
+"""How much of a teacher's lead does a ternary model keep? Bits, and texts that are counted.
 
-    python -m studies.recipes.ternarise --teacher DIR --control DIR --model NAME=DIR ... \\
+    python -m studies.recipes.ternarise --teacher DIR --control DIR --model NAME=DIR
         --held-out FILE --trained-on FILE [FILE ...] --out scores.json
 
 teacher and control (a ternary model trained from the beginning on as many tokens) are the ends of

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nomatmul.train.config import TrainConfig
-    from nomatmul.train.job import RunResult
 
 _DIRECT = ("steps", "time_limit", "seed")  # options of the command that are fields of the config
 
@@ -66,8 +65,8 @@ class TrainArgs:
             options.pop(name)
         return options
 
-    def finish(self, result: RunResult) -> None:
-        """What one of the run's processes does at its end, however it ended; here nothing."""
+    def finish(self, model: str) -> None:
+        """What one of the run's processes does when `model` has been exported; here nothing."""
 
 
 def started_by_torchrun() -> bool:

@@ -47,8 +47,8 @@ def _run(args: TrainArgs) -> RunResult:
     from nomatmul.train.job import run
 
     result = run(config, list(args.data), args.out, **args.options())
-    if os.environ.get("RANK", "0") == "0":
-        args.finish(result)
+    if result.model is not None and os.environ.get("RANK", "0") == "0":
+        args.finish(result.model)
     return result
 
 

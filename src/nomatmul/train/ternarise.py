@@ -11,7 +11,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nomatmul.formats.checkpoint import Checkpoint, open_checkpoint
 from nomatmul.formats.config import ModelConfig
@@ -20,9 +20,6 @@ from nomatmul.formats.linear_dials import SCALE_GROUPS
 from nomatmul.formats.runs import find_checkpoint
 from nomatmul.train.args import TrainArgs
 from nomatmul.train.config import TrainConfig, apply_overrides
-
-if TYPE_CHECKING:
-    from nomatmul.train.job import RunResult
 
 SCALE_GROUP = 128
 """Inputs that share a scale where nothing else is said: what the formats of others store."""
@@ -69,12 +66,11 @@ class TernariseArgs(TrainArgs):
         place = str(self.opened.directory)
         return {**options, "start": place, "teacher": place}
 
-    def finish(self, result: RunResult) -> None:
-        """Write the values and float16 scales of the finished model to OUT/model."""
+    def finish(self, model: str) -> None:
+        """Write the values and float16 scales of the finished model in place of its floats."""
         from nomatmul.train.ternary_values import write_values
 
-        if result.model is not None:
-            write_values(Path(result.model), self.opened.directory, self.opened.config)
+        write_values(Path(model), self.opened.directory, self.opened.config)
 
 
 def open_teacher(path: str) -> Checkpoint:
