@@ -3,11 +3,12 @@
 A MatMul-free shape becomes an architecture of llama with the same matrices: four [D, D] in the
 token mixer (q, k, v, o against i, f, g, o), a gated feed-forward, a [V, D] head. A transformer's
 shape keeps its heads: `qwen3` where queries and keys have norms, else `llama`. Linears are TQ2_0 or
-TQ1_0, the head is of that form or another, the embedding 16 bits or, if tied, the head itself.
+TQ1_0, or of a dense form; the head is of that form or another, the embedding 16 bits, another form
+or, if tied, the head itself.
 Weights are random, so text means nothing, but the bytes read and the arithmetic done are those of a
 trained model.
 
-A library of vs_llama.py and serve_load.py.
+A library of vs_llama.py, serve_load.py and pareto.py.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ BLOCK = 256  # elements a TQ block
 TQ2_CODES = 64  # bytes of 2-bit codes in a TQ2_0 block, then a float16 scale
 TQ1_CODES = 52  # 48 bytes of 5 trits and 4 bytes of 4 trits in a TQ1_0 block, then the scale
 SMALL = {"Q4_0": 16, "Q8_0": 32}  # bytes of codes in a block of 32, behind a float16 scale
+FLOATS = ("F16", "BF16")
 
 
 def write_gguf(
@@ -30,21 +32,23 @@ def write_gguf(
     form: str,
     shape: dict[str, Any],
     head: str | None = None,
+    table: str = "F16",
     context: int = 2048,
     tokens: list[str] | None = None,
 ) -> dict[str, int]:
     """Write the file; returns {"read": bytes of tensors that decoding one token reads, "head":
     those of the head}.
 
-    form: "TQ2_0" or "TQ1_0". shape: fields of a ModelConfig. head: the form of the head, "Q4_0" or
-    "Q8_0"; None: as the linears. tokens: a byte-level vocabulary whose words are taken whole, which
-    a server needs; None: no vocabulary. Raises ValueError when a row is not a multiple of 256
-    elements.
+    form: "TQ2_0", "TQ1_0", "Q4_0", "Q8_0", "F16" or "BF16". shape: fields of a ModelConfig. head:
+    the form of the head; None: as the linears. table: of an embedding that is not tied. tokens: a
+    byte-level vocabulary whose words are taken whole, which a server needs; None: no vocabulary.
+    Raises ValueError when a row is not a multiple of a block's elements.
     """
     hidden, inner, vocab = (shape[k] for k in ("hidden_size", "intermediate_size", "vocab_size"))
+    block = 1 if form in FLOATS else 32 if form in SMALL else BLOCK
     for width in (hidden, inner):
-        if width % BLOCK:
-            raise ValueError(f"{form} needs rows of a multiple of {BLOCK} elements, not {width}")
+        if width % block:
+            raise ValueError(f"{form} needs rows of a multiple of {block} elements, not {width}")
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "qwen3" if shape.get("qk_norm") else "llama")
     heads = _add_settings(writer, shape, context)
@@ -55,8 +59,9 @@ def write_gguf(
     if shape.get("tie_embeddings"):
         writer.add_tensor("token_embd.weight", head_codes, raw_dtype=head_type)
     else:
-        table = (rng.standard_normal((vocab, hidden)) * 0.02).astype(np.float16)
-        writer.add_tensor("token_embd.weight", table)
+        codes = _random_blocks(rng, table, vocab, hidden)
+        kind = gguf.GGMLQuantizationType[table]
+        writer.add_tensor("token_embd.weight", codes, raw_dtype=kind)
         writer.add_tensor("output.weight", head_codes, raw_dtype=head_type)
     writer.add_tensor("output_norm.weight", ones)
     query, key = heads["heads"] * heads["size"], heads["kv"] * heads["size"]
@@ -71,7 +76,7 @@ def write_gguf(
     }
     read = head_codes.nbytes
     # One set of random codes serves every layer: in the file and in memory each layer has its own.
-    codes = {name: _random_blocks(rng, form, *shape) for name, shape in shapes.items()}
+    blocks = {name: _random_blocks(rng, form, *shape) for name, shape in shapes.items()}
     for layer in range(shape["num_layers"]):
         writer.add_tensor(f"blk.{layer}.attn_norm.weight", ones)
         writer.add_tensor(f"blk.{layer}.ffn_norm.weight", ones)
@@ -79,7 +84,7 @@ def write_gguf(
             for name in ("attn_q_norm", "attn_k_norm"):
                 norm = np.ones(heads["size"], dtype=np.float32)
                 writer.add_tensor(f"blk.{layer}.{name}.weight", norm)
-        for name, array in codes.items():
+        for name, array in blocks.items():
             kind = gguf.GGMLQuantizationType[form]
             writer.add_tensor(f"blk.{layer}.{name}.weight", array, raw_dtype=kind)
             read += array.nbytes
@@ -127,6 +132,11 @@ def _add_vocabulary(writer: gguf.GGUFWriter, tokens: list[str] | None) -> None:
 
 def _random_blocks(rng: np.random.Generator, form: str, rows: int, columns: int) -> np.ndarray:
     """uint8 [rows, bytes]: random legal blocks with the scale that keeps activations near one."""
+    if form in FLOATS:
+        values = (rng.standard_normal((rows, columns)) * 0.02).astype(np.float32)
+        if form == "F16":
+            return values.astype(np.float16).view(np.uint8)
+        return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
     scale = np.float16(np.sqrt(1.5 / columns))  # random ternary values have variance 2/3
     if form in SMALL:
         blocks = rows * columns // 32

@@ -4,8 +4,8 @@ Started by vs_llama.py; reads one JSON request a line from stdin, answers one JS
 --tiny answers one of each and ends, or says that llama-cpp-python is missing.
 Requests: {"do": "load", "path": ...}, {"do": "decode" | "prefill" | "batch", "threads": ...,
 "count": steps | tokens | sequences}, {"do": "memory"}. {"do": "fill", "threads": ..., "count":
-tokens} begins a long sequence, and {"do": "long", "threads", "count", "context": tokens} goes back
-to that many of its tokens and decodes from there.
+tokens} begins a long sequence ("batch": tokens taken at once), and {"do": "long", "threads",
+"count", "context": tokens} goes back to that many of its tokens and decodes from there.
 """
 
 from __future__ import annotations
@@ -83,18 +83,27 @@ class Llama:
     def fill(self, request: dict[str, Any]) -> dict[str, Any]:
         """A sequence of `count` tokens whose keys and values stay."""
         count = request["count"]
-        self._use_context(count + 64, 1, request["threads"], batch=min(FILL, count))
-        for first in range(0, count, FILL):
-            positions = range(first, min(count, first + FILL))
+        batch = min(request.get("batch", FILL), count)
+        self._use_context(count + 64, 1, request["threads"], batch=batch)
+        for first in range(0, count, batch):
+            positions = range(first, min(count, first + batch))
             self._run([0] * len(positions), positions)
         return {}
 
     def long(self, request: dict[str, Any]) -> dict[str, Any]:
         """tokens/s of `count` steps behind the first `context` tokens of the filled sequence."""
-        memory, first = llama_cpp.llama_get_memory(self.context), request["context"]
+        first = request["context"]
         llama_cpp.llama_set_n_threads(self.context, request["threads"], request["threads"])
-        llama_cpp.llama_memory_seq_rm(memory, 0, first, -1)
+        self.roll_back(first)
         return {"tokens_per_second": 1 / self._median_step(1, request["count"], first)}
+
+    def roll_back(self, position: int) -> None:
+        """Forget what the filled sequence has from this position on."""
+        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.context), 0, position, -1)
+
+    def step(self, position: int) -> float:
+        """Decode one random token of the filled sequence; returns seconds."""
+        return self._run([0], [position])
 
     def _use_context(self, length: int, sequences: int, threads: int, batch: int = 64) -> None:
         if self.kind != (length, sequences, batch):
