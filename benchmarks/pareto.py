@@ -8,6 +8,8 @@ timed behind two contexts, by one copy whose weights stay in the cache if they f
 copies in turn that no weight is there when it is asked for. pareto_page.py joins speed, memory,
 bits per byte, file bytes and an estimate of energy.
 
+Seconds are of CPU time. The size `box` is the study's largest pair, whose tokens are others.
+
     python benchmarks/pareto.py                       # 10 minutes; benchmarks/results/DATE-pareto
     python benchmarks/pareto.py --page --out FOLDER   # table and plot of FOLDER again
 
@@ -36,10 +38,16 @@ from nomatmul.convert.packing import pack
 from nomatmul.evaluate.rows import append_row, read_rows
 from nomatmul.formats.config import ModelConfig
 from nomatmul.models import CausalLM, CausalLMConfig
-from nomatmul.train.recipes import recipe
 
-SIZES = {"S": (5, 256), "M": (7, 384), "L": (8, 512)}  # layers, width: those of studies/recipes
-TINY = {"S": (1, 256)}
+Shape = tuple[int, int, int, int | None]
+# layers, width, vocabulary, inner width (None: the model's own): those of studies/recipes
+SIZES: dict[str, Shape] = {
+    "S": (5, 256, 8192, None),
+    "M": (7, 384, 8192, None),
+    "L": (8, 512, 8192, None),
+    "box": (9, 640, 4096, 1600),
+}
+TINY: dict[str, Shape] = {"S": (1, 256, 8192, None)}
 OUT_OF_CACHE = 160e6  # bytes of weights in rotation: five times the largest cache that was seen
 MEMORY_AT = 960  # tokens behind which memory is looked at; llama.cpp's context then has 1,024
 
@@ -68,14 +76,17 @@ CONTENDERS = (
 )  # fmt: skip
 
 
-def config_of(model: str, shape: tuple[int, int]) -> ModelConfig:
-    """The study's model: the box's recipe or its twin with another shape."""
-    layers, width = shape
-    base = recipe("box" if model == "mlgru" else "transformer_box").model.to_dict()
-    values = {"num_layers": layers, "hidden_size": width, "intermediate_size": None}
-    if model != "mlgru":
-        values["num_heads"] = width // 64
-    return ModelConfig(**{**base, **values})
+def config_of(model: str, shape: Shape) -> ModelConfig:
+    """MatMul-free LM of this shape, or its Transformer++ twin."""
+    layers, width, vocabulary, inner = shape
+    values: dict[str, Any] = {
+        "vocab_size": vocabulary, "hidden_size": width, "num_layers": layers,
+        "intermediate_size": inner, "max_position_embeddings": 1024,
+    }  # fmt: skip
+    if model == "mlgru":
+        return ModelConfig(**values, num_heads=1)
+    twin = {"token_mixer": "attention", "linear": "dense", "num_heads": width // 64}
+    return ModelConfig(**values, **twin)
 
 
 def packed_bytes(config: ModelConfig, packing: str, scratch: Path) -> int:
@@ -86,7 +97,7 @@ def packed_bytes(config: ModelConfig, packing: str, scratch: Path) -> int:
     return (target / "model.safetensors").stat().st_size
 
 
-def measure(size: str, shape: tuple[int, int], options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(size: str, shape: Shape, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of one size: every contender, paired."""
     rows, sides = [], []
     for contender in CONTENDERS:
@@ -98,10 +109,10 @@ def measure(size: str, shape: tuple[int, int], options: argparse.Namespace) -> l
         sides.append(side)
     try:
         _decode(rows, sides, options)
-        for _ in range(options.prefill_rounds):
+        for turn in range(options.prefill_rounds + 1):
             for row, side in zip(rows, sides, strict=True):
                 found = side.ask("prefill", count=options.prefill)["seconds"]
-                row["prefill"].append(options.prefill / found)
+                row["prefill"] += [options.prefill / found] if turn else []  # the first one warms
     finally:
         for side in sides:
             side.close()
@@ -109,7 +120,7 @@ def measure(size: str, shape: tuple[int, int], options: argparse.Namespace) -> l
 
 
 def _start(
-    contender: Contender, size: str, shape: tuple[int, int], scratch: Path, options: Any
+    contender: Contender, size: str, shape: Shape, scratch: Path, options: Any
 ) -> tuple[dict[str, Any], Side]:
     """Load one copy, look at its memory, then load the others."""
     config = config_of(contender.model, shape)
@@ -137,7 +148,7 @@ def _start(
         row.setdefault("file_bytes", weights)
         row["read_bytes"] = weights - about["embedding"]
         row["isa"] = about["isa"]
-    row["layers"], row["width"] = shape
+    row["layers"], row["width"] = shape[:2]
     side.ask("fill", count=options.memory_at)
     side.ask("steps", context=options.memory_at, count=8, rotate=False)
     found = side.ask("memory")
@@ -175,7 +186,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--memory-at", type=int, default=MEMORY_AT)
     parser.add_argument("--scratch", default=None, help="directory for the model files")
     parser.add_argument("--out", type=Path, help="folder (default: benchmarks/results/DATE-pareto)")
-    parser.add_argument("--scores", type=Path, default=pareto_page.SCORES, help="rows of the study")
+    parser.add_argument("--scores", type=Path, nargs="+", default=pareto_page.SCORES,
+                        help="rows of the study")  # fmt: skip
     parser.add_argument("--page", action="store_true", help="only make the page again")
     add_tiny(parser)
     options = parser.parse_args(argv)
@@ -208,7 +220,8 @@ def main(argv: list[str] | None = None) -> int:
                     "memory_at": options.memory_at, "rotated_bytes": options.rotated}  # fmt: skip
         text = json.dumps({**machine, **settings}, indent=1) + "\n"
         (folder / "machine.json").write_text(text)
-    print(pareto_page.write(folder, read_rows(rows), read_rows(options.scores)))
+    scores = [row for file in options.scores for row in read_rows(file)]
+    print(pareto_page.write(folder, read_rows(rows), scores))
     return 0
 
 

@@ -1,8 +1,9 @@
 """Table and plot of the Pareto models: bits per byte against bytes, memory, speed and energy.
 
-A library of pareto.py. Bits per byte are those of the recipe study's rows (one seed, 80M tokens,
-mean of three held-out texts). A model in a form has the speed and memory of the engine that decodes
-it fastest.
+A library of pareto.py. Bits per byte are those of the recipe study's rows (one seed, mean of three
+held-out texts): sizes S, M, L after 80M tokens, today's recipe; the size of the box after 330M
+tokens, each side's best recipe, without a twin of equal bytes. A model in a form has the speed and
+memory of the engine that decodes it fastest.
 
 Energy is an ESTIMATE: the bytes that a token reads, from DDR4 at the picojoules that the
 accelerator's report assumes, and its products and sums at those of Horowitz, ISSCC 2014 (45 nm).
@@ -21,7 +22,10 @@ from nomatmul.evaluate.compare_report import table
 from nomatmul.hardware.energy import MEMORY_PJ_PER_BIT
 from nomatmul.train.curve import open_pyplot
 
-SCORES = Path(__file__).parent / "results/2026-11-30-recipes/rows.jsonl"
+RESULTS = Path(__file__).parent / "results"
+SCORES = [RESULTS / f"2026-11-30-recipes{part}/rows.jsonl" for part in ("", "-largest")]
+# of the box's size: the study's names of the two best recipes
+LARGEST = {"dense-30-gains": "mlgru-box", "twin-gains": "transformer-box"}
 TEXTS = ("wikipedia", "novels", "stories")
 CONTEXT = 512  # behind so many tokens speed and energy are stated
 LONGEST = 1024  # tokens of a sequence whose state is stated
@@ -70,8 +74,10 @@ def points(rows: Sequence[Row], scores: Sequence[Row]) -> list[Point]:
     """One for each measured form whose bits are known, by file size."""
     found = []
     for score in scores:
-        model, _, size = score["variant"].partition("-")
-        if score["section"] == "pareto" and model == "mlgru" and score["status"] == "ok":
+        name = score["variant"]
+        model, _, size = LARGEST.get(name, name).partition("-")
+        trained = score["section"] in ("pareto", "largest") and score["status"] == "ok"
+        if trained and model == "mlgru":
             forms = {"packed, 2 bits": (("2bit",), "ternary")}
             forms["packed, 1.6 bits"] = (("1.6bit",), "ternary")
         elif score["section"] == "quantised" and score["stage"] in RUN_BY:
@@ -162,7 +168,14 @@ def _spread(values: Sequence[float]) -> str:
 def write(folder: Path, rows: Sequence[Row], scores: Sequence[Row]) -> str:
     """Write FOLDER/tables.md and, where matplotlib is installed, pareto.svg; returns the tables."""
     found = points(rows, scores)
-    text = f"## Every point\n\n{page(found)}\n## Every form in every engine\n\n{ways(rows)}"
+    box = [point for point in found if point.size == "box"]
+    found = [point for point in found if point.size != "box"]
+    tables = {
+        "80M tokens": page(found),
+        "The size of the box, 330M tokens": page(box) if box else "",
+        "Every form in every engine": ways(rows),
+    }
+    text = "\n".join(f"## {title}\n\n{table}" for title, table in tables.items() if table)
     (folder / "tables.md").write_text(text, "utf-8")
     draw(found, folder / "pareto.svg")
     return text
