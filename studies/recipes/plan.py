@@ -8,11 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from studies.recipes import first, fourth, largest, second, third
+from studies.recipes import enough, first, fourth, largest, second, third
 from studies.recipes.cells import Amount, build
 from studies.recipes.change import ChangedCell
 
-PARTS = {**first.PARTS, **second.PARTS, **third.PARTS, **fourth.PARTS, **largest.PARTS}
+PARTS = {
+    **first.PARTS, **second.PARTS, **third.PARTS, **fourth.PARTS, **largest.PARTS, **enough.PARTS,
+}  # fmt: skip
 
 
 def plan(

@@ -51,6 +51,25 @@ def test_shapes_for_the_box_pack_to_at_most_12_megabytes() -> None:
         assert model.hidden_size % 160 == 0 or model.hidden_size % 32 == 0
 
 
+def test_scaling_cells_have_20_tokens_a_parameter_and_controls_that_differ_in_text_alone() -> None:
+    cells = _cells("enough", "enough-half", "enough-large")
+    for cell in cells.values():
+        model, config = cell.train_config.model, cell.train_config
+        layer = 4 * model.hidden_size**2 + 3 * model.hidden_size * model.mlp_size
+        tokens = config.steps * config.tokens_per_step
+        assert tokens / (model.num_layers * layer) == pytest.approx(20, rel=0.08)
+    for side in ("mlgru", "twin"):
+        whole, half = cells[f"enough-M-{side}"], cells[f"enough-M-{side}-half"]
+        assert (whole.train, half.train) == (
+            ("work/train-clean-small",),
+            ("work/train-clean-small-half",),
+        )
+        assert whole.train_config.to_dict() | {"recipe": ""} == half.train_config.to_dict() | {
+            "recipe": ""
+        }
+        assert cells[f"enough-M-{side}-again"].seeds == (2,)
+
+
 def test_rounding_keeps_codes_and_the_largest_weight_of_each_group() -> None:
     torch.manual_seed(0)
     w = torch.randn(6, 64)
