@@ -92,16 +92,16 @@ def _pairs(x: Tensor, y: Tensor, x_kept: Tensor, y_kept: Tensor) -> Tensor:
 def _scaled_states(left: Tensor, added: Tensor) -> Tensor:
     """[B, H, N, K, V]: the state before each chunk."""
     states = [torch.zeros_like(added[:, :, 0])]
-    for n in range(added.shape[2] - 1):
-        states.append(states[-1] * left[:, :, n] + added[:, :, n])
+    for share, more in zip(left.unbind(2)[:-1], added.unbind(2)[:-1], strict=True):
+        states.append(states[-1] * share + more)
     return torch.stack(states, 2)
 
 
 def _mapped_states(maps: Tensor, added: Tensor) -> Tensor:
     """[B, H, N, K, V]: the state before each chunk; maps: [B, H, N, K, K]."""
     states = [torch.zeros_like(added[:, :, 0])]
-    for n in range(added.shape[2] - 1):
-        states.append(maps[:, :, n] @ states[-1] + added[:, :, n])
+    for change, more in zip(maps.unbind(2)[:-1], added.unbind(2)[:-1], strict=True):
+        states.append(change @ states[-1] + more)
     return torch.stack(states, 2)
 
 
