@@ -14,6 +14,7 @@ import torch
 from many_jobs import train_any
 from safetensors.torch import load_file
 from teachers import write_teacher
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from train_jobs import (
     SIGKILL_STATUS,
     held_out,
@@ -86,8 +87,7 @@ def test_a_student_nears_its_teacher(student: Path, teacher: Path, taught: Train
 
 
 def test_tensorboard_has_both_losses(student: Path) -> None:
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    board = events.EventAccumulator(str(student / "tensorboard"))
+    board = EventAccumulator(str(student / "tensorboard"))
     board.Reload()
     assert {"train/loss", "train/distill_loss", "valid/valid_loss"} <= set(board.Tags()["scalars"])
 

@@ -170,7 +170,8 @@ def _size(directory: Path, config: Any) -> TeacherSize:
         rows, hidden, inner = model.vocab_size, model.hidden_size, model.intermediate_size or 0
     else:
         limit = getattr(text, "max_position_embeddings", None)
-        rows, hidden = int(text.vocab_size), int(text.hidden_size)
+        limit = limit if limit and limit > 0 else None
+        rows, hidden = (int(getattr(text, name, 0)) for name in ("vocab_size", "hidden_size"))
         inner = next(filter(None, (getattr(text, name, None) for name in _INNER)), 4 * hidden)
     parameters = sum(math.prod(shape) for shape in shapes.values())
     wide = isinstance(config, CausalLMConfig)
