@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import bz2
+import json
 import random
 import shutil
 import tempfile
@@ -40,6 +41,48 @@ def write_texts(folder: Path, names: Iterable[str], articles: int = 60) -> None:
         path = folder / f"{name}.txt.bz2"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bz2.compress("".join(parts).encode()))
+
+
+def write_conversations(file: Path, count: int) -> Path:
+    """Invented conversations, rows of messages."""
+    choose = random.Random(0)
+
+    def said() -> str:
+        return " ".join(choose.choices(_WORDS, k=6)).capitalize() + "."
+
+    roles = ("user", "assistant", "user", "assistant")
+    rows = [{"messages": [{"role": role, "content": said()} for role in roles]}
+            for _ in range(count)]  # fmt: skip
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return file
+
+
+def write_talker(directory: Path, conversations: Path) -> Path:
+    """A packed model of random weights with a chat template, its tokenizer from conversations."""
+    from nomatmul.engine.random_weights import random_weights
+    from nomatmul.formats.config import ModelConfig
+    from nomatmul.formats.packed import Forms, PackedWriter
+    from nomatmul.formats.special_tokens import CHAT_TOKENS
+    from nomatmul.train.conversations import DEFAULT_TEMPLATE, write_chat
+    from nomatmul.train.documents import find_sources
+    from nomatmul.train.tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer(find_sources([str(conversations)]), 300, CHAT_TOKENS)
+    beside = directory.with_name(f"{directory.name}-tokenizer")
+    beside.mkdir(parents=True)
+    tokenizer.save(str(beside / "tokenizer.json"))
+    write_chat(beside, tokenizer, DEFAULT_TEMPLATE)
+    config = ModelConfig(
+        vocab_size=300, hidden_size=32, num_layers=1, intermediate_size=32, bos_token_id=0,
+        eos_token_id=[5, 0], pad_token_id=1,
+    )  # fmt: skip
+    forms = Forms.of(config, ternary="1.6bit", embedding="int8", head="int8")
+    weights = random_weights(config, forms, seed=0).arrays
+    with PackedWriter(directory, config, forms, tokenizer_path=beside / "tokenizer.json") as writer:
+        for name in writer.names:
+            writer.add(name, weights[name])
+    return directory
 
 
 def shrink(args: argparse.Namespace, parser: argparse.ArgumentParser, **values: object) -> None:
