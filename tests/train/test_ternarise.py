@@ -6,11 +6,13 @@ import json
 import random
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from many_jobs import start_many
 from safetensors.torch import load_file
 from torch import Tensor
 from train_jobs import SIGKILL_STATUS, losses, signal_when, start, steps_on_disk
@@ -135,6 +137,21 @@ def test_killed_and_continued(whole: Path, teacher: Path, text_file: Path, tmp_p
     assert cli.main(command(teacher, text_file, out)) == 0
     assert losses(out) == losses(whole)
     assert same(out, whole)
+
+
+def _command(words: list[str]) -> None:
+    sys.exit(cli.main(words))
+
+
+def test_two_ranks_hand_on_what_one_does(
+    whole: Path, teacher: Path, text_file: Path, tmp_path: Path
+) -> None:
+    job = start_many(2, tmp_path / "run", _command, command(teacher, text_file, tmp_path / "run"))
+    assert job.join() == [0, 0], job.everything()
+    assert losses(tmp_path / "run") == pytest.approx(losses(whole), rel=1e-3)
+    one, two = weights(whole), weights(tmp_path / "run")
+    assert one.keys() == two.keys()
+    assert all(torch.equal(two[n], two[n].half().float()) for n in two if n.endswith(".scale"))
 
 
 def test_the_same_command_again_changes_nothing(
