@@ -16,11 +16,12 @@ from many_jobs import start_many
 from safetensors.torch import load_file
 from torch import Tensor
 from train_jobs import SIGKILL_STATUS, losses, signal_when, start, steps_on_disk
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import nomatmul
 from nomatmul import cli
 from nomatmul.convert import pack
+from nomatmul.convert.export import export
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.models import CausalLM
 from nomatmul.train import TrainConfig
@@ -121,6 +122,16 @@ def test_it_is_packed_and_the_engine_runs_it(whole: Path, tmp_path: Path) -> Non
     # the engine rounds activations to int8 in each group, torch does not
     assert (ours - expected.numpy()).std() < 0.05 * float(expected.std())
     assert (ours.argmax(-1) == expected.numpy().argmax(-1)).mean() > 0.8
+
+
+@torch.no_grad()
+def test_transformers_loads_its_export(whole: Path, tmp_path: Path) -> None:
+    result = export(whole, tmp_path / "unpacked", to="unpacked")
+    assert (result.family, result.scale_change) == ("llama", 0.0)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "unpacked", dtype=torch.float32)
+    ids = torch.randint(0, 300, (2, 40), generator=torch.Generator().manual_seed(1))
+    expected = CausalLM.from_pretrained(whole / "model").eval()(ids).logits
+    torch.testing.assert_close(theirs.eval()(ids).logits, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_killed_and_continued(whole: Path, teacher: Path, text_file: Path, tmp_path: Path) -> None:
