@@ -51,6 +51,7 @@ class CellTrainer:
         self.cell, self.log, self.ternary = cell, log, ternary
         self.device = torch.device(cell.device)
         self.config = dataclasses.replace(cell.train_config, deterministic=False, compile="off")
+        assert not self.config.full_precision, "phases are of studies.recipes.trainer"
         self.plan = plan_training(self.config, self.device)
         self.texts = Texts(cell, self.config, self.plan)
         self.one = torch.ones((), device=self.device)

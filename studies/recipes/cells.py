@@ -44,6 +44,15 @@ class Amount:
     tiny: bool = False
 
 
+def today(name: str) -> TrainConfig:
+    """The recipe of the box, or its twin, as it was when the study began; `GAINS` came of it."""
+    config = recipe(name)
+    return dataclasses.replace(
+        config, model=dataclasses.replace(config.model, vocab_size=8192), batch_size=32,
+        micro_batch_size=32, schedule="cosine", weight_decay=0.01, full_precision=0.0,
+    )  # fmt: skip
+
+
 def make(
     section: str,
     variant: str,
@@ -63,7 +72,7 @@ def make(
 
     keep: the model is kept for the cells after it.
     """
-    config = recipe(base)
+    config = today(base)
     layers, width = shape
     values = {
         "num_layers": layers,

@@ -185,7 +185,8 @@ def test_what_decides_the_result_makes_another_run():
     rows = [_row(cell, 1)]
     assert find_row(rows, cell, 1) is not None
     assert find_row(rows, _cell(train=("/elsewhere/train",)), 1) is not None
-    for name, value in (("learning_rate", 0.5), ("sequence_length", 8), ("clip_norm", 0.5)):
+    for name, value in (("learning_rate", 0.5), ("sequence_length", 8), ("clip_norm", 0.5),
+                        ("full_precision", 0.5)):  # fmt: skip
         other = dataclasses.replace(cell, config={**cell.config, name: value})
         assert find_row(rows, other, 1) is None
     longer = dataclasses.replace(cell, config={**cell.config, "steps": 11})

@@ -113,6 +113,21 @@ def test_a_union_differs_from_its_matmul_free_twin_in_the_channel_mixer_only(
     assert 0.75 < trees.model.param_count() / glu.model.param_count() <= 1.0
 
 
+def test_the_box_is_what_the_study_found_and_its_twin_differs_in_the_model_only() -> None:
+    """benchmarks/results/2026-11-30-recipes-largest, the cells dense-30-gains and twin-gains."""
+    config, twin = recipe("box"), recipe("transformer_box")
+    model = config.model
+    assert (model.num_layers, model.hidden_size, model.intermediate_size) == (9, 640, 1600)
+    assert (model.vocab_size, config.sequence_length, config.batch_size) == (4096, 1024, 16)
+    assert (config.schedule, config.final_rate, config.weight_decay) == ("linear", 0.0, 0.1)
+    assert (config.full_precision, config.learning_rate) == (0.3, 3e-3)
+    assert config.steps * config.tokens_per_step == 329_990_144
+    differ = {text.split(":")[0] for text in differences(config, twin)}
+    assert differ == {"recipe", "learning_rate", "full_precision", "model.token_mixer",
+                      "model.linear", "model.num_heads"}  # fmt: skip
+    assert (twin.full_precision, twin.learning_rate) == (0.0, 1e-3)
+
+
 def test_published_encoder_settings() -> None:
     """config/arch/crammed-bert-fff.yaml and config/train/bert-o4.yaml of the authors."""
     config = recipe("ultrafastbert_1x11")

@@ -1,7 +1,7 @@
 """Train a MatMul-free language model, its Transformer++ twin, or an encoder, on your own text.
 
 RECIPE names the sizes and the schedule: cpu_minute (a million parameters, a minute on two cores),
-box (packs to 16 MB), mmfree_370m, mmfree_1_3b, mmfree_2_7b (the published ones), and the baseline
+box (packs to 12 MB), mmfree_370m, mmfree_1_3b, mmfree_2_7b (the published ones), and the baseline
 of each under transformer_...; encoders, which guess hidden words and which `nomatmul finetune` then
 teaches a task: encoder_cpu_minute, ultrafastbert_1x11, ultrafastbert_128x4, and their dense twins
 bert_cpu_minute and crammedbert. `nomatmul recipes` lists them all. Single settings are changed by

@@ -20,7 +20,7 @@ from nomatmul.evaluate.flops import training_flops
 from nomatmul.evaluate.rows import read_rows, renamed
 from nomatmul.evaluate.variants import Variant, default_names, make_variant, variant_config
 from nomatmul.formats.files.directory import write_json
-from nomatmul.train.config import FREE_FIELDS, RETIRED_OPTIONS, TrainConfig
+from nomatmul.train.config import FREE_FIELDS, LATER_OPTIONS, RETIRED_OPTIONS, TrainConfig
 from nomatmul.train.metrics import Console, preparing_words
 from nomatmul.train.prepare import DataArgs, build, check_inputs, open_built, with_token_ids
 from nomatmul.train.tokenizer import load_tokenizer
@@ -248,8 +248,13 @@ def identity(
     config: dict[str, Any], train: Sequence[str], valid: Sequence[str], eval_tokens: int
 ) -> str:
     """A short hash of all that decides the result of a seed, apart from seed and steps."""
-    # With the options that are gone, so that rows of older runs are found.
-    values = RETIRED_OPTIONS | {k: v for k, v in config.items() if k not in _NOT_IDENTITY}
+    # With the options that are gone and without those that came later, so that rows of older
+    # runs are found.
+    values = RETIRED_OPTIONS | {
+        name: value
+        for name, value in config.items()
+        if name not in _NOT_IDENTITY and LATER_OPTIONS.get(name) != value
+    }
     # Directories differ between machines, what lies in them does not: names only.
     facts = [
         values,

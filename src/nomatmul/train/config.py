@@ -32,6 +32,9 @@ FFF_FIELDS = ("fff_balance", "fff_route_gradient")
 # Options that nomatmul no longer has, and their values in runs that did not use them.
 RETIRED_OPTIONS = {"fff_hardening": 0.0, "fff_region_leak": 0.0, "fff_hard_at": 0.0}
 
+# Options that older versions did not have, and what they did.
+LATER_OPTIONS = {"full_precision": 0.0, "teacher_share": 0.0, "temperature": 1.0}
+
 # Fields that change what is printed and kept, never what is learnt: free to differ on a resume.
 FREE_FIELDS = MACHINE_FIELDS | frozenset(
     {
