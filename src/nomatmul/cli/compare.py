@@ -146,7 +146,7 @@ def _train(options: Options, out: Path) -> dict:
     require_train("compare, which trains models,")  # its absence is one line
     from nomatmul.evaluate.compare import CompareOptions, compare
     from nomatmul.formats.cpus import usable_cpus
-    from nomatmul.train.config import apply_overrides
+    from nomatmul.train.overrides import apply_overrides
     from nomatmul.train.recipes import recipe
     from nomatmul.train.signals import StopSignals
 

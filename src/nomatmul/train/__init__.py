@@ -12,9 +12,10 @@ from nomatmul._extras import require_train
 
 if TYPE_CHECKING:
     from nomatmul.train.args import TrainArgs
-    from nomatmul.train.config import TrainConfig, apply_overrides
+    from nomatmul.train.config import TrainConfig
     from nomatmul.train.job import RunResult, run
     from nomatmul.train.main import main
+    from nomatmul.train.overrides import apply_overrides
     from nomatmul.train.recipes import RECIPES, recipe
 
 __all__ = [
@@ -35,7 +36,7 @@ _HOMES = {
     "run": "job",
     "TrainArgs": "args",
     "TrainConfig": "config",
-    "apply_overrides": "config",
+    "apply_overrides": "overrides",
     "main": "main",
 }
 

@@ -48,7 +48,7 @@ class TrainArgs:
 
     def config(self) -> TrainConfig:
         """The recipe with the command's overrides. Raises ValueError naming what is wrong."""
-        from nomatmul.train.config import apply_overrides
+        from nomatmul.train.overrides import apply_overrides
         from nomatmul.train.recipes import recipe
 
         return apply_overrides(recipe(self.recipe), self.overrides())

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from nomatmul._extras import require_train
 from nomatmul.train.args import TrainArgs
-from nomatmul.train.config import TrainConfig, apply_overrides
+from nomatmul.train.config import TrainConfig
+from nomatmul.train.overrides import apply_overrides
 from nomatmul.train.recipes import recipe
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from nomatmul.formats.hub import local_path
 from nomatmul.formats.linear_dials import SCALE_GROUPS
 from nomatmul.formats.runs import find_checkpoint
 from nomatmul.train.args import TrainArgs
-from nomatmul.train.config import TrainConfig, apply_overrides
+from nomatmul.train.config import TrainConfig
+from nomatmul.train.overrides import apply_overrides
 
 SCALE_GROUP = 128
 """Inputs that share a scale where nothing else is said: what the formats of others store."""
