@@ -15,10 +15,10 @@ from pathlib import Path
 from nomatmul.convert.export_gguf import ACTIVATIONS, export_gguf, ternary_type
 from nomatmul.convert.export_gguf import EMBEDDINGS as GGUF_EMBEDDINGS
 from nomatmul.convert.export_gguf import TYPES as GGUF_TYPES
-from nomatmul.convert.export_scales import Rounding
+from nomatmul.convert.export_rounding import Rounding
 from nomatmul.convert.export_tokenizer import vocabulary_metadata
 from nomatmul.convert.export_unpacked import EMBEDDINGS as UNPACKED_EMBEDDINGS
-from nomatmul.convert.export_unpacked import export_unpacked, parameters
+from nomatmul.convert.export_unpacked import export_unpacked
 from nomatmul.convert.exportable import ExportSource
 from nomatmul.convert.packing import Progress, pack
 from nomatmul.convert.source import find_checkpoint, source_tokenizer, text_config
@@ -118,7 +118,7 @@ def _result(
         to=to,
         type=kind,
         family=source.family,
-        parameters=parameters(source),
+        parameters=source.parameters,
         source_bytes=_bytes(source.path),
         exported_bytes=_bytes(target),
         tokenizer=tokenizer,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nomatmul.convert.check_text import DEFAULT_TEXT
 from nomatmul.engine.text import byte_alphabet
@@ -55,6 +56,7 @@ PROBES = (
     " ",
 )
 _SEQUENCE = "Sequence"
+_UNMERGED = -1e6  # the score of a token that no merge makes: no one reads it
 
 
 def vocabulary_metadata(
@@ -190,26 +192,38 @@ def _sentencepiece(
             types[i] = BYTE
         if name == unknown:
             types[i] = UNKNOWN
-    ids = {name: i for i, name in enumerate(names)}
-    scores = np.full(len(names), -1e6, np.float32)
-    made: list[str] = []
-    for pair in model["merges"]:
-        left, right = pair.split(" ", 1) if isinstance(pair, str) else pair
-        if not made or made[-1] != left + right:
-            made.append(left + right)
-    if len(set(made)) < len(made):
-        twice = next(piece for i, piece in enumerate(made) if piece in made[:i])
-        raise ValueError(
-            f"{path} makes the token {twice!r} by merges of several ranks; a SentencePiece"
-            " vocabulary, which a GGUF file has instead, gives each token one score"
-        )
-    scores[[ids[piece] for piece in made]] = -np.arange(len(made), dtype=np.float32)
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": DEFAULT,
-        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.scores": _scores(model["merges"], names, path),
         "tokenizer.ggml.add_space_prefix": prefix,
     }
+
+
+def _scores(merges: list[Any], names: list[str], path: Path) -> NDArray[np.float32]:
+    """A score for each token, by which its merges get the ranks that they have.
+
+    Merges that make one token lie together, or among those of tokens of the same score: of these
+    the longer left parts come first, then the longer right ones.
+    """
+    pairs = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in merges]
+    last = {left + right: i for i, (left, right) in enumerate(pairs)}
+    ids = {name: i for i, name in enumerate(names)}
+    scores = np.full(len(names), _UNMERGED, np.float32)
+    until, score = -1, 1
+    before = (-1, 0, 0)
+    for i, (left, right) in enumerate(pairs):
+        score -= i > until
+        until = max(until, last[left + right])
+        key = (-score, -len(left), -len(right))
+        if key < before:
+            raise ValueError(
+                f"{path} merges {left!r} and {right!r} too late for one score a token, which is"
+                " what a GGUF file has (--to unpacked keeps tokenizer.json)"
+            )
+        before = key
+        scores[ids[left + right]] = score
+    return scores
 
 
 def _space_prefix(document: JsonObject, path: Path) -> bool:
@@ -236,6 +250,10 @@ def _special(
 ) -> dict[str, Any]:
     ends = config.end_token_ids
     ids: dict[str, int | None] = dict(zip(("eos", "eot", "eom"), ends, strict=False))
+    if not ends:
+        warnings.warn(
+            "the model has no end token; llama.cpp then takes one of its own", stacklevel=3
+        )
     lost = [names[i] for i in ends[3:] if names[i] not in END_NAMES]
     if lost:
         warnings.warn(f"llama.cpp will not end at {', '.join(map(repr, lost))}", stacklevel=3)

@@ -6,34 +6,31 @@ number. Other tensors are float16 or bfloat16 where that loses nothing, else flo
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from nomatmul.convert.export_scales import Rounding, fits_half
+from nomatmul.convert.export_rounding import Rounding, exact_type, fits_half, stored_floats
 from nomatmul.convert.exportable import ExportSource, steps
 from nomatmul.convert.matrices import Floats
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.files.atomic import write_file
 from nomatmul.formats.files.directory import new_directory
-from nomatmul.formats.files.quantised import Quantised
-from nomatmul.formats.files.safetensors import bytes_of, header_bytes
+from nomatmul.formats.files.gguf_types import Bytes
+from nomatmul.formats.files.safetensors import header_bytes
 from nomatmul.formats.generation_config import GENERATION_FILE
 from nomatmul.formats.packed.writer import tokenizer_bundle
 from nomatmul.formats.published.gguf_tokenizer import around_texts
 from nomatmul.formats.published.llama_write import PublishedTensor, published_config
-from nomatmul.formats.quantise import fits_float16, to_bfloat16, to_float16
 from nomatmul.formats.tokenizer import JSON_FILE, tokenizer_from_bytes
 from nomatmul.formats.tokenizer_config import CONFIG_FILE
 
 EMBEDDINGS = ("auto", "f32", "f16", "bf16")
 _OUTER = ("model.embed_tokens.weight", "lm_head.weight")
-_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 Progress = Callable[[int, int, str], None]
@@ -60,12 +57,11 @@ def export_unpacked(
     files = _files(published_config(source.config, dtype), tokenizer, text)
     header = header_bytes({t.name: (t.dtype, t.shape) for t in tensors}, {"format": "pt"})
 
-    def content() -> Iterator[bytes | memoryview]:
+    def content() -> Iterator[bytes | Bytes]:
         yield header
         for done, tensor in enumerate(tensors):
             progress(done, len(tensors), tensor.name)
-            for block in tensor.blocks():
-                yield bytes_of(np.ascontiguousarray(block))
+            yield from tensor.blocks()
         progress(len(tensors), len(tensors), "")
 
     with new_directory(out) as directory:
@@ -84,26 +80,16 @@ class _Tensor:
         self.source, self.tensor, self.rounding = source, tensor, rounding
         self.name, self.shape = tensor.name, tensor.shape
         self._kind = source.kind(tensor)
-        asked = asked if self.name in _OUTER and self._kind != "ternary" else "auto"
-        self.dtype = _DTYPES[asked] if asked != "auto" else self._exact()
-        self._rounds = asked != "auto" and self.dtype != "F32"
+        if self._kind == "ternary":
+            self.dtype = _ternary_dtype(source.quantised(tensor).scale)
+        elif self.name in _OUTER and asked != "auto":
+            self.dtype = asked.upper()
+        else:
+            self.dtype = exact_type(self._floats())
 
-    def blocks(self) -> Iterator[NDArray[Any]]:
+    def blocks(self) -> Iterator[Bytes]:
         """Blocks of rows as they are stored."""
-        for block in self._floats():
-            stored: NDArray[Any] = block
-            if self.dtype == "F16":
-                stored = to_float16(block)
-                if not np.isfinite(stored).all():
-                    raise ValueError(
-                        f"{self.name}: float16 cannot hold {np.abs(block).max():g}, only up to"
-                        " 65504 (--embedding bf16 can)"
-                    )
-            elif self.dtype == "BF16":
-                stored = to_bfloat16(block)
-            yield stored
-        if self._rounds:
-            self.rounding.floats[self.name] = f"rounded to {_NAMES[self.dtype]}"
+        return stored_floats(self.name, self.dtype, self._floats(), self.rounding)
 
     def _floats(self) -> Iterator[Floats]:
         if self._kind == "float":
@@ -111,24 +97,16 @@ class _Tensor:
             return
         held = self.source.quantised(self.tensor)
         if self._kind == "ternary" and self.dtype == "F16":
-            half = self.rounding.half(self.name, held.scale).astype(np.float32)
-            held = Quantised(held.kind, held.shape, held.group, half, held.read)
-        for rows in steps(held.shape):
-            yield held.floats(rows)
+            scale = self.rounding.half(self.name, held.scale).astype(np.float32)
+            held = dataclasses.replace(held, scale=scale)
+        yield from (held.floats(rows) for rows in steps(held.shape))
 
-    def _exact(self) -> str:
-        if self._kind == "ternary":
-            scale = self.source.quantised(self.tensor).scale
-            if fits_float16(scale) or fits_half(scale):
-                return "F16"
-            return "F32" if np.any(scale.view(np.uint32) & 0xFFFF) else "BF16"
-        half = brain = True
-        for block in self._floats():
-            half = half and fits_float16(block)
-            brain = brain and not np.any(block.view(np.uint32) & 0xFFFF)
-            if not half and not brain:
-                return "F32"
-        return "F16" if half else "BF16"
+
+def _ternary_dtype(scale: Floats) -> str:
+    """float16 where it loses no more of the scales than its 11 bits allow, else what is exact."""
+    if fits_half(scale):
+        return "F16"
+    return exact_type([scale])
 
 
 def _files(values: dict[str, Any], tokenizer: Path | None, text: ModelConfig) -> dict[str, bytes]:
@@ -164,8 +142,3 @@ def _with_start(data: bytes, start: int | None, path: Path) -> bytes:
 
 def _json(values: dict[str, Any]) -> bytes:
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
-
-
-def parameters(source: ExportSource) -> int:
-    """Weights of all published tensors."""
-    return sum(math.prod(tensor.shape) for tensor in source.tensors.values())

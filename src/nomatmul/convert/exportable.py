@@ -6,6 +6,7 @@ the model's own quantiser where they are latent floats. Legend: N/K rows and col
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeGuard
@@ -53,6 +54,11 @@ class ExportSource:
     def int8_activations(self) -> bool:
         """Whether the model's linears quantise their inputs a token, which floats do not do."""
         return self.config.linear == "ternary" and not self.config.scale_group
+
+    @property
+    def parameters(self) -> int:
+        """Weights of all published tensors."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
     def kind(self, tensor: PublishedTensor) -> str:
         """ "ternary", "int8" (values and scales that the source holds), or "float"."""
@@ -112,13 +118,21 @@ def _packed_floats(reader: PackedReader, tensor: PublishedTensor) -> Floats:
 
 
 def _packed_matrix(reader: PackedReader, ours: str, *, ternary: bool) -> Quantised:
-    values, scale = reader.matrix(ours.removesuffix(".weight"))
-    assert scale is not None
-    whole = values.astype(np.int8, copy=False)
-    rows, columns = whole.shape
+    """A matrix of a packed directory, whose values are unpacked when they are first read."""
+    matrix = _stored(reader, ours)
+    assert matrix.scale is not None
+    scale = reader.read(matrix.scale).astype(np.float32, copy=False)
+    rows, columns = matrix.shape
     group = columns // scale.shape[1] if scale.ndim == 2 else 0
-    kind = "ternary" if ternary else "int8"
-    return Quantised(kind, (rows, columns), group, scale, lambda part: whole[part])
+    unpacked: list[NDArray[np.int8]] = []
+
+    def read(part: slice) -> NDArray[np.int8]:
+        if not unpacked:
+            values, _ = reader.matrix(ours.removesuffix(".weight"))
+            unpacked.append(values.astype(np.int8, copy=False))
+        return unpacked[0][part]
+
+    return Quantised("ternary" if ternary else "int8", (rows, columns), group, scale, read)
 
 
 def _is_float(values: NDArray[np.int8] | Floats) -> TypeGuard[Floats]:
