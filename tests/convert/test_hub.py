@@ -25,8 +25,10 @@ from model_files import write_published, write_tokenizer
 import nomatmul
 from nomatmul import cli
 from nomatmul.convert import pack
+from nomatmul.convert.export import export
 from nomatmul.convert.hub import packed_directory
 from nomatmul.formats.chat_template import find_template
+from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.generation_config import sampling_defaults
 from nomatmul.formats.hub import download, local_path
@@ -218,6 +220,10 @@ def test_a_gguf_file_is_packed_with_what_it_holds(hub, tmp_path):
     assert sampling_defaults(packed) == {"top_k": 7}
     assert load_tokenizer(packed).token_to_id("<|im_end|>") == 39
     assert packed_directory("hf:owner/g/m-TQ2_0.gguf") == packed
+    export("hf:owner/g/m-TQ2_0.gguf", tmp_path / "unpacked")
+    assert sampling_defaults(tmp_path / "unpacked") == {"top_k": 7}
+    assert find_template(tmp_path / "unpacked") == "{{ messages[0].content }}"
+    assert open_checkpoint(tmp_path / "unpacked").config.qk_norm
     assert hub.downloads("other.gguf") == []
 
 

@@ -58,3 +58,21 @@ def test_scales_of_another_shape(rng):
         _, matrix = quantised(rng, 5, 64, scale, group)
         with pytest.raises(FormatError, match="do not fit 5 rows of 64 inputs"):
             matrix.checked("q_proj")
+
+
+@pytest.mark.parametrize(
+    ("scale", "group", "rows"),
+    [
+        ([0.5], 0, (2, 5)),
+        ([0.5, 2.0], 0, (3, 6)),
+        ([0.5, 2.0], 0, (4, 6)),
+        (np.arange(1, 13).reshape(6, 2), 32, (1, 4)),
+    ],
+)
+def test_a_part_is_a_matrix_of_its_own(rng, scale, group, rows):
+    values, matrix = quantised(rng, 6, 64, scale, group)
+    part = matrix.part(slice(*rows)).checked("part")
+    np.testing.assert_array_equal(part.floats(), matrix.floats()[slice(*rows)])
+    np.testing.assert_array_equal(part.read(slice(1, None)), values[rows[0] + 1 : rows[1]])
+    inner = part.part(slice(1, 2))
+    np.testing.assert_array_equal(inner.floats(), matrix.floats()[rows[0] + 1 : rows[0] + 2])

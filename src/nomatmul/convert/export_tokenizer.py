@@ -55,7 +55,7 @@ PROBES = (
     "a",
     " ",
 )
-_SEQUENCE = "Sequence"
+_SEQUENCE, _METASPACE = "Sequence", "Metaspace"
 _UNMERGED = -1e6  # the score of a token that no merge makes: no one reads it
 
 
@@ -84,7 +84,9 @@ def vocabulary_metadata(
     found |= _special(config, start, document, names)
     if (template := find_template(path.parent)) is not None:
         found["tokenizer.chat_template"] = template
-    _compare(tokenizer, found, path)
+    metaspace = (document["pre_tokenizer"] or {}).get("type") == _METASPACE
+    texts = [text for text in PROBES if not (metaspace and text.startswith(" "))]
+    _compare(tokenizer, found, texts, path)
     return found
 
 
@@ -102,7 +104,7 @@ def _tokens(tokenizer: Tokenizer, size: int) -> tuple[list[str], list[int]]:
 def _kind(document: JsonObject, names: list[str], types: list[int], path: Path) -> dict[str, Any]:
     patterns = _patterns(document["pre_tokenizer"])
     if patterns is not None:
-        return _byte_level(document, patterns, names, path)
+        return _byte_level(document, patterns, path)
     return _sentencepiece(document, names, types, path)
 
 
@@ -127,12 +129,11 @@ def _pattern(part: JsonObject) -> str | None:
     return None
 
 
-def _byte_level(
-    document: JsonObject, patterns: tuple[str, ...], names: list[str], path: Path
-) -> dict[str, Any]:
+def _byte_level(document: JsonObject, patterns: tuple[str, ...], path: Path) -> dict[str, Any]:
     _check_normaliser(document["normalizer"], path)
     model = document["model"]
-    if patterns == (SINGLE_DIGITS,) and not _joins_digits(names):
+    merges = _pairs(model["merges"])
+    if patterns == (SINGLE_DIGITS,) and not _joins_digits(merges):
         patterns = (GPT2,)  # cuts numbers less, but nothing merges what it leaves together
     whole = bool(model.get("ignore_merges"))
     name = next(
@@ -148,11 +149,10 @@ def _byte_level(
             f"{path} cuts texts by {' then '.join(map(repr, patterns))}, for which llama.cpp has no"
             " name (--to unpacked keeps tokenizer.json)"
         )
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": name,
-        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.merges": [f"{left} {right}" for left, right in merges],
     }
 
 
@@ -170,11 +170,17 @@ def _check_normaliser(normaliser: JsonObject | None, path: Path) -> None:
     )
 
 
-def _joins_digits(names: Sequence[str]) -> bool:
-    """Whether a token of a byte-level vocabulary holds a digit beside another."""
+def _pairs(merges: list[Any]) -> list[tuple[str, str]]:
+    """The merges of a tokenizer.json, which has pairs or, in older files, lines."""
+    pairs = (pair.split(" ", 1) if isinstance(pair, str) else pair for pair in merges)
+    return [(left, right) for left, right in pairs]
+
+
+def _joins_digits(merges: list[tuple[str, str]]) -> bool:
+    """Whether a merge of a byte-level vocabulary makes a token with a digit beside another."""
     letters = byte_alphabet()
-    for name in names:
-        spelt = bytes(letters[letter] for letter in name if letter in letters)
+    for left, right in merges:
+        spelt = bytes(letters[letter] for letter in left + right)
         digits = [unicodedata.category(c).startswith("N") for c in spelt.decode("utf-8", "ignore")]
         if any(a and b for a, b in itertools.pairwise(digits)):
             return True
@@ -195,18 +201,17 @@ def _sentencepiece(
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": DEFAULT,
-        "tokenizer.ggml.scores": _scores(model["merges"], names, path),
+        "tokenizer.ggml.scores": _scores(_pairs(model["merges"]), names, path),
         "tokenizer.ggml.add_space_prefix": prefix,
     }
 
 
-def _scores(merges: list[Any], names: list[str], path: Path) -> NDArray[np.float32]:
+def _scores(pairs: list[tuple[str, str]], names: list[str], path: Path) -> NDArray[np.float32]:
     """A score for each token, by which its merges get the ranks that they have.
 
     Merges that make one token lie together, or among those of tokens of the same score: of these
     the longer left parts come first, then the longer right ones.
     """
-    pairs = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in merges]
     last = {left + right: i for i, (left, right) in enumerate(pairs)}
     ids = {name: i for i, name in enumerate(names)}
     scores = np.full(len(names), _UNMERGED, np.float32)
@@ -229,9 +234,15 @@ def _scores(merges: list[Any], names: list[str], path: Path) -> NDArray[np.float
 def _space_prefix(document: JsonObject, path: Path) -> bool:
     """Whether a text gets a space in front. Raises ValueError for what is not SentencePiece's."""
     cuts, normaliser = document["pre_tokenizer"], document["normalizer"]
-    if cuts is not None and normaliser is None and cuts["type"] == "Metaspace":
+    if cuts is not None and normaliser is None and cuts["type"] == _METASPACE:
         if cuts["replacement"] == SPACE and not cuts.get("split", True):
-            return bool(cuts.get("prepend_scheme") != "never")
+            prefix = bool(cuts.get("prepend_scheme") != "never")
+            if prefix:
+                warnings.warn(
+                    f"{path} puts no space before a text that begins with one; llama.cpp does",
+                    stacklevel=6,
+                )
+            return prefix
     elif cuts is None and normaliser is not None:
         steps = normaliser["normalizers"] if normaliser["type"] == _SEQUENCE else [normaliser]
         plain = [{k: v for k, v in step.items() if k in ("type", "prepend")} for step in steps]
@@ -268,11 +279,13 @@ def _special(
     }
 
 
-def _compare(tokenizer: Tokenizer, metadata: dict[str, Any], path: Path) -> None:
+def _compare(
+    tokenizer: Tokenizer, metadata: dict[str, Any], texts: Sequence[str], path: Path
+) -> None:
     """Raise ValueError where the written tokenizer would give other ids than the model's own."""
     read = {k: v.item() if isinstance(v, np.generic) else v for k, v in metadata.items()}
     written = tokenizer_from_bytes(tokenizer_files(read, path)[JSON_FILE], path)
-    for text in PROBES:
+    for text in texts:
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         found = written.encode(text, add_special_tokens=False).ids
         if ids != found:

@@ -31,6 +31,7 @@ from nomatmul.formats.tokenizer_config import CONFIG_FILE
 
 EMBEDDINGS = ("auto", "f32", "f16", "bf16")
 _OUTER = ("model.embed_tokens.weight", "lm_head.weight")
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 Progress = Callable[[int, int, str], None]
@@ -111,11 +112,13 @@ def _ternary_dtype(scale: Floats) -> str:
 
 def _files(values: dict[str, Any], tokenizer: Path | None, text: ModelConfig) -> dict[str, bytes]:
     found = {"config.json": _json(values)}
-    ids = {k: values[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    found[GENERATION_FILE] = _json({k: v for k, v in ids.items() if v is not None})
+    ids = {k: v for k in _TOKENS if (v := values[k]) is not None}
+    bundle = {} if tokenizer is None else tokenizer_bundle(tokenizer, text)
+    # transformers ends a text at the tokens that this file names, whatever config.json says
+    sampling = json.loads(bundle.pop(GENERATION_FILE, b"{}"))
+    found[GENERATION_FILE] = _json({**sampling, **ids})
     if tokenizer is None:
         return found
-    bundle = tokenizer_bundle(tokenizer, text)
     bundle[JSON_FILE] = _with_start(bundle[JSON_FILE], text.bos_token_id, tokenizer)
     names = json.loads(bundle[CONFIG_FILE])
     names["add_bos_token"] = text.bos_token_id is not None

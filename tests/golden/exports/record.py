@@ -5,8 +5,9 @@
 
 Training writes NAME, packed directories of decoders of 2 layers of width 256 that read the
 repository's own pages (docs/*.md). Recording exports each as a GGUF file of the name's type and
-writes logits.safetensors: NAME.ids, NAME.logits [T, V] (float16), and in its metadata NAME.sha256 of
-the file that llama.cpp read, and NAME.text, with which it went on (JSON).
+writes logits.safetensors: NAME.ids of a text, NAME.logits [T, V] (float16) of its first T tokens;
+in its metadata the text, NAME.sha256 of the file that llama.cpp read, and NAME.written, with which
+it went on behind PROMPT (texts as JSON).
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def train(name: str, text: Path, work: Path) -> None:
     pack(out, HERE / name, embedding="bf16", check=False)
 
 
-def record(name: str, work: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def record(name: str, text: str, work: Path) -> tuple[dict[str, Any], dict[str, str]]:
     from llama_cpp import Llama
 
     from nomatmul.convert.export import export
@@ -70,18 +71,17 @@ def record(name: str, work: Path) -> tuple[dict[str, Any], dict[str, str]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # int8 activations a token
         export(HERE / name, path, type=MODELS[name][1])
-    text = (DOCS / "numerics.md").read_text("utf-8")[:2000]
     options = {"n_ctx": 256, "logits_all": True, "verbose": False, "n_threads": 1}
     model = Llama(str(path), type_k=0, type_v=0, **options)  # float32 keys and values
-    ids = model.tokenize(text.encode(), add_bos=True, special=False)[:POSITIONS]
-    model.eval(ids)
-    logits = np.array(model.scores[: len(ids)], np.float16)
+    ids = model.tokenize(text.encode(), add_bos=True, special=False)
+    model.eval(ids[:POSITIONS])
+    logits = np.array(model.scores[:POSITIONS], np.float16)
     written = model(PROMPT, max_tokens=40, temperature=0.0)["choices"][0]["text"]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     print(name, path.stat().st_size, digest[:8], repr(written))
     return {f"{name}.ids": np.array(ids), f"{name}.logits": logits}, {
         f"{name}.sha256": digest,
-        f"{name}.text": json.dumps(written),
+        f"{name}.written": json.dumps(written),
     }
 
 
@@ -94,9 +94,10 @@ def main() -> None:
             for name in MODELS:
                 train(name, text, work)
             return
-        tensors, metadata = {}, {}
+        text = (DOCS / "numerics.md").read_text("utf-8")[:1500]
+        tensors, metadata = {}, {"text": json.dumps(text)}
         for name in MODELS:
-            found, words = record(name, work)
+            found, words = record(name, text, work)
             tensors |= found
             metadata |= words
         save_file(tensors, HERE / "logits.safetensors", metadata)
