@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nomatmul.engine.loading import BOX
 from nomatmul.serve.app import create_app
-from nomatmul.serve.models import ServedModel
+from nomatmul.serve.models import BOX_NAME, ServedModel
 from nomatmul.serve.options import ServeOptions
 from nomatmul.serve.run import http_server, listening, url_of
 from nomatmul.serve.security import protect
@@ -41,8 +42,10 @@ def running_server(
     models: dict[str, ServedModel] | None = None,
     grace: float = 0.0,
 ) -> Iterator[Running]:
-    """A server in a thread: of the box model, of those that the options name, or of `models`."""
+    """A server in a thread: of the box's base, of those that the options name, or of `models`."""
     options = replace(options or ServeOptions(threads=1), port=0)
+    if models is None and not options.models:
+        options = replace(options, models=(f"{BOX_NAME}={BOX}",))
     with listening(options.host, 0) as listener:
         server = Server(options)
         server.start(models)

@@ -116,7 +116,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    lm = load_model(options)
+    lm = load_model(options, talking=True)
     chat = Conversation(lm, options)
     if sys.stdin.isatty():
         print(f"{chat.greeting} /help lists commands.", file=sys.stderr)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,18 +43,33 @@ def before_numpy() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
-def load_model(options: Any) -> LanguageModel:
-    """The model that the options name, as soon as possible: its first token is waited for."""
+def load_model(options: Any, *, talking: bool = False) -> LanguageModel:
+    """The model that the options name, as soon as possible: its first token is waited for.
+
+    talking: without a name it is the box's talking model, not its base.
+    """
     before_numpy()
     import nomatmul
 
     return nomatmul.load(
-        options.model,
+        _talking_directory() if talking and options.model is None else options.model,
         kind="language",
         threads=options.threads,
         device=options.device,
         kv=options.kv,
     )
+
+
+def _talking_directory() -> Path:
+    """Of the box's talking model; of its base where nothing could read the other's template."""
+    from nomatmul.engine.loading import BOX, TALKING_BOX, talking_directory
+
+    found = talking_directory()
+    if found == TALKING_BOX and importlib.util.find_spec("jinja2") is None:
+        how = 'to talk with the other one: pip install "nomatmul[chat]"'
+        print(f"note: the base of the box goes on from your words; {how}", file=sys.stderr)
+        return BOX
+    return found
 
 
 def sampling_of(options: Any) -> Sampling:

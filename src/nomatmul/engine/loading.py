@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from nomatmul.formats.config import ModelConfig
     from nomatmul.formats.encoder import EncoderReading
 
-# The model in the box lies in the package itself.
+# The models in the box lie in the package itself: the base, and the one that was tuned to talk.
 BOX = Path(__file__).resolve().parent.parent / "box"
+TALKING_BOX = BOX.with_name("box-talk")
 
 
 @overload
@@ -239,6 +240,14 @@ def model_directory(path: str | Path | None) -> Path:
     if not (BOX / "config.json").exists():
         raise ValueError("this installation carries no model; give the path of a packed model")
     return BOX
+
+
+def talking_directory() -> Path:
+    """The directory of the box's talking model; of its base where the package has none.
+
+    Raises ValueError where there is neither.
+    """
+    return TALKING_BOX if (TALKING_BOX / "config.json").exists() else model_directory(None)
 
 
 def _available_backend() -> str:

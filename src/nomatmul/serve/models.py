@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nomatmul._hub_names import is_hub_name, packed_directory
 from nomatmul.engine.language_model import LanguageModel
-from nomatmul.engine.loading import BOX, load
+from nomatmul.engine.loading import load, talking_directory
 from nomatmul.engine.sampling import Sampling
 from nomatmul.engine.state import Layout
 from nomatmul.formats.architecture import architecture_of
@@ -175,12 +175,13 @@ def stamps_of(directory: Path) -> Stamps:
 
 
 def model_paths(models: Sequence[str]) -> dict[str, Path]:
-    """{name: directory} of models as the command line gives them; the box where there is none.
+    """{name: directory} of models as the command line gives them; where there is none, the box's
+    talking model, or its base where the package has no other.
 
     Raises ValueError for a name that is given twice or cannot be one; see `load` for Hub names.
     """
     if not models:
-        return {BOX_NAME: BOX}
+        return {BOX_NAME: talking_directory()}
     found: dict[str, Path] = {}
     for text in models:
         name, separator, path = text.partition("=")
