@@ -19,6 +19,7 @@ Needs: pip install "nomatmul[bench,train]".
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import statistics
@@ -204,24 +205,25 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
-    machine = report.machine("")
-    folder = options.out or Path(__file__).parent / f"results/{machine['date']}-pareto"
-    rows = folder / "rows.jsonl"
+    folder = options.out or Path(__file__).parent / f"results/{datetime.date.today()}-pareto"
+    rows, about = folder / "rows.jsonl", folder / "machine.json"
     if not options.page:
         folder.mkdir(parents=True, exist_ok=True)
         rows.unlink(missing_ok=True)
-        began, loads = time.monotonic(), [os.getloadavg()[0]]
+        machine, began = report.machine(""), time.monotonic()
+        loads = [machine.pop("load_average")]
         for size in options.sizes.split(","):
             for row in measure(size, (TINY if options.tiny else SIZES)[size], options):
                 append_row(rows, row)
             loads.append(os.getloadavg()[0])
-        machine |= {"load_averages": loads, "seconds": time.monotonic() - began, "threads": 1}
-        settings = {"contexts": options.contexts, "prefill": options.prefill,
-                    "memory_at": options.memory_at, "rotated_bytes": options.rotated}  # fmt: skip
-        text = json.dumps({**machine, **settings}, indent=1) + "\n"
-        (folder / "machine.json").write_text(text)
+        machine |= {
+            "load_averages": loads, "seconds": time.monotonic() - began, "threads": 1,
+            "contexts": options.contexts, "prefill": options.prefill,
+            "memory_at": options.memory_at, "rotated_bytes": options.rotated,
+        }  # fmt: skip
+        about.write_text(json.dumps(machine, indent=1) + "\n")
     scores = [row for file in options.scores for row in read_rows(file)]
-    print(pareto_page.write(folder, read_rows(rows), scores))
+    print(pareto_page.write(folder, read_rows(rows), scores, json.loads(about.read_text())))
     return 0
 
 

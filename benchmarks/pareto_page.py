@@ -165,8 +165,11 @@ def _spread(values: Sequence[float]) -> str:
     return f"{low:,.0f} to {high:,.0f}"
 
 
-def write(folder: Path, rows: Sequence[Row], scores: Sequence[Row]) -> str:
-    """Write FOLDER/tables.md and, where matplotlib is installed, pareto.svg; returns the tables."""
+def write(folder: Path, rows: Sequence[Row], scores: Sequence[Row], about: Row) -> str:
+    """Write FOLDER/tables.md and, where matplotlib is installed, pareto.svg; returns the tables.
+
+    about: the machine, as pareto.py keeps it.
+    """
     found = points(rows, scores)
     box = [point for point in found if point.size == "box"]
     found = [point for point in found if point.size != "box"]
@@ -175,18 +178,26 @@ def write(folder: Path, rows: Sequence[Row], scores: Sequence[Row]) -> str:
         "The size of the box, 330M tokens": page(box) if box else "",
         "Every form in every engine": ways(rows),
     }
-    text = "\n".join(f"## {title}\n\n{table}" for title, table in tables.items() if table)
+    loads = ", ".join(f"{load:.1f}" for load in about["load_averages"])
+    text = (
+        f"# Packed MatMul-free models beside their twin, {about['date']}, {about['cpu']}\n\n"
+        f"`benchmarks/pareto.py`, commit {about['commit']}, llama-cpp-python"
+        f" {about['llama_cpp_python']}, one thread; load average {loads}, from size to size."
+        " [How it was measured](../README.md#equal-bytes-paretopy)\n\n"
+    )
+    text += "\n".join(f"## {title}\n\n{table}" for title, table in tables.items() if table)
     (folder / "tables.md").write_text(text, "utf-8")
     draw(found, folder / "pareto.svg")
     return text
 
 
-AXES = (
-    ("file, MB", lambda point: point.file / 1e6, "file of the weights"),
-    ("MB", lambda point: point.memory / 1e6, "memory added, sequence of 960 tokens"),
-    ("tokens/s", lambda point: point.rotated, "one thread, behind 512 tokens, out of cache"),
-    ("mJ a token", lambda point: 1e3 * point.joules, "energy, ESTIMATE (DDR4)"),
-)
+AXES = (  # unit, value, title, ticks
+    ("MB", lambda point: point.file / 1e6, "file of the weights", (4, 8, 16, 32, 64)),
+    ("MB", lambda point: point.memory / 1e6, "memory, sequence of 960 tokens", (8, 16, 32, 64)),
+    ("tokens/s", lambda point: point.rotated, "one thread, behind 512 tokens, out of cache",
+     (500, 1000, 2000, 4000)),
+    ("mJ", lambda point: 1e3 * point.joules, "energy a token, ESTIMATE", (0.5, 1, 2, 4, 8, 16)),
+)  # fmt: skip
 KINDS = (
     ("MLGRU, packed", "o", lambda point: point.model == "mlgru"),
     ("Transformer++, 4 bits", "v", lambda point: point.form.startswith("int4")),
@@ -202,12 +213,14 @@ def draw(found: Sequence[Point], path: Path) -> None:
         return
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "pareto", "font.size": 8})
     figure, axes = plt.subplots(1, 4, figsize=(12, 3.2), sharey=True)
-    for axis, (unit, value, title) in zip(axes, AXES, strict=True):
+    for axis, (unit, value, title, ticks) in zip(axes, AXES, strict=True):
         for label, marker, belongs in KINDS:
             chosen = [point for point in found if belongs(point)]
             axis.plot([value(point) for point in chosen], [point.bits for point in chosen],
                       marker, label=label, markersize=4, alpha=0.8)  # fmt: skip
         axis.set_xscale("log")
+        axis.set_xticks([], minor=True)
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.set_xlabel(unit)
         axis.set_title(title, fontsize=8)
         axis.grid(alpha=0.3)

@@ -1,6 +1,7 @@
 """Tables of the recipe study from its rows, to be put into a page whose words are written by hand.
 
     python studies/recipes/page.py benchmarks/results/DATE-recipes/rows.jsonl [--models FOLDER]
+    python studies/recipes/page.py benchmarks/results/DATE-recipes*/rows.jsonl --plot recipes.svg
 
 --models: the folder of the MODEL.tar.gz of the same run; a packed model's bytes are read there.
 """
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout
 from benchmarks.gpu_common import ROOT
 from nomatmul.evaluate.compare_report import table
 from nomatmul.evaluate.rows import read_rows
+from studies.recipes import plots
 
 TEXTS = ("wikipedia", "novels", "stories")
 SECOND = (
@@ -60,12 +62,9 @@ def like_base(row: Row, rows: list[Row]) -> bool:
     return all(near) and row["section"] != "teacher"
 
 
-def change_table(rows: list[Row], more: tuple[str, ...] = ()) -> list[str]:
-    """Each variant against `base`: mean of its seeds, difference, and the spread of the seeds.
-
-    The error of a difference comes from the seeds' spread over all variants that have two. more:
-    names of further fields, whose means are shown.
-    """
+def changes(rows: list[Row]) -> list[tuple[list[Row], float, float, float | None]]:
+    """(rows of the seeds, mean, difference to `base`, its standard error) of each variant, best
+    first; [] without a base. The error comes from the seeds' spread over all variants with two."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row["variant"], []).append(row)
@@ -73,21 +72,47 @@ def change_table(rows: list[Row], more: tuple[str, ...] = ()) -> list[str]:
         return []
     means = {name: statistics.fmean(map(clean_bits, group)) for name, group in groups.items()}
     spread = pooled(list(groups.values()))
-    lines = []
+    found = []
     for name in sorted(groups, key=lambda name: means[name]):
-        group, change = groups[name], means[name] - means["base"]
-        error = spread * (1 / len(group) + 1 / len(groups["base"])) ** 0.5 if spread else None
+        scale = (1 / len(groups[name]) + 1 / len(groups["base"])) ** 0.5
+        error = spread * scale if spread and name != "base" else None
+        found.append((groups[name], means[name], means[name] - means["base"], error))
+    return found
+
+
+def change_table(rows: list[Row], more: tuple[str, ...] = ()) -> list[str]:
+    """Each variant against `base`. more: names of further fields, whose means are shown."""
+    lines = []
+    for group, mean, change, error in changes(rows):
+        base = mean - change
         lines.append([
-            group[0]["label"], len(group), f"{group[0]['learning_rate']:g}", f"{means[name]:.4f}",
-            "-" if name == "base" else f"{change:+.4f} ({100 * change / means['base']:+.2f} %)",
-            f"{error:.4f}" if error and name != "base" else None,
+            group[0]["label"], len(group), f"{group[0]['learning_rate']:g}", f"{mean:.4f}",
+            "-" if change == 0 else f"{change:+.4f} ({100 * change / base:+.2f} %)",
+            f"{error:.4f}" if error else None,
             *(f"{statistics.fmean(r[f'bpb_{text}'] for r in group):.4f}" for text in TEXTS),
             f"{statistics.fmean(r['bpb_wikipedia-raw'] for r in group):.4f}",
             *(_mean(group, key) for key in more),
         ])  # fmt: skip
+    if not lines:
+        return []
     header = ["change", "seeds", "rate", "bits per byte", "against today's", "standard error",
               "Wikipedia", "novels", "stories", "Wikipedia, raw", *more]  # fmt: skip
     return table(header, lines)
+
+
+def plotted(rows: list[Row]) -> list[tuple[str, float, float]]:
+    """(label, percent against today's recipe, its standard error) of every change at the base's
+    size and tokens; each part of the study against its own base."""
+    parts = (
+        finished(rows, "recipe"),
+        [row for row in second(rows) if like_base(row, rows)],
+    )
+    return [
+        (group[0]["label"], 100 * change / (mean - change), 100 * error / (mean - change))
+        for part in parts
+        for group, mean, change, error in changes(part)
+        if error
+    ]
 
 
 def _mean(group: list[Row], key: str) -> str | None:
@@ -185,6 +210,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("rows", type=Path, nargs="*", help="later files may repeat earlier rows")
     parser.add_argument("--models", type=Path)
+    parser.add_argument("--plot", type=Path, help="draw the rows into this .svg")
     parser.add_argument("--tiny", action="store_true", help="dry run: the newest rows kept here")
     args = parser.parse_args(argv)
     if args.tiny:
@@ -195,6 +221,8 @@ def main(argv: list[str] | None = None) -> None:
     rows = [row for file in args.rows for row in read_rows(file)]
     unique = list({repr(row): row for row in rows}.values())
     print(page(unique, packed_bytes(args.models)))
+    if args.plot:
+        plots.draw(unique, plotted(unique), args.plot)
 
 
 if __name__ == "__main__":

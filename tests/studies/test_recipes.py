@@ -220,3 +220,17 @@ def test_the_tables_of_the_kept_rows_can_be_made_again(capsys):
     assert "today's recipe" in printed
     with pytest.raises(SystemExit):
         page.main([])
+
+
+def test_the_plot_is_made_of_the_rows_of_all_parts(tmp_path: Path) -> None:
+    kept = sorted((page.ROOT / "benchmarks/results").glob("*-recipes*/rows.jsonl"))
+    rows = [row for file in kept for row in read_rows(file)]
+    changes = {label: percent for label, percent, _ in page.plotted(rows)}
+    assert changes["Muon, the same rate"] == pytest.approx(0.49, abs=0.01)
+    assert changes["30 % full precision, small gains"] == pytest.approx(-1.19, abs=0.01)
+    assert "today's recipe" not in changes
+    page.main([*map(str, kept), "--plot", str(tmp_path / "recipes.svg")])
+    drawn = (tmp_path / "recipes.svg").read_text()
+    assert "Transformer++, half of the text" in drawn
+    assert "Muon, the same rate" in drawn
+    assert len(drawn) < 200_000
