@@ -134,6 +134,8 @@ def work(args: argparse.Namespace, cell: Cell, tokens: dict[str, str]) -> dict[s
         "cell": cell.name,
         **dataclasses.asdict(cell),
         "steps": config.steps,
+        "tokens_seen": config.steps * config.tokens_per_step,
+        "conversations": read_index(tokens["train"])["conversations"],
         "seconds": seconds,
         "valid_bits_per_byte": held[-1]["valid_bits_per_byte"],
         "packed_bytes": result.packed_bytes,
