@@ -1,7 +1,9 @@
-"""Zero-shot tasks of lm-evaluation-harness on local files, with a packed model.
+"""Zero-shot tasks of lm-evaluation-harness on local files, and texts, with a packed model: the
+scores of a card.
 
     python benchmarks/zero_shot.py --data DIR              # the model in the box, all rows
     python benchmarks/zero_shot.py --data DIR --limit 500  # the first rows of each task
+    python benchmarks/zero_shot.py --data DIR --texts wikitext-2/wiki.test.raw.bz2 --model PACKED
 
 The tasks are in tasks/, local_data.py there says which files of DIR they read. Needs the extra
 `eval`. Writes a table and every figure to benchmarks/results.
@@ -10,8 +12,10 @@ The tasks are in tasks/, local_data.py there says which files of DIR they read. 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
+import math
 import os
 import time
 from pathlib import Path
@@ -21,6 +25,9 @@ import report
 from dry_run import add_tiny, shrink, temporary
 from zero_shot_rows import TASKS, write_local_data
 
+from nomatmul.evaluate import score_text
+from nomatmul.formats.files.texts import read_text
+
 NAMES = (
     "arc_easy", "arc_challenge", "hellaswag", "lambada_openai", "openbook_qa", "piqa",
     "winogrande",
@@ -29,7 +36,7 @@ METRICS = ("acc", "acc_norm", "perplexity")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """{task: figures} and the seconds that all of them took, loading left out."""
+    """{task: figures}, {text: figures} and the seconds that all took, loading left out."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -47,6 +54,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         model, tasks=tasks, task_manager=manager, limit=options.limit, bootstrap_iters=100
     )
     assert found is not None
+    texts = {Path(file).name: _score(model.lm, file, options) for file in options.texts}
     seconds = time.monotonic() - start
     figures = {}
     for name, task in zip(options.tasks, tasks, strict=True):
@@ -63,6 +71,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "threads": model.lm.backend.threads,
         "bos": options.bos,
         "tasks": figures,
+        "texts": texts,
+    }
+
+
+def _score(model: Any, file: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Bits per byte, and perplexity a word: words are what white space divides, as the harness's
+    wikitext counts them (of a part of the text: in proportion to its bytes)."""
+    text = read_text(file)
+    score = score_text(model, text, max_tokens=options.max_tokens)
+    words = len(text.split()) * score.bytes / len(text.encode("utf-8"))
+    nats = score.bits_per_byte * math.log(2) * score.bytes
+    return {
+        **dataclasses.asdict(score),
+        "words": round(words),
+        "word_perplexity": math.exp(min(nats / words, 700.0)),
     }
 
 
@@ -91,6 +114,14 @@ def markdown(document: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
         *(_row(name, values) for name, values in found["tasks"].items()),
     ]
+    if found["texts"]:
+        lines += ["", "| text | tokens | bytes | bits per byte | perplexity a word |"]
+        lines += ["|---|---|---|---|---|"]
+        lines += [
+            f"| {name} | {score['tokens']:,} | {score['bytes']:,} | {score['bits_per_byte']:.4f}"
+            f" | {score['word_perplexity']:.1f} |"
+            for name, score in found["texts"].items()
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -119,6 +150,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", help="a packed directory; default: the model in the box")
     parser.add_argument("--tasks", nargs="+", choices=NAMES, default=list(NAMES), metavar="TASK")
     parser.add_argument("--limit", type=int, help="rows of each task; default: all")
+    parser.add_argument("--texts", nargs="+", default=[], help="files of text, .bz2 too")
+    parser.add_argument("--max-tokens", type=int, help="of each text; default: all")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--bos", action="store_true", help="a bos token before each text")
     parser.add_argument("--name", default="box", help="of the model, in the results' name")
@@ -129,6 +162,9 @@ def main(argv: list[str] | None = None) -> None:
         shrink(options, parser, threads=1, tasks=["piqa", "lambada_openai"], out=temporary())
         options.out.mkdir(parents=True, exist_ok=True)
         options.data = options.data or write_local_data(options.out)
+        if not options.texts:
+            (options.out / "words.txt").write_text("The king was old. The queen was young.\n")
+            options.texts = [str(options.out / "words.txt")]
     if options.data is None:
         parser.error("--data is needed: the directory of the tasks' files")
     machine = report.machine("")
@@ -144,6 +180,7 @@ def main(argv: list[str] | None = None) -> None:
     stem = options.out / f"{machine['date']}-zero-shot-{options.name}"
     stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
     stem.with_suffix(".md").write_text(markdown(document))
+    print(markdown(document))
     print(f"{stem}.md, {document['found']['seconds']:.0f} s")
 
 
