@@ -146,10 +146,14 @@ def test_values_are_the_models_and_scales_are_float16(
         assert torch.equal(layer.values.float(), values)
         assert torch.equal(layer.scale, layer.scale.half().float())
         torch.testing.assert_close(layer.scale, scale, rtol=2**-11, atol=0)
+    for table in (stored.embedding.weight, stored.head.weight):
+        assert torch.equal(table, table.half().float())
+    assert (stored.head.weight is stored.embedding.weight) == tokens.tie_embeddings
     expected = latent(ids()).logits
-    assert (stored(ids()).logits - expected).std() < 0.02 * expected.std()
+    bound = 0.02 if group else 0.06  # a rounded embedding turns roundings of int8 activations
+    assert (stored(ids()).logits - expected).std() < bound * expected.std()
     packed = at / "packed"
-    pack(at, packed, embedding="f32", check=False)
+    assert pack(at, packed, check=False).embedding == "f16"  # and loses nothing
     ours = nomatmul.load(packed, kv="f32").logits(ids()[0].tolist())
     bound = 0.05 if group else 0.002  # activations of groups are rounded by the engine alone
     assert (ours - stored(ids()).logits[0].numpy()).std() < bound * float(expected.std())

@@ -1,7 +1,8 @@
 """The model of a finished run as others keep it: ternary values and scales, never quantised again.
 
-Training's checkpoints hold latent floats. What is handed on holds each weight's value, and scales
-that float16 has, so that packing, GGUF and floats for transformers are the same model.
+Training's checkpoints hold latent floats. What is handed on holds each weight's value, and numbers
+that float16 has for scales, embedding and head, so that packing, GGUF and floats for transformers
+are the same model.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from nomatmul.models import CausalLM
 from nomatmul.models.stored import stored_state
 from nomatmul.train.model import no_progress_bars
 
+_TABLES = ("embedding.weight", "head.weight")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def with_values(model: CausalLM, tokens: ModelConfig | None = None) -> CausalLM:
     """A model that computes with the values of this one's latent weights and float16 scales.
 
-    Shares the other tensors. tokens: whose start, end and padding tokens it has. A model that has
+    Embedding and head are rounded to float16, too, where its range is enough; other tensors are
+    shared. tokens: whose start, end and padding tokens it has. A model that has
     values already keeps them.
     """
     config = copy.deepcopy(model.config)
@@ -38,7 +41,11 @@ def with_values(model: CausalLM, tokens: ModelConfig | None = None) -> CausalLM:
     config.stored_linears = True
     with torch.device("meta"):
         stored = CausalLM(config)
-    stored.load_state_dict(stored_state(model), assign=True)
+    state = stored_state(model)
+    for name in _TABLES:
+        if name in state and bool((short := state[name].half()).isfinite().all()):
+            state[name] = short.float()
+    stored.load_state_dict(state, assign=True)
     stored.tie_weights()
     assert not any(tensor.is_meta for tensor in nn.Module.state_dict(stored).values())
     return stored.eval()
