@@ -21,11 +21,12 @@ from nomatmul.models.hf.loading import check_finite
 from nomatmul.ops.loss import Taught, TeacherLogits
 from nomatmul.train.model import no_progress_bars
 from nomatmul.train.parallelize import compile_parts
-from nomatmul.train.plan import DevicePlan, runs_fused
+from nomatmul.train.plan import DevicePlan, records_by_default
 from nomatmul.train.teacher_files import TeacherFiles, find_teacher, first_line, not_causal
 
 _PROBE = 8  # tokens of the texts by which a teacher is tried
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+_NEAR = 1e-2  # a factor so near 1 is rounding
 _PARTS = 64  # blocks are alike but for their numbers, by which torch.compile tells them apart
 
 
@@ -64,7 +65,11 @@ class Teacher:
         files = find_teacher(teacher) if isinstance(teacher, str) else teacher
         opened = cls(_load(files, plan), files, plan, vocab_size)
         opened._try()
-        if opened.own and plan.memory == "device" and not runs_fused(files.model_config, plan):
+        if (
+            opened.own
+            and plan.memory == "device"
+            and not records_by_default(files.model_config, plan)
+        ):
             torch._dynamo.config.recompile_limit = max(_PARTS, torch._dynamo.config.recompile_limit)
             compile_parts(opened.model, "default")
         return opened
@@ -153,7 +158,9 @@ class Teacher:
         raw, wanted = raw[..., : self.vocab_size], wanted[..., : self.vocab_size]
         cap = getattr(self.files.config.get_text_config(), "final_logit_softcapping", None)
         factor = float((raw * wanted).sum() / raw.square().sum().clamp(min=1e-30))
-        for scale, soft in ((1.0, 0.0), (factor, 0.0), (1.0, float(cap or 0.0))):
+        factor = 1.0 if abs(factor - 1) < _NEAR else factor
+        # A cap that is far above these logits hardly shows in them: what the config says is first.
+        for scale, soft in ((1.0, float(cap or 0.0)), (factor, 0.0)):
             logits = raw * scale
             if _distance(torch.tanh(logits / soft) * soft if soft else logits, wanted) <= bound:
                 self._scale, self._cap = scale, soft
