@@ -40,6 +40,7 @@ from nomatmul.train.run_directory import check_out, refuse_differences, write_ru
 from nomatmul.train.shards import is_token_directory
 from nomatmul.train.signals import Stopped, StopSignals
 from nomatmul.train.start import Start
+from nomatmul.train.summary import summary
 from nomatmul.train.teacher import Teacher
 from nomatmul.train.teacher_files import TeacherFiles, find_teacher
 from nomatmul.train.trainer import Trainer
@@ -231,7 +232,7 @@ class _Job:
         optimizer = build_optimizer(model, config, plan)
         checkpoints = Checkpoints(self.out, config.checkpoint_keep, ranks, data.template)
         progress = self._resume(checkpoints, model, optimizer, override)
-        self.console.log(_summary(config, data, model, plan.device, ranks, self.teacher))
+        self.console.log(summary(config, data, model, plan.device, ranks, self.teacher))
         ranks.begin("starting")
         return Trainer(
             config,
@@ -306,29 +307,3 @@ def check_ranks(config: TrainConfig, ranks: int) -> None:
 
 def _status(number: int) -> str:
     return "interrupted" if number == signal.SIGINT else "stopped"
-
-
-def _summary(
-    config: TrainConfig,
-    data: Prepared,
-    model: TrainedModel,
-    device: torch.device,
-    ranks: Ranks,
-    teacher: Teacher | None,
-) -> str:
-    count = sum(parameter.numel() for parameter in model.parameters())
-    held = f", {len(data.valid):,} held out" if data.valid is not None else ""
-    epochs = config.steps * config.tokens_per_step / len(data.train)
-    length = (
-        f"{config.time_limit:g} seconds"
-        if config.time_limit > 0
-        else f"{config.steps:,} steps ({epochs:.2f} epochs)"
-    )
-    taught = ""
-    if teacher is not None:
-        taught = f"; teacher {teacher.files.path}: {teacher.parameters:,} parameters"
-    where = f"{ranks.size} x {device.type}" if ranks.many else str(device)
-    return (
-        f"{config.recipe}: {count:,} parameters on {where}; {len(data.train):,} tokens{held}; "
-        f"{config.tokens_per_step:,} tokens a step, {length}{taught}"
-    )
