@@ -81,7 +81,7 @@ def continuations(scorer: TorchScorer, openings: list[str], seed: int) -> list[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", type=Path, required=True)
-    parser.add_argument("--control", type=Path, required=True)
+    parser.add_argument("--control", type=Path, help="without one no lead is computed")
     parser.add_argument("--model", action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--held-out", type=Path, required=True)
     parser.add_argument("--trained-on", type=Path, nargs="+", required=True)
@@ -95,16 +95,17 @@ def main() -> None:
     openings = [" ".join(part.split()[:OPENING]) for part in documents]
     people = [" ".join(part.split()[OPENING : OPENING + LENGTH]) for part in documents]
     rows: dict[str, Any] = {"people": counts(people, known)}
-    models = {"teacher": args.teacher, "control": args.control}
+    models = {"teacher": args.teacher} | ({"control": args.control} if args.control else {})
     models |= {name: Path(place) for name, _, place in (text.partition("=") for text in args.model)}
     for name, place in models.items():
         scorer = TorchScorer.from_directory(find_checkpoint(place))
         bits = score_text(scorer, held_out.replace(BORDER, "\n")).bits_per_byte
         made = continuations(scorer, openings, args.seed)
         rows[name] = {"bits_per_byte": bits, **counts(made, known), "texts": made[:5]}
-    low, high = rows["teacher"]["bits_per_byte"], rows["control"]["bits_per_byte"]
     for name in models:
-        rows[name]["lead_kept"] = (high - rows[name]["bits_per_byte"]) / (high - low)
+        if args.control:
+            low, high = (rows[end]["bits_per_byte"] for end in ("teacher", "control"))
+            rows[name]["lead_kept"] = (high - rows[name]["bits_per_byte"]) / (high - low)
         print(name, {key: value for key, value in rows[name].items() if key != "texts"})
     print("people", rows["people"])
     args.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
