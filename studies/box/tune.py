@@ -215,10 +215,11 @@ def tiny_base(args: argparse.Namespace) -> None:
     for part in ("train", "valid"):
         file = write_conversations(args.chat / f"chat-{part}.jsonl", 40)
         (args.chat / f"{file.name}.bz2").write_bytes(bz2.compress(file.read_bytes()))
+    model = ModelConfig(vocab_size=300, hidden_size=32, num_layers=1, intermediate_size=32)
     config = dataclasses.replace(
-        recipe("box"), steps=1, warmup_steps=0, full_precision=0.0, sequence_length=16,
-        batch_size=4, micro_batch_size=4, sample_interval=0, diagnostics_interval=0, eval_tokens=100,
-        model=ModelConfig(vocab_size=300, hidden_size=32, num_layers=1, intermediate_size=32),
+        recipe("box"), model=model, steps=1, warmup_steps=0, full_precision=0.0,
+        sequence_length=16, batch_size=4, micro_batch_size=4, sample_interval=0,
+        diagnostics_interval=0, eval_tokens=100,
     )  # fmt: skip
     args.base = args.out / "base"
     data = [str(args.chat / "chat-train.jsonl")]
