@@ -22,6 +22,7 @@ from nomatmul.formats.chat_template import (
     TEMPLATE_FILE,
     ChatTemplate,
     find_template,
+    read_template,
 )
 from nomatmul.formats.files.atomic import write_file
 from nomatmul.formats.files.directory import write_json
@@ -80,6 +81,12 @@ def template_beside(tokenizer_file: str | Path | None) -> str:
         return DEFAULT_TEMPLATE
     path = Path(tokenizer_file)
     return find_template(path if path.is_dir() else path.parent) or DEFAULT_TEMPLATE
+
+
+def stored_template(directory: str | Path) -> str | None:
+    """The chat template of a token directory with conversations."""
+    file = Path(directory) / TEMPLATE_FILE
+    return read_template(file) if file.is_file() else None
 
 
 def token_names(tokenizer: Tokenizer) -> dict[str, str]:

@@ -17,7 +17,7 @@ from nomatmul.formats.files.atomic import write_file
 from nomatmul.formats.files.directory import remove_leftovers, write_json
 from nomatmul.formats.special_tokens import CHAT_TOKENS, mask_id, special_ids
 from nomatmul.train.config import TrainConfig
-from nomatmul.train.conversations import check_tokens, template_beside
+from nomatmul.train.conversations import check_tokens, stored_template, template_beside
 from nomatmul.train.documents import Source, begins_with_conversation, find_sources
 from nomatmul.train.pipes import refuse_repeated
 from nomatmul.train.shards import (
@@ -25,7 +25,6 @@ from nomatmul.train.shards import (
     build_shards,
     is_current,
     is_token_directory,
-    stored_template,
 )
 from nomatmul.train.tokenizer import (
     fingerprint,

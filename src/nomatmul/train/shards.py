@@ -23,22 +23,20 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tokenizers import Tokenizer
 
-from nomatmul.formats.chat_template import DEFAULT_TEMPLATE, TEMPLATE_FILE, read_template
+from nomatmul.formats.chat_template import DEFAULT_TEMPLATE, TEMPLATE_FILE
 from nomatmul.formats.cpus import usable_cpus
 from nomatmul.formats.files.atomic import write_file
 from nomatmul.formats.files.directory import write_json
-from nomatmul.formats.special_tokens import special_ids
 from nomatmul.train.children import tie_to
-from nomatmul.train.conversations import Conversation, ConversationEncoder
+from nomatmul.train.conversations import Conversation, stored_template
 from nomatmul.train.documents import Piece, Source, read_pieces
+from nomatmul.train.encode import Chat, Part, dtype_of, encode
 from nomatmul.train.tokenizer import fingerprint, load_tokenizer
 
 FORMAT, VERSION = "nomatmul-tokens", 1
 CHUNK_CHARACTERS = 16 << 20  # text in one shard: about 8 MB of ids
-_BATCH_CHARACTERS = 1 << 20  # text handed to the tokenizer at once
 
 Progress = Callable[[str, int, int], None]  # what, done, of (0: not known)
 
@@ -100,7 +98,7 @@ def build_shards(
         "version": VERSION,
         "tokenizer_sha256": sha,
         "vocab_size": tokenizer.get_vocab_size(),
-        "dtype": _dtype(tokenizer).name,
+        "dtype": dtype_of(tokenizer).name,
         "tokens": sum(shard["tokens"] for shard in done),
         "documents": sum(shard["documents"] for shard in done),
         "conversations": conversations,
@@ -135,21 +133,12 @@ def is_current(
     return True
 
 
-def stored_template(directory: str | Path) -> str | None:
-    """The chat template of a token directory with conversations."""
-    file = Path(directory) / TEMPLATE_FILE
-    return read_template(file) if file.is_file() else None
-
-
-_Part = tuple[str | Conversation, bool, bool]  # what, whether it starts its document, ends it
-
-
 @dataclasses.dataclass(frozen=True)
 class _Chunk:
     """The text of one shard: pieces of documents of one source, in order."""
 
     name: str
-    pieces: list[_Part]
+    pieces: list[Part]
 
     def sha256(self, template: str) -> str:
         """Of all that decides the ids but the tokenizer."""
@@ -164,7 +153,7 @@ class _Chunk:
 
 
 def _chunks(number: int, pieces: Iterator[Piece]) -> Iterator[_Chunk]:
-    waiting: list[_Part] = []
+    waiting: list[Part] = []
     length, count, starts = 0, 0, True
     for piece, ends in pieces:
         waiting.append((piece, starts, ends))
@@ -293,7 +282,8 @@ def _encode_chunk(
     tokenizer: Tokenizer, tasks: _Tasks, chunk: _Chunk, text_sha256: str
 ) -> dict[str, Any]:
     """Encode one chunk and write its two files; the `.json` comes last and makes it count."""
-    ids, text_bytes, conversations = _encode(tokenizer, tasks, chunk.pieces)
+    chat = Chat(tasks.out, tasks.template)
+    ids, text_bytes, conversations = encode(tokenizer, chunk.pieces, chat)
     data = ids.tobytes()
     shard = {
         "name": chunk.name,
@@ -311,47 +301,6 @@ def _encode_chunk(
     write_file(tasks.out / binary, data)
     write_json(tasks.out / sidecar, shard)
     return shard
-
-
-def _encode(
-    tokenizer: Tokenizer, tasks: _Tasks, pieces: list[_Part]
-) -> tuple[np.ndarray, int, int]:
-    """(ids, UTF-8 bytes of the text that they decode to, how many pieces are conversations)."""
-    special = special_ids(tokenizer)
-    start = [] if special.bos in (None, special.eos) else [special.bos]
-    parts: list[np.ndarray] = []
-    text_bytes = conversations = position = 0
-    chat: ConversationEncoder | None = None
-    while position < len(pieces):
-        batch, length = [], 0
-        while position < len(pieces) and length < _BATCH_CHARACTERS:
-            batch.append(pieces[position])
-            length += len(pieces[position][0])
-            position += 1
-        texts = [piece for piece, _, _ in batch if isinstance(piece, str)]
-        encoded = iter(_ids_of(tokenizer, texts))
-        text_bytes += sum(len(text.encode("utf-8")) for text in texts)
-        for piece, starts, ends in batch:
-            if isinstance(piece, Conversation):
-                chat = chat or ConversationEncoder(tokenizer, tasks.out, tasks.template)
-                inner = chat.ids(piece)
-                # As `TokenStream.bytes_of` counts: words that the template adds are text.
-                text_bytes += len(tokenizer.decode(inner, skip_special_tokens=True).encode())
-                conversations += 1
-            else:
-                inner = next(encoded)
-            ids = (start if starts else []) + inner + ([special.eos] if ends else [])
-            parts.append(np.asarray(ids, dtype=_dtype(tokenizer)))
-    return np.concatenate(parts), text_bytes, conversations
-
-
-def _ids_of(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
-    return [encoding.ids for encoding in encode(texts, add_special_tokens=False)]
-
-
-def _dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
-    return np.dtype("<u2" if tokenizer.get_vocab_size() <= 1 << 16 else "<u4")
 
 
 def _files(name: str) -> tuple[str, str]:
