@@ -43,8 +43,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory, own: Path) -> Path:
     return write_teacher("llama", directory, own / "model/tokenizer.json", rows=320)
 
 
-@pytest.mark.parametrize("compiled", ["graph", "on"])
-@pytest.mark.parametrize("kind", ["own", "llama"])
+@pytest.mark.parametrize(
+    ("kind", "compiled"), [("own", "graph"), ("llama", "graph"), ("own", "on")]
+)
 def test_students_learn_alike(
     kind: str, compiled: str, tmp_path: Path, text: Path, request: pytest.FixtureRequest
 ) -> None:
