@@ -12,11 +12,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from nomatmul.evaluate import compare as evaluate
 from nomatmul.evaluate.variants import Variant, variant_config
 from nomatmul.train.config import TrainConfig
+
+# 8,192 byte pairs of Wikipedia and novels: that of the model which the package carried when the
+# studies were made. The package's own changes with its model; tokens of a study must not.
+BYTE_PAIRS = Path(__file__).with_name("tokenizer-8192.json")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,14 +32,13 @@ from benchmarks.with_parent import with_parent
 from nomatmul.evaluate.compare_report import table
 from nomatmul.evaluate.rows import read_rows
 from nomatmul.formats.cpus import usable_cpus
-from studies.compare.plan import missing
+from studies.compare.plan import BYTE_PAIRS, missing
 from studies.compare.pool import PoolOptions, run_pool
 from studies.fff import page, ship
 from studies.fff.glue import fine_tune
 from studies.fff.plan import AGAIN, CHECKED, FINE_TUNED, FIRST, VOCABULARY, plan
 
 KINDS = ("bytes", "pieces")
-BYTE_PAIRS = ROOT / "src/nomatmul/box/tokenizer.json"
 
 
 def prepare(args: argparse.Namespace) -> None:

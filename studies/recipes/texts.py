@@ -16,12 +16,11 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.documents import write_documents
-from benchmarks.gpu_common import ROOT
 from nomatmul.formats.cpus import usable_cpus
+from studies.compare.plan import BYTE_PAIRS
 from studies.recipes.clean import clean
 
 HELD_OUT = ("wikipedia", "novels", "stories")
-BOX_TOKENIZER = ROOT / "src/nomatmul/box/tokenizer.json"
 SMALL_VOCABULARY = 4096
 NOVELS = 20_000_000  # characters: whole books of different authors until they are reached
 _NEXT = "\n<|endoftext|>\n"
@@ -34,7 +33,7 @@ class Kind:
     """Tokens of one kind: of cleaned or raw texts, with one tokenizer."""
 
     cleaned: bool
-    small: bool = False  # the small tokenizer, else the box's
+    small: bool = False  # the small tokenizer, else that of 8,192 entries
     half: bool = False  # every second document of the training texts
     every: bool = False  # all texts, in two parts (studies/box/base.py)
 
@@ -133,7 +132,7 @@ def _tokens(work: Path, kind: Kind, files: list[Path]) -> None:
     from nomatmul.train.shards import build_shards
     from nomatmul.train.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(work / _SMALL if kind.small else BOX_TOKENIZER)
+    tokenizer = load_tokenizer(work / _SMALL if kind.small else BYTE_PAIRS)
     train = [str(path) for path in files if "-valid" not in path.name]
     if kind.half:
         train = [_every_second(Path(path)) for path in train]

@@ -39,10 +39,10 @@ from benchmarks.gpu_common import ROOT, environment, python_path
 from benchmarks.with_parent import with_parent
 from nomatmul.evaluate.compare_report import table
 from nomatmul.evaluate.rows import read_rows
+from studies.compare.plan import BYTE_PAIRS
 from studies.scaling import page
 from studies.scaling.plan import CENTRE, SIZES, cells, missing, order, predicted
 
-TOKENIZER = ROOT / "src/nomatmul/box/tokenizer.json"
 LANES = 2  # cells that train at once on a GPU: one computes while the host launches for the other
 AHEAD = 2  # further processes that start and compile meanwhile
 
@@ -57,7 +57,7 @@ def prepare(args: argparse.Namespace) -> None:
     texts, names = args.work / "texts", args.train or TRAIN
     write_missing(args.data, (*names, *HELD_OUT.values()), texts)
     print(f"texts: {time.monotonic() - began:.0f} s", flush=True)
-    tokenizer = load_tokenizer(TOKENIZER)
+    tokenizer = load_tokenizer(BYTE_PAIRS)
     sources = find_sources([str(target(texts, name)) for name in names])
     build_shards(sources, tokenizer, args.work / "train")
     for label, name in HELD_OUT.items():
