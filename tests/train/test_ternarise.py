@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 import shutil
@@ -16,7 +15,7 @@ import torch
 from many_jobs import start_many
 from safetensors.torch import load_file
 from torch import Tensor
-from train_jobs import SIGKILL_STATUS, losses, signal_when, start, steps_on_disk, train_here
+from train_jobs import SIGKILL_STATUS, losses, signal_when, start, steps_on_disk
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import nomatmul
@@ -25,7 +24,6 @@ from nomatmul.convert import pack
 from nomatmul.convert.export import export
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.models import CausalLM
-from nomatmul.ops.bitlinear import Form, dequantize, fitted_latents, ternarize
 from nomatmul.train import TrainConfig
 from nomatmul.train.metrics import read_metrics
 from nomatmul.train.ternarise import config_of
@@ -88,26 +86,6 @@ def weights(out: Path) -> dict[str, Tensor]:
 def same(a: Path, b: Path) -> bool:
     left, right = weights(a), weights(b)
     return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
-
-
-def test_it_begins_with_the_nearest_ternary_weights(
-    teacher: Path, text_file: Path, tmp_path: Path
-) -> None:
-    """At a rate of nearly nothing a step leaves the weights where they were."""
-    still = {"learning_rate": 1e-12, "weight_decay": 0.0, "steps": 1, "warmup_steps": 0}
-    config = dataclasses.replace(the_config(teacher), **still)
-    train_here(config, text_file, tmp_path, start=str(teacher), teacher=str(teacher))
-    began = load_file(tmp_path / "checkpoints/step-00000001/model.safetensors")
-    floats = CausalLM.from_pretrained(teacher).state_dict()
-    form = Form(rounding="even", scale_group=32)
-    for name in ("layers.0.mixer.k_proj.weight", "layers.1.channel.gate_proj.weight"):
-        expected = fitted_latents(floats[name], form)
-        torch.testing.assert_close(began[name], expected, rtol=0, atol=1e-8)
-        errors = [
-            (dequantize(*ternarize(weight, form)) - floats[name]).square().sum()
-            for weight in (began[name], floats[name])
-        ]
-        assert errors[0] < 0.8 * errors[1]
 
 
 def test_it_learns_from_its_teacher(whole: Path, teacher: Path) -> None:

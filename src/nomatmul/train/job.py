@@ -222,7 +222,7 @@ class _Job:
         ranks.begin("making the model")
         model = build_model(config.model)
         if self.start is not None:
-            self.start.load(model, fit=not config.full_precision)
+            self.start.load(model)
         choose_implementation(model, config.fff_implementation)
         model.set_recompute(recompute)
         if ranks.many:

@@ -12,8 +12,6 @@ from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.checkpoint import Checkpoint, open_checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.runs import find_checkpoint
-from nomatmul.models.layers import TernaryLinear
-from nomatmul.ops.bitlinear import fitted_latents
 from nomatmul.train.manifest import model_sha256
 from nomatmul.train.model import TrainedModel, no_progress_bars
 from nomatmul.train.tokenizer import load_tokenizer
@@ -86,22 +84,14 @@ class Start:
         return given if given is not None or tokens or path is None else str(path)
 
     @torch.no_grad()
-    def load(self, model: TrainedModel, *, fit: bool) -> None:
-        """Copy the weights into `model`, which is whole; rows of new tokens stay as they are.
-
-        fit: where the start's linears are floats and the model's ternary, these begin with the
-        weights whose rounding is nearest to the floats.
-        """
+    def load(self, model: TrainedModel) -> None:
+        """Copy the weights into `model`, which is whole; rows of new tokens stay as they are."""
         with no_progress_bars():
             loaded = type(model).from_pretrained(str(self.directory), latents=True)
         weights = loaded.state_dict()
         for name, tensor in model.state_dict().items():
             if name in weights:
                 tensor[: len(weights[name])] = weights[name]
-        if fit and self.checkpoint.config.linear == "dense":
-            for layer in model.modules():
-                if isinstance(layer, TernaryLinear):
-                    layer.weight.copy_(fitted_latents(layer.weight, layer.form))
 
 
 def _check_dials(path: str, old: ModelConfig, new: ModelConfig) -> None:

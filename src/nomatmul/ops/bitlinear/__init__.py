@@ -1,14 +1,7 @@
 """BitLinear: RMSNorm, int8 activations, ternary weights, one exact product; and other forms."""
 
 from nomatmul.ops.bitlinear.cache import TernaryCache, new_slot, ternary_cache, ternary_weights
-from nomatmul.ops.bitlinear.forms import (
-    Form,
-    dequantize,
-    fitted_latents,
-    latents,
-    ternarize,
-    ternary_linear,
-)
+from nomatmul.ops.bitlinear.forms import Form, dequantize, latents, ternarize, ternary_linear
 from nomatmul.ops.bitlinear.naive import (
     absmax_quantize,
     absmean_ternarize,
@@ -27,7 +20,6 @@ __all__ = [
     "bit_linear",
     "bit_linear_accumulators",
     "dequantize",
-    "fitted_latents",
     "latents",
     "new_slot",
     "product_dtype",

@@ -79,29 +79,6 @@ def latents(values_MK: Tensor, scale: Tensor) -> Tensor:
     return (parts * peak.unsqueeze(-1)).reshape(values_MK.shape)
 
 
-def fitted_latents(weight_MK: Tensor, form: Form) -> Tensor:
-    """Float weights [M, K] of which `ternarize` makes the ternary matrix nearest to `weight_MK`.
-
-    Nearest by the sum of squares, in each block or group: a scale s for the k largest magnitudes
-    has the least error where s is their mean and (sum of k)^2 / k is greatest, and then just these
-    are above s / 2. What is above is stretched until the mean of all magnitudes, which training
-    takes for the scale, is s. Signs and order stay. Groups whose s is below the quantiser's floor
-    stay as they are.
-    """
-    parts = weight_MK.double().reshape(*form.scale_shape(*weight_MK.shape), -1)
-    sizes = parts.abs()
-    sums = sizes.sort(-1, descending=True).values.cumsum(-1)
-    counts = torch.arange(1, sizes.shape[-1] + 1, dtype=sums.dtype, device=sums.device)
-    best = (sums.square() / counts).argmax(-1, keepdim=True)
-    scale = sums.gather(-1, best) / (best + 1)
-    half = scale / 2
-    over = (sizes - half).clamp(min=0)
-    kept = torch.minimum(sizes, half).sum(-1, keepdim=True)
-    rise = (sizes.shape[-1] * scale - kept) / over.sum(-1, keepdim=True)
-    moved = parts.sign() * torch.where(over > 0, half + rise * over, sizes)
-    return torch.where(scale < SCALE_FLOOR, parts, moved).reshape(weight_MK.shape).float()
-
-
 def _of_rows(scale: Tensor, outputs: int) -> Tensor:
     """One scale a row [M] of one a block."""
     return scale if len(scale) == 1 else scale.repeat_interleave(outputs // len(scale))
