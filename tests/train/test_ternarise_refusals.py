@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nomatmul.formats.config import ModelConfig
@@ -25,7 +27,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
     LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2)).save_pretrained(at)
-    (at / "tokenizer.json").write_text("{}")  # opened later
+    letters = {f"t{number}": number for number in range(61)}
+    Tokenizer(WordLevel(letters, unk_token="t0")).save(str(at / "tokenizer.json"))
     return at
 
 
@@ -82,6 +85,8 @@ def test_a_tensor_without_a_place_is_named(llama: Path, tmp_path: Path) -> None:
 def test_files_that_are_no_such_model(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         open_teacher(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="Hub is hf:owner/model"):
+        open_teacher("owner/model")
     at = changed(llama, tmp_path / "bare")
     (at / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"has no tokenizer\.json"):

@@ -13,11 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from nomatmul._extras import require_train
 from nomatmul.formats.checkpoint import Checkpoint, open_checkpoint
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.hub import local_path
 from nomatmul.formats.linear_dials import SCALE_GROUPS
-from nomatmul.formats.runs import find_checkpoint
 from nomatmul.train.args import TrainArgs
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.overrides import apply_overrides
@@ -80,15 +79,10 @@ def open_teacher(path: str) -> Checkpoint:
     Raises ValueError or OSError, by name, for what is no model, is packed or a GGUF file, lacks a
     tokenizer.json, or has parts that have no place here (biases, experts, sliding windows, ...).
     """
-    directory = find_checkpoint(local_path(path))
-    if directory.is_file():
-        raise ValueError(f"{path} is a GGUF file: give the model's directory of safetensors")
-    checkpoint = open_checkpoint(directory)
-    if checkpoint.kind == "packed":
-        raise ValueError(f"{path} is packed: give the model that it was packed from")
-    if checkpoint.tokenizer_path is None:
-        raise ValueError(f"{path} has no tokenizer.json, with which its texts are read")
-    return checkpoint
+    require_train("making a model ternary")
+    from nomatmul.train.teacher_files import find_teacher
+
+    return open_checkpoint(find_teacher(path).directory)
 
 
 def student_of(teacher: ModelConfig, scale_group: int = SCALE_GROUP) -> ModelConfig:
