@@ -138,7 +138,7 @@ def test_products_of_the_path():
 
 def _cell(name: str = "fff-4x2-balanced", **values) -> Cell:
     config = TrainConfig(recipe="r", model=BASE, sequence_length=16, batch_size=2,
-                         micro_batch_size=2, steps=10)  # fmt: skip
+                         micro_batch_size=2, steps=10, schedule="cosine_halved")  # fmt: skip
     given = {
         "section": "r", "seeds": (1, 2), "train": ("/a/train",), "valid": {"v": "/a/valid"},
         "rows": "rows.jsonl", **values,

@@ -16,7 +16,9 @@ def rates(config: TrainConfig) -> list[float]:
 
 
 def test_published_schedule_is_a_cosine_whose_peak_is_halved_midway(config: TrainConfig) -> None:
-    config = dataclasses.replace(config, steps=100, warmup_steps=0, learning_rate=1.0)
+    config = dataclasses.replace(
+        config, steps=100, warmup_steps=0, learning_rate=1.0, schedule="cosine_halved"
+    )
     got = rates(config)
     assert got[0] == 1.0
     assert got[49] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.49)))

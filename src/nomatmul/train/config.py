@@ -67,7 +67,7 @@ class TrainConfig:
     seed: int = 0
     # optimiser
     learning_rate: float = 4e-3
-    schedule: str = "cosine_halved"
+    schedule: str = "linear"
     warmup_steps: int = 100
     final_rate: float = 0.0  # rate at the end as a share of learning_rate
     beta1: float = 0.9

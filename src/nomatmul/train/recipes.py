@@ -41,7 +41,7 @@ def cpu_minute() -> TrainConfig:
         model=ModelConfig(vocab_size=1024, hidden_size=128, num_layers=4, num_heads=1,
                           max_position_embeddings=256),
         sequence_length=128, batch_size=16, micro_batch_size=16, steps=200,
-        learning_rate=4e-3, warmup_steps=20, valid_fraction=0.05,
+        learning_rate=4e-3, schedule="cosine_halved", warmup_steps=20, valid_fraction=0.05,
         eval_interval=100, eval_tokens=20_000, sample_interval=100, sample_tokens=60,
         diagnostics_interval=100, checkpoint_interval=100,
     )  # fmt: skip
@@ -238,7 +238,8 @@ def _published(
         recipe=name,
         model=model,
         sequence_length=2048, batch_size=batch, micro_batch_size=micro_batch,
-        steps=round(tokens / _TOKENS_A_STEP), learning_rate=learning_rate, warmup_steps=1000,
+        steps=round(tokens / _TOKENS_A_STEP), learning_rate=learning_rate,
+        schedule="cosine_halved", warmup_steps=1000,
         loss_chunks=8,
         valid_fraction=0.001, eval_interval=1000, sample_interval=1000, diagnostics_interval=1000,
     )  # fmt: skip

@@ -35,7 +35,8 @@ def record(name: str, text: Path, work: Path) -> None:
     model = ModelConfig(vocab_size=tokenizer.get_vocab_size(), **SIZES, **MODELS[name])
     config = TrainConfig(
         recipe="hardware-tiny", model=model, sequence_length=128, batch_size=16,
-        micro_batch_size=16, steps=600, learning_rate=1e-2, warmup_steps=30, valid_fraction=0.02,
+        micro_batch_size=16, steps=600, learning_rate=1e-2, schedule="cosine_halved",
+        warmup_steps=30, valid_fraction=0.02,
         log_interval=50, eval_interval=0, sample_interval=0, diagnostics_interval=0,
         checkpoint_interval=600, checkpoint_seconds=0.0,
     )  # fmt: skip
