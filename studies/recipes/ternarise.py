@@ -5,9 +5,8 @@
 
 teacher and control (a ternary model trained from the beginning on as many tokens) are the ends of
 the scale: a model keeps (control - model) / (control - teacher) of the lead, in bits per byte.
-Each model continues the same openings of held-out documents by the same seed. Counted is the share
-of its runs of four words that the text itself had before (repetition), and of those that are
-nowhere in the training text (novelty), beside the same of what people wrote there.
+Each model continues the same openings of held-out documents by the same seed, and what it writes is
+counted (`benchmarks/judge_counts.py`), beside the same of what people wrote there.
 """
 
 from __future__ import annotations
@@ -15,52 +14,23 @@ from __future__ import annotations
 import argparse
 import bz2
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.judge_counts import counts
 from nomatmul.evaluate import score_text
 from nomatmul.evaluate.torch_scorer import TorchScorer
 from nomatmul.formats.runs import find_checkpoint
 
-RUN = 4  # words
 OPENING, LENGTH, TEXTS = 12, 120, 40  # words that are given, tokens that follow, documents
 BORDER = "<|endoftext|>"
-
-Runs = Iterable[tuple[str, ...]]
 
 
 def read(path: Path) -> str:
     data = path.read_bytes()
     return (bz2.decompress(data) if path.suffix == ".bz2" else data).decode("utf-8")
-
-
-def runs_of(text: str) -> list[tuple[str, ...]]:
-    """All runs of RUN words of a text."""
-    words = text.lower().split()
-    return [tuple(words[at : at + RUN]) for at in range(len(words) - RUN + 1)]
-
-
-def repetition(text: str) -> float:
-    """Share of the runs that were there before; 0 for a text without any."""
-    runs = runs_of(text)
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
-
-
-def novelty(texts: Iterable[str], known: set[int]) -> float:
-    """Share of all runs whose hash is not known."""
-    runs = [run for text in texts for run in runs_of(text)]
-    return sum(hash(run) not in known for run in runs) / max(len(runs), 1)
-
-
-def counts(texts: list[str], known: set[int]) -> dict[str, float]:
-    return {
-        "repetition": round(sum(map(repetition, texts)) / max(len(texts), 1), 4),
-        "novelty": round(novelty(texts, known), 4),
-        "words": round(sum(len(text.split()) for text in texts) / max(len(texts), 1), 1),
-    }
 
 
 @torch.inference_mode()
@@ -89,7 +59,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     held_out = read(args.held_out)
-    known = {hash(run) for path in args.trained_on for run in runs_of(read(path))}
+    known = [part for path in args.trained_on for part in read(path).split(BORDER)]
     documents = [part.strip() for part in held_out.split(BORDER)]
     documents = [part for part in documents if len(part.split()) > 2 * OPENING][:TEXTS]
     openings = [" ".join(part.split()[:OPENING]) for part in documents]

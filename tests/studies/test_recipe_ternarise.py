@@ -1,4 +1,4 @@
-"""Texts are counted as the page says: runs of four words that repeat, and that are new."""
+"""Models are scored on the scale between a teacher and a control."""
 
 from __future__ import annotations
 
@@ -11,19 +11,6 @@ import pytest
 from nomatmul.formats.config import ModelConfig
 from nomatmul.train import TrainConfig, run
 from studies.recipes import ternarise as study
-
-
-def test_repetition_counts_runs_that_were_there_before() -> None:
-    assert study.repetition("a b c d e f") == 0
-    assert study.repetition("a b c d a b c d") == pytest.approx(1 / 5)
-    assert study.repetition("a b c") == 0
-
-
-def test_novelty_counts_runs_that_no_training_text_has() -> None:
-    known = {hash(found) for found in study.runs_of("The cat sat on the mat")}
-    assert study.novelty(["the cat sat on the mat"], known) == 0
-    assert study.novelty(["the cat sat on a mat"], known) == pytest.approx(2 / 3)
-    assert study.novelty([], known) == 0
 
 
 def test_models_are_scored_on_one_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +29,7 @@ def test_models_are_scored_on_one_scale(tmp_path: Path, monkeypatch: pytest.Monk
         run(config, [str(tmp_path / "text.txt")], tmp_path / name, workers=1, device="cpu",
             quiet=True)  # fmt: skip
     monkeypatch.setattr(study, "TEXTS", 2)
-    monkeypatch.setattr(study, "LENGTH", 6)
+    monkeypatch.setattr(study, "LENGTH", 12)
     place = str(tmp_path / "text.txt")
     monkeypatch.setattr(sys, "argv", [
         "ternarise", "--teacher", str(tmp_path / "teacher"), "--control",
@@ -55,4 +42,5 @@ def test_models_are_scored_on_one_scale(tmp_path: Path, monkeypatch: pytest.Monk
     kept = [rows[name]["lead_kept"] for name in ("teacher", "control", "same")]
     assert kept == pytest.approx([1, 0, 1])
     assert rows["same"]["texts"] == rows["teacher"]["texts"]
-    assert rows["people"]["novelty"] == 0
+    assert rows["people"]["copied_8_grams"] == 1
+    assert rows["same"]["repeated_4_grams"] == rows["teacher"]["repeated_4_grams"]
