@@ -38,7 +38,7 @@ SIZES = {
     "max_position_embeddings": 64,
     "initializer_range": 0.15,
     "tie_word_embeddings": True,
-    "bos_token_id": None,
+    "bos_token_id": 0,  # with which no text begins: its tokenizer puts none in front
     "eos_token_id": 2,
 }
 RUN = ("--scale-group", "32", "--steps", "10", "--sequence-length", "16", "--batch-size", "4")
@@ -107,7 +107,7 @@ def test_the_model_holds_values_and_float16_scales(whole: Path, teacher: Path) -
         assert found[name.replace(".scale", ".values")].dtype == torch.int8
     assert found["embedding.weight"].shape == (304, 64)
     config = open_checkpoint(whole / "model").config
-    assert (config.bos_token_id, config.end_token_ids) == (None, (2,))  # the teacher's
+    assert (config.bos_token_id, config.end_token_ids) == (None, (2,))  # as the teacher is used
     template = "chat_template.jinja"
     assert (whole / "model" / template).read_text() == (teacher / template).read_text()
 

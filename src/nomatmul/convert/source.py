@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,15 +14,15 @@ from nomatmul.formats import runs
 from nomatmul.formats.chat_template import TEMPLATE_FILE, check_template
 from nomatmul.formats.checkpoint import Checkpoint
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.files.json import read_json_object
 from nomatmul.formats.generation_config import GENERATION_FILE
 from nomatmul.formats.hub import local_path
 from nomatmul.formats.packed.layout import TOKENIZER_FILE
+from nomatmul.formats.prompt_start import with_prompt_start
 from nomatmul.formats.published.gguf_tokenizer import tokenizer_files
 from nomatmul.formats.tokenizer import SENTENCEPIECE_FILE, load_tokenizer
 from nomatmul.formats.tokenizer_config import CONFIG_FILE, SPECIAL_FILE
 
-__all__ = ["SENTENCEPIECE_FILE", "find_checkpoint", "prepare_tokenizer"]
+__all__ = ["SENTENCEPIECE_FILE", "find_checkpoint", "prepare_tokenizer", "with_prompt_start"]
 
 # What lies beside a tokenizer and goes with it: names of special tokens, how to chat and to sample.
 _BESIDE = (CONFIG_FILE, SPECIAL_FILE, TEMPLATE_FILE, GENERATION_FILE)
@@ -87,21 +86,6 @@ def text_config(checkpoint: Checkpoint, path: Path | None, kind: str) -> ModelCo
     if checkpoint.found is None:
         return checkpoint.config
     return with_prompt_start(checkpoint.config, path, kind)
-
-
-def with_prompt_start(config: ModelConfig, path: Path | None, kind: str) -> ModelConfig:
-    """The config without its start token where its tokenizer puts none in front of a text.
-
-    Published configs name one all the same. path, kind: as `prepare_tokenizer` has them.
-    """
-    if config.bos_token_id is None or path is None:
-        return config
-    file = path.parent / CONFIG_FILE
-    said = read_json_object(file).get("add_bos_token") if file.is_file() else None
-    if not isinstance(said, bool):
-        start = load_tokenizer(path).encode("a").ids[:1]
-        said = kind == "converted" or start == [config.bos_token_id]
-    return config if said else dataclasses.replace(config, bos_token_id=None)
 
 
 def _copy_beside(directory: Path, scratch: Path) -> None:

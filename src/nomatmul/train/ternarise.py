@@ -17,6 +17,7 @@ from nomatmul._extras import require_train
 from nomatmul.formats.checkpoint import Checkpoint, open_checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.linear_dials import SCALE_GROUPS
+from nomatmul.formats.prompt_start import with_prompt_start
 from nomatmul.train.args import TrainArgs
 from nomatmul.train.config import TrainConfig
 from nomatmul.train.overrides import apply_overrides
@@ -70,7 +71,10 @@ class TernariseArgs(TrainArgs):
         """Write the values and float16 scales of the finished model in place of its floats."""
         from nomatmul.train.ternary_values import write_values
 
-        write_values(Path(model), self.opened.directory, self.opened.config)
+        tokens = self.opened.config
+        if self.opened.found is not None:  # published: its texts may begin without its start token
+            tokens = with_prompt_start(tokens, self.opened.tokenizer_path, "copied")
+        write_values(Path(model), self.opened.directory, tokens)
 
 
 def open_teacher(path: str) -> Checkpoint:
