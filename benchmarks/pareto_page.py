@@ -12,6 +12,7 @@ What instructions, caches and an idle machine draw is left out.
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,10 +65,12 @@ class Point:
     state: int
     moved: float
     joules: float
+    best: bool = False  # trained with the best recipe of its side, else with today's
 
     @property
     def name(self) -> str:
-        return f"{'MLGRU' if self.model == 'mlgru' else 'Transformer++'} {self.size}"
+        recipe = ", best recipe" if self.best else ""
+        return f"{'MLGRU' if self.model == 'mlgru' else 'Transformer++'} {self.size}{recipe}"
 
 
 def points(rows: Sequence[Row], scores: Sequence[Row]) -> list[Point]:
@@ -75,7 +78,7 @@ def points(rows: Sequence[Row], scores: Sequence[Row]) -> list[Point]:
     found = []
     for score in scores:
         name = score["variant"]
-        model, _, size = LARGEST.get(name, name).partition("-")
+        model, _, size = LARGEST.get(name, name.removesuffix("-best")).partition("-")
         trained = score["section"] in ("pareto", "largest") and score["status"] == "ok"
         if trained and model == "mlgru":
             forms = {"packed, 2 bits": (("2bit",), "ternary")}
@@ -88,8 +91,9 @@ def points(rows: Sequence[Row], scores: Sequence[Row]) -> list[Point]:
             ways = [r for r in rows if (r["model"], r["size"]) == (model, size)]
             ways = [r for r in ways if r["form"] in runs]
             if ways:
-                best = max(ways, key=lambda row: middle(row, f"alone@{_context(row)}"))
-                found.append(_point(score, form, kind, best))
+                row = max(ways, key=lambda row: middle(row, f"alone@{_context(row)}"))
+                point = _point(score, form, kind, row)
+                found.append(dataclasses.replace(point, best=name.endswith("-best")))
     return sorted(found, key=lambda point: point.file)
 
 
@@ -199,10 +203,10 @@ AXES = (  # unit, value, title, ticks
     ("mJ", lambda point: 1e3 * point.joules, "energy a token, ESTIMATE", (0.5, 1, 2, 4, 8, 16)),
 )  # fmt: skip
 KINDS = (
-    ("MLGRU, packed", "o", lambda point: point.model == "mlgru"),
-    ("Transformer++, 4 bits", "v", lambda point: point.form.startswith("int4")),
-    ("Transformer++, int8", "s", lambda point: point.form == "int8"),
-    ("Transformer++, bf16", "D", lambda point: point.form == "bf16"),
+    ("MLGRU, packed", "o", "C0", lambda point: point.model == "mlgru"),
+    ("Transformer++, 4 bits", "v", "C1", lambda point: point.form.startswith("int4")),
+    ("Transformer++, int8", "s", "C2", lambda point: point.form == "int8"),
+    ("Transformer++, bf16", "D", "C3", lambda point: point.form == "bf16"),
 )
 
 
@@ -214,10 +218,12 @@ def draw(found: Sequence[Point], path: Path) -> None:
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "pareto", "font.size": 8})
     figure, axes = plt.subplots(1, 4, figsize=(12, 3.2), sharey=True)
     for axis, (unit, value, title, ticks) in zip(axes, AXES, strict=True):
-        for label, marker, belongs in KINDS:
-            chosen = [point for point in found if belongs(point)]
-            axis.plot([value(point) for point in chosen], [point.bits for point in chosen],
-                      marker, label=label, markersize=4, alpha=0.8)  # fmt: skip
+        for label, marker, color, belongs in KINDS:
+            for best in (False, True):  # hollow: the best recipe of its side
+                chosen = [point for point in found if belongs(point) and point.best == best]
+                axis.plot([value(point) for point in chosen], [point.bits for point in chosen],
+                          marker, label=None if best else label, markersize=4, alpha=0.8,
+                          color=color, fillstyle="none" if best else "full")  # fmt: skip
         axis.set_xscale("log")
         axis.set_xticks([], minor=True)
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

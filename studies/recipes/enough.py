@@ -1,8 +1,8 @@
-"""Scaling with enough tokens: does the distance to the twin shrink from S to M (and L)?
+"""Each side's best recipe: scaling with enough tokens, and the Pareto models once more.
 
-20 tokens a non-embedding parameter, each side's best recipe without a teacher. A run is a cell of
-its own, so that three fill a command; on half of the text the same tokens are twice as many epochs.
-The vocabulary is the small one, 4,096 entries.
+Does the distance to the twin shrink from S to M (and L)? 20 tokens a non-embedding parameter, no
+teacher. A run is a cell of its own, so that three fill a command; on half of the text the same
+tokens are twice as many epochs. Their vocabulary is the small one, 4,096 entries.
 
 A library of plan.py.
 """
@@ -14,7 +14,7 @@ from typing import Any
 from studies.recipes.cells import RATES, SIZES, Amount, make
 from studies.recipes.change import Change
 from studies.recipes.second import GAINS
-from studies.recipes.texts import HALF, SMALL, Kind
+from studies.recipes.texts import CLEAN, HALF, SMALL, Kind
 
 TOKENS = {"S": 80e6, "M": 250e6, "L": 550e6}
 SIDES: dict[str, dict[str, Any]] = {
@@ -50,4 +50,19 @@ def enough_large(amount: Amount) -> list[dict[str, Any]]:
     return [run(side, "L", 1) for side in SIDES]
 
 
-PARTS = {"enough": enough, "enough-half": enough_half, "enough-large": enough_large}
+def pareto_best(amount: Amount) -> list[dict[str, Any]]:
+    """The shapes, texts and tokens of `pareto`; benchmarks/pareto_page.py finds them by name."""
+    names = {"mlgru": "mlgru", "twin": "transformer"}
+    return [
+        make("pareto", f"{names[side]}-{size}-best", f"{names[side]} {size}, best recipe",
+             amount.pareto, (1,), shape=shape, kind=CLEAN, keep=True,
+             learning_rate=RATES[SIDES[side]["base"]][size], **SIDES[side], **GAINS)
+        for size, shape in SIZES.items()
+        for side in reversed(names)
+    ]  # fmt: skip
+
+
+PARTS = {
+    "enough": enough, "enough-half": enough_half, "enough-large": enough_large,
+    "pareto-best": pareto_best,
+}  # fmt: skip

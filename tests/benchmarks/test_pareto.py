@@ -55,6 +55,13 @@ def test_energy_counts_the_bytes_moved_and_the_operations() -> None:
     )
 
 
+def test_a_best_recipe_has_the_speed_of_its_size_and_its_own_bits() -> None:
+    score = {**_score("pareto", "mlgru-S-best", "final"), "bpb_wikipedia": 0.7}
+    (point,) = pareto_page.points([_row("mlgru", "2bit", "nomatmul", 50)], [score])
+    assert (point.name, point.alone) == ("MLGRU S, best recipe", 50)
+    assert point.bits == pytest.approx(1.9)
+
+
 def test_a_run_that_was_cut_and_a_form_that_was_not_measured_are_no_points() -> None:
     cut = _score("pareto", "mlgru-S", "final", status="cut")
     unknown = _score("quantised", "transformer-S", "bf16", file_bytes=1)
