@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from nomatmul.engine import random_model
@@ -29,6 +31,16 @@ def test_a_token_reads_everything_but_the_rest_of_the_embedding():
     lm = random_model(CONFIG, embedding="bf16")
     total = lm.footprint()["weights"]
     assert speed.bytes_read_per_token(lm) == total - (64 - 1) * 32 * 2
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_of_a_dense_decoder_a_token_reads_its_head_or_the_whole_table(tied):
+    config = dataclasses.replace(
+        CONFIG, token_mixer="attention", linear="dense", num_heads=2, tie_embeddings=tied
+    )
+    lm = random_model(config, embedding="bf16", dense="bf16", head="bf16")
+    unread = 0 if tied else (64 - 1) * 32 * 2
+    assert speed.bytes_read_per_token(lm) == lm.footprint()["weights"] - unread
 
 
 def test_of_trees_a_token_reads_the_rows_that_it_visits():

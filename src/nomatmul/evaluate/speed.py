@@ -235,10 +235,11 @@ def bytes_read_per_token(lm: LanguageModel) -> int:
     """Bytes of weights that decoding one token reads: all but the embedding's other rows, and the
     rows of trees that it does not visit."""
     parts = lm.footprint()
-    read = parts["core"] + parts["norms"] - lm.backend.unvisited_bytes()
-    if "head" not in parts:  # the embedding serves
-        return read + parts["embedding"]
-    return read + parts["head"] + parts["embedding"] // lm.config.vocab_size
+    embedding = parts["embedding"]
+    read = parts["weights"] - embedding - lm.backend.unvisited_bytes()
+    if "head" not in parts and lm.config.tie_embeddings:  # the embedding serves
+        return read + embedding
+    return read + embedding // lm.config.vocab_size
 
 
 def step_seconds(lm: LanguageModel, steps: int, sequences: int = 1) -> list[float]:
