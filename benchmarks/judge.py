@@ -5,9 +5,10 @@
 
 MODEL is a packed model with a chat template. Turns of held-out conversations (rows of messages) are
 drawn by seed: the model reads what was said before and answers. The same is counted of what people
-answered there. `parsed` is the share of sentences that Link Grammar parses whole, where
-`link-parser` is installed. Bits per byte are those of whole held-out conversations, tokens of roles
-and ends included. OUT gets judge.json (figures and answers) and samples.md, for the card.
+answered there, and of stories about twenty subjects. `parsed` is the share of sentences that Link
+Grammar parses whole, where `link-parser` is installed. Bits per byte are those of whole held-out
+conversations, tokens of roles and ends included. OUT gets judge.json (figures and answers) and
+samples.md, for the card.
 """
 
 from __future__ import annotations
@@ -25,12 +26,17 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout
 
 from benchmarks.dry_run import add_tiny, shrink, temporary, write_conversations, write_talker
-from benchmarks.judge_counts import counts
+from benchmarks.judge_counts import counts, words
 from nomatmul.formats.files.atomic import write_file
 from nomatmul.train.conversations import Conversation
 from nomatmul.train.documents import find_sources, read_pieces
 
 SAMPLES = 20
+# What stories are asked for about: does the answer speak of it?
+SUBJECTS = (
+    "fox", "lion", "cat", "dog", "king", "girl", "bear", "mouse", "bird", "farmer", "princess",
+    "wolf", "fish", "tree", "rabbit", "boy", "cow", "crow", "teacher", "monkey",
+)  # fmt: skip
 Messages = list[dict[str, str]]
 
 
@@ -111,13 +117,15 @@ def judge(args: argparse.Namespace) -> dict[str, Any]:
     if args.model.suffix == ".json":
         document = json.loads(args.model.read_text("utf-8"))
         answers, asked = document["answers"], document["asked"]
-        people, bits = document["people"], document["held_out"]
+        people, bits, told = document["people"], document["held_out"], document["told"]
     else:
         rows = list(conversations(args.held_out))
         chosen = turns(rows, args.turns, args.seed)
         asked, people = [messages for messages, _ in chosen], [text for _, text in chosen]
         talker = Talker(args.model, args.threads)
-        answers = talker.answers(asked, args)
+        stories = [[{"role": "user", "content": f"Tell me a story about a {subject}."}]
+                   for subject in SUBJECTS]  # fmt: skip
+        answers, told = talker.answers(asked, args), talker.answers(stories, args)
         bits = talker.bits_per_byte(rows, args.bits_tokens)
     texts = [answer["text"] for answer in answers]
     training = None
@@ -131,17 +139,26 @@ def judge(args: argparse.Namespace) -> dict[str, Any]:
         "tokens": sum(a["tokens"] for a in answers) / max(len(answers), 1),
         "counted": counts(texts, training),
         "counted_people": counts(people, training),
+        "stories": {**counts([answer["text"] for answer in told], training), **of_subjects(told)},
         "held_out": bits,
         "seconds": time.monotonic() - began,
         "asked": asked,
         "answers": answers,
         "people": people,
+        "told": told,
     }
+
+
+def of_subjects(told: list[dict[str, Any]]) -> dict[str, float]:
+    """Shares of the stories that speak of what they were asked about, and that end."""
+    speak = [subject in words(a["text"]) for subject, a in zip(SUBJECTS, told, strict=True)]
+    ended = [answer["finish_reason"] == "end" for answer in told]
+    return {"on_subject": sum(speak) / len(told), "ended": sum(ended) / len(told)}
 
 
 def table(document: dict[str, Any]) -> str:
     """The figures as a table of markdown."""
-    ours, theirs = document["counted"], document["counted_people"]
+    ours, theirs, told = (document[key] for key in ("counted", "counted_people", "stories"))
 
     def row(name: str, mine: Any, people: Any = None, share: bool = True) -> str:
         cells = [
@@ -162,6 +179,9 @@ def table(document: dict[str, Any]) -> str:
         row("sentences that Link Grammar parses whole", ours["parsed"], theirs["parsed"]),
         row("held-out dialogue, bits per byte", document["held_out"]["bits_per_byte"],
             share=False),
+        row(f"of {len(SUBJECTS)} stories asked for: that end", told["ended"]),
+        row("that speak of their subject", told["on_subject"]),
+        row("repeated 4-grams in them", told["repeated_4_grams"]),
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -180,7 +200,7 @@ def samples(document: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def parse(words: list[str] | None = None) -> argparse.Namespace:
+def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -197,7 +217,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, help="folder of the results")
     add_tiny(parser)
-    args = parser.parse_args(words)
+    args = parser.parse_args(given)
     if args.tiny:
         shrink(args, parser, turns=4, max_tokens=12, bits_tokens=200, threads=1)
         if args.model is None:
@@ -223,8 +243,8 @@ def write(document: dict[str, Any], out: Path) -> None:
     write_file(out / "samples.md", text.encode("utf-8"))
 
 
-def main(words: list[str] | None = None) -> None:
-    args = parse(words)
+def main(given: list[str] | None = None) -> None:
+    args = parse(given)
     document = judge(args)
     print(table(document))
     if args.out is not None:

@@ -5,6 +5,7 @@ What a story is about stands in its title, or is what it names most often. A lib
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 from collections import Counter
@@ -13,9 +14,27 @@ from collections.abc import Iterator
 from studies.box.conversations import Messages, message
 from studies.recipes.clean import clean
 
-WHOLE = 2100  # characters of a story that is told to its end: about 600 tokens
-CUT = 1200  # of the beginning of a longer one, up to the end of a paragraph
+OPENING = 250  # characters in which a story names what it is about
 SHORTEST = 200
+LEAST = 3  # how often a story must speak of it
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Characters of a story that is told to its end, and of what is told of a longer one, up to the
+    end of a paragraph (0: nothing); how often one that is told to its end is asked for."""
+
+    whole: int
+    cut: int
+    times: int
+
+
+# The fables' grand words are beyond a small model; storybooks have the plain ones.
+KINDS = {
+    "fables": Lengths(1600, 0, 2),
+    "storybooks": Lengths(1400, 900, 6),
+    "fairytales": Lengths(1600, 1000, 3),
+}
 
 _REQUESTS = (
     "Tell me a story about {x}.", "Can you tell me a story about {x}?", "Tell a story about {x}.",
@@ -54,32 +73,39 @@ _SELF = ("I am a small language model. I can chat a little and tell short storie
 _BYES = ("Goodbye!", "Bye!", "Bye.", "I have to go now.", "Good night!", "See you later!")
 _BYE_BACK = ("Goodbye! Have a nice day.", "Bye! It was nice talking to you.",
              "Goodbye! See you soon.")  # fmt: skip
-_FOLLOWS = r"(?=[.,!?;]| (?:was|had|said|and|is|did|went|could|would|saw|who|looked|came|then)\b)"
-_NAMED = re.compile(rf"\b[Tt]he ([a-z]{{3,}}){_FOLLOWS}")
-_PERSON = re.compile(r"(?<=[a-z,] )([A-Z][a-z]{2,})\b(?! [A-Z])")
+_NAMED = re.compile(r"\b(?:the|a|an|this) (?:[a-z]+ ){0,2}?([a-z]{3,})(?= named | called |[.,!?;]"
+                    r"| (?:was|had|said|and|is|did|went|could|would|saw|who|looked|came|then)\b)",
+                    re.IGNORECASE)  # fmt: skip
+_WITH_NAME = re.compile(r"\b([Aa]n?) (?:[a-z]+ ){0,2}?([a-z]{3,}) (?:named|called) ([A-Z][a-z]+)")
+_PERSON = re.compile(r"(?<=[a-z,] )([A-Z][a-z]{2,})\b")
 _NO_TOPIC = frozenset(
     """
     story other others same end way one first next whole moment day night time rest morning evening
     last thing things ground world land place side best top back middle truth sky air wind sun moon
-    water distance door house room village town forest two three moral
+    distance door house room village town forest two three moral heart midst shade river edge woods
+    trees field fields valley mountains hills life home year years name jungle afternoon meadow
+    that what who which something earth
     """.split()  # noqa: SIM905 - a list of these would be three times as long
 )
 
 
-def topic(story: str) -> str | None:
-    """What a story is about: one or two of what it names most often, None where nothing is."""
-    counts = Counter(word for word in _NAMED.findall(story) if word not in _NO_TOPIC)
-    people = Counter(_PERSON.findall(story))
-    for word in ("The", "Then", "One", "Moral", "She", "They", "You", "Oh", "Yes", "What", "But"):
-        del people[word]
-    found = [(count, with_article(word)) for word, count in counts.most_common(2) if count > 1]
-    found += [(count, word) for word, count in people.most_common(1) if count > 2]
-    found.sort(key=lambda pair: -pair[0])
-    return " and ".join(words for _, words in found[:2]) or None
+def topic(story: str, draw: random.Random) -> str | None:
+    """What the beginning of a story names and the rest speaks of, one or two; None for nothing."""
+    opening, lower = story[:OPENING], story.lower()
+    if (named := _WITH_NAME.search(opening)) and draw.random() < 0.5:
+        return f"{with_article(named[2].lower())} named {named[3]}"
+    counts: Counter[str] = Counter()
+    for word in {word.lower() for word in _NAMED.findall(opening)} - _NO_TOPIC:
+        counts[with_article(word)] = len(re.findall(rf"\b{word}\b", lower))
+    for word in set(_PERSON.findall(opening)):
+        if with_article(word.lower()) not in counts and word.lower() not in _NO_TOPIC:
+            counts[word] = story.count(word)
+    found = [words for words, count in counts.most_common(2) if count >= LEAST]
+    return " and ".join(found[: 2 if draw.random() < 0.4 else 1]) or None
 
 
 def with_article(word: str) -> str:
-    if word.endswith("s") and not word.endswith("ss"):
+    if (word.endswith("s") and not word.endswith("ss")) or word in ("children", "people", "men"):
         return f"the {word}"
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
@@ -92,14 +118,14 @@ def titled(document: str) -> tuple[str | None, str]:
     return None, document
 
 
-def parts(document: str) -> tuple[str | None, str, bool] | None:
-    """(title, story, whether it is told to its end), None for one that is too short."""
+def parts(document: str, lengths: Lengths) -> tuple[str | None, str, bool] | None:
+    """(title, story, whether it is told to its end), None for one that is too short or too long."""
     title, story = titled(clean(document))
-    whole = len(story) <= WHOLE
+    whole = len(story) <= lengths.whole
     if not whole:
         kept = ""
         for paragraph in story.split("\n\n"):
-            if len(kept) + len(paragraph) > CUT:
+            if len(kept) + len(paragraph) > lengths.cut:
                 break
             kept = f"{kept}\n\n{paragraph}" if kept else paragraph
         story = kept
@@ -107,7 +133,7 @@ def parts(document: str) -> tuple[str | None, str, bool] | None:
 
 
 def request(title: str | None, story: str, draw: random.Random) -> str:
-    about = topic(story)
+    about = topic(story, draw)
     if title is not None and (about is None or draw.random() < 0.3):
         about = f'"{title}"' if draw.random() < 0.5 else title
     if about is None or draw.random() < 0.12:
@@ -138,13 +164,13 @@ def told(title: str | None, story: str, draw: random.Random) -> Messages:
     return messages
 
 
-def stories(documents: list[str], times: int, draw: random.Random) -> Iterator[Messages]:
-    """Each story `times` times, asked for in other words; the beginning of a long one once."""
+def stories(documents: list[str], lengths: Lengths, draw: random.Random) -> Iterator[Messages]:
+    """Each story as often as `lengths` says, in other words; the beginning of a long one once."""
     for document in documents:
-        found = parts(document)
+        found = parts(document, lengths)
         if found is not None:
             title, story, whole = found
-            for _ in range(times if whole else 1):
+            for _ in range(lengths.times if whole else 1):
                 yield told(title, story, draw)
 
 

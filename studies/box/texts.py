@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import bz2
+import dataclasses
 import json
 import random
 import re
@@ -85,9 +86,8 @@ def tokenizer(args: argparse.Namespace) -> None:
 
 
 DIALOGUES = ("self", "topical", "sgd", "storyqa")
-# Dialogues of bookings repeat their templates: a small share of them. Stories are few.
+# Dialogues of bookings repeat their templates: a small share of them.
 BOOKINGS = {"train": 1500, "valid": 50}
-STORIES = {"fables": 3, "storybooks": 3, "fairytales": 3}  # how often each short one is asked for
 GREETINGS = {"train": 1500, "valid": 40}
 
 
@@ -102,9 +102,10 @@ def conversation_rows(data: Path, part: str) -> dict[str, list[conversations.Mes
         if name == "sgd":
             texts = draw.sample(texts, min(BOOKINGS[part], len(texts)))
         found[name] = list(conversations.rows(texts, form, draw))
-    for name, times in STORIES.items():
+    for name, lengths in stories.KINDS.items():
         texts = list(documents(read(data, f"stories-open/{name}/{part}")))
-        found[name] = list(stories.stories(texts, times if part == "train" else 1, draw))
+        often = lengths if part == "train" else dataclasses.replace(lengths, times=1)
+        found[name] = list(stories.stories(texts, often, draw))
     found["greetings"] = list(stories.greetings(GREETINGS[part], draw))
     return found
 
@@ -130,7 +131,7 @@ def tiny(args: argparse.Namespace) -> None:
     args.out, args.vocabulary = args.out or temporary(), 300
     args.data = args.out / "data"
     dialogues = {f"dialogues-{name}/{part}" for name in DIALOGUES for part in ("train", "valid")}
-    told = {f"stories-open/{name}/valid" for name in STORIES}
+    told = {f"stories-open/{name}/valid" for name in stories.KINDS}
     every = {name for names in KINDS.values() for name in names}
     write_data(args.data, sorted(dialogues | told | every))
     tokenizer(args)

@@ -129,7 +129,7 @@ def work(args: argparse.Namespace, cell: Cell, tokens: dict[str, str]) -> dict[s
         data = (args.work / f"{cell.name}-judge" / name).read_bytes()
         write_file(args.out / f"{cell.name}{suffix}", data)
     held = [row for row in read_metrics(out) if "valid_loss" in row]
-    figures = ("ended", "tokens", "counted", "held_out")
+    figures = ("ended", "tokens", "counted", "stories", "held_out")
     return {
         "cell": cell.name,
         **dataclasses.asdict(cell),

@@ -33,16 +33,17 @@ def test_a_passage_stands_before_its_first_question():
 
 
 def test_a_story_is_whole_or_ends_with_a_paragraph():
+    lengths = stories.KINDS["storybooks"]
     short = "The fox\n\n" + "A fox was there. The fox was sad, and the fox ran. " * 6
-    title, story, whole = stories.parts(short)
+    title, story, whole = stories.parts(short, lengths)
     assert (title, whole) == ("The fox", True)
-    assert stories.topic(story) == "a fox"
+    assert stories.topic(story, random.Random(0)) == "a fox"
     paragraph = "The crow saw the owl. " * 20
-    _, story, whole = stories.parts("\n\n".join([paragraph] * 9))
+    _, story, whole = stories.parts("\n\n".join([paragraph] * 9), lengths)
     assert not whole
-    assert len(story) <= stories.CUT
+    assert len(story) <= lengths.cut
     assert set(story.split("\n\n")) == {paragraph.strip()}
-    assert stories.parts("Too short.") is None
+    assert stories.parts("Too short.", lengths) is None
 
 
 def test_a_moral_is_told_or_asked_for():
