@@ -434,6 +434,9 @@ def test_what_exists_is_not_replaced(tmp_path, rng):
         with pytest.raises(ValueError, match="already exists"):
             export(source, tmp_path / name)
         assert (tmp_path / name).read_text() == "mine"
+    (tmp_path / "empty.gguf").mkdir()
+    with pytest.raises(ValueError, match="is a directory, not a file"):
+        export(source, tmp_path / "empty.gguf")
     (tmp_path / "empty").mkdir()
     export(source, tmp_path / "empty")
     assert (tmp_path / "empty" / "config.json").is_file()

@@ -14,7 +14,7 @@ ternary values and scales again. --to packed is `nomatmul pack`.
 
 What is rounded is said: scales become float16 numbers once (both forms then hold the same model),
 and in a GGUF file an embedding of 32 bits becomes float16 (--embedding f32 keeps it). llama.cpp
-rounds the inputs of a ternary product to int8 for each 256 (TQ2_0) or 32 (others) of them,
+rounds the inputs of a ternary product to int8 for each 256 (TQ2_0) or 32 (Q2_0) of them,
 transformers not at all: a model that was trained with int8 activations a token gets a warning.
 """
 

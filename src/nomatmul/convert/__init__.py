@@ -1,4 +1,4 @@
-"""Turning models of other forms into packed ones.
+"""Turning models of other forms into packed ones, and into what other engines read (`export`).
 
 Names are imported when first used.
 """

@@ -153,10 +153,9 @@ def _check_words(to: str, type: str, embedding: str) -> None:
 
 def _check_place(to: str, out: Path) -> None:
     """Refuse a place where nothing can be written, before the work for it."""
-    if to == "gguf" and not (out.exists() or out.is_symlink()):
+    refuse_existing(out)
+    if to == "gguf":
         check_writable(out)
-    else:
-        refuse_existing(out)
 
 
 def _warn_of_activations(source: ExportSource, words: str) -> None:

@@ -34,9 +34,12 @@ from nomatmul.formats.quantise import to_float16
 TYPES = ("auto", "tq2_0", "pq2_0", "q2_0")
 EMBEDDINGS = ("auto", "f32", "f16", "bf16", "q8_0")
 _BY_GROUP = {0: "TQ2_0", 256: "TQ2_0", 128: "PQ2_0", 64: "Q2_0"}
-# What llama.cpp makes of the inputs of a product with these types.
-ACTIVATIONS = {"TQ2_0": "int8 for each 256 inputs", "Q2_0": "int8 for each 32 inputs"}
-ACTIVATIONS["PQ2_0"] = ACTIVATIONS["Q2_0"]
+# What llama.cpp, or its fork that reads PQ2_0, makes of the inputs of a product with these types.
+ACTIVATIONS = {
+    "TQ2_0": "int8 for each 256 inputs",
+    "Q2_0": "int8 for each 32 inputs",
+    "PQ2_0": "int8 for groups of inputs",
+}
 
 Progress = Callable[[int, int, str], None]
 
