@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import bz2
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from nomatmul.evaluate import score_text
 from nomatmul.evaluate.torch_scorer import TorchScorer
 from nomatmul.formats.runs import find_checkpoint
 
-OPENING, LENGTH, TEXTS = 12, 120, 40  # words that are given, tokens that follow, documents
+OPENING, LENGTH, TEXTS = 12, 100, 40  # words that are given, tokens that follow, documents
 BORDER = "<|endoftext|>"
 
 
@@ -56,6 +57,9 @@ def main() -> None:
     parser.add_argument("--held-out", type=Path, required=True)
     parser.add_argument("--trained-on", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--window", type=int, help="tokens at once (default: what each model reads)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     held_out = read(args.held_out)
@@ -69,6 +73,8 @@ def main() -> None:
     models |= {name: Path(place) for name, _, place in (text.partition("=") for text in args.model)}
     for name, place in models.items():
         scorer = TorchScorer.from_directory(find_checkpoint(place))
+        if args.window:  # trained on less than their limit, models say little of what lies beyond
+            scorer.config = dataclasses.replace(scorer.config, max_position_embeddings=args.window)
         bits = score_text(scorer, held_out.replace(BORDER, "\n")).bits_per_byte
         made = continuations(scorer, openings, args.seed)
         rows[name] = {"bits_per_byte": bits, **counts(made, known), "texts": made[:5]}
