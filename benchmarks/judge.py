@@ -117,7 +117,7 @@ def judge(args: argparse.Namespace) -> dict[str, Any]:
     if args.model.suffix == ".json":
         document = json.loads(args.model.read_text("utf-8"))
         answers, asked = document["answers"], document["asked"]
-        people, bits, told = document["people"], document["held_out"], document["told"]
+        people, bits, told = document["people"], document["held_out"], document.get("told")
     else:
         rows = list(conversations(args.held_out))
         chosen = turns(rows, args.turns, args.seed)
@@ -139,7 +139,7 @@ def judge(args: argparse.Namespace) -> dict[str, Any]:
         "tokens": sum(a["tokens"] for a in answers) / max(len(answers), 1),
         "counted": counts(texts, training),
         "counted_people": counts(people, training),
-        "stories": {**counts([answer["text"] for answer in told], training), **of_subjects(told)},
+        "stories": told and counted_stories(told, training),
         "held_out": bits,
         "seconds": time.monotonic() - began,
         "asked": asked,
@@ -149,16 +149,21 @@ def judge(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def of_subjects(told: list[dict[str, Any]]) -> dict[str, float]:
-    """Shares of the stories that speak of what they were asked about, and that end."""
+def counted_stories(told: list[dict[str, Any]], training: list[str] | None) -> dict[str, Any]:
+    """What is counted of answers, and shares of the stories that speak of their subject or end."""
     speak = [subject in words(a["text"]) for subject, a in zip(SUBJECTS, told, strict=True)]
     ended = [answer["finish_reason"] == "end" for answer in told]
-    return {"on_subject": sum(speak) / len(told), "ended": sum(ended) / len(told)}
+    return {
+        **counts([answer["text"] for answer in told], training),
+        "on_subject": sum(speak) / len(told),
+        "ended": sum(ended) / len(told),
+    }
 
 
 def table(document: dict[str, Any]) -> str:
     """The figures as a table of markdown."""
-    ours, theirs, told = (document[key] for key in ("counted", "counted_people", "stories"))
+    ours, theirs = document["counted"], document["counted_people"]
+    told = document.get("stories")
 
     def row(name: str, mine: Any, people: Any = None, share: bool = True) -> str:
         cells = [
@@ -179,10 +184,14 @@ def table(document: dict[str, Any]) -> str:
         row("sentences that Link Grammar parses whole", ours["parsed"], theirs["parsed"]),
         row("held-out dialogue, bits per byte", document["held_out"]["bits_per_byte"],
             share=False),
+    ]  # fmt: skip
+    if not told:  # of answers that were made before stories were asked for
+        return "\n".join(lines)
+    lines += [
         row(f"of {len(SUBJECTS)} stories asked for: that end", told["ended"]),
         row("that speak of their subject", told["on_subject"]),
         row("repeated 4-grams in them", told["repeated_4_grams"]),
-    ]  # fmt: skip
+    ]
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packed import Forms, PackedReader
+from nomatmul.formats.tokenizer import load_tokenizer
 from nomatmul.reference.activations import silu
 from nomatmul.reference.integer.model import IntegerModel
 from nomatmul.reference.integer.numerics import Formats
@@ -222,8 +223,8 @@ def test_scores_are_log_probabilities_whatever_the_chunk(packed):
 
 def test_the_box_says_what_it_says_in_float(box):
     model, oracle = box
-    # "The river is", and what the oracle goes on with
-    ids = [0, 407, 2265, 332]
+    # a beginning, and what the oracle goes on with
+    ids = [0, *load_tokenizer(BOX).encode("The river is", add_special_tokens=False).ids]
     for _ in range(12):
         ids.append(int(oracle.forward([ids]).logits_BTV[0, -1].argmax()))
     real = oracle.forward([ids]).logits_BTV[0]

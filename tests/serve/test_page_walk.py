@@ -16,7 +16,8 @@ from chat_templates import QWEN3
 from support.browser import open_browser, open_page
 from support.serving import Running, running_server
 
-from nomatmul.serve.models import model_paths, open_models, served_model
+from nomatmul.engine.loading import BOX
+from nomatmul.serve.models import open_models, served_model
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -161,7 +162,7 @@ def test_what_the_server_refuses_is_said_in_its_words(server: Running, browser: 
 def test_models_with_and_without_a_chat_template(browser: Browser, tmp_path: Path) -> None:
     """A random model writes bytes: what it is sent counts, and that the page stands it."""
     tiny = served_model("tiny", chat_model(tmp_path, ATTENTION, QWEN3), tmp_path)
-    box = open_models(model_paths(()), threads=1)
+    box = open_models({"nomatmul-box": BOX}, threads=1)
     with (
         running_server(models={"tiny": tiny, **box}) as running,
         open_page(browser, running.url) as page,
