@@ -95,12 +95,12 @@ def _enter(
 
 
 def train_job(config: dict, text: str, out: str, options: dict[str, Any]) -> None:
-    """What `nomatmul train` does in such a process, or `distil`; with the config given whole."""
+    """What `nomatmul train` does in such a process, or `distill`; with the config given whole."""
     from nomatmul.train.args import TrainArgs
-    from nomatmul.train.distil import DistilArgs
+    from nomatmul.train.distill import DistillArgs
     from nomatmul.train.main import _leave, _one_of_many
 
-    kind = DistilArgs if "teacher" in options else TrainArgs
+    kind = DistillArgs if "teacher" in options else TrainArgs
     args = kind("tiny", (text,), out, workers=1, device="cpu", quiet=True, **options)
     parsed = TrainConfig.from_dict(config)
     module = sys.modules["nomatmul.train.main"]

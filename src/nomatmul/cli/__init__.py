@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("chat", "talk or write with a model; its state is kept between turns"),
     "serve": ("serve", "answer OpenAI's HTTP interface, and a chat page, with packed models"),
     "train": ("train", "train a model on your own text"),
-    "distil": ("distil", "train a student of any causal language model on your own text"),
+    "distill": ("distill", "train a student of any causal language model on your own text"),
     "ternarise": ("ternarise", "make a pretrained Llama or Qwen3 ternary, taught by itself"),
     "recipes": ("recipes", "list the recipes of `train`: size, data, time, what each is for"),
     "compare": ("compare", "does a layer pay? train its controls beside it and report"),

@@ -19,7 +19,7 @@ from nomatmul.train.checkpoints import (
 )
 from nomatmul.train.config import TrainConfig, differences
 from nomatmul.train.curve import draw_curve
-from nomatmul.train.distil import check_student
+from nomatmul.train.distill import check_student
 from nomatmul.train.fff_training import choose_implementation
 from nomatmul.train.memory import plan_memory
 from nomatmul.train.metrics import Console, read_metrics

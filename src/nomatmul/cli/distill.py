@@ -32,10 +32,10 @@ from nomatmul.cli.options import option
 
 EXAMPLES = """
 examples:
-  nomatmul distil runs/teacher cpu_minute --data novel.txt --out runs/student
-  nomatmul distil hf:HuggingFaceTB/SmolLM2-135M box --data corpus/*.txt.zst --out runs/taught \\
+  nomatmul distill runs/teacher cpu_minute --data novel.txt --out runs/student
+  nomatmul distill hf:HuggingFaceTB/SmolLM2-135M box --data corpus/*.txt.zst --out runs/taught \\
     --share 0.7 --temperature 2 --set sequence_length=1024
-  torchrun --nproc-per-node 4 -m nomatmul distil models/qwen3 mmfree_370m --data hf:owner/name \\
+  torchrun --nproc-per-node 4 -m nomatmul distill models/qwen3 mmfree_370m --data hf:owner/name \\
     --out runs/370m
 a teacher of your own, trained before:
   nomatmul train transformer_cpu_minute --data novel.txt --out runs/teacher
@@ -64,7 +64,7 @@ class Options(train.Options, _Teaching):
 
 def run(options: Options) -> int:
     from nomatmul.train import main
-    from nomatmul.train.distil import DistilArgs
+    from nomatmul.train.distill import DistillArgs
 
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-    return main(DistilArgs(**values))
+    return main(DistillArgs(**values))

@@ -1,4 +1,4 @@
-"""What the command `nomatmul distil` is given: a training, and who teaches it."""
+"""What the command `nomatmul distill` is given: a training, and who teaches it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class DistilArgs(TrainArgs):
+class DistillArgs(TrainArgs):
     """teacher: a directory or a name on the Hub; share, temperature: see `TrainConfig`."""
 
     teacher: str = ""

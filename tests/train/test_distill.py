@@ -28,7 +28,7 @@ from train_jobs import (
 
 from nomatmul import cli
 from nomatmul.train import TrainConfig, recipe
-from nomatmul.train.distil import DistilArgs
+from nomatmul.train.distill import DistillArgs
 from nomatmul.train.memory import estimate
 from nomatmul.train.metrics import read_metrics
 from nomatmul.train.teacher_files import find_teacher
@@ -171,7 +171,7 @@ def test_the_summary_names_the_teacher(
             "micro_batch_size=2", "sample_interval=0"]  # fmt: skip
     words = [word for value in sets for word in ("--set", value)]
     status = cli.main(
-        ["distil", str(teacher), "cpu_minute", "--data", str(text_file), "--out",
+        ["distill", str(teacher), "cpu_minute", "--data", str(text_file), "--out",
          str(tmp_path / "run"), "--steps", "2", "--share", "1", "--workers", "1", *words]
     )  # fmt: skip
     captured = capsys.readouterr()
@@ -216,7 +216,7 @@ def test_a_command_that_cannot_be_is_refused(
 ) -> None:
     values: dict[str, Any] = {"recipe": "cpu_minute", "data": ("x",), "out": "y"}
     with pytest.raises(ValueError, match=message):
-        DistilArgs(**(values | {"teacher": str(teacher)} | changes)).config()
+        DistillArgs(**(values | {"teacher": str(teacher)} | changes)).config()
 
 
 def test_what_does_not_fit_is_refused_before_work(
