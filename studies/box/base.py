@@ -23,12 +23,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout
 
 from benchmarks.documents import write_documents
+from benchmarks.dry_run import add_tiny, temporary, write_texts
 from benchmarks.gpu_common import ROOT
 from nomatmul.formats.cpus import usable_cpus
 from nomatmul.formats.files.atomic import write_file
 from nomatmul.train.documents import find_sources
 from nomatmul.train.shards import build_shards
 from nomatmul.train.tokenizer import load_tokenizer
+from studies.compare.plan import BYTE_PAIRS
 from studies.recipes.clean import clean
 from studies.recipes.texts import ALL, HELD_OUT, STORIES, Kind
 
@@ -100,17 +102,36 @@ def _documents(work: Path, half: str, cleaned: bool) -> None:
         list(pool.map(partial(write_documents, edit=edit), jobs))
 
 
+def rehearse(args: argparse.Namespace) -> None:
+    """The dry run: both steps with invented texts and today's tokenizer of the box."""
+    args.work = args.out or temporary()
+    args.data = args.work / "texts"
+    stories = [f"stories-open/{name}/{part}" for name in STORIES for part in ("train", "valid")]
+    write_texts(args.data, [*HALVES["a"], *HALVES["b"], *stories], articles=4)
+    gather(args)
+    write_file(args.work / TOKENIZER, BYTE_PAIRS.read_bytes())
+    for args.half in HALVES:
+        prepare(args)
+
+
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     steps = {"gather": gather, "prepare": prepare}
-    parser.add_argument("step", choices=steps)
+    parser.add_argument("step", choices=steps, nargs="?", help="not needed with --tiny: both")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data")
     parser.add_argument("--work", type=Path, default=Path("runs/recipes"), help="texts, tokens")
+    parser.add_argument("--out", type=Path, help="of the dry run")
     parser.add_argument("--half", choices=HALVES, default="a")
+    add_tiny(parser)
     args = parser.parse_args(words)
-    steps[args.step](args)
+    if args.tiny:
+        rehearse(args)
+    elif args.step is None:
+        parser.error("name a step: gather or prepare")
+    else:
+        steps[args.step](args)
 
 
 if __name__ == "__main__":
