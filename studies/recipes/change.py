@@ -12,34 +12,25 @@ from nomatmul.train.config import TrainConfig
 from studies.compare.plan import Cell
 from studies.recipes.recurrences import MIXERS
 
-STRUCTURES = ("", "relu2", "short-convolution")
-
 
 @dataclasses.dataclass(frozen=True)
 class Change:
     """All at their defaults: the run of the package, bit for bit.
 
-    dense: share of the steps, from the start, whose weights are not rounded. fresh: the optimiser
-    forgets its state when they are rounded; rewarm: the rate then warms up again and falls over
-    what is left. decay_until: share of the run after which weights do not decay; second_rate: what
-    the rate is multiplied by in the second half. muon: what the rate is multiplied by for the
-    matrices of the blocks, which Muon then moves (0: AdamW). teacher: directory of a model beside
-    the others whose distribution is `weight` of the targets, while weights are rounded; start: one
-    whose tensors replace the drawn ones of equal names and shapes. structure: see `structure.py`.
-    group: each row has a scale for so many inputs (0: a matrix has one); inputs stay int8 a token.
-    mixer: in place of MLGRU (`recurrences.py`), in each `every`-th layer.
+    dense: share of the steps, from the start, whose weights are not rounded. teacher: directory of
+    a model beside the others whose distribution is `weight` of the targets, while weights are
+    rounded; start: one whose tensors replace the drawn ones of equal names and shapes. group: each
+    row has a scale for so many inputs (0: a matrix has one); inputs stay int8 a token. mixer: in
+    place of MLGRU (`recurrences.py`), in each `every`-th layer.
+
+    What was tried and lost (Muon, relu^2, a short convolution, stages of rate and decay, how the
+    ternary phase begins) stands in page.md with the commits that run it.
     """
 
     dense: float = 0.0
-    fresh: bool = False
-    rewarm: bool = False
-    decay_until: float = 1.0
-    second_rate: float = 1.0
-    muon: float = 0.0
     teacher: str = ""
     weight: float = 1.0
     start: str = ""
-    structure: str = ""
     group: int = 0
     mixer: str = ""
     every: int = 1
@@ -47,7 +38,6 @@ class Change:
     def __post_init__(self) -> None:
         assert 0 <= self.dense <= 1, self.dense
         assert 0 <= self.weight <= 1, self.weight
-        assert self.structure in STRUCTURES, self.structure
         assert self.mixer in ("", *MIXERS), self.mixer
         assert not (self.mixer and (self.teacher or self.dense or self.group)), "not tried"
 

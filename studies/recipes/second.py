@@ -1,4 +1,4 @@
-"""The second stay: training in phases, teachers, another optimiser, structure."""
+"""The second stay: training in phases, teachers, the small gains at once."""
 
 from __future__ import annotations
 
@@ -49,18 +49,6 @@ def phases(amount: Amount) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def switch(amount: Amount) -> list[dict[str, Any]]:
-    """How the ternary phase begins."""
-    return [
-        one(amount, "phases", "dense-30-rewarm", "30 %, then the rate warms up again",
-            change=Change(dense=0.3, rewarm=True)),
-        one(amount, "phases", "dense-30-fresh", "30 %, then a fresh optimiser",
-            change=Change(dense=0.3, fresh=True)),
-        one(amount, "phases", "dense-60-fresh-rewarm", "60 %, then both",
-            change=Change(dense=0.6, fresh=True, rewarm=True)),
-    ]  # fmt: skip
-
-
 def distil(amount: Amount) -> list[dict[str, Any]]:
     """Students of the teachers; controls: `phases-base`, and the Pareto models at twice as much."""
 
@@ -85,31 +73,9 @@ def distil(amount: Amount) -> list[dict[str, Any]]:
 
 
 def optimiser(amount: Amount) -> list[dict[str, Any]]:
-    """Muon for the matrices of the blocks; rate and decay in two stages; the small gains at once.
-
-    Two stages as BitNet b1.58: both rates fall in a line, the second from two thirds; weight decay
-    0.1 in the first half only.
-    """
-    off = {"weight_decay": 0.1, "change": Change(decay_until=0.5)}
-    two = Change(decay_until=0.5, second_rate=2 / 3)
-    return [
-        one(amount, "optimiser", "muon-1", "Muon, the same rate", change=Change(muon=1.0)),
-        one(amount, "optimiser", "gains", "half the batch, rate in a line, decay 0.1", **GAINS),
-        one(amount, "optimiser", "muon-0.5", "Muon, half the rate", change=Change(muon=0.5)),
-        one(amount, "optimiser", "muon-2", "Muon, twice the rate", change=Change(muon=2.0)),
-        one(amount, "optimiser", "decay-off", "decay 0.1 in the first half only", **off),
-        one(amount, "optimiser", "two-stages", "decay off and a lower rate in the second half",
-            schedule="linear", weight_decay=0.1, change=two),
-    ]  # fmt: skip
-
-
-def structure(amount: Amount) -> list[dict[str, Any]]:
-    """What a wrapper can add to a block."""
-    return [
-        one(amount, "structure", "short-convolution", "a short convolution before each block",
-            change=Change(structure="short-convolution")),
-        one(amount, "structure", "relu2", "relu^2 in the GLU", change=Change(structure="relu2")),
-    ]  # fmt: skip
+    """The small gains at once."""
+    label = "half the batch, rate in a line, decay 0.1"
+    return [one(amount, "optimiser", "gains", label, **GAINS)]
 
 
 def longer(amount: Amount) -> list[dict[str, Any]]:
@@ -128,8 +94,6 @@ def combined(amount: Amount) -> list[dict[str, Any]]:
     return [
         one(amount, "combined", "dense-30-gains", "30 % full precision, small gains",
             change=Change(dense=0.3), **GAINS),
-        one(amount, "combined", "muon-gains", "Muon, small gains", change=Change(muon=1.0),
-            **GAINS),
         one(amount, "combined", "dense-30-twin", "30 % full precision, then half twin L",
             change=both),
         one(amount, "combined", "all", "30 % full precision, then half twin L; small gains",
@@ -141,5 +105,5 @@ def combined(amount: Amount) -> list[dict[str, Any]]:
 
 PARTS = {
     "teachers": teachers, "phases": phases, "distil": distil, "optimiser": optimiser,
-    "structure": structure, "longer": longer, "switch": switch, "combined": combined,
+    "longer": longer, "combined": combined,
 }  # fmt: skip

@@ -27,22 +27,14 @@ from nomatmul.train.config import TrainConfig
 from nomatmul.train.loop import Loop, MicroBatch
 from nomatmul.train.micro_step import build_micro_step
 from nomatmul.train.model import build_model
-from nomatmul.train.optimizer import build_optimizer
-from nomatmul.train.schedule import learning_rate
 from studies.compare import cell as compare_cell
 from studies.compare.curve import Curve
 from studies.recipes.change import Change, ChangedCell
 from studies.recipes.chunks import compile_recurrences
 from studies.recipes.dead_zone import DeadZone
 from studies.recipes.distil import Teacher, distilled_loss
-from studies.recipes.muon import Muon
 from studies.recipes.recurrences import replace_mixers
-from studies.recipes.structure import add_short_convolutions, hidden_matrices
-from studies.recipes.switches import (
-    fused_everywhere,
-    group_scales,
-    squared_relu,
-)
+from studies.recipes.switches import fused_everywhere, group_scales
 
 PAUSE = 0.5  # seconds between looks for a teacher that is still trained
 GRACE = 30.0  # seconds that a process may take to say that it trains one
@@ -64,16 +56,12 @@ class ChangedTrainer(compare_cell.CellTrainer):
         self.phase = contextlib.ExitStack()  # and until the phase ends
         if cell.device == "cpu" and self.change != Change():
             self.places.enter_context(fused_everywhere())
-        if self.change.structure == "relu2":
-            self.places.enter_context(squared_relu())
         if self.change.mixer and cell.device != "cpu":
             compile_recurrences()
         super().__init__(cell, *args)
 
     def _new_model(self) -> Any:
         model = super()._new_model()
-        if self.change.structure == "short-convolution":
-            add_short_convolutions(model)
         if self.change.mixer:
             replace_mixers(model, self.change.mixer, self.change.every)
         return model
@@ -94,7 +82,7 @@ class ChangedTrainer(compare_cell.CellTrainer):
 
     def _rehearse(self, dense: bool) -> None:
         batches = self.texts.batches(0)
-        loop = self._new_loop(self.config)
+        loop = super()._loop(self.config)
         self._begin(dense, loop)
         for _ in range(2):
             loop.take_step(self._taught(batches), 0.0)
@@ -116,32 +104,7 @@ class ChangedTrainer(compare_cell.CellTrainer):
             taken = CausalLM.from_pretrained(self.models / name).state_dict()
             fresh |= {k: v for k, v in taken.items() if k in fresh and v.shape == fresh[k].shape}
         for name, tensor in self.model.state_dict().items():
-            if name in fresh:
-                tensor.copy_(fresh[name])
-            else:  # an added one: it begins as if it were not there
-                tensor.zero_()
-
-    def _optimizer(self, config: TrainConfig) -> Any:
-        adam = build_optimizer(self.model, config, self.plan)
-        if not self.change.muon:
-            return adam
-        matrices = hidden_matrices(self.model)
-        known = {id(matrix) for matrix in matrices}
-        for group in adam.param_groups:
-            group["params"] = [p for p in group["params"] if id(p) not in known]
-        rate = config.learning_rate * self.change.muon
-        return Both(adam, Muon(matrices, lr=rate, weight_decay=config.weight_decay))
-
-    def _new_loop(self, config: TrainConfig) -> ChangedLoop:
-        return ChangedLoop(
-            self.change,
-            self.model,
-            self._optimizer(config),
-            self.micro,
-            self.ternary,
-            rate=lambda step, share: changed_rate(config, self.change, step),
-            clip_norm=config.clip_norm,
-        )
+            tensor.copy_(fresh[name])
 
     def _begin(self, dense: bool, loop: Loop) -> None:
         """A phase: its operations, and a micro-step that is recorded anew."""
@@ -171,15 +134,13 @@ class ChangedTrainer(compare_cell.CellTrainer):
     def _loop(self, config: TrainConfig) -> Loop:
         """With the change; the last phase stays open, for the scores."""
         self.switch = round(self.change.dense * config.steps)
-        self.run_config, self.zeros = config, DeadZone(self.model)
-        loop = self._new_loop(config)
+        self.zeros = DeadZone(self.model)
+        loop = super()._loop(config)
         self._begin(self.switch > 0, loop)
         return loop
 
     def _batch(self, loop: Loop, batches: Iterator[tuple[Tensor, Tensor]]) -> list[MicroBatch]:
         if loop.step == self.switch > 0:
-            if self.change.fresh:
-                loop.optimizer = self._optimizer(self.run_config)
             self._begin(False, loop)
         return self._taught(batches)
 
@@ -191,49 +152,6 @@ class ChangedTrainer(compare_cell.CellTrainer):
     def _row(self, config: TrainConfig, curve: Curve, scores: dict[str, Any]) -> dict[str, Any]:
         row = super()._row(config, curve, scores)
         return {**row, "change": self.change.to_dict(), **self.zeros.row()}
-
-
-class Both:
-    """Two optimisers as one."""
-
-    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
-        self.optimizers = optimizers
-        self.param_groups = [group for one in optimizers for group in one.param_groups]
-
-    def step(self) -> None:
-        for one in self.optimizers:
-            one.step()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        for one in self.optimizers:
-            one.zero_grad(set_to_none=set_to_none)
-
-
-class ChangedLoop(Loop):
-    """A loop whose groups of parameters have rates and weight decays of their own."""
-
-    def __init__(self, change: Change, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.change = change
-
-    def set_rate(self, share: float) -> float:
-        rate = super().set_rate(share)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * (self.change.muon if "momentum" in group else 1.0)
-            if share >= self.change.decay_until:
-                group["weight_decay"] = 0.0
-        return rate
-
-
-def changed_rate(config: TrainConfig, change: Change, step: int) -> float:
-    """The rate of a step (from 0)."""
-    progress = step / config.steps
-    switch = round(change.dense * config.steps)
-    if change.rewarm and step >= switch:
-        rate = learning_rate(config, step - switch, (step - switch) / (config.steps - switch))
-    else:
-        rate = learning_rate(config, step, progress)
-    return rate * change.second_rate if progress >= 0.5 else rate
 
 
 def wait_for(directory: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import shutil
@@ -19,8 +18,6 @@ from nomatmul.evaluate.rows import read_rows
 from nomatmul.models import CausalLM, layers
 from nomatmul.models.layers import BitLinear
 from nomatmul.ops.bitlinear import absmax_quantize, root_mean_square, ternary_cache
-from nomatmul.ops.bitlinear.steps import glu_quantize
-from nomatmul.train.micro_step import MicroStep
 from nomatmul.train.model import build_model
 from nomatmul.train.plan import DevicePlan
 from studies.compare.cell import CellTrainer, run_cell
@@ -29,10 +26,8 @@ from studies.recipes.cells import Amount, build
 from studies.recipes.change import Change, ChangedCell
 from studies.recipes.dead_zone import DeadZone
 from studies.recipes.distil import Teacher, distilled_loss
-from studies.recipes.muon import Muon, orthogonal
 from studies.recipes.second import PARTS, one
-from studies.recipes.structure import add_short_convolutions
-from studies.recipes.trainer import ChangedLoop, ChangedTrainer, alive, changed_rate, wait_for
+from studies.recipes.trainer import ChangedTrainer, alive, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -79,57 +74,6 @@ def _rounded_inputs(x: Tensor, weight: Tensor, norm: Tensor, eps: float, **_: An
     return F.linear(y + (q * unit - y).detach(), weight)
 
 
-def test_squared_relu_has_the_gradient_of_autograd() -> None:
-    torch.manual_seed(0)
-    gu, norm, d = torch.randn(5, 16), torch.rand(8), torch.randn(5, 8)
-    w_scale = torch.tensor([0.5])
-    gu.requires_grad_(), norm.requires_grad_()
-    gate, up = gu.chunk(2, -1)
-    y = F.relu(gate) ** 2 * up
-    y = y / root_mean_square(y, 1e-6) * norm
-    wanted = torch.autograd.grad(y, (gu, norm), d * w_scale)
-    dgu, dequantised, dnorm = switches.glu_backward(gu.detach(), norm.detach(), d, w_scale, 1e-6)
-    torch.testing.assert_close((dgu, dnorm), wanted)
-    q, unit = switches.glu_quantize(gu.detach(), norm.detach(), 1e-6, torch.int8)
-    assert torch.equal(q[0] * unit[0, :, None], dequantised)
-    assert q.dtype == torch.int8
-    plain = glu_quantize(gu.detach(), norm.detach(), 1e-6, torch.int8)
-    assert [t.shape for t in plain] == [q.shape, unit.shape]
-
-
-def test_a_short_convolution_starts_as_nothing_and_sees_no_later_token() -> None:
-    torch.manual_seed(0)
-    model = build_model(cell(Path("work")).train_config.model)
-    x_BT = torch.randint(8000, (1, 12))
-    before = model.hidden(x_BT)
-    add_short_convolutions(model)
-    assert torch.equal(model.hidden(x_BT), before)
-    model.layers[0].short.data.normal_()
-    full = model.hidden(x_BT)
-    assert not torch.allclose(full, before)
-    torch.testing.assert_close(model.hidden(x_BT[:, :7]), full[:, :7])
-
-
-def test_muon_is_torch_s_muon() -> None:
-    torch.manual_seed(0)
-    shapes = [(8, 8), (16, 8), (8, 8), (8, 12)]
-    ours = [torch.randn(shape) for shape in shapes]
-    theirs = [w.clone() for w in ours]
-    options = {"lr": 0.02, "weight_decay": 0.1}
-    mine = Muon(ours, **options)
-    reference = torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **options)
-    for _ in range(3):
-        for a, b in zip(ours, theirs, strict=True):
-            a.grad = torch.randn_like(a)
-            b.grad = a.grad.clone()
-        mine.step()
-        reference.step()
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-3)  # products in bfloat16
-    values = torch.linalg.svdvals(orthogonal(torch.randn(2, 8, 12)).float())
-    assert ((values > 0.3) & (values < 1.6)).all()
-
-
 @pytest.mark.parametrize("same", [False, True])
 def test_a_taught_student_has_the_gradient_of_the_mixed_targets(work: Path, same: bool) -> None:
     """The teacher of either kind; the value is the student's own cross-entropy."""
@@ -174,50 +118,6 @@ def test_full_precision_all_along_and_then_ternary(work: Path) -> None:
     assert half[-1][1] != ternary[-1][1]
     assert rows[1]["change"] == {"dense": 0.5}
     assert 0 < rows[0]["stuck"] <= rows[0]["zero"] < 1
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"dense": 0.5, "fresh": True}, {"dense": 0.5, "rewarm": True}, {"muon": 1.0},
-        {"structure": "relu2"}, {"structure": "short-convolution"}, {"second_rate": 0.5},
-        {"decay_until": 0.5},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_every_change_changes_the_run(work: Path, change: dict[str, Any]) -> None:
-    plain = ran(work, Change(dense=change.get("dense", 0.0)))
-    row = ran(work, Change(**change))
-    assert row["status"] == "ok"
-    assert row["loss"] != plain["loss"]
-
-
-def test_rates_of_phases() -> None:
-    config = dataclasses.replace(
-        cell(Path("work")).train_config, steps=100, warmup_steps=10, schedule="linear"
-    )
-    model = build_model(config.model)
-    optimizer = torch.optim.AdamW([torch.zeros(1)], lr=0.0, weight_decay=0.1)
-
-    def rate(step: int, **change: Any) -> float:
-        wanted = Change(**change)
-        loop = ChangedLoop(
-            wanted, model, optimizer, MicroStep(model.loss), ternary_cache(),
-            rate=lambda step, share: changed_rate(config, wanted, step), step=step,
-        )  # fmt: skip
-        rate = loop.set_rate(step / 100)
-        assert optimizer.param_groups[0]["lr"] == rate
-        return rate / config.learning_rate
-
-    assert rate(40) == pytest.approx(0.6)
-    assert rate(39, dense=0.4, rewarm=True) == pytest.approx(0.61)
-    assert rate(40, dense=0.4, rewarm=True) == pytest.approx(0.1)
-    assert rate(70, dense=0.4, rewarm=True) == pytest.approx(0.5)
-    assert rate(70, second_rate=0.5) == pytest.approx(0.15)
-    rate(49, decay_until=0.5)
-    assert optimizer.param_groups[0]["weight_decay"] == 0.1
-    rate(50, decay_until=0.5)
-    assert optimizer.param_groups[0]["weight_decay"] == 0.0
 
 
 def test_the_dead_zone_counts_what_is_zero_at_every_look() -> None:
