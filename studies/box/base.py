@@ -1,9 +1,9 @@
-"""The texts of the box's base: all of them, in two halves, because 64 MiB travel at a time.
+"""The texts of the box's base: all of them, in three parts, because 64 MiB travel at a time.
 
     python studies/box/base.py gather  --data ../shared/data --work runs/recipes
-    python studies/box/base.py prepare --work runs/recipes --half a     then b
+    python studies/box/base.py prepare --work runs/recipes --part a     then b and c
 
-`gather` runs where the texts are and writes WORK/box-a and WORK/box-b; `prepare` makes cleaned
+`gather` runs where the texts are and writes WORK/box-a, -b and -c; `prepare` makes cleaned
 documents (WORK/all-clean) and tokens (WORK/train-all-a, WORK/valid-all-TEXT) on the GPU machine.
 WORK/tokenizer-box.json is the tokenizer. The cells are the part `box` of studies/recipes/run.py:
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import bz2
+import itertools
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -34,45 +35,46 @@ from studies.compare.plan import BYTE_PAIRS
 from studies.recipes.clean import clean
 from studies.recipes.texts import ALL, HELD_OUT, STORIES, Kind
 
-HALVES = {
+PARTS = {
     "a": [f"wikipedia-en-2015/train-0{number}" for number in range(4)]
     + ["wikipedia-en-2015/valid", "english-novels-98/valid"],
-    "b": ["wikipedia-en-2015/train-04", "wikipedia-en-2015/train-05", "english-novels-98/train"],
+    "b": ["wikipedia-en-2015/train-04", "wikipedia-en-2015/train-05"],
+    "c": ["english-novels-98/train", "eltec-eng/train"],
 }
 TOKENIZER = "tokenizer-box.json"
 _NEXT = "\n<|endoftext|>\n"
-_NAMES = {"wikipedia-en-2015": "wikipedia", "english-novels-98": "novels"}
+_NAMES = {"wikipedia-en-2015": "wikipedia", "english-novels-98": "novels", "eltec-eng": "eltec"}
 
 
 def gather(args: argparse.Namespace) -> None:
-    """The compressed texts of each half, one folder each; stories as one text."""
-    for half, names in HALVES.items():
-        folder = args.work / f"box-{half}"
+    """The compressed texts of each part, one folder each; stories as one text."""
+    for name_of_part, names in PARTS.items():
+        folder = args.work / f"box-{name_of_part}"
         folder.mkdir(parents=True, exist_ok=True)
         for name in names:
             source, part = name.split("/")
             data = (args.data / f"{name}.txt.bz2").read_bytes()
             write_file(folder / f"{_NAMES[source]}-{part}.txt.bz2", data)
-    for half, part in (("a", "valid"), ("b", "train")):
+    for place, part in (("a", "valid"), ("b", "train")):
         files = [args.data / f"stories-open/{name}/{part}.txt.bz2" for name in STORIES]
         text = _NEXT.join(
             bz2.decompress(file.read_bytes()).decode("utf-8").strip() for file in files
         )
         write_file(
-            args.work / f"box-{half}/stories-{part}.txt.bz2", bz2.compress(text.encode("utf-8"), 9)
+            args.work / f"box-{place}/stories-{part}.txt.bz2", bz2.compress(text.encode("utf-8"), 9)
         )
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Documents and tokens of the half that is here."""
+    """Documents and tokens of the part that is here."""
     began = time.monotonic()
     for cleaned in (True, False):
-        _documents(args.work, args.half, cleaned)
+        _documents(args.work, args.part, cleaned)
     tokenizer = load_tokenizer(args.work / TOKENIZER)
-    names = sorted(path.name.split(".")[0] for path in (args.work / f"box-{args.half}").iterdir())
+    names = sorted(path.name.split(".")[0] for path in (args.work / f"box-{args.part}").iterdir())
     clean_names = [name for name in names if not name.endswith("-valid")]
     files = [str(args.work / f"all-clean/{name}.jsonl") for name in clean_names]
-    jobs = [(files, f"train-{ALL.name}-{args.half}", min(2 * len(files), usable_cpus()))]
+    jobs = [(files, f"train-{ALL.name}-{args.part}", min(2 * len(files), usable_cpus()))]
     for kind in (ALL, Kind(False, small=True, every=True)):
         folder = args.work / ("all-clean" if kind.cleaned else "all-raw")
         for text in HELD_OUT:
@@ -85,16 +87,16 @@ def prepare(args: argparse.Namespace) -> None:
 
     with ThreadPoolExecutor(len(jobs)) as pool:
         list(pool.map(tokens, jobs))
-    print(f"half {args.half}: {time.monotonic() - began:.0f} s", flush=True)
+    print(f"part {args.part}: {time.monotonic() - began:.0f} s", flush=True)
 
 
-def _documents(work: Path, half: str, cleaned: bool) -> None:
-    """JSONL of every text of the half (raw: of held-out ones only) that is not there yet."""
+def _documents(work: Path, part: str, cleaned: bool) -> None:
+    """JSONL of every text of the part (raw: of held-out ones only) that is not there yet."""
     folder = work / ("all-clean" if cleaned else "all-raw")
     folder.mkdir(parents=True, exist_ok=True)
-    sources = sorted((work / f"box-{half}").glob("*.txt.bz2"))
+    sources = sorted((work / f"box-{part}").glob("*.txt.bz2"))
     if not sources:
-        raise ValueError(f"{work / f'box-{half}'} holds no .txt.bz2: run `gather` first")
+        raise ValueError(f"{work / f'box-{part}'} holds no .txt.bz2: run `gather` first")
     jobs = [(path, folder / f"{path.name.removesuffix('.txt.bz2')}.jsonl") for path in sources]
     jobs = [job for job in jobs if not job[1].exists() and (cleaned or "-valid" in job[1].name)]
     edit = clean if cleaned else str
@@ -107,10 +109,10 @@ def rehearse(args: argparse.Namespace) -> None:
     args.work = args.out or temporary()
     args.data = args.work / "texts"
     stories = [f"stories-open/{name}/{part}" for name in STORIES for part in ("train", "valid")]
-    write_texts(args.data, [*HALVES["a"], *HALVES["b"], *stories], articles=4)
+    write_texts(args.data, [*itertools.chain(*PARTS.values()), *stories], articles=4)
     gather(args)
     write_file(args.work / TOKENIZER, BYTE_PAIRS.read_bytes())
-    for args.half in HALVES:
+    for args.part in PARTS:
         prepare(args)
 
 
@@ -123,7 +125,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data")
     parser.add_argument("--work", type=Path, default=Path("runs/recipes"), help="texts, tokens")
     parser.add_argument("--out", type=Path, help="of the dry run")
-    parser.add_argument("--half", choices=HALVES, default="a")
+    parser.add_argument("--part", choices=PARTS, default="a")
     add_tiny(parser)
     args = parser.parse_args(words)
     if args.tiny:

@@ -35,7 +35,7 @@ class Kind:
     cleaned: bool
     small: bool = False  # the small tokenizer, else that of 8,192 entries
     half: bool = False  # every second document of the training texts
-    every: bool = False  # all texts, in two parts (studies/box/base.py)
+    every: bool = False  # all texts, in three parts (studies/box/base.py)
 
     @property
     def name(self) -> str:
@@ -47,7 +47,7 @@ class Kind:
     @property
     def train(self) -> tuple[str, ...]:
         """Directories of the training tokens, below WORK."""
-        parts = ("a", "b") if self.every else ("",)
+        parts = ("a", "b", "c") if self.every else ("",)
         return tuple("-".join(filter(None, ("train", self.name, part))) for part in parts)
 
 
