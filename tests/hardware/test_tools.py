@@ -15,9 +15,11 @@ from nomatmul.hardware import tools
 from nomatmul.hardware.simulate import build
 
 _NEST = """
+import signal
 import sys
 from nomatmul.cli.signals import clean_up_when_terminated
 from nomatmul.hardware import tools
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has us ignore it, and what we start
 clean_up_when_terminated()
 tools.run(["sh", "-c", f"sleep 1000 & echo $! > {sys.argv[1]}; wait"])
 """
@@ -48,7 +50,10 @@ def test_a_program_and_its_children_end_with_us(tmp_path, number):
         grandchild = int(note.read_text())
         os.kill(grandchild, 0)
         us.send_signal(number)
-        us.communicate(timeout=60)
+        try:
+            us.communicate(timeout=60)
+        finally:
+            us.kill()
     _wait(lambda: _ended(grandchild))
 
 
