@@ -21,10 +21,10 @@ FILES |= {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path.read_text("utf-8")
     for path in sorted(ROOT.glob("studies/*/*.py"))
 }
-# The dry runs of these have tests of their own (tests/studies), with texts to clean; the last two
-# are the processes of a pool and take no arguments.
-OWN = {"studies.recipes.run", "studies.recipes.quantised"}
-OWN |= {"studies.compare.cell", "studies.recipes.trainer"}
+# The dry runs of these have tests of their own (tests/studies), with texts to clean or models to
+# score; the last three are the processes of a pool and take no arguments.
+OWN = {"studies.recipes.run", "studies.recipes.quantised", "studies.recipes.ternarise"}
+OWN |= {"studies.compare.cell", "studies.recipes.trainer", "studies.fff.trainer"}
 SCRIPTS = [name for name, text in FILES.items() if '__name__ == "__main__"' in text]
 SCRIPTS = [name for name in SCRIPTS if name not in OWN]
 # Where a dry run prints its result and writes nothing.
