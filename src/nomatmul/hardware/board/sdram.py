@@ -41,6 +41,7 @@ class Sdram(wiring.Component):
                 f"memory_bits is {memory_bits}, not {chip.data_bits} times a power of two"
             )
         self.memory_bits = memory_bits
+        self.per_word = memory_bits // chip.data_bits
         self.chip = chip
         self.clock_hz = clock_hz
         self.cas = chip.cas_latency(clock_hz)
@@ -184,6 +185,8 @@ class Sdram(wiring.Component):
         self.place = Signal(chip.column_bits + chip.bank_bits + chip.row_bits)  # in columns
         self.column = self.place[: chip.column_bits]
         self.row = self.place[chip.column_bits :]  # {row, bank}
+        # of a column, unless a state says otherwise; bit 10 stays 0: no automatic precharge
+        m.d.sync += [pins.a.eq(self.column), pins.ba.eq(self.row[: chip.bank_bits])]
         self.open = Signal()
         self.open_row = Signal(chip.bank_bits + chip.row_bits)
         self.same_row = Signal()
@@ -193,20 +196,19 @@ class Sdram(wiring.Component):
         self.write = Signal()
         self.write_data = Signal(32)
         self.host_next = Signal()
-        per_word = self.memory_bits // chip.data_bits
         self.words_left = Signal(BURST_BITS)  # less one
-        self.part = Signal(range(max(2, per_word)))  # column of the word
+        self.part = Signal(range(max(2, self.per_word)))  # column of the word
         self.beyond = Signal()  # the word lies behind the chip's last
-        self.end = Signal()  # `part` is the last of its word
+        self.end = Signal(init=self.per_word == 1)  # `part` is the last of its word
         self.begins = Signal(init=1)  # `part` is the first
-        m.d.comb += self.end.eq(Mux(self.for_host, self.part == 1, self.part == per_word - 1))
         self.starts = Signal()  # a word's first column was read in the cycle before
         m.d.sync += self.starts.eq(0)
         self.room = Signal(range(self.depth + 1), init=self.depth)
+        self.some_room = Signal(init=1)  # room != 0, from a register
         with m.If(self.starts & ~self.taken):
-            m.d.sync += self.room.eq(self.room - 1)
+            m.d.sync += [self.room.eq(self.room - 1), self.some_room.eq(self.room != 1)]
         with m.Elif(~self.starts & self.taken):
-            m.d.sync += self.room.eq(self.room + 1)
+            m.d.sync += [self.room.eq(self.room + 1), self.some_room.eq(1)]
 
         with m.FSM(name="state"):
             self._initialise(m)
@@ -261,7 +263,7 @@ class Sdram(wiring.Component):
     def _accept(self, m: Module) -> None:
         """IDLE: take the host's request and the port's in turns."""
         port, host = self.port.request, self.host.request
-        shift = (self.memory_bits // self.chip.data_bits).bit_length() - 1
+        shift = self.per_word.bit_length() - 1
         columns = len(self.place)
         # the host's turn comes after a burst, or when no burst is asked for
         take_host = host.valid & (self.host_next | ~port.valid) & ~self.host.response.valid
@@ -272,6 +274,7 @@ class Sdram(wiring.Component):
             m.d.sync += [
                 self.busy.eq(1),
                 self.for_host.eq(1),
+                self.end.eq(0),  # of two columns
                 self.write.eq(host.payload.write),
                 self.write_data.eq(host.payload.data),
                 self.place.eq(Cat(Const(0, 1), host.payload.address)[:columns]),
@@ -288,6 +291,7 @@ class Sdram(wiring.Component):
             m.d.sync += [
                 self.busy.eq(port.payload.length != 0),
                 self.for_host.eq(0),
+                self.end.eq(self.per_word == 1),
                 self.write.eq(0),
                 self.place.eq(place[:columns]),
                 self.beyond.eq(place[columns:] != 0),
@@ -317,10 +321,8 @@ class Sdram(wiring.Component):
             m.next = "ROUTE"
         with m.State("OPEN"), m.If(self.may & self.cycle_over):
             self._give(m, Command.ACTIVATE, chip.rcd_ns)
-            bank = self.row[: chip.bank_bits]
             m.d.sync += [
                 pins.a.eq(self.row[chip.bank_bits :]),
-                pins.ba.eq(bank),
                 self.open.eq(1),
                 self.open_row.eq(self.row),
                 self.row_wait.eq(self._cycles(chip.ras_ns) - 1),
@@ -330,21 +332,13 @@ class Sdram(wiring.Component):
             ]
             m.next = "CHECK"
 
-    def _column(self, m: Module) -> None:
-        """The address of the next column goes to the pins, and the place moves on."""
-        pins, chip = self.pins, self.chip
-        m.d.sync += [
-            pins.a.eq(self.column),  # bit 10 stays 0: no automatic precharge
-            pins.ba.eq(self.row[: chip.bank_bits]),
-            self.place.eq(self.place + 1),
-        ]
 
     def _read(self, m: Module) -> None:
         """READ a column a cycle until the row or the request ends, or a refresh is due."""
         end = self.end
         # `room` does not know of the cycle before: of weight where a word is one column
         single = self.memory_bits == self.chip.data_bits
-        room = self.room > self.starts if single else self.room != 0
+        room = self.room > self.starts if single else self.some_room
         has_room = ~self.begins | room | self.for_host
         row_ends = self.column.all()
         with m.State("READ"):
@@ -352,7 +346,7 @@ class Sdram(wiring.Component):
                 m.next = "CLOSE"
             with m.Elif(self.may & has_room):
                 self._give(m, Command.READ)
-                self._column(m)
+                m.d.sync += self.place.eq(self.place + 1)
                 m.d.sync += self.starts.eq(self.begins & ~self.for_host)
                 m.d.sync += [
                     self.tag.valid.eq(1),
@@ -363,6 +357,8 @@ class Sdram(wiring.Component):
                     self.part.eq(Mux(end, 0, self.part + 1)),
                     self.begins.eq(end),
                 ]
+                before_last = Mux(self.for_host, self.part == 0, self.part + 2 == self.per_word)
+                m.d.sync += self.end.eq(Mux(end, self.per_word == 1, before_last))
                 with m.If(row_ends):
                     m.next = "CHECK"
                 with m.If(end):
@@ -380,8 +376,8 @@ class Sdram(wiring.Component):
         recovery = self._cycles(chip.wr_ns, chip.wr_clocks)
         with m.State("WRITE"), m.If(self.may & ~self.in_flight & ~self.tag.valid):
             self._give(m, Command.WRITE)
-            self._column(m)
             m.d.sync += [
+                self.place.eq(self.place + 1),
                 pins.dq_o.eq(self.write_data[:width]),
                 pins.dq_oe.eq(1),
                 self.write_data.eq(self.write_data >> width),

@@ -57,12 +57,16 @@ class Counters(wiring.Component):
                     events["token"].eq(self.phase == Phase.TOKEN),
                     events["control"].eq(self.phase == Phase.CONTROL),
                 ]
+        clear = Signal(init=1)  # one register for all of them, of the host's word and of a reset
+        m.d.sync += clear.eq(self.clear)
         for k, event in enumerate(events.values()):
-            low, high = self.values[2 * k], self.values[2 * k + 1]
-            carry = Signal(name=f"carry{k}")
+            low = Signal(HALF, name=f"low{k}", reset_less=True)
+            high = Signal(HALF, name=f"high{k}", reset_less=True)
+            carry = Signal(name=f"carry{k}", reset_less=True)
             total = Signal(HALF + 1, name=f"total{k}")
             m.d.comb += total.eq(low + event)
             m.d.sync += [low.eq(total), carry.eq(total[HALF]), high.eq(high + carry)]
-            with m.If(self.clear):
+            with m.If(clear):
                 m.d.sync += [low.eq(0), high.eq(0), carry.eq(0)]
+            m.d.comb += [self.values[2 * k].eq(low), self.values[2 * k + 1].eq(high)]
         return m

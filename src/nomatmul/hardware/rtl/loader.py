@@ -41,7 +41,7 @@ class Loader(wiring.Component):
         self._final = Signal(reset_less=True)  # these are handed on at once
         self._empty = Signal(reset_less=True)  # no bytes in `held`
         self._held = Signal(16 * design.element_lanes, reset_less=True)
-        self._bytes = Signal(range(2 * design.element_lanes + 1), reset_less=True)  # in `held`
+        self._at = Signal(range(2 * design.element_lanes), reset_less=True)  # byte of the piece
         self._group = Signal.like(self.parameter.address, reset_less=True)
         self._mask = Signal.like(self.parameter.mask, reset_less=True)
         self._data = Signal(16 * design.element_lanes, reset_less=True)
@@ -126,8 +126,8 @@ class Loader(wiring.Component):
         m.d.sync += [
             self._scale_found.m.eq(piece.payload[:24]),
             self._scale_found.e.eq(piece.payload[32:42]),
-            self._held.eq(piece.payload >> (8 * SCALE_BYTES)),
-            self._bytes.eq(2 * self.design.element_lanes - SCALE_BYTES),
+            self._held.eq(piece.payload.rotate_right(8 * SCALE_BYTES)),
+            self._at.eq(SCALE_BYTES % (2 * self.design.element_lanes)),
             self._empty.eq(2 * self.design.element_lanes == SCALE_BYTES),
             self._sum.row.eq(-1),
         ]
@@ -141,16 +141,16 @@ class Loader(wiring.Component):
             m.d.comb += piece.ready.eq(1)
             m.d.sync += self._held.eq(piece.payload)
             with m.If(piece.valid):
-                m.d.sync += [self._bytes.eq(2 * self.design.element_lanes), self._empty.eq(0)]
+                m.d.sync += self._empty.eq(0)
         with m.Elif(go):
             m.d.sync += [
                 self.sums.valid.eq(1),
                 self._sum.sum.eq(self._held[:8].as_signed()),
                 self._sum.row.eq(self._sum.row + 1),
                 self._sum.last.eq(self._final),
-                self._held.eq(self._held >> 8),
-                self._bytes.eq(self._bytes - 1),
-                self._empty.eq(self._bytes == 1),
+                self._held.eq(self._held.rotate_right(8)),  # no zeros: they would be resets
+                self._at.eq(self._at + 1),  # the number of bytes is a power of two
+                self._empty.eq(self._at.all()),
                 self._left.eq(self._left - 1),
                 self._final.eq(self._left == 2),
             ]

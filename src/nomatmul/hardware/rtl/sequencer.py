@@ -386,12 +386,14 @@ class Sequencer(wiring.Component):
         states = ("DISPATCH", "SCALE", "RESULT", "SETTLE", "WAIT")
         m.d.comb += working.eq(Cat(fsm.ongoing(state) for state in states).any())
         half = registers.WATCHDOG_BITS // 2
-        low, high = Signal(half + 1), Signal(half + 1)
-        with m.If(self.progress | ~working):
+        low, high = Signal(half + 1, reset_less=True), Signal(half + 1, reset_less=True)
+        moved = Signal(init=1)
+        m.d.sync += moved.eq(self.progress | ~working)
+        with m.If(moved):
             m.d.sync += [low.eq(0), high.eq(0)]
         with m.Else():
             m.d.sync += [low.eq(low[:half] + 1), high.eq(high + low[half])]
-        m.d.sync += self._expired.eq(high[half])
+        m.d.sync += self._expired.eq(high[half] & ~moved)
         m.d.sync += self.phase.eq(Phase.CONTROL)
         with m.If(Cat(fsm.ongoing(s) for s in ("TOKEN", "TOKEN_ASK", "TOKEN_ANSWER")).any()):
             m.d.sync += self.phase.eq(Phase.TOKEN)

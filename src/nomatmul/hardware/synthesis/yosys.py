@@ -29,7 +29,11 @@ _NO_CHECK = (
 )
 # Copies of registers that are to stay copies (`pipeline.copy`): Yosys merges equal registers but
 # for cells with the attribute, and Amaranth can give it to their outputs only.
-_KEEP_COPIES = "proc; setattr -set keep 1 w:* a:keep %i %ci1:+[Q] t:$*dff* %i"
+_KEEP_COPIES = "setattr -set keep 1 w:* a:keep %i %ci1:+[Q] t:$*dff* %i"
+# Amaranth numbers the states of an FSM in binary, which puts two LUTs in front of all that a state
+# does. Yosys makes a register of each state; it takes no FSM that has an initial value, and the
+# reset, which every design here begins with, says the same.
+_ONE_HOT = "setattr -unset init w:*_state; setattr -set fsm_encoding \"one-hot\" w:*_state"
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,9 @@ def synthesize(
         [
             f"read_rtlil {top}.il",
             f"hierarchy -top {top}",
+            "proc",
             _KEEP_COPIES,
+            _ONE_HOT,
             f"{synthesis} -run begin:{memories}",
             _NO_CHECK,
             f"{synthesis} -run {memories}:",
