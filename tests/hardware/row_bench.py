@@ -168,10 +168,12 @@ def check(design: Design, jobs: list[Job], *, seed: int = 0, stalls: bool = True
         lanes = design.element_lanes
 
         async def process(ctx: Any) -> None:
+            inside = [0] * lanes  # the memory's answer, a register before it is seen
             while True:
                 *_, enable, group = await ctx.tick().sample(port.enable, port.address)
+                ctx.set(port.data, inside)
                 if enable:
-                    ctx.set(port.data, content[group * lanes : (group + 1) * lanes])
+                    inside = content[group * lanes : (group + 1) * lanes]
 
         return process
 

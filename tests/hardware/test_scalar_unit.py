@@ -239,7 +239,7 @@ class OneResult(wiring.Component):
             waits.eq(result.valid & ~result.ready),
         ]
         states, step, digit, left = unit.states, unit.step, unit.digits.step, Signal(6)
-        shifts = Mux(unit.apart[5:].any(), 1, unit.apart[2:5] + unit.apart[:2])
+        shifts = unit.apart[2:] + unit.apart[:2]
         for name, cycles in (
             ("PREPARE", 27),
             ("MULTIPLY", 7 - step),

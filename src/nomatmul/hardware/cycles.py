@@ -20,7 +20,7 @@ from nomatmul.hardware.design import Design
 DISPATCH = 6  # fetch, decode, hand over, retire
 PRODUCT_FILL = 40  # first beat to first sum through array and row unit
 _SCALAR = {isa.Smul: 8, isa.Sadd: 14, isa.Sdiv: 28, isa.Ssqrt: 28, isa.Sconst: 1}
-_VECTOR = {isa.Scan: 11, isa.Sumsq: 15, isa.Quant: 11}
+_VECTOR = {isa.Scan: 13, isa.Sumsq: 17, isa.Quant: 12}
 LATENCY = 40  # cycles from asking a memory to its first word
 
 

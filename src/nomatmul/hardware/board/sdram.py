@@ -212,8 +212,7 @@ class Sdram(wiring.Component):
 
         with m.FSM(name="state"):
             self._initialise(m)
-            with m.State("IDLE"):
-                self._accept(m)
+            self._accept(m)
             with m.State("CHECK"):  # same_row is of this place one cycle later
                 m.next = "ROUTE"
             with m.State("ROUTE"):
@@ -261,15 +260,20 @@ class Sdram(wiring.Component):
             m.next = "IDLE"
 
     def _accept(self, m: Module) -> None:
-        """IDLE: take the host's request and the port's in turns."""
+        """Take the host's request and the port's in turns: IDLE decides, the next state takes."""
         port, host = self.port.request, self.host.request
-        shift = self.per_word.bit_length() - 1
         columns = len(self.place)
-        # the host's turn comes after a burst, or when no burst is asked for
-        take_host = host.valid & (self.host_next | ~port.valid) & ~self.host.response.valid
-        with m.If(self.refresh_due):
-            m.next = "ROUTE"
-        with m.Elif(take_host):
+        with m.State("IDLE"):
+            m.d.sync += [self.part.eq(0), self.begins.eq(1)]
+            # the host's turn comes after a burst, or when no burst is asked for
+            of_host = host.valid & (self.host_next | ~port.valid) & ~self.host.response.valid
+            with m.If(self.refresh_due):
+                m.next = "ROUTE"
+            with m.Elif(of_host):
+                m.next = "TAKE_WORD"
+            with m.Elif(port.valid):
+                m.next = "TAKE_BURST"
+        with m.State("TAKE_WORD"):
             m.d.comb += host.ready.eq(1)
             m.d.sync += [
                 self.busy.eq(1),
@@ -279,15 +283,13 @@ class Sdram(wiring.Component):
                 self.write_data.eq(host.payload.data),
                 self.place.eq(Cat(Const(0, 1), host.payload.address)[:columns]),
                 self.words_left.eq(0),
-                self.part.eq(0),
-                self.begins.eq(1),
                 self.beyond.eq(0),
                 self.host_next.eq(0),
             ]
             m.next = "CHECK"
-        with m.Elif(port.valid):
+        with m.State("TAKE_BURST"):
             m.d.comb += port.ready.eq(1)
-            place = Cat(Const(0, shift), port.payload.address)
+            place = Cat(Const(0, self.per_word.bit_length() - 1), port.payload.address)
             m.d.sync += [
                 self.busy.eq(port.payload.length != 0),
                 self.for_host.eq(0),
@@ -296,8 +298,6 @@ class Sdram(wiring.Component):
                 self.place.eq(place[:columns]),
                 self.beyond.eq(place[columns:] != 0),
                 self.words_left.eq(port.payload.length - 1),
-                self.part.eq(0),
-                self.begins.eq(1),
                 self.host_next.eq(1),
             ]
             m.next = "CHECK"
@@ -331,7 +331,6 @@ class Sdram(wiring.Component):
                 self.cycle_over.eq(self._cycles(chip.rc_ns) == 1),
             ]
             m.next = "CHECK"
-
 
     def _read(self, m: Module) -> None:
         """READ a column a cycle until the row or the request ends, or a refresh is due."""

@@ -17,6 +17,7 @@ from amaranth.lib.wiring import In, Out
 
 from nomatmul.hardware import isa
 from nomatmul.hardware.design import Design
+from nomatmul.hardware.rtl.pipeline import register
 
 _BITS = 24  # of a range's end: an address of 20 bits times 3 slots, plus 20 bits of rows
 _LATENCY = 5  # cycles from the choice of a range to its answer
@@ -89,8 +90,8 @@ def _product(design: Design, word: Value) -> list[_Range]:
     ]
 
 
-def _known(design: Design, word: Value) -> Value:
-    """Whether the opcode and the small fields are ones that exist."""
+def _known(design: Design, word: Value) -> list[Value]:
+    """What must hold for the opcode and the small fields to be ones that exist."""
     trees = (isa.Walk.opcode, isa.Combine.opcode)
     opcode = word[: isa.OPCODE_BITS]
     kinds = [code for code in isa.BY_OPCODE if design.trees or code not in trees]
@@ -105,7 +106,7 @@ def _known(design: Design, word: Value) -> Value:
     stream = opcode == isa.Stream.opcode
     some = field(word, isa.Stream, "words") != 0
     there = target < design.program_words
-    return opcode.matches(*kinds) & (~product | forms) & (~jump | there) & (~stream | some)
+    return [opcode.matches(*kinds), ~product | forms, ~jump | there, ~stream | some]
 
 
 class Checker(wiring.Component):
@@ -136,7 +137,7 @@ class Checker(wiring.Component):
         bad = self._compare(m, self._choose(m, ranges, running, step, last))
         m.d.sync += [
             ending.eq(ending << 1),
-            known.eq(_known(self.design, self.word)),
+            known.eq(Cat(register(m, fact, "fact") for fact in _known(self.design, self.word)).all()),
         ]
         with m.If(running):
             m.d.sync += step.eq(step + 1)

@@ -33,7 +33,9 @@ class Counters(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        events = {name: Signal(name=f"event_{name}") for name in registers.COUNTERS}
+        events = {
+            name: Signal(name=f"event_{name}", reset_less=True) for name in registers.COUNTERS
+        }
         m.d.sync += [event.eq(0) for event in events.values()]
         rows = self.phase == Phase.ROWS
         with m.If(~self.freeze):

@@ -45,8 +45,7 @@ def read_element(m: Module, port: Any, address: Any, enable: Signal, name: str) 
         port.enable.eq(register(m, enable, f"{name}_enable", reset=True)),
     ]
     lane = delay(m, at[:lane_bits], 2, f"{name}_lane")
-    group = [register(m, element, f"{name}_group{k}") for k, element in enumerate(port.data)]
-    return register(m, Array(group)[lane], f"{name}_element")
+    return register(m, Array(port.data)[lane], f"{name}_element")
 
 
 class Gates(wiring.Component):

@@ -53,6 +53,9 @@ class Gearbox(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        if self.in_units == self.out_units:
+            self._pass_on(m)
+            return m
         active, issue, room, last = Signal(), Signal(), Signal(), Signal()
         start = Signal(range(self.units + 1), init=self.units)
         held = Signal(self.units * self.unit, reset_less=True)
@@ -79,6 +82,20 @@ class Gearbox(wiring.Component):
         full = self._shift(m, moved, held, ready, room, reach)
         m.d.comb += self.busy.eq(active | full)
         return m
+
+    def _pass_on(self, m: Module) -> None:
+        """Words are outputs: they are counted, and no register stands between."""
+        active, issue, last = Signal(), Signal(), Signal()
+        words, output = self.words, self.output
+        m.d.comb += [
+            words.ready.eq(active & output.ready),
+            output.valid.eq(active & words.valid),
+            output.payload.eq(words.payload.data),
+            issue.eq(output.valid & output.ready),
+            self.busy.eq(active),
+        ]
+        m.d.sync += self.error.eq(issue & words.payload.error)
+        self._count(m, active, issue, last)
 
     def _count(self, m: Module, active: Signal, issue: Signal, last: Signal) -> None:
         left = Signal(COUNT_BITS, reset_less=True)  # outputs of the region that were not issued

@@ -13,7 +13,7 @@ from amaranth.lib.wiring import In, Out
 from nomatmul.hardware.rtl import ports
 
 # Shifts of each cycle: few levels of logic between registers.
-_STEPS = ((32,), (16, 8), (4, 2, 1))
+_STEPS = ((32,), (16,), (8, 4), (2, 1))
 LATENCY = len(_STEPS) + 1
 
 

@@ -130,9 +130,10 @@ def groups_of(words: int, design: "Design") -> int:
 
 
 class GroupRead(wiring.Signature):
-    """A synchronous read of a group of E elements: data one cycle after `address` and `enable`.
+    """A synchronous read of a group of E elements: data two cycles after `address` and `enable`.
 
-    Without `enable` the data stay as they were, which is how a pipeline stalls.
+    Without `enable` the data stay as they were. The second register is the block RAM's own where
+    the chip has one: a block RAM answers late in a cycle.
     """
 
     def __init__(self, groups: int, element: Shape, lanes: int) -> None:

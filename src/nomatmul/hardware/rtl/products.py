@@ -151,13 +151,12 @@ class _Control(wiring.Component):
                 ]
                 with m.If(wrap):
                     m.d.sync += self.address.eq(act)
-        with m.If(self.command.valid & self.command.ready):
+        with m.If(~self.active):  # taken or not: no register waits for `valid`
             m.d.sync += [
                 act.eq(command.act),
                 beats.eq(command.beats),
                 slots.eq(command.slots),
                 single.eq(command.beats == 1),
-                self.active.eq((command.rows != 0) & (command.beats != 0)),
                 self.first.eq(1),
                 self.end.eq(command.beats == 1),
                 self.last.eq(command.rows == 1),
@@ -167,6 +166,8 @@ class _Control(wiring.Component):
                 beats_left.eq(command.beats),
                 rows_left.eq(command.rows),
             ]
+            with m.If(self.command.valid):
+                m.d.sync += self.active.eq((command.rows != 0) & (command.beats != 0))
         return m
 
 

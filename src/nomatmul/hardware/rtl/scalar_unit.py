@@ -33,7 +33,11 @@ class ScalarUnit(wiring.Component):
         self.digits = digits.Digits(SCALAR_BITS)
         # for proofs: the state, and how far multiplication and alignment are
         self.states = {name: Signal(name=name.lower()) for name in STATES}
-        self.step, self.apart = Signal(3), Signal(EXPONENT_BITS + 1)
+        self.step, self.apart = Signal(3), Signal(5)
+        self._a_larger = Signal(reset_less=True)
+        self._distances = [
+            Signal(EXPONENT_BITS + 1, name=f"distance{k}", reset_less=True) for k in range(2)
+        ]
         super().__init__(
             {
                 "command": In(stream.Signature(ports.ScalarCommand)),
@@ -45,8 +49,14 @@ class ScalarUnit(wiring.Component):
         m = Module()
         held = Signal(ports.ScalarCommand, reset_less=True)
         ready, multiplied, aligned = Signal(), Signal(), Signal()
-        with m.If(ready):
-            m.d.sync += held.eq(self.command.payload)
+        asked = self.command.payload
+        with m.If(ready):  # the exponents are compared on their way in
+            m.d.sync += [
+                held.eq(asked),
+                self._a_larger.eq(_a_larger(asked)),
+                self._distances[0].eq(asked.a.e - asked.b.e),
+                self._distances[1].eq(asked.b.e - asked.a.e),
+            ]
         m.d.comb += [self.command.ready.eq(ready)]
         with m.FSM() as fsm:
             with m.State("IDLE"), m.If(self.command.valid):
@@ -114,19 +124,21 @@ class ScalarUnit(wiring.Component):
         a, b = held.a, held.b
         m.d.comb += done.eq(apart == 0)
         m.d.sync += wide.eq(large + small)
-        with m.If(apart[5:].any()):
-            m.d.sync += [small.eq(0), apart.eq(0)]
-        with m.Elif(apart[2:].any()):
+        with m.If(apart[2:].any()):
             m.d.sync += [small.eq(small >> 4), apart.eq(apart - 4)]
         with m.Elif(apart != 0):
             m.d.sync += [small.eq(small >> 1), apart.eq(apart - 1)]
         with m.If(prepare):
-            with m.If(_a_larger(held)):
-                m.d.sync += [large.eq(a.m), small.eq(b.m), apart.eq(a.e - b.e)]
-            with m.Else():
-                m.d.sync += [large.eq(b.m), small.eq(a.m), apart.eq(b.e - a.e)]
+            distance = Mux(self._a_larger, self._distances[0], self._distances[1])
+            m.d.sync += [
+                large.eq(Mux(self._a_larger, a.m, b.m)),
+                small.eq(Mux(self._a_larger, b.m, a.m)),
+                apart.eq(distance),
+            ]
             with m.If(~(a.m[-1] & b.m[-1])):  # one is 0: its exponent says nothing
                 m.d.sync += apart.eq(0)
+            with m.Elif(distance[5:].any()):
+                m.d.sync += [small.eq(0), apart.eq(0)]
         return wide
 
     def _quotient_or_root(self, m: Module, held: Signal, prepare: Signal) -> Value:
@@ -152,7 +164,7 @@ class ScalarUnit(wiring.Component):
                 with m.Case(ScalarOp.MUL):
                     m.d.sync += exponent.eq(a + b + (SCALAR_BITS - 1))
                 with m.Case(ScalarOp.ADD):
-                    m.d.sync += exponent.eq(Mux(_a_larger(held), a, b))
+                    m.d.sync += exponent.eq(Mux(self._a_larger, a, b))
                 with m.Case(ScalarOp.DIV):
                     m.d.sync += exponent.eq(a - b - SCALAR_BITS)
                 with m.Case(ScalarOp.SQRT):
@@ -191,6 +203,7 @@ def _clamped(m: Module, exponent: Value, name: str) -> Signal:
     return result
 
 
-def _a_larger(held: Signal) -> Value:
+def _a_larger(command: Value) -> Value:
     """a has the larger exponent, or b is 0."""
-    return ~held.b.m[-1] | (held.a.m[-1] & (held.a.e >= held.b.e))
+    a, b = command.a, command.b
+    return ~b.m[-1] | (a.m[-1] & (a.e >= b.e))

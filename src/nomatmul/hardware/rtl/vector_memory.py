@@ -17,6 +17,7 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In
 
 from nomatmul.hardware.rtl import ports
+from nomatmul.hardware.rtl.pipeline import register
 
 if TYPE_CHECKING:
     from nomatmul.hardware.design import Design
@@ -30,7 +31,11 @@ def _banks(m: Module, read: ports.GroupRead, shape: Shape, groups: int) -> list:
         bank = memory.Memory(shape=shape, depth=groups, init=[], attrs=attrs)
         m.submodules[f"bank{lane}"] = bank
         port = bank.read_port()
-        m.d.comb += [port.addr.eq(read.address), port.en.eq(read.enable), element.eq(port.data)]
+        m.d.comb += [
+            port.addr.eq(read.address),
+            port.en.eq(read.enable),
+            element.eq(register(m, port.data, f"element{lane}")),
+        ]
         writes.append(bank.write_port())
     return writes
 

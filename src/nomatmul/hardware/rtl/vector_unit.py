@@ -5,7 +5,7 @@ gathers the largest |x * W| or the sum of squares, or writes int8 activations. E
 exactly one result when its work is in memory; that of QUANT says only so, and is 0.
 
 Legend: E lanes, L = log2(E). A command of n = max(1, ceil(count / E)) groups gives its result
-n + L + 11 (SCAN), n + L + 15 (SUMSQ) or n + 11 cycles (QUANT) after it is taken.
+n + L + 13 (SCAN), n + L + 17 (SUMSQ) or n + 12 cycles (QUANT) after it is taken.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ONE = 1 << 14  # W of a vector "ones"
 DROPPED = 8  # bits by which the largest product is cut below a mantissa
 TOTAL_BITS = 49  # of a sum of at most 2^16 squares of at most 2^32
 COPIES = 4  # of what the lanes' shifts obey, the last one in time for the first group
-READ_LATENCY = 2  # cycles from an address to x and W in the registers of the lanes
+READ_LATENCY = 3  # cycles from an address to x and W in the registers of the lanes
 
 
 class VectorUnit(wiring.Component):
@@ -125,7 +125,8 @@ class VectorUnit(wiring.Component):
             self.parameter.enable.eq(1),
             last.eq(running & (left <= lanes)),
         ]
-        m.d.sync += mask.eq(Mux(running & ~silent, inside, 0))
+        early = Signal(lanes)
+        m.d.sync += [early.eq(Mux(running & ~silent, inside, 0)), mask.eq(early)]
         with m.If(running):
             m.d.sync += [
                 self.vector.address.eq(self.vector.address + 1),
