@@ -13,7 +13,7 @@ from amaranth import Cat, Module, Shape, Signal, Value
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-PART = 128  # bits of the output that are loaded by a signal of their own
+PART = 144  # bits of the output that have a signal of their own: of four block RAMs of 36
 
 
 class Fifo(wiring.Component):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nomatmul._extras import require_hardware
+from nomatmul.hardware.synthesis.output_registers import use_output_registers
 from nomatmul.hardware.synthesis.programs import run_logged
 from nomatmul.hardware.tools import tool
 
@@ -33,7 +34,7 @@ _KEEP_COPIES = "setattr -set keep 1 w:* a:keep %i %ci1:+[Q] t:$*dff* %i"
 # Amaranth numbers the states of an FSM in binary, which puts two LUTs in front of all that a state
 # does. Yosys makes a register of each state; it takes no FSM that has an initial value, and the
 # reset, which every design here begins with, says the same.
-_ONE_HOT = "setattr -unset init w:*_state; setattr -set fsm_encoding \"one-hot\" w:*_state"
+ONE_HOT = "setattr -unset init w:*_state; setattr -set fsm_encoding \"one-hot\" w:*_state"
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def synthesize(
             f"hierarchy -top {top}",
             "proc",
             _KEEP_COPIES,
-            _ONE_HOT,
+            ONE_HOT,
             f"{synthesis} -run begin:{memories}",
             _NO_CHECK,
             f"{synthesis} -run {memories}:",
@@ -100,9 +101,13 @@ def synthesize(
         niceness=niceness,
         progress=progress,
     )
-    return Netlist(
-        family, top, read_cells(folder / f"{stem}-stat.json"), seconds, folder / f"{stem}.json"
-    )
+    netlist, stat = folder / f"{stem}.json", folder / f"{stem}-stat.json"
+    if family == "ecp5":
+        moved = use_output_registers(netlist)
+        found = json.loads(stat.read_text("utf-8"))
+        found["design"]["num_cells_by_type"]["TRELLIS_FF"] -= moved
+        stat.write_text(json.dumps(found), "utf-8")
+    return Netlist(family, top, read_cells(stat), seconds, netlist)
 
 
 def read_cells(path: Path) -> dict[str, int]:
