@@ -1,11 +1,11 @@
 """The host's side: registers behind a Wishbone slave, and the queues of tokens and logits.
 
-The registers are those of hardware/registers.py. A read passes three registers (which, its group,
-the word), so an access takes three cycles; it never waits for the machine. Writing a full token
+The registers are those of hardware/registers.py. A read passes four registers (which, its group in
+two steps, the word), so an access takes four cycles; it never waits for the machine. Writing a full token
 queue and reading an empty logit queue are flagged and do nothing.
 """
 
-from amaranth import Array, Cat, Const, Module, Mux, ResetInserter, Shape, Signal, signed
+from amaranth import Array, Cat, Const, Module, Mux, ResetInserter, Shape, Signal, Value, signed
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -14,6 +14,7 @@ from nomatmul.hardware.design import Design
 from nomatmul.hardware.registers import Control, Register, Status
 from nomatmul.hardware.rtl import ports
 from nomatmul.hardware.rtl.fifo import Fifo
+from nomatmul.hardware.rtl.pipeline import register
 from nomatmul.hardware.rtl.program import PARTS, ProgramWrite
 from nomatmul.hardware.rtl.sequencer import TokenEntry
 from nomatmul.hardware.rtl.wishbone import Wishbone
@@ -24,6 +25,16 @@ _COUNTER_REGISTERS = 2 * len(registers.COUNTERS)
 
 def _bit(flag: int) -> int:
     return flag.bit_length() - 1
+
+
+def _chosen(m: Module, values: list[Value], index: Value, name: str) -> Signal:
+    """values[index], or 0 behind the last, two cycles later: out of four, then of what is left."""
+    groups = [
+        register(m, Array([*values[k : k + 4], *[Const(0, 1)] * 3])[index[:2]], f"{name}{k}")
+        for k in range(0, len(values), 4)
+    ]
+    missing = (1 << len(index[2:])) - len(groups)
+    return register(m, Array([*groups, *[Const(0, 1)] * missing])[index[2:]], name)
 
 
 class Host(wiring.Component):
@@ -87,35 +98,34 @@ class Host(wiring.Component):
         return m
 
     def _answer(self, m: Module, values: dict[Register, Signal]) -> None:
-        """The bus: an access is kept, acted on a cycle later, its answer chosen in two steps."""
-        bus, at, stage = self.bus, self._address, Signal(3)
-        first, counters, design = (Signal(signed(32), name=f"read{k}") for k in range(3))
+        """The bus: an access is kept, acted on a cycle later, its answer chosen in three steps."""
+        bus, at, stage = self.bus, self._address, Signal(4)
+        first = Signal(signed(32))
         low = at[: _bit(Register.COUNTERS)]
         begin = self._begin
         m.d.comb += begin.eq(bus.cyc & bus.stb & (stage == 0) & ~bus.ack)
         m.d.sync += [
             stage.eq(Cat(begin, stage)),
-            bus.ack.eq(stage[1] & bus.cyc & bus.stb),
+            bus.ack.eq(stage[2] & bus.cyc & bus.stb),
         ]
         with m.If(begin):
             m.d.sync += [at.eq(bus.adr), self._data.eq(bus.dat_w)]
         m.d.sync += first.eq(0)
         with m.Switch(at[:4]):
-            for register, value in values.items():
-                with m.Case(int(register)):
+            for number, value in values.items():
+                with m.Case(int(number)):
                     m.d.sync += first.eq(value)
-        m.d.sync += [
-            counters.eq(Array(self.counters)[low]),
-            design.eq(Array(Const(v, 32) for v in registers.design_words(self.design))[low]),
-        ]
+        first_late = register(m, first, "first_late")
+        counters = _chosen(m, list(self.counters), low, "counters")
+        words = [Const(word, 32) for word in registers.design_words(self.design)]
+        design = _chosen(m, words, low, "design")
         m.d.sync += bus.dat_r.eq(0)
         with m.If(at[4:] == 0):
-            m.d.sync += bus.dat_r.eq(first)
+            m.d.sync += bus.dat_r.eq(first_late)
         with m.If((at >> _bit(Register.COUNTERS)) == 1):
-            m.d.sync += bus.dat_r.eq(Mux(low < _COUNTER_REGISTERS, counters, 0))
+            m.d.sync += bus.dat_r.eq(counters)
         with m.If((at >> _bit(Register.COUNTERS)) == Register.DESIGN // Register.COUNTERS):
-            words = len(registers.design_words(self.design))
-            m.d.sync += bus.dat_r.eq(Mux(low < words, design, 0))
+            m.d.sync += bus.dat_r.eq(design)
 
     def _accessed(self, m: Module, register: Register, *, write: bool) -> Signal:
         """A pulse beside the access's address and data, found in the cycle before."""

@@ -102,12 +102,14 @@ class Skid(wiring.Component):
         spare = Signal.like(source.payload, reset_less=True)
         out = Signal.like(source.payload, reset_less=True)
         waits, move = Signal(), Signal()
+        free = Signal(init=1, attrs={"keep": 1})  # ~waits once more, away from its many loads
         m.d.comb += [
-            source.ready.eq(~waits),
+            source.ready.eq(free),
             move.eq(~sink.valid | sink.ready),
             sink.payload.eq(out),
         ]
-        m.d.sync += waits.eq(~move & (waits | source.valid))
+        still = ~move & (waits | source.valid)
+        m.d.sync += [waits.eq(still), free.eq(~still)]
         with m.If(~waits):
             m.d.sync += spare.eq(source.payload)
         with m.If(move):
