@@ -78,6 +78,12 @@ def test_the_axi_top_has_the_names_that_tools_group(boards: dict[str, Path]) -> 
     assert "EHXPLLL" not in (boards["axi"] / "axi_top.v").read_text()  # plain Verilog
 
 
+def test_the_script_of_yosys_reads_what_lies_beside_it(boards: dict[str, Path]) -> None:
+    lines = (boards["ulx3s"] / "ulx3s.ys").read_text().splitlines()
+    assert lines[:2] == ["read_verilog ulx3s.v", "hierarchy -top ulx3s"]
+    assert any("-json ulx3s.json" in line for line in lines)
+
+
 def test_zeros_of_memories_are_left_out(boards: dict[str, Path]) -> None:
     text = (boards["core"] / "core.v").read_text()
     assert "initial begin" in text

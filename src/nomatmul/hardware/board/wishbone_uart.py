@@ -55,6 +55,8 @@ class WishboneUart(wiring.Component):
         m.submodules.transmitter = self.transmitter = UartTransmitter(self.cycles)
         m.submodules.buffer = buffer = memory.Memory(shape=32, depth=MAX_WORDS + 1, init=[])
         self.write, self.read = buffer.write_port(), buffer.read_port()
+        self.loaded = Signal(32, reset_less=True)  # the word that was read
+        m.d.sync += self.loaded.eq(self.read.data)
         m.d.comb += [self.receiver.rx.eq(self.rx), self.tx.eq(self.transmitter.tx)]
 
         self.head = Signal(8 * _HEAD_BYTES)
@@ -188,17 +190,19 @@ class WishboneUart(wiring.Component):
         same = (self.operation == Operation.READ_SAME) | (self.operation == Operation.WRITE_SAME)
         with m.State("FETCH"):  # the buffer's word comes in the next cycle
             m.d.sync += self.timer.eq(self.bus_timeout - 1)
-            m.next = "START"
+            m.next = "FETCHED"
             with m.If(self.word == self.count):
                 m.d.sync += self.sent.eq(Mux(self.is_read, self.count, 0))
                 m.next = "KEEP"
+        with m.State("FETCHED"):  # ... and passes a register
+            m.next = "START"
         with m.State("START"):
             m.d.sync += [
                 bus.cyc.eq(1),
                 bus.stb.eq(1),
                 bus.we.eq(self.is_write),
                 bus.adr.eq(self.address),
-                bus.dat_w.eq(self.read.data),
+                bus.dat_w.eq(self.loaded),
             ]
             m.next = "WAIT"
         with m.State("WAIT"):
@@ -229,7 +233,6 @@ class WishboneUart(wiring.Component):
     def _reply(self, m: Module) -> None:
         """Start byte, then three bytes, the words, and the check sum of those."""
         out = self.transmitter.bytes
-        loaded = Signal(32, reset_less=True)
         sent = out.valid & out.ready
         status = self.status | Const(0, 8)  # as a byte
         with m.State("REPLY"):
@@ -253,11 +256,10 @@ class WishboneUart(wiring.Component):
             m.next = "REPLY_READ"
             with m.If(self.word == self.sent):
                 m.next = "REPLY_LOW"
-        with m.State("REPLY_READ"):  # ... and passes a register of its own
-            m.d.sync += loaded.eq(self.read.data)
+        with m.State("REPLY_READ"):  # ... and passes a register
             m.next = "REPLY_LOADED"
         with m.State("REPLY_LOADED"):
-            m.d.sync += [self.shift.eq(loaded), self.word.eq(self.word + 1)]
+            m.d.sync += [self.shift.eq(self.loaded), self.word.eq(self.word + 1)]
             m.next = "REPLY_WORD"
         with m.State("REPLY_WORD"):
             m.d.comb += [out.valid.eq(1), out.payload.eq(self.shift[:8])]

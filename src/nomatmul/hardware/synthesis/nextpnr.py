@@ -12,8 +12,8 @@ from typing import Any
 from nomatmul.hardware.synthesis.programs import run_logged
 from nomatmul.hardware.tools import tool
 
-# an LFE5U-85F as on the ULX3S, the slowest of its speed grades
-DEVICE = ("--85k", "--package", "CABGA381", "--speed", "6")
+DEVICE = ("--85k", "--package", "CABGA381")  # an LFE5U-85F as on the ULX3S
+SPEED = 6  # its speed grade there, the slowest; the fastest is 8
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def place_and_route(
     folder: Path,
     *,
     seed: int = 1,
+    speed: int = SPEED,
     mhz: float = 100.0,
     constraints: Path | None = None,
     config: bool = False,
@@ -61,13 +62,14 @@ def place_and_route(
     program, RuntimeError where the design does not fit or cannot be routed, TimeLimit.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{netlist.stem}-seed{seed}"
+    stem = f"{netlist.stem}-speed{speed}-seed{seed}"
 
     def here(path: Path) -> str:  # the wheels' programs see another /tmp
         return os.path.relpath(path, folder)
 
     report = folder / f"{stem}-report.json"
-    words = [tool("nextpnr-ecp5"), *DEVICE, "--json", here(netlist), "--seed", str(seed)]
+    words = [tool("nextpnr-ecp5"), *DEVICE, "--speed", str(speed), "--json", here(netlist)]
+    words += ["--seed", str(seed)]
     # router1 rips up for minutes where router2 negotiates
     words += [
         "--router",

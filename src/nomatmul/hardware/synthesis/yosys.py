@@ -34,7 +34,7 @@ _KEEP_COPIES = "setattr -set keep 1 w:* a:keep %i %ci1:+[Q] t:$*dff* %i"
 # Amaranth numbers the states of an FSM in binary, which puts two LUTs in front of all that a state
 # does. Yosys makes a register of each state; it takes no FSM that has an initial value, and the
 # reset, which every design here begins with, says the same.
-ONE_HOT = "setattr -unset init w:*_state; setattr -set fsm_encoding \"one-hot\" w:*_state"
+ONE_HOT = 'setattr -unset init w:*_state; setattr -set fsm_encoding "one-hot" w:*_state'
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,21 @@ def rtlil(component: Any, top: str, ports: dict[str, Any] | None = None) -> str:
     return text
 
 
+def script(read: str, top: str, stem: str, family: str = "ecp5") -> list[str]:
+    """Yosys' commands from reading a design (`read`) to a netlist, of ECP5 in `stem`.json."""
+    synthesis, memories = (part.format(top=top, stem=stem) for part in FAMILIES[family])
+    return [
+        read,
+        f"hierarchy -top {top}",
+        "proc",
+        _KEEP_COPIES,
+        ONE_HOT,
+        f"{synthesis} -run begin:{memories}",
+        _NO_CHECK,
+        f"{synthesis} -run {memories}:",
+    ]
+
+
 def synthesize(
     design: str,
     top: str,
@@ -79,22 +94,10 @@ def synthesize(
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{top}-{family}"
     (folder / f"{top}.il").write_text(design, "utf-8")
-    synthesis, memories = (part.format(top=top, stem=stem) for part in FAMILIES[family])
-    script = "; ".join(
-        [
-            f"read_rtlil {top}.il",
-            f"hierarchy -top {top}",
-            "proc",
-            _KEEP_COPIES,
-            ONE_HOT,
-            f"{synthesis} -run begin:{memories}",
-            _NO_CHECK,
-            f"{synthesis} -run {memories}:",
-            f"tee -q -o {stem}-stat.json stat -json",
-        ]
-    )
+    lines = script(f"read_rtlil {top}.il", top, stem, family)
+    lines.append(f"tee -q -o {stem}-stat.json stat -json")
     seconds = run_logged(
-        [tool("yosys"), "-p", script],
+        [tool("yosys"), "-p", "; ".join(lines)],
         folder / f"{stem}-yosys.log",
         folder=folder,
         limit=limit,
