@@ -161,11 +161,11 @@ def page(document: dict[str, Any]) -> str:
         "",
         f"`benchmarks/hardware_synthesis.py`, commit {about['commit']}, {about['cpu']}. Placed: the"
         " whole top of the ULX3S on an LFE5U-85F (SDRAM controller, serial host and pads included;"
-        f" memories of `ulx3s.MEMORIES`), asked for {GOAL_MHZ:.0f} MHz. Speed grade 6 is the board's"
-        " and the slowest, 8 the fastest. xc7: the AXI"
-        " top after synthesis, shares of an XC7Z020.",
+        f" memories of `ulx3s.MEMORIES`), asked for {GOAL_MHZ:.0f} MHz. Speed grade 6 is that of the"
+        " board and the slowest, 8 the fastest. xc7: the AXI top after synthesis, shares of an"
+        " XC7Z020.",
         "",
-        "| chip | lanes | step | grade | seed | MHz | LUTs | registers | block RAM | DSP | seconds |",
+        "| chip | lanes | step | grade | seed | MHz | LUTs | registers | block RAM | DSP | s |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     text += [_line(row) for row in document["rows"]]

