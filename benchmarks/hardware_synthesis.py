@@ -161,7 +161,7 @@ def page(document: dict[str, Any]) -> str:
         "",
         f"`benchmarks/hardware_synthesis.py`, commit {about['commit']}, {about['cpu']}. Placed: the"
         " whole top of the ULX3S on an LFE5U-85F (SDRAM controller, serial host and pads included;"
-        f" memories of `ulx3s.MEMORIES`), asked for {GOAL_MHZ:.0f} MHz. Speed grade 6 is that of the"
+        f" memories of `ulx3s.MEMORIES`), asked for {GOAL_MHZ:.0f} MHz. Grade 6 is that of the"
         " board and the slowest, 8 the fastest. xc7: the AXI top after synthesis, shares of an"
         " XC7Z020.",
         "",
