@@ -97,10 +97,9 @@ class Host(wiring.Component):
         self._answer(m, values)
         return m
 
-    def _answer(self, m: Module, values: dict[Register, Signal]) -> None:
+    def _answer(self, m: Module, values: dict[int, Value]) -> None:
         """The bus: an access is kept, acted on a cycle later, its answer chosen in three steps."""
         bus, at, stage = self.bus, self._address, Signal(4)
-        first = Signal(signed(32))
         low = at[: _bit(Register.COUNTERS)]
         begin = self._begin
         m.d.comb += begin.eq(bus.cyc & bus.stb & (stage == 0) & ~bus.ack)
@@ -110,18 +109,14 @@ class Host(wiring.Component):
         ]
         with m.If(begin):
             m.d.sync += [at.eq(bus.adr), self._data.eq(bus.dat_w)]
-        m.d.sync += first.eq(0)
-        with m.Switch(at[:4]):
-            for number, value in values.items():
-                with m.Case(int(number)):
-                    m.d.sync += first.eq(value)
-        first_late = register(m, first, "first_late")
+        known: list[Value] = [values.get(k, Const(0, 1)) for k in range(16)]
+        first = _chosen(m, known, at[:4], "first")
         counters = _chosen(m, list(self.counters), low, "counters")
         words = [Const(word, 32) for word in registers.design_words(self.design)]
         design = _chosen(m, words, low, "design")
         m.d.sync += bus.dat_r.eq(0)
         with m.If(at[4:] == 0):
-            m.d.sync += bus.dat_r.eq(first_late)
+            m.d.sync += bus.dat_r.eq(first)
         with m.If((at >> _bit(Register.COUNTERS)) == 1):
             m.d.sync += bus.dat_r.eq(counters)
         with m.If((at >> _bit(Register.COUNTERS)) == Register.DESIGN // Register.COUNTERS):
