@@ -51,6 +51,11 @@ def assume_stream(m: Module, stream: Any, name: str = "input") -> None:
     _held(m, stream, bits, Assume, name)
 
 
+def assume_held(m: Module, stream: Any, name: str = "input") -> None:
+    """The same rule for a stream whose valid and payload the caller drives."""
+    _held(m, stream, _bits(stream.payload), Assume, name)
+
+
 def assert_stream(m: Module, stream: Any, name: str = "output") -> None:
     """The rule of streams: a beat that is valid and not taken stays, valid and unchanged."""
     bits = _bits(stream.payload)

@@ -246,6 +246,8 @@ def gearbox_spec(in_units: int, out_units: int, fault: str = "") -> Spec:
             dut.words.valid.eq(formal.free(m, 1)),
             dut.output.ready.eq(formal.free(m, 1)),
         ]
+        if in_units == out_units:  # words pass without a register, so their source keeps the rule
+            formal.assume_held(m, dut.words, "words")
         number, expected, done = Signal(4), Signal(4), Signal(2)
         for k in range(in_units):
             m.d.comb += dut.words.payload.data.word_select(k, 4).eq(number + k)

@@ -15,11 +15,13 @@ the registers between this component and the chip, there and back (those of the 
 from typing import Any
 
 from amaranth import Cat, Const, Module, Mux, Signal
-from amaranth.lib import data, fifo, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
 
 from nomatmul.hardware.board.sdram_chip import SdramChip
 from nomatmul.hardware.board.sdram_pins import Command, HostRequest, SdramPins
+from nomatmul.hardware.rtl.fifo import Fifo
 from nomatmul.hardware.rtl.ports import BURST_BITS, MemoryPort
 
 _REFRESH_MARGIN = 40  # cycles that a refresh may come after it is due
@@ -149,16 +151,16 @@ class Sdram(wiring.Component):
         done = Signal(tag)
         push = Signal()
         m.d.sync += [done.eq(arrived), push.eq(arrived.valid & ~arrived.host & arrived.end)]
-        depth = 4 + -(-(self.latency + 3) // (self.memory_bits // width))
-        self.depth = depth
-        m.submodules.words = words = fifo.SyncFIFO(width=self.memory_bits + 2, depth=depth)
+        # in block RAM: in LUTs, an address would go to every bit of a word
+        self.depth = 1 << ceil_log2(6 + -(-(self.latency + 3) // self.per_word))
+        m.submodules.words = words = Fifo(self.memory_bits + 2, self.depth)
         response = self.port.response
         m.d.comb += [
-            words.w_en.eq(push),
-            words.w_data.eq(Cat(word, done.error, done.last)),
-            response.valid.eq(words.r_rdy),
-            response.payload.as_value().eq(words.r_data),
-            words.r_en.eq(response.ready),
+            words.input.valid.eq(push),
+            words.input.payload.eq(Cat(word, done.error, done.last)),
+            response.valid.eq(words.output.valid),
+            response.payload.as_value().eq(words.output.payload),
+            words.output.ready.eq(response.ready),
         ]
         self.taken = Signal()
         m.d.comb += self.taken.eq(response.valid & response.ready)

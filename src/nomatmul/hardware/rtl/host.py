@@ -14,7 +14,7 @@ from nomatmul.hardware.design import Design
 from nomatmul.hardware.registers import Control, Register, Status
 from nomatmul.hardware.rtl import ports
 from nomatmul.hardware.rtl.fifo import Fifo
-from nomatmul.hardware.rtl.pipeline import register
+from nomatmul.hardware.rtl.pipeline import copy, register
 from nomatmul.hardware.rtl.program import PARTS, ProgramWrite
 from nomatmul.hardware.rtl.sequencer import TokenEntry
 from nomatmul.hardware.rtl.wishbone import Wishbone
@@ -97,7 +97,7 @@ class Host(wiring.Component):
         self._answer(m, values)
         return m
 
-    def _answer(self, m: Module, values: dict[int, Value]) -> None:
+    def _answer(self, m: Module, values: dict[Register, Value]) -> None:
         """The bus: an access is kept, acted on a cycle later, its answer chosen in three steps."""
         bus, at, stage = self.bus, self._address, Signal(4)
         low = at[: _bit(Register.COUNTERS)]
@@ -109,8 +109,13 @@ class Host(wiring.Component):
         ]
         with m.If(begin):
             m.d.sync += [at.eq(bus.adr), self._data.eq(bus.dat_w)]
-        known: list[Value] = [values.get(k, Const(0, 1)) for k in range(16)]
-        first = _chosen(m, known, at[:4], "first")
+        early = Signal(signed(32))
+        m.d.sync += early.eq(0)
+        with m.Switch(copy(m, Mux(begin, bus.adr, at)[:4])):
+            for number, value in values.items():
+                with m.Case(int(number)):
+                    m.d.sync += early.eq(value)
+        first = register(m, early, "first")
         counters = _chosen(m, list(self.counters), low, "counters")
         words = [Const(word, 32) for word in registers.design_words(self.design)]
         design = _chosen(m, words, low, "design")
