@@ -6,10 +6,12 @@ models lies below the room that packs, so the package puts that in here when it 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 PREFIX = "hf:"
+_OWNER_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 _packer: Callable[[str], Path] | None = None
 
@@ -17,6 +19,12 @@ _packer: Callable[[str], Path] | None = None
 def is_hub_name(path: object) -> bool:
     """Whether a model's path is a name on the Hub."""
     return isinstance(path, str | Path) and str(path).startswith(PREFIX)
+
+
+def hub_advice(path: object) -> str:
+    """What to add to "PATH does not exist": the name on the Hub that it looks like, or nothing."""
+    looks_like = _OWNER_NAME.fullmatch(str(path)) is not None
+    return f"; a model of the Hugging Face Hub is {PREFIX}{path}" if looks_like else ""
 
 
 def set_packer(packer: Callable[[str], Path]) -> None:

@@ -205,6 +205,8 @@ def test_keys_that_hugging_face_adds_are_harmless_in_a_training_config(tmp_path,
 def test_directories_that_are_no_model(tmp_path, rng):
     with pytest.raises(ValueError, match="none does not exist"):
         open_checkpoint(tmp_path / "none")
+    with pytest.raises(ValueError, match=r"no/such does not exist; a model of the .* hf:no/such"):
+        open_checkpoint("no/such")
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="file is not a directory"):
         open_checkpoint(tmp_path / "file")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nomatmul._hub_names import hub_advice
 from nomatmul.formats import encoder
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
@@ -187,8 +188,10 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
     if (gguf := gguf_file(directory)) is not None:
         return _open_gguf(gguf)
     if not directory.is_dir():
-        what = "is not a directory" if directory.exists() else "does not exist"
-        raise FormatError(f"{directory} {what}; a model is a directory with a config.json")
+        if directory.exists():
+            raise FormatError(f"{directory} is not a directory; a model has a config.json in one")
+        advice = hub_advice(directory) or "; a model is a directory with a config.json"
+        raise FormatError(f"{directory} does not exist{advice}")
     values = read_json_object(directory / "config.json")
     if "format" in values:
         reader = PackedReader(directory)

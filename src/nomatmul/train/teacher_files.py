@@ -10,14 +10,13 @@ import dataclasses
 import functools
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-from nomatmul._hub_names import is_hub_name
+from nomatmul._hub_names import hub_advice, is_hub_name
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.files.weights import open_source
@@ -27,7 +26,6 @@ from nomatmul.models import CausalLMConfig
 from nomatmul.train.manifest import model_sha256
 from nomatmul.train.tokenizer import fingerprint, load_tokenizer
 
-_OWNER_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _INNER = ("intermediate_size", "n_inner", "ffn_dim")  # names of the channel mixer's width
 
 
@@ -127,10 +125,9 @@ def find_teacher(name: str) -> TeacherFiles:
 
 
 def _directory(name: str) -> Path:
-    if not is_hub_name(name) and not Path(name).exists() and _OWNER_NAME.fullmatch(name):
-        raise ValueError(
-            f"teacher {name} does not exist; a model of the Hugging Face Hub is hf:{name}"
-        )
+    advice = hub_advice(name)
+    if not is_hub_name(name) and not Path(name).exists() and advice:
+        raise ValueError(f"teacher {name} does not exist{advice}")
     directory = find_checkpoint(local_path(name))
     if directory.suffix == GGUF_SUFFIX:
         raise ValueError(f"teacher {name} is a GGUF file: give a directory that transformers loads")
