@@ -135,7 +135,7 @@ def test_a_missing_tool_is_named_before_anything_is_built(capsys, monkeypatch, t
 
 def test_a_missing_header_is_named(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("NOMATMUL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(build, "FST_HEADER", ("no_such_header.h", "libnothing-dev"))
+    monkeypatch.setattr(build, "FST_HEADERS", (("no_such_header.h", "libnothing-dev"),))
     words = ["simulate", str(trained_model("glu")), "--prompt", "the", *DESIGN]
     line = _error(capsys, *words, "--fst", str(tmp_path / "waves.fst"))
     assert "a waveform in FST (unlike one in VCD) needs no_such_header.h" in line

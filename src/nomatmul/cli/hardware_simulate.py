@@ -66,7 +66,9 @@ class Options(DesignOptions):
         None, metavar="FILE", help="draw how busy the array was over time (needs matplotlib)"
     )
     vcd: str | None = option(None, metavar="FILE", help="write all signals' waveform, slow and big")
-    fst: str | None = option(None, metavar="FILE", help="the same, compressed (needs zlib1g-dev)")
+    fst: str | None = option(
+        None, metavar="FILE", help="the same, compressed (needs zlib1g-dev, liblz4-dev)"
+    )
     json: bool = json_option()
 
 

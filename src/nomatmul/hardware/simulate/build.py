@@ -24,7 +24,8 @@ from nomatmul.hardware.design import Design
 from nomatmul.hardware.registers import Register
 
 MOST_THREADS = 64
-FST_HEADER = ("zlib.h", "zlib1g-dev")  # and the package that brings it
+# and the packages that bring them
+FST_HEADERS = (("zlib.h", "zlib1g-dev"), ("lz4.h", "liblz4-dev"))
 WAVES = {"none": 0, "vcd": 1, "fst": 2}
 _BUILD = "build."  # begins the names of directories of builds that go on
 _ABANDONED = 24 * 3600.0  # seconds: no build takes as long
@@ -58,7 +59,8 @@ def simulator(
         return target
     tools.require_simulator()
     if waves == "fst":
-        tools.require_header(*FST_HEADER, "a waveform in FST (unlike one in VCD)")
+        for header in FST_HEADERS:
+            tools.require_header(*header, "a waveform in FST (unlike one in VCD)")
     target.parent.parent.mkdir(parents=True, exist_ok=True)
     _drop_abandoned(target.parent.parent)
     with tempfile.TemporaryDirectory(prefix=_BUILD, dir=target.parent.parent) as directory:
