@@ -138,3 +138,35 @@ def test_a_ternary_model_has_no_rows(run, training, tmp_path):
     done = run("pack", training, tmp_path / "packed", "--rows", "int8")
     assert done.status == 1
     assert "rows 'int8' is for encoders" in done.err
+
+
+def test_without_a_model_the_encoder_in_the_box_answers(run, encoders, tmp_path, monkeypatch):
+    from nomatmul.engine import loading
+
+    monkeypatch.setattr(loading, "ENCODER_BOX", encoders["masked"])
+    for words in (("fill-mask", "--text", "the [MASK]"), ("embed", "--text", "the river")):
+        done = run(*words, "--threads", 1, "--json")
+        assert done.status == 0, done.err
+        assert json.loads(done.out)["model"] == str(encoders["masked"])
+    monkeypatch.setattr(loading, "ENCODER_BOX", tmp_path / "none")
+    for words in (("fill-mask", "--text", "the [MASK]"), ("embed", "--text", "the river")):
+        done = run(*words)
+        assert done.status == 1
+        assert "this installation carries no encoder; give the path" in done.err
+
+
+def test_a_packed_encoder_learns_a_task_and_is_packed_again(run, encoders, tmp_path, monkeypatch):
+    from nomatmul.engine import loading
+
+    monkeypatch.setattr(loading, "ENCODER_BOX", encoders["masked"])
+    file, out = tmp_path / "reviews.tsv", tmp_path / "out"
+    rows = [("the river", "wet"), ("a quiet old town", "dry")] * 60
+    file.write_text("sentence\tlabel\n" + "".join(f"{a}\t{b}\n" for a, b in rows))
+    done = run(
+        *("finetune", "--task", file, "--out", out, "--seeds", 1, "--epochs", 6),
+        *("--learning-rate", "5e-3", "--device", "cpu", "--json"),
+    )
+    assert done.status == 0, done.err
+    assert run("pack", out, tmp_path / "packed", "--no-check").status == 0
+    done = run("classify", "--model", tmp_path / "packed", "--text", "the river", "--json")
+    assert json.loads(done.out)["answers"][0]["label"] == "wet"

@@ -1,9 +1,10 @@
 """Classify texts, or every token of them, with a packed encoder that was fine-tuned for it.
 
-`nomatmul finetune` trains such a model and `nomatmul pack` packs it, labels included. A classifier
-of sequences answers with a label and its probability for each text (a regression with a number), a
-classifier of tokens with a label for each token. For models of text pairs (paraphrases,
-entailment) --pairs takes each text as two, with a tab between them.
+`nomatmul finetune` trains such a model, of the encoder in the box where no other is named, and
+`nomatmul pack` packs it, labels included. A classifier of sequences answers with a label and its
+probability for each text (a regression with a number), a classifier of tokens with a label for each
+token. For models of text pairs (paraphrases, entailment) --pairs takes each text as two, with a tab
+between them.
 """
 
 from __future__ import annotations

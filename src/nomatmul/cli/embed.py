@@ -5,7 +5,8 @@ states of its tokens, of a language model that of its last token, whose length i
 any lengths go together; their order is kept. Without --json the vectors are
 printed one a line, numbers separated by spaces; --out writes them as a NumPy file instead, which
 `numpy.load` reads. --normalize makes every vector's length 1, so that a dot product of two is
-their cosine.
+their cosine. Without --model the encoder in the box reads them: it has learnt to guess hidden
+words, not to compare sentences, so its vectors tell topics apart and little more.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from nomatmul.cli.show import print_json
 
 EXAMPLES = """
 examples:
-  nomatmul embed --model my-encoder --text "The river" --text "The sea" --normalize
+  nomatmul embed --text "The river" --text "The sea" --normalize
   nomatmul embed --model my-encoder --file sentences.txt --out vectors.npy
   cat sentences.txt | nomatmul embed --model my-encoder --file - --json | jq .dimension
 """
@@ -27,8 +28,11 @@ examples:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    model: str = option(
-        metavar="MODEL", help="packed model (nomatmul pack makes one), or hf:owner/name"
+    model: str | None = option(
+        None,
+        metavar="MODEL",
+        help="packed model (nomatmul pack makes one), or hf:owner/name (default: the encoder in the"
+        " box)",
     )
     text: tuple[str, ...] = option((), metavar="TEXT", help="a text; may be repeated")
     file: str | None = option(
@@ -50,7 +54,10 @@ def run(options: Options) -> int:
     import nomatmul
 
     texts = read_texts(options.text, options.file)
-    model = nomatmul.load(options.model, threads=options.threads)
+    if options.model is None:
+        model: Any = nomatmul.load(kind="encoder", threads=options.threads)
+    else:
+        model = nomatmul.load(options.model, threads=options.threads)
     pooling, vectors_BD = _vectors(model, texts, options)
     if options.out is not None:
         _write(options.out, vectors_BD)

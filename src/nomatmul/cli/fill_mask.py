@@ -1,8 +1,9 @@
 """Let a packed masked language model fill the gaps of a text.
 
-Write the model's mask token where a word is missing: [MASK] for models with BERT's tokenizer. For
-each gap the most likely tokens are listed with their probability and the text that results; gaps
-are filled one at a time, the other gaps of the text stay open.
+Write the model's mask token where a word is missing: [MASK] for models with BERT's tokenizer, as
+the encoder in the box has, which answers without --model. For each gap the most likely tokens are
+listed with their probability and the text that results; gaps are filled one at a time, the other
+gaps of the text stay open.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from nomatmul.cli.show import print_json, print_table
 
 EXAMPLES = """
 examples:
-  nomatmul fill-mask --model my-encoder --text "Paris is the [MASK] of France."
+  nomatmul fill-mask --text "Paris is the [MASK] of France."
   nomatmul fill-mask --model my-encoder --text "A [MASK] in the [MASK]." --top-k 3 --json
   echo "The [MASK] flows to the sea." | nomatmul fill-mask --model my-encoder --text -
 """
@@ -25,7 +26,11 @@ examples:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    model: str = option(metavar="MODEL", help="packed masked language model, or hf:owner/name")
+    model: str | None = option(
+        None,
+        metavar="MODEL",
+        help="packed masked language model, or hf:owner/name (default: the encoder in the box)",
+    )
     text: str = option(metavar="TEXT", help="a text with mask tokens; - reads standard input")
     top_k: int = option(5, metavar="K", help="fillings listed for each gap")
     threads: int | None = option(None, metavar="N", help="threads (default: one a core)")

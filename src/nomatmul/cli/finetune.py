@@ -1,10 +1,11 @@
 """Fine-tune an encoder to classify texts: tasks of GLUE, or your own file.
 
-MODEL is a training run's directory, or a model that `nomatmul train` or the authors of
-UltraFastBERT have made. --task names GLUE tasks (cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte,
-wnli), whose files --data DIR holds as GLUE ships them (DIR/SST-2/train.tsv, dev.tsv), or --data hub
-to fetch them with the package datasets. Or it names a tab-separated file of your own, with a header
-line: one or two columns of text, and one of labels (any words; numbers with --regression).
+MODEL is a training run's directory, a model that `nomatmul train` or the authors of UltraFastBERT
+have made, or a packed encoder; without it the encoder in the box learns the task. --task names GLUE
+tasks (cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli), whose files --data DIR holds as GLUE
+ships them (DIR/SST-2/train.tsv, dev.tsv), or --data hub to fetch them with the package datasets. Or
+it names a tab-separated file of your own, with a header line: one or two columns of text, and one
+of labels (any words; numbers with --regression).
 
 Each task is trained with several seeds: a fresh head, AdamW with rate 4e-5, batches of 16, 5 epochs
 (CoLA 15), as the authors do. The median of the seeds counts; OUT/TASK gets report.json, a file a
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
 examples:
+  nomatmul finetune --task reviews.tsv --out runs/reviews --learning-rate 2e-4
   nomatmul finetune runs/encoder --task sst2 --task cola --data glue --out runs/glue
   nomatmul finetune runs/encoder --task mrpc --data hub --out runs/glue --seeds 3
   nomatmul finetune runs/encoder --task reviews.tsv --valid reviews-dev.tsv --out runs/reviews
@@ -39,7 +41,12 @@ examples:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    model: str = option(positional=True, metavar="MODEL", help="directory of the encoder")
+    model: str | None = option(
+        None,
+        positional=True,
+        metavar="MODEL",
+        help="directory of the encoder (default: the one in the box)",
+    )
     task: tuple[str, ...] = option(
         metavar="TASK", help="a task of GLUE, or a .tsv file; may be repeated"
     )
@@ -79,6 +86,7 @@ class Options:
 
 
 def run(options: Options) -> int:
+    from nomatmul.engine.loading import encoder_directory
     from nomatmul.finetune import FinetuneConfig, finetune
     from nomatmul.finetune.tasks import find_task
     from nomatmul.train.signals import Stopped
@@ -103,7 +111,7 @@ def run(options: Options) -> int:
             )
         try:
             report = finetune(
-                options.model,
+                options.model or encoder_directory(None),
                 task,
                 name if own else options.data or "",
                 options.out,

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from nomatmul.formats.config import ModelConfig
     from nomatmul.formats.encoder import EncoderReading
 
-# The models in the box lie in the package itself: the base, and the one that was tuned to talk.
+# The models in the box lie in the package itself: the base, the one that was tuned to talk, and an
+# encoder.
 BOX = Path(__file__).resolve().parent.parent / "box"
 TALKING_BOX = BOX.with_name("box-talk")
+ENCODER_BOX = BOX.with_name("box-encoder")
 
 
 @overload
@@ -45,7 +47,7 @@ def load(
 
 @overload
 def load(
-    path: str | Path,
+    path: str | Path | None = None,
     *,
     kind: Literal["encoder"],
     threads: int | None = None,
@@ -87,7 +89,7 @@ def load(
     backend: str | None = None,
     kv: str = "f16",
 ) -> LanguageModel | EncoderModel:
-    """Load a packed model directory; without a path, the model in the box.
+    """Load a packed model directory; without a path, the model in the box (of this kind).
 
     path may also be `hf:owner/name[@revision]`, or `hf:owner/name/file.gguf[@revision]`: the model
     is downloaded from the Hugging Face Hub and, unless it is packed, packed into a cache, once.
@@ -119,7 +121,7 @@ def load(
         _checked_threads(threads), isa, mmap, verify, _checked_device(device), kv, private
     )
     _check_backend(backend, device)
-    reader = PackedReader(model_directory(path))
+    reader = PackedReader(encoder_directory(path) if kind == "encoder" else model_directory(path))
     _check_kv(kv, reader.config, reader.directory)
     if reader.reading is not None:
         if kind == "language":
@@ -235,11 +237,20 @@ def _check_backend(backend: str | None, device: str) -> None:
 
 def model_directory(path: str | Path | None) -> Path:
     """The directory of a packed model: of a path, a name on the Hub, or the model in the box."""
+    return _directory(path, BOX, "model")
+
+
+def encoder_directory(path: str | Path | None) -> Path:
+    """The same; without a path that of the encoder in the box."""
+    return _directory(path, ENCODER_BOX, "encoder")
+
+
+def _directory(path: str | Path | None, box: Path, what: str) -> Path:
     if path is not None:
         return packed_directory(path) if is_hub_name(path) else Path(path)
-    if not (BOX / "config.json").exists():
-        raise ValueError("this installation carries no model; give the path of a packed model")
-    return BOX
+    if not (box / "config.json").exists():
+        raise ValueError(f"this installation carries no {what}; give the path of a packed {what}")
+    return box
 
 
 def talking_directory() -> Path:

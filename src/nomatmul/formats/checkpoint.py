@@ -25,6 +25,7 @@ from nomatmul.formats.files.weights import TensorSource, open_source
 from nomatmul.formats.files.wrappers import missing_tensor, unwrapped
 from nomatmul.formats.generation_config import GENERATION_FILE
 from nomatmul.formats.packed.reader import PackedReader
+from nomatmul.formats.packed.source import PackedEncoderSource
 from nomatmul.formats.published import crammed_bert, hgrn_bit
 from nomatmul.formats.published.gguf import open_gguf
 from nomatmul.formats.published.keys import HARMLESS_KEYS, end_tokens
@@ -48,8 +49,9 @@ class Checkpoint:
     """A model on disk, seen through our own names.
 
     `kind` is "published", "training" or "packed"; `config` a ModelConfig; `reading` says what an
-    encoder is for, None for decoders and packed directories. Tensors of a packed directory are
-    named as stored there (see docs/formats.md) and `packed` holds its reader. `ignored` names the
+    encoder is for, None for decoders. Tensors of a packed decoder are named as stored there (see
+    docs/formats.md) and `packed` holds its reader; a packed encoder is opened as what it was packed
+    from, a "training" one of the values that it was rounded to. `ignored` names the
     keys of its config.json that nobody here knows, `found` (of Llama's shape) how weights are
     ternary, `metadata` (of a GGUF file) what else the file says.
     """
@@ -196,7 +198,8 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
     if "format" in values:
         reader = PackedReader(directory)
         if reader.reading is not None:
-            raise FormatError(f"{directory} is a packed encoder; nomatmul.load() opens it")
+            source = PackedEncoderSource(reader)
+            return Checkpoint(directory, "training", reader.config, source, reading=reader.reading)
         return Checkpoint(directory, "packed", reader.config, None, reader)
     return _named(directory, lambda: _open_unpacked(directory, values))
 

@@ -15,6 +15,7 @@ from transformers import AutoConfig
 
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.encoder import HEAD_FIELDS
+from nomatmul.formats.packed.description import FORMAT
 from nomatmul.formats.published.llama_source import FAMILIES
 from nomatmul.formats.runs import gguf_file
 from nomatmul.models.hf.config import (
@@ -40,8 +41,8 @@ _HUB_FILES = ("*.json", "*.safetensors", "pytorch_model*.bin")
 def load_pretrained(cls: Any, inherited: Callable, path: Any, *args: Any, **kwargs: Any) -> Any:
     """`from_pretrained` of our models; `inherited` is transformers' own, which does the loading.
 
-    A published checkpoint (a directory or a GGUF file), or one saved from inside a wrapper, is
-    given to it as config and tensors by our names; what transformers documents for
+    A published checkpoint (a directory or a GGUF file), a packed encoder, or one saved from inside
+    a wrapper, is given to it as config and tensors by our names; what transformers documents for
     `from_pretrained` so works alike for all kinds, but for what `_translated` refuses by name.
 
     `latents=True` asks for weights that train in place of stored ternary values: the masters of a
@@ -61,11 +62,12 @@ def load_pretrained(cls: Any, inherited: Callable, path: Any, *args: Any, **kwar
     config = _GGUF if gguf else read_config(place if kwargs.get("subfolder") else path)
     if config is None:  # a hub name, or a directory without config.json: transformers decides
         config, place = _from_hub(path, kwargs)
-    if config.get("format") == "nomatmul-packed":
+    packed = config.get("format") == FORMAT
+    if packed and "head" not in config:
         raise ValueError(
             f"{path} is a packed model: the engine loads it (nomatmul.load), torch does not"
         )
-    kind = config.get("model_type")
+    kind = EncoderConfig.model_type if packed else config.get("model_type")
     if kind not in _KINDS:
         if place.is_dir():
             open_checkpoint(place)  # says what is wrong, or what is not computed
@@ -81,7 +83,7 @@ def load_pretrained(cls: Any, inherited: Callable, path: Any, *args: Any, **kwar
         raise ValueError(f"{path}: quantization_config is not for layers that are ternary already")
     own = bool(config.get("stored_linears"))  # values that no float source has, never wrapped
     wrapped = not own and place.is_dir() and not published and _is_wrapped(place, kwargs)
-    translate = kind in _PUBLISHED or wrapped
+    translate = kind in _PUBLISHED or wrapped or packed
     _check_dtype(kwargs, config if translate else None)
     if translate:
         kwargs = _translated(cls, place, kwargs, latents)
