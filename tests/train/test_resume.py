@@ -148,7 +148,7 @@ def test_a_signal_before_training_leaves_what_can_be_continued(
     def encode(*arguments: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("nomatmul.train.shards._encode_chunk", encode)
+    monkeypatch.setattr("nomatmul.train.chunks._encode_chunk", encode)
     result = train_here(config, text_file, tmp_path / "run")
     assert (result.status, result.step) == ("stopped", 0)
     monkeypatch.undo()

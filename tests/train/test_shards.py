@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from nomatmul.formats.special_tokens import CHAT_TOKENS, END_OF_TEXT, special_ids
-from nomatmul.train import shards
+from nomatmul.train import chunks, shards
 from nomatmul.train.documents import find_sources
 from nomatmul.train.shards import build_shards, read_index
 from nomatmul.train.tokenizer import (
@@ -128,7 +128,7 @@ def test_a_killed_build_keeps_its_finished_shards(
     monkeypatch.setattr(shards, "CHUNK_CHARACTERS", 600)
     sources = find_sources([str(documents_file)])
     whole = build_shards(sources, tokenizer, tmp_path / "whole", workers=1)
-    encode, calls = shards._encode_chunk, []
+    encode, calls = chunks._encode_chunk, []
 
     def dies(*arguments):  # type: ignore[no-untyped-def]
         calls.append(1)
@@ -136,7 +136,7 @@ def test_a_killed_build_keeps_its_finished_shards(
             raise KeyboardInterrupt
         return encode(*arguments)
 
-    monkeypatch.setattr(shards, "_encode_chunk", dies)
+    monkeypatch.setattr(chunks, "_encode_chunk", dies)
     with pytest.raises(KeyboardInterrupt):
         build_shards(sources, tokenizer, tmp_path / "cut", workers=1)
     assert not shards.is_token_directory(tmp_path / "cut")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from test_documents import read
 
-from nomatmul.train import shards
+from nomatmul.train import chunks, shards
 from nomatmul.train.documents import find_sources, read_pieces
 from nomatmul.train.prepare import DataArgs, check_inputs
 from nomatmul.train.shards import build_shards, read_index
@@ -198,12 +198,12 @@ def test_workers_are_no_more_than_usable_cpus(
     def pool(workers: int, *_: object) -> None:
         asked.append(workers)
 
-    monkeypatch.setattr(shards, "_pool", pool)
+    monkeypatch.setattr(chunks, "_pool", pool)
     monkeypatch.setattr(shards, "CHUNK_CHARACTERS", 2000)  # many chunks of a small text
     for usable in (1, 3):
-        monkeypatch.setattr(shards, "usable_cpus", lambda usable=usable: usable)
+        monkeypatch.setattr(chunks, "usable_cpus", lambda usable=usable: usable)
         build_shards(sources, tokenizer, tmp_path / str(usable))
     monkeypatch.setattr(shards, "CHUNK_CHARACTERS", text_file.stat().st_size * 3)
-    monkeypatch.setattr(shards, "usable_cpus", lambda: 64)
+    monkeypatch.setattr(chunks, "usable_cpus", lambda: 64)
     build_shards(sources, tokenizer, tmp_path / "few")
     assert asked == [3, 3]  # none for one CPU; no more than the text has chunks
