@@ -14,8 +14,9 @@ from nomatmul.evaluate.rows import read_rows
 from nomatmul.evaluate.variants import make_variant
 from nomatmul.formats.config import ModelConfig
 from nomatmul.train.config import TrainConfig
+from nomatmul.train.inputs import DataArgs, check_inputs
 from nomatmul.train.plan import DevicePlan
-from nomatmul.train.prepare import DataArgs, build, check_inputs, open_built, with_token_ids
+from nomatmul.train.prepare import build, open_built, with_token_ids
 from studies.compare.cell import run_cell
 from studies.compare.curve import Curve
 from studies.compare.plan import Cell, make_cell

@@ -16,7 +16,7 @@ from test_documents import read
 
 from nomatmul.train import chunks, shards
 from nomatmul.train.documents import find_sources, read_pieces
-from nomatmul.train.prepare import DataArgs, check_inputs
+from nomatmul.train.inputs import DataArgs, check_inputs
 from nomatmul.train.shards import build_shards, read_index
 from nomatmul.train.tokenizer import train_tokenizer
 

@@ -21,8 +21,9 @@ from nomatmul.evaluate.rows import read_rows, renamed
 from nomatmul.evaluate.variants import Variant, default_names, make_variant, variant_config
 from nomatmul.formats.files.directory import write_json
 from nomatmul.train.config import FREE_FIELDS, LATER_OPTIONS, RETIRED_OPTIONS, TrainConfig
+from nomatmul.train.inputs import DataArgs, check_inputs
 from nomatmul.train.metrics import Console, preparing_words
-from nomatmul.train.prepare import DataArgs, build, check_inputs, open_built, with_token_ids
+from nomatmul.train.prepare import build, open_built, with_token_ids
 from nomatmul.train.tokenizer import load_tokenizer
 
 Log = Callable[[str], None]

@@ -13,10 +13,11 @@ from nomatmul._extras import require_train
 if TYPE_CHECKING:
     from nomatmul.train.args import TrainArgs
     from nomatmul.train.config import TrainConfig
-    from nomatmul.train.job import RunResult, run
+    from nomatmul.train.job import run
     from nomatmul.train.main import main
     from nomatmul.train.overrides import apply_overrides
     from nomatmul.train.recipes import RECIPES, recipe
+    from nomatmul.train.result import RunResult
 
 __all__ = [
     "RECIPES",
@@ -32,7 +33,7 @@ __all__ = [
 _HOMES = {
     "RECIPES": "recipes",
     "recipe": "recipes",
-    "RunResult": "job",
+    "RunResult": "result",
     "run": "job",
     "TrainArgs": "args",
     "TrainConfig": "config",

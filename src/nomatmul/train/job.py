@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 from pathlib import Path
 
 import torch
@@ -18,24 +17,18 @@ from nomatmul.train.checkpoints import (
     restore,
 )
 from nomatmul.train.config import TrainConfig, differences
-from nomatmul.train.curve import draw_curve
 from nomatmul.train.distill import check_student
 from nomatmul.train.fff_training import choose_implementation
+from nomatmul.train.inputs import DataArgs, check_inputs
 from nomatmul.train.memory import plan_memory
-from nomatmul.train.metrics import Console, read_metrics
+from nomatmul.train.metrics import Console
 from nomatmul.train.model import TrainedModel, build_model
 from nomatmul.train.optimizer import build_optimizer
 from nomatmul.train.parallelize import shard_model
 from nomatmul.train.plan import DevicePlan, pick_device, plan_training
-from nomatmul.train.prepare import (
-    DataArgs,
-    Prepared,
-    build,
-    check_inputs,
-    open_built,
-    with_token_ids,
-)
+from nomatmul.train.prepare import Prepared, build, open_built, with_token_ids
 from nomatmul.train.ranks import Ranks, open_ranks
+from nomatmul.train.result import RunResult, finished, stopped
 from nomatmul.train.run_directory import check_out, refuse_differences, write_run_file
 from nomatmul.train.shards import is_token_directory
 from nomatmul.train.signals import Stopped, StopSignals
@@ -46,24 +39,6 @@ from nomatmul.train.teacher_files import TeacherFiles, find_teacher
 from nomatmul.train.trainer import Trainer
 
 _ECHO = 5.0  # seconds in which torchrun may send Ctrl-C a second time
-
-
-@dataclasses.dataclass(frozen=True)
-class RunResult:
-    """How a run ended. status: "finished", "stopped" (SIGTERM) or "interrupted" (Ctrl-C).
-
-    model: the exported model's directory once finished. valid_loss in nats a token (of an encoder a
-    hidden token).
-    """
-
-    status: str
-    step: int
-    elapsed: float
-    model: str | None = None
-    valid_loss: float | None = None
-    valid_bits_per_byte: float | None = None
-    valid_accuracy: float | None = None  # of an encoder
-    curve: str | None = None  # picture of the losses, where matplotlib is installed
 
 
 def run(
@@ -172,17 +147,17 @@ class _Job:
                     trainer = self._trainer(data, plan, memory.recompute, signals, override)
                     step = trainer.step
                     signals.deferred = True
-                    finished = trainer.run()
+                    at_end = trainer.run()
             except Stopped as stop:
                 ranks.fail(stop)
-                return RunResult(_status(stop.number), step, 0.0)
+                return stopped(stop.number, step, 0.0)
             elapsed = trainer.clock.elapsed()
-            if not finished:
-                return RunResult(_status(trainer.stopped_by), trainer.step, elapsed)
+            if not at_end:
+                return stopped(trainer.stopped_by, trainer.step, elapsed)
             model = export_model(
                 trainer.model, data.tokenizer, self.out, trainer.step, ranks, data.template
             )
-        return self._finished(trainer.step, elapsed, model)
+        return finished(trainer.step, elapsed, model, self.out if ranks.first else None)
 
     def _open_teacher(self, plan: DevicePlan) -> None:
         """Before the data are read: whatever is wrong with it costs no work."""
@@ -270,23 +245,6 @@ class _Job:
         self.console.log(f"continuing from {path.name}")
         return progress
 
-    def _finished(self, step: int, elapsed: float, model: Path) -> RunResult:
-        last, curve = dict[str, float](), None
-        if self.ranks.first:
-            curve = draw_curve(self.out)
-            for row in read_metrics(self.out):
-                last = row if "valid_loss" in row else last
-        return RunResult(
-            "finished",
-            step,
-            elapsed,
-            str(model),
-            last.get("valid_loss"),
-            last.get("valid_bits_per_byte"),
-            last.get("valid_accuracy"),
-            None if curve is None else str(curve),
-        )
-
 
 def check_ranks(config: TrainConfig, ranks: int) -> None:
     """Raises ValueError when the batch cannot be cut into equal micro-batches for all ranks."""
@@ -303,7 +261,3 @@ def check_ranks(config: TrainConfig, ranks: int) -> None:
         f"batch_size {batch} must be a multiple of ranks x micro_batch_size ({ranks} x {micro}): "
         f"try {advice}"
     )
-
-
-def _status(number: int) -> str:
-    return "interrupted" if number == signal.SIGINT else "stopped"

@@ -17,7 +17,7 @@ from nomatmul.train.children import tie_to
 from nomatmul.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from nomatmul.train.job import RunResult
+    from nomatmul.train.result import RunResult
 
 
 def build_config(args: TrainArgs) -> TrainConfig:

@@ -1,4 +1,4 @@
-"""From the user's file names to token streams: checks first, then tokenizer, then shards."""
+"""From checked inputs to token streams: the tokenizer first, then shards."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from nomatmul.formats.chat_template import DEFAULT_TEMPLATE
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.files.atomic import write_file
 from nomatmul.formats.files.directory import remove_leftovers, write_json
-from nomatmul.formats.special_tokens import CHAT_TOKENS, mask_id, special_ids
+from nomatmul.formats.special_tokens import CHAT_TOKENS, special_ids
 from nomatmul.train.config import TrainConfig
-from nomatmul.train.conversations import check_tokens, stored_template, template_beside
-from nomatmul.train.documents import Source, begins_with_conversation, find_sources
-from nomatmul.train.pipes import refuse_repeated
+from nomatmul.train.conversations import stored_template
+from nomatmul.train.documents import Source
+from nomatmul.train.inputs import Checked, check_vocabulary
 from nomatmul.train.shards import (
     Progress,
     build_shards,
@@ -39,24 +38,6 @@ _SHORTEST = 8  # tokens of a sequence that may be advised
 
 
 @dataclasses.dataclass(frozen=True)
-class DataArgs:
-    """Where the text comes from; see documents.py for the kinds of sources.
-
-    data and valid may instead name token directories that an earlier run built. tokens: where the
-    shards go (shared between runs); None means OUT/tokens.
-    """
-
-    data: tuple[str, ...]
-    valid: tuple[str, ...] = ()
-    tokenizer: str | None = None
-    text_field: str = "text"
-    document_start: str | None = None
-    tokens: str | None = None
-    workers: int | None = None
-    drop_document_start: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
 class Prepared:
     """What training needs of the data. sha256: of all the tokens, to recognise them on a resume.
 
@@ -68,89 +49,6 @@ class Prepared:
     tokenizer: Tokenizer
     sha256: dict[str, str]
     template: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Checked:
-    """Inputs that exist and can be opened.
-
-    conversations: whether a source begins with one. template: what renders them.
-    """
-
-    args: DataArgs
-    directories: list[Path]
-    sources: list[Source]
-    valid_directories: list[Path]
-    valid_sources: list[Source]
-    tokenizer: Tokenizer | None
-    conversations: bool
-    template: str
-
-
-def check_inputs(config: TrainConfig, args: DataArgs) -> Checked:
-    """Find every mistake that needs no work to find, once: pipes are read to their end here.
-
-    Raises ValueError or OSError.
-    """
-    refuse_repeated([*args.data, *args.valid])
-    directories, sources = _split(args.data, args)
-    if not directories and not sources:
-        raise ValueError("no data: name at least one text, JSONL or parquet file")
-    valid_directories, valid_sources = _split(args.valid, args)
-    tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else None
-    if directories:
-        own = load_tokenizer(directories[0])
-        if tokenizer is not None and fingerprint(tokenizer) != fingerprint(own):
-            raise ValueError(f"{args.tokenizer} is not the tokenizer of {directories[0]}")
-        tokenizer = own
-    if tokenizer is not None:
-        _check_vocabulary(config, tokenizer, args.tokenizer or str(directories[0]))
-        special_ids(tokenizer)
-        if not config.model.causal:
-            mask_id(tokenizer)
-    template = template_beside(args.tokenizer)
-    conversations = any(map(begins_with_conversation, [*sources, *valid_sources]))
-    if conversations:
-        _check_conversations(config, tokenizer, template)
-    if args.workers is not None and args.workers < 1:
-        raise ValueError(f"workers {args.workers} must be at least 1")
-    return Checked(
-        args,
-        directories,
-        sources,
-        valid_directories,
-        valid_sources,
-        tokenizer,
-        conversations,
-        template,
-    )
-
-
-def _split(names: tuple[str, ...], args: DataArgs) -> tuple[list[Path], list[Source]]:
-    directories = [Path(name) for name in names if is_token_directory(name)]
-    rest = [name for name in names if not is_token_directory(name)]
-    if directories and rest:
-        raise ValueError(f"{rest[0]} is text and {directories[0]} holds tokens: give one kind")
-    if not rest:
-        return directories, []
-    drop = args.drop_document_start
-    return directories, find_sources(rest, args.text_field, args.document_start, drop_start=drop)
-
-
-def _check_conversations(config: TrainConfig, tokenizer: Tokenizer | None, template: str) -> None:
-    if not config.model.causal:
-        raise ValueError("an encoder is trained on texts, and the data has conversations")
-    if tokenizer is not None and template == DEFAULT_TEMPLATE:
-        check_tokens(tokenizer)
-
-
-def _check_vocabulary(config: TrainConfig, tokenizer: Tokenizer, name: str) -> None:
-    size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
-    if size > config.model.vocab_size:
-        raise ValueError(
-            f"{name} has {size} entries, model.vocab_size is {config.model.vocab_size}: "
-            f"add --set model.vocab_size={size}"
-        )
 
 
 def build(
@@ -174,7 +72,7 @@ def build(
     tokenizer = checked.tokenizer or _own_tokenizer(
         config, checked.sources, tokens, special, progress
     )
-    _check_vocabulary(config, tokenizer, str(tokens / "tokenizer.json"))
+    check_vocabulary(config, tokenizer, str(tokens / "tokenizer.json"))
 
     def streams(directories: list[Path], sources: list[Source], name: str) -> list[Path]:
         if directories or not sources:
