@@ -11,9 +11,10 @@
 held out; each name is taken once), and on a GPU takes some steps of each variant, so that what
 cannot be compiled is known and what can is in the cache. `train` runs the recipes of --variants
 side by side, packs both and measures masked accuracy; it ends --seconds after its start. `score`
-fine-tunes each on SST-2 with several rates and seeds. `packed` scores what came back, where there
-is the native core. OUT gets archives: encoder-VARIANT and encoder-VARIANT-sst2 (packed),
-encoder-VARIANT-bf16 (what training leaves, halved); and scores: encoder.json, encoder-sst2.json,
+fine-tunes each on --tasks with several seeds, at a rate that held-out training rows have chosen;
+the same command goes on where one was cut. `packed` scores what came back, where there is the
+native core. OUT gets archives: encoder-VARIANT and encoder-VARIANT-TASK (packed),
+encoder-VARIANT-bf16 (what training leaves, halved); and scores: encoder.json, encoder-TASK.json,
 encoder-packed.json.
 """
 
@@ -25,7 +26,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from nomatmul.formats.files.atomic import write_file
 from nomatmul.formats.runs import find_checkpoint
 from studies.recipes.encoder_jobs import start, tails, wait
 from studies.recipes.encoder_scores import TEXTS, packed_scores, trained_scores
+from studies.recipes.encoder_tasks import packed_accuracy, task_scores
 from studies.recipes.run import half, write_archive
 
 RECIPES = {"trees": "best_encoder_8_minutes", "dense": "bert_8_minutes"}
@@ -158,60 +159,36 @@ def packed_model(args: argparse.Namespace, source: Path, name: str) -> Path:
 
 def packed(args: argparse.Namespace) -> None:
     """Scores of the archives in OUT by this machine's core; OUT/encoder-packed.json."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {name: {} for name in args.variants}
     for name in args.variants:
-        with tarfile.open(args.out / f"encoder-{name}.tar.gz") as archive:
-            archive.extractall(args.work / "unpacked", filter="data")
-        found[name] = packed_scores(args, args.work / f"unpacked/encoder-{name}")
+        if place := unpacked(args, f"encoder-{name}"):
+            found[name] |= packed_scores(args, place)
+        for task in args.tasks:
+            if place := unpacked(args, f"encoder-{name}-{task}"):
+                found[name][task] = packed_accuracy(place, args.glue, task)
     write_json(args.out / "encoder-packed.json", found)
     show(found)
 
 
+def unpacked(args: argparse.Namespace, name: str) -> Path | None:
+    """The model of the archive OUT/NAME.tar.gz, where there is one."""
+    file = args.out / f"{name}.tar.gz"
+    if not file.exists():
+        return None
+    with tarfile.open(file) as archive:
+        archive.extractall(args.work / "unpacked", filter="data")
+    return args.work / "unpacked" / name
+
+
 def score(args: argparse.Namespace) -> None:
-    """Fine-tunings of each variant, --jobs at a time; OUT/encoder-sst2.json, the best one packed.
-
-    The rate is chosen by the development set, whose scores of all rates and seeds are in the file.
-    """
-    cells = [(name, rate) for rate in args.rates for name in args.variants]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        reports = list(pool.map(lambda cell: tuned(args, *cell), cells))
-    found: dict[str, Any] = {"machine": environment(args.commit), "runs": []}
-    for (name, rate), report in zip(cells, reports, strict=True):
-        found["runs"].append({"variant": name, "rate": rate, **report})
-    for name in args.variants:
-        mine = [row for row in found["runs"] if row["variant"] == name and "median" in row]
-        if not mine:
-            continue
-        best = max(mine, key=lambda row: row["median"])
-        found[name] = {key: best[key] for key in ("rate", "median", "accuracies")}
-        packed_model(args, Path(best["model"]), f"encoder-{name}-sst2")
-    write_json(args.out / "encoder-sst2.json", found)
-    show({name: found[name] for name in args.variants if name in found})
-
-
-def tuned(args: argparse.Namespace, name: str, rate: float) -> dict[str, Any]:
-    """`nomatmul finetune` of a variant at one rate, all seeds; not begun behind the deadline."""
-    out, last = args.work / f"sst2-{name}-{rate:g}", args.began + args.seconds - 15
-    if time.time() > last - args.least:
-        return {"skipped": "no time"}
-    words = ["finetune", args.work / name, "--task", "sst2", "--data", args.glue, "--out", out,
-             "--learning-rate", rate, "--batch-size", 32, "--epochs", args.epochs,
-             "--seeds", args.seeds, "--max-length", 96, "--device", args.device,
-             "--quiet"]  # fmt: skip
-    for ops in ("", "naive"):  # plain PyTorch where the kernels of trees do not serve
-        try:
-            wait({name: start(args, f"sst2-{name}-{rate:g}", words, {"NOMATMUL_OPS": ops})}, last)
-            break
-        except SystemExit as error:
-            failed = str(error)
-    else:
-        return {"failed": failed}
-    report = json.loads((out / "sst2/report.json").read_text())
-    accuracies = [next(iter(seed["scores"].values()))["accuracy"] for seed in report["seeds"]]
-    return {
-        "median": report["median"], "accuracies": accuracies, "model": report["model"],
-        "seconds": [round(seed["seconds"], 1) for seed in report["seeds"]],
-    }  # fmt: skip
+    """Fine-tunings of each variant on --tasks; OUT/encoder-TASK.json, the best seed's, packed."""
+    for task in args.tasks:
+        found = {"machine": environment(args.commit), **task_scores(args, task)}
+        for name in args.variants:
+            if model := found.get(name, {}).get("model"):
+                packed_model(args, Path(model), f"encoder-{name}-{task}")
+        write_json(args.out / f"encoder-{task}.json", found)
+        show({name: found[name] for name in args.variants if name in found})
 
 
 def write_json(file: Path, values: dict[str, Any]) -> None:
@@ -244,8 +221,8 @@ def rehearse(args: argparse.Namespace) -> None:
     dry_run.write_glue(args.glue)
     prepare(args)
     train(args)
-    packed(args)
     score(args)
+    packed(args)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -256,7 +233,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("step", choices=steps, nargs="?", help="not needed with --tiny: all")
     parser.add_argument("--documents", type=Path, nargs="+", default=[], help="folders of JSONL")
     parser.add_argument("--tokenizer", type=Path, help="of WordPieces: tokenizer.json or vocab.txt")
-    parser.add_argument("--glue", type=Path, help="folder with SST-2")
+    parser.add_argument("--glue", type=Path, help="folder of GLUE's tasks")
+    parser.add_argument("--tasks", nargs="+", default=["sst2"], help="of GLUE, one text a row")
     parser.add_argument("--work", type=Path, help="tokens, runs (default: runs/encoder)")
     parser.add_argument("--out", type=Path, help="models, scores (default: runs/encoder-out)")
     parser.add_argument("--variants", default=",".join(RECIPES), help="trees,dense")
@@ -264,6 +242,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=560, help="of the command")
     parser.add_argument("--windows", type=int, default=400, help="of each held-out text, scored")
     parser.add_argument("--rates", type=float, nargs="+", default=[2e-4, 4e-4, 1e-4])
+    parser.add_argument("--search-rows", type=int, default=16000, help="to choose the rate")
+    parser.add_argument("--search-epochs", type=int, default=1, help="to choose the rate")
     parser.add_argument("--seeds", type=int, default=2, help="of fine-tuning, at each rate")
     parser.add_argument("--epochs", type=int, default=3, help="of fine-tuning")
     parser.add_argument("--jobs", type=int, default=6, help="fine-tunings at a time")

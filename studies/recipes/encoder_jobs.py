@@ -23,7 +23,7 @@ def start(
     """`python -m nomatmul WORDS`; its output goes to WORK/logs/NAME.log."""
     logs = args.work / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    environ = {**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "4", **values}
+    environ = {"OMP_NUM_THREADS": "4", **os.environ, "PYTHONPATH": python_path(), **values}
     environ |= {"TORCHINDUCTOR_CACHE_DIR": str((args.work / "inductor").resolve())}
     with open(logs / f"{name}.log", "ab") as log:
         return subprocess.Popen(

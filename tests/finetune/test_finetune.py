@@ -225,6 +225,28 @@ def test_every_row_is_visited_once_an_epoch() -> None:
     assert (np.diff(data.lengths[scored]) >= 0).all()
 
 
+def test_grouped_batches_have_rows_of_like_length() -> None:
+    tokenizer = word_piece({word: i for i, word in enumerate([*SPECIAL, *WORDS])})
+    random = np.random.default_rng(0)
+    texts = [(" ".join(WORDS[:n]),) for n in random.integers(1, 6, 1003)]
+    data = encode(Rows(texts, [0.0] * len(texts)), tokenizer, 10, False, CPU.device)
+    grouped = dataclasses.replace(data, grouped=True)
+    plain = [places_of(data, 4, 1, 0, batch) for batch in range(251)]
+    found = [places_of(grouped, 4, 1, 0, batch) for batch in range(251)]
+    assert sorted(np.concatenate(found).tolist()) == list(range(1003))
+    assert [len(places) for places in found] == [4] * 250 + [3]
+
+    def padding(batches: list[np.ndarray]) -> int:
+        return sum(int((data.lengths[b].max() - data.lengths[b]).sum()) for b in batches)
+
+    assert padding(found) < padding(plain) / 10
+    longest = [int(data.lengths[batch].max()) for batch in found]
+    assert sorted(longest) not in (longest, longest[::-1])  # short and long ones by turns
+    other = [places_of(grouped, 4, 1, 1, batch) for batch in range(251)]
+    assert np.concatenate(other).tolist() != np.concatenate(found).tolist()
+    assert places_of(grouped, 4, 1, 0, 3).tolist() == found[3].tolist()
+
+
 def test_the_rate_warms_up_and_falls_to_zero() -> None:
     settings = Settings(learning_rate=1.0, warmup=0.1)
     rates = [rate_at(settings, step, 100) for step in range(100)]

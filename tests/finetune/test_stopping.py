@@ -162,6 +162,8 @@ def test_a_checkpoint_of_other_settings_or_damaged_is_refused(
     assert "position.json was made with another weight_decay (0.0, now 0.1)" in (
         capsys.readouterr().err
     )
+    assert command(tmp_path, "--group-lengths", "--quiet") == 1
+    assert "another group_lengths (None, now True)" in capsys.readouterr().err
     (tmp_path / "shore/seed-0-checkpoint/optimizer.safetensors").unlink()
     assert command(tmp_path, "--quiet") == 1
     assert "remove it to train this seed from its start" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from nomatmul.train.recipes import recipe
 from nomatmul.train.shards import build_shards
 from nomatmul.train.tokenizer import train_word_piece
 from nomatmul.train.tokens import open_stream
-from studies.recipes import encoder_scores
+from studies.recipes import encoder_scores, encoder_tasks
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +60,24 @@ def test_both_encoders_have_as_many_bytes() -> None:
     assert {k: v for k, v in left.items() if k not in own} == {
         k: v for k, v in right.items() if k not in own
     }
+
+
+def test_no_phrase_of_a_held_out_sentence_is_trained_on(tmp_path):
+    sentences = [" ".join(f"w{n}x{k}" for k in range(20)) for n in range(40)]
+    phrases = [" ".join(text.split()[first : first + 4]) for text in sentences for first in (0, 9)]
+    rows = [f"{text} \t{n % 2}" for n, text in enumerate(sentences + phrases)]
+    source = tmp_path / "glue/SST-2/train.tsv"
+    source.parent.mkdir(parents=True)
+    source.write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
+    (source.parent / "dev.tsv").write_text(source.read_text())
+    encoder_tasks.held_part(tmp_path / "glue", "sst2", 60, tmp_path / "part")
+    train, dev = (
+        (tmp_path / f"part/SST-2/{part}.tsv").read_text().splitlines() for part in ("train", "dev")
+    )
+    assert train[0] == dev[0] == "sentence\tlabel"
+    assert (len(dev), len(train)) == (1 + 12, 1 + 60)  # a tenth, drawn of the longest fifth
+    held = [row.split("\t")[0].strip() for row in dev[1:]]
+    assert all(len(text.split()) == 20 for text in held)
+    for row in train[1:]:
+        assert row in rows
+        assert not any(row.split("\t")[0].strip() in text for text in held)

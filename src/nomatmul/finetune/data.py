@@ -21,20 +21,22 @@ from nomatmul.finetune.tsv import Rows
 from nomatmul.formats.special_tokens import special_ids
 
 _STEP = 8  # batches are padded to a multiple of it, so that there are few shapes
+_POOL = 50  # batches whose rows are sorted by length together
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: `_order` keeps its last answer
 class Encoded:
     """ids int32 [R, T] and labels [R] on the device, lengths int64 [R] on the host.
 
     ids: -1 behind a row's end. labels: int64 class ids or float32 numbers. truncated: rows that
-    were too long.
+    were too long. grouped: batches of training have rows of like length.
     """
 
     ids: Tensor
     labels: Tensor
     lengths: np.ndarray
     truncated: int
+    grouped: bool = False
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -141,14 +143,28 @@ def _cut(texts: list[list[int]], room: int) -> list[list[int]]:
 
 
 def places_of(data: Encoded, batch_size: int, seed: int, epoch: int, batch: int) -> np.ndarray:
-    """Places of a batch of an epoch, which visits all rows once, in an order of (seed, epoch)."""
+    """Places of a batch of an epoch, which visits all rows once, in an order of (seed, epoch).
+
+    With data.grouped the rows of a batch were sorted by length among those of 50 batches, so that
+    little of it is padding; the batches of an epoch come in random order.
+    """
     first = batch * batch_size
-    return _order(len(data), seed, epoch)[first : first + batch_size]
+    return _order(data, batch_size if data.grouped else 0, seed, epoch)[first : first + batch_size]
 
 
 @functools.lru_cache(maxsize=1)
-def _order(rows: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(rows)
+def _order(data: Encoded, grouped: int, seed: int, epoch: int) -> np.ndarray:
+    """grouped: rows of a batch that are of like length, or 0."""
+    random = np.random.Generator(np.random.PCG64([seed, epoch]))
+    order = random.permutation(len(data))
+    if not grouped:
+        return order
+    for first in range(0, len(order), _POOL * grouped):
+        pool = order[first : first + _POOL * grouped]
+        pool[:] = pool[np.argsort(data.lengths[pool], kind="stable")]
+    whole = len(order) // grouped  # the last batch may have fewer rows, and stays the last
+    batches = order[: whole * grouped].reshape(whole, grouped)
+    return np.concatenate([random.permutation(batches).reshape(-1), order[whole * grouped :]])
 
 
 def scoring_batches(data: Encoded, batch_size: int) -> Iterator[np.ndarray]:

@@ -38,10 +38,11 @@ def read_result(file: Path, described: dict[str, Any]) -> SeedResult:
 
 def check_settings(file: Path, old: dict[str, Any], described: dict[str, Any]) -> None:
     """Raises ValueError naming the first setting that is not what it was."""
-    for name, value in described.items():
-        if old.get(name) != value:
+    for name in {**described, **old}:
+        if old.get(name) != described.get(name):
             raise ValueError(
-                f"{file} was made with another {name} ({old.get(name)}, now {value}): "
+                f"{file} was made with another {name} ({old.get(name)}, now "
+                f"{described.get(name)}): "
                 "choose another directory"
             )
 

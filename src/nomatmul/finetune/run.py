@@ -123,6 +123,7 @@ class _Work:
             )
             for name, part in rows.items()
         }
+        data["train"] = dataclasses.replace(data["train"], grouped=self.config.group_lengths)
         self._check_vocabulary(first, data)
         facts = self._facts(data, length)
         settings = self.config.settings(self.task)
@@ -134,6 +135,8 @@ class _Work:
             "model": model_sha256(self.source),
             "data": data_digest(data),
         }
+        if self.config.group_lengths:  # left out otherwise: results without the option stay theirs
+            described["group_lengths"] = True
         self._notice(data, length)
         results: list[SeedResult] = []
         for seed in range(self.config.seeds):
