@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nomatmul.models import base, block
+from nomatmul.models import block, losses
 from nomatmul.ops.loss import linear
 
 # by name: functions of the same names hide these modules in their package
@@ -30,7 +30,7 @@ def fused_everywhere() -> Iterator[None]:
     """The fused operations on a CPU, too, where their steps are plain PyTorch."""
     with (
         patch.object(block, "fused_wanted", lambda x: x.dtype != torch.float64),
-        patch.object(base, "fused_wanted", lambda x: x.dtype != torch.float64),
+        patch.object(losses, "fused_wanted", lambda x: x.dtype != torch.float64),
     ):
         yield
 

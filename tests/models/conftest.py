@@ -9,7 +9,7 @@ import pytest
 import torch
 from dials import DIALS
 
-from nomatmul.models import CausalLM, CausalLMConfig
+from nomatmul.models import CausalLM, CausalLMConfig, block, losses
 
 
 @pytest.fixture
@@ -32,3 +32,14 @@ def build() -> Callable[..., CausalLM]:
 def ids() -> torch.Tensor:
     """Token ids [2, 17]."""
     return torch.randint(3, 64, (2, 17), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def fuse(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Call it: from then on fused operations serve every device."""
+
+    def switch() -> None:
+        for module in (block, losses):
+            monkeypatch.setattr(module, "fused_wanted", lambda x: x.dtype != torch.float64)
+
+    return switch

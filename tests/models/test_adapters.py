@@ -9,7 +9,7 @@ from encoders import build as build_encoder
 from encoders import some_ids, some_labels
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from nomatmul.models import BitLinear, MaskedLM, base, block
+from nomatmul.models import BitLinear, MaskedLM
 
 CLOSE = {"rtol": 0, "atol": 2e-5}
 
@@ -54,15 +54,14 @@ def test_encoders_too():
 
 @pytest.mark.parametrize("targets", ["all-linear", "head", "o_proj", "down_proj"])
 @pytest.mark.parametrize("name", ["matmul-free", "dense mlgru"])
-def test_fused_operations_do_not_pass_them_by(build, ids, monkeypatch, name, targets):
+def test_fused_operations_do_not_pass_them_by(build, ids, fuse, name, targets):
     targets = targets if targets == "all-linear" else [targets]
     lora = adapted(build(name), target_modules=targets)
     plain = lora(input_ids=ids, labels=ids).loss
     move(lora)
     moved = lora(input_ids=ids, labels=ids).loss
     assert abs(moved - plain) > 1e-4
-    for module in (block, base):
-        monkeypatch.setattr(module, "fused_wanted", lambda x: True)
+    fuse()
     torch.testing.assert_close(lora(input_ids=ids, labels=ids).loss, moved, rtol=1e-4, atol=0)
 
 

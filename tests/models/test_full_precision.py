@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
-from nomatmul.models import BitLinear, TernaryLinear, base, block
+from nomatmul.models import BitLinear, TernaryLinear
 from nomatmul.models.layers import DenseLinear
 from nomatmul.ops.bitlinear import Form
 
@@ -82,7 +82,7 @@ def far(ours: list[Tensor], theirs: list[Tensor]) -> float:
 
 @pytest.mark.parametrize("mode", ["none", "mlp", "block"])
 @pytest.mark.parametrize("name", TERNARY)
-def test_the_whole_model_takes_and_leaves_it(build, ids, monkeypatch, name, mode) -> None:
+def test_the_whole_model_takes_and_leaves_it(build, ids, fuse, name, mode) -> None:
     """Layer by layer, recomputed and fused; every ternary layer, the head and trees alike."""
     model = build(name).train()
     ternary = losses(model, ids)
@@ -92,8 +92,7 @@ def test_the_whole_model_takes_and_leaves_it(build, ids, monkeypatch, name, mode
     assert gaps[0] > 1e-4
     model.set_recompute(mode)
     assert far(losses(model, ids), expected) < 3e-6
-    for module in (block, base):
-        monkeypatch.setattr(module, "fused_wanted", lambda x: x.dtype != torch.float64)
+    fuse()
     # a sum's last bit may turn an int8 value; tests/ops compares in float64
     assert far(losses(model, ids), expected) < 5e-3
     model.set_full_precision(False)

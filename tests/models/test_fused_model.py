@@ -10,21 +10,10 @@ import torch
 from dials import DIALS
 
 from nomatmul.formats.config import ModelConfig
-from nomatmul.models import BitLinear, CausalLM, RMSNorm, TernaryLinear, base, block
+from nomatmul.models import BitLinear, CausalLM, RMSNorm, TernaryLinear, block
 from nomatmul.models.diagnostics import ActivationMaxima
 from nomatmul.models.mixer import Pass
 from nomatmul.ops.bitlinear import ternary_cache
-
-
-@pytest.fixture
-def fuse(monkeypatch):
-    """Call it: from then on fused operations serve every device."""
-
-    def switch() -> None:
-        for module in (block, base):
-            monkeypatch.setattr(module, "fused_wanted", lambda x: x.dtype != torch.float64)
-
-    return switch
 
 
 def run(model: CausalLM, ids: torch.Tensor, backend: str = "") -> list[torch.Tensor]:

@@ -14,18 +14,12 @@ from transformers import PreTrainedModel
 
 from nomatmul.formats.architecture import Architecture, architecture_of
 from nomatmul.formats.config import ModelConfig
-from nomatmul.models.block import RECOMPUTE, Block, fused_wanted, watched
+from nomatmul.models.block import RECOMPUTE, Block
 from nomatmul.models.channels.trees import FFFTraining, TreeLayer, auxiliary_loss, set_fff_training
 from nomatmul.models.hf.loading import load_pretrained, save_tokenizer
 from nomatmul.models.hf.resize import resize_vocabulary
-from nomatmul.models.layers import (
-    BitLinear,
-    DenseLinear,
-    LayerNorm,
-    RMSNorm,
-    TernaryLinear,
-    norm_of,
-)
+from nomatmul.models.layers import DenseLinear, LayerNorm, RMSNorm, TernaryLinear, norm_of
+from nomatmul.models.losses import head_loss, mixed_head_loss
 from nomatmul.models.mixer import Pass
 from nomatmul.models.stored import (
     AnyHead,
@@ -34,39 +28,9 @@ from nomatmul.models.stored import (
     StoredLinear,
     embedding_of,
 )
-from nomatmul.ops.loss import (
-    IGNORE_INDEX,
-    Mixed,
-    Taught,
-    chunked_cross_entropy,
-    linear_cross_entropy,
-    mixed_cross_entropy,
-)
+from nomatmul.ops.loss import Mixed, Taught
 
 _ID_TYPES = (torch.int64, torch.int32)  # what nn.Embedding takes
-
-
-def share_of_batch(loss: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
-    """A mean over the labels that are not -100 as a share of a batch with `items` such labels.
-
-    So the losses of micro-batches add up to the mean of the whole batch; None leaves the mean.
-    """
-    if items is None:
-        return loss
-    return loss * ((labels != IGNORE_INDEX).sum() / items)
-
-
-def check_labels(labels: Tensor, count: int, training: bool, what: str) -> None:
-    """Raise ValueError for a label that is neither -100 nor one of `count`; `what` says of what.
-
-    Looking at the values makes a GPU wait: in training the loss of a label that does not exist is
-    NaN there instead, and a compiled model never looks.
-    """
-    if torch.compiler.is_compiling() or (training and labels.is_cuda):
-        return
-    low, high = (int(v) for v in torch.aminmax(torch.where(labels == IGNORE_INDEX, 0, labels)))
-    if low < 0 or high >= count:
-        raise ValueError(f"label {low if low < 0 else high} is out of range: {what}")
 
 
 class TextModel(PreTrainedModel):
@@ -300,13 +264,7 @@ class TextModel(PreTrainedModel):
         self, hidden: Tensor, targets: Tensor, *, chunk: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy and z of targets (not shifted), see `chunked_cross_entropy`."""
-        head = self.head
-        hooked = bool(head._forward_hooks) and not torch.compiler.is_compiling()
-        fuse = fused_wanted(hidden) and not hooked and not watched(head)
-        if fuse and isinstance(head, BitLinear | DenseLinear):  # and no adapter's wrapper
-            options = _head_options(head)
-            return linear_cross_entropy(hidden, targets, head.weight, chunk=chunk, **options)
-        return chunked_cross_entropy(hidden, targets, self.head, chunk=chunk)
+        return head_loss(self.head, hidden, targets, chunk=chunk)
 
     def mixed_loss_of_hidden(
         self, hidden: Tensor, targets: Tensor, *, taught: Taught, chunk: int = 0
@@ -315,19 +273,4 @@ class TextModel(PreTrainedModel):
 
         The head is a BitLinear or a dense one.
         """
-        head = self.head
-        assert isinstance(head, BitLinear | DenseLinear), "checked before a run begins"
-        options = _head_options(head) | {"chunk": chunk, "taught": taught}
-        return mixed_cross_entropy(hidden, targets, head.weight, **options)
-
-
-def _head_options(head: BitLinear | DenseLinear) -> dict[str, Any]:
-    """What the fused losses take of a head beside its weight."""
-    if isinstance(head, DenseLinear):
-        return {}
-    return {
-        "norm": head.norm.weight,
-        "eps": head.norm.eps,
-        "slot": head.slot,
-        "full_precision": head.full_precision,
-    }
+        return mixed_head_loss(self.head, hidden, targets, taught=taught, chunk=chunk)

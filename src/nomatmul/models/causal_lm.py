@@ -17,7 +17,7 @@ from transformers import DynamicCache, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from nomatmul.formats.architecture import architecture_of
-from nomatmul.models.base import TextModel, share_of_batch
+from nomatmul.models.base import TextModel
 from nomatmul.models.hf.arguments import refuse_unknown
 from nomatmul.models.hf.cache import LIBRARY_NAME, StateCache, one_cache, takes_cache
 from nomatmul.models.hf.config import CausalLMConfig
@@ -29,6 +29,7 @@ from nomatmul.models.layers import (
     TernaryLinear,
     linear_of,
 )
+from nomatmul.models.losses import share_of_batch
 from nomatmul.models.mixer import Mixer, Pass
 from nomatmul.models.stored import StoredEmbedding, StoredHead, store, unstore
 from nomatmul.ops.loss import Taught

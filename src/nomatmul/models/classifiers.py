@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
 from nomatmul.formats.config import ModelConfig
-from nomatmul.models.base import check_labels, share_of_batch
 from nomatmul.models.encoder import EncoderBase
 from nomatmul.models.hf.arguments import refuse_unknown
+from nomatmul.models.losses import check_labels, share_of_batch
 from nomatmul.ops.activations import activate
 from nomatmul.ops.loss import IGNORE_INDEX
 

@@ -14,10 +14,10 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig
-from nomatmul.models.base import check_labels, share_of_batch
 from nomatmul.models.encoder import EncoderBase
 from nomatmul.models.hf.arguments import refuse_unknown
 from nomatmul.models.layers import linear_of
+from nomatmul.models.losses import check_labels, share_of_batch
 from nomatmul.ops.loss import IGNORE_INDEX
 
 
