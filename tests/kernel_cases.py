@@ -57,7 +57,7 @@ def _wide(values: Any) -> Any:
 
 
 def _row_cases(device: str, dtype: torch.dtype, n: int, d: int, bound: float) -> Iterator[Case]:
-    from nomatmul.ops.bitlinear import rows, rows_backward, steps
+    from nomatmul.ops.bitlinear import glu_backward, rows, rows_backward, steps
 
     def draw(*shape: int) -> Tensor:
         return _draw(device, dtype, *shape)
@@ -93,7 +93,7 @@ def _row_cases(device: str, dtype: torch.dtype, n: int, d: int, bound: float) ->
     exact, rounded = steps.glu_backward(*_wide(args)), steps.glu_backward(*args)
     for in_place in (False, True):
         mine = (gu.clone(), outer, grad.clone(), w_scale[:1], 1e-6, in_place)
-        ours = rows_backward.glu_backward(*mine)
+        ours = glu_backward.glu_backward(*mine)
         yield f"glu_backward {n}x{d}", (ours[0], ours[2]), (exact[0], exact[2]), bound
         yield f"glu_backward, y {n}x{d}", ours[1], rounded[1], 1e-2
     args = (x, h, outer, norms[0], grad, w_scale[:1], 1e-5, 1e-6)

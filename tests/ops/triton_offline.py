@@ -11,7 +11,7 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 
-from nomatmul.ops.bitlinear import rows, rows_backward
+from nomatmul.ops.bitlinear import glu_backward, partial_sums, rows, rows_backward
 from nomatmul.ops.bitlinear import triton as products
 from nomatmul.ops.loss import triton as losses
 from nomatmul.ops.mlgru import gated
@@ -79,10 +79,10 @@ def jobs(capability: int) -> list[tuple[str, Any, dict[str, Any], dict[str, str]
     for groups in (1, 3):
         norm = {**ROW, "GROUPS": groups, "OUTER": groups == 3, "RESIDUAL": True}
         found.append(("norm_backward", back._norm_backward_kernel, norm, {}))
-    found.append(("glu_backward", back._glu_backward_kernel, {**ROW, "PIECES": 3}, {}))
+    found.append(("glu_backward", glu_backward._glu_backward_kernel, {**ROW, "PIECES": 3}, {}))
     found.append(("gate_backward", back._gate_backward_kernel, ROW, {}))
     columns = {"ROWS": 64, "COLUMNS": 32, "num_warps": 4}
-    found.append(("column_sums", back._column_sums_kernel, columns, {}))
+    found.append(("column_sums", partial_sums._column_sums_kernel, columns, {}))
     for summary in (True, False):
         scan = {**SCAN, "BOUND": True, "SUMMARY": summary}
         found.append(("gated_scan", gated._gated_scan_kernel, scan, {}))

@@ -1,7 +1,8 @@
 """The steps of a ternary layer's forward and backward pass in plain PyTorch, without autograd.
 
-Each function is the reference of the Triton kernel of the same name in `rows`, `rows_backward`
-and `triton`. Float inputs of any type are computed in float32, float64 stays float64.
+Each function is the reference of the Triton kernel of the same name in `rows`, `rows_backward`,
+`glu_backward` and `triton`. Float inputs of any type are computed in float32, float64 stays
+float64.
 
 Shape suffixes: N tokens, D features, M outputs, K inputs, G projections that read one input.
 """

@@ -25,7 +25,7 @@ _FAST = {
     "glu_quantize": "nomatmul.ops.bitlinear.rows",
     "gate_quantize": "nomatmul.ops.bitlinear.rows",
     "norm_backward": "nomatmul.ops.bitlinear.rows_backward",
-    "glu_backward": "nomatmul.ops.bitlinear.rows_backward",
+    "glu_backward": "nomatmul.ops.bitlinear.glu_backward",
     "gate_backward": "nomatmul.ops.bitlinear.rows_backward",
     "gated_scan": "nomatmul.ops.mlgru.gated",
     "gated_scan_backward": "nomatmul.ops.mlgru.gated",
