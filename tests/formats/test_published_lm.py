@@ -304,6 +304,11 @@ def write_config(directory, values):
         ({"rope_scaling": "yarn"}, "rope_scaling must be an object"),
         ({"num_experts": 8}, "config key 'num_experts'"),
         ({"scale_emb": 12}, "config key 'scale_emb'"),
+        ({"logits_soft_cap": 30.0}, "config key 'logits_soft_cap'"),
+        ({"use_mup": True}, "config key 'use_mup'"),
+        ({"bitnet": True}, "config key 'bitnet'"),
+        ({"is_causal": False}, "is_causal False is not supported; it must be True"),
+        ({"use_rope": False}, "use_rope False is not supported"),
         ({"prism.hadamard.size": 128}, r"config key 'prism\.hadamard\.size'"),
         ({"sliding_window": 128}, "config key 'sliding_window'"),
         ({"hidden_size": None}, "lacks 'hidden_size'"),
@@ -542,3 +547,88 @@ def test_any_value_of_a_key_is_read_or_refused_in_one_line(tmp_path, rng):
             said.append(str(error))
     assert len(said) > 100
     assert not [line for line in said if "\n" in line]
+
+
+FIRST = {**LLAMA, "weight_bits": 1, "input_bits": 8, "architectures": ["BitnetForCausalLM"]}
+
+
+def write_first_bitnet(directory, rng, values=FIRST):
+    """The first BitNet b1.58 (1bitLLM): Llama's config with two keys, masters, sub-norms."""
+    model = random_model(LLAMA, rng)
+    for name, (t, _) in model.ternary.items():
+        model.floats[f"{name}.weight"] = bfloat16(rng.standard_normal(t.shape) / 8)
+    for layer in range(LLAMA["num_hidden_layers"]):
+        at = f"model.layers.{layer}."
+        for name, part in (("self_attn.inner_attn_ln", "o"), ("mlp.ffn_layernorm", "down")):
+            owner = f"{at}{name.split('.')[0]}.{part}_proj"
+            width = model.ternary[owner][0].shape[1]
+            norm = bfloat16(1 + 0.2 * rng.standard_normal(width))
+            model.floats[f"{at}{name}.weight"] = norm
+    write(directory, values, model.floats)
+    return model
+
+
+def test_the_first_bitnet(tmp_path, rng):
+    model = write_first_bitnet(tmp_path, rng)
+    matrices = {}
+    for name in model.ternary:
+        weight = model.floats[f"{name}.weight"]
+        mean = np.float32(np.abs(weight).astype(np.float64).mean())
+        t = np.clip(np.round(weight / mean), -1, 1).astype(np.int8)
+        scale = np.float32(1) / (np.float32(1) / mean)
+        matrices[f"{name}.weight"] = spread(t, np.array([[scale]]))
+    checkpoint = assert_holds(tmp_path, model, matrices)
+    assert checkpoint.config.linear_norm == "sub"
+    assert checkpoint.config.glu_activation == "silu"
+    assert checkpoint.config.rounding == "even"
+    for ours, name in (
+        ("mixer.o_proj", "self_attn.inner_attn_ln"),
+        ("channel.down_proj", "mlp.ffn_layernorm"),
+    ):
+        np.testing.assert_array_equal(
+            checkpoint.read(f"layers.1.{ours}.norm.weight"),
+            model.floats[f"model.layers.1.{name}.weight"],
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weight_bits": 2}, "weight_bits 2, input_bits 8 is not supported"),
+        ({"input_bits": None}, "weight_bits 1 is not supported"),
+        ({"weight_bits": None, "input_bits": None}, r"unknown tensor '.*ffn_layernorm"),
+    ],
+)
+def test_a_first_bitnet_of_another_kind(tmp_path, rng, options, message):
+    write_first_bitnet(tmp_path, rng, {**FIRST, **options})
+    with pytest.raises(FormatError, match=message):
+        open_checkpoint(tmp_path)
+
+
+def test_bits_of_weights_without_their_norms(tmp_path, llama):
+    write_values(tmp_path, llama)
+    write_config(tmp_path, FIRST)
+    with pytest.raises(FormatError, match="weight_bits is 1, but the blocks have no norms"):
+        open_checkpoint(tmp_path)
+
+
+def test_heads_of_keys_that_the_config_leaves_out(tmp_path, rng):
+    """null: as many as heads; absent: what the family's configuration class says."""
+    full = {**QWEN3, "num_key_value_heads": 4}
+    write_values(tmp_path / "null", random_model(full, rng, group=32))
+    write_config(tmp_path / "null", {**full, "num_key_value_heads": None})
+    assert open_checkpoint(tmp_path / "null").config.num_kv_heads is None
+    five = {**BITNET, "num_attention_heads": 10, "hidden_size": 80, "num_key_value_heads": 5}
+    directory = write_masters(tmp_path / "absent", random_model(five, rng), rng)
+    values = quantised(random_model(five, rng), **auto("online"))
+    write_config(directory, {k: v for k, v in values.items() if k != "num_key_value_heads"})
+    assert open_checkpoint(directory).config.num_kv_heads == 5
+
+
+def test_tables_that_follow_from_the_config(tmp_path, llama):
+    tables = ("inv_freq", "original_inv_freq", "cos_cached", "sin_cached")
+    for name in tables:
+        llama.floats[f"model.layers.0.self_attn.rotary_emb.{name}"] = np.ones(12, np.float32)
+    llama.floats["model.rotary_emb.inv_freq"] = np.ones(12, np.float32)
+    write_values(tmp_path, llama)
+    assert_holds(tmp_path, llama)

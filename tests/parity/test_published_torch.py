@@ -262,3 +262,19 @@ def test_a_norm_inside_each_linear_of_qwen3(tmp_path, rng):
         wanted = theirs(torch.from_numpy(ids)).logits.numpy()
     assert error(oracle_logits(tmp_path, ids), wanted) < 1e-2
     assert error(packed_logits(tmp_path, ids), wanted) < 3e-2
+
+
+def test_the_first_bitnet_is_the_newer_one_with_silu(tmp_path, rng):
+    """1bitLLM's code is no class of transformers: BitNet with SiLU, under other names, is."""
+    model = random_model({**BITNET, "hidden_act": "silu", "tie_word_embeddings": False}, rng)
+    write_masters(tmp_path / "new", model, rng)
+    ids = ids_of(rng)
+    wanted = transformers_logits(tmp_path / "new", ids)
+    renamed = {
+        name.replace("attn_sub_norm", "inner_attn_ln").replace("ffn_sub_norm", "ffn_layernorm"): t
+        for name, t in load_file(tmp_path / "new" / "model.safetensors").items()
+    }
+    first = {**model.values, "model_type": "llama", "weight_bits": 1, "input_bits": 8}
+    write(tmp_path / "first", first, {name: t.numpy() for name, t in renamed.items()})
+    assert error(oracle_logits(tmp_path / "first", ids), wanted) < 1e-2
+    assert error(packed_logits(tmp_path / "first", ids), wanted) < 3e-2

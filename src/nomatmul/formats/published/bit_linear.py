@@ -28,6 +28,7 @@ _KEYS = (
     *("quant_method", "linear_class", "quantization_mode"),
     *("modules_to_not_convert", "use_rms_norm", "rms_norm_eps", "bits"),
 )
+FIRST_KEYS = {"weight_bits": 1, "input_bits": 8}
 _LINEAR_CLASSES = ("bitlinear", "autobitlinear")
 _MODES = ("offline", "online")
 _PER_BYTE = 4
@@ -84,6 +85,18 @@ def bit_linears(values: JsonObject, linears: list[str]) -> BitLinears | None:
         # onebitllms' export is the one that lists the modules; it trained with floor(x + 0.5)
         rounding="up" if kind == "bitlinear" and exported else "even",
     )
+
+
+def first_bit_linears(values: JsonObject) -> BitLinears | None:
+    """What `weight_bits` and `input_bits` say, by which the first BitNet b1.58 (1bitLLM) is told:
+    masters, fed with int8. None without them. Raises FormatError for other numbers of bits."""
+    given = {key: values[key] for key in FIRST_KEYS if values.get(key) is not None}
+    if not given:
+        return None
+    if given != FIRST_KEYS:
+        words = ", ".join(f"{key} {value!r}" for key, value in given.items())
+        raise FormatError(f"{words} is not supported; only weight_bits 1 with input_bits 8 is")
+    return BitLinears(divide=False, online=True, norm_eps=None, rounding="even")
 
 
 def _choice(given: JsonObject, key: str, legal: tuple[str, ...]) -> str:

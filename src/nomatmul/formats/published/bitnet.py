@@ -8,5 +8,10 @@ FAMILY = Family(
     "bitnet",
     activation="relu2",
     sub_norms=True,
-    defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 500000.0},
+    defaults={
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "num_key_value_heads": 5,
+    },
 )

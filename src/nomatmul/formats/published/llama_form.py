@@ -16,7 +16,7 @@ from nomatmul.formats.files.json import JsonObject
 from nomatmul.formats.files.quantised import GROUPS
 from nomatmul.formats.files.source import TensorSource
 from nomatmul.formats.files.wrappers import missing_tensor
-from nomatmul.formats.published.bit_linear import BitLinears, bit_linears
+from nomatmul.formats.published.bit_linear import BitLinears, bit_linears, first_bit_linears
 from nomatmul.formats.published.llama_like import Family
 from nomatmul.formats.published.llama_names import HEAD, Names
 from nomatmul.formats.published.ternary_values import TernaryValues, scan, stray_share
@@ -77,33 +77,35 @@ def find_form(family: Family, values: JsonObject, source: TensorSource, names: N
     """Raises FormatError for a config that does not say how its packed weights are meant, and for
     weights of which some are ternary and some are not."""
     linears = names.linears(values["num_hidden_layers"])
-    bits = bit_linears(values, linears)
     shapes = source.shapes()
+    sub_norms = family.sub_norms or names.has_sub_norms(shapes)
+    bits = bit_linears(values, linears)
     if bits is None:
-        bits = _without_key(family, values, source, linears)
+        bits = _without_key(family, values, source, linears, sub_norms=sub_norms)
     if bits is None:
         found = _found(values, source, names, linears)
         if not found.group and values.get("is_bitnet_config"):
             raise FormatError(_LOST_KEY)
         return found
-    if bits.norm_eps is not None and family.sub_norms:
+    if bits.norm_eps is not None and sub_norms:
         raise FormatError(
             f"use_rms_norm does not go with model_type {family.model_type!r}, which has sub-norms"
         )
-    norms = "sub" if family.sub_norms else "none" if bits.norm_eps is None else "all"
+    norms = "sub" if sub_norms else "none" if bits.norm_eps is None else "all"
     held = [source.quantised(f"{n}.weight") for n in linears if f"{n}.weight" in shapes]
     words = "ternary with one scale a tensor" if any(held) else bits.words
     return Form(words, bits, norms=norms, scales={"a tensor": len(linears)})
 
 
 def _without_key(
-    family: Family, values: JsonObject, source: TensorSource, linears: list[str]
+    family: Family, values: JsonObject, source: TensorSource, linears: list[str], *, sub_norms: bool
 ) -> BitLinears | None:
     """BitLinears that no quantization_config speaks of; None for floats.
 
     The norm inside each linear says that the model is one of BitNet-embedding's form: masters,
-    ternarised and fed with int8 as in the other families. Everything else that looks like
-    BitLinears is refused, because as floats it would run and answer nonsense.
+    ternarised and fed with int8 as in the other families; `weight_bits` beside sub-norms, that it
+    is one of the first BitNet b1.58. Everything else that looks like BitLinears is refused, because
+    as floats it would run and answer nonsense.
     """
     shapes, packed = source.shapes(), source.byte_shapes()
     odd = [n for n in linears if f"{n}.weight" in packed or n + _SCALE in shapes]
@@ -113,6 +115,11 @@ def _without_key(
             f"holds {what!r}, but its config.json has no quantization_config, which says how such"
             " weights are meant"
         )
+    first = first_bit_linears(values)
+    if first is not None and not sub_norms:
+        raise FormatError("weight_bits is 1, but the blocks have no norms before o_proj, down_proj")
+    if first is not None:
+        return first
     if all(f"{name}.norm.weight" in shapes for name in linears):
         return BitLinears(
             False, online=True, norm_eps=values.get("rms_norm_eps", 1e-6), rounding="even"

@@ -26,12 +26,15 @@ _READ = (
     *("num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps"),
     *("rope_theta", "rope_scaling", "rope_parameters", "tie_word_embeddings", "initializer_range"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "quantization_config", "is_bitnet_config"),
+    *("weight_bits", "input_bits"),
 )
 # Option -> the values under which the model is the one that we compute.
 _ONLY_VALUES: dict[str, tuple[object, ...]] = {
     "attention_bias": (False,),
     "mlp_bias": (False,),
     "partial_rotary_factor": (1.0,),
+    # what a decoder has unless its config says no
+    **dict.fromkeys(("is_causal", "causal", "use_causal_mask", "use_rope", "use_rotary"), (True,)),
 }
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "relu2": "relu2"}
 _WINDOWS = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
@@ -108,6 +111,8 @@ def config_of(
     Raises FormatError, by name, for values that are illegal.
     """
     given = {**family.defaults, **{k: v for k, v in values.items() if v is not None}}
+    if "num_key_value_heads" in values and values["num_key_value_heads"] is None:
+        del given["num_key_value_heads"]  # null is no default, but as many as heads
     heads, hidden = given["num_attention_heads"], given["hidden_size"]
     kv_heads, head_dim = given.get("num_key_value_heads", heads), given.get("head_dim")
     theta, scaling = _rotary(given)

@@ -15,9 +15,10 @@ BLOCK_LINEARS = {
 }
 # Where gate and up have a norm each.
 APART = {"channel.gate_proj": ("mlp.gate_proj",), "channel.up_proj": ("mlp.up_proj",)}
+# Of each the newer name (2B-4T), and that of the first BitNet b1.58 (1bitLLM).
 SUB_NORMS = {
-    "mixer.o_proj": "self_attn.attn_sub_norm.weight",
-    "channel.down_proj": "mlp.ffn_sub_norm.weight",
+    "mixer.o_proj": ("self_attn.attn_sub_norm.weight", "self_attn.inner_attn_ln.weight"),
+    "channel.down_proj": ("mlp.ffn_sub_norm.weight", "mlp.ffn_layernorm.weight"),
 }
 INNER_NORMS = ("rms_norm.weight", "norm.weight")
 _BLOCK_NORMS = {
@@ -65,10 +66,17 @@ class Names:
         linear = part.removesuffix(".norm.weight")
         assert linear != part, f"no published name for {name!r}"
         if sub_norms:
-            return self._block(int(layer), SUB_NORMS[linear])
-        (stored,) = {**BLOCK_LINEARS, **APART}[linear]
-        found = [self._block(int(layer), f"{stored}.{norm}") for norm in INNER_NORMS]
+            choices = SUB_NORMS[linear]
+        else:
+            (stored,) = {**BLOCK_LINEARS, **APART}[linear]
+            choices = tuple(f"{stored}.{norm}" for norm in INNER_NORMS)
+        found = [self._block(int(layer), choice) for choice in choices]
         return next((other for other in found if other in shapes), found[0])
+
+    def has_sub_norms(self, shapes: dict[str, tuple[int, ...]]) -> bool:
+        """Whether the first block has any."""
+        choices = [name for names in SUB_NORMS.values() for name in names]
+        return any(self._block(0, choice) in shapes for choice in choices)
 
     def _block(self, layer: int, rest: str) -> str:
         return f"{self._prefix}layers.{layer}.{rest}"

@@ -38,7 +38,7 @@ REFUSED = {
 }
 
 # Tables that older transformers stored though they follow from the config.
-_TABLES = re.compile(r"\.rotary_emb\.inv_freq$")
+_TABLES = re.compile(r"\.rotary_emb\.(?:(?:original_)?inv_freq|(?:cos|sin)_cached)$")
 
 
 def check_config(values: JsonObject) -> None:
