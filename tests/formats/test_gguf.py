@@ -39,14 +39,41 @@ def test_blocks_are_what_the_gguf_package_makes_of_them(tmp_path, rng, name):
     assert file.read("w", slice(4, 4)).shape == (0, 512)
 
 
-def test_blocks_with_two_scales(tmp_path, rng):
-    number, shape = gguf.GGMLQuantizationType.Q4_K, (5, 512)
-    blocks = random_blocks(rng, 10, 144, 0)
-    blocks[:, 2:4] = random_blocks(rng, 10, 2, 0)
+# Of types with several scales a block: the bytes of its float16 numbers.
+SEVERAL = {
+    **{"Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "IQ4_NL": (0,), "IQ4_XS": (0,)},
+    **{"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2)},
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_blocks_with_several_scales(tmp_path, rng, name):
+    number, shape = gguf.GGMLQuantizationType[name], (5, 512)
+    group, size = gguf.GGML_QUANT_SIZES[number]
+    blocks = random_blocks(rng, 5 * 512 // group, size, None)
+    for at in SEVERAL[name]:
+        blocks[:, at : at + 2] = random_blocks(rng, len(blocks), 2, 0)
     file = GgufFile(write_blocks(tmp_path / "x.gguf", {"w": (number, shape, blocks)}))
     wanted = gguf.quants.dequantize(blocks.reshape(5, -1), number)
     np.testing.assert_array_equal(file.read("w"), wanted)
     assert file.quantised("w") is None
+
+
+def test_signs_alone(tmp_path, rng):
+    """Q1_0: a scale for 128 bits, the lowest first; only a scale of 0 says zeros."""
+    blocks = random_blocks(rng, 6, 18, 0)
+    blocks[1, :2] = 0
+    blocks[2, :2] = np.array([-0.5], "<f2").view(np.uint8)
+    table = {"w": (41, (3, 256), blocks), "v": (0, (4,), np.ones(4, np.float32))}
+    file = GgufFile(write_blocks(tmp_path / "x.gguf", table))
+    scale = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)
+    bits = [[block[2 + j // 8] >> j % 8 & 1 for j in range(128)] for block in blocks]
+    wanted = (scale * (2 * np.array(bits, np.float32) - 1)).reshape(3, 256)
+    np.testing.assert_array_equal(file.read("w"), wanted)
+    found = file.quantised("w")
+    assert (found.kind, found.group, bool((found.scale > 0).all())) == ("ternary", 128, True)
+    np.testing.assert_array_equal(found.floats(), wanted)
+    assert not found.read(slice(0, 1))[0, 128:].any()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, "bf16"])
@@ -280,7 +307,7 @@ def test_i2_s_of_another_size_is_refused(tmp_path):
         GgufFile(write_blocks(tmp_path / "x.gguf", table))
 
 
-@pytest.mark.parametrize(("number", "name"), [(11, "Q3_K"), (41, "Q1_0"), (99, "number 99")])
+@pytest.mark.parametrize(("number", "name"), [(16, "IQ2_XXS"), (39, "MXFP4"), (99, "number 99")])
 def test_types_that_are_not_read_are_named(tmp_path, number, name):
     with pytest.raises(FormatError, match=f"'w' is of the type {name}, which is not read"):
         GgufFile(

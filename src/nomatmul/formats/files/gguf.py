@@ -89,7 +89,8 @@ class GgufFile:
                 return np.empty((0, width), np.int8)
             values = self._integers(name, tensor, slice(start, stop))
             if not plain:
-                values = self._signed(name, values, signs if layout.tail else signs[start:stop])
+                turned = signs if layout.tail else signs[start:stop]
+                values = self._signed(name, tensor, values, turned)
             return values.reshape(-1, width)
 
         plain = bool((signs > 0).all())
@@ -112,7 +113,7 @@ class GgufFile:
             scale = self._scale(tensor, rows).reshape(-1, 1)
             check_finite(scale, f"{self.path}: {name}")
             stored = self._integers(name, tensor, rows)
-            self._check_zeros(name, stored, scale == 0)
+            self._check_zeros(name, tensor, stored, scale == 0)
             values = stored * scale
         check_finite(values, f"{self.path}: {name}")
         return values
@@ -130,17 +131,22 @@ class GgufFile:
         return values.astype(np.int8, copy=False)
 
     def _signed(
-        self, name: str, values: NDArray[np.int8], signs: NDArray[np.int8]
+        self, name: str, tensor: GgufTensor, values: NDArray[np.int8], signs: NDArray[np.int8]
     ) -> NDArray[np.int8]:
         """Values [blocks, group] with the signs of their scales."""
         turned = signs.reshape(-1, 1)
-        self._check_zeros(name, values, turned == 0)
+        self._check_zeros(name, tensor, values, turned == 0)
         if values.size and ((values == -128) & (turned < 0)).any():
             raise FormatError(f"{self.path}: {name} holds -128 with a scale below 0")
         return values * turned
 
-    def _check_zeros(self, name: str, values: NDArray[np.int8], zero: NDArray[np.bool_]) -> None:
-        """Refuse blocks whose scale is 0 (zero: [blocks or 1, 1]) and whose values are not."""
+    def _check_zeros(
+        self, name: str, tensor: GgufTensor, values: NDArray[np.int8], zero: NDArray[np.bool_]
+    ) -> None:
+        """Refuse blocks whose scale is 0 (zero: [blocks or 1, 1]) and whose values are not, but for
+        values that can be none."""
+        if tensor.layout.signs:
+            return
         if zero.any() and (zero & (values != 0)).any():
             raise FormatError(f"{self.path}: {name} has a scale of 0 beside values that are not 0")
 

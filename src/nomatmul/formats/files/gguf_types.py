@@ -13,10 +13,11 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from nomatmul.formats.files import gguf_blocks
+from nomatmul.formats.files.gguf_blocks import Bytes, Floats, half
 from nomatmul.formats.quantise import from_bfloat16
 
-Bytes = NDArray[np.uint8]
-Floats = NDArray[np.float32]
+__all__ = ["OTHER_NAMES", "TYPES", "BlockType", "half"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class BlockType:
     kind: "ternary", "int8", or "float" for what has no scale that belongs to a whole block.
     decode: blocks [n, size] -> their weights [n, group]: float32 of kind "float", else int8, in
     which 2 stands for a code that is not ternary. scale_at: byte of a block's float16 scale.
-    tail: bytes behind the last block.
+    tail: bytes behind the last block. signs: are the codes signs alone, so that a block of zeros
+    is one whose scale is 0?
     """
 
     name: str
@@ -36,11 +38,7 @@ class BlockType:
     decode: Callable[[Bytes], NDArray[np.float32] | NDArray[np.int8]]
     scale_at: int = 0
     tail: int = 0
-
-
-def half(blocks: Bytes, at: int) -> Floats:
-    """The float16 numbers at byte `at` of each block, as float32 [n]."""
-    return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2")[:, 0].astype(np.float32)
+    signs: bool = False
 
 
 def _f32(blocks: Bytes) -> Floats:
@@ -57,38 +55,6 @@ def _bf16(blocks: Bytes) -> Floats:
 
 def _q8_0(blocks: Bytes) -> NDArray[np.int8]:
     return np.ascontiguousarray(blocks[:, 2:]).view(np.int8)
-
-
-def _q4_0(blocks: Bytes) -> Floats:
-    codes = np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1)
-    values: Floats = half(blocks, 0)[:, None] * (codes.astype(np.float32) - np.float32(8))
-    return values
-
-
-def _q4_k(blocks: Bytes) -> Floats:
-    """Eight sub-blocks of 32, each with a 6-bit scale and a 6-bit minimum."""
-    low, middle, high = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
-    scales = np.concatenate([low & 63, (high & 15) | ((low >> 2) & 48)], axis=1)
-    minima = np.concatenate([middle & 63, (high >> 4) | ((middle >> 2) & 48)], axis=1)
-    step = half(blocks, 0)[:, None] * scales.astype(np.float32)
-    least = half(blocks, 2)[:, None] * minima.astype(np.float32)
-    pairs = blocks[:, 16:].reshape(-1, 4, 1, 32)
-    codes = np.concatenate([pairs & 15, pairs >> 4], axis=2).reshape(-1, 8, 32)
-    values: Floats = step[:, :, None] * codes.astype(np.float32) - least[:, :, None]
-    return values.reshape(-1, 256)
-
-
-def _q6_k(blocks: Bytes) -> Floats:
-    """Sixteen sub-blocks of 16, each with an int8 scale; 4 low bits apart from 2 high ones."""
-    pairs = blocks[:, :128].reshape(-1, 2, 1, 64)
-    low = np.concatenate([pairs & 15, pairs >> 4], axis=2).reshape(-1, 8, 32)
-    shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
-    high = ((blocks[:, 128:192].reshape(-1, 2, 1, 32) >> shifts) & 3).reshape(-1, 8, 32)
-    codes = (low | (high << 4)).astype(np.float32) - np.float32(32)
-    scales = np.ascontiguousarray(blocks[:, 192:208]).view(np.int8).astype(np.float32)
-    step: Floats = half(blocks, 208)[:, None] * scales
-    values: Floats = step[:, :, None] * codes.reshape(-1, 16, 16)
-    return values.reshape(-1, 256)
 
 
 def _trits(blocks: Bytes, stages: tuple[tuple[int, int, int], ...]) -> NDArray[np.int8]:
@@ -127,6 +93,12 @@ def _in_order(blocks: Bytes) -> NDArray[np.int8]:
     return weights
 
 
+def _signs(blocks: Bytes) -> NDArray[np.int8]:
+    """A bit a weight behind a scale, the lowest first: set for +1, else -1."""
+    bits = np.unpackbits(blocks[:, 2:], axis=1, bitorder="little").view(np.int8)
+    return bits * np.int8(2) - np.int8(1)
+
+
 _TQ1 = partial(_trits, stages=((0, 32, 5), (32, 16, 5), (48, 4, 4)))
 _PTQ1 = partial(_trits, stages=((0, 16, 5), (16, 8, 5), (24, 2, 4)))
 _TQ2 = partial(_planes, shifts=(0, 2, 4, 6))
@@ -143,15 +115,24 @@ def _i2_s(tail: int) -> BlockType:
 TYPES: dict[int, tuple[BlockType, ...]] = {
     0: (BlockType("F32", "float", 1, 4, _f32),),
     1: (BlockType("F16", "float", 1, 2, _f16),),
-    2: (BlockType("Q4_0", "float", 32, 18, _q4_0),),
+    2: (BlockType("Q4_0", "float", 32, 18, gguf_blocks.q4_0),),
+    3: (BlockType("Q4_1", "float", 32, 20, gguf_blocks.q4_1),),
+    6: (BlockType("Q5_0", "float", 32, 22, gguf_blocks.q5_0),),
+    7: (BlockType("Q5_1", "float", 32, 24, gguf_blocks.q5_1),),
     8: (BlockType("Q8_0", "int8", 32, 34, _q8_0),),
-    12: (BlockType("Q4_K", "float", 256, 144, _q4_k),),
-    14: (BlockType("Q6_K", "float", 256, 210, _q6_k),),
+    10: (BlockType("Q2_K", "float", 256, 84, gguf_blocks.q2_k),),
+    11: (BlockType("Q3_K", "float", 256, 110, gguf_blocks.q3_k),),
+    12: (BlockType("Q4_K", "float", 256, 144, gguf_blocks.q4_k),),
+    13: (BlockType("Q5_K", "float", 256, 176, gguf_blocks.q5_k),),
+    14: (BlockType("Q6_K", "float", 256, 210, gguf_blocks.q6_k),),
+    20: (BlockType("IQ4_NL", "float", 32, 18, gguf_blocks.iq4_nl),),
+    23: (BlockType("IQ4_XS", "float", 256, 136, gguf_blocks.iq4_xs),),
     30: (BlockType("BF16", "float", 1, 2, _bf16),),
     34: (BlockType("TQ1_0", "ternary", 256, 54, _TQ1, scale_at=52),),
     35: (BlockType("TQ2_0", "ternary", 256, 66, _TQ2, scale_at=64),),
     # bitnet.cpp on x86. On Arm it wrote blocks of 64 in as many bytes: files of it look the same.
     36: (_i2_s(tail=32), _i2_s(tail=4)),
+    41: (BlockType("Q1_0", "ternary", 128, 18, _signs, signs=True),),
     42: (
         BlockType("Q2_0", "ternary", 64, 18, _in_order),
         BlockType("Q2_0", "ternary", 128, 34, _in_order),
@@ -161,10 +142,8 @@ TYPES: dict[int, tuple[BlockType, ...]] = {
 }
 # Types of llama.cpp that are not read, to name them in the refusal.
 _OTHERS = (
-    *((3, "Q4_1"), (6, "Q5_0"), (7, "Q5_1"), (9, "Q8_1"), (10, "Q2_K"), (11, "Q3_K"), (13, "Q5_K")),
-    *((15, "Q8_K"), (16, "IQ2_XXS"), (17, "IQ2_XS"), (18, "IQ3_XXS"), (19, "IQ1_S")),
-    *((20, "IQ4_NL"), (21, "IQ3_S"), (22, "IQ2_S"), (23, "IQ4_XS"), (24, "I8"), (25, "I16")),
-    *((26, "I32"), (27, "I64"), (28, "F64"), (29, "IQ1_M"), (39, "MXFP4"), (40, "NVFP4")),
-    (41, "Q1_0"),
+    *((9, "Q8_1"), (15, "Q8_K"), (16, "IQ2_XXS"), (17, "IQ2_XS"), (18, "IQ3_XXS"), (19, "IQ1_S")),
+    *((21, "IQ3_S"), (22, "IQ2_S"), (24, "I8"), (25, "I16"), (26, "I32"), (27, "I64"), (28, "F64")),
+    *((29, "IQ1_M"), (39, "MXFP4"), (40, "NVFP4")),
 )
 OTHER_NAMES = dict(_OTHERS)
