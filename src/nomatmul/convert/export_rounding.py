@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nomatmul.convert.matrices import Floats
 from nomatmul.formats.files.gguf_encode import encode_floats, encode_integers
-from nomatmul.formats.files.gguf_types import Bytes
+from nomatmul.formats.files.gguf_blocks import Bytes
 from nomatmul.formats.quantise import (
     fits_float16,
     from_bfloat16,

@@ -20,7 +20,7 @@ from nomatmul.convert.matrices import Floats
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.files.atomic import write_file
 from nomatmul.formats.files.directory import new_directory
-from nomatmul.formats.files.gguf_types import Bytes
+from nomatmul.formats.files.gguf_blocks import Bytes
 from nomatmul.formats.files.safetensors import header_bytes
 from nomatmul.formats.generation_config import GENERATION_FILE
 from nomatmul.formats.packed.writer import tokenizer_bundle

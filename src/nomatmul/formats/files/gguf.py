@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nomatmul.formats.errors import FormatError
+from nomatmul.formats.files.gguf_blocks import half
 from nomatmul.formats.files.gguf_header import Entry, Header, read_header
-from nomatmul.formats.files.gguf_types import OTHER_NAMES, TYPES, BlockType, half
+from nomatmul.formats.files.gguf_types import OTHER_NAMES, TYPES, BlockType
 from nomatmul.formats.files.quantised import Quantised
 from nomatmul.formats.files.safetensors import check_finite
 

@@ -78,7 +78,7 @@ def iq4_xs(blocks: Bytes) -> Floats:
 def _two_bits(codes: Bytes) -> Bytes:
     """Of 32 bytes at a time: all codes at the lowest two bits, then at the next, [n, 16, 16]."""
     shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
-    found: Bytes = (codes.reshape(len(codes), -1, 1, 32) >> shifts) & 3
+    found: Bytes = (codes.reshape(len(codes), -1, 1, 32) >> shifts) & np.uint8(3)
     return found.reshape(len(codes), 16, 16)
 
 

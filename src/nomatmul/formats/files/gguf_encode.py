@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nomatmul.formats.files.gguf_types import TYPES, Bytes
+from nomatmul.formats.files.gguf_blocks import Bytes
+from nomatmul.formats.files.gguf_types import TYPES
 from nomatmul.formats.packing import pack_ternary
 from nomatmul.formats.quantise import to_bfloat16, to_float16
 

@@ -14,10 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nomatmul.formats.files import gguf_blocks
-from nomatmul.formats.files.gguf_blocks import Bytes, Floats, half
+from nomatmul.formats.files.gguf_blocks import Bytes, Floats
 from nomatmul.formats.quantise import from_bfloat16
-
-__all__ = ["OTHER_NAMES", "TYPES", "BlockType", "half"]
 
 
 @dataclass(frozen=True)

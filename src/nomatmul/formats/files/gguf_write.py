@@ -13,6 +13,7 @@ import numpy as np
 
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.files.atomic import write_file
+from nomatmul.formats.files.gguf_blocks import Bytes
 from nomatmul.formats.files.gguf_encode import WRITTEN, WrittenType
 from nomatmul.formats.files.gguf_header import (
     ARRAY,
@@ -25,7 +26,6 @@ from nomatmul.formats.files.gguf_header import (
     NUMBERS,
     STRING,
 )
-from nomatmul.formats.files.gguf_types import Bytes
 
 _VERSION = 3
 _KINDS = {dtype: number for number, dtype in NUMBERS.items() if number != BOOL}

@@ -66,7 +66,7 @@ class Names:
         linear = part.removesuffix(".norm.weight")
         assert linear != part, f"no published name for {name!r}"
         if sub_norms:
-            choices = SUB_NORMS[linear]
+            choices: tuple[str, ...] = SUB_NORMS[linear]
         else:
             (stored,) = {**BLOCK_LINEARS, **APART}[linear]
             choices = tuple(f"{stored}.{norm}" for norm in INNER_NORMS)
