@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from nomatmul.convert.export_rounding import INT8_GROUP, Rounding, exact_type, stored_floats
 from nomatmul.convert.exportable import ExportSource, steps
 from nomatmul.convert.matrices import Floats
-from nomatmul.formats.files.gguf_encode import WRITTEN, encode_floats, encode_integers
 from nomatmul.formats.files.gguf_blocks import Bytes
+from nomatmul.formats.files.gguf_encode import WRITTEN, encode_floats, encode_integers
 from nomatmul.formats.files.gguf_write import GgufRows, write_gguf
 from nomatmul.formats.published.gguf_metadata import architecture_metadata, rotary_divisors
 from nomatmul.formats.published.gguf_tensors import (

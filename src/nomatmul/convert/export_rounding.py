@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nomatmul.convert.matrices import Floats
-from nomatmul.formats.files.gguf_encode import encode_floats, encode_integers
 from nomatmul.formats.files.gguf_blocks import Bytes
+from nomatmul.formats.files.gguf_encode import encode_floats, encode_integers
 from nomatmul.formats.quantise import (
     fits_float16,
     from_bfloat16,
