@@ -2,11 +2,13 @@
 
     python studies/box/ship.py --packed DIR --to src/nomatmul/box-talk --data TEXTS \\
         --judged judge.json --tuned tune.json --cell NAME --base "330M tokens of ..."
+    python studies/box/ship.py --packed DIR --to src/nomatmul/box-encoder --data TEXTS \\
+        --scores benchmarks/results/2026-12-01-recipes-encoder
     python studies/box/ship.py --packed DIR --to src/nomatmul/box --data TEXTS --card CARD.md
 
---judged (benchmarks/judge.py) and --tuned (tune.py) fill card-talk.md; --card is a card that is
-written already. The folder at --to is replaced as a whole, and only where all models of the package
-stay within 30 MB.
+--judged (benchmarks/judge.py) and --tuned (tune.py) fill card-talk.md, --scores (those of
+recipes/encoder.py) card-encoder.md; --card is a card that is written already. The folder at --to is
+replaced as a whole, and only where all models of the package stay within 30 MB.
 """
 
 from __future__ import annotations
@@ -25,9 +27,14 @@ from benchmarks.dry_run import add_tiny, temporary, write_conversations, write_t
 from nomatmul.formats.files.atomic import write_file
 from nomatmul.formats.files.directory import directory_bytes
 from nomatmul.formats.packed.reader import PackedReader
+from studies.recipes import encoder_page
 
 HERE = Path(__file__).parent
 TOTAL = 30 * 10**6  # bytes of all models in the package
+_TASKS = """Tasks: the weights before
+packing, fine-tuned on {rows:,} rows for {epochs} epoch(s) with batches of 32, the rate chosen on
+held-out training rows; scored on the development set, whose labels chose nothing but the seed that
+is packed."""
 AUTHORS = "stories-open/storybooks/ATTRIBUTION.tsv"
 
 
@@ -53,6 +60,24 @@ def card(args: argparse.Namespace, size: int) -> str:
     return (HERE / "card-talk.md").read_text("utf-8").format(**figures)
 
 
+def encoder_card(args: argparse.Namespace, size: int) -> str:
+    """card-encoder.md with the figures of the model."""
+    reader = PackedReader(args.packed)
+    config = reader.config
+    tree, master = 2 ** (config.fff_depth + 1) - 1, config.fff_master_width
+    tuned = encoder_page.read(args.scores, "sst2").get("trees", {})
+    tasks = _TASKS.format(**tuned) if tuned else "SST-2 was not measured."
+    figures: dict[str, Any] = {
+        "active": config.fff_trees * (config.fff_depth + 1) + master, "trees": config.fff_trees,
+        "neurons": config.fff_trees * tree + master, "depth": config.fff_depth, "master": master,
+        "layers": config.num_layers, "width": config.hidden_size, "heads": config.num_heads,
+        "positions": config.max_position_embeddings, "vocabulary": config.vocab_size,
+        "millions": config.param_count() / 1e6, "size": size / 1e6, "tasks": tasks,
+        "table": encoder_page.table(args.scores),
+    }  # fmt: skip
+    return (HERE / "card-encoder.md").read_text("utf-8").format(**figures)
+
+
 def authors(data: Path) -> str:
     """Title, makers and licence of each storybook; their places in the collections left out."""
     lines = (data / AUTHORS).read_text("utf-8").splitlines()
@@ -65,7 +90,10 @@ def ship(args: argparse.Namespace) -> None:
     shutil.copytree(args.packed, new)
     write_file(new / "ATTRIBUTION.md", (HERE / "attribution.md").read_bytes())
     write_file(new / "storybooks.tsv", authors(args.data).encode("utf-8"))
-    written = args.card.read_text("utf-8") if args.card else card(args, directory_bytes(new))
+    if args.card:
+        written = args.card.read_text("utf-8")
+    else:
+        written = (encoder_card if args.scores else card)(args, directory_bytes(new))
     write_file(new / "README.md", written.encode("utf-8"))
     boxes = {
         path.name: directory_bytes(path) for path in args.to.parent.glob("box*") if path != new
@@ -111,6 +139,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--tuned", type=Path, help="rows of tune.py")
     parser.add_argument("--cell", help="the row of this model")
     parser.add_argument("--base", help="what the base was trained on, a sentence or two")
+    parser.add_argument("--scores", type=Path, help="folder of an encoder's scores")
     parser.add_argument("--card", type=Path, help="a card in place of card-talk.md")
     parser.add_argument("--out", type=Path, help="folder of a dry run")
     add_tiny(parser)
@@ -118,7 +147,9 @@ def main(words: list[str] | None = None) -> None:
     if args.tiny:
         tiny(args)
         return
-    needed = ["packed", "to", "data"] + ([] if args.card else ["judged", "tuned", "cell", "base"])
+    needed = ["packed", "to", "data"] + (
+        [] if args.card or args.scores else ["judged", "tuned", "cell", "base"]
+    )
     if missing := [name for name in needed if getattr(args, name) is None]:
         parser.error(f"--{missing[0]} is missing")
     ship(args)

@@ -246,6 +246,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--search-epochs", type=int, default=1, help="to choose the rate")
     parser.add_argument("--seeds", type=int, default=2, help="of fine-tuning, at each rate")
     parser.add_argument("--epochs", type=int, default=3, help="of fine-tuning")
+    parser.add_argument("--precision", default="auto", help="of fine-tuning on all rows")
     parser.add_argument("--jobs", type=int, default=6, help="fine-tunings at a time")
     parser.add_argument("--least", type=float, default=40, help="seconds that one surely takes")
     parser.add_argument("--device", default="cuda", help="cuda or cpu")

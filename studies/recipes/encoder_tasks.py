@@ -66,7 +66,8 @@ def task_scores(args: argparse.Namespace, task: str) -> dict[str, Any]:
         if mine:
             best.append((name, max(mine, key=lambda row: row["median"])["rate"]))
     for seeds in range(1, args.seeds + 1):  # all have their first seed before one's second
-        long = ["--data", args.glue, "--epochs", args.epochs, "--seeds", seeds]
+        long = ["--data", args.glue, "--epochs", args.epochs, "--seeds", seeds,
+                "--precision", args.precision]  # fmt: skip
         for row in side_by_side(args, task, best, "all", long):
             if seeds == 1 or "median" in row:
                 found[row["variant"]] = row
@@ -109,7 +110,8 @@ def tuned(
     scores = [next(iter(seed["scores"].values())) for seed in report["seeds"]]
     return {
         "median": report["median"], "scores": scores, "model": report["model"],
-        "rows": report["data"]["train"]["rows"], "epochs": report["settings"]["epochs"],
+        "rows": report["data"]["train"]["rows"],
+        **{key: report["settings"][key] for key in ("epochs", "bfloat16")},
         "seconds": [round(seed["seconds"], 1) for seed in report["seeds"]],
     }  # fmt: skip
 

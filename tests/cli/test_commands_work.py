@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 import nomatmul
 from nomatmul.cli import doctor
+from nomatmul.engine import loading
 
 
 def test_generate_streams_what_the_library_makes(run, packed):
@@ -132,6 +134,21 @@ def test_doctor_finds_this_machine_well(run):
     }
     assert report["versions"]["nomatmul"] == nomatmul.__version__
     assert "all is well" in run("doctor", "--gib", "0.01").out
+
+
+def test_doctor_runs_the_models_in_the_box(run, monkeypatch, tmp_path):
+    report = json.loads(run("doctor", "--json", "--gib", "0.01").out)
+    assert report["box"]["present"]
+    assert report["box_encoder"]["text"] in run("doctor", "--gib", "0.01").out
+    shutil.copytree(loading.ENCODER_BOX, tmp_path / "damaged")
+    (tmp_path / "damaged/model.safetensors").write_bytes(b"short")
+    monkeypatch.setattr(loading, "ENCODER_BOX", tmp_path / "damaged")
+    done = run("doctor", "--json", "--gib", "0.01")
+    assert (done.status, json.loads(done.out)["box_encoder"]["ok"]) == (1, False)
+    monkeypatch.setattr(loading, "ENCODER_BOX", tmp_path / "none")
+    done = run("doctor", "--gib", "0.01")  # built without it: no fault
+    assert done.status == 0
+    assert "encoder in the box" in done.out
 
 
 def test_doctor_reports_a_wrong_kernel(run, monkeypatch):

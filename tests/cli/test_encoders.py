@@ -101,7 +101,7 @@ def test_pack_says_what_rounding_costs(run, encoders, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["embed"], "there is no text; give --text TEXT, or --file FILE"),
+        (["embed"], "there is no text; give TEXT, or --file FILE"),
         (["embed", "--file", "/nowhere"], "/nowhere: No such file or directory"),
         (["embed", "--text", "river " * 30], "text 0 has 32 tokens, the model has 20 positions"),
         (["fill-mask", "--text", "the river"], "the text has no [MASK] to fill in"),

@@ -9,7 +9,7 @@ from chat_models import ATTENTION, BEGIN, END, EOT, RECURRENT, START, chat_model
 from chat_templates import CHATML
 
 from nomatmul import cli
-from nomatmul.engine import load
+from nomatmul.engine import load, loading
 from nomatmul.engine.loading import BOX
 from nomatmul.serve.models import model_paths, open_models, served_model
 from nomatmul.serve.rendered import plain_text
@@ -102,6 +102,24 @@ def test_names(tmp_path):
         "b": str(tmp_path / "b"),
         "c": "d/e",
         "x": "y",
+    }
+
+
+def test_the_models_of_the_box_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "TALKING_BOX", tmp_path / "none")
+    monkeypatch.setattr(loading, "ENCODER_BOX", tmp_path / "box-encoder")
+    with pytest.raises(ValueError, match="this installation carries no encoder"):
+        model_paths(("nomatmul-box", "nomatmul-box-encoder"))
+    (tmp_path / "box-encoder").mkdir()
+    (tmp_path / "box-encoder/config.json").touch()
+    assert model_paths(("nomatmul-box", "embed=nomatmul-box-encoder")) == {
+        "nomatmul-box": BOX,
+        "embed": tmp_path / "box-encoder",
+    }
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nomatmul-box-encoder").mkdir()  # one's own
+    assert model_paths(("nomatmul-box-encoder",)) == {
+        "nomatmul-box-encoder": Path("nomatmul-box-encoder")
     }
 
 

@@ -18,7 +18,7 @@ from nomatmul.cli.show import print_json, print_table
 
 EXAMPLES = """
 examples:
-  nomatmul classify --model sst2-packed --text "a fine film" --text "two hours of nothing"
+  nomatmul classify --model sst2-packed "a fine film" "two hours of nothing"
   nomatmul classify --model sst2-packed --file reviews.txt --json | jq -r '.answers[].label'
   cut -f1,2 pairs.tsv | nomatmul classify --model mrpc-packed --file - --pairs
 """
@@ -29,7 +29,8 @@ class Options:
     model: str = option(
         metavar="MODEL", help="packed classifier (nomatmul pack makes one), or hf:owner/name"
     )
-    text: tuple[str, ...] = option((), metavar="TEXT", help="a text; may be repeated")
+    words: tuple[str, ...] = option((), positional=True, metavar="TEXT", help="a text, or several")
+    text: tuple[str, ...] = option((), metavar="TEXT", help="the same as TEXT alone")
     file: str | None = option(
         None, metavar="FILE", help="texts, one a line; - reads standard input"
     )
@@ -40,7 +41,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    texts = read_texts(options.text, options.file)
+    texts = read_texts(options.words + options.text, options.file)
     batch: list[Any] = as_pairs(texts) if options.pairs else list(texts)
     model = load_encoder(options)
     answers = model.classify(batch, truncate=options.truncate)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,11 @@ def run(options: Options) -> int:
     report["self_test"] = _self_test() if native else []
     report["read_bandwidth"] = _bandwidth(options.gib, report["threads"]) if native else {}
     report["box"] = _try_box()
+    report["box_encoder"] = _try_encoder()
     report["gpu"] = gpu_report()
     tests = report["self_test"] + report["gpu"]["self_test"]
     wrong = [test for test in tests if not test["ok"]]
-    report["ok"] = native and not wrong and report["box"]["ok"]
+    report["ok"] = native and not wrong and report["box"]["ok"] and report["box_encoder"]["ok"]
     if options.json:
         print_json(report)
     else:
@@ -105,10 +107,26 @@ def _try_box() -> dict[str, Any]:
     from nomatmul import load
     from nomatmul.engine.loading import BOX
 
-    if not Path(BOX, "config.json").exists():
+    return _try(BOX, lambda: load().generate("The river", max_tokens=8))
+
+
+def _try_encoder() -> dict[str, Any]:
+    """The same of the encoder in the box, which fills a gap."""
+    from nomatmul import load
+    from nomatmul.engine.loading import ENCODER_BOX
+
+    def fill() -> str:
+        ((best,),) = load(kind="encoder").fill_mask("The river flows to the [MASK].", top_k=1)
+        return str(best["text"])
+
+    return _try(ENCODER_BOX, fill)
+
+
+def _try(box: Path, run: Callable[[], str]) -> dict[str, Any]:
+    if not Path(box, "config.json").exists():
         return {"ok": True, "present": False}
     try:
-        text = load().generate("The river", max_tokens=8)
+        text = run()
     except (ValueError, OSError, RuntimeError) as error:
         return {"ok": False, "present": True, "error": str(error)}
     return {"ok": bool(text), "present": True, "text": text}
@@ -144,6 +162,7 @@ def _show(report: dict[str, Any]) -> None:
         text = f"missing {', '.join(missing)}: {install_line(name)}" if missing else "all"
         rows.append((f"extra {name}", text))
     rows.append(("model in the box", _box_words(report["box"])))
+    rows.append(("encoder in the box", _box_words(report["box_encoder"])))
     rows.append(("verdict", "all is well" if report["ok"] else "SOMETHING IS WRONG, see above"))
     width = max(len(name) for name, _ in rows)
     for name, text in rows:

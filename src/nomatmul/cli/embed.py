@@ -20,7 +20,7 @@ from nomatmul.cli.show import print_json
 
 EXAMPLES = """
 examples:
-  nomatmul embed --text "The river" --text "The sea" --normalize
+  nomatmul embed "The river" "The sea" --normalize         the encoder in the box
   nomatmul embed --model my-encoder --file sentences.txt --out vectors.npy
   cat sentences.txt | nomatmul embed --model my-encoder --file - --json | jq .dimension
 """
@@ -34,7 +34,8 @@ class Options:
         help="packed model (nomatmul pack makes one), or hf:owner/name (default: the encoder in the"
         " box)",
     )
-    text: tuple[str, ...] = option((), metavar="TEXT", help="a text; may be repeated")
+    words: tuple[str, ...] = option((), positional=True, metavar="TEXT", help="a text, or several")
+    text: tuple[str, ...] = option((), metavar="TEXT", help="the same as TEXT alone")
     file: str | None = option(
         None, metavar="FILE", help="texts, one a line; - reads standard input"
     )
@@ -53,7 +54,7 @@ class Options:
 def run(options: Options) -> int:
     import nomatmul
 
-    texts = read_texts(options.text, options.file)
+    texts = read_texts(options.words + options.text, options.file)
     if options.model is None:
         model: Any = nomatmul.load(kind="encoder", threads=options.threads)
     else:

@@ -19,7 +19,7 @@ def load_encoder(options: Any) -> EncoderModel:
 
 
 def read_texts(texts: tuple[str, ...], file: str | None) -> list[str]:
-    """Texts of --text and of --file (one a line; - is standard input; empty lines are left out).
+    """Texts of the command line, and of --file (one a line; - is standard input; no empty lines).
 
     Raises ValueError when there is none, or for bytes that are no UTF-8.
     """
@@ -31,7 +31,7 @@ def read_texts(texts: tuple[str, ...], file: str | None) -> list[str]:
 
         found += _lines(read_text(file))
     if not found:
-        raise ValueError("there is no text; give --text TEXT, or --file FILE (- is standard input)")
+        raise ValueError("there is no text; give TEXT, or --file FILE (- is standard input)")
     return found
 
 

@@ -18,7 +18,7 @@ from nomatmul.cli.show import print_json, print_table
 
 EXAMPLES = """
 examples:
-  nomatmul fill-mask --text "Paris is the [MASK] of France."
+  nomatmul fill-mask "She opened the [MASK] and went into the house."    the encoder in the box
   nomatmul fill-mask --model my-encoder --text "A [MASK] in the [MASK]." --top-k 3 --json
   echo "The [MASK] flows to the sea." | nomatmul fill-mask --model my-encoder --text -
 """
@@ -31,14 +31,26 @@ class Options:
         metavar="MODEL",
         help="packed masked language model, or hf:owner/name (default: the encoder in the box)",
     )
-    text: str = option(metavar="TEXT", help="a text with mask tokens; - reads standard input")
+    words: str | None = option(
+        None,
+        positional=True,
+        metavar="TEXT",
+        help="a text with mask tokens; - reads standard input",
+    )
+    text: str | None = option(None, metavar="TEXT", help="the same as TEXT alone")
     top_k: int = option(5, metavar="K", help="fillings listed for each gap")
     threads: int | None = option(None, metavar="N", help="threads (default: one a core)")
     json: bool = json_option()
 
 
 def run(options: Options) -> int:
-    text = sys.stdin.read().removesuffix("\n") if options.text == "-" else options.text
+    if options.words is not None and options.text is not None:
+        raise ValueError("the text is given twice; give TEXT or --text TEXT")
+    text = options.words if options.text is None else options.text
+    if text is None:
+        raise ValueError('there is no text; try nomatmul fill-mask "the [MASK] of France"')
+    if text == "-":
+        text = sys.stdin.read().removesuffix("\n")
     model = load_encoder(options)
     masks = model.fill_mask(checked_text(text), options.top_k)
     if options.json:

@@ -27,6 +27,7 @@ examples:
   nomatmul serve                                   the model in the box, on 127.0.0.1:8080
   nomatmul serve my-model-packed --port 9000
   nomatmul serve chat=my-model-packed embed=my-encoder-packed
+  nomatmul serve nomatmul-box nomatmul-box-encoder         both models of the box, by their names
   nomatmul serve my-model-packed --state-dir ~/states --state-cache 4GiB
   nomatmul serve --host 0.0.0.0 --api-key keys.txt --log requests
   curl http://127.0.0.1:8080/v1/completions -H 'Content-Type: application/json' \\

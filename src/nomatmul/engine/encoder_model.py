@@ -257,6 +257,8 @@ class EncoderModel:
     def _need(self, task: str, method: str) -> None:
         if self.task != task:
             have = f'its head is for task "{self.task}"'
+            if method == "classify":
+                have += "; `nomatmul finetune` makes a classifier of an encoder and your labels"
             raise ValueError(f'{method} needs a model with a head for task "{task}"; {have}')
 
     def _logits(self, x: Float) -> Float:

@@ -10,14 +10,14 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nomatmul._hub_names import is_hub_name, packed_directory
 from nomatmul.engine.language_model import LanguageModel
-from nomatmul.engine.loading import load, talking_directory
+from nomatmul.engine.loading import encoder_directory, load, talking_directory
 from nomatmul.engine.sampling import Sampling
 from nomatmul.engine.state import Layout
 from nomatmul.formats.architecture import architecture_of
@@ -36,6 +36,11 @@ if TYPE_CHECKING:
     from nomatmul.serve.logprobs import TokenBytes
 
 BOX_NAME = "nomatmul-box"
+# names of the box's models, for a server of several; a directory of that name goes first
+_BOXES: dict[str, Callable[[], Path]] = {
+    BOX_NAME: talking_directory,
+    "nomatmul-box-encoder": functools.partial(encoder_directory, None),
+}
 PLAIN = "plain"  # what --chat-template calls the template of models without one
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _log = logging.getLogger("nomatmul.serve")
@@ -176,7 +181,8 @@ def stamps_of(directory: Path) -> Stamps:
 
 def model_paths(models: Sequence[str]) -> dict[str, Path]:
     """{name: directory} of models as the command line gives them; where there is none, the box's
-    talking model, or its base where the package has no other.
+    talking model, or its base where the package has no other. That one and the box's encoder also
+    go by name, nomatmul-box and nomatmul-box-encoder.
 
     Raises ValueError for a name that is given twice or cannot be one; see `load` for Hub names.
     """
@@ -187,7 +193,10 @@ def model_paths(models: Sequence[str]) -> dict[str, Path]:
         name, separator, path = text.partition("=")
         if not separator or not _NAME.fullmatch(name):
             name, path = "", text
-        directory = packed_directory(path) if is_hub_name(path) else Path(path)
+        if path in _BOXES and not Path(path).exists():
+            directory, name = _BOXES[path](), name or path
+        else:
+            directory = packed_directory(path) if is_hub_name(path) else Path(path)
         name = name or _own_name(path, directory)
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no name for a model; give NAME={path}")
