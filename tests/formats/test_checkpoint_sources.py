@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 from pathlib import Path
 
@@ -47,6 +48,69 @@ def test_shards(tmp_path, rng):
     tensors = write_published(tmp_path, rng)
     shard(tmp_path)
     assert_holds(tmp_path, tensors)
+
+
+def unlisted(directory):
+    """Two parts named as by an index that is gone; returns their paths."""
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    names = sorted(tensors)
+    paths = [directory / f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    save_file({name: tensors[name] for name in names[::2]}, paths[0])
+    save_file({name: tensors[name] for name in names[1::2]}, paths[1])
+    return paths
+
+
+def test_parts_without_an_index(tmp_path, rng):
+    tensors = write_published(tmp_path, rng)
+    first, second = unlisted(tmp_path)
+    assert_holds(tmp_path, tensors)
+    second.rename(tmp_path / "aside")
+    with pytest.raises(ValueError, match=r"lacks model-00002-of-00002\.safetensors, and an index"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "aside").rename(tmp_path / "model-00002-of-00003.safetensors")
+    with pytest.raises(ValueError, match="holds parts of 2 and of 3, and no index"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    shutil.copy(first, second)
+    with pytest.raises(ValueError, match="as another part does"):
+        open_checkpoint(tmp_path)
+    second.unlink()
+    first.rename(tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match=r"holds no weights: .*; weights\.safetensors has another"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.train
+def test_pickled_parts_without_an_index(tmp_path, rng):
+    import torch
+    from safetensors.torch import load_file as load_torch
+
+    tensors = write_published(tmp_path, rng)
+    for path in unlisted(tmp_path):
+        name = path.name.replace("model-", "pytorch_model-").replace(".safetensors", ".bin")
+        torch.save(load_torch(path), tmp_path / name)
+        path.unlink()
+    assert_holds(tmp_path, tensors)
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_floats_of_8_bits(tmp_path, dtype):
+    """Every number that the type has, as torch reads it; what is none is refused."""
+    import torch
+    from safetensors.torch import save_file as save_torch
+
+    stored = torch.arange(256, dtype=torch.uint8).view(getattr(torch, dtype))
+    wanted = stored.float().numpy()
+    finite = torch.from_numpy(np.isfinite(wanted))
+    numbers = stored.view(torch.uint8)[finite].view(stored.dtype)
+    save_torch({"all": stored, "finite": numbers}, tmp_path / "x.safetensors")
+    file = SafetensorsFile(tmp_path / "x.safetensors")
+    np.testing.assert_array_equal(file.read_float32("finite"), wanted[np.isfinite(wanted)])
+    np.testing.assert_array_equal(file.read_float32("finite", slice(3, 9)), wanted[3:9])
+    with pytest.raises(ValueError, match="not finite"):
+        file.read_float32("all")
 
 
 def test_float16(tmp_path, rng):

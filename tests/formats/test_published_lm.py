@@ -287,6 +287,38 @@ def test_a_llama_that_says_it_is_a_bitnet(tmp_path, rng):
         open_checkpoint(tmp_path / "masters")
 
 
+@pytest.mark.parametrize("window", [None, 64, 100])
+def test_mistral_without_a_window(tmp_path, rng, window):
+    mistral = {**LLAMA, "model_type": "mistral", "sliding_window": window, "head_dim": None}
+    mistral |= {"num_key_value_heads": None}
+    model = random_model({**mistral, "num_key_value_heads": 4}, rng)
+    checkpoint = assert_holds(write(tmp_path, mistral, {**model.floats, **model.weights()}), model)
+    assert (checkpoint.config.kv_heads, checkpoint.config.head_size) == (4, 16)
+
+
+@pytest.mark.parametrize("window", [{}, {"sliding_window": 63}, {"sliding_window": "long"}])
+def test_mistral_with_a_window(tmp_path, llama, window):
+    write_values(tmp_path, llama)
+    write_config(tmp_path, {**llama.values, "model_type": "mistral", **window})
+    found = window.get("sliding_window", 4096)
+    if found == 4096:  # where nothing says otherwise; the model's longest text is shorter
+        open_checkpoint(tmp_path)
+        long = {"max_position_embeddings": 8192}
+        write_config(tmp_path, {**llama.values, "model_type": "mistral", **long})
+    with pytest.raises(FormatError, match=rf"sliding_window {found!r} is shorter than max_pos"):
+        open_checkpoint(tmp_path)
+
+
+def test_layers_that_are_all_of_one_kind(tmp_path, llama):
+    write_values(tmp_path, llama)
+    plain = open_checkpoint(tmp_path).config
+    write_config(tmp_path, {**llama.values, "layer_types": ["full_attention"] * 2})
+    assert open_checkpoint(tmp_path).config == plain
+    write_config(tmp_path, {**llama.values, "layer_types": ["full_attention", "chunked_attention"]})
+    with pytest.raises(FormatError, match=r"layer_types holds 'chunked_attention'"):
+        open_checkpoint(tmp_path)
+
+
 def write_config(directory, values):
     from model_files import write_json
 

@@ -133,6 +133,8 @@ def dense(values: dict[str, Any]) -> Callable[..., Path]:
     return writer
 
 
+MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+MISTRAL |= {"sliding_window": None}
 ROPE = {
     "linear": {"rope_type": "linear", "factor": 2.5},
     "llama3": {
@@ -148,6 +150,7 @@ FLOATS = {
     **{writer.__name__: writer for writer in (one_scale, groups, tied_groups, float_head)},
     "llama": dense(LLAMA),
     "qwen3": dense(QWEN3),
+    "mistral": dense({**LLAMA, **MISTRAL}),
     **{kind: dense({**LLAMA, "rope_scaling": scaling}) for kind, scaling in ROPE.items()},
     "rope_parameters": dense({**QWEN3, "rope_parameters": {**ROPE["yarn"], "rope_theta": 900.0}}),
 }

@@ -179,6 +179,19 @@ def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     return wide.view(np.float32)
 
 
+def from_float8(bits: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
+    """Return the float32 values of 8-bit floats (exact); dtype: "F8_E4M3" (the kind without
+    infinities) or "F8_E5M2"."""
+    if dtype == "F8_E5M2":  # the upper half of a float16
+        return (bits.astype(np.uint16) << 8).view(np.float16).astype(np.float32)
+    assert dtype == "F8_E4M3"
+    sign, size = (bits & 0x80).astype(np.uint16) << 8, (bits & 0x7F).astype(np.uint16) << 7
+    values = (sign | size).view(np.float16).astype(np.float32)
+    values *= np.float32(256.0)  # the biases are 15 and 7
+    values[(bits & 0x7F) == 0x7F] = np.nan
+    return values
+
+
 def to_float16(values: NDArray[np.floating]) -> NDArray[np.float16]:
     """Round to float16, ties to even; what is too large becomes infinite."""
     with np.errstate(over="ignore"):

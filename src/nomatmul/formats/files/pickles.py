@@ -29,6 +29,8 @@ class TorchSource(TensorSource):
             for name, tensor in tensors.items():
                 if index is not None and index.get(name) != path.name:
                     raise FormatError(f"{path} holds {name!r}, which the index puts elsewhere")
+                if name in self._tensors or name in self.left_out:
+                    raise FormatError(f"{path} holds {name!r}, as another part does")
                 if tensor.is_floating_point():
                     self._tensors[name] = tensor
                 else:

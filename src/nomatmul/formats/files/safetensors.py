@@ -20,19 +20,21 @@ from numpy.typing import NDArray
 
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.files.json import JsonObject, read_json_object
-from nomatmul.formats.quantise import from_bfloat16, from_float16
+from nomatmul.formats.quantise import from_bfloat16, from_float8, from_float16
 
 # A bytearray, memoryview or array: their common type has a name from Python 3.12 on.
 Buffer: TypeAlias = Any
 
 MAX_HEADER_BYTES = 100_000_000
 
-# bfloat16 is unknown to numpy: its bits are kept as uint16.
+# bfloat16 and 8-bit floats are unknown to numpy: their bits are kept as whole numbers.
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
+    "F8_E4M3": np.dtype("u1"),
+    "F8_E5M2": np.dtype("u1"),
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
     "I16": np.dtype("<i2"),
@@ -43,7 +45,8 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("u1"),
 }
-FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+_FLOAT8 = ("F8_E4M3", "F8_E5M2")
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16", *_FLOAT8)
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ class SafetensorsFile:
         self._fill(view, info.offset)
 
     def read(self, name: str, rows: slice | None = None) -> NDArray[Any]:
-        """Return the tensor, or rows start..stop of it, in its stored dtype (BF16 as uint16)."""
+        """Return the tensor, or rows start..stop of it, in its stored dtype (BF16 as uint16, 8-bit
+        floats as uint8)."""
         info = self.info(name)
         dtype = NUMPY_DTYPES[info.dtype]
         shape, offset = info.shape, info.offset
@@ -120,6 +124,8 @@ class SafetensorsFile:
         stored = self.read(name, rows)
         if dtype == "BF16":
             values = from_bfloat16(stored)
+        elif dtype in _FLOAT8:
+            values = from_float8(stored, dtype)
         else:
             values = from_float16(stored) if dtype == "F16" else narrow_to_float32(stored)
         check_finite(values, f"{self.path}: {name}")

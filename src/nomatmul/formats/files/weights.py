@@ -5,6 +5,7 @@ Each source gives names, shapes and float32 tensors (whole, or some rows), one a
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ SINGLE, SINGLE_INDEX = "model.safetensors", "model.safetensors.index.json"
 __all__ = ["TensorSource", "open_source"]
 
 TORCH, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz")
 
 
 def open_source(directory: Path) -> TensorSource:
@@ -38,13 +40,41 @@ def open_source(directory: Path) -> TensorSource:
     if (directory / TORCH_INDEX).exists():
         index = read_index(directory / TORCH_INDEX)
         return TorchSource([directory / f for f in sorted(set(index.values()))], index)
+    if parts := _unlisted_parts(directory, SINGLE):
+        return SafetensorsSource({part.name: part for part in parts}, None)
+    if parts := _unlisted_parts(directory, TORCH):
+        return TorchSource(parts, None)
+    others = sorted(path.name for path in directory.glob("*") if path.suffix in _SUFFIXES)
+    found = f"; {others[0]} has another name" if others else ""
     raise FormatError(
         f"{directory} holds no weights: none of {SINGLE}, {SINGLE_INDEX}, {TORCH}, {TORCH_INDEX}"
+        + found
     )
 
 
+def _unlisted_parts(directory: Path, whole: str) -> list[Path]:
+    """The parts of the file `whole` where no index lists them, by the count in their names.
+
+    Raises FormatError where one is missing, or names speak of several counts.
+    """
+    stem, suffix = whole.split(".")
+    pattern = re.compile(rf"{stem}-(\d{{5}})-of-(\d{{5}})\.{suffix}")
+    found = {path.name: pattern.fullmatch(path.name) for path in directory.glob(f"*.{suffix}")}
+    counts = sorted({match[2] for match in found.values() if match is not None})
+    if len(counts) > 1:
+        words = " and of ".join(map(str, map(int, counts)))
+        raise FormatError(f"{directory} holds parts of {words}, and no index that lists them")
+    wanted = [
+        f"{stem}-{i + 1:05}-of-{count}.{suffix}" for count in counts for i in range(int(count))
+    ]
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise FormatError(f"{directory} lacks {missing[0]}, and an index that lists its parts")
+    return [directory / name for name in wanted]
+
+
 class SafetensorsSource(TensorSource):
-    """Tensors of one or several safetensors files."""
+    """Tensors of one or several safetensors files; without an index each file has its own."""
 
     def __init__(self, paths: dict[str, Path], index: dict[str, str] | None) -> None:
         files = {key: SafetensorsFile(path) for key, path in paths.items()}
@@ -56,6 +86,8 @@ class SafetensorsSource(TensorSource):
             for name, info in file.infos.items():
                 if index is not None and index.get(name) != key:
                     raise FormatError(f"{file.path} holds {name!r}, which the index puts elsewhere")
+                if name in self._file_of or name in self.left_out:
+                    raise FormatError(f"{file.path} holds {name!r}, as another part does")
                 if info.dtype in FLOAT_DTYPES:
                     self._file_of[name] = file
                 else:

@@ -37,7 +37,8 @@ _ONLY_VALUES: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(("is_causal", "causal", "use_causal_mask", "use_rope", "use_rotary"), (True,)),
 }
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "relu2": "relu2"}
-_WINDOWS = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
+_AS_HEADS = ("num_key_value_heads", "head_dim")
+_WINDOWS = ("use_sliding_window", "sliding_window", "max_window_layers")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ class Family:
     """What one model_type has that others have not.
 
     sub_norms: an RMSNorm in front of o_proj and down_proj. qk_norm: one on each head of q and k.
-    windows: does the config speak of sliding windows, in use or not? defaults: of absent keys.
+    windows: does the config speak of sliding windows, in use or not? default_window: their size
+    where the config leaves it out, of a family whose layers all have one unless it is null.
+    defaults: of absent keys.
     """
 
     model_type: str
@@ -53,12 +56,13 @@ class Family:
     sub_norms: bool = False
     qk_norm: bool = False
     windows: bool = False
+    default_window: int | None = None
     defaults: JsonObject = field(default_factory=dict)
 
 
 def ignored_keys(family: Family, values: JsonObject) -> tuple[str, ...]:
     """Keys that are set, unknown, and ignored; see `sort_keys`."""
-    known = {"model_type", *_REQUIRED, *_READ, *_ONLY_VALUES}
+    known = {"model_type", "layer_types", *_REQUIRED, *_READ, *_ONLY_VALUES}
     return sort_keys(values, known | set(_WINDOWS if family.windows else ()))
 
 
@@ -81,7 +85,25 @@ def check_options(family: Family, values: JsonObject) -> None:
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         legal_acts = ", ".join(map(repr, _ACTIVATIONS))
         raise FormatError(f"hidden_act {activation!r} is not supported; legal are {legal_acts}")
-    _check_windows(values)
+    if family.default_window is None:
+        _check_windows(values)
+    else:
+        _check_one_window(values, family.default_window)
+
+
+def _check_one_window(values: JsonObject, default: int) -> None:
+    """Of a family without layers of several kinds; a window that no text fills changes nothing."""
+    window = values.get("sliding_window", default)
+    longest = values.get("max_position_embeddings")
+    if window is not None and not (_is_size(window) and _is_size(longest) and window >= longest):
+        raise FormatError(
+            f"sliding_window {window!r} is shorter than max_position_embeddings {longest!r};"
+            " sliding windows are not supported"
+        )
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_windows(values: JsonObject) -> None:
@@ -111,8 +133,9 @@ def config_of(
     Raises FormatError, by name, for values that are illegal.
     """
     given = {**family.defaults, **{k: v for k, v in values.items() if v is not None}}
-    if "num_key_value_heads" in values and values["num_key_value_heads"] is None:
-        del given["num_key_value_heads"]  # null is no default, but as many as heads
+    for key in ("num_key_value_heads", "head_dim"):
+        if key in values and values[key] is None:
+            given.pop(key, None)  # null is no default, but what the heads say
     heads, hidden = given["num_attention_heads"], given["hidden_size"]
     kv_heads, head_dim = given.get("num_key_value_heads", heads), given.get("head_dim")
     theta, scaling = _rotary(given)

@@ -17,7 +17,7 @@ from nomatmul.formats.files.json import JsonObject
 from nomatmul.formats.files.quantised import Quantised, read_stacked, stacked
 from nomatmul.formats.files.source import TensorSource
 from nomatmul.formats.files.wrappers import missing_tensor, unwrapped
-from nomatmul.formats.published import bitnet, llama, qwen3
+from nomatmul.formats.published import bitnet, llama, mistral, qwen3
 from nomatmul.formats.published.bit_linear import stored_matrix
 from nomatmul.formats.published.keys import warn_ignored
 from nomatmul.formats.published.llama_form import Form, find_form
@@ -25,7 +25,10 @@ from nomatmul.formats.published.llama_like import check_options, config_of, igno
 from nomatmul.formats.published.llama_names import ANCHORS, HEAD, Names
 from nomatmul.formats.published.ternary_values import ternary_matrix
 
-FAMILIES = {family.model_type: family for family in (bitnet.FAMILY, llama.FAMILY, qwen3.FAMILY)}
+FAMILIES = {
+    family.model_type: family
+    for family in (bitnet.FAMILY, llama.FAMILY, mistral.FAMILY, qwen3.FAMILY)
+}
 
 # Model types of which some weights look like those above, and what is missing to compute them.
 REFUSED = {
@@ -33,7 +36,6 @@ REFUSED = {
     **dict.fromkeys(("qwen3_moe", "mixtral", "qwen2_moe", "qwen3_5_moe"), "experts"),
     **dict.fromkeys(("minicpm", "minicpm3", "minicpm4"), "multipliers and longrope"),
     **dict.fromkeys(("gemma3", "gemma3_text"), "norms behind layers, a scaled embedding, windows"),
-    "mistral": "sliding windows",
     "qwen2": "biases of q, k and v",
 }
 
