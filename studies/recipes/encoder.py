@@ -187,6 +187,8 @@ def score(args: argparse.Namespace) -> None:
         for name in args.variants:
             if model := found.get(name, {}).get("model"):
                 packed_model(args, Path(model), f"encoder-{name}-{task}")
+        for row in (*found["search"], *(found.get(name, {}) for name in args.variants)):
+            row.pop("model", None)  # a path of this machine
         write_json(args.out / f"encoder-{task}.json", found)
         show({name: found[name] for name in args.variants if name in found})
 

@@ -1,6 +1,6 @@
 """The table of the box's encoder beside its dense twin, from the scores that encoder.py left.
 
-    python studies/recipes/encoder_page.py benchmarks/results/2026-12-01-recipes-encoder
+    python studies/recipes/encoder_page.py benchmarks/results/2026-12-01-recipes-encoder > tables.md
 
 The folder has encoder-packed.json (hidden words, tasks of the packed models) and encoder-TASK.json
 (fine-tuning); what is missing there is missing in the table. `table` fills the card, too.
@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-TEXTS = ("wikipedia", "novels", "stories")
+TEXTS = {"wikipedia": "Wikipedia", "novels": "novels", "stories": "stories"}
+TASKS = {"sst2": ("SST-2", "accuracy, %"), "cola": ("CoLA", "Matthews x 100")}
 VARIANTS = {"trees": "trees", "dense": "dense twin"}
 
 
@@ -28,7 +29,7 @@ def percent(share: float | None) -> str:
 
 
 def seeds(row: dict[str, Any]) -> str:
-    """The metric of each seed, and how long one takes."""
+    """The metric of each seed."""
     if "scores" not in row:
         return "not measured"
     values = [100 * next(iter(scores.values())) for scores in row["scores"]]
@@ -44,20 +45,19 @@ def table(folder: Path) -> str:
     """A row a score, a column a variant."""
     packed = read(folder, "packed")
     rows = [["", *VARIANTS.values()]]
-    for text in TEXTS:
-        cells = [packed[name]["packed"][text] for name in VARIANTS]
-        shares = [f"{percent(c['accuracy'])} ({100 * c['accuracy_masks']:.1f})" for c in cells]
-        rows.append([f"hidden words of {text}, packed (those shown as masks)", *shares])
+    for text, title in TEXTS.items():
+        found = [packed[name]["packed"][text] for name in VARIANTS]
+        shares = [f"{percent(f['accuracy'])} ({100 * f['accuracy_masks']:.1f})" for f in found]
+        rows.append([f"hidden words of {title}, packed (those shown as masks)", *shares])
     for task in tasks(folder):
         tuned = read(folder, task)
         cells = [tuned.get(name, {}) for name in VARIANTS]
-        title, metric = {"cola": ("CoLA", "Matthews x 100")}.get(task, ("SST-2", "accuracy, %"))
-        rows.append([f"{title}, {metric}, seeds 0 and 1, as trained", *map(seeds, cells)])
+        title, metric = TASKS[task]
+        rows.append([f"{title}, {metric}, of each seed, before packing", *map(seeds, cells)])
         shares = [percent(packed[name].get(task)) for name in VARIANTS]
-        rows.append([f"{title}, accuracy of the better seed, packed", *shares])
-        rows.append(
-            [f"{title}, rate", *(f"{cell['rate']:g}" if "rate" in cell else "" for cell in cells)]
-        )
+        rows.append([f"{title}, accuracy of the best seed, packed", *shares])
+        rates = [f"{cell['rate']:g}" if "rate" in cell else "" for cell in cells]
+        rows.append([f"{title}, rate", *rates])
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|---" * (1 + len(VARIANTS)) + "|", *lines[1:]])
 
@@ -76,9 +76,14 @@ def search_table(folder: Path, task: str) -> str:
 
 def main(words: list[str]) -> None:
     folder = Path(words[0])
+    print("# The encoder of the box beside its dense twin of equal bytes\n")
+    print("Recipes `best_encoder_8_minutes` and `bert_8_minutes` (studies/recipes/encoder.py).\n")
     print(table(folder))
     for task in tasks(folder):
-        print(f"\nRates of {task}, one epoch of a part, on held-out training rows:\n")
+        row = read(folder, task)["trees"]
+        print(f"\n{TASKS[task][0]}: {row['rows']:,} rows, {row['epochs']} epoch(s), batches of 32,")
+        print(f"{'bfloat16' if row['bfloat16'] else 'float32'}. Rates, on held-out training rows")
+        print("after one epoch of a part, float32, one seed (studies/recipes/encoder_tasks.py):\n")
         print(search_table(folder, task))
 
 
