@@ -151,6 +151,12 @@ def test_a_tokenizer_from_the_weights_file_is_taken(directory):
 def test_a_model_without_tokenizer_is_none(tmp_path):
     with prepare_tokenizer(tmp_path, CONFIG) as found:
         assert found == (None, "none")
+    (tmp_path / "vocab.txt").write_text("[PAD]\n")
+    with (
+        pytest.warns(UserWarning, match=r"a tokenizer in vocab\.txt, which is not read"),
+        prepare_tokenizer(tmp_path, CONFIG) as found,
+    ):
+        assert found == (None, "none")
 
 
 @pytest.mark.parametrize(

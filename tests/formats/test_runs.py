@@ -70,3 +70,32 @@ def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "letters").mkdir()
     with pytest.raises(FormatError, match=r"no config.json, no checkpoints/, no task whose"):
         find_checkpoint(tmp_path)
+
+
+def test_a_gguf_file_beside_its_config(tmp_path: Path) -> None:
+    """Repositories of GGUF files often carry the config of the model that they were made of."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    assert find_checkpoint(tmp_path) == tmp_path / "m.gguf"
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert find_checkpoint(tmp_path) == tmp_path
+
+
+def test_parts_of_one_gguf_file_are_no_choice(tmp_path: Path) -> None:
+    for part in (1, 2):
+        (tmp_path / f"m-0000{part}-of-00002.gguf").write_bytes(b"GGUF")
+    assert find_checkpoint(tmp_path).name == "m-00001-of-00002.gguf"
+    (tmp_path / "other.gguf").write_bytes(b"GGUF")
+    with pytest.raises(FormatError, match="holds several GGUF files"):
+        find_checkpoint(tmp_path)
+
+
+def test_a_model_in_the_cache_of_the_hub(tmp_path: Path) -> None:
+    cache = tmp_path / "models--owner--name"
+    first, second = (weights(cache / "snapshots" / name, 5) for name in ("a1", "b2"))
+    with pytest.raises(FormatError, match=r"several snapshots \(a1, b2\): give one of them"):
+        find_checkpoint(cache)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("b2")
+    assert find_checkpoint(cache) == second
+    assert find_checkpoint(first) == first

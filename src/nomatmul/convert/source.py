@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -26,6 +27,9 @@ __all__ = ["SENTENCEPIECE_FILE", "find_checkpoint", "prepare_tokenizer", "with_p
 
 # What lies beside a tokenizer and goes with it: names of special tokens, how to chat and to sample.
 _BESIDE = (CONFIG_FILE, SPECIAL_FILE, TEMPLATE_FILE, GENERATION_FILE)
+
+# Forms of a tokenizer that only its class in transformers understands.
+_UNREAD = ("vocab.json", "vocab.txt", "spiece.model", "qwen.tiktoken")
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -60,6 +64,7 @@ def prepare_tokenizer(
             _copy_beside(directory, scratch)
             convert_directory(directory).save(str(path))
         if kind == "none":
+            _warn_unread(directory)
             yield None, kind
             return
         tokenizer = load_tokenizer(path, config.vocab_size)
@@ -86,6 +91,17 @@ def text_config(checkpoint: Checkpoint, path: Path | None, kind: str) -> ModelCo
     if checkpoint.found is None:
         return checkpoint.config
     return with_prompt_start(checkpoint.config, path, kind)
+
+
+def _warn_unread(directory: Path) -> None:
+    """Say that a tokenizer lies there which is not read."""
+    found = [file for file in _UNREAD if (directory / file).is_file()]
+    if found:
+        warnings.warn(
+            f"{directory} has a tokenizer in {found[0]}, which is not read: load it with"
+            f" transformers' AutoTokenizer and save it, which writes {TOKENIZER_FILE}",
+            stacklevel=3,
+        )
 
 
 def _copy_beside(directory: Path, scratch: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
 import warnings
 from pathlib import Path
@@ -15,27 +16,47 @@ MODEL_STEP_FILE = "training.json"  # in the finished model of a run: the step it
 
 
 def gguf_file(path: Path) -> Path | None:
-    """The GGUF file that `path` means: itself, or the only one in a directory without a
-    config.json. Raises FormatError where several lie there."""
+    """The GGUF file that `path` means: itself, or the only one in a directory without other
+    weights, be there a config.json or not. Raises FormatError where several lie there."""
     if path.suffix == GGUF_SUFFIX and path.is_file():
         return path
-    found = [] if (path / "config.json").exists() else sorted(path.glob(f"*{GGUF_SUFFIX}"))
+    found = sorted(path.glob(f"*{GGUF_SUFFIX}"))
+    if found and (path / "config.json").exists() and _has_weights(path):
+        return None
+    if _are_parts(found):
+        return found[0]  # whose reader says how they are made one
     if len(found) > 1:
         names = ", ".join(file.name for file in found[:4])
         raise FormatError(f"{path} holds several GGUF files ({names}): give one of them")
     return found[0] if found else None
 
 
+def _has_weights(path: Path) -> bool:
+    """Whether weights lie in a directory that are not GGUF's."""
+    patterns = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*")
+    return any(next(path.glob(pattern), None) for pattern in patterns)
+
+
+def _are_parts(files: list[Path]) -> bool:
+    """Whether GGUF files are the parts of one, as llama-gguf-split names them."""
+    matches = [re.fullmatch(r"(.+)-\d{5}-of-(\d{5})", file.stem) for file in files]
+    sets = {match.groups() if match else None for match in matches}
+    return len(files) > 1 and len(sets) == 1 and None not in sets
+
+
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint directory, or GGUF file, that `path` means.
 
-    A directory with a config.json is one itself. In the directory of a training run the newest
-    weights are taken: the finished model, or the latest checkpoint where the run has not finished
-    or has been continued since (a warning says so, with its step). In that of a fine-tuning it is
-    the best seed's model. Raises FormatError when there is none, or several tasks have one.
+    A directory with a config.json is one itself. In a model's directory of the Hugging Face cache
+    (models--OWNER--NAME) the snapshot of its branch main is taken. In the directory of a training
+    run the newest weights are taken: the finished model, or the latest checkpoint where the run has
+    not finished or has been continued since (a warning says so, with its step). In that of a
+    fine-tuning it is the best seed's model. Raises FormatError when there is none, or several tasks
+    have one.
     """
     if not path.exists():
         raise FormatError(f"{path} does not exist")
+    path = _snapshot(path)
     if (gguf := gguf_file(path)) is not None:
         return gguf
     if not path.is_dir():
@@ -51,6 +72,21 @@ def find_checkpoint(path: Path) -> Path:
     what = f"the finished model in {model} is older" if finished else "the run has not finished"
     warnings.warn(f"{path}: taking its checkpoint {latest.name}; {what}", stacklevel=2)
     return latest
+
+
+def _snapshot(path: Path) -> Path:
+    """Of a model's directory in the Hugging Face cache the snapshot of main, else the only one."""
+    if not path.name.startswith("models--") or not (path / "snapshots").is_dir():
+        return path
+    snapshots = sorted(entry for entry in (path / "snapshots").iterdir() if entry.is_dir())
+    with contextlib.suppress(OSError, ValueError):  # without main another revision was asked for
+        main = path / "snapshots" / (path / "refs" / "main").read_text("utf-8").strip()
+        if main in snapshots:
+            return main
+    if len(snapshots) == 1:
+        return snapshots[0]
+    names = ", ".join(entry.name for entry in snapshots[:4]) or "none"
+    raise FormatError(f"{path} is a cache of several snapshots ({names}): give one of them")
 
 
 def refuse_unpacked(path: Path) -> None:

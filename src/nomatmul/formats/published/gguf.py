@@ -51,11 +51,11 @@ def open_gguf(path: str | Path) -> tuple[JsonObject, GgufSource]:
 def read_gguf(file: GgufFile) -> tuple[JsonObject, GgufSource]:
     """`open_gguf` of an open file."""
     keys = Keys(file.metadata, file.path)
+    _check_whole(keys)
     name = keys.text("general.architecture")
     if name not in ARCHITECTURES:
         legal = ", ".join(ARCHITECTURES)
         raise FormatError(f"{file.path} has the architecture {name!r}; it must be one of {legal}")
-    _check_whole(keys)
     model_type, activation = ARCHITECTURES[name]
     values = _sizes(keys, name, _rows(file))
     values |= {
@@ -79,7 +79,10 @@ def _check_whole(keys: Keys) -> None:
     if kind not in (None, "model"):
         raise FormatError(f"{keys.path} is of general.type {kind!r}, no model")
     if parts not in (None, 0, 1):
-        raise FormatError(f"{keys.path} is one of {parts!r} parts (split.count): merge them first")
+        raise FormatError(
+            f"{keys.path} is one of {parts!r} parts (split.count): merge them first, with"
+            " llama-gguf-split --merge"
+        )
 
 
 def _rows(file: GgufFile) -> int:
