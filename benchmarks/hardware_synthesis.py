@@ -110,7 +110,7 @@ class Runs:
         netlist, constraints = self.netlist(lanes, "ecp5")
         print(f"ecp5, {lanes} lanes: place and route, grade {speed}, seed {seed}", flush=True)
         row: dict[str, Any] = {"kind": "route", "family": "ecp5", "lanes": lanes}
-        row |= {"speed": speed, "seed": seed}
+        row |= {"speed": speed, "seed": seed, "options": self.options.nextpnr_options}
         start = time.monotonic()
         try:
             found = place_and_route(
@@ -121,10 +121,13 @@ class Runs:
                 mhz=GOAL_MHZ,
                 constraints=constraints,
                 limit=self.options.limit,
+                program=self.options.nextpnr,
+                options=self.options.nextpnr_options.split(),
                 progress=_progress(),
             )
         except RuntimeError as failure:  # it does not fit, cannot be routed, or takes too long
-            self.add(row | {"seconds": time.monotonic() - start, "failure": str(failure)})
+            why = str(failure).replace(f"{netlist.json.parent}/", "")
+            self.add(row | {"seconds": time.monotonic() - start, "failure": why})
             return
         self.add(
             row
@@ -208,6 +211,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--speeds", type=int, nargs="+", default=[6, 8], help="grades of the chip")
     parser.add_argument("--families", nargs="+", default=["ecp5", "xc7"])
+    parser.add_argument("--nextpnr", help="another build of nextpnr-ecp5: its path or name")
+    parser.add_argument("--nextpnr-options", default="", help="more of its options, in one string")
     parser.add_argument("--no-route", action="store_true", help="synthesis alone")
     parser.add_argument("--limit", type=float, default=3 * 3600.0, help="seconds a tool may take")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results")

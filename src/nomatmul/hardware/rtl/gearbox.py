@@ -7,7 +7,8 @@ word is taken before an output needs it: the next region may be for somebody els
 Legend: bits are counted in units of g = gcd(in, out). A shift register of `slots` words takes a new
 word at its top; the units held are the top ones, and `start` is where the oldest begins. An output
 is the register shifted down by `start` units, in stages of two to one multiplexers, with registers
-behind every third stage.
+behind every third stage. Where an output is a whole number of words, no shift is needed: words are
+written into their places in turn, and a queue of two in front keeps long enables apart.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from nomatmul.hardware.rtl import ports
-from nomatmul.hardware.rtl.pipeline import copy
+from nomatmul.hardware.rtl.pipeline import Skid, copy
 
 COUNT_BITS = 32
 STAGES = 3  # multiplexers between registers
@@ -55,6 +56,9 @@ class Gearbox(wiring.Component):
         m = Module()
         if self.in_units == self.out_units:
             self._pass_on(m)
+            return m
+        if self.in_units == 1:
+            self._collect(m)
             return m
         active, issue, room, last = Signal(), Signal(), Signal(), Signal()
         start = Signal(range(self.units + 1), init=self.units)
@@ -96,6 +100,44 @@ class Gearbox(wiring.Component):
         ]
         m.d.sync += self.error.eq(issue & words.payload.error)
         self._count(m, active, issue, last)
+
+    def _collect(self, m: Module) -> None:
+        """An output is `out_units` words. A place is open from its turn on, whether a word has come
+        or not, so that registers alone say which bits are written.
+        """
+        places, width = self.out_units, self.unit
+        active, ends, last = Signal(), Signal(), Signal()
+        coming, turn = Signal(places, init=1), Signal(places, init=1)  # one bit each
+        full, put, got, free = Signal(), Signal(), Signal(), Signal()
+        m.submodules.queue = queue = Skid(width)
+        words, output, next_word = self.words, self.output, queue.output
+        m.d.comb += [
+            words.ready.eq(active & queue.input.ready),
+            put.eq(words.valid & words.ready),
+            queue.input.valid.eq(words.valid & active),
+            queue.input.payload.eq(words.payload.data),
+            ends.eq(put & coming[-1]),
+            free.eq(~full | output.ready),
+            # an output waits for its taker in turn 0 only
+            next_word.ready.eq(free | ~turn[0]),
+            got.eq(next_word.valid & next_word.ready),
+            output.valid.eq(full),
+            self.busy.eq(active | next_word.valid | full | ~turn[0]),
+        ]
+        m.d.sync += [
+            self.error.eq(put & words.payload.error),
+            full.eq((got & turn[-1]) | (full & ~output.ready)),
+        ]
+        with m.If(put):
+            m.d.sync += coming.eq(coming.rotate_left(1))
+        with m.If(got):
+            m.d.sync += turn.eq(turn.rotate_left(1))
+        for place in range(places):
+            part = Signal(width, name=f"part_{place}", reset_less=True)
+            with m.If(turn[place] & (free if place == 0 else 1)):
+                m.d.sync += part.eq(next_word.payload)
+            m.d.comb += output.payload[place * width :][:width].eq(part)
+        self._count(m, active, ends, last)
 
     def _count(self, m: Module, active: Signal, issue: Signal, last: Signal) -> None:
         left = Signal(COUNT_BITS, reset_less=True)  # outputs of the region that were not issued

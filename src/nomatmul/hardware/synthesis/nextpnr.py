@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,14 @@ def place_and_route(
     config: bool = False,
     limit: float = 4 * 3600.0,
     niceness: int = 10,
+    program: str | None = None,
+    options: Sequence[str] = (),
     progress: Callable[[str], None] | None = None,
 ) -> Routed:
     """Place and route; the report and the log are left in `folder`.
+
+    program: another build of nextpnr-ecp5 than `tool` finds, its path or its name on the search
+    path; options: more of its options.
 
     config: also write the configuration that ecppack reads. Raises ValueError for a missing
     program, RuntimeError where the design does not fit or cannot be routed, TimeLimit.
@@ -68,7 +74,7 @@ def place_and_route(
         return os.path.relpath(path, folder)
 
     report = folder / f"{stem}-report.json"
-    words = [tool("nextpnr-ecp5"), *DEVICE, "--speed", str(speed), "--json", here(netlist)]
+    words = [program or tool("nextpnr-ecp5"), *DEVICE, "--speed", str(speed), "--json", here(netlist)]
     words += ["--seed", str(seed)]
     # router1 rips up for minutes where router2 negotiates
     words += [
@@ -83,15 +89,28 @@ def place_and_route(
     words += ["--lpf", here(constraints)] if constraints else []
     words += ["--lpf-allow-unconstrained"]
     words += ["--textcfg", f"{stem}.config"] if config else []
-    seconds = run_logged(
-        words,
-        folder / f"{stem}.log",
-        folder=folder,
-        limit=limit,
-        niceness=niceness,
-        progress=progress,
-    )
+    words += options
+    log = folder / f"{stem}.log"
+    try:
+        seconds = run_logged(
+            words, log, folder=folder, limit=limit, niceness=niceness, progress=progress
+        )
+    except RuntimeError as failure:
+        reached = how_far(log.read_text("utf-8", "replace"))
+        raise type(failure)(f"{failure}{reached}") from failure
     return read_report(json.loads(report.read_text("utf-8")), seed, seconds)
+
+
+def how_far(log: str) -> str:
+    """What a run that did not end had reached: the clock estimated behind placement, the wires
+    that router2 had not yet given to one net each. Empty where it was not placed."""
+    clock = re.search(r"Max frequency for clock '[^']*': ([\d.]+) MHz", log)
+    routed = re.findall(r"iter=(\d+) wires=\d+ overused=(\d+)", log)
+    text = f"; behind placement nextpnr estimates {clock[1]} MHz" if clock else ""
+    if routed:
+        number, shared = routed[-1]
+        text += f"; {int(shared):,} wires shared after iteration {number} of router2"
+    return text
 
 
 def read_report(report: dict[str, Any], seed: int, seconds: float) -> Routed:
