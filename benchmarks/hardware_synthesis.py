@@ -58,16 +58,20 @@ class Runs:
         options.out.mkdir(parents=True, exist_ok=True)
         self.machine = report.machine("")
         self.path = options.out / f"{self.machine['date']}-hardware-synthesis.json"
-        self.rows: list[dict[str, Any]] = []
-        if self.path.exists():
-            self.rows = json.loads(self.path.read_text())["rows"]
+        self.rows = self._written()
+
+    def _written(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        rows: list[dict[str, Any]] = json.loads(self.path.read_text())["rows"]
+        return rows
 
     def has(self, **keys: Any) -> bool:
         return any(all(row.get(k) == v for k, v in keys.items()) for row in self.rows)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Append a row and write both files."""
-        self.rows.append(row)
+        """Append a row and write both files, in which another run may have written meanwhile."""
+        self.rows = [*self._written(), row]
         self.rows.sort(key=_order)
         document = {"machine": self.machine, "rows": self.rows}
         for path, text in (

@@ -106,6 +106,8 @@ def cost(instruction: isa.Instruction, design: Design) -> tuple[float, float]:
     if isinstance(instruction, isa.Scan | isa.Sumsq | isa.Quant):
         groups = -(-instruction.count // design.element_lanes)
         depth = int(math.log2(design.element_lanes))
+        if isinstance(instruction, isa.Scan):
+            depth *= 2
         return groups + depth + _VECTOR[type(instruction)], 0
     if isinstance(instruction, isa.Embed | isa.Combine):
         return instruction.rows + PRODUCT_FILL, 0

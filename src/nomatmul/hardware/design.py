@@ -145,3 +145,12 @@ class Design:
     def words(self, bits: int) -> int:
         """Memory words of a region of `bits`."""
         return -(-bits // self.memory_bits)
+
+    @property
+    def piece_bits(self) -> int:
+        """Bits that the loader takes at once: an int16 for each of `element_lanes`."""
+        return 16 * self.element_lanes
+
+    def piece_words(self, bits: int) -> int:
+        """Memory words of `bits` that the loader takes: what it takes last is whole, too."""
+        return self.words(-(-bits // self.piece_bits) * self.piece_bits)

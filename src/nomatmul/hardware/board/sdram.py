@@ -22,6 +22,7 @@ from amaranth.utils import ceil_log2
 from nomatmul.hardware.board.sdram_chip import SdramChip
 from nomatmul.hardware.board.sdram_pins import Command, HostRequest, SdramPins
 from nomatmul.hardware.rtl.fifo import Fifo
+from nomatmul.hardware.rtl.pipeline import Skid
 from nomatmul.hardware.rtl.ports import BURST_BITS, MemoryPort
 
 _REFRESH_MARGIN = 40  # cycles that a refresh may come after it is due
@@ -154,16 +155,19 @@ class Sdram(wiring.Component):
         # in block RAM: in LUTs, an address would go to every bit of a word
         self.depth = 1 << ceil_log2(6 + -(-(self.latency + 3) // self.per_word))
         m.submodules.words = words = Fifo(self.memory_bits + 2, self.depth)
+        # the pins hold the controller in a corner of the chip: registers on the way out of it
+        m.submodules.onward = onward = Skid(self.memory_bits + 2)
+        wiring.connect(m, words.output, onward.input)
         response = self.port.response
         m.d.comb += [
             words.input.valid.eq(push),
             words.input.payload.eq(Cat(word, done.error, done.last)),
-            response.valid.eq(words.output.valid),
-            response.payload.as_value().eq(words.output.payload),
-            words.output.ready.eq(response.ready),
+            response.valid.eq(onward.output.valid),
+            response.payload.as_value().eq(onward.output.payload),
+            onward.output.ready.eq(response.ready),
         ]
         self.taken = Signal()
-        m.d.comb += self.taken.eq(response.valid & response.ready)
+        m.d.comb += self.taken.eq(words.output.valid & words.output.ready)
 
         answer = self.host.response
         with m.If(answer.valid & answer.ready):

@@ -26,7 +26,16 @@ BAUD = 2_000_000
 IO_STAGES = 2  # a register in each pad: out and in
 # Memories that are large enough for the model in the box. A design's defaults fit the chip too, but
 # leave too few of its block RAMs free for a placement with short wires.
-MEMORIES = {"vector_words": 8192, "parameter_words": 8192, "state_words": 8192}
+# A memory word of 64 bits is as much as 16 bits a cycle ask for: a beat of 512 takes eight of them,
+# and what is prefetched while nothing is taken drains four times faster than it comes.
+MEMORIES = {
+    "vector_words": 8192,
+    "parameter_words": 8192,
+    "state_words": 8192,
+    "memory_bits": 64,
+    "burst": 128,
+    "fifo_words": 2048,
+}
 
 # Pins of the package CABGA381 by port; one site a bit, bit 0 first. Sites are those of the board's
 # schematics, v3.0.x.

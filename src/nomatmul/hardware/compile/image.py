@@ -103,9 +103,12 @@ def whole_words(records: NDArray[np.uint8], design: Design) -> NDArray[np.uint8]
 def embedding_records(
     values_VD: NDArray[np.int8], scales_V2: NDArray[np.int32], design: Design
 ) -> NDArray[np.uint8]:
-    """[V, bytes]: a row's scale (m, e; int32 each), then its int8 values; whole words."""
+    """[V, bytes]: a row's scale (m, e; int32 each), then its int8 values; whole words, and whole
+    pieces of what the loader takes."""
     head = np.ascontiguousarray(scales_V2.astype("<i4")).view(np.uint8)
-    return whole_words(np.concatenate([head, values_VD.view(np.uint8)], axis=1), design)
+    records = np.concatenate([head, values_VD.view(np.uint8)], axis=1)
+    size = design.piece_words(8 * records.shape[1]) * design.memory_bytes
+    return np.pad(records, ((0, 0), (0, size - records.shape[1])))
 
 
 def node_records(

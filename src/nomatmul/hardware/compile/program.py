@@ -102,7 +102,7 @@ class Builder(FoldWriter):
 
     def _embed(self) -> None:
         network, scale = self._model.network, self._model.embedding_scale
-        words = self._design.words(8 * (8 + network.size))
+        words = self._design.piece_words(8 * (8 + network.size))
         fraction = self._model.fractions.residual
         self._emit(isa.Embed(0, words, words, network.size, self._plan.x, fraction), "embed")
         scales = np.stack([scale.m, scale.e], axis=-1).astype(np.int32)

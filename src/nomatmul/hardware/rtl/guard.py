@@ -53,7 +53,7 @@ class Guard(wiring.Component):
         with m.If(put):
             m.d.sync += [asked.valid.eq(1), asked.payload.eq(ask.payload)]
         m.d.sync += [
-            due.eq(due + Mux(put, ask.payload.length, 0) - come),
+            due.eq(due + Mux(put, ask.payload.length, 0) - self.word),
             self.word.eq(come),
             self.error.eq(come & answer.payload.error),
             least.eq(Mux(self.hold, least + (least != _LEAST), 0)),

@@ -50,6 +50,7 @@ class Streamer(wiring.Component):
         self.length = Signal(range(self.burst + 1))
         self.final = Signal()  # it is the command's last
         self.left = Signal(ports.WORD_ADDRESS_BITS)  # words to ask for
+        self.address = Signal(ports.WORD_ADDRESS_BITS)  # of the first of them
         self.fifo = Fifo(ports.memory_word(self.memory_bits), self.depth)
 
     def elaborate(self, platform: object) -> Module:
@@ -82,7 +83,7 @@ class Streamer(wiring.Component):
         """
         request, low = self.memory.request, (self.burst - 1).bit_length()
         asking, measured, length, left = self.asking, self.measured, self.length, self.left
-        address, final = Signal(ports.WORD_ADDRESS_BITS), self.final
+        address, final = self.address, self.final
         inside, put, room = Signal(range(self.burst + 1)), Signal(), Signal()
         m.d.comb += [
             self.command.ready.eq(~asking),

@@ -226,7 +226,10 @@ class Accelerator(wiring.Component):
             faults[Status.BAD_INSTRUCTION] |= self.tree.refused
         for flag, event in faults.items():
             m.d.sync += host.faults[int(flag).bit_length() - 1].eq(event)
-        m.d.sync += host.halted.eq(sequencer.halted)  # not before its cause is in STATUS
+        m.d.sync += [
+            host.halted.eq(sequencer.halted),  # not before its cause is in STATUS
+            host.taken.eq(sequencer.retired & commands.is_a(sequencer.opcode, isa.Token)),
+        ]
         m.d.comb += [
             sequencer.run.eq(host.run & ~host.hold),
             host.logits.payload.eq(row.logits.payload.value),
@@ -237,7 +240,6 @@ class Accelerator(wiring.Component):
             host.waiting.eq(sequencer.phase == Phase.TOKEN),
             host.hold.eq(self.guard.hold | self.last_held),
             host.answered.eq(sequencer.answered),
-            host.taken.eq(sequencer.retired & commands.is_a(sequencer.opcode, isa.Token)),
             self.guard.reset.eq(host.reset),
         ]
 

@@ -5,7 +5,7 @@ gathers the largest |x * W| or the sum of squares, or writes int8 activations. E
 exactly one result when its work is in memory; that of QUANT says only so, and is 0.
 
 Legend: E lanes, L = log2(E). A command of n = max(1, ceil(count / E)) groups gives its result
-n + L + 13 (SCAN), n + L + 17 (SUMSQ) or n + 12 cycles (QUANT) after it is taken.
+n + 2 L + 13 (SCAN), n + L + 17 (SUMSQ) or n + 12 cycles (QUANT) after it is taken.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class VectorUnit(wiring.Component):
         gathered = READ_LATENCY + self.levels + 1 + normaliser.LATENCY
         sizes, squares = op == VectorOp.SCAN, op == VectorOp.SUMSQ
         lines = [
-            _line(m, last & sizes, gathered + SIZE_LATENCY, "last_size"),
+            _line(m, last & sizes, gathered + self.levels + SIZE_LATENCY, "last_size"),
             _line(m, last & squares, gathered + SQUARE_LATENCY, "last_square"),
             # and an operation that is none, so that it ends
             _line(m, last & ~sizes & ~squares, READ_LATENCY + Q_LATENCY, "last_q"),
@@ -198,11 +198,22 @@ class VectorUnit(wiring.Component):
 
     def _largest(self, m: Module, first: Signal, sizes: list[Value]) -> Signal:
         """The largest size of the command's groups so far."""
-        group = _tree(m, sizes, lambda a, b: Mux(a > b, a, b), "larger")
+        group = _tree(m, sizes, self._larger(m), "larger")
         largest = Signal.like(group, reset_less=True)
-        restart = _line(m, first, READ_LATENCY + SIZE_LATENCY + self.levels, "first_size")[-1]
+        restart = _line(m, first, READ_LATENCY + SIZE_LATENCY + 2 * self.levels, "first_size")[-1]
         m.d.sync += largest.eq(Mux(restart | (group > largest), group, largest))
         return largest
+
+    @staticmethod
+    def _larger(m: Module) -> Callable[[Value, Value], Value]:
+        """The larger of two of a cycle before: the comparison ends in a register."""
+
+        def join(a: Value, b: Value) -> Value:
+            is_a, late_a, late_b = Signal(reset_less=True), *map(_late, (a, b))
+            m.d.sync += [is_a.eq(a > b), late_a.eq(a), late_b.eq(b)]
+            return Mux(is_a, late_a, late_b)
+
+        return join
 
     def _sum(self, m: Module, first: Signal, squares: list[Value]) -> Signal:
         """The sum of squares of the command's groups so far."""
@@ -257,6 +268,10 @@ def _tree(
             values.append(held)
         level += 1
     return values[0]
+
+
+def _late(value: Value) -> Signal:
+    return Signal(value.shape(), reset_less=True)
 
 
 def _line(m: Module, signal: Value, cycles: int, name: str) -> Signal:
