@@ -93,6 +93,23 @@ def test_embedding_records_hold_scale_and_values(reader_of, glu):
     np.testing.assert_array_equal(records[:, 8 : 8 + values.shape[1]].view(np.int8), values)
 
 
+def test_embedding_records_are_whole_pieces_of_what_the_loader_takes(reader_of, tmp_path):
+    """Words narrower than a piece: the loader would wait for a word that no record has."""
+    compiled = _compiled(reader_of("glu"), tmp_path / "out", memory_bits=16, element_lanes=16)
+    design = compiled.design
+    embed = next(i for i in compiled.program if isinstance(i, isa.Embed))
+    assert (8 * (8 + embed.rows)) % design.piece_bits, "the test's model shows nothing"
+    assert embed.words * design.memory_bits % design.piece_bits == 0
+    assert embed.stride == embed.words
+    region = next(r for r in compiled.regions if r.name == "embedding")
+    assert region.words == embed.words * compiled.vocabulary
+    short = dataclasses.replace(embed, words=embed.words - 1)
+    program = [short if i is embed else i for i in compiled.program]
+    memory = Memory(compiled.regions, region.address + region.words, compiled.vocabulary)
+    with pytest.raises(ValueError, match="do not hold"):
+        check_program(program, design, memory)
+
+
 def test_streams_take_the_body_and_then_the_head(glu):
     streams = [i for i in glu.program if isinstance(i, isa.Stream)]
     bodies = [r for r in glu.regions if r.kind in ("parameters", "rows")]

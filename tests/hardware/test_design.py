@@ -16,6 +16,9 @@ def test_sizes_follow_from_the_parameters() -> None:
     assert Design(packing="1.6bit").beat_bits == 8 * 52
     assert design.words(513) == 2
     assert design.activation_groups == 64 * 256 // 8
+    assert design.piece_words(8 * 648) == design.words(8 * 648) == 11
+    # 648 bytes are 81 words of 64 bits, and the loader takes two at once
+    assert Design(memory_bits=64).piece_words(8 * 648) == 82
 
 
 @pytest.mark.parametrize(

@@ -125,3 +125,38 @@ def test_the_scalar_unit_is_small(tmp_path: Path) -> None:
     assert count["MULT18X18D"] == 1
     assert count["LUT4"] + 2 * count["CCU2C"] < 850
     assert count["TRELLIS_FF"] < 500
+
+
+def multiplier(pins: dict[str, Any], **parameters: Any) -> dict[str, output_registers.Cell]:
+    """A multiplier of which P0 goes to a flip-flop with these pins besides its own."""
+    product = {
+        "type": "MULT18X18D",
+        "parameters": parameters,
+        "connections": {"A0": [1], "P0": [3], "P1": []},
+        "port_directions": {"A0": "input", "P0": "output", "P1": "output"},
+    }
+    flip = netlist(a={"pins": pins})["a"]
+    return {"product": product, "a": flip}
+
+
+def test_a_register_moves_into_the_multiplier() -> None:
+    cells = multiplier({})
+    output_registers.move_registers(cells)
+    assert list(cells) == ["product"]
+    pins, parameters = cells["product"]["connections"], cells["product"]["parameters"]
+    assert (pins["P0"], pins["CLK0"], pins["CE0"], pins["RST0"]) == ([4], [2], ["1"], ["0"])
+    assert parameters == {f"REG_OUTPUT_{kind}": f"{kind}0" for kind in ("CLK", "CE", "RST")}
+
+
+@pytest.mark.parametrize(
+    ("pins", "parameters"),
+    [({"LSR": [8]}, {}), ({"DI": [5]}, {}), ({}, {"REG_INPUTA_CLK": "CLK0"})],
+    ids=["reset", "no register", "other registers inside"],
+)
+def test_a_multiplier_that_cannot_take_it_leaves_it(
+    pins: dict[str, Any], parameters: dict[str, str]
+) -> None:
+    cells = multiplier(pins, **parameters)
+    output_registers.move_registers(cells)
+    assert set(cells) == {"product", "a"}
+    assert cells["product"]["connections"]["P0"] == [3]

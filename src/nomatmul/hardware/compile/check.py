@@ -184,8 +184,9 @@ class _Walk:
     # -- instructions -----------------------------------------------------------------------------
 
     def _embed(self, i: isa.Embed) -> None:
-        if i.words * self._design.memory_bytes < 8 + i.rows:
-            self._fail(f"{i.words} words do not hold a scale and {i.rows} bytes")
+        need = self._design.piece_words(8 * (8 + i.rows))
+        if i.words < need:  # the loader would wait for the rest of its last piece
+            self._fail(f"{i.words} words do not hold a scale and {i.rows} bytes: {need} do")
         self._fetches(i.base, i.stride, self._memory.vocabulary, i.words)
         self._writes_vector(i.dst, i.rows)
 
