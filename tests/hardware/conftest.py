@@ -13,8 +13,8 @@ from nomatmul.formats.packed import PackedReader
 from nomatmul.hardware.design import Design
 from nomatmul.hardware.simulate import build
 
-# Room for every model of hardware/models.py, with the unit of trees, so one build is enough. A memory
-# word is half a beat, and half of what the loader takes at once.
+# Room for every model of hardware/models.py, with the unit of trees, so one build is enough. A word
+# of memory is half a beat, and half of what the loader takes at once.
 SMALL = {"lanes": 32, "element_lanes": 4, "memory_bits": 32, "fifo_words": 64}
 SMALL |= {"vector_words": 1024, "parameter_words": 1024, "state_words": 1024}
 SMALL |= {"program_words": 256, "activation_beats": 16, "tree_rows": 32}

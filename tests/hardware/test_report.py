@@ -17,7 +17,7 @@ from nomatmul.hardware.energy import Events, Picojoules, energy, sensitivity
 from nomatmul.hardware.measured import PLACED, SWITCHING, activity, placed
 from nomatmul.hardware.report import OTHERS, Workload, lines, on_board, report
 from nomatmul.hardware.synthesis.activity import count_toggles
-from nomatmul.hardware.synthesis.nextpnr import critical_lines, read_report
+from nomatmul.hardware.synthesis.nextpnr import critical_lines, how_far, read_report
 from nomatmul.hardware.synthesis.resources import resources
 
 DESIGN = Design(lanes=32, memory_bits=64, fifo_words=64, burst=16)
@@ -218,6 +218,19 @@ def test_a_report_of_nextpnr_gives_the_clock_that_was_asked_for_and_its_longest_
     assert critical_lines(found) == ["  0.50 clk-to-q a", "  1.75 routing  b  hardware/y.py:3"]
     with pytest.raises(ValueError, match="no report"):
         read_report({"fmax": 1}, 1, 0.0)
+
+
+def test_a_run_that_did_not_end_says_how_far_it_came() -> None:
+    log = """Info: Max frequency for clock '$glbnet$clk': 75.41 MHz (FAIL at 100.00 MHz)
+Info:     iter=1 wires=461846 overused=36042 overuse=45939 archfail=NA
+Info:     iter=2 wires=479849 overused=2259 overuse=24865 archfail=NA
+"""
+    assert how_far(log) == (
+        "; behind placement nextpnr estimates 75.41 MHz"
+        "; 2,259 wires shared after iteration 2 of router2"
+    )
+    assert how_far(log[:80]) == "; behind placement nextpnr estimates 75.41 MHz"
+    assert how_far("ERROR: out of memory") == ""
 
 
 def test_figures_of_another_design_say_so_and_are_whole_numbers() -> None:

@@ -74,18 +74,10 @@ def place_and_route(
         return os.path.relpath(path, folder)
 
     report = folder / f"{stem}-report.json"
-    words = [program or tool("nextpnr-ecp5"), *DEVICE, "--speed", str(speed), "--json", here(netlist)]
-    words += ["--seed", str(seed)]
+    words = [program or tool("nextpnr-ecp5"), *DEVICE, "--speed", str(speed)]
+    words += ["--json", here(netlist), "--seed", str(seed), "--freq", f"{mhz:g}"]
     # router1 rips up for minutes where router2 negotiates
-    words += [
-        "--router",
-        "router2",
-        "--freq",
-        f"{mhz:g}",
-        "--timing-allow-fail",
-        "--report",
-        report.name,
-    ]
+    words += ["--router", "router2", "--timing-allow-fail", "--report", report.name]
     words += ["--lpf", here(constraints)] if constraints else []
     words += ["--lpf-allow-unconstrained"]
     words += ["--textcfg", f"{stem}.config"] if config else []

@@ -41,7 +41,7 @@ def use_output_registers(netlist: Path) -> int:
 
 
 def move_registers(cells: dict[str, Cell]) -> None:
-    """Into all block RAMs and multipliers among `cells` (as in Yosys' JSON) that can take theirs."""
+    """Into all block RAMs and multipliers among `cells` (as in Yosys' JSON) that can hold them."""
     readers: Readers = {}
     for name, cell in cells.items():
         for port, bits in cell["connections"].items():
@@ -145,4 +145,5 @@ def _is_plain(register: Cell) -> bool:
 if __name__ == "__main__":
     import sys
 
-    print(f"{use_output_registers(Path(sys.argv[1]))} flip-flops are in block RAMs and multipliers now")
+    moved = use_output_registers(Path(sys.argv[1]))
+    print(f"{moved} flip-flops are in block RAMs and multipliers now")
