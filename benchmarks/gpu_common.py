@@ -1,4 +1,4 @@
-"""What the GPU benchmarks share: the machine in words, rows on disk, exclusive timing, tables.
+"""What the GPU benchmarks share: the machine in words, rows on disk, timing, tables.
 
 Every script writes one JSON object a line as soon as a figure is measured, so that a run that is
 cut keeps what it has.
@@ -8,15 +8,13 @@ A library.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import importlib.metadata
 import os
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -85,17 +83,6 @@ def _git(*words: str) -> str:
         ["git", "-C", str(ROOT), *words], check=True, capture_output=True, text=True
     )
     return done.stdout.strip()
-
-
-@contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock file, so that only one process at a time uses the GPU for timing."""
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def synchronize(device: str) -> None:

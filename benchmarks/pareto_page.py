@@ -28,7 +28,6 @@ SCORES = [RESULTS / f"2026-11-30-recipes{part}/rows.jsonl" for part in ("", "-la
 # of the box's size: the study's names of the two best recipes
 LARGEST = {"dense-30-gains": "mlgru-box", "twin-gains": "transformer-box"}
 TEXTS = ("wikipedia", "novels", "stories")
-CONTEXT = 512  # behind so many tokens speed and energy are stated
 LONGEST = 1024  # tokens of a sequence whose state is stated
 # picojoules of a product and a sum, Horowitz, ISSCC 2014 (45 nm): an int8 product and an int32 sum;
 # a 16-bit product and a float32 sum. A ternary weight is a sum.
@@ -121,7 +120,7 @@ def _point(score: Row, form: str, kind: str, row: Row) -> Point:
 
 
 def _context(row: Row) -> int:
-    """CONTEXT, or in a dry run the longest that was measured."""
+    """Behind how many tokens speed and energy are stated: the longest that was measured."""
     return max(int(key.split("@")[1]) for key in row if key.startswith("alone@"))
 
 

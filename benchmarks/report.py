@@ -39,7 +39,7 @@ def machine(name: str) -> dict[str, Any]:
     }
 
 
-def markdown(document: dict[str, Any], forms: dict[str, str]) -> str:
+def markdown(document: dict[str, Any]) -> str:
     """The whole result as a page."""
     about = document["machine"]
     lines = [

@@ -44,7 +44,6 @@ class Served:
         self.label, self.address, self._ready = label, ("127.0.0.1", port), ready
         self.extra = extra or {}  # fields that its requests need beside the common ones
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # as long as self
-        start = time.perf_counter()
         self.process = subprocess.Popen(
             list(command),
             env={**os.environ, **(env or {})},
@@ -55,7 +54,6 @@ class Served:
         )
         atexit.register(self.close)
         self._wait()
-        self.ready_seconds = time.perf_counter() - start
 
     def _wait(self) -> None:
         end = time.monotonic() + START_SECONDS

@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         _log(f"{size} {packing} against {FORMS[packing]}")
         document["pairings"].append(_pairing(size, packing, arguments))
         document["seconds"] = time.perf_counter() - started
-        text = report.markdown(document, FORMS)
+        text = report.markdown(document)
         _write(arguments, document, text)  # after every pairing: a run cut short leaves its results
     print(text)
     return 0

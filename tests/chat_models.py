@@ -10,7 +10,6 @@ from nomatmul.formats.config import ModelConfig
 
 SPECIAL = ("<|begin|>", "<|im_start|>", "<|im_end|>", "<|eot_id|>")
 BEGIN, START, END, EOT = range(256, 260)
-THINK = 260  # <think>, a token of its own but not special
 SIZES = {"vocab_size": 270, "hidden_size": 32, "num_layers": 2, "bos_token_id": BEGIN}
 RECURRENT = ModelConfig(**SIZES, intermediate_size=40, eos_token_id=EOT)
 ATTENTION = ModelConfig(

@@ -98,7 +98,7 @@ def test_a_stopped_packing_leaves_nothing(training, tmp_path, name):
         "from nomatmul.cli import main\n"
         "def stop(*_):\n"
         f"    os.kill(os.getpid(), signal.{name})\n"
-        "room._silent = lambda done, total, name: stop() if done == 3 else None\n"
+        "room.silent = lambda done, total, name: stop() if done == 3 else None\n"
         f"sys.exit(main(['pack', {str(training)!r}, {str(out / 'packed')!r}, '--no-check']))\n"
     )
     done = subprocess.run(

@@ -73,6 +73,7 @@ def run(options: Options) -> int:
     if not options.model.startswith(PREFIX):  # bars of a download are wanted
         hide_progress_bars()
     from nomatmul.convert.export import export
+    from nomatmul.convert.progress import line
 
     clean_up_when_terminated()
     quiet = options.json or not sys.stderr.isatty()
@@ -82,18 +83,13 @@ def run(options: Options) -> int:
         to=options.to,
         type=options.type,
         embedding=options.embedding,
-        progress=None if quiet else _show_progress,
+        progress=None if quiet else line("exporting"),
     )
     if options.json:
         print_json(dataclasses.asdict(result))
     else:
         _show(result)
     return 0
-
-
-def _show_progress(done: int, total: int, name: str) -> None:
-    line = f"exporting {done}/{total} {name}" if name else ""
-    print(f"\r{line:70.70}", end="" if name else "\r", file=sys.stderr, flush=True)
 
 
 def _show(result: ExportResult) -> None:

@@ -92,6 +92,7 @@ def run(options: Options) -> int:
     if not options.src.startswith(PREFIX):  # bars of a download are wanted
         hide_progress_bars()
     from nomatmul.convert import pack
+    from nomatmul.convert.progress import line
 
     clean_up_when_terminated()
     quiet = options.json or not sys.stderr.isatty()
@@ -105,18 +106,13 @@ def run(options: Options) -> int:
         dense=options.dense,
         check=options.check,
         check_text=options.check_text,
-        progress=None if quiet else _show_progress,
+        progress=None if quiet else line("packing"),
     )
     if options.json:
         print_json(dataclasses.asdict(result))
     else:
         _show(result)
     return 0
-
-
-def _show_progress(done: int, total: int, name: str) -> None:
-    line = f"packing {done}/{total} {name}" if name else ""
-    print(f"\r{line:70.70}", end="" if name else "\r", file=sys.stderr, flush=True)
 
 
 def _show(result: PackResult) -> None:

@@ -20,7 +20,8 @@ from nomatmul.convert.export_tokenizer import vocabulary_metadata
 from nomatmul.convert.export_unpacked import EMBEDDINGS as UNPACKED_EMBEDDINGS
 from nomatmul.convert.export_unpacked import export_unpacked
 from nomatmul.convert.exportable import ExportSource
-from nomatmul.convert.packing import Progress, pack
+from nomatmul.convert.packing import pack
+from nomatmul.convert.progress import Progress, silent
 from nomatmul.convert.source import find_checkpoint, source_tokenizer, text_config
 from nomatmul.formats.files.atomic import check_writable
 from nomatmul.formats.files.directory import directory_bytes
@@ -76,7 +77,7 @@ def export(
     start, target = time.perf_counter(), Path(out)
     to = _target(to, target)
     _check_words(to, type, embedding)
-    report = progress or (lambda done, total, name: None)
+    report = progress or silent
     if to == "packed":
         return _pack(model, target, embedding, progress)
     _check_place(to, target)

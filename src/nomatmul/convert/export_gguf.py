@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from nomatmul.convert.export_rounding import INT8_GROUP, Rounding, exact_type, stored_floats
 from nomatmul.convert.exportable import ExportSource, steps
 from nomatmul.convert.matrices import Floats
+from nomatmul.convert.progress import Progress
 from nomatmul.formats.files.gguf_blocks import Bytes
 from nomatmul.formats.files.gguf_encode import WRITTEN, encode_floats, encode_integers
 from nomatmul.formats.files.gguf_write import GgufRows, write_gguf
@@ -40,8 +41,6 @@ ACTIVATIONS = {
     "Q2_0": "int8 for each 32 inputs",
     "PQ2_0": "int8 for groups of inputs",
 }
-
-Progress = Callable[[int, int, str], None]
 
 
 def ternary_type(source: ExportSource, asked: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from nomatmul.convert.export_rounding import Rounding, exact_type, fits_half, stored_floats
 from nomatmul.convert.exportable import ExportSource, steps
 from nomatmul.convert.matrices import Floats
+from nomatmul.convert.progress import Progress
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.files.atomic import write_file
 from nomatmul.formats.files.directory import new_directory
@@ -33,8 +34,6 @@ EMBEDDINGS = ("auto", "f32", "f16", "bf16")
 _OUTER = ("model.embed_tokens.weight", "lm_head.weight")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-Progress = Callable[[int, int, str], None]
 
 
 def export_unpacked(

@@ -36,6 +36,7 @@ def _pack_once(name: HubName, snapshot: Snapshot, target: Path) -> None:
     from filelock import FileLock, Timeout
 
     from nomatmul.convert.packing import pack
+    from nomatmul.convert.progress import line
 
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(target.with_name(f".{target.name}.lock"))
@@ -50,11 +51,11 @@ def _pack_once(name: HubName, snapshot: Snapshot, target: Path) -> None:
         for left in target.parent.glob(f".{target.name}.part-*"):  # of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         print(f"nomatmul: {name}: packing it into {target}", file=sys.stderr)
-        pack(snapshot.path, target, check=False, progress=_show if sys.stderr.isatty() else None)
+        pack(
+            snapshot.path,
+            target,
+            check=False,
+            progress=line("packing") if sys.stderr.isatty() else None,
+        )
     finally:
         lock.release()
-
-
-def _show(done: int, total: int, tensor: str) -> None:
-    line = f"packing {done}/{total} {tensor}" if tensor else ""
-    print(f"\r{line:70.70}", end="" if tensor else "\r", file=sys.stderr, flush=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from nomatmul.convert.check_text import CheckText
 from nomatmul.convert.forms import checked_forms, choose_forms, rounds_head, with_short_head
 from nomatmul.convert.head import HeadCost
 from nomatmul.convert.matrices import Floats, MatrixSource
+from nomatmul.convert.progress import Progress, silent
 from nomatmul.convert.source import find_checkpoint, source_tokenizer, text_config
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.checkpoint import Checkpoint, open_checkpoint
@@ -34,8 +34,6 @@ from nomatmul.formats.gates import cumulative_lower_bounds
 from nomatmul.formats.packed import Forms, PackedWriter
 from nomatmul.formats.packed.layout import CONFIG_FILE, Layout
 from nomatmul.formats.packed.writer import refuse_existing
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def pack(
             if run and run.head and not run.head.bearable:  # only that matrix differs
                 forms = with_short_head(checkpoint, forms)
         with PackedWriter(target, target_config, forms, reading, tokenizer_path) as writer:
-            _write_tensors(checkpoint, writer, progress or _silent)
+            _write_tensors(checkpoint, writer, progress or silent)
             parts = _parts(writer.layout)
     found = checkpoint.found
     return PackResult(
@@ -201,10 +199,6 @@ def _parts(layout: Layout) -> dict[str, int]:
 
 def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
     return math.prod(shape) * NUMPY_DTYPES[dtype].itemsize
-
-
-def _silent(done: int, total: int, name: str) -> None:
-    """Progress that nobody watches."""
 
 
 def _write_tensors(checkpoint: Checkpoint, writer: PackedWriter, progress: Progress) -> None:

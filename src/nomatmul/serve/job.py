@@ -19,8 +19,7 @@ from nomatmul.engine.sampling import Sampling
 if TYPE_CHECKING:
     from nomatmul.serve.grammar import GrammarSpec
 
-# How a choice ends by itself, and how it is cut off.
-ENDS = ("stop", "end", "length", "grammar")
+# How a choice is cut off; how it ends by itself is told at `Delta`.
 CUTS = ("cancelled", "timeout", "shutdown", "error")
 
 
@@ -81,7 +80,7 @@ class Delta:
     """News of one choice.
 
     count: tokens made since the last news, an end token included. finish: None while it runs, then
-    one of ENDS ("stop": a stop string; "end": an end token; "length": max_tokens or the model's
+    by itself ("stop": a stop string; "end": an end token; "length": max_tokens or the model's
     positions; "grammar": nothing may follow) or of CUTS.
     """
 

@@ -149,7 +149,7 @@ def _found(values: JsonObject, source: TensorSource, names: Names, linears: list
     kind = functools.partial(_kind, kept)
     return Form(
         "ternary values",
-        group=_group(source, kept, linears),
+        group=_group(source, kept),
         embedding=kind("embedding"),
         head=kind("embedding" if tied else HEAD),
         scales=_counted(kept),
@@ -175,7 +175,7 @@ def _scan(source: TensorSource, name: str) -> TernaryValues | None:
     return scan(lambda rows: source.read(name, rows), (shape[0], shape[1]))
 
 
-def _group(source: TensorSource, kept: dict[str, TernaryValues], linears: list[str]) -> int:
+def _group(source: TensorSource, kept: dict[str, TernaryValues]) -> int:
     """The largest group that divides all of the model's own."""
     for name, values in kept.items():
         if not values.group:
