@@ -12,6 +12,7 @@ from gguf_models import HEAD_SIZE, KV_HEADS, sizes, write_gguf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.files.gguf import GgufFile
 from nomatmul.formats.published.gguf import open_gguf, read_gguf
@@ -439,3 +440,40 @@ def test_any_value_of_a_key_is_read_or_refused_in_one_line(metadata_and_file, ch
     except FormatError as error:
         lines = str(error).splitlines()
     assert len(lines) == 1
+
+
+def test_a_norm_inside_each_linear(tmp_path, rng):
+    """BitNet-embedding as bitnet.cpp converts it: NAME_norm_in beside every matrix of a block."""
+    norms = {}
+
+    def add_norms(tensors):
+        for name, value in list(tensors.items()):
+            if name.startswith("blk.") and value.ndim == 2:
+                norm = name.replace(".weight", "_norm_in.weight")
+                norms[norm] = rng.random(value.shape[1]).astype(np.float32)
+        tensors |= norms
+
+    path = tmp_path / "x.gguf"
+    wanted = write_gguf(path, "qwen3", rng, kind="TQ2_0", group=0, tied=True, change=add_norms)
+    checkpoint = open_checkpoint(path)
+    config = checkpoint.config
+    assert (config.linear, config.linear_norm, config.scale_group) == ("ternary", "all", 0)
+    assert config.linear_norm_eps == pytest.approx(1e-5)
+    for ours, stored, name in (
+        ("mixer.q_proj", "attn_q", "self_attn.q_proj"),
+        ("mixer.o_proj", "attn_output", "self_attn.o_proj"),
+        ("channel.up_proj", "ffn_up", "mlp.up_proj"),
+        ("channel.down_proj", "ffn_down", "mlp.down_proj"),
+    ):
+        norm = checkpoint.read(f"layers.1.{ours}.norm.weight")
+        np.testing.assert_array_equal(norm, norms[f"blk.1.{stored}_norm_in.weight"])
+        weight = checkpoint.read(f"layers.1.{ours}.weight")
+        np.testing.assert_array_equal(weight, wanted[f"model.layers.1.{name}.weight"])
+
+    def without_one(tensors):
+        add_norms(tensors)
+        del tensors["blk.1.ffn_down_norm_in.weight"]
+
+    write_gguf(path, "qwen3", rng, kind="TQ2_0", group=0, tied=True, change=without_one)
+    with pytest.raises(FormatError, match=r"lacks the tensor 'blk\.1\.ffn_down_norm_in\.weight'"):
+        open_checkpoint(path)

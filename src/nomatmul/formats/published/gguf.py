@@ -16,7 +16,13 @@ from nomatmul.formats.files.gguf import GgufFile
 from nomatmul.formats.files.json import JsonObject
 from nomatmul.formats.published.gguf_keys import Keys
 from nomatmul.formats.published.gguf_rotary import rope_scaling
-from nomatmul.formats.published.gguf_tensors import EMBEDDING, HEAD, ROPE_FACTORS, GgufSource
+from nomatmul.formats.published.gguf_tensors import (
+    EMBEDDING,
+    HEAD,
+    ROPE_FACTORS,
+    GgufSource,
+    has_inner_norms,
+)
 from nomatmul.formats.published.gguf_tokens import token_ids
 
 # general.architecture -> (model_type, activation). BitNet-2B-4T's files name bitnet-25 or
@@ -67,10 +73,14 @@ def read_gguf(file: GgufFile) -> tuple[JsonObject, GgufSource]:
         **token_ids(keys, values["vocab_size"]),
     }
     keys.refuse_others(name)
-    bitnet = model_type == "bitnet"
+    inner = has_inner_norms(file)
+    bitnet = model_type == "bitnet" or inner
     source = GgufSource(file, values, permuted=name in _PERMUTED, one_scale=bitnet)
     if _has_bit_linears(source, bitnet):
         values["quantization_config"] = dict(_BIT_LINEAR)
+    if inner:
+        norms = {"use_rms_norm": True, "rms_norm_eps": values["rms_norm_eps"]}
+        values["quantization_config"] |= norms
     return values, source
 
 

@@ -49,6 +49,17 @@ _MORE: dict[str, _Names] = {
         "ffn_sub_norm": ("mlp.ffn_sub_norm", "M"),
     },
 }
+# BitNet-embedding has a norm inside each linear; as bitnet.cpp's converter names it.
+_INNER: _Names = {
+    f"{part}_norm_in": (f"{name}.norm", sizes[1])
+    for part, (name, sizes) in _BLOCK.items()
+    if len(sizes) == 2
+}
+
+
+def has_inner_norms(file: GgufFile) -> bool:
+    """Whether the first block has any norm inside a linear."""
+    return any(f"blk.0.{part}.weight" in file.tensors for part in _INNER)
 
 
 class GgufSource(TensorSource):
@@ -69,7 +80,8 @@ class GgufSource(TensorSource):
         self._one_scale = one_scale
         self._head_dim = values["head_dim"] if permuted else 0
         self._stored: dict[str, str] = {}
-        for stored, name, shape in stored_tensors(values, own_head=HEAD in file.tensors):
+        head, inner = HEAD in file.tensors, has_inner_norms(file)
+        for stored, name, shape in stored_tensors(values, own_head=head, inner_norms=inner):
             if stored not in file.tensors:
                 raise FormatError(f"{file.path} lacks the tensor {stored!r}")
             found = file.tensors[stored].shape
@@ -152,11 +164,12 @@ def stored_order(head_dim: int) -> NDArray[np.int64]:
 
 
 def stored_tensors(
-    values: JsonObject, *, own_head: bool
+    values: JsonObject, *, own_head: bool, inner_norms: bool = False
 ) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """(stored name, Hugging Face's name, shape) of every tensor of a model, but for `ROPE_FACTORS`.
 
     values: its config.json, all sizes given. own_head: the head is no other name of the embedding.
+    inner_norms: each linear of a block has a norm inside.
     """
     sizes = {
         "D": values["hidden_size"],
@@ -169,7 +182,8 @@ def stored_tensors(
     for stored, (name, letters) in _OUTER.items():
         if stored != HEAD or own_head:
             yield stored, name, tuple(sizes[letter] for letter in letters)
+    parts = {**_BLOCK, **_MORE[values["model_type"]], **(_INNER if inner_norms else {})}
     for layer in range(values["num_hidden_layers"]):
-        for part, (inner, letters) in {**_BLOCK, **_MORE[values["model_type"]]}.items():
+        for part, (inner, letters) in parts.items():
             shape = tuple(sizes[letter] for letter in letters)
             yield f"blk.{layer}.{part}.weight", f"model.layers.{layer}.{inner}.weight", shape
