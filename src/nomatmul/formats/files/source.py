@@ -34,7 +34,8 @@ class TensorSource(Protocol):
         return None
 
     def byte_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return {name: shape} of the tensors of `left_out` that are int8 or uint8."""
+        """Return {name: shape} of the tensors of `left_out` that are int8, uint8, or uint32 (words
+        of packed codes)."""
         return {}
 
     def read_bytes(self, name: str, rows: slice | None = None) -> NDArray[Any]:

@@ -92,7 +92,7 @@ class SafetensorsSource(TensorSource):
                     self._file_of[name] = file
                 else:
                     self.left_out[name] = info.dtype
-                    if info.dtype in ("I8", "U8"):
+                    if info.dtype in ("I8", "U8", "U32"):
                         self._bytes_in[name] = file
         for name, key in (index or {}).items():
             if name not in files[key].infos:

@@ -23,6 +23,7 @@ from nomatmul.formats.published.keys import warn_ignored
 from nomatmul.formats.published.llama_form import Form, find_form
 from nomatmul.formats.published.llama_like import check_options, config_of, ignored_keys
 from nomatmul.formats.published.llama_names import ANCHORS, HEAD, Names
+from nomatmul.formats.published.mlx import MlxSource, split_config
 from nomatmul.formats.published.ternary_values import ternary_matrix
 
 FAMILIES = {
@@ -46,6 +47,7 @@ _TABLES = re.compile(r"\.rotary_emb\.(?:(?:original_)?inv_freq|(?:cos|sin)_cache
 def check_config(values: JsonObject) -> None:
     """Raise FormatError, by name, for an option of a config.json (of FAMILIES) that we do not
     compute."""
+    values, _ = split_config(values)
     family = FAMILIES[values["model_type"]]
     check_options(family, values)
     ignored_keys(family, values)
@@ -60,9 +62,11 @@ def open_family(
     are missing, misshapen, or not what they should be.
     """
     check_config(values)
+    values, packing = split_config(values)
     family = FAMILIES[values["model_type"]]
     ignored = ignored_keys(family, values)
     warn_ignored(ignored)
+    source = source if packing is None else MlxSource(source, packing)
     source = unwrapped(source, ANCHORS, where)
     names = Names(source)
     form = find_form(family, values, source, names)
