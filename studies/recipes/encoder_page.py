@@ -49,6 +49,9 @@ def table(folder: Path) -> str:
         found = [packed[name]["packed"][text] for name in VARIANTS]
         shares = [f"{percent(f['accuracy'])} ({100 * f['accuracy_masks']:.1f})" for f in found]
         rows.append([f"hidden words of {title}, packed (those shown as masks)", *shares])
+    for tokens in packed["trees"].get("milliseconds", {}):
+        found = [f"{packed[name]['milliseconds'][tokens]:.2f} ms" for name in VARIANTS]
+        rows.append([f"CPU time of {tokens} tokens, packed, one thread", *found])
     for task in tasks(folder):
         tuned = read(folder, task)
         cells = [tuned.get(name, {}) for name in VARIANTS]

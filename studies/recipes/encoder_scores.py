@@ -9,6 +9,7 @@ A library of encoder.py. Shape suffixes: B windows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,27 @@ def trained_scores(args: argparse.Namespace, name: str) -> dict[str, dict[str, f
 
 
 def packed_scores(args: argparse.Namespace, packed: Path) -> dict[str, Any]:
-    """Of a packed model, on all texts; words for SENTENCES. Slow without the native core."""
+    """Of a packed model, on all texts; words for SENTENCES; speed. Slow without the native core."""
     engine = nomatmul.load(packed, kind="encoder")
     found = {
         text: accuracy(engine.logits, args.work / f"valid-{text}", args.windows) for text in TEXTS
     }
-    return {"packed": found, "fill_mask": fillings(engine)}
+    return {"packed": found, "fill_mask": fillings(engine), "milliseconds": milliseconds(packed)}
+
+
+def milliseconds(packed: Path) -> dict[str, float]:
+    """CPU time of one thread for a window of LENGTH tokens and for 5, the least of 100 each."""
+    engine, found = nomatmul.load(packed, kind="encoder", threads=1), {}
+    random = np.random.default_rng(0)
+    for tokens in (LENGTH, 5):
+        ids_T = random.integers(10, engine.config.vocab_size, tokens)
+        times = []
+        for _ in range(100):
+            began = time.process_time()
+            engine.embed_ids([ids_T.tolist()])
+            times.append(1000 * (time.process_time() - began))
+        found[str(tokens)] = round(min(times), 3)
+    return found
 
 
 def fillings(engine: Any) -> dict[str, list[list[Any]]]:
