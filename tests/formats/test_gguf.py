@@ -314,7 +314,9 @@ def test_i2_s_of_another_size_is_refused(tmp_path):
         GgufFile(write_blocks(tmp_path / "x.gguf", table))
 
 
-@pytest.mark.parametrize(("number", "name"), [(16, "IQ2_XXS"), (39, "MXFP4"), (99, "number 99")])
+@pytest.mark.parametrize(
+    ("number", "name"), [(16, "IQ2_XXS"), (39, "MXFP4, or TL2 in bitnet.cpp"), (99, "number 99")]
+)
 def test_types_that_are_not_read_are_named(tmp_path, number, name):
     with pytest.raises(FormatError, match=f"'w' is of the type {name}, which is not read"):
         GgufFile(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 
 import gguf
@@ -55,6 +56,30 @@ def test_byte_level_ids_are_llama_cpp_s(byte_level, name):
         if name not in APPROXIMATE or "\u0301" not in text:
             assert tokenizer.encode(text, add_special_tokens=False).ids == ids, text
         assert tokenizer.decode(ids, skip_special_tokens=False) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("falcon_e", "llama-bpe"), ("grok-2", "qwen2"), ("minimax-m2", "gpt-4o")],
+)
+def test_other_names_of_a_pre_tokenizer(byte_level, name, other):
+    found, wanted = (tokenizer_of({**byte_level, "tokenizer.ggml.pre": n}) for n in (name, other))
+    for text in IDS["texts"]:
+        ids = found.encode(text, add_special_tokens=False).ids
+        assert ids == wanted.encode(text, add_special_tokens=False).ids
+
+
+def test_qwen35_keeps_marks_at_their_letters(byte_level):
+    """Its pattern is qwen2's but for marks, and so is the cut of texts without."""
+    cuts = {}
+    for name in ("qwen2", "qwen35"):
+        pieces = tokenizer_of({**byte_level, "tokenizer.ggml.pre": name}).pre_tokenizer
+        cuts[name] = lambda text, p=pieces: [at for _, at in p.pre_tokenize_str(text)]
+    for text in IDS["texts"]:
+        if not any(unicodedata.category(letter).startswith("M") for letter in text):
+            assert cuts["qwen35"](text) == cuts["qwen2"](text)
+    assert cuts["qwen35"]("e\u0301te\u0301 12") == [(0, 5), (5, 6), (6, 7), (7, 8)]
+    assert len(cuts["qwen2"]("e\u0301te\u0301 12")) > 4
 
 
 def test_the_recorded_vocabulary_tells_pre_tokenizers_apart():
@@ -235,7 +260,7 @@ def test_a_model_without_a_tokenizer_has_no_files():
 PRE = "tokenizer.ggml."
 REFUSED = {
     "kind": ({"model": "bert"}, "a tokenizer of the kind 'bert'; it must be 'gpt2' or 'llama'"),
-    "pre": ({"pre": "qwen35"}, "the pre-tokenizer 'qwen35' is not known"),
+    "pre": ({"pre": "kimi-k2"}, "the pre-tokenizer 'kimi-k2' is not known"),
     "pre number": ({"pre": 3}, "pre is 3; it must be a string"),
     "no tokens": ({"tokens": None}, "tokens must be a list of tokens"),
     "few types": ({"token_type": np.ones(3, np.int32)}, "903 tokens and 3 types"),

@@ -138,10 +138,10 @@ TYPES: dict[int, tuple[BlockType, ...]] = {
     142: (BlockType("PQ2_0", "ternary", 128, 34, _in_order),),
     143: (BlockType("PTQ1_0", "ternary", 128, 28, _PTQ1, scale_at=26),),
 }
-# Types of llama.cpp that are not read, to name them in the refusal.
+# Types of llama.cpp and bitnet.cpp that are not read, to name them in the refusal.
 _OTHERS = (
     *((9, "Q8_1"), (15, "Q8_K"), (16, "IQ2_XXS"), (17, "IQ2_XS"), (18, "IQ3_XXS"), (19, "IQ1_S")),
     *((21, "IQ3_S"), (22, "IQ2_S"), (24, "I8"), (25, "I16"), (26, "I32"), (27, "I64"), (28, "F64")),
-    *((29, "IQ1_M"), (39, "MXFP4"), (40, "NVFP4")),
+    *((29, "IQ1_M"), (38, "TL1"), (39, "MXFP4, or TL2 in bitnet.cpp"), (40, "NVFP4")),
 )
 OTHER_NAMES = dict(_OTHERS)

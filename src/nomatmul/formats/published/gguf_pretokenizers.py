@@ -17,6 +17,10 @@ GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|
 SINGLE_DIGITS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}"
 _QWEN2 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}"
+# Marks (accents written apart) belong to their letters.
+_QWEN35 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}|" + _REST.replace(
+    r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]"
+)
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASES = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+",
@@ -44,10 +48,11 @@ LLAMA3, DEFAULT = "llama-bpe", "default"
 _KINDS: tuple[tuple[PreTokenizer, str], ...] = (
     (
         PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True),
-        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2",
+        "llama-bpe llama3 llama-v3 falcon3 falcon_e falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
     ),
     (PreTokenizer((_LLAMA3,)), "dbrx smaug-bpe glm4 chatglm-bpe"),
-    (PreTokenizer((_QWEN2,)), "qwen2 deepseek-r1-qwen megrez stablelm2 hunyuan solar-open"),
+    (PreTokenizer((_QWEN2,)), "qwen2 deepseek-r1-qwen megrez stablelm2 hunyuan solar-open grok-2"),
+    (PreTokenizer((_QWEN35,)), "qwen35"),
     (PreTokenizer((GPT2,)), "gpt-2 phi-2 mpt olmo jais trillion granite-docling gigachat"),
     (PreTokenizer((GPT2,)), "a.x-4.0 mellum modern-bert exaone4"),
     (PreTokenizer((r"\p{N}", GPT2)), "smollm starcoder refact command-r codeshell exaone"),
@@ -57,6 +62,6 @@ _KINDS: tuple[tuple[PreTokenizer, str], ...] = (
     (PreTokenizer((_BLOOM,)), "bloom poro-chat gpt3-finnish"),
     (PreTokenizer((_BLOOM, r"\p{N}")), "viking"),
     (PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True), "tekken"),
-    (PreTokenizer((_GPT4O,)), "gpt-4o llama4 kanana2"),
+    (PreTokenizer((_GPT4O,)), "gpt-4o llama4 kanana2 minimax-m2"),
 )
 PRE_TOKENIZERS = {name: kind for kind, names in _KINDS for name in names.split()}
