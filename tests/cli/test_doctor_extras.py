@@ -12,10 +12,18 @@ from nomatmul.cli import doctor
 MODULE_OF = {"scikit-learn": "sklearn", "llama-cpp-python": "llama_cpp"}
 
 
-@pytest.mark.parametrize("extra", ["train", "bench", "serve"])
+PYPROJECT = (Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8")
+
+
+def test_every_extra_of_users_is_looked_for():
+    table = PYPROJECT.split("[project.optional-dependencies]")[1].split("\n[")[0]
+    extras = set(re.findall(r"^([a-z-]+) = \[", table, re.MULTILINE))
+    assert extras - {"test", "dev"} == set(doctor.EXTRAS)
+
+
+@pytest.mark.parametrize("extra", ["train", "bench", "serve", "chat", "hub", "hardware"])
 def test_every_package_of_an_extra_is_looked_for(extra):
-    text = (Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8")
-    listed = re.search(rf"^{extra} = \[(.*?)\]", text, re.DOTALL | re.MULTILINE)[1]
+    listed = re.search(rf"^{extra} = \[(.*?)\]", PYPROJECT, re.DOTALL | re.MULTILINE)[1]
     packages = re.findall(r'"([A-Za-z0-9_.-]+?)[><=]', listed)
     assert packages
     assert sorted(doctor.EXTRAS[extra]) == sorted(

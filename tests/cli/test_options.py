@@ -116,3 +116,27 @@ def test_sizes_have_units(text, size):
 def test_nonsense_is_no_size(text):
     with pytest.raises(ValueError, match="is not a size such as 1GiB"):
         parse("many", MANY, [f"--room={text}"])
+
+
+@pytest.mark.parametrize(
+    ("words", "argument"),
+    [
+        (["generate", "The", "--model", ""], "--model"),
+        (["pack", "", "packed"], "SRC"),
+        (["pack", "run", ""], "DST"),
+        (["eval", "--text", "a.txt", "--model", ""], "--model"),
+        (["serve", ""], "MODEL"),
+        (["serve", "--host", ""], "--host"),
+    ],
+)
+def test_an_empty_name_is_not_the_working_directory(run, words, argument):
+    """A shell's variable that is not set; a host without name would be every address."""
+    done = run(*words)
+    assert (done.status, done.out) == (1, "")
+    assert f"argument {argument}: it is empty" in done.err
+
+
+def test_texts_may_be_empty():
+    module = importlib.import_module("nomatmul.cli.chat")
+    options = parse("chat", module, ["--prefix", "", "--system", "", "--suffix", "x"])
+    assert (options.prefix, options.system, options.suffix) == ("", "", "x")

@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from nomatmul.cli.encoding import read_texts
+from nomatmul.cli.sampling import checked_text
 
 # str.splitlines cuts at all of these
 INSIDE = "a\u2028b\u2029c\x0bd\x0ce\x1cf\x1dg\x1eh\x85i"
@@ -61,3 +62,12 @@ def test_a_file_that_is_no_plain_text_is_refused(run, packed, training, tmp_path
     assert done.status == 1
     assert "rows.txt holds JSON, not plain text" in done.err
     assert not (tmp_path / "new").exists()
+
+
+def test_a_prompt_is_utf_8_whatever_the_locale_says():
+    """With an ASCII locale and Python's UTF-8 mode off, arguments keep their bytes apart."""
+    apart = "日本語 é".encode().decode("ascii", "surrogateescape")
+    assert checked_text(apart) == checked_text("日本語 é") == "日本語 é"
+    for bytes_ in (b"caf\xe9", b"caf\xc3"):
+        with pytest.raises(ValueError, match=r"not UTF-8 text \(character 3\)"):
+            checked_text(bytes_.decode("utf-8", "surrogateescape"))

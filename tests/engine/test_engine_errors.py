@@ -41,6 +41,7 @@ from nomatmul.formats.config import ModelConfig
         ("text", "encode the text"),
         ([[1], [2, 3]], "list of numbers"),
         (["1"], "whole numbers"),
+        (5, "whole numbers, got 5$"),
     ],
 )
 def test_bad_ids(lm: LanguageModel, ids: Any, message: str) -> None:
@@ -52,6 +53,14 @@ def test_bad_ids(lm: LanguageModel, ids: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         lm.step([session, lm.session()], [[1], ids])
     assert session.position == 1
+
+
+@pytest.mark.parametrize("path", [5, "", b"model", ["model"]])
+def test_what_is_no_path_is_refused(lm: LanguageModel, path: Any) -> None:
+    """An empty one would be the working directory."""
+    for call in (load, lm.session, lm.session().save):
+        with pytest.raises(ValueError, match="must be a non-empty text or a Path, got"):
+            call(path)
 
 
 def test_the_native_core_checks_ids_too(lm: LanguageModel) -> None:

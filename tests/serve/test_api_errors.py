@@ -185,9 +185,9 @@ def test_what_is_missing_is_named(server, name):
     [
         (b"", "JSON"),
         (b"{", "JSON"),
-        (b"[]", "object"),
+        (b"[]", "object, got []"),
         (b'"text"', "object"),
-        (b"null", "object"),
+        (b"null", "object, got null"),
         (b"\xff{}", "JSON"),
         (b'{"model": "m", "model": "m"}', "'model' appears twice"),
         (b'{"metadata": {"a": 1, "a": 1}}', "'a' appears twice"),

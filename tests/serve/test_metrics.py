@@ -34,6 +34,9 @@ def test_health_and_ready(server):
     assert httpx.get(f"{server.url}/health").json()["status"] == "ready"
     response = httpx.get(f"{server.url}/ready")
     assert (response.status_code, response.json()) == (200, {"status": "ready"})
+    for path in ("health", "ready"):  # as load balancers may ask
+        head = httpx.head(f"{server.url}/{path}")
+        assert (head.status_code, head.content) == (200, b""), path
 
 
 @pytest.mark.parametrize("state", ["loading", "closing"])

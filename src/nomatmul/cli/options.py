@@ -117,7 +117,7 @@ def _add_argument(
         optional: dict[str, Any] = {} if required else {"nargs": "?", "default": field.default}
         if typing.get_origin(hint) is tuple:
             optional["nargs"] = "*"
-        convert = meta.get("type") or _converter(hint)
+        convert = meta.get("type") or _converter(hint, metavar)
         parser.add_argument(field.name, metavar=metavar, help=text, type=convert, **optional)
         return
     flag = "--" + field.name.replace("_", "-")
@@ -132,21 +132,25 @@ def _add_argument(
         values = field.default if isinstance(field.default, tuple) else (field.default,)
         show = size_text if meta.get("type") is byte_count else str
         text += f" (default {','.join(map(show, values))})"
+    metavar = meta.get("metavar") or field.name.upper()
     parser.add_argument(
         flag,
         dest=field.name,
         **many,
         required=required,
-        default=None if required or field.default == () else field.default,
-        type=meta.get("type") or _converter(hint),
+        default=None if required or field.default in ((), "") else field.default,
+        type=meta.get("type") or _converter(hint, metavar),
         choices=meta.get("choices"),
-        metavar=None if meta.get("choices") else meta.get("metavar") or field.name.upper(),
+        metavar=None if meta.get("choices") else metavar,
         help=text,
     )
 
 
-def _converter(hint: Any) -> Callable[[str], Any]:
-    """The function that reads one value of a type hint (`int | None` reads an int)."""
+def _converter(hint: Any, metavar: str) -> Callable[[str], Any]:
+    """The function that reads one value of a type hint (`int | None` reads an int).
+
+    What is called TEXT may be empty; names and paths may not.
+    """
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
     if typing.get_origin(hint) is tuple:
@@ -155,7 +159,15 @@ def _converter(hint: Any) -> Callable[[str], Any]:
         return integer
     if hint is float:
         return real
-    return str
+    return str if metavar == "TEXT" else named
+
+
+def named(text: str) -> str:
+    """A name or a path. An empty one, a shell's variable that is not set, would be taken for the
+    working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
 
 
 def integer(text: str) -> int:

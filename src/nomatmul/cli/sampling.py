@@ -29,12 +29,15 @@ def unescape(text: str) -> str:
 
 
 def checked_text(text: str) -> str:
-    """The text itself; raises ValueError for bytes that are no UTF-8 (Python keeps such apart)."""
+    """A prompt's text; raises ValueError for bytes that are no UTF-8 (Python keeps such apart).
+
+    Where the locale's encoding is ASCII Python keeps all others apart, too: they are joined here.
+    """
     try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the prompt is not UTF-8 text (character {error.start})") from None
-    return text
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        first = next(at for at, c in enumerate(text) if "\ud800" <= c <= "\udfff")
+        raise ValueError(f"the prompt is not UTF-8 text (character {first})") from None
 
 
 def before_numpy() -> None:

@@ -31,9 +31,8 @@ def checked_ids(ids: Sequence[int] | NDArray[Any], vocab_size: int) -> NDArray[n
     huge = array.dtype == object and all(isinstance(item, numbers.Integral) for item in items)
     odd = any(isinstance(item, bool | np.bool_) for item in items)
     if array.ndim != 1 or odd or not (array.dtype.kind in "iu" or (items and huge)):
-        raise ValueError(
-            f"token ids must be a list of whole numbers, got {array.dtype} {list(array.shape)}"
-        )
+        found = f"{array.dtype} {list(array.shape)}" if array.ndim else f"{ids!r}"
+        raise ValueError(f"token ids must be a list of whole numbers, got {found}")
     low, high, size = int(array.min()), int(array.max()), vocab_size
     if low < 0 or high >= size:
         bad = low if low < 0 else high

@@ -49,7 +49,7 @@ class LanguageModel(CausalModel):
             f"<LanguageModel{where}: {config.param_count():,} parameters, {config.num_layers}"
             f" layers of {config.hidden_size}, {config.channel_mixer}, vocabulary"
             f" {config.vocab_size}, {self.packing} weights, {self.backend.name} {self.backend.isa},"
-            f" {self.backend.threads} threads>"
+            f" {self.backend.threads} thread{'' if self.backend.threads == 1 else 's'}>"
         )
 
     @functools.cached_property

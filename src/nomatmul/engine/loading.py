@@ -14,6 +14,7 @@ from nomatmul.engine.native import checked_threads, native
 from nomatmul.engine.state import KV_FORMS, Layout
 from nomatmul.formats import capability
 from nomatmul.formats.architecture import architecture_of
+from nomatmul.formats.files.paths import checked_path
 from nomatmul.formats.packed.layout import Forms
 from nomatmul.formats.packed.reader import PackedReader
 
@@ -247,7 +248,7 @@ def encoder_directory(path: str | Path | None) -> Path:
 
 def _directory(path: str | Path | None, box: Path, what: str) -> Path:
     if path is not None:
-        return packed_directory(path) if is_hub_name(path) else Path(path)
+        return packed_directory(path) if is_hub_name(path) else checked_path(path, f"the {what}")
     if not (box / "config.json").exists():
         raise ValueError(f"this installation carries no {what}; give the path of a packed {what}")
     return box

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from nomatmul.engine.state import Layout, Pieces
 from nomatmul.formats.errors import FormatError, WriteError
 from nomatmul.formats.files.atomic import write_file
+from nomatmul.formats.files.paths import checked_path
 from nomatmul.formats.files.safetensors import (
     Buffer,
     SafetensorsFile,
@@ -45,7 +46,7 @@ def write_state(path: str | Path, arrays: Pieces, position: int, fingerprint: st
     Raises WriteError (a ValueError and an OSError) when the disk refuses.
     """
     try:
-        write_file(Path(path), state_chunks(arrays, position, fingerprint))
+        write_file(checked_path(path, "the state"), state_chunks(arrays, position, fingerprint))
     except OSError as error:
         raise WriteError(f"cannot write {path}: {error.strerror or error}") from None
 
@@ -84,7 +85,7 @@ def read_state(
     belongs to another model, or that keeps keys and values in another form.
     """
     try:
-        file = SafetensorsFile(path)
+        file = SafetensorsFile(checked_path(path, "the state"))
     except FormatError as error:
         raise FormatError(f"cannot read the state of a session: {error}") from None
     position = checked_position(file.path, file.metadata, fingerprint)

@@ -40,7 +40,7 @@ def parse(data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # among them what is no UTF-8
         raise ApiError(400, f"The body is not valid JSON: {_line(error)}") from None
     if not isinstance(values, dict):
-        raise ApiError(400, f"The body must be a JSON object, got {type(values).__name__}")
+        raise ApiError(400, f"The body must be a JSON object, got {short(values)}")
     if "\\u" in text:  # the only way to spell them
         _check_text(values, ())
     return values

@@ -75,6 +75,8 @@ def unknown_model(name: object) -> ApiError:
 
 def short(value: object, limit: int = 60) -> str:
     """A value as a message shows it: never more than a few words of it."""
+    if value is None or isinstance(value, bool):  # in the words of JSON
+        return json.dumps(value)
     text = repr(value[: limit + 1] if isinstance(value, str) else value)
     return text if len(text) <= limit else text[:limit] + "..."
 

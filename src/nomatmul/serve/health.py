@@ -1,4 +1,7 @@
-"""Is the server alive, does it take work, what has it done: /health, /ready, /metrics."""
+"""Is the server alive, does it take work, what has it done: /health, /ready, /metrics.
+
+Probes that look at the status alone ask with HEAD.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 router = APIRouter(tags=["operations"])
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health(request: Request) -> JSONResponse:
     """Status 200 for as long as the process answers."""
@@ -18,6 +22,7 @@ async def health(request: Request) -> JSONResponse:
     return JSONResponse({"status": server.state, "uptime_s": uptime})
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready")
 async def ready(request: Request) -> JSONResponse:
     """Status 200 while new work is taken, 503 while models are loaded and while closing."""

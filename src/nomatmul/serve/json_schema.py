@@ -83,7 +83,7 @@ def check_schema(schema: Any, param: str) -> dict[str, Any]:
     Raises SchemaError, naming the place in the schema.
     """
     if not isinstance(schema, dict):
-        raise SchemaError(f"a schema must be an object, got {type(schema).__name__}", param)
+        raise SchemaError(f"a schema must be an object, got {_short(schema)}", param)
     result = _Check(schema, param).whole()
     if most_together(result) > MAX_TOGETHER:
         raise SchemaError(
@@ -119,7 +119,7 @@ class _Check:
         if isinstance(schema, bool):
             return schema
         if not isinstance(schema, dict):
-            raise self._error(place, f"a schema must be an object, got {type(schema).__name__}")
+            raise self._error(place, f"a schema must be an object, got {_short(schema)}")
         self._keywords(schema, place)
         result = {key: value for key, value in schema.items() if key not in _IGNORED}
         result.pop("uniqueItems", None)
@@ -270,6 +270,8 @@ def _is_int(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
+    if value is None or isinstance(value, bool):  # in the words of JSON
+        return json.dumps(value)
     text = repr(value[:40] if isinstance(value, str) else value)
     return text if len(text) <= 60 else text[:60] + "..."
 

@@ -22,6 +22,7 @@ from nomatmul.engine.sampling import Sampling
 from nomatmul.engine.state import Layout
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.errors import FormatError
+from nomatmul.formats.files.paths import checked_path
 from nomatmul.formats.generation_config import sampling_defaults
 from nomatmul.formats.packed.layout import WEIGHTS_FILE
 from nomatmul.formats.packed.reader import PackedReader
@@ -196,7 +197,9 @@ def model_paths(models: Sequence[str]) -> dict[str, Path]:
         if path in _BOXES and not Path(path).exists():
             directory, name = _BOXES[path](), name or path
         else:
-            directory = packed_directory(path) if is_hub_name(path) else Path(path)
+            directory = (
+                packed_directory(path) if is_hub_name(path) else checked_path(path, "a model")
+            )
         name = name or _own_name(path, directory)
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no name for a model; give NAME={path}")
