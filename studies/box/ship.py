@@ -32,8 +32,8 @@ from studies.recipes import encoder_page
 HERE = Path(__file__).parent
 TOTAL = 30 * 10**6  # bytes of all models in the package
 _TASKS = """Tasks: the weights before
-packing, fine-tuned on {rows:,} rows for {epochs} epoch(s) of bfloat16 with batches of 32, the rate chosen
-on held-out training rows; scored on the development set, whose labels chose no setting."""
+packing, fine-tuned on {rows:,} rows for {epochs} epoch(s) of bfloat16 with batches of 32, the rate
+chosen on held-out training rows; scored on the development set, whose labels chose no setting."""
 AUTHORS = "stories-open/storybooks/ATTRIBUTION.tsv"
 
 
