@@ -1,17 +1,23 @@
 """The table of the box's encoder beside its dense twin, from the scores that encoder.py left.
 
-    python studies/recipes/encoder_page.py benchmarks/results/2026-12-01-recipes-encoder > tables.md
+    python studies/recipes/encoder_page.py benchmarks/results/2026-12-01-recipes-encoder
 
-The folder has encoder-packed.json (hidden words, tasks of the packed models) and encoder-TASK.json
-(fine-tuning); what is missing there is missing in the table. `table` fills the card, too.
+It becomes FOLDER/tables.md. FOLDER has encoder-packed.json (hidden words, tasks, speed of the packed
+models) and encoder-TASK.json (fine-tuning). `table` fills the card, too (studies/box/ship.py).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout
+
+from benchmarks.dry_run import add_tiny, temporary
+from nomatmul.formats.files.atomic import write_file
 
 TEXTS = {"wikipedia": "Wikipedia", "novels": "novels", "stories": "stories"}
 TASKS = {"sst2": ("SST-2", "accuracy, %"), "cola": ("CoLA", "Matthews x 100")}
@@ -77,18 +83,50 @@ def search_table(folder: Path, task: str) -> str:
     return "\n".join(lines)
 
 
-def main(words: list[str]) -> None:
-    folder = Path(words[0])
-    print("# The encoder of the box beside its dense twin of equal bytes\n")
-    print("Recipes `best_encoder_8_minutes` and `bert_8_minutes` (studies/recipes/encoder.py).\n")
-    print(table(folder))
+def page(folder: Path) -> str:
+    parts = ["# The encoder of the box beside its dense twin of equal bytes"]
+    parts += ["Recipes `best_encoder_8_minutes` and `bert_8_minutes` (studies/recipes/encoder.py)."]
+    parts += [table(folder)]
     for task in tasks(folder):
         row = read(folder, task)["trees"]
-        print(f"\n{TASKS[task][0]}: {row['rows']:,} rows, {row['epochs']} epoch(s), batches of 32,")
-        print(f"{'bfloat16' if row['bfloat16'] else 'float32'}. Rates, on held-out training rows")
-        print("after one epoch of a part, float32, one seed (studies/recipes/encoder_tasks.py):\n")
-        print(search_table(folder, task))
+        parts += [
+            f"{TASKS[task][0]}: {row['rows']:,} rows, {row['epochs']} epoch(s), batches of 32,"
+            f" {'bfloat16' if row['bfloat16'] else 'float32'}. Rates, on held-out training rows"
+            " after one epoch of a part, float32, one seed (studies/recipes/encoder_tasks.py):"
+        ]
+        parts += [search_table(folder, task)]
+    return "\n\n".join(parts) + "\n"
+
+
+def invented(folder: Path) -> Path:
+    """Scores of a dry run."""
+    share = {"accuracy": 0.5, "accuracy_masks": 0.4}
+    row = {"packed": dict.fromkeys(TEXTS, share), "milliseconds": {"5": 1.0}, "sst2": 0.5}
+    tuned = {"rate": 1e-3, "median": 0.5, "scores": [share], "rows": 1, "epochs": 1}
+    search = [{**tuned, "variant": name} for name in VARIANTS]
+    cells = {name: {**tuned, "bfloat16": False} for name in VARIANTS}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, values in (("packed", dict.fromkeys(VARIANTS, row)), ("sst2", cells)):
+        text = json.dumps({**values, "search": search})
+        write_file(folder / f"encoder-{name}.json", text.encode())
+    return folder
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, nargs="?", help="of the scores")
+    parser.add_argument("--out", type=Path, help="folder of a dry run")
+    add_tiny(parser)
+    args = parser.parse_args(words)
+    if args.tiny:
+        args.folder = invented(args.out or temporary())
+    if args.folder is None:
+        parser.error("the folder of the scores is missing")
+    write_file(args.folder / "tables.md", page(args.folder).encode())
+    print(args.folder / "tables.md")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
