@@ -31,7 +31,7 @@ def _train(
 
     states = torch.randn(len(batches), 128, 32, device="cuda", dtype=torch.bfloat16)
     hidden, head = torch.empty_like(states[0]), torch.randn_like(states[0, 0].expand(310, 32))
-    teacher = TeacherLogits(lambda part: (hidden[part] @ head.t())[:, :300])
+    teacher = TeacherLogits(lambda part, _: (hidden[part] @ head.t())[:, :300])
 
     def loss(x_BT, y_BT):
         with torch.autocast("cuda", torch.bfloat16):

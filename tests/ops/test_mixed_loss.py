@@ -59,7 +59,7 @@ def test_values_and_gradients_are_those_of_autograd(
     taught = 3 * torch.randn(tokens, vocabulary + padded, dtype=torch.double)
     targets = torch.randint(0, vocabulary, (tokens,))
     targets[torch.rand(tokens) < 0.2] = -100
-    teacher = TeacherLogits(lambda part: taught[part])
+    teacher = TeacherLogits(lambda part, _: taught[part])
     options = {"norm": norm, "slot": new_slot(), "eps": EPS} if ternary else {}
     if ternary:
         options["full_precision"] = full
@@ -85,7 +85,7 @@ def test_a_share_of_nothing_is_the_plain_loss():
     torch.manual_seed(0)
     x, weight = torch.randn(2, 5, 8, requires_grad=True), torch.randn(13, 8, requires_grad=True)
     targets = torch.randint(0, 13, (2, 5))
-    teacher = TeacherLogits(lambda part: torch.randn(10, 13)[part])
+    teacher = TeacherLogits(lambda part, _: torch.randn(10, 13)[part])
     mixed = mixed_cross_entropy(x, targets, weight, taught=Taught(teacher.number, 0.0))
     plain, z = linear_cross_entropy(x, targets, weight)
     assert mixed.total == mixed.loss == plain
@@ -98,7 +98,7 @@ def test_a_share_of_nothing_is_the_plain_loss():
 def test_a_student_that_agrees_has_nothing_to_learn():
     torch.manual_seed(0)
     x, weight = torch.randn(6, 8, requires_grad=True), torch.randn(13, 8)
-    teacher = TeacherLogits(lambda part: (x @ weight.T).detach()[part])
+    teacher = TeacherLogits(lambda part, _: (x @ weight.T).detach()[part])
     targets = torch.randint(0, 13, (6,))
     taught = Taught(teacher.number, 1.0, 2.0)
     mixed = mixed_cross_entropy(x, targets, weight, taught=taught, chunk=4)
@@ -126,7 +126,8 @@ def test_no_logits_outlive_their_chunk():
     """Of the teacher no more than a chunk is asked for at once, each exactly once in training."""
     asked: list[tuple[int, int]] = []
 
-    def logits(part: slice) -> Tensor:
+    def logits(part: slice, student: Tensor) -> Tensor:
+        assert student.shape == (len(range(10)[part]), 13)
         asked.append((part.start, min(part.stop, 10)))
         return torch.zeros(len(range(10)[part]), 13)
 
@@ -145,7 +146,7 @@ def test_autocast_makes_products_of_bfloat16():
     weight.requires_grad_()
     taught = torch.randn(64, 50)
     targets = torch.randint(0, 50, (64,))
-    teacher = TeacherLogits(lambda part: taught[part].bfloat16())
+    teacher = TeacherLogits(lambda part, _: taught[part].bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
         ours = mixed_cross_entropy(x, targets, weight, taught=Taught(teacher.number, 0.5, 2.0))
     exact = reference(x @ weight.T, taught, targets, 0.5, 2.0)
@@ -161,7 +162,7 @@ def test_operator_obeys_torchs_rules_and_compiles():
     x, weight = torch.randn(5, 6, requires_grad=True), torch.randn(9, 6, requires_grad=True)
     norm, taught = torch.ones(6, requires_grad=True), torch.randn(5, 9)
     targets, one = torch.tensor([0, 3, -100, 8, 1]), torch.ones(())
-    teacher = TeacherLogits(lambda part: taught[part])
+    teacher = TeacherLogits(lambda part, _: taught[part])
     mix = (teacher.number, 0.5, 2.0)
     for kind, slot in ((None, -1), (norm, new_slot())):
         args = (
@@ -198,7 +199,7 @@ def test_operator_obeys_torchs_rules_and_compiles():
 
 def test_shapes_that_disagree_are_refused():
     x, weight = torch.zeros(3, 8), torch.zeros(13, 8)
-    teacher = TeacherLogits(lambda part: torch.zeros(3, 13)[part])
+    teacher = TeacherLogits(lambda part, _: torch.zeros(3, 13)[part])
     targets = torch.zeros(2, dtype=torch.long)
     with pytest.raises(ValueError, match="does not fit targets"):
         mixed_cross_entropy(x, targets, weight, taught=Taught(teacher.number, 0.5))

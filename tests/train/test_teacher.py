@@ -109,9 +109,9 @@ def test_a_students_gradient_is_that_of_autograd(linear: str, llama: Path) -> No
 
 
 def test_a_teacher_that_nobody_holds_is_found_out() -> None:
-    number = TeacherLogits(lambda part: torch.zeros(3, 4)).number
+    number = TeacherLogits(lambda part, _: torch.zeros(3, 4)).number
     with pytest.raises(AssertionError, match="no longer held"):
-        logits_of(Taught(number, 0.5).teacher, slice(0, 3))
+        logits_of(Taught(number, 0.5).teacher, slice(0, 3), torch.zeros(3, 4))
 
 
 @pytest.mark.parametrize("family", ["bert", "headless"])

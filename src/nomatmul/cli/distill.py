@@ -53,6 +53,15 @@ class _Teaching:
     temperature: float = option(
         1.0, metavar="T", help="divides both models' logits before they are compared"
     )
+    cache: str | None = option(
+        None,
+        metavar="DIR",
+        help="keep what the teacher says on disk, or read it there: --top tokens and the rest's"
+        " mass, 4 bytes a kept token and 2 more (6 above 65,536 entries)",
+    )
+    top: int | None = option(
+        None, metavar="K", help="likeliest tokens of the teacher that --cache keeps (default: 64)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,10 +31,13 @@ Pairs = Generator[tuple[torch.Tensor, torch.Tensor], None, None]
 class WindowOrder:
     """Where each sample of a run starts in the stream.
 
+    same_windows: all epochs have the windows of the first one, in other orders.
     Raises ValueError when the stream is too short for one window.
     """
 
-    def __init__(self, stream_length: int, sequence_length: int, seed: int) -> None:
+    def __init__(
+        self, stream_length: int, sequence_length: int, seed: int, same_windows: bool = False
+    ) -> None:
         # One token is lost to the targets and up to T - 1 to the epoch's offset.
         self.windows = (stream_length - sequence_length) // sequence_length
         if self.windows < 1:
@@ -43,7 +46,7 @@ class WindowOrder:
                 f"tokens; at most {stream_length // 2}"
             )
         self.sequence_length = sequence_length
-        self.seed = seed
+        self.seed, self.same_windows = seed, same_windows
         self._epoch = -1
         self._starts = np.empty(0, dtype=np.int64)
 
@@ -60,11 +63,17 @@ class WindowOrder:
 
     def _epoch_starts(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:
-            random = np.random.Generator(np.random.PCG64([self.seed, epoch]))
-            offset = int(random.integers(self.sequence_length))
+            random, offset = self._begin(epoch)
+            if self.same_windows:
+                _, offset = self._begin(0)
             self._starts = random.permutation(self.windows) * self.sequence_length + offset
             self._epoch = epoch
         return self._starts
+
+    def _begin(self, epoch: int) -> tuple[np.random.Generator, int]:
+        """The epoch's random numbers, and its offset, which is their first."""
+        random = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+        return random, int(random.integers(self.sequence_length))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +137,13 @@ class Batches:
         if self.pinned:
             return self._from_thread(first_sample)
         return self._from_host(first_sample)
+
+    def starts(self, first_sample: int) -> Iterator[np.ndarray]:
+        """Where the windows [B] of each micro-batch of `run(first_sample)` start, without end."""
+        sample = first_sample // self.share.size
+        while True:
+            yield self._starts(sample, 1)
+            sample += self.rows
 
     def _from_device(self, sample: int) -> Pairs:
         assert self._resident is not None

@@ -82,6 +82,7 @@ class TrainConfig:
     # a teacher's distribution: its weight among the targets, and what divides both models' logits
     teacher_share: float = 0.0
     temperature: float = 1.0
+    teacher_top: int = 0  # its likeliest tokens, kept on disk with the rest's mass; 0: it is asked
     # fast feedforward layers, in training only
     fff_balance: float = 0.0  # weight of the loss for unequal use of the sides of each decision
     fff_route_gradient: bool = False  # let the gradient reach hard decisions
@@ -116,7 +117,7 @@ class TrainConfig:
             _at_least(self, name, 1)
         for name in (
             "time_limit", "seed", "warmup_steps", "final_rate", "weight_decay", "clip_norm",
-            "z_loss", "batch_ramp", "teacher_share", "fff_balance", "epsilon",
+            "z_loss", "batch_ramp", "teacher_share", "teacher_top", "fff_balance", "epsilon",
             "eval_interval", "eval_tokens", "sample_interval", "sample_tokens",
             "diagnostics_interval", "checkpoint_interval", "checkpoint_seconds",
         ):  # fmt: skip

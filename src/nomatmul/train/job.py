@@ -35,6 +35,7 @@ from nomatmul.train.signals import Stopped, StopSignals
 from nomatmul.train.start import Start
 from nomatmul.train.summary import summary
 from nomatmul.train.teacher import Teacher
+from nomatmul.train.teacher_cache import CachedTeacher, TeacherCache
 from nomatmul.train.teacher_files import TeacherFiles, find_teacher
 from nomatmul.train.trainer import Trainer
 
@@ -50,6 +51,7 @@ def run(
     tokenizer: str | None = None,
     start: str | None = None,
     teacher: str | None = None,
+    cache: str | None = None,
     text_field: str = "text",
     document_start: str | None = None,
     drop_document_start: bool = False,
@@ -69,6 +71,8 @@ def run(
     one is given that extends it.
     teacher: directory or name (hf:owner/name) of a causal language model whose distribution is
     mixed into the targets (`teacher_share`, `temperature`); its tokenizer is that of the run.
+    cache: directory for what it says (`teacher_top` likeliest tokens), written where it is missing;
+    then the teacher is not in memory while the student is trained.
     resume: "auto" continues from the newest good checkpoint, "never" refuses a directory that has
     one. override_config: continue although options that decide the result differ (never the
     model's). force: try it although memory is surely too small. device: "auto", "cpu", "cuda",
@@ -89,7 +93,7 @@ def run(
         first = Start.open(start, config.model)
         tokenizer = first.tokenizer_of(tokenizer, any(map(is_token_directory, data)))
     files = None if teacher is None else find_teacher(teacher)
-    check_student(config, files)
+    check_student(config, files, cache)
     if files is not None:
         tokenizer = files.tokenizer_of(tokenizer)
     ranks, name = open_ranks(device, collective_timeout)
@@ -104,7 +108,7 @@ def run(
         drop_document_start,
     )
     console = Console(quiet, silent=not ranks.first)
-    job = _Job(config, args, Path(out), ranks, console, first, files)
+    job = _Job(config, args, Path(out), ranks, console, first, files, cache)
     try:
         result = job.run(pick_device(name), resume, override_config, force)
     except BaseException as error:
@@ -125,7 +129,8 @@ class _Job:
     console: Console
     start: Start | None
     files: TeacherFiles | None  # of the teacher
-    teacher: Teacher | None = None
+    cache: str | None = None
+    teacher: Teacher | CachedTeacher | None = None
 
     def run(
         self, device: torch.device, resume: str, override: bool, force: bool = False
@@ -135,6 +140,8 @@ class _Job:
         check_ranks(config, ranks.size)
         plan = plan_training(config, device, ranks.many)
         size = None if self.files is None else self.files.size
+        if size is not None and self.cache is not None:
+            size = size.absent()
         memory = plan_memory(config, plan, ranks, force, size)
         plan.set_up()
         with StopSignals(_ECHO if ranks.many else 0.0) as signals:
@@ -144,6 +151,7 @@ class _Job:
                     self._open_teacher(plan)
                 data = self._prepare(resume, override)
                 with memory.advising():
+                    self._open_cache(plan, data)
                     trainer = self._trainer(data, plan, memory.recompute, signals, override)
                     step = trainer.step
                     signals.deferred = True
@@ -161,9 +169,25 @@ class _Job:
 
     def _open_teacher(self, plan: DevicePlan) -> None:
         """Before the data are read: whatever is wrong with it costs no work."""
-        if self.files is not None:
+        if self.files is not None and self.cache is None:
             self.ranks.begin("loading the teacher")
             self.teacher = Teacher.open(self.files, plan, self.config.model.vocab_size)
+
+    def _open_cache(self, plan: DevicePlan, data: Prepared) -> None:
+        """What the teacher says, from disk; what is missing there one process asks it first."""
+        if self.files is None or self.cache is None:
+            return
+        files, config = self.files, self.config
+        cache = TeacherCache.of(self.cache, config, files, data)
+
+        def complete() -> None:
+            if missing := cache.missing():
+                cache.check_disk(missing)
+                teacher = Teacher.open(files, plan, config.model.vocab_size)
+                cache.fill(teacher, data, config.micro_batch_size, missing, self.console.preparing)
+
+        self.ranks.on_first("asking the teacher", complete)
+        self.teacher = CachedTeacher(cache, files, plan.device)
 
     def _prepare(self, resume: str, override: bool) -> Prepared:
         """The data; the config gets its tokenizer's special ids."""

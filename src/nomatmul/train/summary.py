@@ -9,6 +9,7 @@ from nomatmul.train.model import TrainedModel
 from nomatmul.train.prepare import Prepared
 from nomatmul.train.ranks import Ranks
 from nomatmul.train.teacher import Teacher
+from nomatmul.train.teacher_cache import CachedTeacher
 
 
 def summary(
@@ -17,7 +18,7 @@ def summary(
     model: TrainedModel,
     device: torch.device,
     ranks: Ranks,
-    teacher: Teacher | None,
+    teacher: Teacher | CachedTeacher | None,
 ) -> str:
     """Sizes of model and data, the run's length, and who teaches."""
     count = sum(parameter.numel() for parameter in model.parameters())

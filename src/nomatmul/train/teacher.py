@@ -49,7 +49,7 @@ class Teacher:
         self.head = model.get_output_embeddings()
         self._scale, self._cap = 1.0, 0.0  # what follows the head
         self._hidden_NE: Tensor | None = None
-        self._source = TeacherLogits(self.logits)
+        self._source = TeacherLogits(lambda part, _: self.logits(part))
 
     @classmethod
     def open(

@@ -43,6 +43,10 @@ class TeacherSize:
     limit: int | None
     wide: bool
 
+    def absent(self) -> TeacherSize:
+        """Of one whose logits come from a cache."""
+        return dataclasses.replace(self, parameters=0, hidden=0, intermediate=0)
+
 
 @dataclasses.dataclass(frozen=True)
 class TeacherFiles:

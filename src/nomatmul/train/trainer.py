@@ -34,6 +34,7 @@ from nomatmul.train.ranks import Ranks
 from nomatmul.train.schedule import batch_size, learning_rate
 from nomatmul.train.step_log import StepLog
 from nomatmul.train.teacher import Teacher
+from nomatmul.train.teacher_cache import CachedTeacher
 
 
 class Trainer:
@@ -57,7 +58,7 @@ class Trainer:
         checkpoints: Checkpoints,
         ranks: Ranks,
         stop_requested: Callable[[], int] = lambda: 0,
-        teacher: Teacher | None = None,
+        teacher: Teacher | CachedTeacher | None = None,
     ) -> None:
         self.config, self.plan, self.model, self.optimizer = config, plan, model, optimizer
         self.tokenizer, self.out, self.console = data.tokenizer, out, console
@@ -66,7 +67,8 @@ class Trainer:
         self.unit = config.micro_batch_size * ranks.size
         share = Slice(self.unit if config.batch_ramp else config.batch_size, ranks.rank, ranks.size)
         masking = _masking(config, data.tokenizer)
-        order = WindowOrder(len(data.train), config.sequence_length, config.seed)
+        cached = config.teacher_top > 0  # of the first epoch's windows
+        order = WindowOrder(len(data.train), config.sequence_length, config.seed, cached)
         self.batches = Batches(data.train, order, config.micro_batch_size, plan, share, masking)
         self.evaluator: Evaluator | MaskedEvaluator | None = None
         if data.valid is not None and masking is not None:
@@ -114,6 +116,8 @@ class Trainer:
         Raises NonFiniteError, CheckpointError.
         """
         batches = self.batches.run(self.samples)
+        if isinstance(self.teacher, CachedTeacher):
+            self.teacher.follow(self.batches.starts(self.samples))
         self.clock.restart()
         self.log.start()
         self._saved_at = self._elapsed()

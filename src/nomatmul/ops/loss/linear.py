@@ -98,7 +98,7 @@ def _rows(
     if taught is None:
         loss, z, d = choose.run("cross_entropy_rows", _FAST, naive, logits, target, ignored, *rest)
         return loss, z, None, d
-    wanted, numbers = logits_of(taught.teacher, part), (taught.share, taught.temperature)
+    wanted, numbers = logits_of(taught.teacher, part, logits), (taught.share, taught.temperature)
     return choose.run("mixed_rows", _FAST, naive, logits, wanted, target, ignored, *numbers, *rest)
 
 

@@ -21,12 +21,13 @@ class TeacherLogits:
     """Logits of a teacher for the tokens that it has looked at last.
 
     logits: of a part of them, [n, V'], in any float type, for at least as many tokens of the
-    vocabulary as the student has; more are left out, as if they had no probability. The loss may
-    write over them. A CUDA graph that records it reads what lies at the same addresses at replay.
+    vocabulary as the student has; more are left out, as if they had no probability. It is given the
+    student's [n, V], which it may not write over; the loss may write over what it gives. A CUDA
+    graph that records it reads what lies at the same addresses at replay.
     number: under which an operator finds this one, as long as somebody holds it.
     """
 
-    def __init__(self, logits: Callable[[slice], Tensor]) -> None:
+    def __init__(self, logits: Callable[[slice, Tensor], Tensor]) -> None:
         self.logits = logits
         self.number = next(_numbers)
         _sources[self.number] = self
@@ -40,8 +41,8 @@ class Taught(NamedTuple):
     temperature: float = 1.0
 
 
-def logits_of(teacher: int, part: slice) -> Tensor:
-    """Of the teacher with this number."""
+def logits_of(teacher: int, part: slice, student_NV: Tensor) -> Tensor:
+    """Of the teacher with this number, beside the student's."""
     source = _sources.get(teacher)
     assert source is not None, f"teacher {teacher} is no longer held by anybody"
-    return source.logits(part)
+    return source.logits(part, student_NV)
