@@ -205,7 +205,7 @@ def test_memory_counts_the_teacher(teacher: Path) -> None:
     [
         ({"share": 0.0}, "share 0.0 must be above 0 and at most 1"),
         ({"share": 1.5}, "share 1.5 must be above 0 and at most 1"),
-        ({"temperature": 0.0}, "temperature 0.0 must be above 0"),
+        ({"temperature": 0.0}, "temperature 0.0 must be from 0.01"),
         ({"recipe": "encoder_cpu_minute"}, "encoder_cpu_minute trains an encoder"),
         ({"recipe": "nothing"}, "nothing"),
         ({"teacher": "nowhere"}, "nowhere does not exist"),

@@ -15,10 +15,10 @@ from nomatmul.train.config import FREE_FIELDS, differences
 OPTIONS = """
 recipe model sequence_length batch_size micro_batch_size batch_ramp steps time_limit seed
 learning_rate schedule warmup_steps final_rate beta1 beta2 epsilon weight_decay clip_norm z_loss
-mask_share full_precision teacher_share temperature fff_balance fff_route_gradient precision compile
-deterministic recompute fff_implementation loss_chunks valid_fraction log_interval eval_interval
-eval_tokens sample_interval sample_tokens sample_prompt diagnostics_interval checkpoint_interval
-checkpoint_seconds checkpoint_keep
+mask_share full_precision teacher_share temperature teacher_top fff_balance fff_route_gradient
+precision compile deterministic recompute fff_implementation loss_chunks valid_fraction
+log_interval eval_interval eval_tokens sample_interval sample_tokens sample_prompt
+diagnostics_interval checkpoint_interval checkpoint_seconds checkpoint_keep
 """
 
 ARGUMENTS = """
@@ -204,7 +204,10 @@ def test_a_new_width_gets_its_own_intermediate_size(config: TrainConfig) -> None
         ("batch_ramp=1.5", "batch_ramp 1.5 must be at most 1"),
         ("full_precision=1", r"full_precision 1.0 must be in [0, 1)"),
         ("full_precision=0.95", "full_precision 0.95 of 12 steps leaves none for ternary weights"),
-        ("temperature=0", "temperature 0.0 must be above 0"),
+        ("temperature=0", "temperature 0.0 must be from 0.01 to 100.0"),
+        ("temperature=1e30", "temperature 1e+30 must be from 0.01 to 100.0"),
+        ("temperature=nan", "temperature nan must be from 0.01 to 100.0"),
+        ("teacher_top=-1", "teacher_top -1 must be at least 0"),
         ("teacher_share=1.1", "teacher_share 1.1 must be at most 1"),
         ("teacher_share=nan", "teacher_share nan must be at least 0"),
         ("fff_balance=0.1", "fff_balance 0.1 belongs to fast feedforward layers"),

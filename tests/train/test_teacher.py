@@ -154,6 +154,23 @@ def test_a_head_with_too_few_rows_is_refused(tmp_path: Path, tokenizer: Path) ->
         find_teacher(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "values",
+    [{"num_attention_heads": 0}, {"vocab_size": "many"}, {"vocab_size": 350}, {"hidden_size": 4}],
+    ids=lambda values: "-".join(map(str, *values.items())),
+)
+def test_sizes_that_cannot_be_are_refused_by_name(
+    values: dict[str, object], tmp_path: Path, llama: Path
+) -> None:
+    """transformers meets them with errors of all kinds, or a table on the terminal."""
+    copy = tmp_path / "copy"
+    shutil.copytree(llama, copy)
+    change_config(copy, **values)
+    with pytest.raises(ValueError, match=f"teacher {copy}") as raised:
+        Teacher.open(str(copy), CPU)
+    assert "above report" not in str(raised.value)
+
+
 @pytest.mark.parametrize("damage", ["missing", "nan", "cut"])
 def test_damaged_weights_are_refused(damage: str, tmp_path: Path, llama: Path) -> None:
     """A tensor that is missing would be drawn at random."""

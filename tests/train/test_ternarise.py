@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from many_jobs import start_many
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from train_jobs import SIGKILL_STATUS, losses, signal_when, start, steps_on_disk
@@ -22,9 +24,12 @@ import nomatmul
 from nomatmul import cli
 from nomatmul.convert import pack
 from nomatmul.convert.export import export
+from nomatmul.formats.chat_template import DEFAULT_TEMPLATE
 from nomatmul.formats.checkpoint import open_checkpoint
+from nomatmul.formats.special_tokens import CHAT_TOKENS
+from nomatmul.formats.tokenizer import load_tokenizer
 from nomatmul.models import CausalLM
-from nomatmul.train import TrainConfig
+from nomatmul.train import TrainConfig, ternary_values
 from nomatmul.train.metrics import read_metrics
 from nomatmul.train.ternarise import config_of
 
@@ -177,6 +182,54 @@ def test_the_same_command_again_changes_nothing(
     assert same(out, whole)
 
 
+def test_conversations_leave_their_template(teacher: Path, tmp_path: Path) -> None:
+    """A teacher that only has the tokens gets the template that it was trained with."""
+    plain = tmp_path / "plain"
+    shutil.copytree(teacher, plain)
+    (plain / "chat_template.jinja").unlink()
+    tokenizer = load_tokenizer(plain)
+    tokenizer.add_special_tokens(list(CHAT_TOKENS))
+    tokenizer.save(str(plain / "tokenizer.json"))
+    says = [{"role": who, "content": "the old bridge"} for who in ("user", "assistant")]
+    data = tmp_path / "talk.jsonl"
+    data.write_text((json.dumps({"messages": says}) + "\n") * 100)
+    assert cli.main(command(plain, data, tmp_path / "run", "--steps", "1")) == 0
+    model = tmp_path / "run" / "model"
+    assert CausalLM.from_pretrained(model).config.stored_linears
+    assert (model / "chat_template.jinja").read_text("utf-8") == DEFAULT_TEMPLATE
+    ends = json.loads((model / "generation_config.json").read_text("utf-8"))["eos_token_id"]
+    assert ends[0] == tokenizer.token_to_id(CHAT_TOKENS[-1])
+
+
+def test_values_are_there_whole_or_not_at_all(
+    whole: Path, teacher: Path, text_file: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A full disk or SIGTERM leaves the trained floats, of which the same command makes them."""
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    def terminated(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    words = command(teacher, text_file, out)
+    faults = (full, 1, f"error: cannot write {out}/model: I/O error: No space"), (
+        terminated, 0, "stopped at step 10; the same command continues"
+    )  # fmt: skip
+    for fault, status, message in faults:
+        with monkeypatch.context() as patch:
+            patch.setattr(ternary_values, "save_tokenizer", fault)
+            assert cli.main(words) == status
+        assert message in capsys.readouterr().err
+        assert not CausalLM.from_pretrained(out / "model").config.stored_linears
+        assert not list(out.glob(".model*"))
+    assert cli.main(words) == 0
+    assert same(out, whole)
+
+
 def test_another_teacher_does_not_continue_it(
     whole: Path, teacher: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,7 +252,7 @@ def test_another_teacher_does_not_continue_it(
         (("--set", "model.num_layers=1"), "the model's shape is the teacher's"),
         (("--set", "teacher_share=0"), "teacher_share"),
         (("--set", "teacher_share=1.5"), "teacher_share 1.5 must be at most 1"),
-        (("--set", "temperature=0"), "temperature 0.0 must be above 0"),
+        (("--set", "temperature=0"), "temperature 0.0 must be from 0.01"),
         (("--data", "/nowhere.txt"), "/nowhere.txt"),
     ],
 )

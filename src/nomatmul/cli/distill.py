@@ -17,6 +17,12 @@ When it pays: where text is short, or the teacher has read much more than you ha
 plentiful it does not pay in time: on our small models a teacher gave 1.8 to 2.1 % fewer bits at
 equal tokens for 1.8 to 2 times the seconds, and twice the tokens without one gave more.
 
+--cache DIR keeps what the teacher says: the --top likeliest tokens at each position and the mass
+of the rest, 2 + 4 bytes times --top a token of the text (64: 258 bytes; 2 + 6 times above 65,536
+entries). It is written first, by one process, and read in every epoch, in later runs too, if data,
+tokenizer, teacher, seed, sequence length, top and temperature are the same; the teacher is then not
+in memory while the student is trained. Free space is checked before the teacher is loaded.
+
 The same command continues a run that was stopped, with the same losses, if TEACHER, share and
 temperature are the same. With torchrun every process has the whole teacher; the student is sharded
 as `nomatmul train` does it. All other options are those of `nomatmul train`.
@@ -35,6 +41,8 @@ examples:
   nomatmul distill runs/teacher cpu_minute --data novel.txt --out runs/student
   nomatmul distill hf:HuggingFaceTB/SmolLM2-135M box --data corpus/*.txt.zst --out runs/taught \\
     --share 0.7 --temperature 2 --set sequence_length=1024
+  nomatmul distill hf:Qwen/Qwen3-0.6B-Base box --data corpus/*.txt.zst --out runs/taught \\
+    --cache caches/qwen3 --top 32 --set sequence_length=1024
   torchrun --nproc-per-node 4 -m nomatmul distill models/qwen3 mmfree_370m --data hf:owner/name \\
     --out runs/370m
 a teacher of your own, trained before:

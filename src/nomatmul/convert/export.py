@@ -23,6 +23,7 @@ from nomatmul.convert.exportable import ExportSource
 from nomatmul.convert.packing import pack
 from nomatmul.convert.progress import Progress, silent
 from nomatmul.convert.source import find_checkpoint, source_tokenizer, text_config
+from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.files.atomic import check_writable
 from nomatmul.formats.files.directory import directory_bytes
 from nomatmul.formats.packed.writer import refuse_existing
@@ -87,22 +88,40 @@ def export(
     with source_tokenizer(source.checkpoint, path) as (tokenizer, how):
         text = text_config(source.checkpoint, tokenizer, how)
         if to == "gguf":
-            words = vocabulary_metadata(tokenizer, source.config, text.bos_token_id, path)
-            _warn_of_activations(source, f"llama.cpp computes with {ACTIVATIONS.get(kind, '')}")
-            rounding = export_gguf(
-                source, target, kind=kind, embedding=embedding, vocabulary=words, progress=report
-            )
+            rounding = _gguf(source, target, kind, embedding, tokenizer, text, report)
         else:
-            _warn_of_activations(source, "transformers computes with floats")
-            rounding = export_unpacked(
-                source,
-                target,
-                embedding=embedding,
-                tokenizer=tokenizer,
-                text=text,
-                progress=report,
-            )
+            rounding = _unpacked(source, target, embedding, tokenizer, text, report)
     return _result(source, target, to, kind, how, start, rounding)
+
+
+def _gguf(
+    source: ExportSource,
+    target: Path,
+    kind: str,
+    embedding: str,
+    tokenizer: Path | None,
+    text: ModelConfig,
+    progress: Progress,
+) -> Rounding:
+    words = vocabulary_metadata(tokenizer, source.config, text.bos_token_id, source.path)
+    _warn_of_activations(source, f"llama.cpp computes with {ACTIVATIONS.get(kind, '')}")
+    return export_gguf(
+        source, target, kind=kind, embedding=embedding, vocabulary=words, progress=progress
+    )
+
+
+def _unpacked(
+    source: ExportSource,
+    target: Path,
+    embedding: str,
+    tokenizer: Path | None,
+    text: ModelConfig,
+    progress: Progress,
+) -> Rounding:
+    _warn_of_activations(source, "transformers computes with floats")
+    return export_unpacked(
+        source, target, embedding=embedding, tokenizer=tokenizer, text=text, progress=progress
+    )
 
 
 def _result(
@@ -163,7 +182,7 @@ def _warn_of_activations(source: ExportSource, words: str) -> None:
     if source.int8_activations:
         warnings.warn(
             f"{source.path} computes with int8 activations a token; {words}: logits move a little",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -250,19 +250,23 @@ def export_model(
     weights = gather_weights(model, ranks) if ranks.many else None
 
     def write() -> None:
-        with new_directory(path) as temporary:
+        with writing(path), new_directory(path) as temporary:
             write_model(model, tokenizer, temporary, weights, template)
             write_json(temporary / MODEL_STEP_FILE, {"step": step})
 
+    ranks.on_first("exporting the model", write)
+    return path
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around the writing of a finished model: CheckpointError, with the place, for what fails."""
     try:
-        ranks.on_first("exporting the model", write)
-    except OtherRankError:
-        raise
+        yield
     except Exception as error:  # full disk: torch, safetensors and OSError have no common base
         raise CheckpointError(
             f"cannot write {path}: {error}; the last checkpoint is intact"
         ) from error
-    return path
 
 
 @torch.no_grad()

@@ -29,7 +29,12 @@ FFF_FIELDS = ("fff_balance", "fff_route_gradient")
 RETIRED_OPTIONS = {"fff_hardening": 0.0, "fff_region_leak": 0.0, "fff_hard_at": 0.0}
 
 # Options that older versions did not have, and what they did.
-LATER_OPTIONS = {"full_precision": 0.0, "teacher_share": 0.0, "temperature": 1.0}
+LATER_OPTIONS = {
+    "full_precision": 0.0, "teacher_share": 0.0, "temperature": 1.0, "teacher_top": 0,
+}  # fmt: skip
+
+# Beyond them float32 keeps nothing of what distinguishes one token from another.
+TEMPERATURES = (0.01, 100.0)
 
 # Fields that change what is printed and kept, never what is learnt: free to differ on a resume.
 FREE_FIELDS = MACHINE_FIELDS | frozenset(
@@ -122,10 +127,11 @@ class TrainConfig:
             "diagnostics_interval", "checkpoint_interval", "checkpoint_seconds",
         ):  # fmt: skip
             _at_least(self, name, 0)
-        for name in ("learning_rate", "temperature"):
-            value = getattr(self, name)
-            if value <= 0 or not math.isfinite(value):
-                raise ValueError(f"{name} {value} must be above 0")
+        if self.learning_rate <= 0 or not math.isfinite(self.learning_rate):
+            raise ValueError(f"learning_rate {self.learning_rate} must be above 0")
+        low, high = TEMPERATURES
+        if not low <= self.temperature <= high:
+            raise ValueError(f"temperature {self.temperature} must be from {low} to {high}")
         for name in ("beta1", "beta2", "valid_fraction", "full_precision"):
             value = getattr(self, name)
             if not 0 <= value < 1:

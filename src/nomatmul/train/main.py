@@ -45,10 +45,16 @@ def _run(args: TrainArgs) -> RunResult:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     require_train("training")
     from nomatmul.train.job import run
+    from nomatmul.train.result import stopped
+    from nomatmul.train.signals import Stopped, StopSignals
 
     result = run(config, list(args.data), args.out, **args.options())
     if result.model is not None and os.environ.get("RANK", "0") == "0":
-        args.finish(result.model)
+        try:
+            with StopSignals():
+                args.finish(result.model)
+        except Stopped as stop:  # the run is saved, and the same command ends it
+            return stopped(stop.number, result.step, result.elapsed)
     return result
 
 

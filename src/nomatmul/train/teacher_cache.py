@@ -169,7 +169,7 @@ class TeacherCache:
                 progress("windows that the teacher has read", first + at, total)
                 starts = self.order.starts(first + at, min(rows, count - at))
                 kept[at : at + rows] = self._ask(teacher, data, starts, rows)
-            write_file(self._file(part), memoryview(kept).cast("B"))
+            write_file(self._file(part), kept.tobytes())
             parts.append(sha256_of([self._file(part)]))
             index = {"format": _FORMAT, "version": _VERSION, "of": self.facts, "parts": parts}
             write_json(self.directory / _INDEX, index)
@@ -252,7 +252,9 @@ class CachedTeacher:
         found = self._read(next(self._starts))
         assert found.shape == x_BT.shape
         names = (("ids", np.int64), ("log_p", np.float32), ("rest", np.float32))
-        fresh = [torch.from_numpy(found[n].astype(t)).flatten(0, 1).to(self.device) for n, t in names]
+        fresh = [
+            torch.from_numpy(found[n].astype(t)).flatten(0, 1).to(self.device) for n, t in names
+        ]
         if self._kept is None:
             self._kept = fresh[0], fresh[1], fresh[2]
         for old, new in zip(self._kept, fresh, strict=True):  # graphs read at one address
