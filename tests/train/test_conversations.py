@@ -17,9 +17,9 @@ from nomatmul.convert.packing import pack
 from nomatmul.engine.chat import Chat
 from nomatmul.formats.chat_template import DEFAULT_TEMPLATE
 from nomatmul.formats.special_tokens import CHAT_TOKENS
-from nomatmul.train import shards
+from nomatmul.train import conversations, shards
 from nomatmul.train.conversations import Conversation, conversation_of
-from nomatmul.train.documents import find_sources, read_pieces
+from nomatmul.train.documents import begins_with_conversation, find_sources, read_pieces
 from nomatmul.train.shards import build_shards, read_index
 from nomatmul.train.tokenizer import train_tokenizer
 from nomatmul.train.tokens import open_stream
@@ -142,6 +142,29 @@ def test_a_row_that_is_no_conversation_is_named(tmp_path: Path, row: Any, messag
     path = write_rows(tmp_path / "a.jsonl", [{"messages": HELLO}, row])
     with pytest.raises(ValueError, match=f"a.jsonl, row 2: {message}"):
         pieces(path)
+
+
+def test_a_conversation_that_is_too_long_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversations, "MAX_SIZE", 30)
+    path = write_rows(tmp_path / "a.jsonl", [{"messages": [{**HELLO[0], "content": "x" * 31}]}])
+    with pytest.raises(ValueError, match=r"row 1: 'messages' have 31 characters, at most 30 are"):
+        pieces(path)
+
+
+def test_texts_may_come_before_conversations(tmp_path: Path) -> None:
+    """A tokenizer that is trained on the data has the tokens of conversations then, too."""
+    rows = [{"text": "the old bridge"}] * 9 + [{"messages": HELLO}]
+    source, late = (
+        find_sources([str(write_rows(tmp_path / name, more + rows))])[0]
+        for name, more in (("a.jsonl", []), ("b.jsonl", [{"text": "x"}] * 1000))
+    )
+    assert begins_with_conversation(source)
+    assert not begins_with_conversation(late)
+    text = tmp_path / "a.txt"
+    text.write_text("the old bridge\n")
+    assert not begins_with_conversation(find_sources([str(text)])[0])
 
 
 def test_half_of_a_surrogate_pair_is_replaced() -> None:

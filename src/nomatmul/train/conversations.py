@@ -29,9 +29,11 @@ from nomatmul.formats.files.directory import write_json
 from nomatmul.formats.files.json import read_json_object
 from nomatmul.formats.generation_config import GENERATION_FILE
 from nomatmul.formats.special_tokens import CHAT_TOKENS, special_ids
+from nomatmul.formats.template_budget import MAX_SIZE
 
 FIELD = "messages"
 ROLES = ("system", "user", "assistant")
+LOOK = 1000  # documents of a file, or parts of long ones, among which its first conversation is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,10 @@ def conversation_of(messages: Any) -> Conversation:
     """The conversation of a row's messages. Raises ValueError saying which message is no such."""
     if not isinstance(messages, list | tuple):
         raise ValueError(f"{FIELD!r} must be a list of messages, found {type(messages).__name__}")
-    return Conversation(tuple(_message(entry, n) for n, entry in enumerate(messages, 1)))
+    found = Conversation(tuple(_message(entry, n) for n, entry in enumerate(messages, 1)))
+    if len(found) > MAX_SIZE:
+        raise ValueError(f"{FIELD!r} have {len(found):,} characters, at most {MAX_SIZE:,} are read")
+    return found
 
 
 def _message(entry: Any, number: int) -> tuple[str, str]:
@@ -130,7 +135,8 @@ def check_tokens(tokenizer: Tokenizer) -> None:
     if missing:
         raise ValueError(
             f"the data has conversations, and the tokenizer lacks {', '.join(missing)}: give one"
-            " that has them or whose directory holds a chat template, or let a run train its own"
+            " that has them or whose directory holds a chat template, or let a run train its own,"
+            f" on data with a conversation among the first {LOOK:,} rows of a file"
         )
 
 

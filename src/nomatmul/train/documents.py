@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import re
 from collections.abc import Generator, Iterator
@@ -22,7 +23,7 @@ from typing import IO, Any
 
 from nomatmul.formats.files.contents import read_values
 from nomatmul.formats.files.texts import open_binary
-from nomatmul.train.conversations import FIELD, Conversation, conversation_of
+from nomatmul.train.conversations import FIELD, LOOK, Conversation, conversation_of
 from nomatmul.train.pipes import copied, is_pipe
 from nomatmul.train.sources import Source, import_datasets, kind_of
 
@@ -82,11 +83,13 @@ def read_pieces(source: Source) -> Generator[Piece]:
 
 
 def begins_with_conversation(source: Source) -> bool:
-    """Whether the first document of a source is a conversation. Errors of `read_pieces`."""
+    """Whether a conversation is near a source's beginning (`LOOK`). Errors of `read_pieces`."""
+    if source.kind == "text":
+        return False
     pieces = read_pieces(source)
-    first, _ = next(pieces, ("", True))
+    found = any(isinstance(piece, Conversation) for piece, _ in itertools.islice(pieces, LOOK))
     pieces.close()
-    return isinstance(first, Conversation)
+    return found
 
 
 def _merge(parts: Iterator[str]) -> Iterator[tuple[str, bool]]:
