@@ -49,6 +49,16 @@ def test_added_tokens_get_their_ids(directory):
     assert not path.exists()
 
 
+@pytest.mark.parametrize(("said", "prefixed"), [(None, True), (True, True), (False, False)])
+def test_whether_a_text_begins_with_a_space(directory, said, prefixed):
+    """tokenizer_config.json has the last word, as in transformers."""
+    write(directory / "tokenizer_config.json", {"add_prefix_space": said})
+    tokenizer = convert_directory(directory)
+    encoded = tokenizer.encode("ab", add_special_tokens=False)
+    assert encoded.tokens[0].startswith(SPACE) == prefixed
+    assert tokenizer.decode(encoded.ids) == "ab"
+
+
 def test_special_tokens_may_be_named_in_the_decoder_table(directory):
     table = {str(SIZE): {"content": "<|end|>", "special": True}, "2": {"content": "</s>"}}
     write(directory / "tokenizer_config.json", {"added_tokens_decoder": table})

@@ -142,6 +142,24 @@ def test_keys_that_switch_nothing_on(options):
         assert config_from_published({**PUBLISHED, **options}) == config_from_published(PUBLISHED)
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("use_cla", "yoco", "sink", "attentionSinks", "mscale", "use_mrope"),
+        *(
+            "softmax_temperature",
+            "swiglu_limit",
+            "use_dynamic_ntk",
+            "use_logn",
+            "compression_config",
+        ),
+    ],
+)
+def test_a_key_whose_words_are_of_the_mathematics_is_refused(key):
+    with pytest.raises(ValueError, match=f"config key '{key}': it may change what the model"):
+        config_from_published({**PUBLISHED, key: 1})
+
+
 def test_a_key_that_nobody_knows_is_named_and_ignored(tmp_path, rng):
     values = {**PUBLISHED, "tuned_by": "a tool", "run_mark": True}
     with pytest.warns(UserWarning, match="ignored the unknown key 'run_mark', 'tuned_by'"):

@@ -99,3 +99,24 @@ def test_a_model_in_the_cache_of_the_hub(tmp_path: Path) -> None:
     (cache / "refs" / "main").write_text("b2")
     assert find_checkpoint(cache) == second
     assert find_checkpoint(first) == first
+
+
+def test_a_file_of_a_model_leads_to_its_directory(tmp_path: Path) -> None:
+    model = weights(tmp_path / "model", 5)
+    with pytest.raises(FormatError, match=f"is a file; .*config.json: give {model}$"):
+        find_checkpoint(model / "model.safetensors")
+    (tmp_path / "notes.txt").write_text("otter")
+    with pytest.raises(FormatError, match=r"notes\.txt is a file; a model is a .*config\.json$"):
+        find_checkpoint(tmp_path / "notes.txt")
+
+
+def test_a_gguf_file_by_any_name(tmp_path: Path) -> None:
+    """A cache keeps it under its digest; elsewhere it may end in .GGUF."""
+    for name in ("0" * 64, "MODEL.GGUF"):
+        (tmp_path / name).write_bytes(b"GGUF\3\0\0\0")
+        assert find_checkpoint(tmp_path / name) == tmp_path / name
+
+
+def test_what_looks_like_a_name_on_the_hub_is_advised_as_one() -> None:
+    with pytest.raises(FormatError, match=r"^no/such does not exist; a model of .* is hf:no/such$"):
+        find_checkpoint(Path("no/such"))

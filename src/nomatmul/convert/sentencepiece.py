@@ -7,6 +7,7 @@ packages (message layout: sentencepiece_model.proto of google/sentencepiece).
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +21,15 @@ _UNIGRAM, _BPE = 1, 2
 _KINDS = {3: "word", 4: "character"}
 
 
-def convert_tokenizer(source: Path) -> Any:
+def convert_tokenizer(source: Path, *, add_dummy_prefix: bool = True) -> Any:
     """The `tokenizers.Tokenizer` that splits text as the SentencePiece file `source` does.
 
-    Raises ValueError when the file is damaged or is neither of the BPE nor the unigram kind.
+    add_dummy_prefix: does a text begin with a space, if the file says so? Raises ValueError when
+    the file is damaged or is neither of the BPE nor the unigram kind.
     """
-    return build_tokenizer(read_vocabulary(source), source)
+    vocabulary = read_vocabulary(source)
+    added = vocabulary.add_dummy_prefix and add_dummy_prefix
+    return build_tokenizer(dataclasses.replace(vocabulary, add_dummy_prefix=added), source)
 
 
 def read_vocabulary(source: Path, any_kind: bool = False) -> Vocabulary:

@@ -35,7 +35,10 @@ def convert_directory(directory: Path) -> Tokenizer:
     """
     from tokenizers import AddedToken
 
-    tokenizer: Tokenizer = convert_tokenizer(directory / SENTENCEPIECE_FILE)
+    tokenizer: Tokenizer = convert_tokenizer(
+        directory / SENTENCEPIECE_FILE,
+        add_dummy_prefix=_config(directory).get("add_prefix_space") is not False,
+    )
     added = _added_tokens(directory)
     special = _special_tokens(directory)
     for token, index in sorted(added.items(), key=lambda pair: pair[1]):
@@ -71,9 +74,13 @@ def _added_tokens(directory: Path) -> dict[str, int]:
     return found
 
 
-def _decoder(directory: Path) -> dict[str, Any]:
+def _config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG_FILE
-    table = read_json_object(path).get("added_tokens_decoder") if path.is_file() else None
+    return read_json_object(path) if path.is_file() else {}
+
+
+def _decoder(directory: Path) -> dict[str, Any]:
+    table = _config(directory).get("added_tokens_decoder")
     return table if isinstance(table, dict) else {}
 
 

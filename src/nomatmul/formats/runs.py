@@ -9,7 +9,9 @@ import shlex
 import warnings
 from pathlib import Path
 
+from nomatmul._hub_names import hub_advice
 from nomatmul.formats.errors import FormatError
+from nomatmul.formats.files.gguf_header import MAGIC
 
 GGUF_SUFFIX = ".gguf"
 MODEL_STEP_FILE = "training.json"  # in the finished model of a run: the step it is of
@@ -18,8 +20,8 @@ MODEL_STEP_FILE = "training.json"  # in the finished model of a run: the step it
 def gguf_file(path: Path) -> Path | None:
     """The GGUF file that `path` means: itself, or the only one in a directory without other
     weights, be there a config.json or not. Raises FormatError where several lie there."""
-    if path.suffix == GGUF_SUFFIX and path.is_file():
-        return path
+    if path.is_file():
+        return path if path.suffix == GGUF_SUFFIX or _begins_as_gguf(path) else None
     found = sorted(path.glob(f"*{GGUF_SUFFIX}"))
     if found and (path / "config.json").exists() and _has_weights(path):
         return None
@@ -29,6 +31,13 @@ def gguf_file(path: Path) -> Path | None:
         names = ", ".join(file.name for file in found[:4])
         raise FormatError(f"{path} holds several GGUF files ({names}): give one of them")
     return found[0] if found else None
+
+
+def _begins_as_gguf(path: Path) -> bool:
+    """Whether a file of another name is GGUF all the same, as the blobs of a cache are."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+    return False
 
 
 def _has_weights(path: Path) -> bool:
@@ -55,12 +64,13 @@ def find_checkpoint(path: Path) -> Path:
     have one.
     """
     if not path.exists():
-        raise FormatError(f"{path} does not exist")
+        raise FormatError(f"{path} does not exist{hub_advice(path)}")
     path = _snapshot(path)
     if (gguf := gguf_file(path)) is not None:
         return gguf
     if not path.is_dir():
-        raise FormatError(f"{path} is a file; a model is a directory with a config.json")
+        advice = f": give {path.parent}" if (path.parent / "config.json").is_file() else ""
+        raise FormatError(f"{path} is a file; a model is a directory with a config.json{advice}")
     if (path / "config.json").is_file():
         return path
     model, latest = path / "model", _latest_checkpoint(path)

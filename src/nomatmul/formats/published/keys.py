@@ -43,13 +43,14 @@ _KERNEL_KEYS = frozenset(
 )
 _MATHEMATICS = frozenset(
     """
-    act activation alibi attention attn bias biases bidirectional bitlinear bitnet bits cap
-    clamp clip conv depth dilation dim dims eps expand expert experts factor feedforward ffn gate
-    gated gates gating group groups hadamard head heads inner kernel layer layers linear lora mixer
-    mixers mlp moe multiplier multipliers mup norm normalization norms position positions prism qk
-    qkv quant quantisation quantization quantized ratio residual rope rotary rotation router scale
-    scales scaling size sizes softcap softcapping sparse state states ternary tie tied type types
-    width window
+    act activation alibi attention attn bias biases bidirectional bitlinear bitnet bits cap cla
+    clamp clip compression conv cope depth dilation dim dims eps expand expert experts factor
+    feedforward ffn gate gated gates gating glu group groups hadamard head heads inner kernel layer
+    layers linear logn lora mixer mixers mlp moe mrope mscale multiplier multipliers mup norm
+    normalization norms ntk position positions prism qk qkv quant quantisation quantization
+    quantized ratio residual rope rotary rotation router scale scales scaling sink sinks size sizes
+    softcap softcapping softmax sparse state states swiglu ternary tie tied type types width window
+    yoco
     """.split()  # noqa: SIM905 - as above
 )
 
