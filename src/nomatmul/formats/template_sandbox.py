@@ -10,10 +10,8 @@ Face transformers, whose results these are.
 
 from __future__ import annotations
 
-import functools
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -23,10 +21,12 @@ try:
     from jinja2 import nodes
     from jinja2.exceptions import SecurityError, TemplateError
     from jinja2.ext import Extension, loopcontrols
-    from jinja2.runtime import LoopContext, Macro, Undefined
+    from jinja2.runtime import LoopContext, Macro
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from jinja2.utils import Namespace
     from jinja2.visitor import NodeTransformer
+
+    from nomatmul.formats.template_filters import CHECKS, counted, on_budget, to_json
 except ImportError as error:
     raise ImportError(
         f'chat templates need jinja2 ({error}): pip install "nomatmul[chat]"'
@@ -54,7 +54,6 @@ _SAFE_METHODS: dict[type, frozenset[str]] = {
     int: frozenset(),
     float: frozenset(),
 }
-_WIDE_FORMAT = re.compile(r"[0-9]{4}|\*")  # widths that make a long text of a short one
 _DATE_FORMAT = re.compile(r"(%-?[A-Za-z%]|[^%]){0,200}")
 
 
@@ -153,11 +152,11 @@ class _Environment(ImmutableSandboxedEnvironment):
     def __init__(self, **options: Any) -> None:
         super().__init__(finalize=lambda value: budget_of_now.get().charge(value), **options)
         known: dict[str, Any] = dict(self.filters)
-        self.filters = {name: _on_budget(known[name], _CHECKS.get(name)) for name in _FILTERS}
-        self.filters |= {"tojson": _on_budget(_to_json, None), "_counted": _counted}
+        self.filters = {name: on_budget(known[name], CHECKS.get(name)) for name in _FILTERS}
+        self.filters |= {"tojson": on_budget(to_json, None), "_counted": counted}
         self.filters["_charged"] = lambda value: budget_of_now.get().charge(value)
         tests: dict[str, Any] = dict(self.tests)
-        self.tests = {name: _on_budget(test, None) for name, test in tests.items()}
+        self.tests = {name: on_budget(test, None) for name, test in tests.items()}
         self.globals = {
             "range": self.globals["range"],
             "dict": lambda *args, **kwargs: dict(*args, **kwargs),
@@ -197,13 +196,13 @@ class _Environment(ImmutableSandboxedEnvironment):
         if isinstance(__obj, Macro | LoopContext):
             budget.spend(__self.data_size)
         owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
-        if isinstance(owner, str) and name in _CHECKS:
-            _CHECKS[name](*((args[0], owner) if name == "join" and args else (owner, *args)))
+        if isinstance(owner, str) and name in CHECKS:
+            CHECKS[name](*((args[0], owner) if name == "join" and args else (owner, *args)))
         return budget.charge(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "%" and isinstance(left, str):
-            _check_format(left, right)
+            CHECKS["format"](left, right)
         elif operator == "*":
             for text, count in ((left, right), (right, left)):
                 if isinstance(text, str | list | tuple) and isinstance(count, int):
@@ -211,95 +210,6 @@ class _Environment(ImmutableSandboxedEnvironment):
         elif operator == "**" and not (abs(left) <= 1 << 32 and abs(right) <= 64):
             raise UnsafeTemplate(f"{left} ** {right} is too large")
         return budget_of_now.get().charge(super().call_binop(context, operator, left, right))
-
-
-def _on_budget(function: Callable[..., Any], check: Callable[..., None] | None) -> Any:
-    """A filter or test that counts, whose arguments are looked at first."""
-    skipped = 1 if hasattr(function, "jinja_pass_arg") else 0  # a context in front
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        budget = budget_of_now.get()
-        budget.step()
-        if check is _check_join and isinstance(args[skipped], Iterator | range):
-            entries = budget.charge(list(args[skipped]))
-            args = (*args[:skipped], entries, *args[skipped + 1 :])
-        if check is not None:
-            check(*args[skipped:], **kwargs)
-        return budget.charge(function(*args, **kwargs))
-
-    return call
-
-
-def _counted(values: Any, size: int) -> Iterator[Any]:
-    """The values of a loop, each counted with the text that the loop's body holds."""
-    budget = budget_of_now.get()
-    for value in values:
-        budget.step()
-        budget.spend(size)
-        yield value
-
-
-def _check_format(text: str, *values: Any, **named: Any) -> None:
-    """`%` puts each value in once, at no great width: then the result is no longer than both."""
-    parts = [part for value in values for part in (value if isinstance(value, tuple) else [value])]
-    if named or _WIDE_FORMAT.search(text) or any(isinstance(part, dict) for part in parts):
-        raise SecurityError("a format may have neither names nor widths of four digits")
-
-
-def _check_replace(text: Any, old: Any, new: Any, count: Any = None, **more: Any) -> None:
-    budget_of_now.get().spend((str(text).count(str(old)) if old else len(text)) * len(str(new)))
-
-
-def _check_join(values: Any, d: Any = "", attribute: Any = None) -> None:
-    if not isinstance(values, list | tuple | dict | str):
-        raise SecurityError("join takes a list: put |list in front of it")
-    budget_of_now.get().spend(len(values) * len(str(d)))
-
-
-def _check_indent(text: Any, width: Any = 4, *more: Any, **named: Any) -> None:
-    size = len(width) if isinstance(width, str) else int(width)
-    if size > 100:
-        raise SecurityError(f"indent has the width {size}; at most 100 is allowed")
-    budget_of_now.get().spend((str(text).count("\n") + 1) * max(size, 0))
-
-
-def _check_sum(values: Any, attribute: Any = None, start: Any = 0) -> None:
-    if not isinstance(start, int | float):
-        raise SecurityError("sum adds numbers only")
-
-
-def _check_round(value: Any, precision: Any = 0, *more: Any, **named: Any) -> None:
-    if not -100 <= precision <= 100:
-        raise SecurityError(f"round has the precision {precision}; from -100 to 100 are allowed")
-
-
-_CHECKS: dict[str, Callable[..., None]] = {
-    "format": _check_format,
-    "indent": _check_indent,
-    "join": _check_join,
-    "replace": _check_replace,
-    "round": _check_round,
-    "sum": _check_sum,
-}
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: Any = None,
-    separators: Any = None,
-    sort_keys: bool = False,
-) -> str:
-    """As transformers has it: jinja2's own writes <, > and & as escapes of HTML."""
-    if isinstance(value, Undefined):
-        raise TemplateError("tojson of a value that is undefined")
-    wide = len(indent) if isinstance(indent, str) else indent or 0
-    if wide > 16 or sum(map(len, separators or ())) > 16:
-        raise SecurityError("tojson may indent by 16 and separate by 16 characters at most")
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
 
 
 def _raise(message: Any) -> None:
