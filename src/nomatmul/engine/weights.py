@@ -277,7 +277,7 @@ def in_threads(work: Callable[[str], None], names: Iterable[str], threads: int) 
                 return
             try:
                 work(name)
-            except BaseException as error:
+            except BaseException as error:  # raised again by who waits for all
                 errors.append(error)
 
     helpers = [threading.Thread(target=run, daemon=True) for _ in range(threads - 1)]

@@ -76,7 +76,7 @@ class Batch:
         try:
             found = reading or self._reading(ticket.job, index)
             choice = Choice(ticket, index, found.array, self.served, self.names, seed)
-        except BaseException as error:
+        except BaseException as error:  # the choice's own: told to its client
             self.fail(ticket, index, error)
             return None
         if found.error is not None:
@@ -168,7 +168,7 @@ class Batch:
     def _ready(self, reading: Reading) -> bool:
         try:
             ready = reading.ready(self.lm)
-        except BaseException as error:
+        except BaseException as error:  # of all who wait for the prompt, and of nobody else
             self._fail_reading(reading, error)
             return False
         return ready
@@ -182,14 +182,14 @@ class Batch:
         try:
             sessions = [_session(lane) for lane in lanes]
             return self.lm.step(sessions, [lane.feed for lane in lanes], want)
-        except BaseException as error:
+        except BaseException as error:  # whose it is, the lanes alone show
             if len(lanes) == 1:
                 return [error]
         found: list[Float | BaseException] = []
         for lane in lanes:
             try:
                 found += self.lm.step([_session(lane)], [lane.feed], want)
-            except BaseException as error:
+            except BaseException as error:  # `_take` raises it for this lane
                 found.append(error)
         return found
 
@@ -205,7 +205,7 @@ class Batch:
                 lane.took(logits)
             else:
                 lane.keep()
-        except BaseException as error:
+        except BaseException as error:  # the others of this step go on
             if isinstance(lane, Choice):
                 self.fail(lane.ticket, lane.index, error)
             elif isinstance(lane, Chunk):
@@ -235,7 +235,7 @@ class Batch:
                 self.states.pin(reading.ids, reading.session, reading.logits_V, job)
             choice.begin(reading.session, reading.logits_V, reading.tokens)
             self._after(choice)
-        except BaseException as error:
+        except BaseException as error:  # the choice's own: told to its client
             self.fail(choice.ticket, choice.index, error)
         if not choice.ended:
             self.choices.append(choice)

@@ -34,4 +34,4 @@ def add_schemas(app: FastAPI) -> None:
                 schemas[name] = whole
         return document
 
-    app.openapi = openapi  # type: ignore[method-assign]
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's manual has it

@@ -77,7 +77,7 @@ def sampling_of(asked: schema.Request, model: ServedModel) -> Sampling:
     values.update({name: value for name, value in said.items() if value is not None})
     values["top_k"] = max(0, cast("int", values.get("top_k", 0)))  # -1, too, means all of them
     values["logit_bias"] = {int(key): value for key, value in (asked.logit_bias or {}).items()}
-    sampling = Sampling(**values)  # type: ignore[arg-type]
+    sampling = Sampling(**values)  # type: ignore[arg-type]  # the schema has checked the types
     with blame("logit_bias"):
         sampling.check_vocabulary(model.lm.config.vocab_size)
     return sampling

@@ -152,7 +152,7 @@ class Router:
             try:
                 await asyncio.wait_for(_awaited(self._handles[number].ping), PATIENCE_SECONDS)
                 lost.clear()
-            except Exception as error:
+            except Exception as error:  # whatever it is, it does not answer
                 if not lost.is_set():
                     log.warning("replica %d does not answer: %s", number, type(error).__name__)
                 lost.set()

@@ -360,7 +360,7 @@ class Scheduler:
         if self._cache is not None:
             try:
                 self._cache.flush()
-            except BaseException as error:
+            except BaseException as error:  # closing goes on, and the log says it
                 report(error, "the state cache is not written")
 
 

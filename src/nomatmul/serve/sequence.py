@@ -80,7 +80,7 @@ class States:
             try:
                 found = self._cache.find(self._name, ids)
                 return found.session, found.length, found.logits
-            except BaseException:
+            except BaseException:  # a cache costs nobody an answer
                 log.exception("the state cache failed; a prompt is computed whole")
         return self._lm.session(), 0, None
 
@@ -89,7 +89,7 @@ class States:
         if self._cache is not None:
             try:
                 return self._cache.cuts(self._name, ids, start, boundaries)
-            except BaseException:
+            except BaseException:  # a cache costs nobody an answer
                 log.exception("the state cache failed; a prompt is kept at its end only")
         return [len(ids)]
 
@@ -98,7 +98,7 @@ class States:
         if self._cache is not None:
             try:
                 self._cache.keep(self._name, ids, session, logits_V)
-            except BaseException:
+            except BaseException:  # a cache costs nobody an answer
                 log.exception("the state cache failed; a state is not kept")
 
     def pin(self, ids: Tokens, session: Session, logits_V: Float, job: Job) -> None:

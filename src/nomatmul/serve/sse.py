@@ -62,6 +62,7 @@ class EventStream(EventSourceResponse):
             if not self._ticket.finished:
                 self._scheduler.cancel(self._ticket)
 
+    # the library's is a static method
     async def _listen_for_exit_signal(self) -> None:  # type: ignore[override]
         await anyio.sleep_forever()
 

@@ -205,7 +205,7 @@ class Batches:
                     pinned = [part.pin_memory() for part in self._host_batch(position)]
                     _put(ready, pinned, stop)
                     position += self.rows
-            except BaseException as error:
+            except BaseException as error:  # raised again where batches are taken
                 _put(ready, error, stop)
 
         thread = threading.Thread(target=read, name="batches", daemon=True)

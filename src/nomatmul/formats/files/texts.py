@@ -75,6 +75,7 @@ class _NotClosed(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
+        # every binary file has it, which IO[bytes] does not say
         return int(self._file.readinto(buffer))  # type: ignore[attr-defined]
 
 
@@ -89,6 +90,7 @@ class _Joined(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         if not self._head:
+            # as above
             return int(self._file.readinto(buffer))  # type: ignore[attr-defined]
         count = min(len(buffer), len(self._head))
         buffer[:count] = self._head[:count]

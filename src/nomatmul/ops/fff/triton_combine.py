@@ -110,6 +110,7 @@ def _combine_deep_kernel(
             h_ptr, nodes_ptr, w_ptr, n, live, tree, trees, group, LEVELS, LAST,
             (FIRSTS >> (8 * s)) & 255, (SIZES >> (8 * s)) & 255, A,
         )  # fmt: skip
+        # triton knows tuples' sums only, mypy none of its values
         hs = hs + (h,)  # type: ignore[assignment]  # noqa: RUF005
         rows = rows + (row,)  # type: ignore[assignment]  # noqa: RUF005
         valids = valids + (valid,)  # type: ignore[assignment]  # noqa: RUF005
