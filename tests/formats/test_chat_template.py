@@ -175,6 +175,9 @@ def test_a_value_is_data_whatever_its_type(tmp_path):
 def test_templates_are_found_where_models_keep_them(tmp_path):
     assert find_template(tmp_path) is None
     config = tmp_path / "tokenizer_config.json"
+    for nothing in (None, "", [], {}):
+        config.write_text(json.dumps({"chat_template": nothing}))
+        assert find_template(tmp_path) is None
     config.write_text(json.dumps({"chat_template": "one"}))
     assert find_template(tmp_path) == "one"
     named = [{"name": "tool_use", "template": "two"}, {"name": "default", "template": "three"}]

@@ -84,6 +84,16 @@ def test_packed_by_autobitlinear(tmp_path, bitnet):
         np.testing.assert_array_equal(checkpoint.read(f"layers.1.{name}.weight"), expected)
 
 
+def test_scales_of_any_rank(tmp_path, bitnet):
+    from safetensors.numpy import load_file
+
+    stored = load_file(write_packed(tmp_path, bitnet, legacy=False) / "model.safetensors")
+    for name, tensor in stored.items():
+        if name.endswith("_scale"):
+            stored[name] = tensor.reshape((1, 1) if "gate" in name else ())
+    assert_holds(write(tmp_path, quantised(bitnet, **auto("offline")), stored), bitnet)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8])
 def test_unpacked_beside_its_scale(tmp_path, bitnet, dtype):
     assert_holds(write_unpacked(tmp_path, bitnet, dtype), bitnet)

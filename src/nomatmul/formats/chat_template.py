@@ -41,7 +41,7 @@ def find_template(directory: Path) -> str | None:
         return read_template(path) or None
     path = directory / CONFIG_FILE
     template = read_json_object(path).get("chat_template") if path.is_file() else None
-    if template is None or template == "":
+    if template in (None, "", [], {}):
         return None
     if not isinstance(template, str):
         template = _default_of(template, path)

@@ -10,6 +10,7 @@ is not rounded to a shorter type afterwards. Legend: N outputs, K inputs, t in -
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -200,7 +201,7 @@ def _one_number(source: TensorSource, name: str) -> np.float32:
     shapes = source.shapes()
     if name not in shapes:
         raise FormatError(missing_tensor(source, name))
-    if shapes[name] not in ((), (1,)):
+    if math.prod(shapes[name]) != 1:
         raise FormatError(f"{name!r} has shape {list(shapes[name])}; it must be one number")
     value = np.float32(source.read(name).reshape(-1)[0])
     if not value > 0:
