@@ -120,3 +120,9 @@ def test_a_gguf_file_by_any_name(tmp_path: Path) -> None:
 def test_what_looks_like_a_name_on_the_hub_is_advised_as_one() -> None:
     with pytest.raises(FormatError, match=r"^no/such does not exist; a model of .* is hf:no/such$"):
         find_checkpoint(Path("no/such"))
+
+
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(FormatError, match="holds an adapter, no model: merge it"):
+        find_checkpoint(tmp_path)

@@ -14,6 +14,7 @@ from nomatmul.formats.errors import FormatError
 from nomatmul.formats.files.gguf_header import MAGIC
 
 GGUF_SUFFIX = ".gguf"
+ADAPTER_FILE = "adapter_config.json"
 MODEL_STEP_FILE = "training.json"  # in the finished model of a run: the step it is of
 
 
@@ -71,6 +72,8 @@ def find_checkpoint(path: Path) -> Path:
     if not path.is_dir():
         advice = f": give {path.parent}" if (path.parent / "config.json").is_file() else ""
         raise FormatError(f"{path} is a file; a model is a directory with a config.json{advice}")
+    if (path / ADAPTER_FILE).is_file() and not (path / "config.json").is_file():
+        raise FormatError(f"{path} holds an adapter, no model: merge it into its model first")
     if (path / "config.json").is_file():
         return path
     model, latest = path / "model", _latest_checkpoint(path)

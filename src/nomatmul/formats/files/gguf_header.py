@@ -78,10 +78,11 @@ def read_header(data: memoryview, path: Path) -> Header:
             raise FormatError(f"{path} has the metadata key {key!r} twice")
         metadata[key] = cursor.value(key)
     entries = [cursor.entry() for _ in range(tensors)]
-    names = [entry.name for entry in entries]
-    if len(set(names)) < len(names):
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise FormatError(f"{path} has the tensor {twice!r} twice")
+    seen: set[str] = set()
+    for entry in entries:
+        if entry.name in seen:
+            raise FormatError(f"{path} has the tensor {entry.name!r} twice")
+        seen.add(entry.name)
     alignment = _alignment(metadata, path)
     return Header(metadata, entries, alignment, -(-cursor.at // alignment) * alignment)
 
