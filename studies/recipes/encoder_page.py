@@ -2,8 +2,9 @@
 
     python studies/recipes/encoder_page.py benchmarks/results/2026-12-01-recipes-encoder
 
-It becomes FOLDER/tables.md. FOLDER has encoder-packed.json (hidden words, tasks, speed of the packed
-models) and encoder-TASK.json (fine-tuning). `table` fills the card, too (studies/box/ship.py).
+It becomes FOLDER/tables.md. FOLDER has encoder-packed.json (hidden words, tasks, speed of the
+packed models) and encoder-TASK.json (fine-tuning). `table` fills the card, too
+(studies/box/ship.py).
 """
 
 from __future__ import annotations
