@@ -24,7 +24,12 @@ from typing import Any
 import report
 from dry_run import add_tiny, shrink, temporary
 
-from nomatmul.hardware.synthesis.nextpnr import critical_lines, place_and_route
+from nomatmul.hardware.synthesis.nextpnr import (
+    Routed,
+    critical_lines,
+    place_and_route,
+    read_report,
+)
 from nomatmul.hardware.synthesis.resources import AVAILABLE, resources, routed_resources
 from nomatmul.hardware.synthesis.yosys import Netlist, read_cells, rtlil, synthesize
 
@@ -133,15 +138,24 @@ class Runs:
             why = str(failure).replace(f"{netlist.json.parent}/", "")
             self.add(row | {"seconds": time.monotonic() - start, "failure": why})
             return
-        self.add(
-            row
-            | {
-                "seconds": found.seconds,
-                "mhz": found.mhz,
-                "resources": dataclasses.asdict(routed_resources(found.used)),
-                "critical": critical_lines(found),
-            }
-        )
+        self.add(row | _found(found))
+
+    def take(self, lanes: int, speed: int, seed: int) -> None:
+        """A row of a report that nextpnr wrote elsewhere, of a design that the note names."""
+        text = self.options.report.read_text("utf-8")
+        found = read_report(json.loads(text), seed, self.options.report_seconds)
+        row = {"kind": "route", "family": "ecp5", "lanes": lanes, "speed": speed, "seed": seed}
+        self.add(row | {"note": self.options.note} | _found(found))
+
+
+def _found(routed: Routed) -> dict[str, Any]:
+    """What a row says of a run that came to its end."""
+    return {
+        "seconds": routed.seconds,
+        "mhz": routed.mhz,
+        "resources": dataclasses.asdict(routed_resources(routed.used)),
+        "critical": critical_lines(routed),
+    }
 
 
 def _order(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -179,13 +193,15 @@ def page(document: dict[str, Any]) -> str:
     routed = [row for row in document["rows"] if row["kind"] == "route" and "mhz" in row]
     for row in routed:
         name = f"{row['lanes']} lanes, speed grade {row['speed']}, seed {row['seed']}"
+        name += f", {row['note']}" if row.get("note") else ""
         text += ["", f"## Critical path: {name}", "", "```"]
         text += [*row["critical"], "```"]
     return "\n".join(text) + "\n"
 
 
 def _line(row: dict[str, Any]) -> str:
-    head = f"| {row['family']} | {row['lanes']} | {row['kind']} |"
+    kind = f"{row['kind']} ({row['note']})" if row.get("note") else row["kind"]
+    head = f"| {row['family']} | {row['lanes']} | {kind} |"
     head += f" {row.get('speed', '')} | {row.get('seed', '')} |"
     if "failure" in row:
         return f"{head} {row['failure'][:200]} | | | | | {row['seconds']:.0f} |"
@@ -217,6 +233,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--families", nargs="+", default=["ecp5", "xc7"])
     parser.add_argument("--nextpnr", help="another build of nextpnr-ecp5: its path or name")
     parser.add_argument("--nextpnr-options", default="", help="more of its options, in one string")
+    parser.add_argument("--report", type=Path, help="add a report of nextpnr, and do nothing else")
+    parser.add_argument("--report-seconds", type=float, default=0.0, help="how long that run took")
+    parser.add_argument("--note", default="", help="of which design that report is")
     parser.add_argument("--no-route", action="store_true", help="synthesis alone")
     parser.add_argument("--limit", type=float, default=3 * 3600.0, help="seconds a tool may take")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results")
@@ -230,6 +249,9 @@ def main(arguments: list[str] | None = None) -> int:
     options.out = options.out or Path(__file__).parent / "results"
     options.work = options.work or temporary()
     runs = Runs(options)
+    if options.report:
+        runs.take(options.lanes[0], options.speeds[0], options.seeds[0])
+        return 0
     if "ecp5" in options.families:
         for lanes, speed, seed in plan(options):
             if options.no_route:
