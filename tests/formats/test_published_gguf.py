@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import gguf
 import gguf_models as models
@@ -114,6 +115,45 @@ def test_bitnet(tmp_path, rng, architecture, activation, kind):
         if ".layers." in name and value.ndim == 2:
             assert (matrix.group, matrix.scale.shape) == (0, (1,))
             np.testing.assert_array_equal(matrix.floats(), value, name)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bitnet"])
+def test_a_factor_beside_a_matrix(tmp_path, rng, architecture):
+    """Older BitNet files keep the scale of a matrix so; llama.cpp multiplies products by it."""
+
+    def add(tensors):
+        for part, factor in {"attn_q": 0.5, "attn_v": 3.0, "ffn_down": 0.25}.items():
+            tensors[f"blk.1.{part}.scale"] = np.array([factor], np.float32)
+
+    path = tmp_path / "x.gguf"
+    wanted = write_gguf(path, architecture, rng, kind="TQ2_0", group=0, change=add)
+    _, source = open_gguf(path)
+    factors = {"self_attn.q": 0.5, "self_attn.v": 3, "mlp.down": 0.25, "mlp.up": 1}
+    for name, factor in factors.items():
+        weight = f"model.layers.1.{name}_proj.weight"
+        np.testing.assert_array_equal(source.read(weight), factor * wanted[weight], name)
+        rows = source.read(weight, slice(3, 70))
+        np.testing.assert_array_equal(rows, factor * wanted[weight][3:70], name)
+        np.testing.assert_array_equal(source.quantised(weight).floats(), factor * wanted[weight])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("blk.0.attn_q.scale", [0.0], r"is 0\.0; it must be above 0"),
+        ("blk.0.attn_q.scale", [1.0, 2.0], "which is not understood"),
+        ("blk.0.attn_norm.scale", [1.0], "which is not understood"),
+        ("blk.0.attn_q.input_scale", [1.0], "which is not understood"),
+        ("output.scale", [1.0], "which is not understood"),
+    ],
+)
+def test_factors_that_are_none(tmp_path, rng, name, value, message):
+    def add(tensors):
+        tensors[name] = np.array(value, np.float32)
+
+    write_gguf(tmp_path / "x.gguf", "llama", rng, kind="TQ2_0", change=add)
+    with pytest.raises(FormatError, match=rf"'{re.escape(name)}',? {message}"):
+        open_gguf(tmp_path / "x.gguf")
 
 
 def test_bitnet_keeps_scales_that_differ(tmp_path, rng):

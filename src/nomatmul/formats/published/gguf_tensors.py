@@ -6,7 +6,7 @@ converter permutes the rows of q and k: row 2 i + j of a head of E is Hugging Fa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,8 +66,9 @@ class GgufSource(TensorSource):
     """The tensors that a model's config asks for; the file has these and no others.
 
     permuted: are the rows of q and k in llama.cpp's order? one_scale: ternary matrices of which
-    every group has the same scale are given with one. Raises FormatError naming a tensor that is
-    missing, not known, or of another shape.
+    every group has the same scale are given with one. A factor that lies beside a matrix of a block
+    (blk.0.attn_q.scale) is part of its values. Raises FormatError naming a tensor that is missing,
+    not known, or of another shape.
     """
 
     nested = False
@@ -91,7 +92,9 @@ class GgufSource(TensorSource):
                     f" {list(shape)}"
                 )
             self._stored[name] = stored
-        extra = set(file.tensors) - set(self._stored.values()) - {ROPE_FACTORS}
+        self._factors = _factors(file, self._stored.values())
+        beside = {_factor_name(stored) for stored in self._factors}
+        extra = set(file.tensors) - set(self._stored.values()) - beside - {ROPE_FACTORS}
         if extra:
             raise FormatError(f"{file.path} has the tensor {min(extra)!r}, which is not understood")
 
@@ -100,10 +103,13 @@ class GgufSource(TensorSource):
 
     def read(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
         stored = self._name(name)
-        if not self._permuted(stored):
-            return self.file.read(stored, rows)
-        heads, within = self._rows(stored, rows or slice(None))
-        return self.file.read(stored, heads)[within]
+        if self._permuted(stored):
+            heads, within = self._rows(stored, rows or slice(None))
+            values = self.file.read(stored, heads)[within]
+        else:
+            values = self.file.read(stored, rows)
+        factor = self._factors.get(stored)
+        return values if factor is None else values * factor
 
     def quantised(self, name: str) -> Quantised | None:
         stored = self._name(name)
@@ -111,6 +117,8 @@ class GgufSource(TensorSource):
         if matrix is None:
             return None
         group, scale, read = matrix.group, matrix.scale, matrix.read
+        if stored in self._factors:
+            scale = scale * self._factors[stored]
         if self._one_scale and group and matrix.kind == "ternary" and (scale == scale[0, 0]).all():
             group, scale = 0, scale[0, :1]
         if not self._permuted(stored):
@@ -149,6 +157,24 @@ class GgufSource(TensorSource):
         half, pair = np.divmod(rest, size // 2)
         first = start // size * size
         return slice(first, -(-stop // size) * size), head * size + 2 * pair + half - first
+
+
+def _factor_name(stored: str) -> str:
+    return stored.removesuffix("weight") + "scale"
+
+
+def _factors(file: GgufFile, stored: Iterable[str]) -> dict[str, np.float32]:
+    """{matrix of a block: number by which llama.cpp multiplies its products}, of those that have
+    one. Raises FormatError for one that is not above 0."""
+    found = {}
+    for name in stored:
+        beside, matrix = file.tensors.get(_factor_name(name)), len(file.tensors[name].shape) == 2
+        if not (name.startswith("blk.") and matrix and beside and beside.shape == (1,)):
+            continue
+        value = found[name] = file.read(_factor_name(name))[0]
+        if not value > 0:
+            raise FormatError(f"{file.path}: {_factor_name(name)!r} is {value}; it must be above 0")
+    return found
 
 
 def is_permuted(stored: str) -> bool:
