@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from pathlib import Path
 
 import pytest
 
 from nomatmul.formats.files.atomic import write_file
+from nomatmul.formats.files.directory import new_directory
 
 
 def test_an_older_file_is_replaced_and_nothing_else_is_left(tmp_path):
@@ -45,3 +47,23 @@ def test_a_pipe_is_written_to(tmp_path):
     assert found == [b"content"]
     assert stat.S_ISFIFO(path.stat().st_mode)
     assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_an_older_directory_survives_what_comes_between_the_two_renames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C, say: the old one has lost its name, the new one has not got it yet."""
+    place, replace = tmp_path / "model", os.replace
+    place.mkdir()
+    (place / "weights").write_text("old")
+
+    def interrupted(source: Path, target: Path) -> None:
+        if Path(source).name.endswith(".tmp"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), new_directory(place) as fresh:
+        (fresh / "weights").touch()
+    assert (place / "weights").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

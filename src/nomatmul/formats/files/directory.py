@@ -35,16 +35,26 @@ def new_directory(path: Path) -> Iterator[Path]:
                 sync_file(file)
         sync_directory(temporary)
         if path.exists():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            os.replace(path, old)
-            os.replace(temporary, path)
-            shutil.rmtree(old, ignore_errors=True)
+            _exchange(path, temporary)
         else:
             os.replace(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_directory(path.parent)
+
+
+def _exchange(path: Path, new: Path) -> None:
+    """Give `new` the name of an older directory, which is deleted; after an error it is there."""
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    try:
+        os.replace(path, old)
+        os.replace(new, path)
+    except BaseException:  # Ctrl-C between the two, too
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_leftovers(directory: Path) -> None:
