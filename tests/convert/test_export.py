@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from model_files import write_published, write_training
 from support.published_lm import BITNET, LLAMA, QWEN3, random_model, write_packed, write_values
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from nomatmul.cli.signals import clean_up_when_terminated
 from nomatmul.convert import pack
 from nomatmul.convert.export import export
 from nomatmul.convert.exportable import ExportSource
@@ -440,6 +443,26 @@ def test_what_exists_is_not_replaced(tmp_path, rng):
     (tmp_path / "empty").mkdir()
     export(source, tmp_path / "empty")
     assert (tmp_path / "empty" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["x.gguf", "x"])
+def test_a_stopped_export_leaves_nothing(tmp_path, rng, name):
+    """In the middle of the tensors, by SIGTERM as by Ctrl-C."""
+    source, out = trained(tmp_path / "source", GROUPS[128], rng), tmp_path / "out"
+    out.mkdir()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    clean_up_when_terminated()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            export(
+                source,
+                out / name,
+                progress=lambda done, *_: os.kill(os.getpid(), signal.SIGTERM) if done == 3 else 0,
+            )
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert list(out.iterdir()) == []
 
 
 def test_damage_is_found_and_nothing_is_left(tmp_path, rng):
