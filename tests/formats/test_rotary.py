@@ -41,6 +41,7 @@ def test_unscaled_pairs_turn_by_powers_of_theta():
         {**YARN, "beta_fast": 16.0, "beta_slow": 2.0},
         {**YARN, "attention_factor": 1.3},
         {**YARN, "mscale": 1.0, "mscale_all_dim": 0.7},
+        {**YARN, "truncate": True, "attention_factor": None},
     ],
 )
 @pytest.mark.parametrize("head_size", [16, 128])

@@ -96,6 +96,8 @@ class RopeScaling:
         if kinds[0] == "default" and not numbers:
             return None
         check_dial("rope_scaling", kinds[0], KINDS)
+        if kinds[0] == "yarn" and numbers.get("truncate") is True:
+            del numbers["truncate"]  # borders of whole pairs, which is what we compute
         known = {field.name for field in dataclasses.fields(cls)} - {"kind"}
         unknown = sorted(str(key) for key in numbers if key not in known)
         if unknown:
