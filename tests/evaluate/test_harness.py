@@ -21,6 +21,17 @@ from nomatmul.engine import LanguageModel, Sampling, load
 from nomatmul.evaluate.harness import HarnessModel
 
 
+def test_without_the_extra_the_program_says_what_to_install() -> None:
+    program = (
+        "import runpy, sys; sys.modules['lm_eval'] = None;"
+        "runpy.run_module('nomatmul.evaluate.harness', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("nomatmul: error: the harness needs lm-eval (")
+    assert done.stderr.endswith('): pip install "nomatmul[eval]"\n')
+
+
 @pytest.fixture(scope="module")
 def lm() -> LanguageModel:
     return load(threads=1)

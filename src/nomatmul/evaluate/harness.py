@@ -24,7 +24,10 @@ try:
     from lm_eval.models.utils import normalize_gen_kwargs
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
-    raise ImportError(f"the harness needs lm-eval ({error}): {install_line('eval')}") from None
+    _missing = f"the harness needs lm-eval ({error}): {install_line('eval')}"
+    if __name__ == "__main__":  # a line for a user, status 1
+        raise SystemExit(f"nomatmul: error: {_missing}") from None
+    raise ImportError(_missing) from None
 
 from nomatmul.engine.chat_text import ChatText
 from nomatmul.engine.generation import write_texts
