@@ -127,3 +127,19 @@ def test_a_circle_of_files_is_found(tmp_path):
     assert file_circle(tmp_path) == []
     (tmp_path / "two.py").write_text("if TYPE_CHECKING:\n    import one\n")
     assert {"one", "two"} == set(file_circle(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["", "convert", "engine", "train"])
+def test_type_checkers_see_what_is_imported_when_used(name):
+    """A `__getattr__` gives them Any: each name that it serves is imported for them, too."""
+    text = (ROOT / "src" / "nomatmul" / name / "__init__.py").read_text("utf-8")
+    homes: set[str] = set()
+    seen: set[str] = set()
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES":
+            assert isinstance(node.value, ast.Dict)
+            homes = {ast.literal_eval(key) for key in node.value.keys if key is not None}
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            seen = {a.name for each in node.body for a in getattr(each, "names", ())}
+    assert homes
+    assert homes <= seen
