@@ -87,6 +87,29 @@ def test_saved_data_set_and_parquet(tmp_path: Path) -> None:
     assert read(tmp_path / "a.parquet") == ["one", "two"]
 
 
+@pytest.mark.parametrize("name", ["a[1].parquet", "a*.parquet", "what?.parquet"])
+def test_a_parquet_files_name_is_no_pattern(tmp_path: Path, name: str) -> None:
+    import datasets
+
+    datasets.Dataset.from_dict({"text": ["mine"]}).to_parquet(str(tmp_path / name))
+    for other in ("a1.parquet", "aside.parquet", "whatx.parquet"):
+        datasets.Dataset.from_dict({"text": ["another"]}).to_parquet(str(tmp_path / other))
+    assert read(tmp_path / name) == ["mine"]
+
+
+def test_parquet_rows_are_counted_and_damage_is_named(tmp_path: Path) -> None:
+    import datasets
+
+    path = tmp_path / "a.parquet"
+    rows = {"text": [*["long"] * 2000, None], "id": list(range(2001))}
+    datasets.Dataset.from_dict(rows).to_parquet(str(path))
+    with pytest.raises(ValueError, match=r"a\.parquet, row 2001: no text .*it has: text, id"):
+        read(path)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r"a\.parquet: damaged parquet file"):
+        read(path)
+
+
 def test_long_documents_come_in_pieces_that_join_to_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from nomatmul.formats.rotary import RopeScaling
 from nomatmul.train import RECIPES, TrainArgs, TrainConfig, apply_overrides, recipe
-from nomatmul.train.config import FREE_FIELDS, differences
+from nomatmul.train.config import COMPILES, FREE_FIELDS, differences
 
 OPTIONS = """
 recipe model sequence_length batch_size micro_batch_size batch_ramp steps time_limit seed
@@ -189,8 +189,8 @@ def test_a_new_width_gets_its_own_intermediate_size(config: TrainConfig) -> None
         ("steps=inf", "'inf' is not a int"),
         ("model.num_layers=1e999", "'1e999' is not a int"),
         ("model.fff_layers=inf", "'inf' is no list of whole numbers"),
-        ("epsilon=nan", "epsilon nan must be at least 0"),
-        ("epsilon=-1", "epsilon -1.0 must be at least 0"),
+        ("epsilon=nan", "epsilon nan must be above 0"),
+        ("epsilon=-1", "epsilon -1.0 must be above 0"),
         ("deterministic=maybe", "'maybe' is not a bool"),
         ("steps=0", "steps 0 must be at least 1"),
         ("learning_rate=0", "learning_rate 0.0 must be above 0"),
@@ -256,6 +256,28 @@ def test_attention_cannot_be_longer_than_its_positions(config: TrainConfig) -> N
 def test_bad_settings_of_encoders(assignments: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")):
         apply_overrides(recipe("encoder_cpu_minute"), assignments)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("seed=9223372036854775808", "seed 9223372036854775808 must be at most"),
+        ("eval_tokens=0", "eval_tokens 0 must be at least 1"),
+        ("epsilon=0", "epsilon 0.0 must be above 0"),
+        ("compile=fast", "compile 'fast': choose one of auto, graph, on, off, default"),
+        ("mask_share=0.5", "mask_share 0.5 belongs to encoders"),
+        ("sample_prompt=a\udcff", r"sample_prompt 'a\\udcff' is no UTF-8 text"),
+    ],
+)
+def test_what_would_fail_in_the_middle_of_a_run_is_refused(assignment: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        apply_overrides(recipe("cpu_minute"), [assignment])
+
+
+def test_modes_of_torch_compile_are_known() -> None:
+    from torch._inductor import list_mode_options
+
+    assert set(list_mode_options()) <= set(COMPILES)
 
 
 def test_some_layers_may_hold_the_trees() -> None:

@@ -308,6 +308,16 @@ def test_rows_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 1.0}]
 
 
+def test_samples_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
+    for first, texts in ((0, {2: "one", 4: "zwölf\r\n\nlines", 6: "lost"}), (4, {6: "again"})):
+        log = MetricsLog(tmp_path, first)
+        for step, text in texts.items():
+            log.write_text(text, step)
+        log.close()
+    wanted = "--- step 2 ---\none\n--- step 4 ---\nzwölf\r\n\nlines\n--- step 6 ---\nagain\n"
+    assert (tmp_path / "samples.txt").read_bytes() == wanted.encode()
+
+
 def test_the_command_reports_and_exits_as_promised(
     tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,11 @@ SCHEDULES = ("cosine_halved", "cosine", "linear", "constant", "triangle")
 PRECISIONS = ("auto", "float32", "bfloat16")
 RECOMPUTES = ("auto", "none", "mlp", "block")
 TREES = ("", "naive", "masked", "triton", "native")
+COMPILES = (
+    "auto", "graph", "on", "off",
+    "default", "lite", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs",
+)  # fmt: skip
+LARGEST_SEED = 2**63 - 1  # torch's generators take no larger one
 
 # How a step is cut to fit a machine. The batch stays the same, results differ by float rounding:
 # a run may go on with other values on another machine.
@@ -118,17 +123,21 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("sequence_length", "batch_size", "micro_batch_size", "steps", "log_interval"):
             _at_least(self, name, 1)
-        for name in ("loss_chunks", "checkpoint_keep"):
+        for name in ("loss_chunks", "checkpoint_keep", "eval_tokens"):
             _at_least(self, name, 1)
         for name in (
             "time_limit", "seed", "warmup_steps", "final_rate", "weight_decay", "clip_norm",
-            "z_loss", "batch_ramp", "teacher_share", "teacher_top", "fff_balance", "epsilon",
-            "eval_interval", "eval_tokens", "sample_interval", "sample_tokens",
+            "z_loss", "batch_ramp", "teacher_share", "teacher_top", "fff_balance",
+            "eval_interval", "sample_interval", "sample_tokens",
             "diagnostics_interval", "checkpoint_interval", "checkpoint_seconds",
         ):  # fmt: skip
             _at_least(self, name, 0)
-        if self.learning_rate <= 0 or not math.isfinite(self.learning_rate):
-            raise ValueError(f"learning_rate {self.learning_rate} must be above 0")
+        if self.seed > LARGEST_SEED:
+            raise ValueError(f"seed {self.seed} must be at most {LARGEST_SEED}")
+        for name in ("learning_rate", "epsilon"):
+            value = getattr(self, name)
+            if value <= 0 or not math.isfinite(value):
+                raise ValueError(f"{name} {value} must be above 0")
         low, high = TEMPERATURES
         if not low <= self.temperature <= high:
             raise ValueError(f"temperature {self.temperature} must be from {low} to {high}")
@@ -144,22 +153,34 @@ class TrainConfig:
                 f"batch_size {self.batch_size} must be a multiple of "
                 f"micro_batch_size {self.micro_batch_size}"
             )
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule {self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
-        if self.recompute not in RECOMPUTES:
-            raise ValueError(f"recompute {self.recompute!r}: choose one of {', '.join(RECOMPUTES)}")
+        self._check_words()
+        self._check_against_model()
+
+    def _check_words(self) -> None:
+        for name, choices in (
+            ("schedule", SCHEDULES),
+            ("precision", PRECISIONS),
+            ("recompute", RECOMPUTES),
+            ("compile", COMPILES),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"{name} {value!r}: choose one of {', '.join(choices)}")
         if self.fff_implementation not in TREES:
             raise ValueError(
                 f"fff_implementation {self.fff_implementation!r}: choose one of "
                 f"{', '.join(TREES[1:])}, or nothing"
             )
-        self._check_against_model()
+        try:
+            self.sample_prompt.encode("utf-8")
+        except UnicodeEncodeError:  # bytes of a command line that are no UTF-8
+            raise ValueError(f"sample_prompt {self.sample_prompt!a} is no UTF-8 text") from None
 
     def _check_against_model(self) -> None:
         if not self.model.causal:
             self._check_masking()
+        elif self.mask_share != type(self).mask_share:
+            raise ValueError(f"mask_share {self.mask_share} belongs to encoders (model.causal=no)")
         self._check_trees()
         if self.full_precision:
             self._check_full_precision()

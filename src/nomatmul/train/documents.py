@@ -220,13 +220,27 @@ def _document(source: Source, row: Any, number: int) -> Document:
     return iter([text])
 
 
+def _read_parquet(source: Source) -> Iterator[Document]:
+    # `load_dataset` would take the file's name for a pattern and read all files that it matches.
+    import_datasets(source.path)  # which brings pyarrow
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(source.file) as file:
+            rows = (row for batch in file.iter_batches(_ROWS) for row in batch.to_pylist())
+            for number, row in enumerate(rows, 1):
+                yield _document(source, row, number)
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{source.path}: damaged parquet file ({error})") from None
+
+
+_ROWS = 1024  # of a parquet file, in memory at once
+
+
 def _read_dataset(source: Source) -> Iterator[Document]:
     datasets = import_datasets(source.path)
-    if source.kind == "parquet":
-        data = datasets.load_dataset(
-            "parquet", data_files=source.file, split="train", streaming=True
-        )
-    elif source.kind == "saved":
+    if source.kind == "saved":
         data = datasets.load_from_disk(source.path)
     else:
         name, subset, split, *_ = [*source.path.removeprefix("hf:").split(":"), "", ""]
@@ -243,7 +257,7 @@ _READERS = {
     "text": _read_text,
     "jsonl": _read_jsonl,
     "json": _read_json,
-    "parquet": _read_dataset,
+    "parquet": _read_parquet,
     "saved": _read_dataset,
     "hub": _read_dataset,
 }

@@ -8,10 +8,13 @@ valid_tokens, valid_bytes. Diagnostic rows: see diagnostics.py.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,13 +24,15 @@ from nomatmul.formats.files.atomic import named, write_file
 class MetricsLog:
     """Appends rows to metrics.jsonl and to TensorBoard, from step `first_step` on.
 
-    Rows of later steps, which a killed run may have left, are removed first, so that the file is
-    one history without doublets.
+    Rows and text samples of later steps, which a killed run may have left, are removed first, so
+    that the files are one history without doublets.
     """
 
     def __init__(self, out: Path, first_step: int) -> None:
         self.path = out / "metrics.jsonl"
         _drop_rows_after(self.path, first_step)
+        self._samples = out / "samples.txt"
+        _drop_samples_after(self._samples, first_step)
         self._file: IO[str] = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (see close)
         self._board = _tensorboard(out / "tensorboard", first_step)
 
@@ -37,22 +42,24 @@ class MetricsLog:
 
     def write(self, row: dict[str, Any], group: str) -> None:
         """Add one row; its numbers appear in TensorBoard as group/name."""
-        self._file.write(json.dumps(row) + "\n")
+        with _naming(self.path):
+            self._file.write(json.dumps(row) + "\n")
         if self._board is not None:
             for name, value in row.items():
                 if name != "step" and isinstance(value, int | float):
                     self._board.add_scalar(f"{group}/{name}", value, row["step"])
 
     def write_text(self, text: str, step: int) -> None:
+        """Add a sample of text to samples.txt and TensorBoard."""
+        with _naming(self._samples), open(self._samples, "a", encoding="utf-8") as file:
+            file.write(f"--- step {step} ---\n{text}\n")
         if self._board is not None:
             self._board.add_text("sample", text, step)
 
     def flush(self) -> None:
         """Let readers see the rows so far. Raises OSError naming the file when the disk is full."""
-        try:
+        with _naming(self.path):
             self._file.flush()
-        except OSError as error:
-            raise named(error, self.path) from None
 
     def sync(self) -> None:
         """Make the rows so far survive a crash of the machine."""
@@ -66,6 +73,15 @@ class MetricsLog:
         self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of a full disk get the file's name."""
+    try:
+        yield
+    except OSError as error:
+        raise named(error, path) from None
 
 
 class NoMetrics:
@@ -100,6 +116,16 @@ def _drop_rows_after(path: Path, step: int) -> None:
         return
     rows = [row for row in read_metrics(path.parent) if row.get("step", 0) <= step]
     write_file(path, "".join(json.dumps(row) + "\n" for row in rows).encode("utf-8"))
+
+
+def _drop_samples_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    text = path.read_bytes()
+    for heading in re.finditer(rb"^--- step (\d+) ---$", text, re.MULTILINE):
+        if int(heading[1]) > step:
+            write_file(path, text[: heading.start()])
+            return
 
 
 def _tensorboard(directory: Path, first_step: int) -> Any:

@@ -61,7 +61,7 @@ class Trainer:
         teacher: Teacher | CachedTeacher | None = None,
     ) -> None:
         self.config, self.plan, self.model, self.optimizer = config, plan, model, optimizer
-        self.tokenizer, self.out, self.console = data.tokenizer, out, console
+        self.tokenizer, self.console = data.tokenizer, console
         self.checkpoints, self.stop_requested, self.ranks = checkpoints, stop_requested, ranks
         # While the batch grows its size is not fixed: then ranks take turns at micro-batches.
         self.unit = config.micro_batch_size * ranks.size
@@ -237,10 +237,6 @@ class Trainer:
         agree = self.ranks.from_first if self.ranks.many else int
         with eager(self.model):
             text = sample_text(self.model, self.tokenizer, self.config, self.plan, agree=agree)
-        if not self.ranks.first:
-            return
-        with open(self.out / "samples.txt", "a", encoding="utf-8") as file:
-            file.write(f"--- step {self.step} ---\n{text}\n")
         self.metrics.write_text(text, self.step)
         self.console.log(f"step {self.step}, sample: {' '.join(text.split())[:300]}")
 
