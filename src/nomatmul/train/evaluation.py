@@ -27,7 +27,10 @@ from nomatmul.train.tokens import TokenStream
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """Loss in nats a token, and in bits a byte of the text that was predicted."""
+    """Loss in nats a token, and in bits a byte of the text.
+
+    text_bytes: of all of it, the first token's too, which alone is not predicted.
+    """
 
     loss: float
     bits_per_byte: float
