@@ -130,7 +130,7 @@ def test_doctor_finds_this_machine_well(run):
     assert report["ok"]
     assert all(test["ok"] for test in report["self_test"])
     assert set(report["extras"]) == {
-        *("train", "chat", "hub", "serve", "serve-ray", "eval", "bench")
+        *("train", "chat", "hub", "serve", "serve-ray", "eval", "bench", "hardware")
     }
     assert report["versions"]["nomatmul"] == nomatmul.__version__
     assert "all is well" in run("doctor", "--gib", "0.01").out

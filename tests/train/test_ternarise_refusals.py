@@ -55,7 +55,7 @@ def test_a_plain_llama_is_taken(llama: Path) -> None:
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"model_type": "qwen2"}, "biases of q, k and v"),
-        ({"model_type": "mistral"}, "sliding windows"),
+        ({"model_type": "mistral", "sliding_window": 16}, "sliding_window 16"),
         ({"model_type": "qwen3_moe"}, "experts"),
         ({"model_type": "gpt2"}, "model_type 'gpt2' is unknown"),
         ({"model_type": "qwen3", "head_dim": 16, "layer_types": ["sliding_attention"]},
