@@ -45,9 +45,14 @@ def q5_1(blocks: Bytes) -> Floats:
     return half(blocks, 0)[:, None] * codes + half(blocks, 2)[:, None]
 
 
+def _halves(codes: Bytes, axis: int = 1) -> Bytes:
+    """The low halves of all bytes, then, along the axis, the high ones."""
+    found: Bytes = np.concatenate([codes & 15, codes >> 4], axis=axis)
+    return found
+
+
 def _nibbles(codes: Bytes) -> Floats:
-    """The low halves of all bytes, then the high ones."""
-    return np.concatenate([codes & 15, codes >> 4], axis=1).astype(np.float32)
+    return _halves(codes).astype(np.float32)
 
 
 def _fifth_bits(masks: Bytes) -> Floats:
@@ -57,8 +62,7 @@ def _fifth_bits(masks: Bytes) -> Floats:
 
 
 def iq4_nl(blocks: Bytes) -> Floats:
-    codes = np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1)
-    values: Floats = half(blocks, 0)[:, None] * _NON_LINEAR[codes]
+    values: Floats = half(blocks, 0)[:, None] * _NON_LINEAR[_halves(blocks[:, 2:])]
     return values
 
 
@@ -69,8 +73,7 @@ def iq4_xs(blocks: Bytes) -> Floats:
     high = ((blocks[:, 2:4, None] >> shifts) & 3).reshape(-1, 8)
     scales = (low | (high << 4)).astype(np.float32) - np.float32(32)
     step: Floats = half(blocks, 0)[:, None] * scales
-    pairs = blocks[:, 8:].reshape(-1, 8, 16)
-    codes = np.concatenate([pairs & 15, pairs >> 4], axis=2)
+    codes = _halves(blocks[:, 8:].reshape(-1, 8, 16), axis=2)
     values: Floats = step[:, :, None] * _NON_LINEAR[codes]
     return values.reshape(-1, 256)
 
@@ -95,7 +98,7 @@ def q3_k(blocks: Bytes) -> Floats:
     """Sixteen sub-blocks of 16, each with a 6-bit scale; the third bit of a code takes off 4 where
     it is not set."""
     shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
-    low = np.concatenate([blocks[:, 96:104] & 15, blocks[:, 96:104] >> 4], axis=1)
+    low = _halves(blocks[:, 96:104])
     high = ((blocks[:, None, 104:108] >> shifts) & 3).reshape(-1, 16)
     scales = (low | (high << 4)).astype(np.float32) - np.float32(32)
     step: Floats = half(blocks, 108)[:, None] * scales
@@ -119,9 +122,7 @@ def q5_k(blocks: Bytes) -> Floats:
 
 def _eighths(codes: Bytes) -> Bytes:
     """Of 32 bytes at a time: the low halves, then the high ones, [n, 8, 32]."""
-    pairs = codes.reshape(-1, 4, 1, 32)
-    found: Bytes = np.concatenate([pairs & 15, pairs >> 4], axis=2).reshape(-1, 8, 32)
-    return found
+    return _halves(codes.reshape(-1, 4, 1, 32), axis=2).reshape(-1, 8, 32)
 
 
 def _with_minima(blocks: Bytes, codes: Floats) -> Floats:
@@ -137,8 +138,7 @@ def _with_minima(blocks: Bytes, codes: Floats) -> Floats:
 
 def q6_k(blocks: Bytes) -> Floats:
     """Sixteen sub-blocks of 16, each with an int8 scale; 4 low bits apart from 2 high ones."""
-    pairs = blocks[:, :128].reshape(-1, 2, 1, 64)
-    low = np.concatenate([pairs & 15, pairs >> 4], axis=2).reshape(-1, 8, 32)
+    low = _halves(blocks[:, :128].reshape(-1, 2, 1, 64), axis=2).reshape(-1, 8, 32)
     shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
     high = ((blocks[:, 128:192].reshape(-1, 2, 1, 32) >> shifts) & 3).reshape(-1, 8, 32)
     codes = (low | (high << 4)).astype(np.float32) - np.float32(32)

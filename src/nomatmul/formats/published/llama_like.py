@@ -133,7 +133,7 @@ def config_of(
     Raises FormatError, by name, for values that are illegal.
     """
     given = {**family.defaults, **{k: v for k, v in values.items() if v is not None}}
-    for key in ("num_key_value_heads", "head_dim"):
+    for key in _AS_HEADS:
         if key in values and values[key] is None:
             given.pop(key, None)  # null is no default, but what the heads say
     heads, hidden = given["num_attention_heads"], given["hidden_size"]
