@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -75,6 +77,17 @@ def test_a_masked_one_gets_a_fresh_head(tmp_path):
     assert model.classifier.weight.shape[0] == 4
 
 
-def test_a_packed_decoder_is_still_the_engines(tmp_path):
-    with pytest.raises(ValueError, match="the engine loads it"):
-        MaskedLM.from_pretrained(nomatmul.engine.loading.BOX)
+def test_a_packed_encoder_of_the_first_version_loads_as_any():
+    packed = Path(__file__).parents[1] / "golden/traces/packed-encoder-v1"
+    model = MaskedLM.from_pretrained(packed).eval()
+    checkpoint = open_checkpoint(packed)
+    for name, tensor in model.state_dict().items():
+        if name in checkpoint.names():
+            np.testing.assert_array_equal(tensor.numpy(), checkpoint.read(name), err_msg=name)
+
+
+def test_a_packed_decoder_is_still_the_engines():
+    first = Path(__file__).parents[1] / "golden/traces/packed-decoder-v1"
+    for packed in (nomatmul.engine.loading.BOX, first):
+        with pytest.raises(ValueError, match="the engine loads it"):
+            MaskedLM.from_pretrained(packed)

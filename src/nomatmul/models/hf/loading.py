@@ -15,7 +15,6 @@ from transformers import AutoConfig
 
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.encoder import HEAD_FIELDS
-from nomatmul.formats.packed.description import FORMAT
 from nomatmul.formats.published.llama_source import FAMILIES
 from nomatmul.formats.runs import gguf_file
 from nomatmul.models.hf.config import (
@@ -62,8 +61,8 @@ def load_pretrained(cls: Any, inherited: Callable, path: Any, *args: Any, **kwar
     config = _GGUF if gguf else read_config(place if kwargs.get("subfolder") else path)
     if config is None:  # a hub name, or a directory without config.json: transformers decides
         config, place = _from_hub(path, kwargs)
-    packed = config.get("format") == FORMAT
-    if packed and "head" not in config:
+    packed = "format" in config  # of any version
+    if packed and open_checkpoint(place).kind == "packed":  # encoders are opened as floats
         raise ValueError(
             f"{path} is a packed model: the engine loads it (nomatmul.load), torch does not"
         )
