@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from nomatmul.engine.loading import BOX
 from nomatmul.models import CausalLM, CausalLMConfig
 
 
@@ -124,10 +125,13 @@ def test_damaged_and_foreign_directories_are_refused(build, tmp_path):
     with pytest.raises(ValueError, match="damaged"):
         CausalLM.from_pretrained(tmp_path / "cut")
 
+    with pytest.raises(ValueError, match="the engine loads it"):
+        CausalLM.from_pretrained(BOX)
+
     packed = tmp_path / "packed"
     packed.mkdir()
     (packed / "config.json").write_text(json.dumps({"format": "nomatmul-packed"}))
-    with pytest.raises(ValueError, match="the engine loads it"):
+    with pytest.raises(ValueError, match="format_version None is unknown"):
         CausalLM.from_pretrained(packed)
     (packed / "config.json").write_text("{")
     with pytest.raises(ValueError, match="cannot read"):
