@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
 from nomatmul.formats.architecture import architecture_of
-from nomatmul.formats.checkpoint import Checkpoint
+from nomatmul.formats.checkpoint import Checkpoint, open_checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.gates import cumulative_lower_bounds
 from nomatmul.formats.packed import Forms, PackedWriter
@@ -45,8 +46,6 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_published(directory: Path, rng: np.random.Generator, **options: Any) -> Arrays:
     """Write a published float32 checkpoint in one file; return its tensors by our names."""
-    from safetensors.numpy import save_file
-
     values = {**PUBLISHED, **options}
     tensors = random_tensors(config_from_published(values), rng)
     directory.mkdir(parents=True, exist_ok=True)
@@ -57,8 +56,6 @@ def write_published(directory: Path, rng: np.random.Generator, **options: Any) -
 
 def write_training(directory: Path, config: ModelConfig, rng: np.random.Generator) -> Arrays:
     """Write a training checkpoint of our own; return its tensors."""
-    from safetensors.numpy import save_file
-
     tensors = random_tensors(config, rng)
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "config.json", {"model_type": "nomatmul", **config.to_dict()})
@@ -126,3 +123,41 @@ def write_packed(
                 writer.add_packed(name, values[name])
             else:
                 writer.add(name, values[name])
+
+
+def assert_holds(directory: Path, tensors: Arrays, rel: float = 0.0) -> None:
+    """A checkpoint has these tensors, by our names, within a relative error."""
+    checkpoint = open_checkpoint(directory)
+    assert set(checkpoint.names()) == set(tensors)
+    for name, values in tensors.items():
+        read = checkpoint.read(name)
+        assert read.dtype == np.float32
+        np.testing.assert_allclose(read, values, rtol=rel, atol=1e-7 if rel else 0, err_msg=name)
+
+
+def shard(directory: Path, count: int = 3) -> dict[str, str]:
+    """Split model.safetensors into `count` files and an index; return the weight map."""
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    weight_map = {}
+    for part in range(count):
+        file = f"model-{part + 1:05}-of-{count:05}.safetensors"
+        names = sorted(tensors)[part::count]
+        save_file({name: tensors[name] for name in names}, directory / file)
+        weight_map.update(dict.fromkeys(names, file))
+    write_json(
+        directory / "model.safetensors.index.json",
+        {"metadata": {"total_size": 1}, "weight_map": weight_map},
+    )
+    return weight_map
+
+
+def unlisted(directory: Path) -> list[Path]:
+    """Two parts named as by an index that is gone; returns their paths."""
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    names = sorted(tensors)
+    paths = [directory / f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    save_file({name: tensors[name] for name in names[::2]}, paths[0])
+    save_file({name: tensors[name] for name in names[1::2]}, paths[1])
+    return paths

@@ -1,106 +1,31 @@
-"""Exports: what is read back is the model, scales rounded to float16; what has no form is refused.
+"""Exports: what is read back is the model, scales rounded to float16.
 
-The second witnesses, llama.cpp and transformers, are in test_export_witnesses.py.
+What has no form is in test_export_refused.py, the second witnesses, llama.cpp and
+transformers, in test_export_witnesses.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
-import signal
 
 import numpy as np
 import pytest
 from gguf_models import write_gguf
-from model_files import write_published, write_training
-from support.published_lm import BITNET, LLAMA, QWEN3, random_model, write_packed, write_values
-from tokenizers import Tokenizer, models, pre_tokenizers
+from support.exported import EVERY, GROUPS, TENSOR, assert_same_model, computed, packed, trained
+from support.published_lm import LLAMA, QWEN3, random_model, write_values
 
-from nomatmul.cli.signals import clean_up_when_terminated
 from nomatmul.convert import pack
 from nomatmul.convert.export import export
 from nomatmul.convert.exportable import ExportSource
 from nomatmul.formats.checkpoint import open_checkpoint
-from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.files.gguf import GgufFile
 from nomatmul.formats.files.safetensors import SafetensorsFile
 from nomatmul.formats.packed import PackedReader
 from nomatmul.formats.quantise import fits_float16
 from nomatmul.formats.rotary import RopeScaling
 
-SIZES = {
-    "vocab_size": 258, "hidden_size": 256, "num_layers": 2, "intermediate_size": 512,
-    "num_heads": 4, "num_kv_heads": 2, "token_mixer": "attention", "linear": "ternary",
-    "linear_norm": "none", "rounding": "even", "head_linear": "dense",
-    "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1,
-}  # fmt: skip
-TENSOR = ModelConfig(**SIZES, split_gate=True)
-ONE_GATE = ModelConfig(**SIZES, tie_embeddings=True)
-GROUPS = {
-    group: ModelConfig(**SIZES, scale_group=group, qk_norm=group == 128, rope_theta=500000.0)
-    for group in (256, 128, 64, 32)
-}
 TYPES = {256: "TQ2_0", 128: "PQ2_0", 64: "Q2_0"}
-ALL_TERNARY = dataclasses.replace(
-    GROUPS[256], head_linear="ternary", embedding_linear="ternary", tie_embeddings=True
-)
-TERNARY_HEAD = dataclasses.replace(ONE_GATE, head_linear="ternary")
-EVERY = {"tensor": TENSOR, "one gate": ONE_GATE, "all": ALL_TERNARY, "head": TERNARY_HEAD}
-EVERY |= {f"group {group}": GROUPS[group] for group in (256, 128, 64)}
-
-
-def tokenizer_file(directory):
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    names = ["<|endoftext|>", "<|pad|>", *letters]
-    tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.add_special_tokens(names[:2])
-    tokenizer.save(str(directory / "tokenizer.json"))
-
-
-def trained(directory, config, rng):
-    """A checkpoint of random latent weights."""
-    write_training(directory, config, rng)
-    tokenizer_file(directory)
-    return directory
-
-
-def packed(directory, config, rng, **options):
-    pack(trained(directory.with_name("latent"), config, rng), directory, check=False, **options)
-    return directory
-
-
-def computed(path):
-    """{our tensor: (values, scale rounded to float16) or floats} of a model that is exported."""
-    source, found = ExportSource(path), {}
-    for tensor in source.tensors.values():
-        if source.kind(tensor) == "ternary":
-            held = source.quantised(tensor)
-            scale = held.rows_scale(slice(None)).astype(np.float16).astype(np.float32)
-            found[tensor.name] = held.read(slice(None)), scale
-        elif source.kind(tensor) == "int8":
-            found[tensor.name] = source.quantised(tensor).floats()
-        else:
-            found[tensor.name] = np.concatenate(list(source.floats(tensor)))
-    return found
-
-
-def assert_same_model(found, wanted, *, exact=True):
-    """Values and scales bit for bit; floats, too, unless they were rounded to float16."""
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
-        if isinstance(value, tuple):
-            np.testing.assert_array_equal(found[name][0], value[0], name)
-            count = max(found[name][1].shape[1], value[1].shape[1])
-            scales = [np.repeat(s, count // s.shape[1], axis=1) for s in (found[name][1], value[1])]
-            np.testing.assert_array_equal(*scales, name)
-        elif exact or value.ndim == 1:
-            np.testing.assert_array_equal(found[name], value, name)
-        else:
-            half = value.astype(np.float16).astype(np.float32)
-            np.testing.assert_array_equal(found[name], half, name)
 
 
 @pytest.mark.filterwarnings("ignore:.*int8 activations")
@@ -294,114 +219,6 @@ def test_a_published_model_whose_scales_are_floats(tmp_path, rng):
     assert not fits_float16(checkpoint.read("layers.0.mixer.q_proj.weight"))
 
 
-def mlgru(directory, rng):
-    return trained(directory, ModelConfig(vocab_size=258, hidden_size=256, num_layers=1), rng)
-
-
-def trees(directory, rng):
-    config = dict(SIZES, linear="dense", linear_norm="all", rounding="away", num_kv_heads=None)
-    config |= {"channel_mixer": "fff", "fff_trees": 2, "fff_depth": 2, "intermediate_size": None}
-    return trained(directory, ModelConfig(**config), rng)
-
-
-def sub_norms(directory, rng):
-    return write_packed(directory, random_model(BITNET, rng), legacy=False)
-
-
-def own_norms(directory, rng):
-    config = dataclasses.replace(TENSOR, linear_norm="all", split_gate=False)
-    return trained(directory, config, rng)
-
-
-def no_positions(directory, rng):
-    return trained(directory, dataclasses.replace(GROUPS[128], positions="none"), rng)
-
-
-def layer_norms(directory, rng):
-    return trained(directory, dataclasses.replace(GROUPS[128], norm="layer"), rng)
-
-
-def squared(directory, rng):
-    return trained(directory, dataclasses.replace(GROUPS[128], glu_activation="relu2"), rng)
-
-
-def groups_of_32(directory, rng):
-    return trained(directory, GROUPS[32], rng)
-
-
-def groups_of_128(directory, rng):
-    return trained(directory, GROUPS[128], rng)
-
-
-def narrow(directory, rng):
-    return trained(directory, dataclasses.replace(TENSOR, intermediate_size=384), rng)
-
-
-def published_recurrence(directory, rng):
-    write_published(directory, rng)
-    return directory
-
-
-def llama3_of_others(directory, rng):
-    scaling = RopeScaling("llama3", 8.0, 1.0, 8.0, 8192)
-    return trained(directory, dataclasses.replace(GROUPS[128], rope_scaling=scaling), rng)
-
-
-def tiny_scales(directory, rng):
-    model = random_model(
-        {**LLAMA, "hidden_size": 256, "intermediate_size": 256, "head_dim": 64}, rng
-    )
-    name = "model.layers.1.mlp.up_proj"
-    t, scale = model.ternary[name]
-    model.ternary[name] = t, (scale * np.float32(1e-8)).astype(np.float32)
-    return write_values(directory, model)
-
-
-def words(directory, rng):
-    from model_files import write_tokenizer
-
-    write_tokenizer(groups_of_128(directory, rng))
-    return directory
-
-
-NO_FORM = {
-    mlgru: ("", "layer 0 has token_mixer 'mlgru', not 'attention'"),
-    published_recurrence: ("", "layer 0 has token_mixer 'mlgru', not 'attention'"),
-    trees: ("", "layer 0 has channel_mixer 'fff', not 'glu'"),
-    sub_norms: ("", "it has sub-norms"),
-    own_norms: ("", "it has a norm inside each ternary layer"),
-    no_positions: ("", "positions are 'none', not 'rotary'"),
-    layer_norms: ("", "its norms are not the RMSNorms"),
-    squared: ("gguf", "activation 'silu', not 'relu2' .--to unpacked can say it"),
-    groups_of_32: ("gguf", "a scale for each 32 inputs, which no GGUF type holds .*--to unpacked"),
-    groups_of_128: ("tq2_0", "a scale for each 128 inputs, which no TQ2_0 holds exactly"
-                    " .--type pq2_0 or --type q2_0 or --to unpacked"),
-    narrow: ("gguf", "down_proj.weight has rows of 384 inputs, which the 256 of a block of TQ2_0 do"
-             " not divide .--type pq2_0 or --type q2_0 or --to unpacked"),
-    llama3_of_others: ("gguf", "only Llama's own"),
-    tiny_scales: ("gguf", "mlp.up_proj.weight: the scale .* is no number that float16 holds"),
-    words: ("gguf", "is WordLevel; a GGUF file has BPE"),
-}  # fmt: skip
-
-
-@pytest.mark.filterwarnings("ignore:.*(int8 activations|has no tokenizer)")
-@pytest.mark.parametrize("kind", NO_FORM, ids=lambda kind: kind.__name__)
-def test_what_has_no_form_is_refused_by_name(tmp_path, rng, kind):
-    which, message = NO_FORM[kind]
-    source = kind(tmp_path / "source", rng)
-    out = tmp_path / "out"
-    out.mkdir()
-    options = {"type": which} if which == "tq2_0" else {}
-    targets = [out / "x.gguf"] if which else [out / "x.gguf", out / "x"]
-    for target in targets:
-        with pytest.raises(ValueError, match=message):
-            export(source, target, **options)
-    assert list(out.iterdir()) == []
-    if which == "gguf" and kind is not words:
-        export(source, out / "x")
-        assert open_checkpoint(out / "x").config.num_layers == 2
-
-
 @pytest.mark.filterwarnings("ignore:.*int8 activations")
 def test_other_types_hold_coarser_scales_too(tmp_path, rng):
     source = trained(tmp_path / "source", TENSOR, rng)
@@ -409,72 +226,3 @@ def test_other_types_hold_coarser_scales_too(tmp_path, rng):
     for kind in ("pq2_0", "q2_0"):
         export(source, tmp_path / f"{kind}.gguf", type=kind)
         assert_same_model(computed(tmp_path / f"{kind}.gguf"), wanted, exact=False)
-
-
-BAD_WORDS = {
-    "type": ({"type": "i2_s"}, "x.gguf", "type 'i2_s' is unknown"),
-    "to": ({"to": "onnx"}, "x", "to 'onnx' is unknown"),
-    "embedding": ({"embedding": "int4"}, "x.gguf", "embedding 'int4' does not go with --to gguf"),
-    "q8_0": ({"embedding": "q8_0"}, "x", "embedding 'q8_0' does not go with --to unpacked"),
-    "type elsewhere": ({"type": "tq2_0"}, "x", "type 'tq2_0' is of GGUF files"),
-    "suffix": ({"to": "gguf"}, "x.bin", r"must end in \.gguf"),
-    "no directory": ({}, "no/x.gguf", "no is no directory"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_WORDS)
-def test_words_that_mean_nothing(tmp_path, rng, case):
-    options, name, message = BAD_WORDS[case]
-    with pytest.raises(ValueError, match=message):
-        export(tmp_path / "nowhere", tmp_path / name, **options)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_exists_is_not_replaced(tmp_path, rng):
-    source = trained(tmp_path / "source", GROUPS[128], rng)
-    for name in ("x.gguf", "x"):
-        (tmp_path / name).write_text("mine")
-        with pytest.raises(ValueError, match="already exists"):
-            export(source, tmp_path / name)
-        assert (tmp_path / name).read_text() == "mine"
-    (tmp_path / "empty.gguf").mkdir()
-    with pytest.raises(ValueError, match="is a directory, not a file"):
-        export(source, tmp_path / "empty.gguf")
-    (tmp_path / "empty").mkdir()
-    export(source, tmp_path / "empty")
-    assert (tmp_path / "empty" / "config.json").is_file()
-
-
-@pytest.mark.parametrize("name", ["x.gguf", "x"])
-def test_a_stopped_export_leaves_nothing(tmp_path, rng, name):
-    """In the middle of the tensors, by SIGTERM as by Ctrl-C."""
-    source, out = trained(tmp_path / "source", GROUPS[128], rng), tmp_path / "out"
-    out.mkdir()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    clean_up_when_terminated()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            export(
-                source,
-                out / name,
-                progress=lambda done, *_: os.kill(os.getpid(), signal.SIGTERM) if done == 3 else 0,
-            )
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    assert list(out.iterdir()) == []
-
-
-def test_damage_is_found_and_nothing_is_left(tmp_path, rng):
-    source = trained(tmp_path / "source", GROUPS[128], rng)
-    whole = (source / "model.safetensors").read_bytes()
-    (source / "model.safetensors").write_bytes(whole[:-8] + b"\0\0\xc0\x7f\0\0\xc0\x7f")
-    out = tmp_path / "out"
-    out.mkdir()
-    for name in ("x.gguf", "x"):
-        with pytest.raises(ValueError, match="not finite"):
-            export(source, out / name)
-    assert list(out.iterdir()) == []
-    shutil.rmtree(source)
-    with pytest.raises(ValueError, match="does not exist"):
-        export(source, out / "x.gguf")

@@ -3,79 +3,22 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from gguf_models import VOCAB, sizes, write_gguf
-from support.published_lm import (
-    BITNET,
-    LLAMA,
-    QWEN3,
-    bfloat16,
-    packed_rows,
-    random_model,
-    write,
-    write_masters,
-    write_packed,
-    write_unpacked,
-    write_values,
-)
+from gguf_models import write_gguf
+from support.published_kinds import KINDS, bitnet, bonsai, falcon, values
+from support.published_lm import LLAMA, QWEN3, bfloat16, random_model, write, write_values
 
-import nomatmul
 from nomatmul import cli
 from nomatmul.convert import pack
-from nomatmul.convert.check import mean_kl
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.files.quantised import Quantised
 from nomatmul.formats.packed import PackedReader
 from nomatmul.formats.quantise import quantise_rows
-
-
-def bitnet(directory, rng):
-    return write_packed(directory, random_model(BITNET, rng), legacy=False)
-
-
-def unpacked(directory, rng):
-    return write_unpacked(directory, random_model(BITNET, rng))
-
-
-def masters(directory, rng):
-    return write_masters(directory, random_model(BITNET, rng), rng)
-
-
-def falcon(directory, rng):
-    return write_packed(directory, random_model(LLAMA, rng), legacy=True)
-
-
-def inner_norms(directory, rng):
-    model = random_model(LLAMA, rng, inner_norm="rms_norm")
-    return write_packed(directory, model, legacy=True, use_rms_norm=True)
-
-
-def values(directory, rng):
-    return write_values(directory, random_model(LLAMA, rng))
-
-
-def bonsai(directory, rng):
-    return write_values(directory, random_model(QWEN3, rng, group=32, ternary_head=True))
-
-
-def tied_bonsai(directory, rng):
-    tied = {**QWEN3, "tie_word_embeddings": True}
-    return write_values(directory, random_model(tied, rng, group=32, ternary_head=True))
-
-
-def gguf(directory, rng):
-    directory.mkdir()
-    write_gguf(directory / "model.gguf", "qwen3", rng, kind="TQ2_0")
-    return directory / "model.gguf"
-
-
-KINDS = (bitnet, unpacked, masters, falcon, inner_norms, values, bonsai, tied_bonsai, gguf)
 
 
 @pytest.mark.parametrize("packing", ["2bit", "1.6bit"])
@@ -221,117 +164,6 @@ def test_a_float_head_keeps_the_embedding_too(tmp_path, rng):
         pack(tmp_path / "c", tmp_path / "4", embedding="int8", check=False)
 
 
-@pytest.mark.parametrize(
-    ("kind", "options", "message"),
-    [
-        (falcon, {"head": "f8"}, "head 'f8' is unknown; legal values are f32, bf16, f16, int8"),
-        (falcon, {"rows": "int8"}, "rows 'int8' is for encoders"),
-        (falcon, {"dense": "int8"}, "dense 'int8' is for encoders and dense transformers"),
-    ],
-)
-def test_forms_that_no_matrix_has(tmp_path, rng, kind, options, message):
-    source = kind(tmp_path / "source", rng)
-    with pytest.raises(ValueError, match=message):
-        pack(source, tmp_path / "packed", check=False, **options)
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
-
-
-def test_a_head_that_float16_cannot_hold(tmp_path, rng):
-    model = random_model(LLAMA, rng)
-    model.floats["lm_head.weight"][5, 3] = 1e6
-    source = write_packed(tmp_path / "source", model, legacy=True)
-    with pytest.raises(ValueError, match=r"head.weight: f16 cannot hold 1e\+06, only up"):
-        pack(source, tmp_path / "packed", head="float16", check=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
-
-
-def test_damage_leaves_nothing_behind(tmp_path, rng, capsys):
-    """Codes are seen only when they are read, behind many tensors that are written by then."""
-    model = random_model(LLAMA, rng)
-    source = write_packed(tmp_path / "source", model, legacy=True)
-    t, _ = model.ternary["model.layers.1.mlp.down_proj"]
-    tensors = {**model.floats}
-    for name, (values, scale) in model.ternary.items():
-        tensors[f"{name}.weight"] = packed_rows(values)
-        tensors[f"{name}.weight_scale"] = scale[0]
-    tensors["model.layers.1.mlp.down_proj.weight"] = packed_rows(t) | 3
-    write(source, json.loads((source / "config.json").read_text()), tensors)
-    assert cli.main(["pack", str(source), str(tmp_path / "packed"), "--no-check"]) == 1
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err.count("\n") == 1
-    assert "down_proj.weight' holds the illegal code 3" in shown.err
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"quantization_config": None}, "has no quantization_config"),
-        ({"num_key_value_heads": 3}, "num_kv_heads 3 does not divide"),
-        ({"num_local_experts": 4}, "'num_local_experts'"),
-        ({"model_type": "gemma3_text"}, "'gemma3_text' is not supported yet"),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic' is unknown"),
-        ({"hidden_size": 68}, "has shape"),
-        ({"vocab_size": 62}, "'model.embed_tokens.weight' has shape [61, 64]"),
-        ({"head_dim": -4}, "head_dim"),
-        ({"num_hidden_layers": 10**7}, "num_hidden_layers 10000000 is above"),
-        ({"rope_theta": 10**400}, "must be finite and above 0"),
-        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "'full_attention' alone"),
-        ({"rope_scaling": {"factor": 2.0}}, "{'factor': 2.0} has a factor, but no rope_type"),
-        (
-            {
-                "rope_parameters": {"rope_type": "linear", "factor": 2},
-                "rope_scaling": {"rope_type": "linear", "factor": 4},
-            },
-            "rope_scaling {'rope_type': 'linear', 'factor': 4} are not the same",
-        ),
-    ],
-)
-def test_bad_configs_are_one_line_and_leave_nothing(tmp_path, rng, capsys, change, words):
-    source = write_packed(tmp_path / "source", random_model(LLAMA, rng), legacy=True)
-    config = {**json.loads((source / "config.json").read_text()), **change}
-    (source / "config.json").write_text(json.dumps(config))
-    assert cli.main(["pack", str(source), str(tmp_path / "packed")]) == 1
-    shown = capsys.readouterr()
-    assert (shown.out, shown.err.count("\n")) == ("", 1)
-    assert words in shown.err
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
-
-
-def test_a_model_that_cannot_be_computed_leaves_nothing_behind(tmp_path, rng, capsys):
-    """Keys that float16 cannot hold are seen by the check, behind the packing."""
-    model = random_model(QWEN3, rng, group=32)
-    model.floats["model.layers.1.self_attn.k_norm.weight"][:] = 1e30
-    source = write_values(tmp_path / "source", model)
-    assert cli.main(["pack", str(source), str(tmp_path / "packed")]) == 1
-    shown = capsys.readouterr()
-    assert (shown.out, shown.err.count("\n")) == ("", 1)
-    assert "not finite" in shown.err
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
-
-
-def test_the_check_keeps_to_the_positions_of_the_model(tmp_path, rng):
-    short = {**QWEN3, "max_position_embeddings": 8}
-    source = write_values(tmp_path / "source", random_model(short, rng, group=32))
-    assert pack(source, tmp_path / "packed").check.tokens == 8
-    shortest = {**QWEN3, "max_position_embeddings": 1}
-    source = write_values(tmp_path / "other", random_model(shortest, rng, group=32))
-    with pytest.raises(ValueError, match="has 1 position; the check needs two"):
-        pack(source, tmp_path / "none")
-    assert not (tmp_path / "none").exists()
-
-
-def test_a_truncated_gguf_leaves_nothing_behind(tmp_path, rng, capsys):
-    write_gguf(tmp_path / "m.gguf", "qwen3", rng, kind="TQ2_0")
-    whole = (tmp_path / "m.gguf").read_bytes()
-    (tmp_path / "m.gguf").write_bytes(whole[: len(whole) // 2])
-    assert cli.main(["pack", str(tmp_path / "m.gguf"), str(tmp_path / "packed")]) == 1
-    shown = capsys.readouterr()
-    assert shown.err.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
-
-
 def test_what_was_found_is_said(tmp_path, rng, capsys):
     source = write_values(tmp_path / "source", random_model(QWEN3, rng, group=32))
     config = json.loads((source / "config.json").read_text())
@@ -380,51 +212,6 @@ def test_packing_needs_little_memory(tmp_path, rng):
     assert int(done.stdout) < 2 * largest + output
 
 
-@pytest.mark.parametrize("kind", [bonsai, values, falcon], ids=lambda kind: kind.__name__)
-def test_what_packing_costs_is_measured(tmp_path, rng, kind):
-    """Weights-only models compute with float activations at the source, int8 when packed."""
-    check = pack(kind(tmp_path / "source", rng), tmp_path / "packed").check
-    assert check.source_backend == "numpy oracle"
-    assert check.text == "random token ids"
-    assert 1e-9 < check.mean_kl < 2e-2
-    assert 1e-4 < check.relative_error < 6e-2
-    assert check.same_argmax > 0.9
-
-
-def test_the_cost_of_an_int8_head_is_seen(tmp_path, rng):
-    source = falcon(tmp_path / "source", rng)
-    cheap = pack(source, tmp_path / "int8", head="int8").check
-    exact = pack(source, tmp_path / "floats", head="bfloat16").check
-    assert exact.mean_kl < cheap.mean_kl
-
-
-@pytest.mark.parametrize("kind", [bonsai, falcon], ids=lambda kind: kind.__name__)
-def test_the_cost_of_int8_keys_and_values_is_measured(tmp_path, rng, kind, capsys):
-    source, target = kind(tmp_path / "source", rng), tmp_path / "packed"
-    assert cli.main(["pack", str(source), str(target), "--json"]) == 0
-    cost = json.loads(capsys.readouterr().out)["check"]["kv_int8"]
-    ids = np.random.default_rng(0).integers(0, PackedReader(target).config.vocab_size, 64)
-    wide, narrow = (nomatmul.load(target, kv=kv).logits(ids) for kv in ("f16", "int8"))
-    assert cost["mean_kl"] == mean_kl(wide, narrow) > 0
-    assert cost["same_argmax"] == np.mean(wide.argmax(1) == narrow.argmax(1)) > 0.9
-
-
-def test_the_cost_of_int8_keys_and_values_is_one_line(tmp_path, rng, capsys):
-    source = bonsai(tmp_path / "source", rng)
-    assert cli.main(["pack", str(source), str(tmp_path / "packed")]) == 0
-    line = capsys.readouterr().out.splitlines()[-1]
-    words = r"keys and values in int8 +mean KL \d\.\d\de-\d\d, same token \d+\.\d %"
-    assert re.fullmatch(words, line)
-
-
-def test_a_source_that_memory_cannot_hold_is_not_compared(tmp_path, rng, monkeypatch):
-    monkeypatch.setattr("nomatmul.convert.check.available_memory", lambda: 100_000)
-    source = bonsai(tmp_path / "source", rng)
-    with pytest.warns(UserWarning, match="was not compared with its source, which would need 0.0"):
-        assert pack(source, tmp_path / "packed").check is None
-    assert (tmp_path / "packed" / "config.json").is_file()
-
-
 def test_a_ternary_embedding_in_a_gguf(tmp_path, rng):
     tensors = write_gguf(tmp_path / "m.gguf", "qwen3", rng, kind="TQ1_0", outer="TQ2_0")
     result = pack(tmp_path / "m.gguf", tmp_path / "packed", check=False)
@@ -452,30 +239,3 @@ def test_int8_blocks_of_a_dense_gguf(tmp_path, rng):
         found, scale = reader.matrix(name)
         whole = found.astype(np.float32) * np.repeat(scale, 32, axis=1)
         np.testing.assert_array_equal(whole, checkpoint.read(f"{name}.weight"))
-
-
-def test_loading_what_is_not_packed_says_how(tmp_path, rng):
-    for kind in (bonsai, gguf):
-        source = kind(tmp_path / kind.__name__, rng)
-        target = f"{source.with_suffix('')}-packed"
-        with pytest.raises(FormatError, match=f"is not packed: `nomatmul pack {source} {target}`"):
-            nomatmul.load(source)
-
-
-def test_an_unsafe_template_in_a_gguf_is_refused_by_the_file_s_place(tmp_path, rng):
-    """Not by that of the scratch directory in which its files are looked at."""
-
-    def keys(writer):
-        sizes(writer)
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("qwen2")
-        writer.add_token_list([*(chr(33 + i) for i in range(VOCAB - 1)), "AB"])
-        writer.add_token_types([1] * VOCAB)
-        writer.add_token_merges(["A B"])
-        writer.add_chat_template("{{ ''.__class__ }}")
-
-    write_gguf(tmp_path / "m.gguf", "qwen3", rng, kind="TQ2_0", keys=keys)
-    with pytest.raises(FormatError, match="access to '__class__'") as caught:
-        pack(tmp_path / "m.gguf", tmp_path / "packed", check=False)
-    assert str(caught.value).startswith(str(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]

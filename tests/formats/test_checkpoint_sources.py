@@ -1,64 +1,30 @@
-"""The same weights from one file, shards, half precisions and torch pickles; and bad sources."""
+"""The same weights from one file, shards and half precisions; and bad sources."""
 
 from __future__ import annotations
 
 import shutil
-import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
-from model_files import PUBLISHED, random_tensors, write_json, write_published, write_training
+from model_files import (
+    PUBLISHED,
+    assert_holds,
+    shard,
+    unlisted,
+    write_json,
+    write_published,
+    write_training,
+)
 from safetensors.numpy import load_file, save_file
 
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.errors import FormatError
-from nomatmul.formats.files.safetensors import SafetensorsFile
-from nomatmul.formats.published import config_from_published, published_name
-
-
-def assert_holds(directory: Path, tensors: dict, rel: float = 0.0) -> None:
-    checkpoint = open_checkpoint(directory)
-    assert set(checkpoint.names()) == set(tensors)
-    for name, values in tensors.items():
-        read = checkpoint.read(name)
-        assert read.dtype == np.float32
-        np.testing.assert_allclose(read, values, rtol=rel, atol=1e-7 if rel else 0, err_msg=name)
-
-
-def shard(directory: Path, count: int = 3) -> dict[str, str]:
-    """Split model.safetensors into `count` files and an index; return the weight map."""
-    tensors = load_file(directory / "model.safetensors")
-    (directory / "model.safetensors").unlink()
-    weight_map = {}
-    for part in range(count):
-        file = f"model-{part + 1:05}-of-{count:05}.safetensors"
-        names = sorted(tensors)[part::count]
-        save_file({name: tensors[name] for name in names}, directory / file)
-        weight_map.update(dict.fromkeys(names, file))
-    write_json(
-        directory / "model.safetensors.index.json",
-        {"metadata": {"total_size": 1}, "weight_map": weight_map},
-    )
-    return weight_map
 
 
 def test_shards(tmp_path, rng):
     tensors = write_published(tmp_path, rng)
     shard(tmp_path)
     assert_holds(tmp_path, tensors)
-
-
-def unlisted(directory):
-    """Two parts named as by an index that is gone; returns their paths."""
-    tensors = load_file(directory / "model.safetensors")
-    (directory / "model.safetensors").unlink()
-    names = sorted(tensors)
-    paths = [directory / f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
-    save_file({name: tensors[name] for name in names[::2]}, paths[0])
-    save_file({name: tensors[name] for name in names[1::2]}, paths[1])
-    return paths
 
 
 def test_parts_without_an_index(tmp_path, rng):
@@ -79,38 +45,6 @@ def test_parts_without_an_index(tmp_path, rng):
     first.rename(tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match=r"holds no weights: .*; weights\.safetensors has another"):
         open_checkpoint(tmp_path)
-
-
-@pytest.mark.train
-def test_pickled_parts_without_an_index(tmp_path, rng):
-    import torch
-    from safetensors.torch import load_file as load_torch
-
-    tensors = write_published(tmp_path, rng)
-    for path in unlisted(tmp_path):
-        name = path.name.replace("model-", "pytorch_model-").replace(".safetensors", ".bin")
-        torch.save(load_torch(path), tmp_path / name)
-        path.unlink()
-    assert_holds(tmp_path, tensors)
-
-
-@pytest.mark.train
-@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
-def test_floats_of_8_bits(tmp_path, dtype):
-    """Every number that the type has, as torch reads it; what is none is refused."""
-    import torch
-    from safetensors.torch import save_file as save_torch
-
-    stored = torch.arange(256, dtype=torch.uint8).view(getattr(torch, dtype))
-    wanted = stored.float().numpy()
-    finite = torch.from_numpy(np.isfinite(wanted))
-    numbers = stored.view(torch.uint8)[finite].view(stored.dtype)
-    save_torch({"all": stored, "finite": numbers}, tmp_path / "x.safetensors")
-    file = SafetensorsFile(tmp_path / "x.safetensors")
-    np.testing.assert_array_equal(file.read_float32("finite"), wanted[np.isfinite(wanted)])
-    np.testing.assert_array_equal(file.read_float32("finite", slice(3, 9)), wanted[3:9])
-    with pytest.raises(ValueError, match="not finite"):
-        file.read_float32("all")
 
 
 def test_float16(tmp_path, rng):
@@ -138,82 +72,6 @@ def test_bfloat16_as_torch_writes_it(tmp_path, rng, sharded):
     for name, values in tensors.items():
         expected = torch.from_numpy(values).to(torch.bfloat16).float().numpy()
         np.testing.assert_array_equal(checkpoint.read(name), expected)
-
-
-@pytest.mark.train
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("sharded", [False, True])
-@pytest.mark.parametrize("zipped", [True, False])
-def test_torch_pickles(tmp_path, rng, dtype, sharded, zipped):
-    import torch
-
-    tensors = write_published(tmp_path, rng)
-    (tmp_path / "model.safetensors").unlink()
-    state = {
-        published_name(n): torch.from_numpy(t).to(getattr(torch, dtype)) for n, t in tensors.items()
-    }
-    parts = {"pytorch_model.bin": list(state)}
-    if sharded:
-        parts = {"a.bin": list(state)[::2], "b.bin": list(state)[1::2]}
-        weight_map = {name: file for file, names in parts.items() for name in names}
-        write_json(tmp_path / "pytorch_model.bin.index.json", {"weight_map": weight_map})
-    for file, names in parts.items():
-        torch.save(
-            {n: state[n] for n in names},
-            tmp_path / file,
-            _use_new_zipfile_serialization=zipped,
-        )
-    assert_holds(tmp_path, tensors, rel={"float32": 0, "float16": 2**-11, "bfloat16": 2**-8}[dtype])
-    checkpoint = open_checkpoint(tmp_path)
-    rows = checkpoint.read("embedding.weight", slice(3, 9))
-    np.testing.assert_array_equal(rows, checkpoint.read("embedding.weight")[3:9])
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 broken", b"\x80\x04N.", b"not a pickle"])
-def test_a_broken_pickle_is_one_clear_line(tmp_path, data):
-    write_json(tmp_path / "config.json", PUBLISHED)
-    (tmp_path / "pytorch_model.bin").write_bytes(data)
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin") as caught:
-        open_checkpoint(tmp_path)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.train
-def test_pickled_parameters_of_a_module(tmp_path, rng):
-    """`torch.save(dict(model.named_parameters()))`: numpy takes no tensor with a gradient."""
-    import torch
-
-    tensors = write_published(tmp_path, rng)
-    (tmp_path / "model.safetensors").unlink()
-    state = {published_name(n): torch.nn.Parameter(torch.from_numpy(t)) for n, t in tensors.items()}
-    torch.save(state, tmp_path / "pytorch_model.bin")
-    assert_holds(tmp_path, tensors)
-
-
-@pytest.mark.train
-@pytest.mark.parametrize("kind", ["sparse", "meta"])
-def test_pickled_tensors_that_are_not_dense_are_refused(tmp_path, rng, kind):
-    import torch
-
-    tensors = write_published(tmp_path, rng)
-    (tmp_path / "model.safetensors").unlink()
-    state = {published_name(n): torch.from_numpy(t) for n, t in tensors.items()}
-    odd = state["model.norm.weight"]
-    state["model.norm.weight"] = odd.to_sparse() if kind == "sparse" else odd.to("meta")
-    torch.save(state, tmp_path / "pytorch_model.bin")
-    with pytest.raises(FormatError, match=r"model\.norm\.weight has .*, expected a dense tensor"):
-        open_checkpoint(tmp_path)
-
-
-@pytest.mark.train
-def test_a_pickle_that_runs_code_is_refused(tmp_path):
-    import torch
-
-    write_json(tmp_path / "config.json", PUBLISHED)
-    torch.save({"model.norm.weight": Path("x")}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="cannot read"):
-        open_checkpoint(tmp_path)
 
 
 def test_tied_head_is_the_embedding(tmp_path, rng):
@@ -340,72 +198,3 @@ def test_an_index_that_lies(tmp_path, rng):
     write_json(index, {"weight_map": []})
     with pytest.raises(ValueError, match="has no weight_map"):
         open_checkpoint(tmp_path)
-
-
-HEADERS = [
-    (b"", "has only 0 bytes"),
-    (b"\0" * 7, "has only 7 bytes"),
-    (b"GGUF\3\0\0\0" + b"\0" * 50, "truncated or no safetensors file"),
-    (struct.pack("<Q", 1 << 60), "claims a header of"),
-    (struct.pack("<Q", 0), "its header is no JSON object"),
-    (struct.pack("<Q", 2) + b"[]", "its header is no JSON object"),
-    (struct.pack("<Q", 3) + b"{,}", "is not valid JSON"),
-    (b'{"a":1}', "is malformed"),
-    (b'{"__metadata__":{"a":1}}', "must map names to strings"),
-    (b'{"__metadata__":[]}', "must map names to strings"),
-]
-ENTRY = b'{"a":{"dtype":"%s","shape":%s,"data_offsets":%s}%s}'
-ENTRIES = [
-    ((b"F31", b"[1]", b"[0,4]", b""), 4, "unknown dtype"),
-    ((b"F32", b"[1.5]", b"[0,4]", b""), 4, "malformed shape"),
-    ((b"F32", b"[-1]", b"[0,4]", b""), 4, "malformed shape"),
-    ((b"F32", b"[true]", b"[0,4]", b""), 4, "malformed shape"),
-    ((b"F32", b"[1]", b"[0]", b""), 4, "malformed shape or data range"),
-    ((b"F32", b"[2]", b"[0,4]", b""), 4, "8 bytes, but its range"),
-    ((b"F32", b"[1]", b"[4,0]", b""), 4, "but its range"),
-    ((b"F32", b"[1]", b"[4,8]", b""), 8, "leaves a gap"),
-    ((b"F32", b"[4611686018427387903]", b"[0,4]", b""), 4, "but its range"),
-    ((b"F32", b"[1]", b"[0,4]", b""), 3, "truncated"),
-    ((b"F32", b"[1]", b"[0,4]", b""), 5, "longer than its header says"),
-    ((b"F32", b"[1]", b"[0,4]", b',"a":{}'), 4, "appears twice"),
-    (
-        (b"F32", b"[2]", b"[0,8]", b',"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}'),
-        8,
-        "overlaps another tensor",
-    ),
-]
-
-
-@pytest.mark.parametrize(("data", "message"), HEADERS)
-def test_headers_that_are_wrong(tmp_path, data, message):
-    path = tmp_path / "x.safetensors"
-    path.write_bytes(struct.pack("<Q", len(data)) + data if data.startswith(b"{") else data)
-    with pytest.raises(ValueError, match=message):
-        SafetensorsFile(path)
-
-
-@pytest.mark.parametrize(("entry", "size", "message"), ENTRIES)
-def test_header_entries_that_lie(tmp_path, entry, size, message):
-    path = tmp_path / "x.safetensors"
-    header = ENTRY % entry
-    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(size))
-    with pytest.raises(ValueError, match=message):
-        SafetensorsFile(path)
-
-
-def test_the_reader_agrees_with_the_library(tmp_path, rng):
-    tensors = random_tensors(config_from_published(PUBLISHED), rng)
-    tensors["empty"] = np.zeros((0, 3), np.float32)
-    tensors["scalar"] = np.array(2.5, dtype=np.float32)
-    save_file(tensors, tmp_path / "x.safetensors", metadata={"format": "np"})
-    file = SafetensorsFile(tmp_path / "x.safetensors")
-    assert file.metadata == {"format": "np"}
-    for name, values in tensors.items():
-        np.testing.assert_array_equal(file.read(name), values)
-        buffer = bytearray(file.infos[name].nbytes)
-        file.read_into(name, buffer)
-        assert bytes(buffer) == values.tobytes()
-    with pytest.raises(ValueError, match="holds no tensor 'nothing'"):
-        file.read("nothing")
-    with pytest.raises(ValueError, match="the buffer 3"):
-        file.read_into("scalar", bytearray(3))

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import atexit
 import functools
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
+import pytest
 from engine_models import ATTENTION
 
 from nomatmul.engine import LanguageModel, load, random_model
@@ -70,3 +74,42 @@ def check(cache: StateCache) -> None:
                 assert node.value is not None or len(node.children) > 1
                 assert node.parent is not None
                 assert node.end == node.parent.end + len(node.edge)
+
+
+BIG = 1 << 30
+BOTH = pytest.mark.parametrize("make", [recurrent, attention], ids=["overwritten", "growing"])
+Open = Callable[..., StateCache]
+
+
+def keep(
+    cache: StateCache,
+    ids: list[int],
+    name: str | None = None,
+    logits: bool = True,
+    document: str = "",
+) -> None:
+    """Read a prompt and keep it, without asking what is known."""
+    session = cache.models["m"].session()
+    row = session.append(ids)
+    cache.keep("m", ids, session, row if logits else None, name, document)
+
+
+def found(cache: StateCache, ids: list[int]) -> int:
+    """How much of a prompt is known; what is found goes on to the logits of a cold one."""
+    had = cache.find("m", ids)
+    cold = cache.models["m"].session().append(ids)
+    logits = had.logits if had.length == len(ids) else had.session.append(ids[had.length :])
+    np.testing.assert_array_equal(logits, cold)
+    check(cache)
+    return had.length
+
+
+def files_in(directory: Path) -> list[Path]:
+    """The states in a cache's directory."""
+    return sorted(directory.glob("nomatmul-*.state"))
+
+
+def cache_path(cache: StateCache) -> Path:
+    """The directory of a cache that has one."""
+    assert cache._directory is not None
+    return cache._directory

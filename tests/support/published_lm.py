@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nomatmul.formats.checkpoint import Checkpoint, open_checkpoint
 from nomatmul.formats.quantise import from_bfloat16, to_bfloat16
 
 Arrays = dict[str, NDArray[Any]]
@@ -146,11 +147,16 @@ def write(directory: Path, values: dict[str, Any], tensors: Arrays) -> Path:
     from safetensors.numpy import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    write_config(directory, values)
     save_file(
         {n: np.ascontiguousarray(t) for n, t in tensors.items()}, directory / "model.safetensors"
     )
     return directory
+
+
+def write_config(directory: Path, values: dict[str, Any]) -> None:
+    """Its config.json, in place of another."""
+    (directory / "config.json").write_text(json.dumps(values), encoding="utf-8")
 
 
 def write_values(directory: Path, model: Published, dtype: Any = np.float32) -> Path:
@@ -202,3 +208,40 @@ def packed_rows(t: NDArray[np.int8]) -> NDArray[np.uint8]:
     quarter, codes = len(t) // 4, (t + 1).astype(np.uint8)
     parts = [codes[i * quarter : (i + 1) * quarter] << (2 * i) for i in range(4)]
     return np.bitwise_or.reduce(parts)
+
+
+OURS = {
+    "self_attn.q_proj": "mixer.q_proj",
+    "self_attn.k_proj": "mixer.k_proj",
+    "self_attn.v_proj": "mixer.v_proj",
+    "self_attn.o_proj": "mixer.o_proj",
+    "mlp.down_proj": "channel.down_proj",
+}
+
+
+def assert_holds(
+    directory: Path, model: Published, matrices: dict[str, NDArray[np.float32]] | None = None
+) -> Checkpoint:
+    """Every matrix is read as whole numbers with scales, every other tensor as it was written."""
+    checkpoint = open_checkpoint(directory)
+    weights = model.weights() if matrices is None else matrices
+    for layer in range(model.values["num_hidden_layers"]):
+        at, ours = f"model.layers.{layer}.", f"layers.{layer}."
+        found = {ours + name: weights[f"{at}{key}.weight"] for key, name in OURS.items()}
+        gate, up = (weights[f"{at}mlp.{name}_proj.weight"] for name in ("gate", "up"))
+        if checkpoint.config.split_gate and checkpoint.config.linear_norm == "all":
+            found |= {f"{ours}channel.gate_proj": gate, f"{ours}channel.up_proj": up}
+        else:
+            found[f"{ours}channel.gate_proj"] = np.concatenate([gate, up])
+        for name, expected in found.items():
+            held = checkpoint.quantised(f"{name}.weight")
+            assert held.kind == "ternary"
+            assert held.group == checkpoint.config.scale_group
+            assert set(np.unique(held.read(slice(3, 40)))) <= {-1, 0, 1}
+            np.testing.assert_array_equal(held.floats(), expected, err_msg=name)
+            part = checkpoint.read(f"{name}.weight", slice(7, 41))
+            np.testing.assert_array_equal(part, expected[7:41], err_msg=name)
+    np.testing.assert_array_equal(
+        checkpoint.read("final_norm.weight"), model.floats["model.norm.weight"]
+    )
+    return checkpoint
