@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from nomatmul.engine import LanguageModel, Session
 from nomatmul.engine.backends.native import NativeBackend
+from nomatmul.engine.state import State
 from nomatmul.formats.config import ModelConfig
 
 # No dimension is a multiple of a kernel's step.
@@ -30,6 +32,14 @@ def random_ids(count: int, vocab_size: int = CONFIG.vocab_size, seed: int = 0) -
 def state_of(session: Session) -> np.ndarray:
     """A copy of the state of a sequence whose layers leave one piece each: float32 [L, D]."""
     return np.stack(list(session.arrays().values()))
+
+
+def total_bytes(states: Iterable[State]) -> int:
+    """Bytes of several states in memory; what forks share is counted once."""
+    found: dict[int, int] = {}
+    for state in states:
+        found |= state.memory()
+    return sum(found.values())
 
 
 def rebuilt(lm: LanguageModel, **options: Any) -> LanguageModel:

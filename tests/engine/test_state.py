@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_models import CONFIG, random_ids, state_of
+from engine_models import CONFIG, random_ids, state_of, total_bytes
 
 from nomatmul.engine import LanguageModel
-from nomatmul.engine.state import HostState, Layout, total_bytes
+from nomatmul.engine.state import HostState, Layout
 from nomatmul.engine.state_file import read_state, write_state
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.config import ModelConfig

@@ -21,7 +21,7 @@ from nomatmul.train.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
-from nomatmul.train.tokens import join_streams, open_stream, verify_shards
+from nomatmul.train.tokens import join_streams, open_stream
 
 
 @pytest.fixture(scope="module")
@@ -166,14 +166,8 @@ def test_damaged_shards_are_found(
     tmp_path: Path, tokenizer: Tokenizer, documents_file: Path
 ) -> None:
     build_shards(find_sources([str(documents_file)]), tokenizer, tmp_path / "t", workers=1)
-    verify_shards(tmp_path / "t")
     shard = tmp_path / "t" / "shard-0000-00000.bin"
-    data = bytearray(shard.read_bytes())
-    data[7] ^= 1
-    shard.write_bytes(data)
-    with pytest.raises(ValueError, match="do not match the checksum"):
-        verify_shards(tmp_path / "t")
-    shard.write_bytes(data[:-2])
+    shard.write_bytes(shard.read_bytes()[:-2])
     with pytest.raises(ValueError, match=r"shard-0000-00000.bin has \d+ bytes, its index says"):
         open_stream(tmp_path / "t")
     (tmp_path / "t" / "index.json").write_text('{"format": "other"}')

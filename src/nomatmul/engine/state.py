@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,14 +166,6 @@ class State(ABC):
                 f" {piece!r}; fork or save the session at a position to which it may return"
             )
         self.position = position
-
-
-def total_bytes(states: Iterable[State]) -> int:
-    """Bytes of several states in memory; what forks share is counted once."""
-    found: dict[int, int] = {}
-    for state in states:
-        found |= state.memory()
-    return sum(found.values())
 
 
 class HostState(State):

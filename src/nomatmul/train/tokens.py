@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -101,19 +100,6 @@ def _map_shard(directory: Path, shard: dict[str, Any]) -> np.ndarray:
     if size != shard["bytes"] or size != shard["tokens"] * dtype.itemsize:
         raise ValueError(f"{path} has {size} bytes, its index says {shard['bytes']}")
     return np.memmap(path, dtype=dtype, mode="r")
-
-
-def verify_shards(directory: str | Path) -> None:
-    """Check every shard against its checksum. Raises ValueError naming the first damaged file."""
-    directory = Path(directory)
-    for shard in read_index(directory)["shards"]:
-        path = directory / f"{shard['name']}.bin"
-        with open(path, "rb") as file:
-            crc = 0
-            while block := file.read(1 << 22):
-                crc = zlib.crc32(block, crc)
-        if f"{crc:08x}" != shard["crc32"]:
-            raise ValueError(f"{path} is damaged: its contents do not match the checksum")
 
 
 def join_streams(streams: list[TokenStream]) -> TokenStream:

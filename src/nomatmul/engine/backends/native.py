@@ -103,7 +103,7 @@ class NativeBackend:
     ) -> None:
         self.config, self.forms, self.weights = config, forms, weights
         self.architecture = architecture_of(config)
-        self.layout, self._kv = Layout.of(self.architecture, kv), kv
+        self.layout = Layout.of(self.architecture, kv)
         count = default_threads() if threads is None else threads
         self.model: Any = native().Model(describe(config, forms, chunk=chunk, kv=kv), isa, count)
         self._fill()

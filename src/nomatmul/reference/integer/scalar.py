@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from nomatmul.reference.integer.numerics import (
     EXPONENT_LEAST,
@@ -21,8 +21,6 @@ from nomatmul.reference.integer.numerics import (
     MANTISSA_BITS,
     Int,
 )
-
-_TOP = np.int64(1) << MANTISSA_BITS
 
 
 @dataclass(frozen=True)
@@ -54,13 +52,6 @@ class Scalar:
                 f" beyond {EXPONENT_LEAST}..{EXPONENT_MOST}"
             )
         return made
-
-    def to_float(self) -> NDArray[np.float64]:
-        """float64 [...], exact."""
-        value: NDArray[np.float64] = np.ldexp(
-            np.asarray(self.m, np.float64), np.asarray(self.e, np.int32)
-        )
-        return value
 
     def array(self) -> Int:
         """int64 [..., 2]: (m, e), as traces hold them."""
