@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nomatmul.serve.cache_entries import ID_BYTES, Entry, holder_below, memory_of
-from nomatmul.serve.cache_files import Naming
+from nomatmul.serve.cache_naming import Naming
 from nomatmul.serve.cache_store import LIST_SECONDS, Store
 from nomatmul.serve.cuts import cuts_of
 from nomatmul.serve.radix import Ids, Match
@@ -188,11 +188,12 @@ class StateCache:
             )
 
     def _read_namings(self) -> None:
-        if self._store.files is not None:
+        filing = self._store.filing
+        if filing is not None:
             for model in self.models:
-                self._namings[model] = self._store.files.namings(model)
+                self._namings[model] = filing.files.namings(model)
                 for name, naming in self._namings[model].items():
-                    self._store.expect(model, np.array(naming.ids, np.int32), name)
+                    filing.expect(model, np.array(naming.ids, np.int32), name)
         self._count_namings()
 
     def _count_namings(self) -> None:
@@ -245,24 +246,23 @@ class StateCache:
 
     def flush(self) -> None:
         """Write to the directory what is in memory only, and wait for it."""
-        store, files = self._store, self._store.files
-        if files is None:
+        store, filing = self._store, self._store.filing
+        if filing is None:
             return
+        files = filing.files
         store.settle()
         for entry in [*store.pinned(), *store.recent]:
             if entry.session is not None and entry.file is None and entry.queued is None:
                 if files.full():
                     files.wait()
-                store.write(entry)
+                filing.write(entry)
         files.wait()
         store.settle()
         files.wait()  # for files that the new ones have taken the place of
 
     def close(self) -> None:
         """Give up the directory; what was not flushed is lost."""
-        if self._store.files is not None:
-            self._store.files.close()
-            self._store.files = None
+        self._store.close()
 
     def stats(self) -> CacheStats:
         """Return the figures so far. From any thread."""

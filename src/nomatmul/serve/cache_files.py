@@ -14,10 +14,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import logging
 import os
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,8 +27,8 @@ from numpy.typing import NDArray
 
 from nomatmul.engine.state_file import checked_position, read_state, state_chunks
 from nomatmul.formats.errors import FormatError
-from nomatmul.formats.files.json import check_keys, read_json_object
 from nomatmul.formats.files.safetensors import Buffer, read_one
+from nomatmul.serve.cache_naming import Naming, naming_file, read_naming
 from nomatmul.serve.radix import Ids
 from nomatmul.serve.write_behind import WriteBehind
 
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
     from nomatmul.engine.state import Float
 
 LOCK = "nomatmul.lock"
-_NAMING_BYTES, _ID_BYTES = 512, 36  # of a named state on its own, and for each of its ids
 _PREFIX, _STATE, _NAME = "nomatmul-", ".state", ".name"
 _HEADER_BYTES = 1 << 16  # more than any model's header takes: no file is larger than planned
 
@@ -55,19 +52,6 @@ class Filed:
     file: str
     ids: Ids
     logits: bool
-
-
-@dataclass(frozen=True)
-class Naming:
-    """A named state: what it has read, and the request that it was made of."""
-
-    ids: tuple[int, ...]
-    document: str = ""
-
-    @property
-    def nbytes(self) -> int:
-        """About what it takes in memory, and not less than in its file."""
-        return _NAMING_BYTES + _ID_BYTES * len(self.ids) + len(self.document)
 
 
 class StateFiles:
@@ -115,7 +99,7 @@ class StateFiles:
         found = {}
         for path in sorted(self.directory.glob(f"{self._tags[model]}-*{_NAME}")):
             try:
-                name, naming = _read_naming(path)
+                name, naming = read_naming(path)
                 if path.name != self.name_file(model, name):
                     raise FormatError(f"{path} is of another name")
                 found[name] = naming
@@ -154,10 +138,8 @@ class StateFiles:
 
     def write_naming(self, model: str, name: str, naming: Naming) -> None:
         """Have a named state's file written."""
-        content = {"name": name, "ids": list(naming.ids), "document": naming.document}
-        text = json.dumps(content)
-        whole = json.dumps({**content, "crc32": f"{zlib.crc32(text.encode()):08x}"}).encode()
-        self._writer.write(self.name_file(model, name), lambda: [memoryview(whole)], needed=True)
+        whole = memoryview(naming_file(name, naming))
+        self._writer.write(self.name_file(model, name), lambda: [whole], needed=True)
 
     def read(self, filed: Filed) -> tuple[Session, Float | None]:
         """Return a state and its logits; raises FormatError for a file that is not what it was."""
@@ -323,12 +305,3 @@ def _tag_of(file: str) -> str:
 
 def _digest(data: bytes, size: int = 16) -> str:
     return hashlib.blake2b(data, digest_size=size).hexdigest()
-
-
-def _read_naming(path: Path) -> tuple[str, Naming]:
-    content = read_json_object(path)
-    check_keys(f"key of {path.name}", content, {"name", "ids", "document", "crc32"})
-    crc = content.pop("crc32")
-    if crc != f"{zlib.crc32(json.dumps(content).encode()):08x}":
-        raise FormatError("it does not match its checksum")
-    return content["name"], Naming(tuple(content["ids"]), content["document"])

@@ -1,5 +1,7 @@
 """The state cache's entries: where they stand, what they take, which of them go.
 
+What lies in files is in cache_filing.py.
+
 A model's states either grow only (one serves all prefixes: entries above it drop theirs, and an
 entry that is evicted hands what is left of its state up), or they are snapshots.
 """
@@ -7,17 +9,16 @@ entry that is evicted hands what is left of its state up), or they are snapshots
 from __future__ import annotations
 
 import logging
-import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nomatmul.formats.errors import FormatError
 from nomatmul.serve.cache_entries import ID_BYTES, Entry, Ledger, holder_below, memory_of
 from nomatmul.serve.cache_files import Filed, StateFiles
+from nomatmul.serve.cache_filing import Filing
 from nomatmul.serve.radix import Ids, RadixTree
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Store:
     """Entries by the ids of their sequences, in memory and in files.
 
     trees: of each model. naming_bytes: what the names of states take, with their ids and texts.
-    recent: what may be evicted, the least recently used comes first. files: None where there is no
+    recent: what may be evicted, the least recently used comes first. filing: None where there is no
     directory. Counts: entries, evicted, written, read.
     """
 
@@ -53,12 +54,12 @@ class Store:
         self.entries = self.evicted = self.written = self.read = 0
         self.naming_bytes = 0
         self._ledger = Ledger()
-        self._by_file: dict[str, Entry] = {}
-        self._names_of: dict[str, set[str]] = {}  # of files whose entry may not be listed yet
-        self._unlisted: Iterator[Filed] | None = None
-        self.files: StateFiles | None = None
-        if directory is not None:
-            self._open(models, directory)
+        self.filing = None if directory is None else self._open(models, directory)
+
+    @property
+    def files(self) -> StateFiles | None:
+        """Those of the directory."""
+        return None if self.filing is None else self.filing.files
 
     @property
     def bytes(self) -> int:
@@ -99,8 +100,8 @@ class Store:
         self.charge(entry)
         if grows and entry.session is not None:
             self._strip_above(entry)
-        if news and entry.queued is None:
-            self.write(entry, QUIET_SECONDS if grows else 0.0)
+        if news and entry.queued is None and self.filing is not None:
+            self.filing.write(entry, QUIET_SECONDS if grows else 0.0)
         return entry
 
     def charge(self, entry: Entry) -> None:
@@ -136,31 +137,24 @@ class Store:
         while self.bytes > self.max_bytes:
             victim = next(iter(self.recent), None)
             if victim is None:
-                victim = self._oldest_in_file()
+                victim = None if self.filing is None else self.filing.oldest()
                 if victim is None:
                     return
                 self.remove(victim)  # even its ids are too much
             else:
                 self._evict(victim)
 
-    def _oldest_in_file(self) -> Entry | None:
-        entries = (self._by_file.get(file) for file in (self.files.used() if self.files else ()))
-        return next((e for e in entries if e is not None and e.file and not e.names), None)
-
     def state_of(self, entry: Entry) -> tuple[Session, Float | None] | None:
         """The state and logits of an entry, read from its file if need be; None where that is
         damaged: then the entry is gone."""
         if entry.session is not None:
             return entry.session, entry.logits
-        assert self.files is not None
-        assert entry.file is not None
-        filed = Filed(entry.model, entry.file, entry.node.ids(), entry.file_logits)
-        try:
-            session, logits = self.files.read(filed)
-        except FormatError as error:
-            self.files.drop(entry.file, error)
-            self._unfile(entry)
+        assert self.filing is not None
+        state = self.filing.read(entry)
+        if state is None:
+            self._check_served(entry)
             return None
+        session, logits = state
         self.read += 1
         own = sum(memory_of(session, logits).values()) + ID_BYTES * entry.node.end
         if own + (self.pinned_bytes() if entry.names else 0) <= self.max_bytes:
@@ -194,18 +188,15 @@ class Store:
     def pin(self, entry: Entry, name: str) -> None:
         """Keep an entry until it is unpinned from all its names."""
         entry.names.add(name)
-        self.expect(entry.model, entry.node.ids(), name)
+        if self.filing is not None:
+            self.filing.expect(entry.model, entry.node.ids(), name)
         self.charge(entry)
 
     def unpin(self, model: str, ids: Ids, name: str) -> None:
         """Take one name from an entry, listed or not."""
         entry = self.at(model, ids)
-        if self.files is not None:
-            file = self.files.state_file(model, ids)
-            names = self._names_of.get(file, set())
-            names.discard(name)
-            if not names and (entry is None or entry.names <= {name}):
-                self.files.pin(file, False)
+        if self.filing is not None:
+            self.filing.release(model, ids, name, entry)
         if entry is None or name not in entry.names:
             return
         entry.names.discard(name)
@@ -230,79 +221,52 @@ class Store:
 
     # -- files
 
-    def write(self, entry: Entry, delay: float = 0.0) -> None:
-        """Have the state of an entry written."""
-        if self.files is None or entry.session is None:
-            return
-        file = self.files.write(
-            entry.model, entry.node.ids(), entry.session.fork(), entry.logits, delay
-        )
-        if file is not None:
-            self._by_file[file] = entry
-            entry.queued, entry.queued_logits = file, entry.logits is not None
-
     def list_files(self, seconds: float) -> None:
         """Take up entries that lie in the directory, those used last come first."""
-        end = time.monotonic() + seconds
-        if self._unlisted is None and self.files is not None:
-            self._unlisted = self.files.states()
-        for filed in self._unlisted or ():
-            self._list(filed)
-            if time.monotonic() > end:
-                return
-        self._unlisted = None
+        if (filing := self.filing) is not None:
+            for filed in filing.listed(seconds):
+                self._list(filing, filed)
 
-    def _list(self, filed: Filed) -> None:
+    def _list(self, filing: Filing, filed: Filed) -> None:
         node = self.trees[filed.model].insert(filed.ids)
         if node.value is None:
             node.value = Entry(filed.model, node)
             self.entries += 1
         entry = node.value
         if entry.file is None and entry.queued is None:
-            entry.file, entry.file_logits = filed.file, filed.logits
-            self._by_file[filed.file] = entry
-            for name in self._names_of.get(filed.file, ()):
+            for name in filing.take(entry, filed):
                 self.pin(entry, name)
             self._supersede(entry)
 
-    def expect(self, model: str, ids: Ids, name: str) -> None:
-        """Pin an entry that may not be listed yet."""
-        if self.files is not None:
-            file = self.files.state_file(model, ids)
-            self._names_of.setdefault(file, set()).add(name)
-            self.files.pin(file, True)
-
     def settle(self) -> None:
         """Take note of what became of files."""
-        if self.files is None:
+        if self.filing is None:
             return
-        if self._unlisted is not None:
+        if self.filing.listing:
             self.list_files(_LIST_SLICE)
             self.shrink()
-        for file, there in self.files.news():
-            entry = self._by_file.get(file)
-            if entry is None:
-                if there and not file.endswith(".name"):
-                    self.files.remove(file)  # of an entry that went while it was written
-                continue
-            entry.queued = None
+        for entry, there in self.filing.news():
             if there:
-                entry.file, entry.file_logits = file, entry.queued_logits
                 self.written += 1
                 self._supersede(entry)
             else:
-                self._unfile(entry)
+                self._check_served(entry)
 
-    def _open(self, models: Mapping[str, LanguageModel], directory: Path) -> None:
+    def close(self) -> None:
+        """Give up the directory; what is not written is lost."""
+        if self.filing is not None:
+            self.filing.files.close()
+            self.filing = None
+
+    def _open(self, models: Mapping[str, LanguageModel], directory: Path) -> Filing | None:
         try:
-            files = StateFiles(directory, self.max_bytes, models)
+            return Filing(StateFiles(directory, self.max_bytes, models))
         except OSError as error:
             _log.warning(
                 "state directory: cannot use %s: %s; states stay in memory only",
                 directory, error.strerror or error,
             )  # fmt: skip
-            return
-        self.files = files
+            return None
 
     def _supersede(self, entry: Entry) -> None:
         """Let go of files that hold less of a growing state than this entry's."""
@@ -315,22 +279,8 @@ class Store:
                         self.remove(one)
 
     def _forget_files(self, entry: Entry) -> None:
-        for file in {entry.file, entry.queued} - {None}:
-            assert file is not None
-            assert self.files is not None
-            self._by_file.pop(file, None)
-            self.files.cancel(file)
-            if entry.file is not None:
-                self.files.remove(file)
-        entry.file = entry.queued = None
-
-    def _unfile(self, entry: Entry) -> None:
-        """An entry's file is gone."""
-        for file in (entry.file, entry.queued):
-            if file is not None:
-                self._by_file.pop(file, None)
-        entry.file = None
-        self._check_served(entry)
+        if self.filing is not None:
+            self.filing.forget(entry)
 
     # -- memory
 
