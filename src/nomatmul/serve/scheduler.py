@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import random
 import sys
 import threading
 import time
@@ -23,9 +22,9 @@ from nomatmul.serve.again import Again, Text
 from nomatmul.serve.batch import Batch, report
 from nomatmul.serve.bridge import Bell
 from nomatmul.serve.errands import Errands
-from nomatmul.serve.job import Busy, Closing, Job, Ticket
-from nomatmul.serve.policy import FairQueue, Rate
-from nomatmul.serve.reading import Reading
+from nomatmul.serve.job import Closing, Job, Ticket
+from nomatmul.serve.jobs import Jobs, Work
+from nomatmul.serve.policy import FairQueue
 from nomatmul.serve.stats import Stats as Stats
 
 if TYPE_CHECKING:
@@ -40,17 +39,6 @@ LOOK_SECONDS = 0.02  # how often deadlines are looked at
 # the GIL from it. With Python's own 5 ms a loop that works a third of the time halves the speed of
 # the model in the box, which steps in one.
 SWITCH_SECONDS = 0.0005
-_SEEDS = random.SystemRandom()
-
-
-class Work:
-    """A job on its way: what of it has begun."""
-
-    def __init__(self, ticket: Ticket) -> None:
-        self.ticket, self.begun = ticket, 0
-        seed = ticket.job.sampling.seed
-        self.seed = _SEEDS.getrandbits(48) if seed is None else int(seed)
-        self.reading: Reading | None = None  # of the prompt whose choices begin now
 
 
 class Scheduler:
@@ -76,10 +64,9 @@ class Scheduler:
                 "a scheduler needs max_streams of at least 1, max_queue of at least 0 and"
                 f" step_seconds above 0, got {max_streams}, {max_queue} and {step_seconds}"
             )
-        self._max_streams, self._max_queue = max_streams, max_queue
-        self._step_seconds = step_seconds
+        self._max_streams, self._step_seconds = max_streams, step_seconds
         self._cache = cache if cache is not None and cache.max_bytes else None
-        self._bell, self._rate = Bell(), Rate()
+        self._bell = Bell()
         self._counts = Stats(max_streams=max_streams, max_queue=max_queue)
         self._batches = {
             name: Batch(name, served, self._cache, step_seconds, self._changed)
@@ -88,11 +75,9 @@ class Scheduler:
         }
         self._order = list(self._batches.values())  # the model whose turn it is first
         self._lock = threading.Condition()  # of all that follows
-        self._queue: FairQueue[Work] = FairQueue()
+        self._jobs = Jobs(self._lock, self._counts)
         self._errands = Errands(self._lock)
         self._again = Again(self._lock, max_streams)
-        self._cancelled: list[Ticket] = []
-        self._open: dict[Ticket, Work] = {}  # jobs of which a choice has no finish
         self._cut_at: float | None = None  # when a close cuts what runs
         self._thread: threading.Thread | None = None
         self._looked = 0.0  # when deadlines were looked at
@@ -115,18 +100,15 @@ class Scheduler:
         self._check(job)
         work = Work(Ticket(job))
         with self._lock:
-            self._admit_to(self._queue, job.client)
-            self._queue.push(job.client, work)
-            self._open[work.ticket] = work
-            self._counts.submitted += 1
-            self._counts.prompt_tokens += work.ticket.usage.prompt_tokens
+            self._admit_to(self._jobs.waiting, job.client)
+            self._jobs.add(work)
             self._lock.notify()
         return work.ticket
 
     def cancel(self, ticket: Ticket) -> None:
         """End a job within one step; its choices that have no finish get "cancelled"."""
         with self._lock:
-            self._cancelled.append(ticket)
+            self._jobs.cancel(ticket)
             self._lock.notify()
 
     def call(self, work: Callable[[], T], client: str = "") -> Future[T]:
@@ -186,7 +168,7 @@ class Scheduler:
             return dataclasses.replace(
                 self._counts,
                 running=sum(len(batch.running) for batch in batches),
-                waiting=len(self._queue),
+                waiting=len(self._jobs.waiting),
                 cached_tokens=sum(batch.cached_tokens for batch in batches),
                 computed_tokens=sum(batch.computed_tokens for batch in batches),
                 completion_tokens=sum(batch.completion_tokens for batch in batches),
@@ -216,11 +198,7 @@ class Scheduler:
         if self._cut_at is not None:
             raise Closing
         free = self._max_streams - sum(len(batch.running) for batch in self._batches.values())
-        places = self._max_queue + max(0, free)  # what can begin at once does not wait
-        beyond = 0 if client in queue else self._max_queue
-        if len(queue) >= places + beyond:
-            self._counts.refused += 1
-            raise Busy(self._rate.wait(len(self._queue)))
+        self._jobs.admit(queue, client, free)
 
     # --- of the engine thread ------------------------------------------------
 
@@ -233,7 +211,7 @@ class Scheduler:
                 for batch in self._order:
                     batch.clear()
                 self._again.clear()
-                for ticket in list(self._open):
+                for ticket in self._jobs.open:
                     self._end(ticket, "error", message)
                 self._bell.ring()
         self._shut_down()
@@ -246,15 +224,15 @@ class Scheduler:
                 closing = self._cut_at is not None
                 if closing and (not busy or time.monotonic() >= (self._cut_at or 0.0)):
                     return False
-                waiting = len(self._queue) or len(self._errands.waiting) or self._cancelled
-                if busy or waiting or self._again:
+                jobs = len(self._jobs.waiting) or self._jobs.cancelled
+                if busy or jobs or len(self._errands.waiting) or self._again:
                     return True
                 self._lock.wait()
 
     def _turn(self) -> None:
         start = time.monotonic()
         self._end_some(start)
-        if len(self._queue):
+        if len(self._jobs.waiting):
             self._again.pause()
         self._begin_some(start + self._step_seconds / 4)
         if len(self._errands.waiting):
@@ -271,46 +249,37 @@ class Scheduler:
         # to the end of the next step; without one nothing else would wake them
         paces = [batch.pace.last for batch in self._order if batch.busy]
         self._bell.ring_in_time(max(paces, default=math.inf))
-        if not paces and not len(self._queue) and self._again:
+        if not paces and not len(self._jobs.waiting) and self._again:
             self._again.step()
 
     def _end_some(self, now: float) -> None:
         """End jobs that were cancelled, that are out of time, that a close finds waiting."""
         look = now - self._looked > LOOK_SECONDS
-        if not (look or self._cancelled or self._cut_at is not None):
+        if not (look or self._jobs.cancelled or self._cut_at is not None):
             return
-        with self._lock:
-            cancelled, self._cancelled = self._cancelled, []
-            waiting = self._queue.clear() if self._cut_at is not None else []
-            late = [ticket for ticket in self._open if _is_late(ticket, now)] if look else []
+        cancelled, late, waiting = self._jobs.to_end(now, look, self._cut_at is not None)
         self._looked = now if look else self._looked
         for ticket in cancelled:
             self._end(ticket, "cancelled")
         for ticket in late:
             self._end(ticket, "timeout")
         for work in waiting:
-            if work.ticket in self._open:  # not cancelled, or late, in this very turn
+            if self._jobs.is_open(work.ticket):  # not cancelled, or late, in this very turn
                 for index in range(work.begun, work.ticket.job.choices):
                     work.ticket.put(index, finish="shutdown")
                 self._changed(work.ticket, "shut_down")
 
     def _begin_some(self, until: float) -> None:
         """Begin choices of jobs that wait, as many as there are streams free."""
-        if not len(self._queue):
+        if not len(self._jobs.waiting):
             return
         running = [choice for batch in self._order for choice in batch.running]
         counts = Counter(choice.ticket.job.client for choice in running)
         for _ in range(self._max_streams - len(running)):
-            with self._lock:
-                if not len(self._queue):
-                    return
-                client, work = self._queue.first(counts)
-                index, job = work.begun, work.ticket.job
-                work.begun += 1
-                if work.begun == job.choices:
-                    self._queue.remove(client, work)
-                    self._rate.note(time.monotonic())
-            counts[client] += 1
+            if (found := self._jobs.next(counts)) is None:
+                return
+            work, index = found
+            counts[work.ticket.job.client] += 1
             self._begin(work, index)
             if time.monotonic() > until:
                 return
@@ -328,31 +297,23 @@ class Scheduler:
         """A ticket has news."""
         self._bell.add(ticket)
         if ticket.finished:
-            self._over(ticket, "failed" if ticket.error is not None else counter)
+            self._jobs.over(ticket, "failed" if ticket.error is not None else counter)
 
     def _end(self, ticket: Ticket, finish: str, error: str | None = None) -> None:
         """Cut a job off, wherever it is; nothing for one that is over."""
-        work = self._open.get(ticket)
-        if work is None:
+        if not self._jobs.withdraw(ticket):
             return
-        with self._lock:
-            self._queue.remove(ticket.job.client, work)
         self._batches[ticket.job.model].drop(ticket)
         ticket.error = ticket.error or error
         for index in range(ticket.job.choices):
             if ticket.runs(index):
                 ticket.put(index, finish=finish)
-        self._over(ticket, _COUNTERS[finish])
+        self._jobs.over(ticket, _COUNTERS[finish])
         self._bell.add(ticket)
-
-    def _over(self, ticket: Ticket, counter: str) -> None:
-        with self._lock:
-            if self._open.pop(ticket, None) is not None:
-                setattr(self._counts, counter, getattr(self._counts, counter) + 1)
 
     def _shut_down(self) -> None:
         """End whatever is left; write the cache."""
-        for ticket in list(self._open):
+        for ticket in self._jobs.open:
             self._end(ticket, "shutdown")
         self._bell.ring()
         self._again.clear()
@@ -370,8 +331,3 @@ _COUNTERS = {
     "shutdown": "shut_down",
     "error": "failed",
 }
-
-
-def _is_late(ticket: Ticket, now: float) -> bool:
-    timeout = ticket.job.timeout
-    return timeout is not None and now - ticket.submitted >= timeout
