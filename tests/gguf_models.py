@@ -97,13 +97,15 @@ def write_gguf(
     tied: bool = False,
     keys: Callable[[gguf.GGUFWriter], None] = sizes,
     change: Callable[[dict[str, Any]], None] = lambda tensors: None,
+    part_tensors: int = 0,
 ) -> dict[str, NDArray[np.float32]]:
     """Write a model, its matrices in blocks of type `kind`, embedding and head of type `outer`;
     {Hugging Face's name: values}.
 
-    change: gets {stored name: values} before they are written.
+    change: gets {stored name: values} before they are written. part_tensors: so many go into each
+    part of the model, 0: into one file.
     """
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=part_tensors)
     keys(writer)
     values, tensors = {}, {}
     for stored, (name, shape) in named(architecture, tied).items():

@@ -240,6 +240,22 @@ def test_an_index_names_the_files(hub, published):
     assert "part-3.safetensors" not in names
 
 
+def test_parts_of_a_gguf_file_come_together(hub):
+    parts = [f"q/m-0000{part}-of-00002.gguf" for part in (1, 2)]
+    hub.repositories["owner/g"] = dict.fromkeys((*parts, "other.gguf"), b"GGUF")
+    found = local_path(f"hf:owner/g/{parts[1]}")
+    assert found.name == "m-00002-of-00002.gguf"
+    assert sorted(path.name for path in found.parent.iterdir()) == [part[2:] for part in parts]
+    assert hub.downloads("other.gguf") == []
+    with pytest.raises(ValueError, match=rf"holds 2 models; .* one of {parts[0]}, other\.gguf$"):
+        local_path("hf:owner/g")
+    hub.repositories["owner/h"] = dict.fromkeys(parts, b"GGUF")
+    assert local_path("hf:owner/h").name == "m-00001-of-00002.gguf"
+    hub.repositories["owner/i"] = {parts[1]: b"GGUF"}
+    with pytest.raises(ValueError, match=f"hf:owner/i lacks {parts[0]}, of 2 parts"):
+        local_path("hf:owner/i")
+
+
 def test_without_a_network_the_cache_serves(published, hub, monkeypatch, capsys):
     first = nomatmul.load(f"hf:{NAME}")
     gone = Hub(url="http://127.0.0.1:9")  # nobody listens there

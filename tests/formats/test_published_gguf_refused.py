@@ -80,7 +80,6 @@ REFUSED_KEYS = {
     "multiplier": (add("llama.residual_scale", 0.2, "FLOAT32"), "llama.residual_scale"),
     "foreign": (add("other.attention.scale", 0.2, "FLOAT32"), r"other\.attention\.scale"),
     "adapter": (add("general.type", "adapter", "STRING"), "is of general.type 'adapter'"),
-    "split": (add("split.count", 3, "UINT16"), "is one of 3 parts .* llama-gguf-split --merge"),
     "longrope": (
         add("llama.rope.scaling.type", "longrope", "STRING"),
         r"llama\.rope\.scaling\.type is 'longrope'; it must be",

@@ -85,9 +85,11 @@ def test_parts_of_one_gguf_file_are_no_choice(tmp_path: Path) -> None:
     for part in (1, 2):
         (tmp_path / f"m-0000{part}-of-00002.gguf").write_bytes(b"GGUF")
     assert find_checkpoint(tmp_path).name == "m-00001-of-00002.gguf"
-    (tmp_path / "other.gguf").write_bytes(b"GGUF")
-    with pytest.raises(FormatError, match="holds several GGUF files"):
-        find_checkpoint(tmp_path)
+    for other in ("other.gguf", "n-00001-of-00002.gguf"):
+        (tmp_path / other).write_bytes(b"GGUF")
+        with pytest.raises(FormatError, match="holds several GGUF files"):
+            find_checkpoint(tmp_path)
+        (tmp_path / other).unlink()
 
 
 def test_a_model_in_the_cache_of_the_hub(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from nomatmul.convert.progress import Progress, silent
 from nomatmul.convert.source import find_checkpoint, source_tokenizer, text_config
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.files.atomic import check_writable
-from nomatmul.formats.files.directory import directory_bytes
+from nomatmul.formats.files.directory import model_bytes
 from nomatmul.formats.packed.writer import refuse_existing
 from nomatmul.formats.runs import GGUF_SUFFIX
 
@@ -139,8 +139,8 @@ def _result(
         type=kind,
         family=source.family,
         parameters=source.parameters,
-        source_bytes=_bytes(source.path),
-        exported_bytes=_bytes(target),
+        source_bytes=model_bytes(source.path),
+        exported_bytes=model_bytes(target),
         tokenizer=tokenizer,
         seconds=time.perf_counter() - start,
         scale_change=rounding.scale_change,
@@ -201,7 +201,3 @@ def _pack(
         tokenizer=found.tokenizer,
         seconds=found.seconds,
     )
-
-
-def _bytes(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else directory_bytes(path)

@@ -27,7 +27,7 @@ from nomatmul.convert.progress import Progress, silent
 from nomatmul.convert.source import find_checkpoint, source_tokenizer, text_config
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.checkpoint import Checkpoint, open_checkpoint
-from nomatmul.formats.files.directory import directory_bytes
+from nomatmul.formats.files.directory import directory_bytes, model_bytes
 from nomatmul.formats.files.json import read_json_object
 from nomatmul.formats.files.safetensors import NUMPY_DTYPES
 from nomatmul.formats.gates import cumulative_lower_bounds
@@ -136,7 +136,7 @@ def pack(
         packing=forms.ternary,
         embedding=forms.embedding,
         parameters=sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names()),
-        source_bytes=source.stat().st_size if source.is_file() else directory_bytes(source),
+        source_bytes=model_bytes(source),
         packed_bytes=directory_bytes(target),
         tokenizer=tokenizer_kind,
         seconds=time.perf_counter() - start,

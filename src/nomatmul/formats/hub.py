@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nomatmul._hub_names import is_hub_name
+from nomatmul.formats.files.gguf_names import part_names
 from nomatmul.formats.generation_config import GENERATION_FILE
 from nomatmul.formats.hub_files import HubName, Record, Snapshot, model_path
 
@@ -97,14 +98,14 @@ def _needed(name: HubName, files: list[str], shards: Callable[[str], set[str]]) 
 
     shards: reads an index of weights. Raises ValueError where there is none, or more than one.
     """
-    ggufs = [file for file in files if file.endswith(".gguf")]
+    models = _gguf_models(name, files)
     defaults = [GENERATION_FILE] if GENERATION_FILE in files else []
-    choice = f"hf:{name.repository}/FILE with one of {', '.join(ggufs)}"
+    choice = f"hf:{name.repository}/FILE with one of {', '.join(models)}"
     if name.file is not None:
         if name.file not in files:
-            hint = f"; write {choice}" if ggufs else ""
+            hint = f"; write {choice}" if models else ""
             raise ValueError(f"hf:{name.repository} has no file {name.file}{hint}")
-        return [name.file, *defaults]
+        return [*next(parts for parts in models.values() if name.file in parts), *defaults]
     small = [file for file in _SMALL if file in files]
     for weights in _WEIGHTS if "config.json" in files else ():
         if weights in files:
@@ -112,14 +113,30 @@ def _needed(name: HubName, files: list[str], shards: Callable[[str], set[str]]) 
         index = f"{weights}.index.json"
         if index in files:
             return [*small, index, *sorted(shards(index))]
-    if len(ggufs) == 1:
-        return [*ggufs, *defaults]
-    if ggufs:
-        raise ValueError(f"hf:{name.repository} holds {len(ggufs)} models; write {choice}")
+    if len(models) == 1:
+        return [*next(iter(models.values())), *defaults]
+    if models:
+        raise ValueError(f"hf:{name.repository} holds {len(models)} models; write {choice}")
     raise ValueError(
         f"hf:{name.repository} holds no model: neither a config.json with {' or '.join(_WEIGHTS)}"
         " nor a .gguf file"
     )
+
+
+def _gguf_models(name: HubName, files: list[str]) -> dict[str, list[str]]:
+    """{file of each GGUF model, the first of its parts: all of its files}.
+
+    Raises ValueError for the model that is asked for if a part is missing.
+    """
+    found: dict[str, list[str]] = {}
+    for file in (file for file in files if file.endswith(".gguf")):
+        parts = part_names(file) or [file]
+        found[parts[0]] = parts
+    for parts in found.values():
+        missing = next((part for part in parts if part not in files), None)
+        if missing is not None and (name.file in parts or len(found) == 1):
+            raise ValueError(f"hf:{name.repository} lacks {missing}, of {len(parts)} parts")
+    return found
 
 
 def _read_index(path: Path) -> set[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import shlex
 import warnings
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from nomatmul._hub_names import hub_advice
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.files.gguf_header import MAGIC
+from nomatmul.formats.files.gguf_names import part_names
 
 GGUF_SUFFIX = ".gguf"
 ADAPTER_FILE = "adapter_config.json"
@@ -20,15 +20,15 @@ MODEL_STEP_FILE = "training.json"  # in the finished model of a run: the step it
 
 def gguf_file(path: Path) -> Path | None:
     """The GGUF file that `path` means: itself, or the only one in a directory without other
-    weights, be there a config.json or not. Raises FormatError where several lie there."""
+    weights, be there a config.json or not; the first of the parts of one model. Raises FormatError
+    where several lie there."""
     if path.is_file():
         return path if path.suffix == GGUF_SUFFIX or _begins_as_gguf(path) else None
     found = sorted(path.glob(f"*{GGUF_SUFFIX}"))
     if found and (path / "config.json").exists() and _has_weights(path):
         return None
-    if _are_parts(found):
-        return found[0]  # whose reader says how they are made one
-    if len(found) > 1:
+    parts = part_names(found[0].name) if found else []
+    if len(found) > 1 and not {file.name for file in found} <= set(parts):
         names = ", ".join(file.name for file in found[:4])
         raise FormatError(f"{path} holds several GGUF files ({names}): give one of them")
     return found[0] if found else None
@@ -45,13 +45,6 @@ def _has_weights(path: Path) -> bool:
     """Whether weights lie in a directory that are not GGUF's."""
     patterns = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*")
     return any(next(path.glob(pattern), None) for pattern in patterns)
-
-
-def _are_parts(files: list[Path]) -> bool:
-    """Whether GGUF files are the parts of one, as llama-gguf-split names them."""
-    matches = [re.fullmatch(r"(.+)-\d{5}-of-(\d{5})", file.stem) for file in files]
-    sets = {match.groups() if match else None for match in matches}
-    return len(files) > 1 and len(sets) == 1 and None not in sets
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nomatmul.formats.files.atomic import share_files, sync_directory, write_file
+from nomatmul.formats.files.gguf_names import part_paths
 
 
 def write_json(path: Path, value: object) -> None:
@@ -70,6 +71,13 @@ def remove_leftovers(directory: Path) -> None:
 def directory_bytes(directory: Path) -> int:
     """Bytes of the files in a directory, not of those below it."""
     return sum(file.stat().st_size for file in directory.iterdir() if file.is_file())
+
+
+def model_bytes(path: Path) -> int:
+    """Bytes of a model: of a directory's files, or of a GGUF file with all its parts."""
+    if path.is_dir():
+        return directory_bytes(path)
+    return sum(part.stat().st_size for part in part_paths(path) if part.is_file())
 
 
 def sync_file(path: Path) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.files.gguf import GgufFile
+from nomatmul.formats.files.gguf_parts import GgufParts, open_parts
 from nomatmul.formats.files.json import JsonObject
 from nomatmul.formats.published.gguf_keys import Keys
 from nomatmul.formats.published.gguf_rotary import rope_scaling
@@ -46,18 +47,21 @@ _I2_S = "I2_S"
 
 
 def open_gguf(path: str | Path) -> tuple[JsonObject, GgufSource]:
-    """Open a GGUF file: (what a config.json of Hugging Face would say, its tensors under HF names).
+    """Open a GGUF file, or all parts of a model by one of them: (what a config.json of Hugging Face
+    would say, its tensors under HF names).
 
     Raises FormatError naming the key or tensor for a file that is damaged, of another architecture,
     has options that are not understood, or lacks tensors, has others, or of another shape.
     """
-    return read_gguf(GgufFile(path))
+    return read_gguf(open_parts(path))
 
 
-def read_gguf(file: GgufFile) -> tuple[JsonObject, GgufSource]:
+def read_gguf(file: GgufFile | GgufParts) -> tuple[JsonObject, GgufSource]:
     """`open_gguf` of an open file."""
     keys = Keys(file.metadata, file.path)
-    _check_whole(keys)
+    kind = keys.get("general.type")
+    if kind not in (None, "model"):
+        raise FormatError(f"{keys.path} is of general.type {kind!r}, no model")
     name = keys.text("general.architecture")
     if name not in ARCHITECTURES:
         legal = ", ".join(ARCHITECTURES)
@@ -84,18 +88,7 @@ def read_gguf(file: GgufFile) -> tuple[JsonObject, GgufSource]:
     return values, source
 
 
-def _check_whole(keys: Keys) -> None:
-    kind, parts = keys.get("general.type"), keys.get("split.count")
-    if kind not in (None, "model"):
-        raise FormatError(f"{keys.path} is of general.type {kind!r}, no model")
-    if parts not in (None, 0, 1):
-        raise FormatError(
-            f"{keys.path} is one of {parts!r} parts (split.count): merge them first, with"
-            " llama-gguf-split --merge"
-        )
-
-
-def _rows(file: GgufFile) -> int:
+def _rows(file: GgufFile | GgufParts) -> int:
     if EMBEDDING not in file.tensors:
         raise FormatError(f"{file.path} lacks the tensor {EMBEDDING!r}")
     return file.tensors[EMBEDDING].shape[0]
@@ -130,7 +123,7 @@ def _sizes(keys: Keys, name: str, rows: int) -> JsonObject:
     }
 
 
-def _divisors(file: GgufFile, values: JsonObject) -> NDArray[np.float32] | None:
+def _divisors(file: GgufFile | GgufParts, values: JsonObject) -> NDArray[np.float32] | None:
     """The file's table of divisors of the rotary frequencies."""
     if ROPE_FACTORS not in file.tensors:
         return None

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from nomatmul.formats.errors import FormatError
 from nomatmul.formats.files.gguf import GgufFile
+from nomatmul.formats.files.gguf_parts import GgufParts
 from nomatmul.formats.files.gguf_types import BlockType
 from nomatmul.formats.files.json import JsonObject
 from nomatmul.formats.files.quantised import Quantised
@@ -57,7 +58,7 @@ _INNER: _Names = {
 }
 
 
-def has_inner_norms(file: GgufFile) -> bool:
+def has_inner_norms(file: GgufFile | GgufParts) -> bool:
     """Whether the first block has any norm inside a linear."""
     return any(f"blk.0.{part}.weight" in file.tensors for part in _INNER)
 
@@ -74,7 +75,7 @@ class GgufSource(TensorSource):
     nested = False
 
     def __init__(
-        self, file: GgufFile, values: JsonObject, *, permuted: bool, one_scale: bool
+        self, file: GgufFile | GgufParts, values: JsonObject, *, permuted: bool, one_scale: bool
     ) -> None:
         self.file = file
         self.left_out: dict[str, str] = {}
@@ -163,7 +164,7 @@ def _factor_name(stored: str) -> str:
     return stored.removesuffix("weight") + "scale"
 
 
-def _factors(file: GgufFile, stored: Iterable[str]) -> dict[str, np.float32]:
+def _factors(file: GgufFile | GgufParts, stored: Iterable[str]) -> dict[str, np.float32]:
     """{matrix of a block: number by which llama.cpp multiplies its products}, of those that have
     one. Raises FormatError for one that is not above 0."""
     found = {}
