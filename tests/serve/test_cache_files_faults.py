@@ -83,7 +83,7 @@ def test_a_damaged_name_is_dropped(opened: Open, caplog) -> None:
 def test_a_second_server_is_told_who_has_the_directory(opened: Open, tmp_path: Path) -> None:
     cache = opened(recurrent())
     with pytest.raises(
-        ValueError, match=rf"{tmp_path / 'states'} is in .* \(process {os.getpid()}\)"
+        ValueError, match=rf"{tmp_path / 'states'} is in .* \(process {os.getpid()} on "
     ):
         opened(recurrent())
     cache.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -25,6 +26,7 @@ from train_jobs import (
     train_here,
 )
 
+from nomatmul.formats.files.lock import locked
 from nomatmul.ops.loss import mixed_cross_entropy
 from nomatmul.train import TrainConfig, teacher_cache
 from nomatmul.train.batches import Batches, Slice, WindowOrder
@@ -204,6 +206,22 @@ def test_filling_goes_on_behind_the_parts_that_are_there(
     assert written.count("part-00000.bin") == written.count("part-00001.bin") == 1
     for file in sorted((student.parent / "cache").iterdir()):
         assert (tmp_path / "cache" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_two_runs_do_not_fill_one_cache(
+    tmp_path: Path, text: Path, teacher: Path, config: TrainConfig, student: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The second is refused by name; one that finds all it needs is not."""
+    _small_parts(monkeypatch)
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    words = rf"the cache {cache} is in use by another run that fills it \(process {os.getpid()} on "
+    with locked(cache, "the cache", "run"), pytest.raises(ValueError, match=words):
+        train_here(config, text, tmp_path / "run", teacher=str(teacher), cache=str(cache))
+    full = student.parent / "cache"
+    with locked(full, "the cache", "run"):
+        train_here(config, text, tmp_path / "other", teacher=str(teacher), cache=str(full))
 
 
 def test_what_is_foreign_or_damaged_is_refused_by_name(

@@ -12,7 +12,6 @@ against the limit, and go when they are the oldest.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 
 from nomatmul.engine.state_file import checked_position, read_state, state_chunks
 from nomatmul.formats.errors import FormatError
+from nomatmul.formats.files.lock import lock_directory
 from nomatmul.formats.files.safetensors import Buffer, read_one
 from nomatmul.serve.cache_naming import Naming, naming_file, read_naming
 from nomatmul.serve.radix import Ids
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from nomatmul.engine.session import Session
     from nomatmul.engine.state import Float
 
-LOCK = "nomatmul.lock"
 _PREFIX, _STATE, _NAME = "nomatmul-", ".state", ".name"
 _HEADER_BYTES = 1 << 16  # more than any model's header takes: no file is larger than planned
 
@@ -70,7 +69,7 @@ class StateFiles:
         if directory.exists() and not directory.is_dir():
             raise ValueError(f"the state directory {directory} is a file")
         directory.mkdir(0o700, parents=True, exist_ok=True)  # of people's words
-        self._lock = _locked(directory)
+        self._lock = lock_directory(directory, "the state directory", "server")
         self._sizes: OrderedDict[str, int] = OrderedDict()  # the file used longest ago comes first
         self._pinned: set[str] = set()
         self._removed: list[str] = []
@@ -270,25 +269,6 @@ class StateFiles:
         if file != self.state_file(model, ids):
             raise FormatError("its ids are not those of its name")
         return Filed(model, file, ids.astype(np.int32), "logits" in names)
-
-
-def _locked(directory: Path) -> int:
-    """The handle of the directory's lock, which is this process's now."""
-    handle = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-    except BlockingIOError:
-        pid = os.pread(handle, 20, 0).decode("ascii", "replace").strip() or "unknown"
-        os.close(handle)
-        raise ValueError(
-            f"the state directory {directory} is in use by another server (process {pid})"
-        ) from None
-    except OSError:
-        os.close(handle)
-        raise
-    return handle
 
 
 def _tag(lm: LanguageModel) -> str:

@@ -181,7 +181,9 @@ class _Job:
         cache = TeacherCache.of(self.cache, config, files, data)
 
         def complete() -> None:
-            if missing := cache.missing():
+            if not (missing := cache.missing()):
+                return
+            with cache.filling():
                 cache.check_disk(missing)
                 teacher = Teacher.open(files, plan, config.model.vocab_size)
                 cache.fill(teacher, data, config.micro_batch_size, missing, self.console.preparing)

@@ -11,6 +11,7 @@ Shape suffixes: B windows, T tokens, N = B x T, K kept tokens, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from torch import Tensor
 from nomatmul.formats.files.atomic import write_file
 from nomatmul.formats.files.directory import remove_leftovers, write_json
 from nomatmul.formats.files.json import read_json_object
+from nomatmul.formats.files.lock import LOCK, locked
 from nomatmul.ops.loss import Taught, TeacherLogits
 from nomatmul.train.batches import WindowOrder
 from nomatmul.train.config import TrainConfig
@@ -92,7 +94,7 @@ class TeacherCache:
         if not file.exists():
             found = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
             # a part without an index is what the first start left when it was killed
-            foreign = [n for n in found if not n.startswith((".", "part-"))]
+            foreign = [n for n in found if not n.startswith((".", "part-")) and n != LOCK]
             if place.exists() and (foreign or not place.is_dir()):
                 what = f"holds {foreign[0]!r}" if foreign else "is a file"
                 raise ValueError(f"{place} {what} and is no cache of a teacher: choose another")
@@ -145,6 +147,13 @@ class TeacherCache:
                 f" token), {gib(free)} are free: name a larger disk, or keep fewer tokens (--top)"
             )
 
+    @contextlib.contextmanager
+    def filling(self) -> Iterator[None]:
+        """Only this run writes to the cache. Raises ValueError while another one does."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with locked(self.directory, "the cache", "run that fills it"):
+            yield
+
     def fill(
         self,
         teacher: Teacher,
@@ -156,13 +165,14 @@ class TeacherCache:
         """Let the teacher read the windows of the missing parts, `rows` at a time.
 
         A part is there whole or not at all, and the next start goes on behind it.
-        Raises OSError for a full disk.
+        Call it while `filling`. Raises OSError for a full disk.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.directory)
         parts = self._parts()
         total = self._windows(missing[-1]) + missing[-1] * self._rows
         for part in missing:
+            if part < len(parts):  # another run has filled it since it was looked for
+                continue
             first, count = part * self._rows, self._windows(part)
             kept = np.empty((count, self.order.sequence_length), self.record)
             for at in range(0, count, rows):
