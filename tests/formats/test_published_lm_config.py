@@ -72,6 +72,20 @@ def test_mistral_with_a_window(tmp_path, llama, window):
         open_checkpoint(tmp_path)
 
 
+def test_mistral_that_leaves_its_longest_text_out(tmp_path, llama):
+    """It is then that of transformers' class."""
+    write_values(tmp_path, llama)
+    values = {k: v for k, v in llama.values.items() if k != "max_position_embeddings"}
+    for longest in ({}, {"max_position_embeddings": None}):
+        mistral = {**values, **longest, "model_type": "mistral"}
+        write_config(tmp_path, {**mistral, "sliding_window": 131072})
+        assert open_checkpoint(tmp_path).config.max_position_embeddings == 131072
+        write_config(tmp_path, {**mistral, "sliding_window": 4096})
+        with pytest.raises(FormatError, match="4096 is shorter than max_position_embeddings 131072"):
+            open_checkpoint(tmp_path)
+
+
+
 def test_layers_that_are_all_of_one_kind(tmp_path, llama):
     write_values(tmp_path, llama)
     plain = open_checkpoint(tmp_path).config

@@ -88,13 +88,15 @@ def check_options(family: Family, values: JsonObject) -> None:
     if family.default_window is None:
         _check_windows(values)
     else:
-        _check_one_window(values, family.default_window)
+        _check_one_window(family, values)
 
 
-def _check_one_window(values: JsonObject, default: int) -> None:
+def _check_one_window(family: Family, values: JsonObject) -> None:
     """Of a family without layers of several kinds; a window that no text fills changes nothing."""
-    window = values.get("sliding_window", default)
+    window = values.get("sliding_window", family.default_window)
     longest = values.get("max_position_embeddings")
+    if longest is None:
+        longest = family.defaults["max_position_embeddings"]
     if window is not None and not (_is_size(window) and _is_size(longest) and window >= longest):
         raise FormatError(
             f"sliding_window {window!r} is shorter than max_position_embeddings {longest!r};"
