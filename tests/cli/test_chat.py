@@ -244,6 +244,18 @@ def test_a_model_with_an_unsafe_template_is_not_packed(run, source, tmp_path, te
     assert "'unknown' is undefined; chat with --no-template" in done.err
 
 
+def test_named_templates_without_a_default_cost_one_warning(run, source, tmp_path):
+    changed, target = tmp_path / "changed", tmp_path / "packed"
+    shutil.copytree(source, changed)
+    named = [{"name": name, "template": QWEN3} for name in ("tool_use", "rag")]
+    (changed / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    done = run("pack", changed, target, "--no-check", "--json")
+    assert done.status == 0
+    assert done.err.count("has chat templates rag, tool_use, and none is the default") == 1
+    with pytest.warns(UserWarning, match="none is taken"):
+        assert find_template(target) is None
+
+
 def test_an_unsafe_template_is_one_line(chat, model, tmp_path):
     changed = repacked(model, tmp_path, {})
     (changed / "chat_template.jinja").write_text("{{ messages.__class__ }}")

@@ -184,7 +184,12 @@ def test_templates_are_found_where_models_keep_them(tmp_path):
     config.write_text(json.dumps({"chat_template": named, "eos_token": {"content": "</s>"}}))
     assert find_template(tmp_path) == "three"
     config.write_text(json.dumps({"chat_template": named[:1]}))
-    with pytest.raises(FormatError, match="has chat templates tool_use, and none is the default"):
+    assert find_template(tmp_path) == "two"  # the only one
+    config.write_text(json.dumps({"chat_template": [*named[:1], {"name": "rag", "template": "4"}]}))
+    with pytest.warns(UserWarning, match="templates rag, tool_use, and none is the default: none"):
+        assert find_template(tmp_path) is None
+    config.write_text(json.dumps({"chat_template": [{"name": "default"}]}))
+    with pytest.raises(FormatError, match="the chat template 'default' is no text"):
         find_template(tmp_path)
     config.write_text(json.dumps({"chat_template": 3}))
     with pytest.raises(FormatError, match="must be a text or named texts, found int"):

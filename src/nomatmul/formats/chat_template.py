@@ -1,8 +1,8 @@
 """Chat templates: the text that a model was trained to read for a conversation.
 
 A template lies in chat_template.jinja, or in tokenizer_config.json (one, or several by name, of
-which "default" is taken). It is a program that came with a model, so it runs in a sandbox with
-limits (`template_sandbox`), and needs jinja2: the extra `chat`.
+which "default" or the only one is taken). It is a program that came with a model, so it runs in a
+sandbox with limits (`template_sandbox`), and needs jinja2: the extra `chat`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Message = dict[str, Any]
 def find_template(directory: Path) -> str | None:
     """The chat template of a model directory, None where it has none.
 
-    Raises FormatError for a file that is damaged or too large, or several templates without a
-    default.
+    Of several without a default none is taken, with a warning. Raises FormatError for a file that
+    is damaged or too large.
     """
     path = directory / TEMPLATE_FILE
     if path.is_file():
@@ -45,7 +45,7 @@ def find_template(directory: Path) -> str | None:
         return None
     if not isinstance(template, str):
         template = _default_of(template, path)
-    return _checked_length(template, path)
+    return None if template is None else _checked_length(template, path)
 
 
 def read_template(path: Path) -> str:
@@ -67,18 +67,26 @@ def _checked_length(template: str, path: Path) -> str:
     return template
 
 
-def _default_of(templates: object, path: Path) -> str:
-    """The template named "default" of a list of named ones."""
+def _default_of(templates: object, path: Path) -> str | None:
+    """Of named templates the one named "default", or the only one."""
     if isinstance(templates, list) and all(isinstance(entry, dict) for entry in templates):
         templates = {str(entry.get("name")): entry.get("template") for entry in templates}
     if not isinstance(templates, dict):
         kind = type(templates).__name__
         raise FormatError(f"{path}: chat_template must be a text or named texts, found {kind}")
-    found = templates.get("default")
-    if not isinstance(found, str):
-        names = ", ".join(sorted(map(str, templates)))
-        raise FormatError(f"{path} has chat templates {names}, and none is the default")
-    return found
+    odd = next((name for name, text in templates.items() if not isinstance(text, str)), None)
+    if odd is not None:
+        raise FormatError(f"{path}: the chat template {odd!r} is no text")
+    if len(templates) == 1:
+        return str(next(iter(templates.values())))
+    if "default" not in templates:
+        names = ", ".join(sorted(templates))
+        warnings.warn(
+            f"{path} has chat templates {names}, and none is the default: none is taken",
+            stacklevel=1,
+        )
+        return None
+    return str(templates["default"])
 
 
 def _too_large(path: Path, size: int, unit: str) -> FormatError:
