@@ -88,7 +88,7 @@ def test_chat_as_json_gives_one_object_a_turn(run, monkeypatch, packed):
 def test_chat_survives_mistakes(run, monkeypatch, packed):
     done = _chat(run, monkeypatch, packed, ["/load nowhere", "/dance", "/save", "", "w1"])
     lines = done.err.splitlines()
-    assert done.status == 0
+    assert done.status == 1  # told to a script at its end
     assert [line.startswith("nomatmul: error: ") for line in lines] == [True] * 3
     assert len(done.out.splitlines()) == 1
 

@@ -10,7 +10,8 @@ The model's state is kept between turns, so a turn costs only its own new words;
 changes what was said before (it may leave thoughts out), the state goes back, or starts again. A
 pasted block of several lines is one turn. Ctrl-C stops the model in mid-sentence (what it wrote
 stays) or drops a half-typed line; Ctrl-D or /exit ends. Lines that you typed can be recalled, in
-later sessions too. With --json each turn gives one line, a JSON object, which also says what was
+later sessions too. Where the input is no terminal, a turn or command that failed makes the exit
+status 1 at the end. With --json each turn gives one line, a JSON object, which also says what was
 used: the state of how many tokens, the sampling, whether a template.
 
   /help         these commands           /reset        forget everything
@@ -117,7 +118,7 @@ class Options:
 
 def run(options: Options) -> int:
     lm = load_model(options, talking=True)
-    chat = Conversation(lm, options)
+    chat, failed = Conversation(lm, options), False
     if sys.stdin.isatty():
         print(f"{chat.greeting} /help lists commands.", file=sys.stderr)
     with line_editing():
@@ -129,7 +130,8 @@ def run(options: Options) -> int:
                 if isinstance(error, BrokenPipeError):
                     raise
                 print(f"nomatmul: error: {one_line(error)}", file=sys.stderr)
-    return 0
+                failed = True
+    return int(failed and not sys.stdin.isatty())  # a script is told at the end, a person was
 
 
 class Conversation:
