@@ -12,6 +12,7 @@ from encoder_files import TREES, encoder_config, write_encoder, write_word_piece
 import nomatmul
 from nomatmul.convert import pack
 from nomatmul.formats.checkpoint import open_checkpoint
+from nomatmul.formats.packed import PackedReader
 from nomatmul.models import (
     EncoderForSequenceClassification,
     EncoderForTokenClassification,
@@ -43,6 +44,24 @@ def test_floats_come_back_as_they_were(tmp_path, dials, task):
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(checkpoint.read(name), tensor, err_msg=name)
         np.testing.assert_array_equal(checkpoint.read(name, slice(1, 3)), tensor[1:3])
+
+
+def test_a_fused_matrix_is_read_once(tmp_path, monkeypatch):
+    packed(tmp_path, MASTER, "masked", "int8")
+    checkpoint, found = open_checkpoint(tmp_path / "packed"), []
+    monkeypatch.setattr(PackedReader, "read_into", _noted(PackedReader.read_into, found))
+    for name in checkpoint.names():
+        checkpoint.read(name)
+    assert len(found) == len(set(found))
+    assert len(found) > 0
+
+
+def _noted(read, found):
+    def read_into(self, name, *rest):
+        found.append(name)
+        return read(self, name, *rest)
+
+    return read_into
 
 
 def test_rounded_ones_are_within_half_a_step(tmp_path):

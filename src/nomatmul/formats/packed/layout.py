@@ -96,6 +96,15 @@ class Matrix:
     scale_shape: Shape = ()
     scale_form: str = "f32"
 
+    def part(self, source: str) -> slice:
+        """The rows of one of its sources, which lie one above the other."""
+        first = 0
+        for name, count in self.sources.items():
+            if name == source:
+                return slice(first, first + count)
+            first += count
+        raise KeyError(source)
+
     @property
     def packed(self) -> bool:
         """Whether it holds ternary codes."""

@@ -152,11 +152,15 @@ class PackedReader:
         if name not in self._at:
             floats: Floats = self.read(name)
             return floats
-        return dequantised(*self._values(self._at[name]))
+        return self.floats(self._at[name])
+
+    def floats(self, matrix: layout.Matrix) -> Floats:
+        """Return a matrix of the layout, of all of its sources, expanded to its values."""
+        return dequantised(*self._values(matrix))
 
     def embedding(self) -> Floats:
         """Return the table [V, D], expanded to its values, whatever its form."""
-        return dequantised(*self._values(self.layout.matrices[-1]))
+        return self.floats(self.layout.matrices[-1])
 
     def matrix(self, linear: str) -> tuple[Values, Floats | None]:
         """Return (values [N, K], scales) of a linear such as "layers.0.mixer.q_proj".
@@ -172,12 +176,7 @@ class PackedReader:
         values, scale = self._values(found)
         if len(found.sources) == 1:
             return values, scale
-        first = 0
-        for name, count in found.sources.items():
-            if name == source:
-                break
-            first += count
-        own = slice(first, first + found.sources[source])
+        own = found.part(source)
         return values[own], None if scale is None else scale[own]
 
     def rows(self, trees: str) -> tuple[Values, Floats | None]:

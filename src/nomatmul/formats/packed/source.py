@@ -13,7 +13,6 @@ from nomatmul.formats.architecture import Shape, architecture_of
 from nomatmul.formats.encoder import with_classifier
 from nomatmul.formats.files.source import TensorSource
 from nomatmul.formats.packed.reader import PackedReader
-from nomatmul.formats.quantise import dequantised
 
 
 class PackedEncoderSource(TensorSource):
@@ -26,7 +25,8 @@ class PackedEncoderSource(TensorSource):
         self._reader, self.left_out = reader, dict[str, str]()
         tensors = architecture_of(reader.config).tensors()
         self._shapes = with_classifier(tensors, reader.config, reader.reading)
-        self._packed = {name for matrix in reader.layout.matrices for name in matrix.sources}
+        self._matrix = {name: m for m in reader.layout.matrices for name in m.sources}
+        self._last = ("", np.empty(0, np.float32))  # the parts of a matrix are read in a row
 
     def shapes(self) -> dict[str, Shape]:
         return dict(self._shapes)
@@ -36,12 +36,13 @@ class PackedEncoderSource(TensorSource):
         return values if rows is None else values[rows]
 
     def _read(self, name: str) -> NDArray[np.float32]:
-        if name not in self._packed:
+        matrix = self._matrix.get(name)
+        if matrix is None:
             return self._reader.read_float32(name)
-        part, _, kind = name.rpartition(".")
-        if name == "embedding.weight":
-            return self._reader.embedding()
+        if matrix.name != self._last[0]:
+            self._last = matrix.name, self._reader.floats(matrix)
+        values = self._last[1]
+        kind = name.rpartition(".")[2]
         if kind == "weight":
-            return dequantised(*self._reader.matrix(part))
-        side = ("w_in", "w_out").index(kind)
-        return np.ascontiguousarray(dequantised(*self._reader.rows(part))[:, side])  # of [R, 2, D]
+            return values[matrix.part(name)]
+        return np.ascontiguousarray(values[:, ("w_in", "w_out").index(kind)])  # of [R, 2, D]
