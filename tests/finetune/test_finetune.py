@@ -15,7 +15,7 @@ import torch
 
 from nomatmul import cli
 from nomatmul.finetune import FinetuneConfig, TaskReport, find_task, finetune
-from nomatmul.finetune.data import encode, places_of, scoring_batches
+from nomatmul.finetune.data import Order, encode, scoring_batches
 from nomatmul.finetune.loop import Settings, loss_of, rate_at, score
 from nomatmul.finetune.sources import load_rows
 from nomatmul.finetune.tsv import Rows
@@ -214,12 +214,13 @@ def test_every_row_is_visited_once_an_epoch() -> None:
     tokenizer = word_piece({word: i for i, word in enumerate([*SPECIAL, *WORDS])})
     rows = Rows([(" ".join(WORDS[: 1 + i % 5]),) for i in range(23)], [0.0] * 23)
     data = encode(rows, tokenizer, 10, False, CPU.device)
-    first = [places_of(data, 4, 1, 0, batch) for batch in range(6)]
+    order = Order(data, 4, 1)
+    first = [order.places(0, batch) for batch in range(6)]
     assert sorted(np.concatenate(first).tolist()) == list(range(23))
     assert [len(places) for places in first] == [4] * 5 + [3]
-    other = [places_of(data, 4, 1, 1, batch) for batch in range(6)]
+    other = [order.places(1, batch) for batch in range(6)]
     assert np.concatenate(other).tolist() != np.concatenate(first).tolist()
-    assert places_of(data, 4, 1, 0, 3).tolist() == first[3].tolist()
+    assert Order(data, 4, 1).places(0, 3).tolist() == first[3].tolist()
     scored = np.concatenate(list(scoring_batches(data, 4)))
     assert sorted(scored.tolist()) == list(range(23))
     assert (np.diff(data.lengths[scored]) >= 0).all()
@@ -231,8 +232,9 @@ def test_grouped_batches_have_rows_of_like_length() -> None:
     texts = [(" ".join(WORDS[:n]),) for n in random.integers(1, 6, 1003)]
     data = encode(Rows(texts, [0.0] * len(texts)), tokenizer, 10, False, CPU.device)
     grouped = dataclasses.replace(data, grouped=True)
-    plain = [places_of(data, 4, 1, 0, batch) for batch in range(251)]
-    found = [places_of(grouped, 4, 1, 0, batch) for batch in range(251)]
+    plain_order, order = Order(data, 4, 1), Order(grouped, 4, 1)
+    plain = [plain_order.places(0, batch) for batch in range(251)]
+    found = [order.places(0, batch) for batch in range(251)]
     assert sorted(np.concatenate(found).tolist()) == list(range(1003))
     assert [len(places) for places in found] == [4] * 250 + [3]
 
@@ -242,9 +244,9 @@ def test_grouped_batches_have_rows_of_like_length() -> None:
     assert padding(found) < padding(plain) / 10
     longest = [int(data.lengths[batch].max()) for batch in found]
     assert sorted(longest) not in (longest, longest[::-1])  # short and long ones by turns
-    other = [places_of(grouped, 4, 1, 1, batch) for batch in range(251)]
+    other = [order.places(1, batch) for batch in range(251)]
     assert np.concatenate(other).tolist() != np.concatenate(found).tolist()
-    assert places_of(grouped, 4, 1, 0, 3).tolist() == found[3].tolist()
+    assert Order(grouped, 4, 1).places(0, 3).tolist() == found[3].tolist()
 
 
 def test_the_rate_warms_up_and_falls_to_zero() -> None:

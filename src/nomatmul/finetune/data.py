@@ -8,7 +8,6 @@ T tokens.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator
 
@@ -24,7 +23,7 @@ _STEP = 8  # batches are padded to a multiple of it, so that there are few shape
 _POOL = 50  # batches whose rows are sorted by length together
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: `_order` keeps its last answer
+@dataclasses.dataclass(frozen=True, eq=False)
 class Encoded:
     """ids int32 [R, T] and labels [R] on the device, lengths int64 [R] on the host.
 
@@ -142,29 +141,36 @@ def _cut(texts: list[list[int]], room: int) -> list[list[int]]:
     return texts
 
 
-def places_of(data: Encoded, batch_size: int, seed: int, epoch: int, batch: int) -> np.ndarray:
-    """Places of a batch of an epoch, which visits all rows once, in an order of (seed, epoch).
+class Order:
+    """Which rows the batches of training have: an epoch visits all once, in an order of (seed,
+    epoch).
 
     With data.grouped the rows of a batch were sorted by length among those of 50 batches, so that
     little of it is padding; the batches of an epoch come in random order.
     """
-    first = batch * batch_size
-    return _order(data, batch_size if data.grouped else 0, seed, epoch)[first : first + batch_size]
 
+    def __init__(self, data: Encoded, batch_size: int, seed: int) -> None:
+        self._lengths, self._size, self._seed = data.lengths, batch_size, seed
+        self._grouped = data.grouped
+        self._epoch, self._places = -1, data.lengths[:0]
 
-@functools.lru_cache(maxsize=1)
-def _order(data: Encoded, grouped: int, seed: int, epoch: int) -> np.ndarray:
-    """grouped: rows of a batch that are of like length, or 0."""
-    random = np.random.Generator(np.random.PCG64([seed, epoch]))
-    order = random.permutation(len(data))
-    if not grouped:
-        return order
-    for first in range(0, len(order), _POOL * grouped):
-        pool = order[first : first + _POOL * grouped]
-        pool[:] = pool[np.argsort(data.lengths[pool], kind="stable")]
-    whole = len(order) // grouped  # the last batch may have fewer rows, and stays the last
-    batches = order[: whole * grouped].reshape(whole, grouped)
-    return np.concatenate([random.permutation(batches).reshape(-1), order[whole * grouped :]])
+    def places(self, epoch: int, batch: int) -> np.ndarray:
+        """Places of the rows of a batch of an epoch."""
+        if epoch != self._epoch:
+            self._epoch, self._places = epoch, self._shuffled(epoch)
+        return self._places[batch * self._size : (batch + 1) * self._size]
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        random = np.random.Generator(np.random.PCG64([self._seed, epoch]))
+        size, order = self._size, random.permutation(len(self._lengths))
+        if not self._grouped:
+            return order
+        for first in range(0, len(order), _POOL * size):
+            pool = order[first : first + _POOL * size]
+            pool[:] = pool[np.argsort(self._lengths[pool], kind="stable")]
+        whole = len(order) // size  # the last batch may have fewer rows, and stays the last
+        batches = order[: whole * size].reshape(whole, size)
+        return np.concatenate([random.permutation(batches).reshape(-1), order[whole * size :]])
 
 
 def scoring_batches(data: Encoded, batch_size: int) -> Iterator[np.ndarray]:

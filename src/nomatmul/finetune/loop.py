@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nomatmul.evaluate.glue import glue_scores
 from nomatmul.finetune.checkpoint import Position, SeedCheckpoint
-from nomatmul.finetune.data import Encoded, places_of, scoring_batches
+from nomatmul.finetune.data import Encoded, Order, scoring_batches
 from nomatmul.finetune.results import SeedResult
 from nomatmul.finetune.tasks import Task
 from nomatmul.models.base import TextModel
@@ -91,6 +91,7 @@ class _Seed:
         self.at = Position() if kept is None else kept.read(self.model, optimizer)
         self.clock = Clock(self.at.seconds)
         self.per_epoch = -(-len(self.data) // settings.batch_size)
+        self.order = Order(self.data, settings.batch_size, self.seed)
         self.steps = self.per_epoch * settings.epochs
         self.total = torch.tensor(self.at.total, dtype=torch.float64, device=plan.device)
         self.scores: dict[str, dict[str, float]] = {}
@@ -128,7 +129,7 @@ class _Seed:
     def _batch(self, step: int, share: float) -> list[MicroBatch]:
         """Where steps are recorded as a graph all batches have one shape."""
         size = self.settings.batch_size
-        places = places_of(self.data, size, self.seed, *divmod(step, self.per_epoch))
+        places = self.order.places(*divmod(step, self.per_epoch))
         x_BT, y_B = self.data.batch(places, size if self.plan.graph else 0)
         self.rows = len(places)
         return [(x_BT, y_B, self.one)]
