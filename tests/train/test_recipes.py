@@ -202,6 +202,7 @@ def test_a_new_width_gets_its_own_intermediate_size(config: TrainConfig) -> None
         ("loss_chunks=5", "loss_chunks 5 must divide"),
         ("model.token_mixer=rnn", "token_mixer 'rnn' is unknown"),
         ("batch_ramp=1.5", "batch_ramp 1.5 must be at most 1"),
+        ("final_rate=1.5", "final_rate 1.5 must be at most 1"),
         ("full_precision=1", r"full_precision 1.0 must be in [0, 1)"),
         ("full_precision=0.95", "full_precision 0.95 of 12 steps leaves none for ternary weights"),
         ("temperature=0", "temperature 0.0 must be from 0.01 to 100.0"),

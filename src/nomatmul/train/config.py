@@ -145,7 +145,7 @@ class TrainConfig:
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ValueError(f"{name} {value} must be in [0, 1)")
-        for name in ("batch_ramp", "teacher_share"):
+        for name in ("batch_ramp", "teacher_share", "final_rate"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be at most 1")
         if self.batch_size % self.micro_batch_size:
