@@ -75,6 +75,9 @@ def test_transformers_computes_what_torch_does_with_floats(tmp_path, recorded, n
     with torch.inference_mode():
         wanted, found = ours(ids).logits[0].numpy(), theirs.float()(ids).logits[0].numpy()
     assert relative_error(found, wanted) < 1e-5
+    engine = nomatmul.load(RECORDED / name).logits(ids[0].numpy())  # the figures of exporting.md
+    assert relative_error(found, engine) < 0.006
+    assert same_argmax(found, engine) >= 0.98
     recorded_logits = tensors[f"{name}.logits"].astype(np.float32)
     assert same_argmax(found, recorded_logits) >= 0.97
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
