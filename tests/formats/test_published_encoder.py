@@ -11,7 +11,8 @@ import pytest
 from nomatmul.formats.architecture import architecture_of
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
-from nomatmul.formats.published.crammed_bert import encoder_from_published, published_encoder_name
+from nomatmul.formats.published.crammed_bert import encoder_from_published
+from nomatmul.formats.published.crammed_bert_source import published_encoder_name
 
 
 def test_the_recorded_checkpoint(crammed_tiny):

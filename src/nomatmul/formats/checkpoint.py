@@ -27,6 +27,7 @@ from nomatmul.formats.generation_config import GENERATION_FILE
 from nomatmul.formats.packed.reader import PackedReader
 from nomatmul.formats.packed.source import PackedEncoderSource
 from nomatmul.formats.published import crammed_bert, hgrn_bit
+from nomatmul.formats.published.crammed_bert_source import EncoderSource
 from nomatmul.formats.published.gguf import open_gguf
 from nomatmul.formats.published.keys import HARMLESS_KEYS, end_tokens
 from nomatmul.formats.published.llama_form import Form
@@ -91,8 +92,8 @@ class Checkpoint:
         ours = isinstance(source, LlamaSource)
         translate = hgrn_bit.published_name if decoder and not ours else str
         if self.kind == "published" and self.reading is not None:
-            source = unwrapped(source, crammed_bert.EncoderSource.anchors(), self.directory)
-            source = crammed_bert.EncoderSource(source, self.config, self._shapes)
+            source = unwrapped(source, EncoderSource.anchors(), self.directory)
+            source = EncoderSource(source, self.config, self._shapes)
         elif not ours:
             source = unwrapped(source, [translate("embedding.weight")], self.directory)
             if not decoder and self.reading is None:
