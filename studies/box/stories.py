@@ -95,9 +95,10 @@ def topic(story: str, draw: random.Random) -> str | None:
     if (named := _WITH_NAME.search(opening)) and draw.random() < 0.5:
         return f"{with_article(named[2].lower())} named {named[3]}"
     counts: Counter[str] = Counter()
-    for word in {word.lower() for word in _NAMED.findall(opening)} - _NO_TOPIC:
+    # sorted: of equal counts the first is taken, and a set has another order in each process
+    for word in sorted({word.lower() for word in _NAMED.findall(opening)} - _NO_TOPIC):
         counts[with_article(word)] = len(re.findall(rf"\b{word}\b", lower))
-    for word in set(_PERSON.findall(opening)):
+    for word in sorted(set(_PERSON.findall(opening))):
         if with_article(word.lower()) not in counts and word.lower() not in _NO_TOPIC:
             counts[word] = story.count(word)
     found = [words for words, count in counts.most_common(2) if count >= LEAST]
