@@ -1,13 +1,13 @@
-"""Tune the base of the box on conversations: several rates and lengths, each packed and judged.
+"""Tune the base of the box on conversations: several rates and lengths, each packed.
 
-    python studies/box/tune.py --base MODEL --chat runs/box --out $OUT
+    python studies/box/tune.py --base MODEL --chat runs/box --work runs/tune --out $OUT
 
 MODEL is the base (a run or a model directory), --chat the folder with chat-train.jsonl.bz2,
 chat-valid.jsonl.bz2 and, where the base has none of its own, tokenizer.json (`texts.py`). A cell is
 `nomatmul train` with `--start MODEL`: one rate, one or two epochs. WORK keeps runs; OUT gets
-NAME.tar.gz (packed, 1.6 bits a weight, int8 embedding), NAME.json and NAME.md (benchmarks/judge.py)
-of each cell, and tune.json. A cell whose NAME.json is there is not run again; none is begun behind
---seconds. Nothing is read from outside.
+NAME.tar.gz (packed, 1.6 bits a weight, int8 embedding) of each cell, and tune.json. A cell that
+WORK/tune.json has is not run again; none is begun behind --seconds. Nothing is read from outside,
+and no native core is needed: benchmarks/judge.py counts where there is one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout
 
-from benchmarks import judge
 from benchmarks.dry_run import add_tiny, shrink, temporary, write_conversations
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.files.atomic import write_file
@@ -104,7 +103,7 @@ def train(config: TrainConfig, tokens: dict[str, str], base: str, out: str, devi
 
 
 def work(args: argparse.Namespace, cell: Cell, tokens: dict[str, str]) -> dict[str, Any]:
-    """Train, pack and judge one cell; its row."""
+    """Train and pack one cell; its row."""
     from nomatmul.convert.packing import pack
 
     out = args.work / cell.name
@@ -120,16 +119,7 @@ def work(args: argparse.Namespace, cell: Cell, tokens: dict[str, str]) -> dict[s
     packed = args.work / f"{cell.name}-packed"
     result = pack(out, packed, packing="1.6bit", embedding="int8", head="auto", check=False)
     write_archive(args.out / f"{cell.name}.tar.gz", packed, cell.name)
-    words = [str(packed), "--held-out", str(args.chat / "chat-valid.jsonl.bz2"), "--training",
-             str(args.chat / "chat-train.jsonl.bz2"), "--turns", str(args.turns),
-             "--max-tokens", str(args.max_tokens), "--threads", str(args.threads)]  # fmt: skip
-    document = judge.judge(judge.parse(words))
-    judge.write(document, args.work / f"{cell.name}-judge")
-    for suffix, name in ((".md", "samples.md"), (".json", "judge.json")):
-        data = (args.work / f"{cell.name}-judge" / name).read_bytes()
-        write_file(args.out / f"{cell.name}{suffix}", data)
     held = [row for row in read_metrics(out) if "valid_loss" in row]
-    figures = ("ended", "tokens", "counted", "stories", "held_out")
     return {
         "cell": cell.name,
         **dataclasses.asdict(cell),
@@ -139,7 +129,6 @@ def work(args: argparse.Namespace, cell: Cell, tokens: dict[str, str]) -> dict[s
         "seconds": seconds,
         "valid_bits_per_byte": held[-1]["valid_bits_per_byte"],
         "packed_bytes": result.packed_bytes,
-        **{name: document[name] for name in figures},
     }
 
 
@@ -154,6 +143,7 @@ def tune(args: argparse.Namespace) -> None:
     kept = args.work / "tune.json"
     if kept.exists():
         rows = json.loads(kept.read_text("utf-8"))
+        write_file(file, kept.read_bytes())
     cells = [Cell(rate, epochs) for epochs in args.epochs for rate in args.rates]
     for cell in cells:
         if any(row["cell"] == cell.name for row in rows):
@@ -167,9 +157,7 @@ def tune(args: argparse.Namespace) -> None:
         row = rows[-1]
         print(
             f"{cell.name}: {row['seconds']:.0f} s, {row['valid_bits_per_byte']:.4f} bits a byte as"
-            f" trained, {row['held_out']['bits_per_byte']:.4f} packed, {100 * row['ended']:.0f} %"
-            f" of turns end, {row['counted']['repeated_4_grams']:.3f} repeated,"
-            f" {row['packed_bytes']:,} bytes",
+            f" trained, {row['packed_bytes']:,} bytes",
             flush=True,
         )
 
@@ -188,15 +176,12 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=LENGTH, help="tokens of a sequence")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seconds", type=float, default=400, help="no cell is begun behind them")
-    parser.add_argument("--turns", type=int, default=200)
-    parser.add_argument("--max-tokens", type=int, default=700)
     parser.add_argument("--eval-tokens", type=int, default=200_000)
-    parser.add_argument("--threads", type=int, default=8)
     add_tiny(parser)
     args = parser.parse_args(words)
     if args.tiny:
-        shrink(args, parser, rates=[1e-2], epochs=[1], rows=4, length=16, device="cpu", turns=4,
-               max_tokens=12, eval_tokens=200, threads=1)  # fmt: skip
+        shrink(args, parser, rates=[1e-2], epochs=[1], rows=4, length=16, device="cpu",
+               eval_tokens=200)  # fmt: skip
         if args.base is None:
             args.out = args.out or temporary()
             tiny_base(args)
