@@ -5,7 +5,7 @@
 
 `gather` runs where the texts are and writes WORK/box-a, -b and -c; `prepare` makes cleaned
 documents (WORK/all-clean) and tokens (WORK/train-all-a, WORK/valid-all-TEXT) on the GPU machine.
-WORK/tokenizer-box.json is the tokenizer. The cells are the part `box` of studies/recipes/run.py:
+--tokenizer is what texts.py made. The cells are the part `box` of studies/recipes/run.py:
 
     python studies/recipes/run.py train --parts box --work runs/recipes --out $OUT --lanes 1
 """
@@ -35,13 +35,12 @@ from studies.compare.plan import BYTE_PAIRS
 from studies.recipes.clean import clean
 from studies.recipes.texts import ALL, HELD_OUT, STORIES, Kind
 
-PARTS = {
-    "a": [f"wikipedia-en-2015/train-0{number}" for number in range(4)]
+PARTS = {  # at most 43 MB each, beside a checkout of 18
+    "a": [f"wikipedia-en-2015/train-0{number}" for number in range(3)]
     + ["wikipedia-en-2015/valid", "english-novels-98/valid"],
-    "b": ["wikipedia-en-2015/train-04", "wikipedia-en-2015/train-05"],
+    "b": [f"wikipedia-en-2015/train-0{number}" for number in range(3, 6)],
     "c": ["english-novels-98/train", "eltec-eng/train"],
 }
-TOKENIZER = "tokenizer-box.json"
 _NEXT = "\n<|endoftext|>\n"
 _NAMES = {"wikipedia-en-2015": "wikipedia", "english-novels-98": "novels", "eltec-eng": "eltec"}
 
@@ -70,7 +69,7 @@ def prepare(args: argparse.Namespace) -> None:
     began = time.monotonic()
     for cleaned in (True, False):
         _documents(args.work, args.part, cleaned)
-    tokenizer = load_tokenizer(args.work / TOKENIZER)
+    tokenizer = load_tokenizer(args.tokenizer)
     names = sorted(path.name.split(".")[0] for path in (args.work / f"box-{args.part}").iterdir())
     clean_names = [name for name in names if not name.endswith("-valid")]
     files = [str(args.work / f"all-clean/{name}.jsonl") for name in clean_names]
@@ -111,7 +110,7 @@ def rehearse(args: argparse.Namespace) -> None:
     stories = [f"stories-open/{name}/{part}" for name in STORIES for part in ("train", "valid")]
     write_texts(args.data, [*itertools.chain(*PARTS.values()), *stories], articles=4)
     gather(args)
-    write_file(args.work / TOKENIZER, BYTE_PAIRS.read_bytes())
+    args.tokenizer = BYTE_PAIRS
     for args.part in PARTS:
         prepare(args)
 
@@ -126,6 +125,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/recipes"), help="texts, tokens")
     parser.add_argument("--out", type=Path, help="of the dry run")
     parser.add_argument("--part", choices=PARTS, default="a")
+    parser.add_argument("--tokenizer", type=Path, default=Path("runs/box/tokenizer.json"))
     add_tiny(parser)
     args = parser.parse_args(words)
     if args.tiny:
