@@ -1,9 +1,9 @@
 """The encoder of the box on a GPU: tokens, training beside its dense twin, packing, scores, SST-2.
 
     python studies/recipes/encoder.py prepare --documents runs/recipes/all-clean \\
-        --tokenizer runs/box/wordpiece-8192.json --work runs/encoder
+        --tokenizer src/nomatmul/box-encoder/tokenizer.json --work runs/encoder
     python studies/recipes/encoder.py train --work runs/encoder --out $OUT --seconds 560
-    python studies/recipes/encoder.py score --work runs/encoder --out $OUT --glue runs/box/glue
+    python studies/recipes/encoder.py score --work runs/encoder --out $OUT --glue TEXTS/glue
     python studies/recipes/encoder.py packed --work runs/encoder --out FOLDER
     python studies/recipes/encoder.py --tiny
 
