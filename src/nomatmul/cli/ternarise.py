@@ -29,7 +29,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from nomatmul.cli.options import json_option, option
+from nomatmul.cli.options import option
+from nomatmul.cli.training_options import TrainingOptions
 
 EXAMPLES = """
 examples:
@@ -44,7 +45,7 @@ examples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class _Source:
     model: str = option(positional=True, metavar="MODEL", help="directory, run or hf:owner/name")
     data: tuple[str, ...] = option(
         metavar="FILE", nargs="+", help="texts to train on, as of `nomatmul train`"
@@ -67,34 +68,11 @@ class Options:
     set: tuple[str, ...] = option(
         (), metavar="NAME=VALUE", help="override a setting of training; may be repeated"
     )
-    text_field: str = option("text", metavar="NAME", help="field of JSON and parquet rows")
-    document_start: str | None = option(
-        None,
-        metavar="REGEX",
-        help="a line that matches starts a new document of a text file, and is its first line",
-    )
-    drop_document_start: bool = option(False, help="leave that line out")
-    tokens: str | None = option(
-        None, metavar="DIR", help="where token shards are kept (default: in the run's directory)"
-    )
-    workers: int | None = option(
-        None, metavar="N", help="processes that tokenise (default: one a usable CPU)"
-    )
-    time_limit: float | None = option(
-        None, metavar="SECONDS", help="train so long instead; the schedule follows the clock"
-    )
-    seed: int | None = option(None, metavar="S", help="seed of the data's order")
-    device: str = option("auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1")
-    resume: str = option("auto", metavar="MODE", help="auto continues a run, never starts anew")
-    override_config: bool = option(False, help="continue although the settings differ")
-    force: bool = option(False, help="train although memory seems too small")
-    quiet: bool = option(False, help="no progress bar")
-    json: bool = json_option()
-    collective_timeout: float = option(
-        600.0,
-        metavar="SECONDS",
-        help="with torchrun: give up when a process has not answered for so long",
-    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(TrainingOptions, _Source):
+    pass
 
 
 def run(options: Options) -> int:
