@@ -8,9 +8,6 @@ kernel of decode.cu: test_engine_cuda_emulated.py; all on a real GPU: tests/gpu/
 from __future__ import annotations
 
 import gc
-import os
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +16,7 @@ import numpy as np
 import pytest
 from engine_models import random_ids
 from machine import need_triton
+from support.interpreted import run_interpreted
 
 from nomatmul.engine import load
 from nomatmul.formats.config import ModelConfig
@@ -27,7 +25,6 @@ need_triton()
 
 CONFIG = ModelConfig(vocab_size=67, hidden_size=42, num_layers=2, intermediate_size=51)
 
-# In a process of its own: triton reads TRITON_INTERPRET when it is imported.
 PROGRAM = """
 import sys
 import numpy as np
@@ -84,14 +81,7 @@ def test_general_path_has_the_bits_of_the_native_core(
     directory, found = make_packed(CONFIG, packing, embedding), tmp_path / "found.npz"
     ids = random_ids(19, CONFIG.vocab_size)
     np.savez(found, ids=ids)
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(directory), str(found)],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_interpreted(PROGRAM, directory, found)
     expected = load(directory, threads=1).logits(ids)
     np.testing.assert_array_equal(np.load(found)["logits"], expected)
 

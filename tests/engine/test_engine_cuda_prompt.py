@@ -5,12 +5,11 @@ Rows, gates and the recurrence of long prompts have the bits of the general path
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 from machine import need_compiler, need_triton
+from support.interpreted import run_interpreted
 
 need_triton()
 
@@ -60,7 +59,6 @@ extern "C" void launch(const char* name, int across, int down, int threads, void
 }
 """
 
-# In a process of its own: triton reads TRITON_INTERPRET when it is imported.
 PROGRAM = """
 import ctypes, sys, types
 import numpy as np
@@ -173,11 +171,4 @@ def test_rows_and_recurrence_have_the_bits_of_the_general_path(
     command += ["-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(library), "20", "300"],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_interpreted(PROGRAM, library, 20, 300)

@@ -5,22 +5,19 @@ On a real GPU: tests/gpu/test_engine_union.py.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from engine_models import random_ids
 from machine import need_triton
+from support.interpreted import run_interpreted
 from union_models import union
 
 from nomatmul.engine import load
 
 need_triton()
 
-# In a process of its own: triton reads TRITON_INTERPRET when it is imported.
 PROGRAM = """
 import sys
 import numpy as np
@@ -76,13 +73,6 @@ def test_paths_and_integers_equal_the_oracles_and_logits_the_native_cores(
     directory, found = make_packed(CONFIG, "1.6bit", "int8"), tmp_path / "found.npz"
     ids = random_ids(4, CONFIG.vocab_size)
     np.savez(found, ids=ids)
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(directory), str(found)],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_interpreted(PROGRAM, directory, found)
     expected = load(directory, threads=1).logits(ids)
     np.testing.assert_array_equal(np.load(found)["logits"], expected)

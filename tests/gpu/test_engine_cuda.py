@@ -8,12 +8,12 @@ each other, and close to the oracle's.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from engine_models import state_of
 from model_files import write_packed, write_training
+from support.cuda_engine import MODEL_ERROR, assert_all_paths_agree, ids_of, poison
 
 from nomatmul.engine import load, random_model
 from nomatmul.formats.architecture import architecture_of
@@ -21,7 +21,6 @@ from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packed import PackedReader
 
-MODEL_ERROR = 2e-2
 # hidden size, inner size (0: no channel mixer), vocabulary, packing, embedding
 CASES = {
     "odd sizes": (42, 51, 67, "2bit", "bf16"),
@@ -50,18 +49,6 @@ def packed(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / "packed"
 
 
-def ids_of(lm: Any, count: int, seed: int = 2) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, lm.config.vocab_size, count)
-
-
-def poison() -> None:
-    """Fill memory that the allocator will hand out again with NaN."""
-    import torch
-
-    for size in (1 << 12, 1 << 16, 1 << 20, 1 << 24):
-        torch.full((size,), float("nan"), device="cuda")
-
-
 def test_accumulators_equal_the_oracles(packed: Path) -> None:
     lm, reader = load(packed, device="cuda"), PackedReader(packed)
     rng = np.random.default_rng(3)
@@ -81,35 +68,7 @@ def test_logits_agree_with_the_oracle_and_all_paths_with_each_other(
     packed: Path, tmp_path: Path
 ) -> None:
     lm, slow = load(packed, device="cuda"), load(packed, backend="numpy")
-    ids = ids_of(lm, 150)
-    poison()
-    whole = lm.logits(ids)
-    expected = slow.logits(ids)
-    error = np.sqrt(np.mean((whole - expected) ** 2) / np.mean(expected**2))
-    assert error < MODEL_ERROR
-    assert np.mean(whole.argmax(axis=1) == expected.argmax(axis=1)) >= 0.97
-
-    session = lm.session()
-    np.testing.assert_array_equal([session.append([token]) for token in ids[:20]], whole[:20])
-    fork = session.fork()
-    session.save(tmp_path / "state")
-    np.testing.assert_array_equal(session.append(ids[20:140]), whole[139])
-    loaded = lm.session(tmp_path / "state")
-    np.testing.assert_array_equal(fork.append(ids[20:22]), whole[21])
-    rows = lm.step([loaded, lm.session(), lm.session()], [ids[20:21], ids[:9], ids[:149]])
-    np.testing.assert_array_equal(rows, whole[[20, 8, 148]])
-    batch = [lm.session() for _ in range(5)]
-    rows = lm.step(batch, [ids[:1]] * 5)
-    np.testing.assert_array_equal(rows, np.broadcast_to(whole[0], (5, whole.shape[1])))
-    for count in (150, 131, 150):  # from the second on through a captured graph, 256 tokens wide
-        np.testing.assert_array_equal(lm.logits(ids[:count]), whole[:count])
-    longer = ids_of(lm, 370)
-    whole = lm.logits(longer)
-    lm.backend.chunk = 128
-    np.testing.assert_array_equal(lm.logits(longer), whole)
-    assert lm.backend._prompt_graph is not None
-    assert session.position == 140
-    assert loaded.position == 21
+    assert_all_paths_agree(lm, slow, tmp_path)
 
 
 def test_decoding_without_the_persistent_kernel(

@@ -4,12 +4,12 @@ every way through the engine equal to every other."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from engine_models import state_of
 from model_files import write_packed, write_training
+from support.cuda_engine import assert_all_paths_agree, ids_of, poison
 from union_models import oracle_trees
 
 from nomatmul.engine import LanguageModel, load, random_model
@@ -19,7 +19,6 @@ from nomatmul.formats.config import ModelConfig
 from nomatmul.formats.packed import PackedReader
 from nomatmul.reference.trees import combine
 
-MODEL_ERROR = 2e-2
 # hidden size, trees, depth, packing, embedding
 CASES = {
     "odd sizes": (42, 5, 3, "2bit", "bf16"),
@@ -35,18 +34,6 @@ def union(size: int, trees: int, depth: int, vocabulary: int = 131) -> ModelConf
         vocab_size=vocabulary, hidden_size=size, num_layers=2, channel_mixer="fff",
         activation="silu", fff_trees=trees, fff_depth=depth,
     )  # fmt: skip
-
-
-def ids_of(lm: Any, count: int) -> np.ndarray:
-    return np.random.default_rng(2).integers(0, lm.config.vocab_size, count)
-
-
-def poison() -> None:
-    """Fill memory that the allocator will hand out again with NaN."""
-    import torch
-
-    for size in (1 << 12, 1 << 16, 1 << 20, 1 << 24):
-        torch.full((size,), float("nan"), device="cuda")
 
 
 @pytest.fixture(params=list(CASES))
@@ -111,31 +98,7 @@ def test_logits_agree_with_the_oracle_and_all_paths_with_each_other(
 ) -> None:
     lm, slow = load(packed, device="cuda"), load(packed, backend="numpy")
     assert lm.backend.decoder is None
-    ids = ids_of(lm, 150)
-    poison()
-    whole, expected = lm.logits(ids), slow.logits(ids)
-    error = np.sqrt(np.mean((whole - expected) ** 2) / np.mean(expected**2))
-    assert error < MODEL_ERROR
-    assert np.mean(whole.argmax(axis=1) == expected.argmax(axis=1)) >= 0.97
-
-    session = lm.session()
-    np.testing.assert_array_equal([session.append([token]) for token in ids[:20]], whole[:20])
-    fork = session.fork()
-    session.save(tmp_path / "state")
-    np.testing.assert_array_equal(session.append(ids[20:140]), whole[139])
-    loaded = lm.session(tmp_path / "state")
-    np.testing.assert_array_equal(fork.append(ids[20:22]), whole[21])
-    rows = lm.step([loaded, lm.session(), lm.session()], [ids[20:21], ids[:9], ids[:149]])
-    np.testing.assert_array_equal(rows, whole[[20, 8, 148]])
-    rows = lm.step([lm.session() for _ in range(5)], [ids[:1]] * 5)
-    np.testing.assert_array_equal(rows, np.broadcast_to(whole[0], (5, whole.shape[1])))
-    for count in (150, 131, 150):  # from the second on through a captured graph, 256 tokens wide
-        np.testing.assert_array_equal(lm.logits(ids[:count]), whole[:count])
-    longer = ids_of(lm, 370)
-    whole = lm.logits(longer)
-    lm.backend.chunk = 128
-    np.testing.assert_array_equal(lm.logits(longer), whole)
-    assert lm.backend._prompt_graph is not None
+    assert_all_paths_agree(lm, slow, tmp_path)
 
 
 def test_a_failed_step_changes_nothing() -> None:
