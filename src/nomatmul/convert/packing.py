@@ -109,13 +109,8 @@ def pack(
     start = time.perf_counter()
     # A wrong file name is reported before the work, not after it.
     text = CheckText.read(check_text) if check else None
-    source, target = find_checkpoint(Path(src)), Path(dst)
-    if source.is_dir() and "format" in read_json_object(source / CONFIG_FILE):
-        raise ValueError(f"{src} is packed already; give the checkpoint that it was made of")
-    checkpoint = open_checkpoint(source)
-    config, reading = checkpoint.config, checkpoint.reading
-    if reading is None:
-        _refuse_unsuitable(checkpoint, src, asked)
+    target, (source, checkpoint) = Path(dst), _open_source(src, asked)
+    reading = checkpoint.reading
     forms = choose_forms(checkpoint, packing, asked)
     run, open_head = None, rounds_head(checkpoint, forms, asked)
     with source_tokenizer(checkpoint, source) as (tokenizer_path, tokenizer_kind):
@@ -148,10 +143,21 @@ def pack(
         head_int8=run.head if run else None,
         weights=None if found is None else found.words,
         scales={} if found is None else found.scales,
-        scale_group=config.scale_group,
+        scale_group=checkpoint.config.scale_group,
         parts=parts,
         ignored_keys=checkpoint.ignored,
     )
+
+
+def _open_source(src: str | Path, asked: dict[str, str]) -> tuple[Path, Checkpoint]:
+    """Where the checkpoint is, and what it is; ValueError for what cannot be packed as asked."""
+    source = find_checkpoint(Path(src))
+    if source.is_dir() and "format" in read_json_object(source / CONFIG_FILE):
+        raise ValueError(f"{src} is packed already; give the checkpoint that it was made of")
+    checkpoint = open_checkpoint(source)
+    if checkpoint.reading is None:
+        _refuse_unsuitable(checkpoint, src, asked)
+    return source, checkpoint
 
 
 def _head_choice(

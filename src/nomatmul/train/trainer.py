@@ -70,26 +70,12 @@ class Trainer:
         cached = config.teacher_top > 0  # of the first epoch's windows
         order = WindowOrder(len(data.train), config.sequence_length, config.seed, cached)
         self.batches = Batches(data.train, order, config.micro_batch_size, plan, share, masking)
-        self.evaluator: Evaluator | MaskedEvaluator | None = None
-        if data.valid is not None and masking is not None:
-            self.evaluator = MaskedEvaluator(data.valid, config, plan, model, masking, ranks)
-        elif data.valid is not None:
-            self.evaluator = Evaluator(data.valid, config, plan, ranks)
-        self.teacher, taught, look = teacher, None, nobody_looks
+        self.evaluator = _evaluator(config, plan, model, data, masking, ranks)
+        self.teacher, taught = teacher, None
         if teacher is not None:
-            taught, look = teacher.taught(config.teacher_share, config.temperature), teacher.look
+            taught = teacher.taught(config.teacher_share, config.temperature)
         self.loss = build_loss(model, config, plan, taught)
-        cache = ternary_cache()
-        self.loop = Loop(
-            model,
-            optimizer,
-            build_micro_step(self.loss, config.z_loss, plan, cache.clear),
-            cache,
-            rate=lambda step, share: learning_rate(config, step, share),
-            clip_norm=config.clip_norm,
-            step=progress.step,
-            look=look,
-        )
+        self.loop = self._loop(progress.step)
         self.diagnostics = Diagnostics(model, ranks)
         self.metrics = MetricsLog(out, progress.step) if ranks.first else NoMetrics()
         if not self.metrics.has_tensorboard:
@@ -106,8 +92,22 @@ class Trainer:
         )  # fmt: skip
         self._saved_step, self._saved_at = progress.step, progress.elapsed
 
+    def _loop(self, step: int) -> Loop:
+        config, cache = self.config, ternary_cache()
+        return Loop(
+            self.model,
+            self.optimizer,
+            build_micro_step(self.loss, config.z_loss, self.plan, cache.clear),
+            cache,
+            rate=lambda step, share: learning_rate(config, step, share),
+            clip_norm=config.clip_norm,
+            step=step,
+            look=nobody_looks if self.teacher is None else self.teacher.look,
+        )
+
     @property
     def step(self) -> int:
+        """Optimiser steps that are done, of earlier processes too."""
         return self.loop.step
 
     def run(self) -> bool:
@@ -261,6 +261,22 @@ def target_weights(targets: list[Tensor], ranks: Ranks) -> list[Tensor]:
     counts = torch.stack([(y_BT != -100).sum() for y_BT in targets]).double()
     mean = ranks.sum_on_device(counts.sum()) / (len(targets) * ranks.size)
     return list((counts / mean.clamp(min=1e-9)).float().unbind())
+
+
+def _evaluator(
+    config: TrainConfig,
+    plan: DevicePlan,
+    model: TrainedModel,
+    data: Prepared,
+    masking: Masking | None,
+    ranks: Ranks,
+) -> Evaluator | MaskedEvaluator | None:
+    """What scores the held-out text; None where there is none."""
+    if data.valid is None:
+        return None
+    if masking is None:
+        return Evaluator(data.valid, config, plan, ranks)
+    return MaskedEvaluator(data.valid, config, plan, model, masking, ranks)
 
 
 def _masking(config: TrainConfig, tokenizer: Tokenizer) -> Masking | None:
