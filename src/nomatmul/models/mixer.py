@@ -97,6 +97,7 @@ class Mixer(nn.Module):
 
     @classmethod
     def of(cls, part: Any, layer: int) -> Mixer:
+        """The mixer of a description, for the block of this number."""
         raise NotImplementedError
 
     def reset_parameters(self) -> None:

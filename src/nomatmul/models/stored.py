@@ -30,6 +30,7 @@ class TernaryEmbedding(nn.Embedding):
         self.form = form
 
     def forward(self, input: Tensor) -> Tensor:
+        """input: ids [...] -> [..., size] in the weights' type; straight-through gradient."""
         rows = F.embedding(input, self.weight)
         flat = rows.detach().reshape(-1, self.embedding_dim)
         values = dequantize(*ternarize(flat, self.form)).reshape(rows.shape)
@@ -115,6 +116,7 @@ class StoredEmbedding(_Stored):
         return len(self.values)
 
     def forward(self, input: Tensor) -> Tensor:
+        """input: ids [...] -> float32 [..., size]. Raises ValueError in training mode."""
         refuse_training(self)
         rows = input.reshape(-1)
         values = dequantize(self.values[rows], self.scale[rows])
@@ -140,6 +142,7 @@ class StoredHead(nn.Module):
         return self._table[0].form
 
     def forward(self, x: Tensor, rms: Tensor | None = None) -> Tensor:
+        """x: [..., size] -> logits [..., rows]; rms: ignored. ValueError in training mode."""
         refuse_training(self)
         table = self._table[0]
         return ternary_linear(x, table.values, table.scale, form=table.form)

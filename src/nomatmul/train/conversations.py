@@ -52,6 +52,7 @@ class Conversation:
         return sum(len(content) for _, content in self.messages)
 
     def to_json(self) -> str:
+        """Its messages as one line."""
         return json.dumps(self.messages, ensure_ascii=False)
 
 

@@ -65,4 +65,5 @@ def _ids_of(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def dtype_of(tokenizer: Tokenizer) -> np.dtype[Any]:
+    """How ids are kept: two bytes, or four for vocabularies above 65,536."""
     return np.dtype("<u2" if tokenizer.get_vocab_size() <= 1 << 16 else "<u4")

@@ -47,6 +47,7 @@ class HeldOut:
         }
 
     def text(self) -> str:
+        """For people."""
         return f"loss {self.loss:.4f}, {self.bits_per_byte:.4f} bits per byte"
 
 
@@ -68,6 +69,7 @@ class MaskedHeldOut:
         }
 
     def text(self) -> str:
+        """For people."""
         return (
             f"masked loss {self.loss:.4f}, perplexity {math.exp(min(self.loss, 700.0)):.2f}, "
             f"accuracy {self.accuracy:.4f}"

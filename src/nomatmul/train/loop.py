@@ -33,12 +33,15 @@ class Clock:
     aside: float = 0.0
 
     def restart(self) -> None:
+        """This start of the run begins now."""
         self.started, self.aside = time.monotonic(), 0.0
 
     def elapsed(self) -> float:
+        """Seconds in the loop."""
         return self.before + time.monotonic() - self.started
 
     def working(self) -> float:
+        """Seconds spent on steps, of this start and all before."""
         return self.elapsed() - self.aside
 
     @contextlib.contextmanager

@@ -26,6 +26,7 @@ def describe_files(directory: Path, part: int = 0, parts: int = 1) -> dict[str, 
 
 
 def write_manifest(directory: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Write manifest.json; files: {name: size and checksum}, of all of them."""
     write_json(directory / _FILE, {"files": {name: files[name] for name in sorted(files)}})
 
 

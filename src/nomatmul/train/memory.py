@@ -77,6 +77,7 @@ class Estimate:
         return parts + (_HOST_CONTEXT if self.host else _CONTEXT)
 
     def text(self) -> str:
+        """For people."""
         taught = self.teacher + self.looking
         other = self.total - self.states - self.activations - self.logits - taught
         return (
@@ -180,6 +181,7 @@ class MemoryPlan:
     teacher: TeacherSize | None = None
 
     def need(self, config: TrainConfig, ranks: int, recompute: str) -> Estimate:
+        """What a step of another config, number of ranks or mode would take."""
         return estimate(config, ranks, recompute, self.fused, self.host, self.teacher)
 
     @contextlib.contextmanager
@@ -293,4 +295,5 @@ def free_memory(plan: DevicePlan, processes: int = 1) -> int | None:
 
 
 def gib(count: float) -> str:
+    """Bytes, for people."""
     return f"{count / _GIB:.1f} GiB"

@@ -69,6 +69,7 @@ class MetricsLog:
             self._board.flush()
 
     def close(self) -> None:
+        """Write all of it."""
         self.sync()
         self._file.close()
         if self._board is not None:
@@ -150,10 +151,12 @@ class Console:
         self._last_line = 0.0
 
     def log(self, text: str) -> None:
+        """Show a line, unless quiet."""
         if not self.quiet:
             self._print(text)
 
     def warn(self, text: str) -> None:
+        """Show a warning, unless silent."""
         self._print(f"warning: {text}")
 
     def _print(self, text: str) -> None:
@@ -205,6 +208,7 @@ class Console:
             print(preparing_words(what, done, of), file=sys.stderr, flush=True)
 
     def stop(self) -> None:
+        """Take the bar away."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -218,6 +222,7 @@ def preparing_words(what: str, done: int, of: int) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Seconds as hours:minutes:seconds."""
     seconds = max(int(seconds), 0)
     hours, minutes = seconds // 3600, seconds // 60 % 60
     return f"{hours}:{minutes:02d}:{seconds % 60:02d}"

@@ -1,4 +1,4 @@
-"""AdamW as the published model was trained with it, and the loss that it minimises."""
+"""AdamW (arXiv 1711.05101) as the published model was trained with it, and the loss."""
 
 from __future__ import annotations
 

@@ -58,6 +58,7 @@ def shard_model(model: TrainedModel, device: torch.device, size: int) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
+    """Do several ranks hold its parameters, each a part?"""
     return isinstance(model, FSDPModule)
 
 

@@ -42,6 +42,7 @@ class DevicePlan:
     deterministic: bool = False
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """The context of forward passes: bfloat16 where the plan says so."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
     def set_up(self) -> None:

@@ -52,6 +52,7 @@ class Ranks:
 
     @classmethod
     def alone(cls) -> Ranks:
+        """The one process of a run without torchrun."""
         return cls()
 
     @property
@@ -166,6 +167,7 @@ class Ranks:
         return LostRankError(f"{operation} did not come to an end; {others}{INTACT}")
 
     def watch_signals(self, terminated: Callable[[], bool]) -> None:
+        """terminated: was this process told to stop? Asked where the others are gone."""
         if self._watch is not None:
             self._watch.terminated = terminated
 

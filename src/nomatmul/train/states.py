@@ -83,6 +83,7 @@ def restore_states(
 
 
 def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """(name, parameter) of what the optimiser moves."""
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 

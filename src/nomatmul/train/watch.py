@@ -47,6 +47,7 @@ class Watch:
         self._since = time.monotonic() if limited else None
 
     def close(self) -> None:
+        """Stop watching."""
         self._stop.set()
         self._thread.join(5)
 

@@ -71,6 +71,7 @@ class FFF(TreeLayer):
 
     @classmethod
     def of(cls, part: parts.FFF, layer: int) -> FFF:
+        """The layer of a description; `layer` is ignored."""
         return cls(
             part.size,
             trees=part.trees,

@@ -1,4 +1,7 @@
-"""FFN, the channel mixer of BERT."""
+"""FFN, the channel mixer of BERT (arXiv 1810.04805).
+
+Shape suffix: D hidden.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +43,10 @@ class FFN(Mixer):
 
     @classmethod
     def of(cls, part: parts.FFN, layer: int) -> FFN:
+        """The layer of a description; `layer` is ignored."""
         return cls(part.up_proj.inputs, part.neurons, part=part)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: [..., D] -> [..., out_size], in the type that the projections give."""
         y = self.up_proj(x)
         return self.down_proj(activate(y, self.activation)).to(y.dtype)

@@ -1,4 +1,4 @@
-"""GLU, the channel mixer of MatMul-free LM and Llama (arXiv 2002.05202).
+"""GLU, the channel mixer of MatMul-free LM and Llama (arXiv 2002.05202, section 2).
 
 Shape suffixes: B sequences, T steps, D hidden, M intermediate.
 """
@@ -49,9 +49,11 @@ class GLU(Mixer):
 
     @classmethod
     def of(cls, part: parts.GLU, layer: int) -> GLU:
+        """The layer of a description; `layer` is ignored."""
         return cls(part.gate_proj.inputs, part.neurons, part=part)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: [..., D] -> [..., D], in the type that the projections give."""
         gate = self.gate_proj(x)
         if self.up_proj is None:
             gate, up = gate.chunk(2, dim=-1)

@@ -65,6 +65,7 @@ class TreeLayer(Mixer):
         self.register_buffer("visits", None, persistent=False)
 
     def plan_weights(self, std: float, residual_std: float) -> None:
+        """Rows in and out are drawn alike: residual_std is ignored."""
         self.initial_std = std
 
     def plan_training(self, plan: FFFTraining) -> None:

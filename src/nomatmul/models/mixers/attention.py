@@ -110,6 +110,9 @@ class Attention(TokenMixer):
     position, if any, is in x. part: a description that says more than the other arguments: fewer
     heads of keys and values, a head size apart, norms of queries and keys in front of the rotation,
     scaled frequencies, other linears. `dropout` is applied in training to the attention's weights.
+    Sources: arXiv 1706.03762, section 3.2; fewer heads of keys and values: 2305.13245.
+
+    Raises ValueError for heads that do not divide hidden_size.
     """
 
     def __init__(

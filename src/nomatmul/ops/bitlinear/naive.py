@@ -1,4 +1,4 @@
-"""BitLinear in plain PyTorch, for any device, with straight-through gradients.
+"""BitLinear in plain PyTorch, for any device, with straight-through gradients (arXiv 1308.3432).
 
 Shape suffixes: N tokens (any number of leading axes), K inputs, M outputs.
 

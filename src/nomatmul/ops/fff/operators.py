@@ -59,6 +59,7 @@ def call(name: str, implementation: str, x: Tensor, *args: Any) -> Any:
 
 
 def check_logits(logits: Tensor) -> Tensor:
+    """The logits; raises ValueError where one is NaN (on a CPU: a GPU would have to wait)."""
     if logits.device.type == "cpu" and bool(torch.isnan(logits).any()):
         raise ValueError("fff: a logit is NaN, so no path can be taken; look at inputs and weights")
     return logits
@@ -80,6 +81,7 @@ def _float(x: Tensor) -> torch.dtype:
 def walk_op(
     x: Tensor, w_in: Tensor, bias: Tensor | None, trees: int, depth: int, implementation: str
 ) -> tuple[Tensor, Tensor]:
+    """(logits float [N, T, L], rows int32 [N, T, L]) of x [N, K]; see `fff.walk`."""
     logits, nodes = call("walk", implementation, x, w_in, bias, trees, depth)
     return check_logits(logits), nodes
 
@@ -118,6 +120,7 @@ def _(
     schema="(Tensor h, Tensor nodes, Tensor w_out, str implementation) -> Tensor",
 )
 def combine_op(h: Tensor, nodes: Tensor, w_out: Tensor, implementation: str) -> Tensor:
+    """y float [N, D] of h [N, T, L] and the rows that a walk visited; see `fff.combine`."""
     return call("combine", implementation, h, nodes, w_out)
 
 
@@ -165,6 +168,7 @@ def fff_op(
     route_gradient: bool,
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """(y [N, D] in x's type, logits, rows) of the whole layer; see `fff.fff`."""
     shape = (trees, depth, activation)
     y, logits, nodes = call("fff", implementation, x, w_in, w_out, bias, *shape)
     return y.to(x.dtype), check_logits(logits), nodes

@@ -55,6 +55,8 @@ def mixed_rows(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `cross_entropy_rows` with the distribution of a teacher among the targets.
 
+    Source: arXiv 1503.02531, section 2.
+
     taught: its logits; columns beyond the student's are left out. Returns (loss [N], z [N],
     divergence [N], dlogits [N, V]): the first two as there, the third KL(teacher || student) of
     both softmax(logits / temperature), zero where the target is `ignored`. The gradient is that of
@@ -98,7 +100,8 @@ def chunked_cross_entropy(
     *,
     chunk: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy in nats, and z = mean of logsumexp(logits)^2 (for a z-loss).
+    """Mean cross-entropy in nats, and z = mean of logsumexp(logits)^2 (the z-loss of arXiv
+    2204.02311, section 5).
 
     hidden: [..., D] with `head` (a module D -> V), or the logits [..., V] when head is None;
     targets: integer [...], IGNORE_INDEX where nothing is to be predicted. chunk: tokens whose
