@@ -27,17 +27,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout
 
 from benchmarks import dry_run
 from benchmarks.documents import HELD_OUT, TRAIN, target, write_missing
-from benchmarks.gpu_common import ROOT, environment, git_commit
+from benchmarks.gpu_common import environment, git_commit
 from benchmarks.with_parent import with_parent
 from nomatmul.evaluate.compare_report import table
 from nomatmul.evaluate.rows import read_rows
 from nomatmul.formats.cpus import usable_cpus
+from studies.compare.arguments import settle, study_parser
 from studies.compare.plan import BYTE_PAIRS, missing
 from studies.compare.pool import PoolOptions, run_pool
 from studies.fff import page, ship
 from studies.fff.glue import fine_tune
 from studies.fff.plan import AGAIN, CHECKED, FINE_TUNED, FIRST, VOCABULARY, plan
 
+WORK = "runs/fff"
 KINDS = ("bytes", "pieces")
 
 
@@ -202,20 +204,9 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    steps = {
-        "prepare": prepare, "tokens": tokens, "archive": archive, "plan": show_plan, "train": train,
-        "last": glue_and_ship, "all": everything, "report": report,
-    }  # fmt: skip
-    parser.add_argument("step", choices=steps, nargs="?", help="not needed with --tiny: all")
-    parser.add_argument("--data", type=Path, help="folder of the texts (default: ../shared/data)")
-    parser.add_argument("--work", type=Path, help="tokens, caches (default: runs/fff)")
-    parser.add_argument("--out", type=Path, help="rows, models (default: runs/out)")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What this study alone is asked."""
     parser.add_argument("--page", type=Path, default=page.PAGE, help="of `report`")
-    parser.add_argument("--devices", default="cuda:0,cuda:1", help="cuda:0,cuda:1 or cpu")
     parser.add_argument("--lanes", type=int, default=2, help="runs at a time on a GPU")
     parser.add_argument("--ahead", type=int, default=4, help="further cells that compile")
     parser.add_argument("--sections", default=",".join(FIRST))
@@ -237,7 +228,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--eval-tokens", type=float, default=1e6, help="at most, a held-out text")
     parser.add_argument("--points", type=int, default=8, help="looks at the held-out text")
     parser.add_argument("--implementation", default="masked", help="of trees in training")
-    parser.add_argument("--compile", choices=("auto", "graph", "blocks", "off"), default="auto")
     parser.add_argument("--seconds", type=float, default=300, help="of all stages")
     parser.add_argument("--after", type=float, default=75, help="of these, for the last stage")
     parser.add_argument("--glue-seeds", type=int, default=3, help="fine-tuning runs of a task")
@@ -245,29 +235,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=6, help="fine-tuning processes a GPU")
     parser.add_argument("--ship-rate", type=float, default=3.4e-3)
     parser.add_argument("--kind", choices=("bytes", "pieces"), default="bytes")
-    parser.add_argument("--train", nargs="+", help="other training texts, below --data")
-    parser.add_argument("--commit", help="name of the commit, where there is no .git")
-    dry_run.add_tiny(parser)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    steps = {
+        "prepare": prepare, "tokens": tokens, "archive": archive, "plan": show_plan, "train": train,
+        "last": glue_and_ship, "all": everything, "report": report,
+    }  # fmt: skip
+    parser = study_parser(__doc__, steps, WORK)
+    add_options(parser)
     args = parser.parse_args(argv)
-    if args.tiny:
-        dry_run.shrink(args, parser, **TINY)
-        invent = args.data is None
-        dry_run.folders(args, (*(args.train or TRAIN), *HELD_OUT.values()))
-        if invent:
-            dry_run.write_glue(args.data / "glue")
-    if args.step is None:
-        parser.error(f"a step is needed: {', '.join(steps)}")
-    args.data = args.data or ROOT.parent / "shared/data"
-    args.work, args.out = args.work or Path("runs/fff"), args.out or Path("runs/out")
-    args.began = time.time()
+    if settle(args, parser, steps, WORK, TINY):
+        dry_run.write_glue(args.data / "glue")
     args.sections = args.sections.split(",")
     args.probes = [name for name in args.probes.split(",") if name]
-    args.devices = tuple(args.devices.split(","))
     args.parts = [name for name in args.parts.split(",") if name]
     if unknown := set(args.parts) - set(AGAIN):
         parser.error(f"unknown part {unknown.pop()!r}: choose of {', '.join(AGAIN)}")
     args.commit = args.commit or git_commit()
-    args.action = steps[args.step]
     if unknown := set(args.sections) - set(FIRST) - {"none"}:
         parser.error(f"unknown section {unknown.pop()!r}: choose of {', '.join(FIRST)}")
     return args

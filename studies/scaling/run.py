@@ -28,21 +28,23 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout
 
-from benchmarks import dry_run
 from benchmarks.documents import HELD_OUT, TRAIN, target, write_missing
-from benchmarks.gpu_common import ROOT, environment, python_path
+from benchmarks.gpu_common import environment, python_path
 from benchmarks.with_parent import with_parent
 from nomatmul.evaluate.compare_report import table
 from nomatmul.evaluate.rows import read_rows
+from studies.compare.arguments import settle, study_parser
 from studies.compare.plan import BYTE_PAIRS
 from studies.scaling import page
 from studies.scaling.plan import CENTRE, SIZES, cells, missing, order, predicted
 
+WORK = "runs/scaling"
 LANES = 2  # cells that train at once on a GPU: one computes while the host launches for the other
 AHEAD = 2  # further processes that start and compile meanwhile
 
@@ -67,7 +69,7 @@ def prepare(args: argparse.Namespace) -> None:
     print(f"tokens: {tokens:,}, {time.monotonic() - began:.0f} s", flush=True)
 
 
-def shares(work: list[dict[str, Any]], devices: list[str]) -> list[list[dict[str, Any]]]:
+def shares(work: list[dict[str, Any]], devices: Sequence[str]) -> list[list[dict[str, Any]]]:
     """The cells of each device: an architecture each, so that a short run is cut alike for both."""
     out: list[list[dict[str, Any]]] = [[] for _ in devices]
     for cell in work:
@@ -256,18 +258,11 @@ TINY: dict[str, Any] = {
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
     steps = {
         "prepare": prepare, "plan": plan, "run": run, "fit": fit, "all": everything,
         "page": write_page,
     }  # fmt: skip
-    parser.add_argument("step", choices=steps, nargs="?", help="not needed with --tiny: all")
-    parser.add_argument("--data", type=Path, help="folder of the texts (default: ../shared/data)")
-    parser.add_argument("--work", type=Path, help="tokens, caches (default: runs/scaling)")
-    parser.add_argument("--out", type=Path, help="rows, plots (default: runs/out)")
-    parser.add_argument("--devices", default="cuda:0,cuda:1", help="cuda:0,cuda:1 or cpu")
+    parser = study_parser(__doc__, steps, WORK)
     parser.add_argument("--sizes", default=",".join(SIZES))
     parser.add_argument("--tokens", type=float, default=40e6, help="of a final run")
     parser.add_argument("--tune-tokens", type=float, default=10e6, help="of a tuning run")
@@ -282,23 +277,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=80, help="optimiser steps")
     parser.add_argument("--eval-tokens", type=float, default=2e6, help="at most, a held-out text")
     parser.add_argument("--seconds", type=float, default=530, help="training ends then")
-    parser.add_argument("--compile", choices=("auto", "graph", "blocks", "off"), default="auto")
     parser.add_argument("--ops", choices=("", "naive", "triton"), default="", help="NOMATMUL_OPS")
-    parser.add_argument("--train", nargs="+", help="other training texts, below --data")
-    parser.add_argument("--commit", help="name of the commit, where there is no .git")
-    dry_run.add_tiny(parser)
     args = parser.parse_args(argv)
-    if args.tiny:
-        dry_run.shrink(args, parser, **TINY)
-        dry_run.folders(args, (*(args.train or TRAIN), *HELD_OUT.values()))
-    if args.step is None:
-        parser.error(f"a step is needed: {', '.join(steps)}")
-    args.data = args.data or ROOT.parent / "shared/data"
-    args.work, args.out = args.work or Path("runs/scaling"), args.out or Path("runs/out")
-    args.began = time.time()
+    settle(args, parser, steps, WORK, TINY)
     args.sizes = args.sizes.split(",")
-    args.devices = args.devices.split(",")
-    args.action = steps[args.step]
     if unknown := set(args.sizes) - set(SIZES):
         parser.error(f"unknown size {unknown.pop()!r}: choose of {', '.join(SIZES)}")
     return args
