@@ -7,7 +7,8 @@ import torch
 from support.leaf_layers import DENSE, TERNARY, leaf_output, make, node_logits, tokens
 
 from nomatmul.models import auxiliary_loss
-from studies.fff.leaf import LeafFFF, LeafTraining, hard_leaves, mixture
+from studies.fff.leaf import LeafFFF
+from studies.fff.leaf_mixture import LeafTraining, hard_leaves, mixture
 
 
 @pytest.fixture

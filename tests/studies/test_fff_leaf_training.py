@@ -13,7 +13,8 @@ from nomatmul.models import CausalLM, CausalLMConfig, FFFTraining, auxiliary_los
 from nomatmul.models.channels.trees import TreeLayer
 from nomatmul.train.optimizer import decay_groups
 from studies.fff.layers import replace_trees
-from studies.fff.leaf import LeafFFF, LeafTraining, hard_leaves, mixture
+from studies.fff.leaf import LeafFFF
+from studies.fff.leaf_mixture import LeafTraining, hard_leaves, mixture
 
 
 @pytest.fixture
