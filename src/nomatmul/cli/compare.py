@@ -31,6 +31,7 @@ from typing import Any
 from nomatmul._extras import require_train
 from nomatmul.cli.options import json_option, option
 from nomatmul.cli.show import print_json, print_table
+from nomatmul.cli.training_options import TextOptions
 
 EXAMPLES = """
 examples:
@@ -58,7 +59,7 @@ def tokens(text: str) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class _Variants:
     recipe: str = option(positional=True, metavar="RECIPE", help="name of a recipe")
     data: tuple[str, ...] = option(metavar="FILE", nargs="+", help="texts to train on")
     valid: tuple[str, ...] = option(metavar="FILE", nargs="+", help="held-out texts")
@@ -74,15 +75,10 @@ class Options:
     tokenizer: str | None = option(
         None, metavar="FILE", help="a tokenizer.json (default: one is trained on the data)"
     )
-    text_field: str = option("text", metavar="NAME", help="field of JSON and parquet rows")
-    document_start: str | None = option(
-        None,
-        metavar="REGEX",
-        help="a line that matches starts a new document of a text file, and is its first line",
-    )
-    drop_document_start: bool = option(
-        False, help="leave that line out: for markers such as <|endoftext|>, else learnt as text"
-    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(TextOptions, _Variants):
     eval_tokens: int = option(500_000, metavar="N", help="held-out tokens to score, at most")
     points: int = option(8, metavar="N", help="looks at the held-out text during a run")
     devices: str = option("auto", metavar="LIST", help="cpu, or cuda:0,cuda:1; auto: all GPUs")

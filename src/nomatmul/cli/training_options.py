@@ -1,4 +1,4 @@
-"""What all commands that train a language model are asked: how texts are read, how a run goes."""
+"""What several commands that train are asked alike."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from nomatmul.cli.options import json_option, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
+class TextOptions:
+    """How texts are cut into documents."""
+
     text_field: str = option("text", metavar="NAME", help="field of JSON and parquet rows")
     document_start: str | None = option(
         None,
@@ -18,6 +20,12 @@ class TrainingOptions:
     drop_document_start: bool = option(
         False, help="leave that line out: for markers such as <|endoftext|>, else learnt as text"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(TextOptions):
+    """And how a run goes."""
+
     tokens: str | None = option(
         None, metavar="DIR", help="where token shards are kept (default: in the run's directory)"
     )
