@@ -64,6 +64,24 @@ def write_gguf(
         writer.add_tensor("token_embd.weight", codes, raw_dtype=kind)
         writer.add_tensor("output.weight", head_codes, raw_dtype=head_type)
     writer.add_tensor("output_norm.weight", ones)
+    read = head_codes.nbytes + _add_layers(writer, rng, shape, form, heads)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return {"read": read, "head": head_codes.nbytes}
+
+
+def _add_layers(
+    writer: gguf.GGUFWriter,
+    rng: np.random.Generator,
+    shape: dict[str, Any],
+    form: str,
+    heads: dict[str, int],
+) -> int:
+    """All layers; returns the bytes of their matrices."""
+    hidden, inner = shape["hidden_size"], shape["intermediate_size"]
+    ones = np.ones(hidden, dtype=np.float32)
     query, key = heads["heads"] * heads["size"], heads["kv"] * heads["size"]
     shapes = {
         "attn_q": (query, hidden),
@@ -74,7 +92,7 @@ def write_gguf(
         "ffn_up": (inner, hidden),
         "ffn_down": (hidden, inner),
     }
-    read = head_codes.nbytes
+    read = 0
     # One set of random codes serves every layer: in the file and in memory each layer has its own.
     blocks = {name: _random_blocks(rng, form, *shape) for name, shape in shapes.items()}
     for layer in range(shape["num_layers"]):
@@ -88,11 +106,7 @@ def write_gguf(
             kind = gguf.GGMLQuantizationType[form]
             writer.add_tensor(f"blk.{layer}.{name}.weight", array, raw_dtype=kind)
             read += array.nbytes
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return {"read": read, "head": head_codes.nbytes}
+    return read
 
 
 def _add_settings(writer: gguf.GGUFWriter, shape: dict[str, Any], context: int) -> dict[str, int]:

@@ -65,8 +65,7 @@ class Options:
     json: bool = json_option()
 
 
-def run(options: Options) -> int:
-    start = time.perf_counter()
+def _prompt(options: Options) -> str:
     if options.text is not None and options.prompt is not None:
         raise ValueError("the prompt is given twice; give TEXT or --prompt TEXT")
     prompt = options.text if options.prompt is None else options.prompt
@@ -76,6 +75,12 @@ def run(options: Options) -> int:
         prompt = sys.stdin.read().removesuffix("\n")
     if not prompt.strip("\r\n"):
         raise ValueError("the prompt is empty; give --prompt TEXT, or - and text on standard input")
+    return prompt
+
+
+def run(options: Options) -> int:
+    start = time.perf_counter()
+    prompt = _prompt(options)
     lm, prompt = load_model(options), checked_text(prompt)
     stream = lm.stream(
         prompt,
