@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before numpy and torch start their threads, and for the processes that tests start: the tests'
@@ -14,8 +15,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 import pytest
 from hypothesis import settings
+from machine import need_triton
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
+from support import warm
 
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE / "golden"
@@ -97,3 +100,23 @@ def golden(tiny: Path) -> dict[str, NDArray[np.generic]]:
 def rng() -> np.random.Generator:
     """Random numbers that are the same in every run."""
     return np.random.default_rng(20240604)
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Python whose processes have imported what trains; torch compiles nothing in them."""
+    folder, environment = tmp_path_factory.mktemp("warm"), {"TORCH_COMPILE_DISABLE": "1"}
+    with warm.python(folder, ("nomatmul.train.job",), environment) as python:
+        yield python
+
+
+@pytest.fixture(scope="session")
+def interpreting_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Python whose processes have imported torch, our models and triton with its interpreter.
+
+    In processes of their own, since triton reads TRITON_INTERPRET when it is imported.
+    """
+    need_triton()
+    folder, environment = tmp_path_factory.mktemp("interpreter"), {"TRITON_INTERPRET": "1"}
+    with warm.python(folder, ("nomatmul.models", "triton"), environment) as python:
+        yield python

@@ -1,13 +1,15 @@
 """Scripts in benchmarks/ and studies/ start: `--tiny` is a dry run on a CPU without other needs.
 
 Scripts are found, not listed: a new one without --tiny fails here. All run in this process, one
-after the other, so that torch is imported once; what they start by themselves are processes.
+after the other, so that torch is imported once; what they start are forks of a process that has
+imported it, too (support/warm.py).
 """
 
 from __future__ import annotations
 
 import ast
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -38,8 +40,13 @@ def test_what_is_no_script_says_so():
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_dry_run_needs_no_gpu_no_data_and_no_other_argument(name, tmp_path, capsys, monkeypatch):
+def test_a_dry_run_needs_no_gpu_no_data_and_no_other_argument(
+    name, tmp_path, capsys, monkeypatch, warm_python
+):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    monkeypatch.setenv("PATH", beside)  # of tools that came with Python's packages
+    monkeypatch.setattr(sys, "executable", warm_python)
     script = importlib.import_module(name)
     arguments = ["--tiny"] if name in PRINTED else ["--tiny", "--out", str(tmp_path / "out")]
     assert not script.main(arguments)

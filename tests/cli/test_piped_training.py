@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ SMALL = ("warmup_steps=0", "batch_size=1", "micro_batch_size=1", "sequence_lengt
 
 @pytest.mark.train
 @pytest.mark.parametrize("name", ["-", "/dev/fd/0"])
-def test_train_reads_all_of_a_pipe(tmp_path: Path, name: str) -> None:
+def test_train_reads_all_of_a_pipe(tmp_path: Path, warm_python: str, name: str) -> None:
     from nomatmul.train.documents import find_sources
     from nomatmul.train.shards import read_index
     from nomatmul.train.tokenizer import train_tokenizer
@@ -23,7 +22,7 @@ def test_train_reads_all_of_a_pipe(tmp_path: Path, name: str) -> None:
     text.write_text("".join(f"Rope {i} holds the gull's mast.\n" for i in range(2500)))
     train_tokenizer(find_sources([str(text)]), 300).save(str(tokenizer))
     done = subprocess.run(
-        [sys.executable, "-m", "nomatmul", "train", "cpu_minute", "--quiet", "--data", name,
+        [warm_python, "-m", "nomatmul", "train", "cpu_minute", "--quiet", "--data", name,
          "--tokenizer", tokenizer, "--out", tmp_path / "run", "--steps", "1",
          *(word for option in SMALL for word in ("--set", option))],
         input=text.read_bytes(), capture_output=True, timeout=100, check=False,

@@ -76,12 +76,16 @@ np.savez(found, ids=ids, logits=whole)
     [("2bit", "bf16"), pytest.param("1.6bit", "int8", marks=pytest.mark.slow)],
 )
 def test_general_path_has_the_bits_of_the_native_core(
-    make_packed: Callable[..., Path], tmp_path: Path, packing: str, embedding: str
+    make_packed: Callable[..., Path],
+    tmp_path: Path,
+    interpreting_python: str,
+    packing: str,
+    embedding: str,
 ) -> None:
     directory, found = make_packed(CONFIG, packing, embedding), tmp_path / "found.npz"
     ids = random_ids(19, CONFIG.vocab_size)
     np.savez(found, ids=ids)
-    run_interpreted(PROGRAM, directory, found)
+    run_interpreted(interpreting_python, PROGRAM, directory, found)
     expected = load(directory, threads=1).logits(ids)
     np.testing.assert_array_equal(np.load(found)["logits"], expected)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from machine import need_triton
 
 need_triton()
 
-# In a process of its own: another test may have asked for triton's interpreter.
 PROGRAM = """
 import sys
 import triton
@@ -52,6 +50,9 @@ for name, constants, options in CASES:
     kernel = getattr(kernels, name, None) or getattr(fff_kernels, name)
     for capability in map(int, sys.argv[1:]):
         types = TYPES
+        products = name in ("product_kernel", "matmul_kernel")
+        if capability == 80 and not products:
+            continue  # the others have nothing of a chip in them: the oldest and the newest do
         if name == "matmul_kernel":
             if capability < 80:
                 print(name, "is not used there")
@@ -76,13 +77,15 @@ for name, constants, options in CASES:
 """
 
 
-@pytest.mark.parametrize("capability", ["75", "80", "90"])
-def test_kernels_compile_and_round_every_step(capability: str) -> None:
+@pytest.mark.parametrize(("capability", "kernels"), [("75", 15), ("80", 4), ("90", 15)])
+def test_kernels_compile_and_round_every_step(
+    warm_python: str, capability: str, kernels: int
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, capability], capture_output=True, text=True, check=False
+        [warm_python, "-c", PROGRAM, capability], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert len(done.stdout.splitlines()) == 15
+    assert len(done.stdout.splitlines()) == kernels
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ np.testing.assert_array_equal(turns[:, : M - begin], expected)
 
 
 def test_rows_and_recurrence_have_the_bits_of_the_general_path(
-    tmp_path: Path,
+    tmp_path: Path, interpreting_python: str
 ) -> None:
     from nomatmul.engine.backends.cuda import prompt
     from nomatmul.engine.backends.cuda.plan import Plan
@@ -171,4 +171,4 @@ def test_rows_and_recurrence_have_the_bits_of_the_general_path(
     command += ["-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    run_interpreted(PROGRAM, library, 20, 300)
+    run_interpreted(interpreting_python, PROGRAM, library, 20, 300)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,14 @@ from test_engine_threads import in_child
 from nomatmul.engine import LanguageModel, load
 
 IDS = [1, 5, 2, 8, 3, 3, 7, 11, 28, 0]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen() -> Iterator[None]:
+    """What earlier tests have left is not looked through by each `gc.collect()`."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize("mmap", [False, True])

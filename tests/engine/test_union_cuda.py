@@ -68,11 +68,11 @@ CONFIG = union(num_layers=1, vocab_size=67, hidden_size=42, fff_trees=5, fff_dep
 
 
 def test_paths_and_integers_equal_the_oracles_and_logits_the_native_cores(
-    make_packed: Callable[..., Path], tmp_path: Path
+    make_packed: Callable[..., Path], tmp_path: Path, interpreting_python: str
 ) -> None:
     directory, found = make_packed(CONFIG, "1.6bit", "int8"), tmp_path / "found.npz"
     ids = random_ids(4, CONFIG.vocab_size)
     np.savez(found, ids=ids)
-    run_interpreted(PROGRAM, directory, found)
+    run_interpreted(interpreting_python, PROGRAM, directory, found)
     expected = load(directory, threads=1).logits(ids)
     np.testing.assert_array_equal(np.load(found)["logits"], expected)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from machine import need_triton
@@ -68,13 +67,11 @@ print("compiled")
 _HERE = Path(__file__).parent
 
 
-def _run(script: str, *arguments: str, **environment: str) -> str:
-    """In a process of its own: triton reads TRITON_INTERPRET when it is imported."""
-    need_triton()
+def _run(python: str, script: str, *arguments: str, **environment: str) -> str:
     source = str(_HERE.parents[1] / "src")
     paths = os.pathsep.join([source, str(_HERE), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
+        [python, "-c", script, *arguments],
         env={**os.environ, "PYTHONPATH": paths, **environment},
         capture_output=True,
         text=True,
@@ -83,9 +80,10 @@ def _run(script: str, *arguments: str, **environment: str) -> str:
     return done.stdout or done.stderr[-2000:]
 
 
-def test_kernels_and_a_layer_equal_their_references_in_the_interpreter():
-    assert _run(_INTERPRETED, TRITON_INTERPRET="1") == "equal\n"
+def test_kernels_and_a_layer_equal_their_references_in_the_interpreter(interpreting_python):
+    assert _run(interpreting_python, _INTERPRETED) == "equal\n"
 
 
-def test_kernels_compile(tmp_path):
-    assert _run(_COMPILE, "90", TRITON_CACHE_DIR=str(tmp_path)) == "compiled\n"
+def test_kernels_compile(tmp_path, warm_python):
+    need_triton()
+    assert _run(warm_python, _COMPILE, "90", TRITON_CACHE_DIR=str(tmp_path)) == "compiled\n"

@@ -28,12 +28,11 @@ CASES = [  # tokens, inputs, outputs, trees, depth, form
 ]
 
 
-def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    need_triton()
+def _run(python: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     source = str(_HERE.parents[1] / "src")
     folders = [source, str(_HERE), str(_HERE.parent), os.environ.get("PYTHONPATH", "")]
     return subprocess.run(
-        [sys.executable, str(Path(__file__)), *arguments],
+        [python, str(Path(__file__)), *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(folders), **environment},
         capture_output=True,
         text=True,
@@ -41,8 +40,8 @@ def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
     )
 
 
-def test_kernels_equal_the_masked_form_in_the_interpreter():
-    done = _run("interpret", TRITON_INTERPRET="1")
+def test_kernels_equal_the_masked_form_in_the_interpreter(interpreting_python: str) -> None:
+    done = _run(interpreting_python, "interpret")
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert done.stdout.count("equal") == len(CASES)
 
@@ -52,8 +51,9 @@ OLDER = [pytest.param(chip, marks=pytest.mark.slow) for chip in (75, 80)]
 
 
 @pytest.mark.parametrize("chip", [*OLDER, 90])
-def test_kernels_compile_for_real_chips(chip: int, tmp_path: Path) -> None:
-    done = _run(str(chip), TRITON_CACHE_DIR=str(tmp_path))
+def test_kernels_compile_for_real_chips(chip: int, tmp_path: Path, warm_python: str) -> None:
+    need_triton()
+    done = _run(warm_python, str(chip), TRITON_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert f"sm_{chip} combine deep" in done.stdout
 

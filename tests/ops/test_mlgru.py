@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -108,12 +106,9 @@ print("equal")
 """
 
 
-def test_triton_kernels_in_the_interpreter():
-    """In a process of its own: triton reads TRITON_INTERPRET when it is imported."""
-    need_triton()
+def test_triton_kernels_in_the_interpreter(interpreting_python):
     done = subprocess.run(
-        [sys.executable, "-c", _INTERPRETED],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        [interpreting_python, "-c", _INTERPRETED],
         capture_output=True,
         text=True,
         check=False,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -39,12 +38,11 @@ print("equal" if loss < 2e-6 and worst < 5e-5 else (loss, worst))
 _HERE = Path(__file__).parent
 
 
-def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    need_triton()
+def _run(python: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     source = str(_HERE.parents[1] / "src")
     paths = os.pathsep.join([source, str(_HERE.parent), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, *arguments],
+        [python, *arguments],
         env={**os.environ, "PYTHONPATH": paths, **environment},
         capture_output=True,
         text=True,
@@ -52,18 +50,19 @@ def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
     )
 
 
-def test_kernels_equal_their_references_in_the_interpreter():
-    """In a process of its own: triton reads TRITON_INTERPRET when it is imported."""
-    done = _run("-c", _INTERPRETED, TRITON_INTERPRET="1")
+def test_kernels_equal_their_references_in_the_interpreter(interpreting_python):
+    done = _run(interpreting_python, "-c", _INTERPRETED)
     assert done.stdout.startswith("equal"), done.stdout + done.stderr[-2000:]
 
 
-def test_a_whole_model_equals_its_layers_in_the_interpreter():
-    done = _run("-c", _WHOLE_MODEL, TRITON_INTERPRET="1")
+def test_a_whole_model_equals_its_layers_in_the_interpreter(interpreting_python):
+    done = _run(interpreting_python, "-c", _WHOLE_MODEL)
     assert done.stdout.startswith("equal"), done.stdout + done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("capability", [75, pytest.param(80, marks=pytest.mark.slow), 90])
-def test_kernels_compile_for(capability, tmp_path):
-    done = _run(str(_HERE / "triton_offline.py"), str(capability), TRITON_CACHE_DIR=str(tmp_path))
+def test_kernels_compile_for(capability, tmp_path, warm_python):
+    need_triton()
+    script, cache = str(_HERE / "triton_offline.py"), str(tmp_path)
+    done = _run(warm_python, script, str(capability), TRITON_CACHE_DIR=cache)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -83,7 +85,8 @@ def test_the_second_look_has_known_cells_once():
     assert exchange_of("fff-16x6-every2") == ""
 
 
-def test_a_study_of_such_cells_leaves_rows(tmp_path):
+def test_a_study_of_such_cells_leaves_rows(tmp_path, monkeypatch, warm_python):
+    monkeypatch.setattr(sys, "executable", warm_python)
     cells = ["causal:fff-2x2-tanh:1", "causal:dense-ternary:1", "encoder:fff-1x3-after:1"]
     run.main(
         ["all", "--tiny", "--out", str(tmp_path / "out"), "--sections", "encoder,causal",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -110,11 +111,13 @@ def test_file_bytes_count_codes_scales_and_norms() -> None:
 
 
 @pytest.fixture(scope="module")
-def dry_run(recipe_work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dry_run(recipe_work: Path, warm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two toy cells of the Pareto part."""
     root = tmp_path_factory.mktemp("dry-run")
     shutil.copytree(recipe_work, root / "work")
-    _run(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", warm_python)
+        _run(root)
     return root
 
 

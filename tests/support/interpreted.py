@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 
 
-def run_interpreted(program: str, *arguments: object) -> None:
-    """Run a program that must succeed, in a process of its own: triton reads TRITON_INTERPRET when
-    it is imported."""
+def run_interpreted(python: str, program: str, *arguments: object) -> None:
+    """Run a program that must succeed; python: the fixture `interpreting_python`."""
     done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        [python, "-c", program, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
