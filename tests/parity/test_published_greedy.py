@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import test_published_torch as published
 import torch
+from support import published_torch as published
 
 import nomatmul
 from nomatmul.convert import pack

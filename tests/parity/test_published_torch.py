@@ -7,29 +7,15 @@ all positions; the oracle's float path of weights-only and dense models has none
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from support.published_lm import (
-    BITNET,
-    LLAMA,
-    QWEN3,
-    auto,
-    bfloat16,
-    quantised,
-    random_model,
-    write,
-    write_masters,
-    write_packed,
-    write_unpacked,
-    write_values,
-)
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from safetensors.torch import load_file
+from support.published_lm import BITNET, QWEN3, bfloat16, random_model, write, write_masters
+from support.published_torch import FLOATS, INT8, ONE_BY_ONE, ids_of, transformers_model
+from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.integrations.bitnet import AutoBitLinear
 
 import nomatmul
@@ -38,136 +24,12 @@ from nomatmul.convert.check import mean_kl
 from nomatmul.formats.checkpoint import open_checkpoint
 from nomatmul.reference.model import ReferenceModel
 
-POSITIONS = 40
-
 
 @pytest.fixture(autouse=True)
 def plain_torch():
     """transformers compiles small functions of its BitLinear: not here."""
     with torch.compiler.set_stance("force_eager"):
         yield
-
-
-def stored_as(dtype: torch.dtype, directory: Path) -> Path:
-    """The same checkpoint with its floats in another type, as such models are published."""
-    path = directory / "model.safetensors"
-    tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in load_file(path).items()}
-    save_file(tensors, path)
-    return directory
-
-
-def packed(directory, rng):
-    return write_packed(directory, random_model(BITNET, rng), legacy=False)
-
-
-def packed_in_bfloat16(directory, rng):
-    return stored_as(torch.bfloat16, packed(directory, rng))
-
-
-def unpacked(directory, rng):
-    return stored_as(torch.bfloat16, write_unpacked(directory, random_model(BITNET, rng)))
-
-
-def masters(directory, rng):
-    model = random_model(BITNET, rng)
-    return stored_as(torch.bfloat16, write_masters(directory, model, rng))
-
-
-def legacy_bitnet(directory, rng):
-    return write_packed(directory, random_model(BITNET, rng), legacy=True)
-
-
-def legacy_llama(directory, rng):
-    model = random_model({**LLAMA, "is_bitnet_config": True}, rng)
-    return write_packed(directory, model, legacy=True, modules_to_not_convert=None)
-
-
-def exported_llama(directory, rng):
-    model = random_model({**LLAMA, "is_bitnet_config": True}, rng)
-    return write_packed(directory, model, legacy=True, modules_to_not_convert=["lm_head"])
-
-
-def legacy_with_norms(directory, rng):
-    model = random_model(LLAMA, rng, inner_norm="rms_norm")
-    return write_packed(directory, model, legacy=True, use_rms_norm=True, rms_norm_eps=1e-3)
-
-
-def masters_with_norms(directory, rng):
-    model = random_model(LLAMA, rng, inner_norm="rms_norm")
-    for name, (t, _) in model.ternary.items():
-        model.floats[f"{name}.weight"] = bfloat16(rng.standard_normal(t.shape) / 8)
-    return write(directory, quantised(model, **auto("online", use_rms_norm=True)), model.floats)
-
-
-INT8 = (
-    *(packed, packed_in_bfloat16, unpacked, masters, legacy_bitnet, legacy_llama),
-    *(exported_llama, legacy_with_norms, masters_with_norms),
-)
-
-
-def one_scale(directory, rng):
-    return write_values(directory, random_model(LLAMA, rng))
-
-
-def groups(directory, rng):
-    model = random_model(QWEN3, rng, group=32, ternary_head=True)
-    return write_values(directory, model, np.float16)
-
-
-def tied_groups(directory, rng):
-    tied = {**QWEN3, "tie_word_embeddings": True}
-    return write_values(directory, random_model(tied, rng, group=32, ternary_head=True))
-
-
-def float_head(directory, rng):
-    return write_values(directory, random_model(QWEN3, rng, group=32))
-
-
-def dense(values: dict[str, Any]) -> Callable[..., Path]:
-    def writer(directory, rng):
-        model = random_model(values, rng)
-        for name, (t, _) in model.ternary.items():
-            model.floats[f"{name}.weight"] = bfloat16(rng.standard_normal(t.shape) / 8)
-        return write(directory, values, model.floats)
-
-    return writer
-
-
-MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
-MISTRAL |= {"sliding_window": None}
-ROPE = {
-    "linear": {"rope_type": "linear", "factor": 2.5},
-    "llama3": {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 24,
-    },
-    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
-}
-FLOATS = {
-    **{writer.__name__: writer for writer in (one_scale, groups, tied_groups, float_head)},
-    "llama": dense(LLAMA),
-    "qwen3": dense(QWEN3),
-    "mistral": dense({**LLAMA, **MISTRAL}),
-    **{kind: dense({**LLAMA, "rope_scaling": scaling}) for kind, scaling in ROPE.items()},
-    "rope_parameters": dense({**QWEN3, "rope_parameters": {**ROPE["yarn"], "rope_theta": 900.0}}),
-}
-
-
-def ids_of(rng) -> np.ndarray:
-    return rng.integers(3, 61, (2, POSITIONS))
-
-
-def transformers_model(directory: Path) -> torch.nn.Module:
-    """transformers' class in float32."""
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    model = model.to(torch.float32).eval()  # buffers of the file's type too
-    for module in model.modules():
-        if type(module).__name__ == "BitLinear":  # keeps the file's dtype of its own
-            module.dtype = torch.float32
-    return model
 
 
 def transformers_logits(directory: Path, ids: np.ndarray) -> np.ndarray:
@@ -216,9 +78,6 @@ def test_models_with_float_activations(tmp_path, rng, kind):
     found = packed_logits(directory, ids)
     ternary = open_checkpoint(directory).config.linear == "ternary"
     assert kl(found, wanted) < (2e-3 if ternary else 1e-6)
-
-
-ONE_BY_ONE = {**{kind.__name__: kind for kind in INT8}, **FLOATS}
 
 
 @pytest.mark.parametrize("kind", ONE_BY_ONE)
