@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left = [item for item in items if item.get_closest_marker("train")]
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in left]
+
+
+@pytest.fixture(autouse=True)
+def one_thread_again() -> Iterator[None]:
+    """Torch's threads, which scripts and trainings set for their process, are one in each test."""
+    yield
+    torch = sys.modules.get("torch")
+    if hasattr(torch, "set_num_threads"):  # neither absent nor blocked
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -30,11 +30,6 @@ CPU = DevicePlan(torch.device("cpu"))
 CONFIG = FinetuneConfig(learning_rate=3e-3, seeds=2, epochs=3, max_length=12)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training run's directory with a tiny encoder of fast feedforward layers."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
-import torch
 from train_jobs import make_text, tiny_config, train_here
 
 from nomatmul.train import TrainConfig
@@ -30,10 +28,3 @@ def finished(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
 @pytest.fixture
 def config() -> TrainConfig:
     return tiny_config()
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
-    """Two busy cores: a second thread costs more than it gives, and the sums stay the same."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    torch.set_num_threads(1)
