@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nomatmul.formats import packing
 from nomatmul.hardware.design import Design
 from nomatmul.hardware.rtl import decode
-from nomatmul.hardware.rtl.activation_memory import ActivationMemory, reciprocal
+from nomatmul.hardware.rtl.activation_memory import READ_LATENCY, ActivationMemory, reciprocal
 from nomatmul.hardware.rtl.array import TernaryArray
 from nomatmul.hardware.rtl.products import ProductUnit
 
@@ -214,7 +214,7 @@ def test_activation_memory_of_lanes_that_are_no_power_of_two() -> None:
         await ctx.tick().repeat(len(q) // 4 + 3)
         for beat in range(5):
             ctx.set(dut.address, beat)
-            await ctx.tick().repeat(3)
+            await ctx.tick().repeat(READ_LATENCY)
             seen.append([ctx.get(dut.data)[k] for k in range(96)])
 
     bench.process(read)

@@ -6,7 +6,7 @@ nothing answers is reported by the bridge.
 
 from typing import Any
 
-from amaranth import Module, Signal
+from amaranth import Module, ResetInserter, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -27,8 +27,9 @@ RECEIVE_TIMEOUT = 0.05  # seconds; an operating system may pause a frame for mil
 class SerialCore(wiring.Component):
     """`lights`: memory ready, a frame comes, memory is read, heartbeat.
 
-    io_stages: registers of the SDRAM's pins, there and back. Raises ValueError for a clock that the
-    chip or the line cannot have.
+    io_stages: registers of the SDRAM's pins, there and back. `reset`, for 30 cycles at least, is
+    for a clock domain that has none. Raises ValueError for a clock that the chip or the line
+    cannot have.
     """
 
     def __init__(
@@ -46,15 +47,21 @@ class SerialCore(wiring.Component):
                 "tx": Out(1, init=1),
                 "pins": Out(SdramPins(chip)),
                 "lights": Out(4),
+                "reset": In(1),
             }
         )
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         m.submodules.accelerator = accelerator = self.accelerator
-        m.submodules.sdram = sdram = self.sdram
-        m.submodules.bridge = bridge = self.bridge
-        m.submodules.window = window = MemoryWindow()
+        sdram, bridge, window = self.sdram, self.bridge, MemoryWindow()
+        m.d.sync += accelerator.reset.eq(self.reset)
+        held = accelerator.reset
+        # a reset of its own for each part, a cycle behind the one before, as in the accelerator
+        for name, part in (("sdram", sdram), ("window", window), ("bridge", bridge)):
+            before, held = held, Signal(name=f"{name}_held")
+            m.d.sync += held.eq(before)
+            m.submodules[name] = ResetInserter(held)(part)
         connect(m, accelerator.memory, sdram.port)
         connect(m, sdram.pins, flipped(self.pins))
         connect(m, window.host, sdram.host)

@@ -11,7 +11,7 @@ from typing import Any
 from amaranth import ClockDomain, ClockSignal, Const, Instance, Module, Signal
 from amaranth.hdl import IOPort
 from amaranth.lib import wiring
-from amaranth.lib.cdc import ResetSynchronizer
+from amaranth.lib.cdc import FFSynchronizer
 from amaranth.lib.wiring import In, Out
 
 from nomatmul.hardware.board.pll import dividers, pll
@@ -113,12 +113,13 @@ class Ulx3s(wiring.Component):
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
-        m.domains.sync = ClockDomain("sync")
+        # without a reset: the core's parts have each their own
+        m.domains.sync = ClockDomain("sync", reset_less=True)
         clock, locked = Signal(), Signal()
         m.submodules.pll = pll(INPUT_HZ, self.clock_hz, self.clk_25mhz, clock, locked)
         m.d.comb += ClockSignal("sync").eq(clock)
-        m.submodules.reset = ResetSynchronizer(~locked | ~self.btn_pwr_n, domain="sync", stages=4)
         m.submodules.core = core = self.core
+        m.submodules.reset = FFSynchronizer(~locked | ~self.btn_pwr_n, core.reset, init=1, stages=4)
         m.d.comb += [
             core.rx.eq(self.ftdi_txd),
             self.ftdi_rxd.eq(core.tx),

@@ -22,7 +22,7 @@ from nomatmul.hardware.rtl.pipeline import copy, delay
 if TYPE_CHECKING:
     from nomatmul.hardware.design import Design
 
-READ_LATENCY = 3  # cycles from an address to registered data
+READ_LATENCY = 4  # cycles from an address to registers beside the products
 CHUNK = 4  # groups with registers of their own
 
 
@@ -64,7 +64,7 @@ class ActivationMemory(wiring.Component):
                 read.addr.eq(here[2]),
             ]
             beats.append(read.data)
-        m.d.comb += self.data.eq(delay(m, Cat(beats), 1, "beat"))
+        m.d.comb += self.data.eq(delay(m, Cat(beats), 2, "beat"))  # the first in the block RAMs
         return m
 
     def _split(self, m: Module, groups: int) -> tuple[Value, Value, Value, Value]:

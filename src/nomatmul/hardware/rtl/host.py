@@ -14,7 +14,7 @@ from nomatmul.hardware.design import Design
 from nomatmul.hardware.registers import Control, Register, Status
 from nomatmul.hardware.rtl import ports
 from nomatmul.hardware.rtl.fifo import Fifo
-from nomatmul.hardware.rtl.pipeline import copy, register
+from nomatmul.hardware.rtl.pipeline import register
 from nomatmul.hardware.rtl.program import PARTS, ProgramWrite
 from nomatmul.hardware.rtl.sequencer import TokenEntry
 from nomatmul.hardware.rtl.wishbone import Wishbone
@@ -39,7 +39,7 @@ def _chosen(m: Module, values: list[Value], index: Value, name: str) -> Signal:
 
 class Host(wiring.Component):
     """`faults` are pulses in the order of registers.Status. `hold` empties the queues while the
-    units are reset; `reset`, `run`, `clear` pulse.
+    units are reset, a cycle behind `resetting`; `reset`, `run`, `clear` pulse.
     """
 
     def __init__(self, design: Design) -> None:
@@ -57,6 +57,7 @@ class Host(wiring.Component):
                 "halted": In(1, init=1),
                 "waiting": In(1),
                 "hold": In(1),
+                "resetting": In(1),
                 "taken": In(1),
                 "answered": In(1),
                 "run": Out(1),
@@ -82,7 +83,7 @@ class Host(wiring.Component):
         with m.If(self.hold):
             m.d.sync += [answers.eq(0), tokens.eq(0)]
         control = Cat(~self.halted, Const(0, 1), self.freeze)
-        values = {
+        values: dict[int, Value] = {
             Register.VERSION: Const(registers.VERSION, 32),
             Register.CONTROL: control,
             Register.STATUS: status,
@@ -97,7 +98,7 @@ class Host(wiring.Component):
         self._answer(m, values)
         return m
 
-    def _answer(self, m: Module, values: dict[Register, Value]) -> None:
+    def _answer(self, m: Module, values: dict[int, Value]) -> None:
         """The bus: an access is kept, acted on a cycle later, its answer chosen in three steps."""
         bus, at, stage = self.bus, self._address, Signal(4)
         low = at[: _bit(Register.COUNTERS)]
@@ -109,13 +110,7 @@ class Host(wiring.Component):
         ]
         with m.If(begin):
             m.d.sync += [at.eq(bus.adr), self._data.eq(bus.dat_w)]
-        early = Signal(signed(32))
-        m.d.sync += early.eq(0)
-        with m.Switch(copy(m, Mux(begin, bus.adr, at)[:4])):
-            for number, value in values.items():
-                with m.Case(int(number)):
-                    m.d.sync += early.eq(value)
-        first = register(m, early, "first")
+        first = _chosen(m, [values.get(k, Const(0, 1)) for k in range(16)], at[:4], "first")
         counters = _chosen(m, list(self.counters), low, "counters")
         words = [Const(word, 32) for word in registers.design_words(self.design)]
         design = _chosen(m, words, low, "design")
@@ -184,7 +179,7 @@ class Host(wiring.Component):
             status[_bit(Status.HALTED)].eq(self.halted),
             status[_bit(Status.WAITING)].eq(self.waiting),
             status[_bit(Status.TOKEN_ROOM)].eq(token_room),
-            status[_bit(Status.RESETTING)].eq(self.hold),
+            status[_bit(Status.RESETTING)].eq(self.resetting | self.hold),
         ]
         return status
 

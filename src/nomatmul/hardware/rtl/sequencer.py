@@ -1,6 +1,7 @@
 """The sequencer: one instruction at a time, from the program to the units and back.
 
-    halted -> fetch -> latch -> check -> (address, beats) -> dispatch -> wait -> retire -> latch
+    halted -> fetch -> read -> latch -> check -> (address, beats) -> dispatch -> wait -> retire
+                        ^--------------------------------------------------------------'
 
 `check` asks the instruction's ranges and reads its scalar registers meanwhile. `dispatch` offers
 the commands that the opcode calls for, each until it is taken; `wait` lasts until every unit has
@@ -202,6 +203,7 @@ class Sequencer(wiring.Component):
     def _states(self, m: Module, memory: ProgramMemory, checker: Checker) -> None:
         """The life of an instruction; see the top of the file."""
         bad, settle = Signal(), Signal(range(_SETTLE + 1))
+        read = Signal.like(self._word, reset_less=True)  # the block RAMs' own register
         left = self._pending & ~Cat(each.ready for each in self._streams.values())
         m.d.sync += self._given.eq(0)
         with m.Switch(self.opcode):
@@ -221,9 +223,12 @@ class Sequencer(wiring.Component):
                     m.next = "FETCH"
             with m.State("FETCH"):
                 m.d.sync += self.pc.eq(0)
+                m.next = "READ"
+            with m.State("READ"):
+                m.d.sync += read.eq(memory.word)
                 m.next = "LATCH"
             with m.State("LATCH"):
-                m.d.sync += [self._word.eq(memory.word), self._step.eq(0)]
+                m.d.sync += [self._word.eq(read), self._step.eq(0)]
                 m.next = "START"
             with m.State("START"):
                 m.d.comb += checker.start.eq(1)
@@ -376,7 +381,7 @@ class Sequencer(wiring.Component):
         logits = self._is(isa.Product) & (epilogue == isa.Epilogue.LOGITS)
         m.d.comb += [self.retired.eq(1), self.answered.eq(logits)]
         m.d.sync += self.pc.eq(self._next_pc)
-        m.next = "LATCH"  # the address of the next one was there in this cycle
+        m.next = "READ"  # the address of the next one was there in this cycle
         with m.If(self._next_pc == self.design.program_words):
             m.d.comb += bad.eq(1)  # it ran out of the program's memory
             m.next = "HALTED"

@@ -40,7 +40,8 @@ from nomatmul.hardware.rtl.wishbone import Wishbone
 
 class Accelerator(wiring.Component):
     """`memory` asks for words, `bus` is the host's (hardware/registers.py); `probe` if the design
-    has one.
+    has one. `reset`, for 20 cycles at least, is the reset of a clock domain that has none of its
+    own: where it has one, a LUT joins it with each unit's reset, between two long wires.
     """
 
     def __init__(self, design: Design) -> None:
@@ -48,6 +49,7 @@ class Accelerator(wiring.Component):
         members = {
             "memory": Out(ports.MemoryPort(design.memory_bits)),
             "bus": In(Wishbone(registers.ADDRESS_BITS)),
+            "reset": In(1),
         }
         if design.probe:
             members["probe"] = Out(probe.Probe(design))
@@ -57,8 +59,9 @@ class Accelerator(wiring.Component):
         m = Module()
         design = self.design
         self.guard, self.host, self.counters = Guard(design), Host(design), Counters()
+        self.last_held = self.reset
         for name in ("guard", "host", "counters"):
-            m.submodules[name] = getattr(self, name)
+            m.submodules[name] = ResetInserter(self._held(m, name))(getattr(self, name))
         units: dict[str, Elaboratable] = {
             "sequencer": Sequencer(design),
             "streamer": Streamer(design),
@@ -77,7 +80,8 @@ class Accelerator(wiring.Component):
                 "fetcher": RowFetcher(design),
                 "arbiter": Arbiter(design, 2),
             }
-        self.units, self.last_held = units, self.guard.hold
+        self.units = units
+        self.last_held = self.guard.hold | self.last_held
         for name, unit in units.items():
             setattr(self, name, unit)
             m.submodules[name] = ResetInserter(self._held(m, name))(unit)
@@ -227,6 +231,7 @@ class Accelerator(wiring.Component):
         for flag, event in faults.items():
             m.d.sync += host.faults[int(flag).bit_length() - 1].eq(event)
         m.d.sync += [
+            host.hold.eq(host.resetting),
             host.halted.eq(sequencer.halted),  # not before its cause is in STATUS
             host.taken.eq(sequencer.retired & commands.is_a(sequencer.opcode, isa.Token)),
         ]
@@ -238,7 +243,7 @@ class Accelerator(wiring.Component):
             host.argmax.eq(row.argmax),
             host.pc.eq(sequencer.pc),
             host.waiting.eq(sequencer.phase == Phase.TOKEN),
-            host.hold.eq(self.guard.hold | self.last_held),
+            host.resetting.eq(self.guard.hold | self.last_held),
             host.answered.eq(sequencer.answered),
             self.guard.reset.eq(host.reset),
         ]

@@ -4,15 +4,16 @@ Both are E banks, one per lane, so that a group of E elements is read in a cycle
 synchronous memory of one read and one write port and becomes block RAM. The vector unit and the
 row unit never run at once, so one read port is enough: the top gives it to whoever runs.
 
-A read of an element that is written in the same cycle has no meaning; no unit uses one
-(no_rw_check: else synthesis adds a copy of every bit and a multiplexer behind the block RAM).
+A write passes a register, since its way to all banks is long. A read of an element in the two
+cycles of its write has no meaning; no unit uses one (no_rw_check: else synthesis adds a copy of
+every bit and a multiplexer behind the block RAM).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from amaranth import Cat, Module, Shape, signed
+from amaranth import Module, Shape, signed
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In
 
@@ -54,11 +55,14 @@ class VectorMemory(wiring.Component):
         design, write = self.design, self.write
         groups = ports.groups_of(design.vector_words, design)
         lane_bits = (design.element_lanes - 1).bit_length()
+        address = register(m, write.address[lane_bits:], "write_address")
+        data = register(m, write.data, "write_data")
         for lane, port in enumerate(_banks(m, self.read, signed(design.vector_bits), groups)):
+            here = write.valid & (write.address[:lane_bits] == lane)
             m.d.comb += [
-                port.addr.eq(write.address[lane_bits:]),
-                port.data.eq(write.data),
-                port.en.eq(write.valid & (write.address[:lane_bits] == lane)),
+                port.addr.eq(address),
+                port.data.eq(data),
+                port.en.eq(register(m, here, f"write{lane}", reset=True)),
             ]
         return m
 
@@ -77,10 +81,12 @@ class ParameterMemory(wiring.Component):
         design, write = self.design, self.write
         groups = ports.groups_of(design.parameter_words, design)
         banks = _banks(m, self.read, signed(design.weight_bits), groups)
-        for port, element, enable in zip(banks, write.data, Cat(write.mask), strict=True):
+        address = register(m, write.address, "write_address")
+        for lane, (port, element) in enumerate(zip(banks, write.data, strict=True)):
+            here = write.valid & write.mask[lane]
             m.d.comb += [
-                port.addr.eq(write.address),
-                port.data.eq(element),
-                port.en.eq(write.valid & enable),
+                port.addr.eq(address),
+                port.data.eq(register(m, element, f"write_data{lane}")),
+                port.en.eq(register(m, here, f"write{lane}", reset=True)),
             ]
         return m

@@ -18,6 +18,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from nomatmul.hardware.rtl import normaliser, ports
+from nomatmul.hardware.rtl.pipeline import register
 from nomatmul.hardware.rtl.ports import VectorOp
 from nomatmul.hardware.rtl.vector_lane import (
     DISTANCE_BITS,
@@ -75,7 +76,7 @@ class VectorUnit(wiring.Component):
         size = self._largest(m, first, [lane.size for lane in lanes])
         total = self._sum(m, first, [lane.square for lane in lanes])
         self._result(m, op, taken, Mux(op == VectorOp.SCAN, size, total))
-        self._write(m, op, taken, running, [lane.q for lane in lanes])
+        self._write(m, op, running, [lane.q for lane in lanes])
         self._control(m, op, taken, last)
         self._check(m, taken)
         return m
@@ -83,10 +84,13 @@ class VectorUnit(wiring.Component):
     def _check(self, m: Module, taken: Signal) -> None:
         command = self.command.payload
         most = self.design.vector_bits + self.design.weight_bits - 1  # bits of the largest size
-        distance, f = command.a.e + DROPPED + LEFT, -(command.r.e + command.a.e + 6 + DROPPED)
+        found = (command.a.e + DROPPED + LEFT, -(command.r.e + command.a.e + 6 + DROPPED))
+        distance, f = (register(m, each, name) for each, name in zip(found, "df", strict=True))
+        scaled = (command.op != VectorOp.SCAN) & (command.a.m != 0)
+        asked = register(m, taken & scaled, "asked", reset=True)
+        is_quant = register(m, command.op == VectorOp.QUANT, "is_quant")
         wrong_a = (distance < 0) | (distance >= most)
-        wrong_r = (command.op == VectorOp.QUANT) & (f != 26) & (f != 27)
-        asked = taken & (command.op != VectorOp.SCAN) & (command.a.m != 0)
+        wrong_r = is_quant & (f != 26) & (f != 27)
         m.d.sync += self.exponent.eq(asked & (wrong_a | wrong_r))
 
     def _control(self, m: Module, op: Signal, taken: Signal, last: Signal) -> None:
@@ -134,14 +138,14 @@ class VectorUnit(wiring.Component):
                 left.eq(left - lanes),
                 running.eq(~last),
             ]
-        with m.If(taken):
+        with m.If(~self.working):  # taken or not: no address waits for `valid`
             m.d.sync += [
                 self.vector.address.eq(command.src[low:]),
                 self.parameter.address.eq(command.w[low:]),
                 left.eq(command.count),
                 # where a is 0 all numbers are defined as 0
                 silent.eq((command.op != VectorOp.SCAN) & (command.a.m == 0)),
-                running.eq(1),
+                running.eq(taken),
             ]
         return mask
 
@@ -239,9 +243,7 @@ class VectorUnit(wiring.Component):
                     payload.e.eq(normal.scalar.e + unit),
                 ]
 
-    def _write(
-        self, m: Module, op: Signal, taken: Signal, running: Signal, values: list[Value]
-    ) -> None:
+    def _write(self, m: Module, op: Signal, running: Signal, values: list[Value]) -> None:
         """Write a group of int8 each time that one comes out."""
         write = self.activation
         out = _line(m, running, READ_LATENCY + Q_LATENCY, "running_q")[-1]
@@ -249,7 +251,7 @@ class VectorUnit(wiring.Component):
         m.d.comb += [place.eq(value) for place, value in zip(write.data, values, strict=True)]
         with m.If(write.valid):
             m.d.sync += write.address.eq(write.address + 1)
-        with m.If(taken):
+        with m.If(~self.working):
             groups_a_beat = self.design.lanes // self.design.element_lanes
             m.d.sync += write.address.eq(self.command.payload.dst * groups_a_beat)
 
