@@ -16,7 +16,8 @@ NEWEST_TORCH ?= $(TORCH)
 
 help:
 	@echo "make demo       virtual environment, base install (no torch), generate text with the shipped model"
-	@echo "make test       the same plus torch and the test tools, then the whole test suite"
+	@echo "make test       the same plus torch and the test tools, then the whole test suite in two processes;"
+	@echo "                WORKERS=4 takes four"
 	@echo "make test-slow  the long soak tests"
 	@echo "make soak       20 minutes of a server under 64 careless and hostile clients; MINUTES=1 is the short form"
 	@echo "make hardware   the accelerator at length: the model in the box and all small ones with stalls, planted"
@@ -65,8 +66,11 @@ $(VENV)/.dev: $(SOURCES) requirements/base.txt requirements/dev.txt | $(PY)
 demo: $(VENV)/.base
 	$(VENV)/bin/nomatmul generate --prompt "It was a dark evening, and" --max-tokens 100 --temperature 0.5 --seed 3 --echo
 
+# Processes that tests run in, a file in one of them, in the order of the rooms: those of the last
+# one are short, so that neither has long to wait for the other.
+WORKERS ?= 2
 test: $(VENV)/.dev
-	$(PY) -m pytest -m "not slow" tests
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow" tests
 
 test-slow: $(VENV)/.dev
 	$(PY) -m pytest -m slow --ignore tests/hardware tests

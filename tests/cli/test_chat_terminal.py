@@ -26,12 +26,13 @@ class Terminal:
 
     def __init__(self, model, home, *options, columns=60):
         self.ours, theirs = os.openpty()
+        environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "nomatmul", "chat", "--model", str(model), "--seed", "1",
              *map(str, options)],
             stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-            env={**os.environ, "XDG_STATE_HOME": str(home), "TERM": "dumb"},
+            env={**environment, "XDG_STATE_HOME": str(home), "TERM": "dumb"},
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )  # fmt: skip
         os.close(theirs)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import os
@@ -273,6 +274,8 @@ def library() -> Path:
     folder = ROOT / "build" / "emulate"
     folder.mkdir(parents=True, exist_ok=True)
     made = folder / f"kernels-{_source_hash()}.so"
-    if not made.exists():
-        _compile(compiler, made)
+    with open(folder / "building", "w") as lock:  # the other process of the suite waits
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            _compile(compiler, made)
     return made
