@@ -65,11 +65,12 @@ class Pool:
 
     def look(self) -> None:
         """Replace what ended early and what takes too long over one case."""
-        rows = read_rows(self.rows)
+        codes = {number: process.poll() for number, process in self.running.items()}
+        rows = read_rows(self.rows)  # behind that: what had ended has written all it ever will
         open_cases = _open_cases(rows)
         total = next((len(row["collected"]) for row in rows if "collected" in row), 0)
         for number, process in list(self.running.items()):
-            code, case = process.poll(), open_cases.get(number)
+            code, case = codes[number], open_cases.get(number)
             if case is not None and self.since.get(number, ("", 0))[0] != case:
                 self.since[number] = (case, time.monotonic())
             if code is None and case and self._age(number) > self.args.case_seconds:
