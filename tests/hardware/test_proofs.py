@@ -186,19 +186,31 @@ def never_full(m: Module, dut: Streamer, due: Signal) -> None:
     formal.assert_stream(m, dut.words, "words")
     m.d.comb += [
         Assert(~dut.memory.response.valid | dut.memory.response.ready),
-        Assert(dut.credits + due + asked + fifo.level == dut.depth),
-        Assert(dut.credits <= dut.depth),
+        Assert(dut.credits + dut.taken + due + asked + fifo.level == dut.depth + dut.cost),
+        Assert((dut.credits <= dut.depth) & (dut.cost <= dut.credits)),
+        Assert((dut.cost == 0) | ~(dut.compared | dut.measured)),
         *holds_level(fifo),
         Assert(due <= dut.depth),
         Assert(~request.valid | ((request.payload.length >= 1) & (request.payload.length <= 2))),
         Assert((dut.left != 0) | ~dut.asking),
+        *holds_measure(dut),
     ]
     with m.If(dut.measured):
         m.d.comb += [
-            Assert(dut.asking),
             Assert((dut.length >= 1) & (dut.length <= 2) & (dut.length <= dut.left)),
             Assert(dut.final == (dut.length == dut.left)),
         ]
+
+
+def holds_measure(dut: Streamer) -> list[Any]:
+    """Of the two steps in front of a burst: one at a time, and what the first one found."""
+    inside, low = dut.inside, (dut.burst - 1).bit_length()
+    return [
+        Assert(dut.asking | ~(dut.compared | dut.measured)),
+        Assert(~(dut.compared & dut.measured)),
+        Assert(~dut.compared | (inside == dut.burst - dut.address[:low])),
+        Assert(~dut.compared | (dut.final == (dut.left <= inside))),
+    ]
 
 
 def test_an_answer_never_meets_a_full_fifo_for_ever() -> None:
@@ -219,7 +231,7 @@ def asks_once(m: Module, dut: Streamer, due: Signal) -> None:
         Assert(words >= left),  # no more than there are words of memory
         Assert((dut.left != 0) | ~dut.asking),
         Assert(~dut.asking | (dut.address == (address + out)[: len(address)])),
-        Assert(dut.asking | ~dut.measured),
+        *holds_measure(dut),
     ]
     with m.If(request.valid & request.ready):
         m.d.sync += [

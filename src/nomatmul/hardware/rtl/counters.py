@@ -9,7 +9,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from nomatmul.hardware import registers
-from nomatmul.hardware.rtl.sequencer import Phase
+from nomatmul.hardware.rtl.machine_state import Phase
 
 HALF = registers.COUNTER_HALF
 

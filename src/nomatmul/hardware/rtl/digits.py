@@ -44,14 +44,16 @@ class Digits(wiring.Component):
         m = Module()
         bits = self.bits
         value, rest = (Signal.like(end, reset_less=True) for end in (self.value, self.rest))
-        root, divisor = Signal(reset_less=True), Signal(bits, reset_less=True)
+        # `root` three times, since each drives a row of multiplexers
+        roots = [Signal(reset_less=True, name=f"root{k}", attrs={"keep": 1}) for k in range(3)]
+        divisor = Signal(bits, reset_less=True)
         # bits of the dividend or radicand to come, the next one highest
         more = Signal(bits + 2, reset_less=True)
         grown, taken = Signal(bits + 4), Signal(bits + 4)
         difference = Signal(bits + 5)
         m.d.comb += [
-            grown.eq(Mux(root, Cat(more[-2:], rest), Cat(more[-1], rest))),
-            taken.eq(Mux(root, Cat(C(1, 2), value), divisor)),
+            grown.eq(Mux(roots[0], Cat(more[-2:], rest), Cat(more[-1], rest))),
+            taken.eq(Mux(roots[1], Cat(C(1, 2), value), divisor)),
             difference.eq(grown - taken),
             self.done.eq(self.step == 1),
             self.value.eq(value),
@@ -62,11 +64,11 @@ class Digits(wiring.Component):
                 self.step.eq(self.step - 1),
                 value.eq(Cat(~difference[-1], value)),
                 rest.eq(Mux(difference[-1], grown, difference)),
-                more.eq(Mux(root, more << 2, more << 1)),
+                more.eq(Mux(roots[2], more << 2, more << 1)),
             ]
         with m.If(self.start):
             m.d.sync += [
-                root.eq(self.root),
+                *(root.eq(self.root) for root in roots),
                 divisor.eq(self.b),
                 value.eq(0),
                 # of a dividend all bits but the last are below 2 b / 2, so they are the first rest

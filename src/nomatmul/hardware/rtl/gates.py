@@ -26,8 +26,8 @@ from nomatmul.hardware.rtl.rescale import RoundingShift
 if TYPE_CHECKING:
     from nomatmul.hardware.design import Design
 
-# Cycles from the address of an element to its value: address, memory, memory's output, lane.
-READ_LATENCY = 4
+# Cycles from the address of an element to its value: address, memory, memory's output, lane twice.
+READ_LATENCY = 5
 # Words of a bank of the state memory: block RAMs used two bits wide, so that few of them hang on
 # one address.
 _BANK_WORDS = 1 << 13
@@ -44,8 +44,14 @@ def read_element(m: Module, port: Any, address: Any, enable: Signal, name: str) 
         port.address.eq(at[lane_bits:]),
         port.enable.eq(register(m, enable, f"{name}_enable", reset=True)),
     ]
+    low = max(lane_bits - 1, 0)  # bits of the lane that are chosen by first
     lane = delay(m, at[:lane_bits], 2, f"{name}_lane")
-    return register(m, Array(port.data)[lane], f"{name}_element")
+    halves = [
+        register(m, Array(list(port.data)[k : k + (1 << low)])[lane[:low]], f"{name}_half{k}")
+        for k in range(0, lanes, 1 << low)
+    ]
+    half = register(m, lane[low:], f"{name}_half")
+    return register(m, Array(halves)[half], f"{name}_element")
 
 
 class Gates(wiring.Component):
@@ -122,13 +128,11 @@ class Gates(wiring.Component):
         m.submodules.recurrence = recurrence = Recurrence(self.design)
         m.submodules.silu_h = silu_h = Silu(self.design)
         triple_comes = self.valid & self.final & self.is_mlgru
-        early = silu.latency - READ_LATENCY - 1  # the state memory takes a cycle longer
+        early = silu.latency - READ_LATENCY  # the state memory takes as long
         begins = delay(m, triple_comes, early, "begins", reset=True)
         element = self._queue(m, "elements", ports.ROW_BITS, triple_comes, self.element, begins)
         known = delay(m, whole & self.is_mlgru, recurrence.latency, "known", reset=True)
         h = self._state(m, element, begins, recurrence.next_h, known)
-        begins = register(m, begins, "bound_begins", reset=True)
-        element = register(m, element, "bound_element")
         bound = read_element(
             m, self.parameter_read, (self.lb + element)[: ports.ELEMENT_BITS], begins, "bound"
         )
@@ -156,8 +160,7 @@ class Gates(wiring.Component):
     def _state(
         self, m: Module, element: Signal, begins: Signal, next_h: Signal, known: Signal
     ) -> Signal:
-        """h of the element, READ_LATENCY + 1 cycles after `begins`; next_h is written where
-        `known`."""
+        """h of the element, READ_LATENCY cycles after `begins`; next_h is written where `known`."""
         design = self.design
         at = register(m, (self.aux + element)[: ceil_log2(design.state_words)], "state_address")
         reads = register(m, begins, "state_reads", reset=True)

@@ -14,9 +14,9 @@ from nomatmul.hardware.design import Design
 from nomatmul.hardware.registers import Control, Register, Status
 from nomatmul.hardware.rtl import ports
 from nomatmul.hardware.rtl.fifo import Fifo
+from nomatmul.hardware.rtl.machine_state import TokenEntry
 from nomatmul.hardware.rtl.pipeline import register
 from nomatmul.hardware.rtl.program import PARTS, ProgramWrite
-from nomatmul.hardware.rtl.sequencer import TokenEntry
 from nomatmul.hardware.rtl.wishbone import Wishbone
 
 _COUNT_BITS = 32
@@ -114,13 +114,14 @@ class Host(wiring.Component):
         counters = _chosen(m, list(self.counters), low, "counters")
         words = [Const(word, 32) for word in registers.design_words(self.design)]
         design = _chosen(m, words, low, "design")
+        page = at >> _bit(Register.COUNTERS)
+        of_design = Register.DESIGN // Register.COUNTERS
+        pages = {"first": at[4:] == 0, "counters": page == 1, "design": page == of_design}
+        chosen = {name: register(m, here, f"in_{name}") for name, here in pages.items()}
         m.d.sync += bus.dat_r.eq(0)
-        with m.If(at[4:] == 0):
-            m.d.sync += bus.dat_r.eq(first)
-        with m.If((at >> _bit(Register.COUNTERS)) == 1):
-            m.d.sync += bus.dat_r.eq(counters)
-        with m.If((at >> _bit(Register.COUNTERS)) == Register.DESIGN // Register.COUNTERS):
-            m.d.sync += bus.dat_r.eq(design)
+        for name, value in (("first", first), ("counters", counters), ("design", design)):
+            with m.If(chosen[name]):
+                m.d.sync += bus.dat_r.eq(value)
 
     def _accessed(self, m: Module, register: Register, *, write: bool) -> Signal:
         """A pulse beside the access's address and data, found in the cycle before."""

@@ -12,50 +12,24 @@ Legend: a scalar is m * 2^e of 24 and 10 bits; `word` is the instruction that ru
 stands.
 """
 
-from amaranth import Cat, Module, Mux, Signal, Value, unsigned
-from amaranth.lib import data, enum, stream, wiring
+from amaranth import Cat, Module, Mux, Signal, Value
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from nomatmul.hardware import isa, registers
 from nomatmul.hardware.design import Design
 from nomatmul.hardware.rtl import commands, ports
 from nomatmul.hardware.rtl.checks import Checker, field
+from nomatmul.hardware.rtl.machine_state import Faults, Phase, TokenEntry
 from nomatmul.hardware.rtl.program import (
     ProgramMemory,
     ProgramWrite,
     ScalarRegisters,
     ScalarWrite,
 )
+from nomatmul.hardware.rtl.watchdog import Watchdog
 
 _SETTLE = 1  # cycles from the taking of a command until its unit surely says that it is busy
-
-
-class Phase(enum.Enum, shape=3):
-    """What the machine does, for the counters."""
-
-    CONTROL = 0
-    TOKEN = 1
-    SCALAR = 2
-    VECTOR = 3
-    ROWS = 4
-
-
-class TokenEntry(data.Struct):
-    """A token of the host: its id, and what it asks for (registers.TokenFlag)."""
-
-    id: unsigned(registers.TOKEN_BITS)
-    argmax_only: unsigned(1)
-    fresh: unsigned(1)
-    want_logits: unsigned(1)
-
-
-class Faults(data.Struct):
-    """Pulses."""
-
-    bad_instruction: unsigned(1)
-    bad_token: unsigned(1)
-    exponent: unsigned(1)
-    watchdog: unsigned(1)
 
 
 class Sequencer(wiring.Component):
@@ -89,6 +63,7 @@ class Sequencer(wiring.Component):
         for name, payload in commands.of(design).items():
             members[name] = Out(stream.Signature(payload))
         super().__init__(members)
+        self._read = Signal(isa.INSTRUCTION_BITS, reset_less=True)  # the block RAMs' own register
         self._word = Signal(isa.INSTRUCTION_BITS, reset_less=True)
         self._operands = [
             Signal(ports.Scalar, name=f"operand{k}", reset_less=True)
@@ -128,7 +103,7 @@ class Sequencer(wiring.Component):
             m.d.comb += each.valid.eq(bit)
         self._states(m, memory, checker)
         for kinds, known in self._kinds.items():
-            m.d.sync += known.eq(commands.is_a(self._word, *kinds))
+            m.d.sync += known.eq(commands.is_a(self._read, *kinds))
         return m
 
     def _sources(self) -> commands.Sources:
@@ -143,7 +118,7 @@ class Sequencer(wiring.Component):
         )
 
     def _is(self, *kinds: type[isa.Instruction]) -> Value:
-        """Whether the instruction is one of these; known from step 1 on."""
+        """Whether the instruction is one of these, from a register that moves with `word`."""
         if kinds not in self._kinds:
             self._kinds[kinds] = Signal(name="is_" + "_".join(k.name.lower() for k in kinds))
         return self._kinds[kinds]
@@ -162,14 +137,17 @@ class Sequencer(wiring.Component):
         m.d.comb += at.eq(chosen)
         with m.If(self._step == 2):
             m.d.sync += chosen.eq(chosen + 1)
+        alike: dict[tuple[int, ...], list[type[isa.Instruction]]] = {}  # by where the fields lie
+        for kind, fields in names.items():
+            places = tuple(isa.layout(kind)[name].low for name in fields)
+            alike.setdefault(places, []).append(kind)
         for step in range(2):
-            with m.If(self._step == step), m.Switch(self.opcode):
-                for kind, fields in names.items():
-                    with m.Case(kind.opcode):
-                        if step < len(fields):
-                            m.d.sync += chosen.eq(field(self._word, kind, fields[step]))
-                        else:
-                            m.d.sync += chosen.eq(chosen + 1)
+            for kinds in alike.values():
+                fields = names[kinds[0]]
+                with m.If((self._step == step) & self._is(*kinds)):
+                    m.d.sync += chosen.eq(chosen + 1)
+                    if step < len(fields):
+                        m.d.sync += chosen.eq(field(self._word, kinds[0], fields[step]))
         for k, operand in enumerate(self._operands):
             with m.If(self._step == k + 2):
                 m.d.sync += operand.eq(scalars.value)
@@ -203,7 +181,6 @@ class Sequencer(wiring.Component):
     def _states(self, m: Module, memory: ProgramMemory, checker: Checker) -> None:
         """The life of an instruction; see the top of the file."""
         bad, settle = Signal(), Signal(range(_SETTLE + 1))
-        read = Signal.like(self._word, reset_less=True)  # the block RAMs' own register
         left = self._pending & ~Cat(each.ready for each in self._streams.values())
         m.d.sync += self._given.eq(0)
         with m.Switch(self.opcode):
@@ -225,10 +202,10 @@ class Sequencer(wiring.Component):
                 m.d.sync += self.pc.eq(0)
                 m.next = "READ"
             with m.State("READ"):
-                m.d.sync += read.eq(memory.word)
+                m.d.sync += self._read.eq(memory.word)
                 m.next = "LATCH"
             with m.State("LATCH"):
-                m.d.sync += [self._word.eq(read), self._step.eq(0)]
+                m.d.sync += [self._word.eq(self._read), self._step.eq(0)]
                 m.next = "START"
             with m.State("START"):
                 m.d.comb += checker.start.eq(1)
@@ -391,15 +368,11 @@ class Sequencer(wiring.Component):
         working = Signal()
         states = ("DISPATCH", "SCALE", "RESULT", "SETTLE", "WAIT")
         m.d.comb += working.eq(Cat(fsm.ongoing(state) for state in states).any())
-        half = registers.WATCHDOG_BITS // 2
-        low, high = Signal(half + 1, reset_less=True), Signal(half + 1, reset_less=True)
-        moved = Signal(init=1)
-        m.d.sync += moved.eq(self.progress | ~working)
-        with m.If(moved):
-            m.d.sync += [low.eq(0), high.eq(0)]
-        with m.Else():
-            m.d.sync += [low.eq(low[:half] + 1), high.eq(high + low[half])]
-        m.d.sync += self._expired.eq(high[half] & ~moved)
+        m.submodules.watchdog = watchdog = Watchdog()
+        m.d.comb += [
+            watchdog.fed.eq(self.progress | ~working),
+            self._expired.eq(watchdog.expired),
+        ]
         m.d.sync += self.phase.eq(Phase.CONTROL)
         with m.If(Cat(fsm.ongoing(s) for s in ("TOKEN", "TOKEN_ASK", "TOKEN_ANSWER")).any()):
             m.d.sync += self.phase.eq(Phase.TOKEN)

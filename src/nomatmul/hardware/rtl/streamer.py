@@ -27,7 +27,7 @@ class Streamer(wiring.Component):
 
     `level`: words that wait in the FIFO. `error` pulses for a word that memory answers with an
     error; such a word is passed on. `busy`: words are still to be asked for, to come or to be
-    taken. A command of 0 words does nothing. A burst is asked for every second cycle at most.
+    taken. A command of 0 words does nothing. A burst is asked for every third cycle at most.
     """
 
     def __init__(self, design: Design, fifo_words: int | None = None) -> None:
@@ -45,8 +45,12 @@ class Streamer(wiring.Component):
             }
         )
         self.credits = Signal(range(self.depth + 1), init=self.depth)
+        # what changes credits, a cycle late: bursts are three cycles apart at least
+        self.cost, self.taken = Signal(range(self.burst + 1)), Signal()
         self.asking = Signal()  # bursts are still to be asked for
+        self.compared = Signal()  # ... and it is known whether the rest ends in the next one
         self.measured = Signal()  # ... and the next one's length is found
+        self.inside = Signal(range(self.burst + 1))  # words until the next multiple of burst
         self.length = Signal(range(self.burst + 1))
         self.final = Signal()  # it is the command's last
         self.left = Signal(ports.WORD_ADDRESS_BITS)  # words to ask for
@@ -56,8 +60,8 @@ class Streamer(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         m.submodules.fifo = fifo = self.fifo
-        credits, cost = self.credits, Signal(range(self.burst + 1))
-        self._bursts(m, cost)
+        credits, asked = self.credits, self.memory.request.valid
+        self._bursts(m)
         answer = self.memory.response
         m.d.comb += [
             fifo.input.valid.eq(answer.valid),
@@ -68,37 +72,40 @@ class Streamer(wiring.Component):
             self.words.payload.eq(fifo.output.payload),
             fifo.output.ready.eq(self.words.ready),
             self.level.eq(fifo.level),
-            self.busy.eq(self.asking | (credits != self.depth)),
+            self.busy.eq(self.asking | asked | (credits != self.depth)),
         ]
         m.d.sync += [
-            credits.eq(credits - cost + (self.words.valid & self.words.ready)),
+            self.taken.eq(self.words.valid & self.words.ready),
+            credits.eq(credits - self.cost + self.taken),
             self.error.eq(answer.valid & answer.ready & answer.payload.error),
         ]
         return m
 
-    def _bursts(self, m: Module, cost: Signal) -> None:
-        """Ask for bursts; `cost` says how many words are asked for in this cycle.
-
-        First a burst's length is found (`measured`), then it is put out.
+    def _bursts(self, m: Module) -> None:
+        """Ask for bursts: what is left is compared with a burst (`compared`), then a burst's length
+        is found (`measured`), then it is put out.
         """
         request, low = self.memory.request, (self.burst - 1).bit_length()
         asking, measured, length, left = self.asking, self.measured, self.length, self.left
         address, final = self.address, self.final
-        inside, put, room = Signal(range(self.burst + 1)), Signal(), Signal()
+        inside, compared = Signal(range(self.burst + 1)), self.compared
+        put, room = Signal(), Signal()
         m.d.comb += [
             self.command.ready.eq(~asking),
             inside.eq(self.burst - address[:low]),
             room.eq(self.credits[low:].any()),  # burst is a power of two
             put.eq(measured & room & (~request.valid | request.ready)),
-            cost.eq(Mux(put, length, 0)),
         ]
+        m.d.sync += self.cost.eq(Mux(put, length, 0))
         with m.If(request.ready):
             m.d.sync += request.valid.eq(0)
-        with m.If(asking & ~measured):
+        with m.If(asking & ~measured & ~compared):
+            m.d.sync += [compared.eq(1), final.eq(left <= inside), self.inside.eq(inside)]
+        with m.If(compared):
             m.d.sync += [
+                compared.eq(0),
                 measured.eq(1),
-                final.eq(left <= inside),
-                length.eq(Mux(left <= inside, left, inside)),
+                length.eq(Mux(final, left, self.inside)),
             ]
         with m.If(put):
             m.d.sync += [

@@ -27,10 +27,11 @@ from nomatmul.hardware.rtl.gearbox import Gearbox
 from nomatmul.hardware.rtl.guard import Guard
 from nomatmul.hardware.rtl.host import Host
 from nomatmul.hardware.rtl.loader import Loader
+from nomatmul.hardware.rtl.machine_state import Phase
 from nomatmul.hardware.rtl.products import ProductUnit
 from nomatmul.hardware.rtl.row_unit import RowUnit
 from nomatmul.hardware.rtl.scalar_unit import ScalarUnit
-from nomatmul.hardware.rtl.sequencer import Phase, Sequencer
+from nomatmul.hardware.rtl.sequencer import Sequencer
 from nomatmul.hardware.rtl.streamer import Streamer
 from nomatmul.hardware.rtl.tree_unit import TreeUnit
 from nomatmul.hardware.rtl.vector_memory import ParameterMemory, VectorMemory
